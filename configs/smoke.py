@@ -1,0 +1,16 @@
+"""Everything of `rim.py` in about a minute: is the installation sound? Learns nothing.
+
+  python -m rim_jax.main --config=configs/smoke.py
+"""
+
+from configs import presets
+
+
+def get_config():
+  config = presets.make('rim', 'chain')
+  config.data.chain.update({'num_train': 2000, 'num_valid': 100, 'num_test': 100})
+  config.train.num_examples = 6_400
+  config.checkpoint.every_steps = 25
+  config.log.every_steps = 5
+  config.eval.batch_size = 100
+  return config

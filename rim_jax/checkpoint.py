@@ -1,0 +1,282 @@
+"""Orbax checkpoints of a run, and the manifest that makes a damaged one visible.
+
+A checkpoint is WORKDIR/checkpoints/STEP/: the items `params` (the trainable
+set), `optim` (everything else an update changes) and `card` (JSON: data
+position, shapes, metrics), and `manifest.json`, the size and sha256 of every
+file. Orbax restores a flipped byte without a word; a checkpoint is used here
+only after its manifest has been checked. One without a manifest was never
+finished.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+from rim_jax.config import UserError
+
+CHECKPOINT_VERSION = 1
+_MANIFEST = 'manifest.json'
+_POLICIES = ocp.checkpoint_managers
+
+
+def write_json(path, tree) -> None:
+  """Strict JSON, whole or not at all."""
+  path = epath.Path(path)
+  scratch = path.parent / f'.{path.name}.{os.getpid()}.tmp'
+  scratch.write_text(json.dumps(tree, indent=2, allow_nan=False) + '\n')
+  scratch.replace(path)
+
+
+def load_json(path, what: str):
+  """Raises: UserError naming the file when it is absent or torn."""
+  path = epath.Path(path)
+  try:
+    return json.loads(path.read_text())
+  except OSError:
+    raise UserError(f'{path}: {what} is missing') from None
+  except ValueError as e:
+    raise UserError(f'{path}: {what} is damaged ({e})') from None
+
+
+def _digest(path) -> list:
+  sha = hashlib.sha256()
+  size = 0
+  with epath.Path(path).open('rb') as f:
+    while chunk := f.read(1 << 22):
+      sha.update(chunk)
+      size += len(chunk)
+  return [size, sha.hexdigest()]
+
+
+def _list_files(folder):
+  """Relative name -> path of every file below a folder but the manifest."""
+  pending, files = [folder], {}
+  while pending:
+    for path in pending.pop().iterdir():
+      if path.is_dir():
+        pending.append(path)
+      elif path.name != _MANIFEST:
+        files[str(path.relative_to(folder))] = path
+  return files
+
+
+def seal(folder) -> None:
+  """Writes the manifest of a finished checkpoint; the last act of a save."""
+  files = {name: _digest(path) for name, path in sorted(_list_files(folder).items())}
+  write_json(folder / _MANIFEST, {'format': CHECKPOINT_VERSION, 'files': files})
+
+
+def find_damage(folder) -> str | None:
+  """What is wrong with a checkpoint on disk, or None; every byte is read."""
+  if not (folder / _MANIFEST).exists():
+    return 'its save was never finished'
+  try:
+    manifest = load_json(folder / _MANIFEST, 'the manifest')
+  except UserError as e:
+    return str(e)
+  if manifest.get('format') != CHECKPOINT_VERSION:
+    raise UserError(f'{folder}: checkpoint format {manifest.get("format")} is not '
+                    f'{CHECKPOINT_VERSION}, which this version of rim_jax reads; use the version '
+                    'that wrote it')
+  files = _list_files(folder)
+  for name, (size, sha) in manifest['files'].items():
+    if name not in files:
+      return f'{name} is missing'
+    if _digest(files[name]) != [size, sha]:
+      return f'{name} differs from what was saved'
+  return None
+
+
+def describe_tree(tree) -> dict:
+  """Path -> [shape, dtype] of every array."""
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): [list(x.shape), str(x.dtype)]
+          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def check_tree(saved: dict, wanted: dict, where: str) -> None:
+  """Raises: UserError listing every array that differs, with both shapes (Orbax casts silently)."""
+  lines = []
+  for name in sorted(saved.keys() | wanted.keys()):
+    if saved.get(name) != wanted.get(name):
+      have, want = saved.get(name), wanted.get(name)
+      lines.append(f'{where}: {name} is {_show(have)} in the checkpoint, {_show(want)} in the '
+                   'config; use the config that trained it')
+  if lines:
+    raise UserError('\n'.join(lines))
+
+
+def _show(entry):
+  return 'missing' if entry is None else f'{entry[1]}{entry[0]}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """One verified checkpoint on disk."""
+  step: int
+  folder: epath.Path
+  card: dict
+
+
+class Checkpointer:
+  """Saves and finds the checkpoints of one WORKDIR.
+
+  `say` takes one line for a person. Use as a context manager: leaving it waits
+  for saves under way.
+  """
+
+  def __init__(self, workdir, keep_last: int, say=print):
+    self._folder = epath.Path(workdir) / 'checkpoints'
+    self._say = say
+    self._pending = None  # step whose commit is awaited
+    self._sealer = concurrent.futures.ThreadPoolExecutor(1)
+    self._seals = []
+    self._folder.mkdir(parents=True, exist_ok=True)
+    self._clear_unfinished()
+    self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
+        preservation_policy=_POLICIES.AnyPreservationPolicy([
+            _POLICIES.LatestN(keep_last),
+            _POLICIES.BestN(get_metric_fn=lambda m: m['valid_final_acc'], n=1)])))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self.finish()
+    self._manager.close()
+    self._sealer.shutdown()
+
+  def _clear_unfinished(self):
+    """Removes saves that were cut off: Orbax would refuse to save their steps again."""
+    for path in self._folder.iterdir():
+      if path.is_dir() and not (path / _MANIFEST).exists():
+        self._say(f'{path}: removing a save that was cut off')
+        shutil.rmtree(path)
+
+  def save(self, step: int, params, optim, card: dict, metric: float) -> None:
+    """Starts a save; returns once the arrays may be donated."""
+    self.poll(wait=True)
+    card = dict(card, format=CHECKPOINT_VERSION, step=step, valid_final_acc=metric,
+                params=describe_tree(params), optim=describe_tree(optim))
+    done = self._manager.save(step, metrics={'valid_final_acc': metric}, args=ocp.args.Composite(
+        params=ocp.args.StandardSave(params), optim=ocp.args.StandardSave(optim),
+        card=ocp.args.JsonSave(card)))
+    if not done:
+      raise RuntimeError(f'Orbax skipped the save of step {step} in {self._folder}')
+    self._pending = step
+
+  def poll(self, wait: bool = False) -> None:
+    """Seals the pending save, off this thread, once Orbax has committed it."""
+    if self._pending is None or (self._manager.is_saving_in_progress() and not wait):
+      return
+    self._manager.wait_until_finished()
+    if jax.process_index() == 0:
+      self._seals.append(self._sealer.submit(seal, self._folder / str(self._pending)))
+    self._pending = None
+
+  def finish(self) -> None:
+    """Waits until every save is committed and sealed; raises what went wrong."""
+    self.poll(wait=True)
+    while self._seals:
+      self._seals.pop().result()
+
+  def find_latest(self) -> Checkpoint | None:
+    """The newest checkpoint whose manifest agrees; damaged newer ones are named and put aside.
+
+    Raises: UserError when there are checkpoints and all are damaged.
+    """
+    damaged = []
+    found = None
+    for step in list_steps(self._folder):
+      problem = find_damage(self._folder / str(step))
+      if problem is None:
+        found = load_checkpoint(self._folder, step)
+        break
+      damaged.append((step, problem))
+    for step, problem in damaged:
+      self._say(f'{self._folder / str(step)}: damaged ({problem})'
+                + (f'; using step {found.step}, {step - found.step} steps are lost' if found else ''))
+    if damaged and not found:
+      raise UserError(f'{self._folder}: every checkpoint is damaged ({damaged[0][1]}); delete '
+                      f'{self._folder.parent} to start anew')
+    if damaged:
+      aside = self._folder.parent / 'damaged'
+      aside.mkdir(exist_ok=True)
+      for step, _ in damaged:
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        (self._folder / str(step)).rename(aside / str(step))
+      self._manager.reload()
+    return found
+
+
+def list_steps(folder) -> list[int]:
+  """Steps that have a folder, newest first."""
+  if not folder.exists():
+    return []
+  return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def load_checkpoint(folder, step: int) -> Checkpoint:
+  card = load_json(folder / str(step) / 'card' / 'metadata', 'the checkpoint\'s card')
+  return Checkpoint(step, folder / str(step), card)
+
+
+def choose_checkpoint(workdir, which: str) -> Checkpoint:
+  """The 'last' checkpoint of a run, or its 'best' by accuracy on valid (the later of equals).
+
+  Raises: UserError when there is none, or the chosen one is damaged.
+  """
+  folder = epath.Path(workdir) / 'checkpoints'
+  found = [load_checkpoint(folder, s) for s in list_steps(folder)
+           if (folder / str(s) / _MANIFEST).exists()]
+  if not found:
+    raise UserError(f'{workdir}: has no checkpoint; train it first, or name another --workdir')
+  if which == 'best':
+    found.sort(key=lambda c: (c.card['valid_final_acc'], c.step), reverse=True)
+  damage = find_damage(found[0].folder)
+  if damage:
+    raise UserError(f'{found[0].folder}: damaged ({damage}); take another with '
+                    f"--config.eval.checkpoint={'last' if which == 'best' else 'best'}, or train on "
+                    'to replace it')
+  return found[0]
+
+
+def restore(checkpoint: Checkpoint, name: str, abstract):
+  """Item `params` or `optim` of a checkpoint, placed as `abstract` says, on any mesh.
+
+  Raises: UserError listing every array that does not fit.
+  """
+  check_tree(checkpoint.card[name], describe_tree(abstract), str(checkpoint.folder))
+  with ocp.CheckpointManager(checkpoint.folder.parent) as manager:
+    args = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
+    return manager.restore(checkpoint.step, args=args)[name]
+
+
+def save_base(workdir, frozen) -> None:
+  """Saves the frozen parameters of a run once, sealed like a checkpoint."""
+  folder = epath.Path(workdir) / 'base'
+  if (folder / _MANIFEST).exists():
+    return
+  shutil.rmtree(folder, ignore_errors=True)
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder, frozen)
+  seal(folder)
+
+
+def load_base(workdir, abstract):
+  """The frozen parameters of a run; an empty tree has no files."""
+  if not jax.tree.leaves(abstract):
+    return abstract
+  folder = epath.Path(workdir) / 'base'
+  damage = find_damage(folder) if folder.exists() else 'it is missing'
+  if damage:
+    raise UserError(f'{folder}: the frozen parameters cannot be used ({damage}); restore the '
+                    'directory from a copy, or train anew')
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(folder, abstract)

@@ -1,0 +1,197 @@
+"""Decoding: prefill the trunk once, then every readout in parallel from that one cache.
+
+The cache holds the trunk's tokens and then the readouts', and `batch.visible`
+on their fields says who attends to whom: the same rule, attention and positions
+as in training, so decoding needs no mask of its own.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rim_jax import batch as batch_lib
+from rim_jax import layout as layout_lib
+from rim_jax import sharding
+from rim_jax.config import Config, UserError
+from rim_jax.train_step import merge_model
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trunks:
+  """A batch of trunks, padded on the right; fields as in Batch, example 0 is padding."""
+  tokens: jax.Array  # i32[b, t]
+  fields: batch_lib.Fields  # i32[b, t] each
+  num_question: jax.Array  # i32[b], tokens of the question
+
+
+def make_trunks(questions, num_blocks: int, width: int, batch_size: int, config: Config,
+                memory_start: int) -> Trunks:
+  """Encoded questions (at most batch_size) with K blocks each, as numpy arrays."""
+  tokens, positions, example, block, readout = np.zeros((5, batch_size, width), np.int32)
+  num_question = np.ones(batch_size, np.int32)
+  for i, question in enumerate(questions):
+    ids, blocks = layout_lib.make_trunk(question, num_blocks, config.layout, memory_start)
+    to = slice(0, len(ids))
+    tokens[i, to], positions[i, to], example[i, to], block[i, to] = ids, range(len(ids)), 1, blocks
+    num_question[i] = len(question)
+  return Trunks(tokens, batch_lib.Fields(positions, example, block, readout), num_question)
+
+
+def choose_width(num_tokens: int) -> int:
+  """A width for trunks of this many tokens: 32, 48, 64, 96, 128, ... so that few are compiled."""
+  width = 32
+  while width < num_tokens:
+    width = width * 3 // 2 if width & (width - 1) == 0 else width // 3 * 4
+  return width
+
+
+def check_positions(num_question: int, num_blocks: int, num_more: int, config: Config,
+                    where: str) -> None:
+  """Raises: UserError where decoding would run beyond a learned position table."""
+  need = num_question + layout_lib.get_block_size(config.layout) * num_blocks + num_more
+  if config.model.positions == 'learned' and need > config.model.max_positions:
+    raise UserError(
+        f'{where}: a question of {num_question} tokens with {num_blocks} blocks and {num_more} '
+        f'more to decode needs {need} positions; model.max_positions={config.model.max_positions} '
+        'is all that was trained; use fewer eval.num_blocks or eval.max_new_tokens, or shorter '
+        'questions')
+
+
+def decode(graphdef, config: Config, prefix: tuple, eos_id: int, blocks: tuple,
+           max_new_tokens: int, params, frozen, trunks: Trunks):
+  """Greedy ids of the readouts after `blocks`, each until its eos.
+
+  The first token comes from the prefix's last token, or, with an empty prefix,
+  from the trunk's: block k's last token (k = 0: the question's).
+
+  Shapes: -> i32[b, r, max_new_tokens], r = len(blocks); eos from the first eos on.
+  """
+  model = merge_model(graphdef, params, frozen)
+  layout = config.layout
+  num_rows, width = trunks.tokens.shape
+  num_readouts, num_prefix = len(blocks), len(prefix)
+  see = functools.partial(batch_lib.visible, sees_question=layout.readout_sees_question,
+                          bidirectional=layout.bidirectional_blocks)
+  length = num_prefix + max_new_tokens - 1  # the last new token is never an input
+  # Readout tokens stand in the cache by time, then by readout: [time, readout].
+  block_r = jnp.asarray(blocks, jnp.int32)
+  start_br = trunks.num_question[:, None] + layout_lib.get_block_size(layout) * block_r[None]
+
+  def make_fields(first, count):
+    """Fields of `count` readout tokens from time `first` on: i32[b, count * r]."""
+    time = first + jnp.arange(count)
+    shape = (num_rows, count, num_readouts)
+
+    def spread(x):
+      return jnp.broadcast_to(x, shape).reshape(num_rows, -1)
+    return batch_lib.Fields(
+        positions=spread(start_br[:, None] + time[None, :, None]),
+        example=spread(1),
+        block=spread(block_r[None, None]),
+        readout=spread(1 + jnp.arange(num_readouts)[None, None]))
+
+  # Prefill: the trunk alone, once for all readouts.
+  x_btd, kv = model(trunks.tokens, trunks.fields.positions, see(trunks.fields, trunks.fields),
+                    return_kv=True)
+  cache = jax.tree.map(
+      lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length * num_readouts), (0, 0), (0, 0))), kv)
+  # Tokens not written yet are invisible: their positions lie after every query's.
+  cache_fields = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1),
+                              trunks.fields, make_fields(0, length))
+
+  def feed(tokens_bt, first, count, cache):
+    """Hidden states of the last of `count` times, [b, r, d], and the extended cache."""
+    fields = make_fields(first, count)
+    x_btd, cache = model(tokens_bt, fields.positions, see(fields, cache_fields), cache=cache,
+                         offset=width + first * num_readouts)
+    return x_btd[:, -num_readouts:], cache
+
+  if num_prefix:
+    tokens = jnp.repeat(jnp.asarray(prefix, jnp.int32), num_readouts)
+    x_brd, cache = feed(jnp.broadcast_to(tokens, (num_rows, tokens.size)), 0, num_prefix, cache)
+  else:
+    x_brd = jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1)
+
+  def choose(x_brd):
+    return model.compute_logits(x_brd).argmax(-1).astype(jnp.int32)
+
+  first_br = choose(x_brd)
+  out = jnp.full((num_rows, num_readouts, max_new_tokens), eos_id, jnp.int32)
+  out = out.at[:, :, 0].set(first_br)
+  # Padding rows have nothing to say: they must not keep the loop alive.
+  padding_b1 = trunks.fields.example[:, :1] == 0
+
+  def go_on(carry):
+    count, _, done_br, _, _ = carry
+    return (count < max_new_tokens) & ~done_br.all()
+
+  def extend(carry):
+    count, last_br, done_br, out, cache = carry
+    x_brd, cache = feed(last_br, num_prefix + count - 1, 1, cache)
+    next_br = jnp.where(done_br, eos_id, choose(x_brd))
+    out = jax.lax.dynamic_update_index_in_dim(out, next_br, count, 2)
+    return count + 1, next_br, done_br | (next_br == eos_id), out, cache
+
+  done_br = (first_br == eos_id) | padding_b1
+  return jax.lax.while_loop(go_on, extend, (1, first_br, done_br, out, cache))[3]
+
+
+class Decoder:
+  """`decode`, compiled once for each (width, batch size, readouts), on a mesh."""
+
+  def __init__(self, graphdef, config: Config, codec, mesh, max_new_tokens: int | None = None):
+    self._config, self._codec, self._mesh = config, codec, mesh
+    self._max_new_tokens = max_new_tokens or config.eval.max_new_tokens
+    self._decode = jax.jit(
+        functools.partial(decode, graphdef, config), static_argnums=(0, 1, 2, 3),
+        out_shardings=sharding.get_replicated(mesh))
+
+  @property
+  def batch_size(self):
+    """eval.batch_size, up to what the mesh divides."""
+    shards = sharding.count_shards(sharding.BATCH, self._mesh)
+    return -(-self._config.eval.batch_size // shards) * shards
+
+  def place(self, questions, num_blocks: int, batch_size: int) -> Trunks:
+    """Encoded questions as trunks on the mesh."""
+    longest = max(map(len, questions))
+    width = choose_width(longest + layout_lib.get_block_size(self._config.layout) * num_blocks)
+    trunks = make_trunks(questions, num_blocks, width, batch_size, self._config,
+                         self._codec.memory_start)
+    return jax.device_put(trunks, sharding.get_batch_sharding(self._mesh))
+
+  def run(self, params, frozen, trunks: Trunks, prefix, blocks):
+    """Ids i32[b, r, max_new_tokens] on the device."""
+    with jax.set_mesh(self._mesh):
+      return self._decode(tuple(prefix), self._codec.tokenizer.eos_id, tuple(blocks),
+                          self._max_new_tokens, params, frozen, trunks)
+
+  def decode_texts(self, params, frozen, questions, num_blocks: int, prefix, blocks, say=None):
+    """Texts of every question's readouts, and which of them reached their eos.
+
+    Args:
+      questions: encoded questions, any number; batched by length.
+      say: called with the number of questions done.
+    Returns: (list of [text of each block], bool[len(questions), r]).
+    """
+    size, eos = self.batch_size, self._codec.tokenizer.eos_id
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+    texts, ended = [None] * len(questions), np.zeros((len(questions), len(blocks)), bool)
+    for first in range(0, len(order), size):
+      members = order[first:first + size]
+      trunks = self.place([questions[i] for i in members], num_blocks, size)
+      ids = np.asarray(self.run(params, frozen, trunks, prefix, blocks))
+      for i, row in zip(members, ids):
+        texts[i] = [self._codec.tokenizer.decode(_until(r.tolist(), eos)) for r in row]
+        ended[i] = (row == eos).any(-1)
+      if say:
+        say(first + len(members))
+    return texts, ended
+
+
+def _until(ids, eos_id):
+  return ids[:ids.index(eos_id)] if eos_id in ids else ids

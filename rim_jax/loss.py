@@ -1,0 +1,31 @@
+"""Cross-entropy at the supervised slots, as sums that are divided once, at the very end."""
+
+import jax
+import jax.numpy as jnp
+
+
+def compute_slot_nll(logits_bsv, targets_bs):
+  """Negative log-likelihood of every slot's target.
+
+  Shapes: logits [b, s, v] (any float; reduced in f32), targets i32[b, s] -> f32[b, s].
+  Units: nats a token.
+  """
+  logits_bsv = logits_bsv.astype(jnp.float32)
+  target_bs = jnp.take_along_axis(logits_bsv, targets_bs[..., None], axis=-1)[..., 0]
+  return jax.nn.logsumexp(logits_bsv, axis=-1) - target_bs
+
+
+def compute_weighted_nll(nll_bs, weights_bs):
+  """NLL times weight; a slot of weight 0 gives exactly 0, also where its NLL is not finite.
+
+  Shapes: nll f32[b, s], weights f32[b, s] >= 0 -> f32[b, s], in nats.
+  """
+  used = weights_bs > 0
+  # Two wheres: the inner one keeps 0 * inf out of the gradient as well.
+  return jnp.where(used, jnp.where(used, nll_bs, 0.0) * weights_bs, 0.0)
+
+
+def divide_or_zero(total, norm):
+  """total / norm, and 0 (with gradient 0) where norm is 0: a batch of padding is no NaN."""
+  safe = jnp.where(norm > 0, norm, 1.0)
+  return jnp.where(norm > 0, total / safe, 0.0)

@@ -1,0 +1,40 @@
+"""The memory parameter path: three trainable rows, `<b> <m> </b>`, beyond the vocabulary.
+
+They are a variable type of their own, so that a filter alone decides whether
+they train with the rest, or without it. Ids from `vocab_size` on mean these
+rows: the base embedding is never resized, and logits are over the base
+vocabulary only, so a block can never be generated.
+
+Source: method.md section 1.
+"""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from rim_jax import sharding
+from rim_jax.config import ModelConfig
+from rim_jax.layout import NUM_MEMORY_ROWS
+
+
+class MemoryParam(nnx.Param):
+  """The rows f32[3, d] of <b>, <m>, </b>."""
+
+
+def make_memory(embedding_vd, config: ModelConfig, key) -> MemoryParam:
+  """Fresh rows: the vocabulary's mean plus noise, or noise alone."""
+  rows = config.memory_noise * jax.random.normal(key, (NUM_MEMORY_ROWS, embedding_vd.shape[1]))
+  if config.memory_init == 'mean':
+    rows = rows + embedding_vd.astype(jnp.float32).mean(0, keepdims=True)
+  return MemoryParam(rows, axes=(sharding.MEMORY, sharding.EMBED))
+
+
+def look_up(embedding_vd, memory_md, tokens_bt, dtype):
+  """Embeds ids; those from v on are memory rows.
+
+  Shapes: embedding [v, d], memory [3, d], tokens i32[b, t] -> dtype[b, t, d].
+  """
+  vocab_size = embedding_vd.shape[0]
+  base = embedding_vd[jnp.minimum(tokens_bt, vocab_size - 1)].astype(dtype)
+  rows = memory_md[jnp.clip(tokens_bt - vocab_size, 0, NUM_MEMORY_ROWS - 1)].astype(dtype)
+  return jnp.where((tokens_bt >= vocab_size)[..., None], rows, base)

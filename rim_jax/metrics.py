@@ -1,0 +1,144 @@
+"""What a run tells: metrics.jsonl and TensorBoard for programs, progress for people.
+
+Writing is one step behind: a value is downloaded when the next one arrives, so
+the device never waits for a log line.
+"""
+
+import json
+import math
+import time
+
+from etils import epath
+import jax
+import numpy as np
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+
+class MetricsWriter:
+  """Appends scalars to WORKDIR/metrics.jsonl, one strict JSON object a line, and to TensorBoard.
+
+  On a resume, lines beyond the restored step are dropped first: the step will
+  be taken, and told, again.
+  """
+
+  def __init__(self, workdir, start_step: int, tensorboard: bool, clock=time.time):
+    self._clock = clock
+    path = epath.Path(workdir) / 'metrics.jsonl'
+    kept = [line for line in _read_lines(path) if line['step'] <= start_step]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+    self._file = path.open('a')
+    self._events = None
+    if tensorboard:
+      import tensorboardX  # not needed by every mode
+      self._events = tensorboardX.SummaryWriter(
+          str(epath.Path(workdir) / 'tensorboard'), purge_step=start_step + 1)
+
+  def write(self, step: int, values: dict) -> None:
+    """Writes host values now; a value that is not finite becomes null."""
+    values = {k: float(v) for k, v in values.items()}
+    line = {'step': step, 'time': round(self._clock(), 3)}
+    line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
+    self._file.write(json.dumps(line, allow_nan=False) + '\n')
+    self._file.flush()
+    if self._events:
+      for key, value in values.items():
+        self._events.add_scalar(key, value, step)
+
+  def close(self) -> None:
+    self._file.close()
+    if self._events:
+      self._events.close()
+
+
+def _read_lines(path):
+  """The whole lines of a metrics file; a kill may have torn the last one."""
+  if not path.exists():
+    return []
+  lines = []
+  for text in path.read_text().split('\n'):
+    try:
+      lines.append(json.loads(text))
+    except ValueError:
+      continue
+  return lines
+
+
+def load_metrics(workdir) -> list[dict]:
+  """The lines of a run's metrics.jsonl."""
+  return _read_lines(epath.Path(workdir) / 'metrics.jsonl')
+
+
+class Meter:
+  """Turns device metrics of single steps into scalars and rates, one log step behind."""
+
+  def __init__(self, start_step: int, clock=time.perf_counter):
+    self._clock = clock
+    self._last = (start_step, clock())
+    self._pending = None
+
+  def push(self, step: int, metrics: dict):
+    """Takes the metrics of completed step `step`; returns (step, scalars) of the push before."""
+    done = self.flush()
+    now = self._clock()
+    self._pending = (step, metrics, step - self._last[0], now - self._last[1])
+    self._last = (step, now)
+    return done
+
+  def flush(self):
+    """(step, scalars) of the pending push, or None."""
+    if self._pending is None:
+      return None
+    step, metrics, num_steps, secs = self._pending
+    self._pending = None
+    values = jax.device_get(metrics)
+    rate = num_steps / max(secs, 1e-9)
+    scalars = {f'train/{k}': values[k] for k in ('loss', 'grad_norm', 'learning_rate', 'norm')}
+    for k in np.flatnonzero(values['block_count']):
+      scalars[f'train/nll_block_{k}'] = values['block_nll'][k] / values['block_count'][k]
+    scalars |= {'perf/steps_per_sec': rate,
+                'perf/examples_per_sec': rate * values['num_examples'],
+                'perf/tokens_per_sec': rate * values['num_tokens']}
+    return step, scalars
+
+
+class Progress:
+  """A progress bar on a terminal; a plain line every few seconds elsewhere."""
+
+  def __init__(self, title: str, total: int, start: int = 0, console=None, every_secs: float = 10.0,
+               clock=time.monotonic):
+    self._console = console or rich_console.Console()
+    self._title, self._total, self._start = title, total, start
+    self._clock, self._every_secs = clock, every_secs
+    self._began = self._told = clock()
+    self._bar = None
+    if self._console.is_terminal:
+      self._bar = rich_progress.Progress(
+          rich_progress.TextColumn('{task.description}'), rich_progress.BarColumn(),
+          rich_progress.MofNCompleteColumn(), rich_progress.TextColumn('{task.fields[note]}'),
+          rich_progress.TimeRemainingColumn(), console=self._console)
+      self._task = self._bar.add_task(title, total=total, completed=start, note='')
+      self._bar.start()
+
+  def update(self, done: int, note: str) -> None:
+    if self._bar:
+      self._bar.update(self._task, completed=done, note=note)
+      return
+    now = self._clock()
+    if now - self._told < self._every_secs and done < self._total:
+      return
+    self._told = now
+    left = (now - self._began) / max(done - self._start, 1) * (self._total - done)
+    self._console.print(f'{self._title} {done}/{self._total}  {note}  {format_secs(left)} left',
+                        soft_wrap=True, highlight=False)
+
+  def close(self) -> None:
+    if self._bar:
+      self._bar.stop()
+
+
+def format_secs(secs: float) -> str:
+  """Seconds as h:mm:ss or m:ss."""
+  minutes, seconds = divmod(int(round(secs)), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

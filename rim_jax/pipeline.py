@@ -1,0 +1,233 @@
+"""Records to batches: encoding, sizes, and the Grain pipeline over a packing plan.
+
+The stream is random access: batch i is a function of the plan and i alone.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+import grain
+import jax
+import numpy as np
+
+from rim_jax import batch as batch_lib
+from rim_jax import layout as layout_lib
+from rim_jax import packing
+from rim_jax.config import Config, UserError
+
+_LENGTHS_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+  """How this run turns records into ids and rows: tokenizer, template, layout."""
+  tokenizer: object
+  template: layout_lib.Template
+  config: Config
+  memory_start: int  # rows of the embedding; the first memory id
+
+  def encode(self, record) -> layout_lib.Encoded:
+    return layout_lib.encode_record(record, self.tokenizer, self.template)
+
+  def lay_out(self, encoded: layout_lib.Encoded) -> layout_lib.Example:
+    return layout_lib.LAYOUTS[self.config.method](encoded, self.template, self.config.layout)
+
+
+def make_codec(config: Config, tokenizer) -> Codec:
+  """Raises: UserError where model.vocab_size is below the tokenizer's."""
+  vocab_size = config.model.vocab_size or tokenizer.vocab_size
+  if vocab_size < tokenizer.vocab_size:
+    raise UserError(f'model.vocab_size={vocab_size} is below the tokenizer\'s '
+                    f'{tokenizer.vocab_size} ids; use 0 (the same) or more')
+  return Codec(tokenizer, layout_lib.make_template(tokenizer, config.layout), config, vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+  """Token counts of a split's texts; record i has steps `steps[starts[i]:starts[i + 1]]`."""
+  question: np.ndarray  # -1: cannot be encoded
+  answer: np.ndarray
+  steps: np.ndarray
+  starts: np.ndarray
+
+
+def load_lengths(split, tokenizer, cache_dir: str, say=print) -> Lengths:
+  """Counts every text's tokens once for each (data, tokenizer), and caches the counts."""
+  folder = pathlib.Path(cache_dir).expanduser() / 'lengths'
+  path = folder / f'{split.fingerprint}-{tokenizer.fingerprint}-{split.name}-v{_LENGTHS_VERSION}.npz'
+  try:
+    with np.load(path) as cached:
+      return Lengths(**cached)
+  except (OSError, ValueError, KeyError, TypeError, EOFError):
+    pass  # absent, or damaged: it is only a cache
+  say(f'counting the tokens of {len(split):,} {split.name} records (kept for the next run)')
+  question, answer, steps, starts = [], [], [], [0]
+  for first in range(0, len(split), 1000):
+    for record in split.__getitems__(range(first, min(first + 1000, len(split)))):
+      try:
+        texts = [record.question, record.answer, *record.steps]
+        counts = [len(tokenizer.encode(text)) for text in texts]
+      except UserError:
+        counts = [-1, 0]
+      question.append(counts[0])
+      answer.append(counts[1])
+      steps.extend(counts[2:])
+      starts.append(len(steps))
+  lengths = Lengths(*(np.asarray(x, np.int64) for x in (question, answer, steps, starts)))
+  folder.mkdir(parents=True, exist_ok=True)
+  scratch = path.with_suffix(f'.{os.getpid()}.tmp.npz')
+  np.savez(scratch, **dataclasses.asdict(lengths))
+  scratch.replace(path)
+  return lengths
+
+
+def measure(lengths: Lengths, codec: Codec) -> np.ndarray:
+  """(tokens, slots, positions, n) of every record under the method's layout: i64[N, 4].
+
+  The layout itself is run on texts of these lengths, so its arithmetic exists once.
+  Records that cannot be encoded get -1.
+  """
+  extra = len(codec.template.bos) + len(codec.template.separator)
+  steps, starts = lengths.steps.tolist(), lengths.starts.tolist()
+  sizes = np.full((len(lengths.question), 4), -1, np.int64)
+  for i, (question, answer) in enumerate(zip(lengths.question.tolist(), lengths.answer.tolist())):
+    if question < 0:
+      continue
+    example = codec.lay_out(layout_lib.Encoded(
+        range(question + extra), tuple(map(range, steps[starts[i]:starts[i + 1]])),
+        range(answer)))
+    sizes[i] = *layout_lib.count_example(example, codec.config.layout), example.num_steps
+  return sizes
+
+
+def find_usable(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[np.ndarray, list]:
+  """Numbers of the records that fit, and one line for each that does not.
+
+  Raises: UserError with the first of those lines, unless data.on_bad_rows is 'drop'.
+  """
+  config = codec.config
+  limits = [config.layout.row_tokens, row_slots or np.iinfo(np.int64).max,
+            config.model.max_positions if config.model.positions == 'learned'
+            else np.iinfo(np.int64).max]
+  names = ['layout.row_tokens', 'layout.row_slots', 'model.max_positions']
+  reasons = []
+  good = (sizes[:, 0] >= 0) & (sizes[:, :3] <= limits).all(1)
+  for i in np.flatnonzero(~good).tolist():
+    record = split[i]
+    if sizes[i, 0] < 0:
+      try:
+        codec.encode(record)
+      except UserError as e:
+        reasons.append(f'{record.origin}: {e}')
+        continue
+    reasons.append(f'{record.origin}: ' + ', '.join(
+        f'needs {name}={size}, has {limit}'
+        for name, size, limit in zip(names, sizes[i].tolist(), limits) if size > limit))
+  if reasons and config.data.on_bad_rows == 'stop':
+    more = f' (and {len(reasons) - 1} more such rows)' if len(reasons) > 1 else ''
+    raise UserError(f'{reasons[0]}{more}; raise that key, or drop such rows with '
+                    '--config.data.on_bad_rows=drop')
+  usable = np.flatnonzero(good)
+  if not len(usable):
+    raise UserError(f'{split.name}: none of its {len(split)} records can be used; '
+                    f'the first: {reasons[0] if reasons else "the split is empty"}')
+  return usable, reasons
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+  """A stage's rows and what follows from them."""
+  plan: packing.Plan
+  batch_rows: int
+  num_steps: int  # S
+  num_examples: int  # the budget
+  max_blocks: int  # the largest k that a readout can have
+  dropped: list
+
+  def describe(self) -> str:
+    plan = self.plan
+    return (f'{self.num_examples:,} examples in {plan.num_rows:,} rows of {plan.row_tokens} tokens '
+            f'({plan.useful_frac:.1%} useful), {plan.row_slots} slots; {self.num_steps:,} steps of '
+            f'{self.batch_rows} rows = {plan.examples_per_row * self.batch_rows:.1f} examples')
+
+
+def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> StagePlan:
+  """The packing plan of a stage over a training split.
+
+  Args:
+    num_shards: pieces that the mesh splits a batch's rows into.
+  Raises: UserError "train.batch_rows=... is not divisible by ...", or for bad rows.
+  """
+  config = codec.config
+  sizes = measure(load_lengths(split, codec.tokenizer, config.data.cache_dir, say), codec)
+  usable, dropped = find_usable(sizes, split, codec, config.layout.row_slots)
+  row_slots = config.layout.row_slots or packing.choose_row_slots(
+      sizes[usable], config.layout.row_tokens)
+  num_examples = config.train.num_examples or round(config.train.num_epochs * len(usable))
+  if not num_examples:
+    raise UserError(f'train.num_epochs={config.train.num_epochs:g} of {len(usable)} records is '
+                    'no example; raise it')
+  plan = packing.make_plan(usable, sizes, num_examples, config.layout.row_tokens, row_slots,
+                           config.layout.pack_window_rows, config.seed)
+  pieces = num_shards * config.train.num_micro_batches
+  batch_rows, origin = config.train.batch_rows, ''
+  if not batch_rows:
+    batch_rows = max(1, round(config.train.batch_examples / plan.examples_per_row))
+    origin = f' (from train.batch_examples={config.train.batch_examples})'
+  if batch_rows % pieces:
+    low = batch_rows // pieces * pieces
+    raise UserError(
+        f'train.batch_rows={batch_rows}{origin} is not divisible by data x fsdp x '
+        f'train.num_micro_batches = {pieces}; use --config.train.batch_examples=0 '
+        f'--config.train.batch_rows={low or pieces}{f" or {low + pieces}" if low else ""}')
+  blocks = codec.config.layout.num_blocks
+  return StagePlan(plan, batch_rows, -(-plan.num_rows // batch_rows), num_examples,
+                   max(int(sizes[usable, 3].max()), blocks), dropped)
+
+
+class BatchSource:
+  """Batch i of a stage, as numpy arrays: a Grain random-access source.
+
+  Args:
+    process: (index, count); each process reads its own contiguous share of every batch's rows.
+  """
+
+  def __init__(self, split, stage: StagePlan, codec: Codec, process=(0, 1)):
+    self._split, self._stage, self._codec = split, stage, codec
+    index, count = process
+    self._num_rows = stage.batch_rows // count
+    self._first = index * self._num_rows
+
+  def __len__(self):
+    return self._stage.num_steps
+
+  def get_records(self, i: int) -> list[np.ndarray]:
+    """Record numbers of each of batch i's rows in this process."""
+    first = i * self._stage.batch_rows + self._first
+    return [self._stage.plan.get_row(r) for r in range(first, first + self._num_rows)]
+
+  def __getitem__(self, i: int) -> batch_lib.Batch:
+    plan, codec = self._stage.plan, self._codec
+    rows = self.get_records(i)
+    batch = batch_lib.make_empty_rows(len(rows), plan.row_tokens, plan.row_slots)
+    numbers = np.concatenate(rows).tolist()
+    records = iter(self._split.__getitems__(numbers) if numbers else ())
+    for row, members in enumerate(rows):
+      token = slot = 0
+      for number in range(1, len(members) + 1):
+        example = codec.lay_out(codec.encode(next(records)))
+        token, slot = layout_lib.write_example(
+            batch, row, token, slot, number, example, codec.config.layout, codec.memory_start)
+    return batch
+
+
+def make_batches(source: BatchSource, start: int, prefetch: int):
+  """Iterator over batches from number `start` on, made ahead on a thread."""
+  batches = grain.MapDataset.source(source)[start:]
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+  return iter(batches.to_iter_dataset(options))
+
+
+def get_process():
+  return jax.process_index(), jax.process_count()

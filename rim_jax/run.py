@@ -1,0 +1,84 @@
+"""The modes of the command line, and what they show a person."""
+
+import sys
+
+from etils import epath
+
+from rim_jax import checkpoint as checkpoint_lib
+from rim_jax import config as config_lib
+from rim_jax import decode
+from rim_jax import evaluate as evaluate_lib
+from rim_jax import layout as layout_lib
+from rim_jax import report
+from rim_jax import train as train_lib
+from rim_jax.config import UserError
+
+
+def train(config, workdir, command, say, console) -> None:
+  """Trains every stage (or goes on), then shows and writes the report."""
+  results = train_lib.train_curriculum(config, workdir, say, console)
+  folder = _get_last_stage(config, workdir)[1]
+  if len(results) > 1:
+    checkpoint_lib.write_json(epath.Path(workdir) / 'results.json', results)
+  path = report.write_report(workdir, config)
+  report.show_results(console, folder, config.eval.num_shown)
+  say(f'files: {folder}/ (config.json, metrics.jsonl, checkpoints/, results.json, predictions/)')
+  say(f'report: {path}')
+  say(f'next: ask it something, {command} --mode=generate '
+      f'--question="{_get_example_question(folder)}"')
+
+
+def _get_example_question(folder):
+  predictions = report.load_predictions(folder)
+  return predictions[0]['question'] if predictions else '...'
+
+
+def _get_last_stage(config, workdir):
+  """(config, WORKDIR) of the stage whose answers count."""
+  name, stage = config_lib.make_stages(config)[-1]
+  return stage, epath.Path(workdir) / name if name else epath.Path(workdir)
+
+
+def _open_run(config, workdir, say):
+  """The task of a finished or half-finished run, checked against its card."""
+  config, folder = _get_last_stage(config, workdir)
+  path = folder / 'config.json'
+  if not path.exists():
+    raise UserError(f'{folder}: there is no run here; train it first with --mode=train, or name '
+                    'another --workdir')
+  card = checkpoint_lib.load_json(path, 'the run\'s card')
+  task = train_lib.make_task(config, say)
+  train_lib.check_card(card, task, folder)
+  return task, folder
+
+
+def evaluate(config, workdir, say, console) -> None:
+  """Evaluates a run's checkpoint as config.eval says, and adds to its results.json."""
+  task, folder = _open_run(config, workdir, say)
+  results = train_lib.evaluate_run(task, folder, say)
+  report.show_results(console, folder, config.eval.num_shown, list(results)[-1])
+  say(f'files: {folder}/results.json, {folder}/predictions/{list(results)[-1]}.jsonl')
+
+
+def generate(config, workdir, question, say, console) -> None:
+  """Answers one question, or each line of standard input, showing each block's answer."""
+  questions = [question] if question else [
+      line.rstrip('\r\n') for line in sys.stdin]
+  questions = [q for q in questions if q.strip()]
+  if not questions:
+    raise UserError('--mode=generate: there is no question; give --question="...", or lines on '
+                    'standard input')
+  task, folder = _open_run(config, workdir, lambda line: None)
+  config, codec, blocks = task.config, task.codec, task.config.eval_blocks
+  encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
+  prefix = evaluate_lib.get_answer_prefix(config, codec)
+  for ids in encoded:
+    decode.check_positions(len(ids), blocks, len(prefix) + config.eval.max_new_tokens - 1, config,
+                           '--question')
+  graphdef, params, frozen, step = train_lib.load_params(task, folder, config.eval.checkpoint)
+  say(f'{folder}, step {step}, K={blocks}')
+  decoder = decode.Decoder(graphdef, config, codec, task.mesh)
+  texts, _ = decoder.decode_texts(params, frozen, encoded, blocks, prefix,
+                                  evaluate_lib.get_blocks(blocks))
+  for text, row in zip(questions, texts):
+    report.show_answers(console, text, evaluate_lib.get_blocks(blocks), row, config)

@@ -1,0 +1,125 @@
+"""Where arrays live: the mesh, the logical axes, the one table that maps them, placement.
+
+Every parameter names its dimensions with the constants below (in the metadata
+`axes` of its variable); `RULES` says which mesh axes each name is split over.
+Nothing is ever replicated because it did not fit: a dimension that its mesh
+axes do not divide is an error, and so is a name without a rule.
+"""
+
+import math
+
+from flax import nnx
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
+
+from rim_jax.config import MeshConfig, UserError
+
+MESH_AXES = ('data', 'fsdp', 'tensor')
+
+BATCH, VOCAB, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, POSITION, MEMORY = (
+    'batch', 'vocab', 'embed', 'heads', 'kv_heads', 'head_dim', 'mlp', 'layers', 'position',
+    'memory')
+
+RULES = {
+    BATCH: ('data', 'fsdp'),
+    VOCAB: ('tensor',),
+    EMBED: ('fsdp',),
+    HEADS: ('tensor',),
+    KV_HEADS: ('tensor',),
+    MLP: ('tensor',),
+    HEAD_DIM: (),
+    LAYERS: (),
+    POSITION: (),
+    MEMORY: (),
+}
+
+
+def make_mesh(config: MeshConfig, devices=None) -> Mesh:
+  """The mesh data x fsdp x tensor over all devices.
+
+  Raises: UserError "mesh ... needs N devices, there are M".
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [config.data, config.fsdp, config.tensor]
+  known = math.prod(s for s in sizes if s > 0)
+  if -1 in sizes and len(devices) % known == 0:
+    sizes = [len(devices) // known if s == -1 else s for s in sizes]
+  if math.prod(sizes) != len(devices):
+    shown = ' x '.join(f'{a}={s}' for a, s in zip(MESH_AXES, sizes))
+    raise UserError(f'mesh {shown} does not fill the {len(devices)} devices here; let one axis '
+                    'be -1 and the others divide that number')
+  # Auto axes: the compiler propagates shardings from parameters and batch.
+  return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES,
+              axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def make_spec(axes) -> P:
+  """Logical axis names (None: not split) -> PartitionSpec.
+
+  Raises: KeyError "no sharding rule for axis 'x'".
+  """
+  def lookup(name):
+    if name is None:
+      return None
+    if name not in RULES:
+      raise KeyError(f"no sharding rule for axis '{name}'; add it to sharding.RULES")
+    mesh_axes = RULES[name]
+    return mesh_axes[0] if len(mesh_axes) == 1 else (mesh_axes or None)
+  return P(*map(lookup, axes))
+
+
+def count_shards(axis: str, mesh: Mesh) -> int:
+  """Into how many pieces the mesh splits a logical axis."""
+  return math.prod(mesh.shape[a] for a in RULES[axis])
+
+
+def make_state_shardings(abstract_state, mesh: Mesh):
+  """NamedSharding of every variable of an abstract `nnx.State`, by its `axes`.
+
+  Raises: UserError "model: ... is not divisible", every such dimension at once.
+  """
+  problems = []
+
+  def place(path, variable):
+    name = '.'.join(map(str, path))
+    shape, axes = variable.get_value().shape, variable.get_metadata('axes')
+    if len(shape) != len(axes):
+      raise ValueError(f'{name}: shape {shape} and axes {axes} differ in rank')
+    for size, axis in zip(shape, axes):
+      shards = count_shards(axis, mesh)
+      if size % shards:
+        low = size // shards * shards
+        problems.append(
+            f"model: {name} has '{axis}' = {size}, not divisible by mesh "
+            f"{' x '.join(RULES[axis])} = {shards}; use {low or shards} or {low + shards}, "
+            'or another mesh')
+    return NamedSharding(mesh, make_spec(axes))
+
+  flat = [(path, place(path, v)) for path, v in nnx.to_flat_state(abstract_state)]
+  if problems:
+    raise UserError('\n'.join(problems))
+  return nnx.to_pure_dict(nnx.from_flat_state(flat))
+
+
+def get_batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows over data x fsdp; tokens and slots of a row stay together."""
+  return NamedSharding(mesh, make_spec((BATCH,)))
+
+
+def get_replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())
+
+
+def place_batch(batch, mesh: Mesh):
+  """This process's rows -> global arrays on the mesh."""
+  target = get_batch_sharding(mesh)
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(target, x), batch)
+
+
+def constrain(x, *axes):
+  """States where an activation lives, by logical axes; without a mesh in context, itself."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return x
+  return jax.lax.with_sharding_constraint(x, make_spec(axes))

@@ -1,0 +1,99 @@
+"""Text to token ids and back: bytes, the chain task's characters, or a tokenizer.json.
+
+Invariant: text never becomes a special id. bos, eos and the memory blocks enter
+a row through `layout.py` only, so a question that spells "</s>" cannot end itself.
+"""
+
+import hashlib
+import pathlib
+
+from rim_jax.config import TokenizerConfig, UserError
+
+
+class ByteTokenizer:
+  """UTF-8 bytes 0..255, then bos and eos; padded to 264 ids, which 8 divides."""
+  vocab_size = 264
+  fingerprint = 'bytes-v1'
+  eos_id = 257
+
+  def __init__(self, add_bos=False):
+    self.bos_id = 256 if add_bos else None
+
+  def encode(self, text):
+    return list(text.encode('utf-8'))
+
+  def decode(self, ids):
+    return bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
+
+
+class ChainTokenizer:
+  """One id for each character that the chain task is written in."""
+  characters = '0123456789+-*\n'
+  vocab_size = 16
+  fingerprint = 'chain-v1'
+  eos_id = 15
+
+  def __init__(self, add_bos=False):
+    self.bos_id = 14 if add_bos else None
+    self._ids = {c: i for i, c in enumerate(self.characters)}
+
+  def encode(self, text):
+    try:
+      return [self._ids[c] for c in text]
+    except KeyError as e:
+      raise UserError(f'{text[:40]!r} holds {e.args[0]!r}, which the chain tokenizer does not '
+                      f'know; it knows {self.characters!r}') from None
+
+  def decode(self, ids):
+    return ''.join(self.characters[i] for i in ids if i < len(self.characters))
+
+
+class FileTokenizer:
+  """A tokenizer.json, read by the `tokenizers` library."""
+
+  def __init__(self, config: TokenizerConfig):
+    import tokenizers  # its import costs as much as the rest of this package together
+    path = pathlib.Path(config.path)
+    try:
+      raw = path.read_bytes()
+      self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
+    except OSError as e:
+      raise UserError(f'{path}: cannot be read ({e.strerror}); '
+                      'set --config.tokenizer.path to a tokenizer.json') from None
+    except Exception as e:  # pylint: disable=broad-except  (the library raises bare Exception)
+      raise UserError(f'{path}: is not a tokenizer.json ({e})') from None
+    # A file's own padding or truncation would change rows silently.
+    self._tokenizer.no_padding()
+    self._tokenizer.no_truncation()
+    self._path = path
+    self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    self.eos_id = self._find_id(config.eos_token, 'eos_token')
+    self.bos_id = self._find_id(config.bos_token, 'bos_token') if config.bos_token else None
+    self.fingerprint = hashlib.sha256(
+        raw + f'{config.bos_token}\0{config.eos_token}'.encode()).hexdigest()[:16]
+
+  def _find_id(self, text, key):
+    i = self._tokenizer.token_to_id(text)
+    if i is None:
+      raise UserError(f"{self._path}: has no token '{text}'; set --config.tokenizer.{key} to the "
+                      'text of one of its special tokens')
+    return i
+
+  def encode(self, text):
+    ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+    if self.eos_id in ids or (self.bos_id is not None and self.bos_id in ids):
+      raise UserError(f'{text[:40]!r} spells a special token of {self._path}; remove it')
+    return ids
+
+  def decode(self, ids):
+    return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def load_tokenizer(config: TokenizerConfig):
+  """A tokenizer: `vocab_size`, `bos_id` or None, `eos_id`, `fingerprint`, `encode`, `decode`.
+
+  Raises: UserError "...: is not a tokenizer.json", "...: has no token '...'".
+  """
+  if config.kind == 'file':
+    return FileTokenizer(config)
+  return {'bytes': ByteTokenizer, 'chain': ChainTokenizer}[config.kind](config.add_bos)

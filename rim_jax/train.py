@@ -1,0 +1,406 @@
+"""The only loop: data, model, state, steps, checkpoints, evaluation, in that order.
+
+`train` does one stage in one WORKDIR and continues what it finds there;
+`train_curriculum` chains the stages that a config stands for.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import subprocess
+import sys
+
+from etils import epath
+import jax
+import numpy as np
+
+import rim_jax
+from rim_jax import batch as batch_lib
+from rim_jax import checkpoint as checkpoint_lib
+from rim_jax import config as config_lib
+from rim_jax import data
+from rim_jax import decode
+from rim_jax import evaluate
+from rim_jax import layout as layout_lib
+from rim_jax import metrics as metrics_lib
+from rim_jax import packing
+from rim_jax import pipeline
+from rim_jax import sharding
+from rim_jax import tokenizer as tokenizer_lib
+from rim_jax import train_step as train_step_lib
+from rim_jax.config import Config, UserError
+
+CARD_VERSION = 1
+# A loaded model must agree on these; the rest of `model` may change between stages.
+_MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'compute_dtype', 'frozen_dtype', 'memory_init',
+                       'memory_noise')
+
+
+class NonFiniteError(Exception):
+  """A loss or gradient stopped being finite; the update was withheld."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """What a run stands on before it has a state: data, codec, mesh."""
+  config: Config
+  dataset: data.Dataset
+  codec: pipeline.Codec
+  mesh: jax.sharding.Mesh
+
+  @property
+  def vocab_size(self):
+    return self.codec.memory_start
+
+
+def make_task(config: Config, say=print) -> Task:
+  """Loads data and tokenizer and makes the mesh.
+
+  Raises: UserError for what is wrong with any of them.
+  """
+  mesh = sharding.make_mesh(config.mesh)
+  tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
+  codec = pipeline.make_codec(config, tokenizer)
+  dataset = data.load_dataset(config.data, say=say)
+  for note in dataset.notes:
+    say(note)
+  return Task(config, dataset, codec, mesh)
+
+
+def make_card(task: Task) -> dict:
+  """The reproduction card: what config.json holds."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ml-collections',
+              'tensorflow-datasets', 'numpy')
+  device = jax.devices()[0]
+  return {
+      'format': CARD_VERSION,
+      'config': dataclasses.asdict(task.config),
+      'data': {'name': task.dataset.name, 'fingerprint': task.dataset.fingerprint,
+               'num_records': {k: len(v) for k, v in task.dataset.splits.items()},
+               'num_dropped': dict(task.dataset.num_dropped)},
+      'tokenizer': task.codec.tokenizer.fingerprint,
+      'versions': {'rim_jax': rim_jax.__version__, 'python': platform.python_version(),
+                   'layout': layout_lib.LAYOUT_VERSION, 'plan': packing.PLAN_VERSION,
+                   'batch': batch_lib.BATCH_VERSION,
+                   **{p: importlib.metadata.version(p) for p in packages}},
+      'commit': _find_commit(),
+      'hardware': {'device': device.device_kind, 'num_devices': jax.device_count(),
+                   'num_processes': jax.process_count(), 'platform': platform.platform(),
+                   'mesh': dict(task.mesh.shape)},
+      'command': sys.argv,
+  }
+
+
+def _find_commit():
+  """The checkout's commit, '+' where files differ from it; None outside a checkout."""
+  here = epath.Path(__file__).parent
+
+  def git(*args):
+    return subprocess.run(('git', '-C', here, *args), capture_output=True, text=True, check=True,
+                          timeout=10).stdout.strip()
+  try:
+    return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+def check_card(card: dict, task: Task, where) -> None:
+  """Refuses to go on in a WORKDIR whose run was another one.
+
+  Raises: UserError naming every key that differs, with both values.
+  """
+  if card.get('format') != CARD_VERSION:
+    raise UserError(f'{where}/config.json: format {card.get("format")} is not {CARD_VERSION}, which '
+                    'this version of rim_jax reads; use another --workdir')
+  old, new = (config_lib.flatten(c) for c in (card['config'], task.config))
+  lines = [f"{where}: was run with {key}={old.get(key, 'nothing')!r}, now it is "
+           f"{new.get(key, 'nothing')!r}; use another --workdir, or --config.{key}={old.get(key)}"
+           for key in sorted(old.keys() | new.keys())
+           if old.get(key) != new.get(key) and key not in config_lib.RUNTIME_KEYS
+           and key.split('.')[0] not in config_lib.RUNTIME_SECTIONS]
+  for name, mine in (('data', task.dataset.fingerprint),
+                     ('tokenizer', task.codec.tokenizer.fingerprint)):
+    theirs = card[name]['fingerprint'] if name == 'data' else card[name]
+    if theirs != mine and not lines:
+      lines.append(f'{where}: the {name} changed since this run began (fingerprint {theirs}, now '
+                   f'{mine}); restore it, or use another --workdir')
+  if lines:
+    raise UserError('\n'.join(lines))
+
+
+def load_params(task: Task, workdir, which: str):
+  """Parameters of a run, placed on the task's mesh: (graphdef, params, frozen, step)."""
+  program = train_step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
+  state, frozen = program.abstract
+  found = checkpoint_lib.choose_checkpoint(workdir, which)
+  params = checkpoint_lib.restore(found, 'params', state.params)
+  return program.graphdef, params, checkpoint_lib.load_base(workdir, frozen), found.step
+
+
+def _initialize(task: Task, program, init_from, say):
+  """A fresh state: random, or a stage 1 run's parameters under a fresh optimizer."""
+  state, frozen = program.init(jax.random.key(task.config.seed))
+  if init_from is None:
+    return state, frozen
+  card = checkpoint_lib.load_json(epath.Path(init_from) / 'config.json', 'the run\'s card')
+  if not (epath.Path(init_from) / 'results.json').exists():
+    raise UserError(f'{init_from}: is not complete; run its command again to finish it')
+  model = dataclasses.asdict(task.config.model)
+  lines = [f'{init_from}: has model.{k}={card["config"]["model"].get(k)!r}, this run has {v!r}; '
+           f'set --config.model.{k} to agree' for k, v in model.items()
+           if k not in _MODEL_RUNTIME_KEYS and card['config']['model'].get(k) != v]
+  if card['tokenizer'] != task.codec.tokenizer.fingerprint:
+    lines.append(f'{init_from}: was trained with another tokenizer ({card["tokenizer"]}); use '
+                 'the same --config.tokenizer')
+  if lines:
+    raise UserError('\n'.join(lines))
+  _, params, frozen, step = load_params(task, init_from, 'last')
+  say(f'parameters from step {step} of {init_from}')
+  return dataclasses.replace(state, params=params), frozen
+
+
+def find_init(config: Config, workdir) -> epath.Path | None:
+  """The stage 1 run that stage 2 starts from: named, or beside its own WORKDIR.
+
+  Raises: UserError with the command that makes it.
+  """
+  if config.method != 'rim_stage2':
+    return None
+  workdir = epath.Path(workdir)
+  named = config.train.init_from
+  path = epath.Path(named) if named else workdir.parent / workdir.name.replace('stage2', 'stage1')
+  if path == workdir or not (path / 'config.json').exists():
+    preset = path.name.partition('-')[2]
+    raise UserError(
+        f'{path}: no stage 1 run to start from; make it with '
+        f'python -m rim_jax.main --config=configs/stage1.py{":" + preset if preset else ""}, or '
+        'name one with --config.train.init_from=DIR')
+  return path
+
+
+def train(config: Config, workdir, init_from=None, say=print, console=None) -> dict:
+  """Trains one stage in WORKDIR, from where it stopped, and evaluates it.
+
+  Returns: the content of results.json.
+  Raises: UserError; NonFiniteError when an update had to be withheld.
+  """
+  workdir = epath.Path(workdir)
+  # ---- What this run is, and whether it may go on here ----
+  task = make_task(config, say)
+  _open_workdir(task, workdir)
+  if (workdir / 'results.json').exists():
+    say(f'{workdir}: this run is complete')
+    return checkpoint_lib.load_json(workdir / 'results.json', 'the results')
+
+  # ---- The plan of its rows ----
+  shards = sharding.count_shards(sharding.BATCH, task.mesh)
+  stage = pipeline.make_stage_plan(task.dataset.splits['train'], task.codec, shards, say)
+  say(stage.describe())
+  for line in stage.dropped[:3]:
+    say(f'dropped: {line}')
+  if stage.dropped:
+    say(f'dropped {len(stage.dropped)} train records that do not fit')
+  source = pipeline.BatchSource(
+      task.dataset.splits['train'], stage, task.codec, pipeline.get_process())
+
+  # ---- The state: restored, or fresh ----
+  program = train_step_lib.make_program(config, task.vocab_size, stage.num_steps, task.mesh)
+  with checkpoint_lib.Checkpointer(workdir, config.checkpoint.keep_last, say) as checkpointer:
+    latest = checkpointer.find_latest()
+    if latest:
+      state, frozen = _restore(latest, program, workdir, stage)
+      say(f'continuing from step {latest.step} of {stage.num_steps}')
+    else:
+      state, frozen = _initialize(task, program, init_from, say)
+      if jax.tree.leaves(frozen):
+        checkpoint_lib.save_base(workdir, frozen)
+    _describe_params(state.params, frozen, say)
+
+    # ---- The loop ----
+    state = _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, say,
+                       console)
+    checkpointer.finish()
+
+  # ---- What came of it ----
+  return evaluate_run(task, workdir, say)
+
+
+def _open_workdir(task: Task, workdir):
+  """Checks the card of a WORKDIR that has one, and writes it where there is none."""
+  path = workdir / 'config.json'
+  if path.exists():
+    check_card(checkpoint_lib.load_json(path, 'the run\'s card'), task, workdir)
+    return
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoint_lib.write_json(path, make_card(task))
+  except OSError as e:
+    raise UserError(f'{workdir}: cannot be written ({e.strerror}); name another --workdir'
+                    ) from None
+
+
+def _describe_params(params, frozen, say):
+  count = [sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in (params, frozen)]
+  say(f'{count[0]:,} trainable parameters, {count[1]:,} frozen')
+
+
+def _restore(latest, program, workdir, stage):
+  """State and frozen parameters of a checkpoint, on this run's mesh."""
+  for key in ('num_steps', 'batch_rows'):
+    if latest.card[key] != getattr(stage, key):
+      raise UserError(f'{latest.folder}: was saved by a plan with {key}={latest.card[key]}, now it '
+                      f'is {getattr(stage, key)}; use another --workdir')
+  abstract, frozen = program.abstract
+  optim = checkpoint_lib.restore(latest, 'optim', _get_optim(abstract))
+  params = checkpoint_lib.restore(latest, 'params', abstract.params)
+  return train_step_lib.TrainState(params=params, **optim), checkpoint_lib.load_base(
+      workdir, frozen)
+
+
+def _get_optim(state):
+  """Everything of a state but its parameters, as the checkpoint item `optim`."""
+  return {'step': state.step, 'healthy': state.healthy, 'opt_state': state.opt_state}
+
+
+def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, say, console):
+  """Takes the remaining steps of a stage; returns the final state."""
+  config, start = task.config, int(state.step)
+  writer = metrics_lib.MetricsWriter(workdir, start, config.log.tensorboard)
+  meter = metrics_lib.Meter(start)
+  decoder = decode.Decoder(program.graphdef, config, task.codec, task.mesh)
+  valid = _get_records(task, 'valid', config.eval.num_valid_examples)
+  title = workdir.name
+  progress = metrics_lib.Progress(title, stage.num_steps, start, console)
+  note = 'compiling'
+  progress.update(start, note)
+
+  def log(done):
+    nonlocal note
+    if done:
+      step, scalars = done
+      writer.write(step, scalars)
+      note = (f'loss {scalars["train/loss"]:.4f}  '
+              f'{scalars["perf/examples_per_sec"]:.0f} examples/s')
+
+  try:
+    with jax.set_mesh(task.mesh):
+      step_fn = train_step_lib.make_train_step(
+          program, config, stage.num_steps, stage.max_blocks, task.mesh)
+      batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
+      compiled = None
+      for step in range(start + 1, stage.num_steps + 1):
+        batch = sharding.place_batch(next(batches), task.mesh)
+        # Compiled ahead of the first call: another shape later on is an error, not a recompile.
+        compiled = compiled or step_fn.lower(state, frozen, batch).compile()
+        state, metrics = compiled(state, frozen, batch)
+        checkpointer.poll()
+        save = step % config.checkpoint.every_steps == 0 or step == stage.num_steps
+        if save or step % config.log.every_steps == 0:
+          if not metrics['healthy']:
+            _stop_unhealthy(source, compiled, state, frozen, task.mesh, workdir)
+          log(meter.push(step, metrics))
+          progress.update(step, note)
+        if save:
+          result, _ = evaluate.evaluate(decoder, state.params, frozen, valid, config, task.codec,
+                                        config.eval_blocks)
+          writer.write(step, {'valid/final_acc': result['final_acc'], **{
+              f'valid/acc_block_{k}': acc for k, acc in zip(
+                  evaluate.get_blocks(config.eval_blocks), result['block_acc'])}})
+          checkpointer.save(
+              step, state.params, _get_optim(state),
+              {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
+               'batch_rows': stage.batch_rows, 'method': config.method},
+              result['final_acc'])
+      log(meter.flush())
+      progress.update(stage.num_steps, note)
+  finally:
+    progress.close()
+    writer.close()
+  say(f'{title}: {stage.num_steps} steps done')
+  return state
+
+
+def _stop_unhealthy(source, compiled, state, frozen, mesh, workdir):
+  """Saves what the withheld update saw, and raises NonFiniteError.
+
+  The state stopped before the first bad update, so that update's batch and
+  losses can be had again.
+  """
+  bad = int(state.step)  # completed updates; the next one is the culprit
+  state, metrics = compiled(state, frozen, sharding.place_batch(source[bad], mesh))
+  metrics = jax.device_get(metrics)
+
+  def show(x):  # strict JSON has no nan
+    return float(x) if np.isfinite(x) else str(x)
+  path = workdir / 'nonfinite.json'
+  checkpoint_lib.write_json(path, {
+      'step': bad + 1, 'loss': show(metrics['loss']), 'grad_norm': show(metrics['grad_norm']),
+      'block_nll': [show(x) for x in metrics['block_nll'] / np.maximum(metrics['block_count'], 1)],
+      'rows': [row.tolist() for row in source.get_records(bad)]})
+  raise NonFiniteError(
+      f'{workdir}: step {bad + 1} has loss {metrics["loss"]} and gradient norm '
+      f'{metrics["grad_norm"]}; the update was withheld, its rows and losses per block are in '
+      f'{path}; lower optim.learning_rate or look at those records, then run again from the last '
+      'checkpoint')
+
+
+def _get_records(task: Task, split: str, limit: int):
+  """The first `limit` records of a split (0: all)."""
+  source = task.dataset.splits[split]
+  count = min(limit, len(source)) if limit else len(source)
+  return source.__getitems__(range(count))
+
+
+def evaluate_run(task: Task, workdir, say=print) -> dict:
+  """Evaluates a run's checkpoint as `config.eval` says; adds to results.json and predictions/.
+
+  Returns: the whole content of results.json.
+  """
+  workdir, config, blocks = epath.Path(workdir), task.config, task.config.eval_blocks
+  graphdef, params, frozen, step = load_params(task, workdir, config.eval.checkpoint)
+  records = _get_records(task, config.eval.split, config.eval.num_examples)
+  name = config.eval.split
+  if blocks != dataclasses.replace(
+      config, eval=dataclasses.replace(config.eval, num_blocks=-1)).eval_blocks:
+    name += f'-k{blocks}'
+  if config.eval.num_examples:
+    name += f'-n{len(records)}'
+  say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
+      f'{config.eval.split} questions, K={blocks}')
+  decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
+  result, predictions = evaluate.evaluate(
+      decoder, params, frozen, records, config, task.codec, blocks)
+  if config.method == 'rim_stage1':
+    result |= evaluate.evaluate_steps(decoder, params, frozen, records, config, task.codec)
+  if config.eval.num_latency_runs:
+    result |= evaluate.measure_ttft(graphdef, params, frozen, records, config, task.codec,
+                                    task.mesh, blocks, config.eval.num_latency_runs)
+  result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,
+             'format': evaluate.RESULTS_VERSION}
+  (workdir / 'predictions').mkdir(exist_ok=True)
+  lines = (json.dumps(p, allow_nan=False) + '\n' for p in predictions)
+  (workdir / 'predictions' / f'{name}.jsonl').write_text(''.join(lines))
+  path = workdir / 'results.json'
+  results = checkpoint_lib.load_json(path, 'the results') if path.exists() else {}
+  results[name] = result
+  checkpoint_lib.write_json(path, results)
+  return results
+
+
+def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
+  """Runs every stage that a config stands for, each in a WORKDIR of its own.
+
+  Returns: stage name ('' for a single run) -> its results.
+  """
+  workdir = epath.Path(workdir)
+  results, before = {}, None
+  for name, stage_config in config_lib.make_stages(config):
+    folder = workdir / name if name else workdir
+    init_from = before if name else find_init(stage_config, folder)
+    if name:
+      say(f'== {name}: {folder}')
+    results[name] = train(stage_config, folder, init_from, say, console)
+    before = folder
+  return results

@@ -1,0 +1,168 @@
+"""One update, as a pure function of (state, frozen parameters, batch).
+
+`step` below counts completed updates of the stage: it is the s of the
+schedules, it seeds dropout, and nothing else varies inside a stage, so the step
+compiles once.
+"""
+
+import dataclasses
+import zlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from rim_jax import batch as batch_lib
+from rim_jax import curriculum
+from rim_jax import loss as loss_lib
+from rim_jax import memory
+from rim_jax import model as model_lib
+from rim_jax import optim
+from rim_jax import sharding
+from rim_jax.config import Config
+
+# The trainable set is a filter on variable types.
+TRAINABLE = {'all': nnx.Param, 'memory': memory.MemoryParam}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that an update changes."""
+  step: jax.Array  # i32[], completed updates of the stage
+  healthy: jax.Array  # bool[]; False from the first withheld update on
+  params: dict  # the trainable set
+  opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A model split into structure and placement, before any array exists.
+
+  `shardings` and `abstract` mirror (state, frozen).
+  """
+  graphdef: nnx.GraphDef
+  tx: optax.GradientTransformation
+  abstract: tuple[TrainState, dict]
+  shardings: tuple[TrainState, dict]
+  init: object  # key -> (state, frozen), placed
+
+
+def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Program:
+  """Shapes, placement and a sharded initialiser for a stage's state.
+
+  Raises: UserError where the mesh does not divide a parameter.
+  """
+  tx = optim.make_optimizer(config.optim, num_steps)
+  trainable = TRAINABLE[config.optim.trainable]
+
+  def make_model(key):
+    return model_lib.Transformer(config.model, vocab_size, key)
+
+  def init(key):
+    _, params, frozen = nnx.split(make_model(key), trainable, ...)
+    params = nnx.to_pure_dict(params)
+    frozen = jax.tree.map(lambda x: x.astype(config.model.frozen_dtype),
+                          nnx.to_pure_dict(frozen))
+    state = TrainState(jnp.zeros((), jnp.int32), jnp.ones((), bool), params, tx.init(params))
+    return state, frozen
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  graphdef, params, frozen = nnx.split(nnx.eval_shape(make_model, key), trainable, ...)
+  abstract = jax.eval_shape(init, key)
+  params_at, frozen_at = (sharding.make_state_shardings(s, mesh) for s in (params, frozen))
+  everywhere = sharding.get_replicated(mesh)
+  # Moments live with their parameters; left to the compiler they would all sit on one device.
+  opt_at = optax.tree_map_params(
+      tx, lambda _, s: s, abstract[0].opt_state, params_at,
+      transform_non_params=lambda _: everywhere)
+  shardings = (TrainState(everywhere, everywhere, params_at, opt_at), frozen_at)
+  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                          abstract, shardings)
+  return Program(graphdef, tx, abstract, shardings, jax.jit(init, out_shardings=shardings))
+
+
+def merge_model(graphdef, params, frozen) -> model_lib.Transformer:
+  """The model on these arrays, inside or outside a trace."""
+  return nnx.merge(graphdef, nnx.State(params), nnx.State(frozen))
+
+
+def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks: int,
+                 config: Config, dropout_key):
+  """Weighted NLL of a (micro-)batch as sums.
+
+  Returns: (sum in nats, {'norm', 'block_nll' [num_blocks + 1], 'block_count'
+    [num_blocks + 1], 'num_tokens', 'num_examples'}), all sums; block_nll adds up each
+    readout's unweighted mean token NLL by the block that it reads.
+  """
+  logits_bsv = model.compute_slot_logits(batch, config.layout, dropout_key)
+  nll_bs = loss_lib.compute_slot_nll(logits_bsv, batch.slot_target)
+  weights_bs, norm = curriculum.compute_slot_weights(batch, step, num_steps, config)
+  supervised = batch.slot_kind != batch_lib.SLOT_PAD
+  share = jnp.where(supervised, 1.0 / jnp.maximum(batch.slot_tokens, 1), 0.0)
+
+  def by_block(x):
+    return jax.ops.segment_sum(x.ravel(), batch.slot_block.ravel(), num_blocks + 1)
+  return loss_lib.compute_weighted_nll(nll_bs, weights_bs).sum(), {
+      'norm': norm,
+      'block_nll': by_block(loss_lib.compute_weighted_nll(nll_bs, share)),
+      'block_count': by_block(share),
+      'num_tokens': (batch.example > 0).sum(),
+      'num_examples': batch.example.max(1).sum(),
+  }
+
+
+def make_train_step(program: Program, config: Config, num_steps: int, num_blocks: int, mesh):
+  """(state, frozen, batch) -> (state, metrics), jitted, placed, `state` donated.
+
+  The batch is taken in `num_micro_batches` pieces; gradients and losses add up
+  as sums and are divided once by the summed norm, so pieces of unequal weight
+  equal the whole. An update whose loss or gradient is not finite is withheld,
+  and so is every later one (`healthy`): metrics that are read late never find
+  it applied.
+  """
+  schedule = optim.make_schedule(config.optim, num_steps)
+  num_micro = config.train.num_micro_batches
+  stage_key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.method.encode()))
+
+  def train_step(state: TrainState, frozen, batch: batch_lib.Batch):
+    step_key = jax.random.fold_in(stage_key, state.step)
+
+    def compute_sums(params, micro, index):
+      model = merge_model(program.graphdef, params, frozen)
+      key = jax.random.fold_in(step_key, index) if config.model.dropout else None
+      return compute_loss(model, micro, state.step, num_steps, num_blocks, config, key)
+
+    compute_grads = jax.value_and_grad(compute_sums, has_aux=True)
+
+    # Every num_micro-th row goes together, so that each piece spreads over all devices.
+    micros = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // num_micro, num_micro, -1).swapaxes(0, 1), batch)
+    indices = jnp.arange(num_micro)
+    first = jax.tree.map(lambda x: x[0], (micros, indices))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                         jax.eval_shape(compute_grads, state.params, *first))
+
+    def accumulate(total, xs):
+      return jax.tree.map(jnp.add, total, compute_grads(state.params, *xs)), None
+    ((total, sums), grads), _ = jax.lax.scan(accumulate, zeros, (micros, indices))
+
+    norm = sums.pop('norm')
+    loss = loss_lib.divide_or_zero(total, norm)
+    grads = jax.tree.map(lambda g: loss_lib.divide_or_zero(g, norm), grads)
+    grad_norm = optax.global_norm(grads)
+    healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+    updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
+    new = TrainState(state.step + 1, healthy, optax.apply_updates(state.params, updates),
+                     opt_state)
+    old = dataclasses.replace(state, healthy=healthy)
+    state = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, old)
+    return state, {'loss': loss, 'norm': norm, 'grad_norm': grad_norm, 'healthy': healthy,
+                   'learning_rate': schedule(old.step), **sums}
+
+  state_at, frozen_at = program.shardings
+  return jax.jit(train_step, donate_argnums=0,
+                 in_shardings=(state_at, frozen_at, sharding.get_batch_sharding(mesh)),
+                 out_shardings=(state_at, sharding.get_replicated(mesh)))
+
