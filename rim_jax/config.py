@@ -11,6 +11,7 @@ Units are in the names: `_steps` optimizer updates, `_examples` records,
 
 import dataclasses
 import difflib
+import math
 import typing
 
 import ml_collections
@@ -314,10 +315,15 @@ def find_problems(config: Config) -> list[str]:
       close = difflib.get_close_matches(str(flat[key]), choices, 1)
       problems.append(f"{key}='{flat[key]}' is not one of {', '.join(choices)}"
                       + (f"; did you mean '{close[0]}'?" if close else ''))
+  problems += [f'{k}={v} must be a finite number' for k, v in flat.items()
+               if isinstance(v, float) and not math.isfinite(v)]
   problems += [f'{k}={flat[k]} must be at least 1' for k in _AT_LEAST_ONE if flat[k] < 1]
   problems += [f'{k}={flat[k]} must not be negative' for k in _NOT_NEGATIVE if flat[k] < 0]
-  problems += [f'{k}={flat[k]} must be above 0' for k in _POSITIVE if not flat[k] > 0]
-  problems += [f'{k}={flat[k]} must be in [0, 1)' for k in _BELOW_ONE if not 0 <= flat[k] < 1]
+  problems += [f'{k}={flat[k]} must be above 0' for k in _POSITIVE if flat[k] <= 0]
+  problems += [f'{k}={flat[k]} must be in [0, 1)' for k in _BELOW_ONE
+               if flat[k] < 0 or flat[k] >= 1]
+  # JAX would drop higher bits without a word, and two seeds would be one.
+  problems += [f'{k}={flat[k]} must be below 2**32' for k in ('seed',) if flat[k] >= 2**32]
   # The checks below do arithmetic on values that the ones above vouch for.
   if problems:
     return problems

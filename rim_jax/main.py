@@ -11,11 +11,14 @@ A user's mistake ends in one line a problem and exit code 2; a run that had to
 stop, in one line and exit code 1.
 """
 
+import difflib
 import io
 import pathlib
+import re
 import sys
 
 from absl import flags
+import ml_collections
 from ml_collections import config_flags
 from rich import console as rich_console
 
@@ -23,13 +26,14 @@ from rim_jax import config as config_lib
 from rim_jax.config import UserError
 
 MODES = ('train', 'eval', 'generate')
+_LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
 
 
-def _define_flags() -> flags.FlagValues:
+def _define_flags(argv) -> flags.FlagValues:
   """Flags of one invocation, apart from absl's global ones, so that a process can have several."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', None, 'A recipe, FILE[:PRESET].', flag_values=values,
-                                  lock_config=True)
+                                  lock_config=True, sys_argv=argv)
   flags.DEFINE_string('workdir', '', 'Where the run lives.', flag_values=values)
   flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
   flags.DEFINE_string('question', '', 'generate: the question.', flag_values=values)
@@ -38,35 +42,95 @@ def _define_flags() -> flags.FlagValues:
   return values
 
 
+def _find_config_path(argv):
+  """FILE[:PRESET] of `--config=...` or `--config ...`, the last one as absl has it; or None."""
+  path = None
+  for arg, after in zip(argv, [*argv[1:], None]):
+    name, equals, value = arg.partition('=')
+    if name in ('--config', '-config'):
+      path = value if equals else after
+  return path
+
+
+def _find_override_problems(argv):
+  """What is wrong with each `--config.KEY=VALUE`, all at once; absl would stop at the first."""
+  defaults = config_lib.flatten(config_lib.Config())
+  problems = []
+  for arg in argv:
+    name, equals, value = arg.lstrip('-').partition('=')
+    if not arg.startswith('-') or not name.startswith('config.'):
+      continue
+    key = name.removeprefix('config.')
+    if key not in defaults:
+      group = [k for k in defaults if k.startswith(f'{key}.')]
+      close = difflib.get_close_matches(key, defaults, 1)
+      hint = (f"it is a group of keys, e.g. '{group[0]}'" if group else
+              f"did you mean '{close[0]}'?" if close else 'see rim_jax/config.py for all keys')
+      problems.append(f"--config.{key}: there is no key '{key}'; {hint}")
+    elif equals:
+      kind = type(defaults[key])
+      try:
+        flags.BooleanParser().parse(value) if kind is bool else kind(value)
+      except (ValueError, TypeError):
+        problems.append(f"--config.{key}={value}: should be {kind.__name__}, e.g. {defaults[key]}")
+  return problems
+
+
 def _parse(argv):
-  """Flags and the frozen config of a command line.
+  """Flags, the frozen config and the recipe's path of a command line.
 
   Raises: UserError in one line for whatever is wrong with either.
   """
-  values = _define_flags()
-  path = next((a.split('=', 1)[1] for a in argv if a.startswith('--config=')), None)
+  path = _find_config_path(argv)
   if path is not None and not pathlib.Path(path.split(':')[0]).is_file():
     there = sorted(map(str, pathlib.Path('configs').glob('*.py')))
     raise UserError(f'--config={path}: there is no file {path.split(":")[0]}'
                     + (f'; there are {", ".join(there)}' if there else
                        '; give the path of a recipe'))
+  problems = _find_override_problems(argv)
+  if problems:
+    raise UserError('\n'.join(problems))
   try:
+    values = _define_flags(argv)
     rest = values(argv)[1:]
     config = values.config  # the recipe runs here
-  except UserError:
-    raise
+  except UserError as e:
+    raise UserError('\n'.join(f'{path}: {line}' for line in str(e).split('\n'))) from e
+  except flags.Error as e:
+    if 'Error whilst parsing config file' in str(e):  # and a traceback, which ends in its error
+      raise UserError(f'{path}: {str(e).strip().splitlines()[-1]}') from e
+    raise UserError(f'command line: {_flatten_message(e)}') from e
   except Exception as e:  # pylint: disable=broad-except  (a recipe is the user's code)
-    if values.is_parsed() and values.debug:
+    if '--debug' in argv:
       raise
-    message = str(e).strip() or type(e).__name__
-    raise UserError(f'{path or "command line"}: ' + ' '.join(message.split())) from e
+    raise UserError(f'{path or "command line"}: {_flatten_message(e)}') from e
   if values.help:
-    return values, None
+    return values, None, path
   if rest:
     raise UserError(f'command line: {rest[0]!r} is no flag; write --flag=value')
-  if config is None:
+  if path is None:
     raise UserError('command line: --config is missing; try --config=configs/rim.py')
-  return values, config_lib.parse_config(config, path)
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
+                    'that rim_jax.config.make_config_dict makes')
+  return values, config_lib.parse_config(config, path), path
+
+
+def _flatten_message(error):
+  """An exception in one line, with its kind where the message alone says little."""
+  # str() of a KeyError or AttributeError of a ConfigDict is the repr of its message.
+  message = ' '.join(str(error.args[0] if len(error.args) == 1 else error).split())
+  locked = _LOCKED.search(message)
+  if locked:  # the library goes on to list every value of the group
+    keys = re.findall(r"(\w+)\\?': ", locked[2])
+    close = difflib.get_close_matches(locked[1], keys, 1)
+    return f"there is no key '{locked[1]}'; " + (
+        f"did you mean '{close[0]}'?" if close else f'keys here: {", ".join(keys)}')
+  if isinstance(error, AttributeError) and message.endswith("'get_config'"):
+    return 'has no get_config; define it, returning what rim_jax.config.make_config_dict makes'
+  if isinstance(error, (flags.Error, SyntaxError)):
+    return message
+  return f'{type(error).__name__}: {message}' if message else type(error).__name__
 
 
 def get_workdir(config_path: str) -> pathlib.Path:
@@ -76,12 +140,11 @@ def get_workdir(config_path: str) -> pathlib.Path:
 
 
 def _run(argv, console) -> None:
-  values, config = _parse(argv)
+  values, config, source = _parse(argv)
   if values.help:
     console.print(__doc__, markup=False)
     return
-  source = next(a.split('=', 1)[1] for a in argv if a.startswith('--config='))
-  workdir = pathlib.Path(values.workdir or get_workdir(source))
+  workdir = values.workdir or str(get_workdir(source))  # text: pathlib would break 'gs://'
 
   def say(line):
     console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -136,8 +136,8 @@ class Transformer(nnx.Module):
 
     def normal(name, shape, axes, std):
       return nnx.Param(std * jax.random.normal(fold_in_name(key, name), shape), axes=axes)
-    self.embedding = normal('embedding', (vocab_size, d), (VOCAB, EMBED), 0.02)
-    self.positions = (normal('positions', (config.max_positions, d), (POSITION, EMBED), 0.02)
+    self.embedding = normal('embedding', (vocab_size, d), (VOCAB, EMBED), d ** -0.5)
+    self.positions = (normal('positions', (config.max_positions, d), (POSITION, EMBED), d ** -0.5)
                       if config.positions == 'learned' else None)
     self.memory = memory.make_memory(
         self.embedding[...], config, fold_in_name(key, 'memory'))

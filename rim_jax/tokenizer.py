@@ -42,7 +42,8 @@ class ChainTokenizer:
       return [self._ids[c] for c in text]
     except KeyError as e:
       raise UserError(f'{text[:40]!r} holds {e.args[0]!r}, which the chain tokenizer does not '
-                      f'know; it knows {self.characters!r}') from None
+                      f'know; it knows {self.characters!r}; write it in these, or set '
+                      "tokenizer.kind to 'bytes'") from None
 
   def decode(self, ids):
     return ''.join(self.characters[i] for i in ids if i < len(self.characters))

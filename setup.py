@@ -1,0 +1,43 @@
+"""Installation of rim_jax; see README.md."""
+
+import pathlib
+
+import setuptools
+
+here = pathlib.Path(__file__).parent
+version = next(line.split("'")[1] for line in (here / 'rim_jax/__init__.py').read_text().split('\n')
+               if line.startswith('__version__'))
+
+setuptools.setup(
+    name='rim_jax',
+    version=version,
+    description='Reasoning in Memory: language models that reason inside memory blocks, in JAX',
+    long_description=(here / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=['rim_jax'],
+    install_requires=[
+        'absl-py',
+        'etils[epath]',
+        'flax>=0.12.8',
+        'grain>=0.2.18',
+        'importlib_resources',  # tensorflow-datasets imports it without declaring it
+        'jax>=0.10.2',
+        'matplotlib',
+        'ml-collections',
+        'numpy',
+        'optax>=0.2.8',
+        'orbax-checkpoint>=0.12.8,<1',
+        'rich',
+        'tensorboardX',
+        'tensorflow-datasets>=4.9.10',  # without TensorFlow
+        'array_record',
+        'tokenizers',
+    ],
+    extras_require={
+        'tpu': ['jax[tpu]'],
+        'cuda': ['jax[cuda13]'],
+        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright'],
+    },
+)

@@ -1,0 +1,142 @@
+"""The borders between modules, read from their imports: who must never know of whom.
+
+A border that is crossed shows here in the commit that crosses it. The table
+says why a module can be read, tested or replaced alone.
+"""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / 'rim_jax'
+FILES = sorted(PACKAGE.rglob('*.py'))
+MODULES = sorted(p.stem for p in FILES if p.stem != '__init__')
+
+# What does I/O or talks to a person.
+IO = {'io', 'os', 'pathlib', 'etils', 'json', 'logging', 'absl', 'rich', 'orbax',
+      'rim_jax.checkpoint', 'rim_jax.metrics', 'rim_jax.report'}
+ALL = {f'rim_jax.{m}' for m in MODULES}
+
+# module -> what it never imports; a name stands for all below it
+NEVER = {
+    'main': {'optax', 'grain', 'jax', 'flax', 'tensorflow_datasets'},
+    'run': {'optax', 'grain', 'absl', 'rim_jax.main'},
+    'config': ALL | {'jax', 'numpy', 'flax', 'optax', 'grain'},
+    'data': {'rim_jax.model', 'rim_jax.sharding', 'rim_jax.train', 'jax'},
+    'tokenizer': {'rim_jax.model', 'jax'},
+    'layout': {'rim_jax.model', 'rim_jax.loss'},
+    'packing': ALL | {'jax', 'grain'},
+    'pipeline': {'rim_jax.model', 'rim_jax.loss', 'rim_jax.optim', 'rim_jax.train'},
+    'batch': ALL - {'rim_jax.config'},
+    'curriculum': {'rim_jax.data', 'rim_jax.model'} | IO,
+    'model': {'rim_jax.data', 'rim_jax.optim'} | IO,
+    'memory': {'rim_jax.data', 'rim_jax.loss'} | IO,
+    'lora': {'rim_jax.data', 'rim_jax.loss'} | IO,
+    'pretrained': {'rim_jax.train', 'rim_jax.optim'},
+    'sharding': {'rim_jax.model', 'rim_jax.data', 'rim_jax.train'},
+    'loss': IO | {'rim_jax.data'},
+    'optim': IO | {'rim_jax.data'},
+    'train_step': IO | {'rim_jax.data'},
+    'checkpoint': {'rim_jax.model', 'rim_jax.train'},
+    'train': {'absl', 'rim_jax.main', 'rim_jax.run'},
+    'decode': {'rim_jax.optim', 'optax'},
+    'evaluate': {'rim_jax.optim', 'optax'},
+    'controls': {'rim_jax.optim', 'optax'},
+    'metrics': {'rim_jax.model'},
+    'report': {'rim_jax.model'},
+    'plan': {'rim_jax.data', 'rim_jax.train'},
+    'sweep': {'rim_jax.model', 'rim_jax.loss'},
+}
+
+
+def find_imports(source: str) -> set[str]:
+  """Every module that a source names in an import, at any depth of it, as dotted names."""
+  found = set()
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, ast.Import):
+      found |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, 'relative imports hide what is imported'
+      # `from rim_jax import model` names a module, `from rim_jax.model import x` too.
+      found |= {node.module} | {f'{node.module}.{alias.name}' for alias in node.names}
+  return found
+
+
+def imports_of(module):
+  return find_imports((PACKAGE / f'{module}.py').read_text())
+
+
+def find_crossed(imports, never):
+  return {i for i in imports if any(i == n or i.startswith(f'{n}.') for n in never)}
+
+
+def test_the_reader_of_imports_sees_every_form():
+  source = '''
+import jax.numpy as jnp
+from rim_jax import model as m
+from rim_jax.data import Record
+def f():
+  import optax
+  if True:
+    from grain import python
+'''
+  imports = find_imports(source)
+  assert find_crossed(imports, {'jax', 'rim_jax.model', 'rim_jax.data', 'optax', 'grain'}) >= {
+      'jax.numpy', 'rim_jax.model', 'rim_jax.data', 'optax', 'grain'}
+  assert find_crossed(imports, {'rim_jax.mode', 'ja', 'rim_jax.data.Rec'}) == set()
+
+
+def test_every_module_has_its_border():
+  """A new module states what it must not know."""
+  assert set(MODULES) <= set(NEVER)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_no_border_is_crossed(module):
+  assert find_crossed(imports_of(module), NEVER[module] - {f'rim_jax.{module}'}) == set()
+
+
+def test_imports_have_no_cycle():
+  graph = {m: {i.split('.')[1] for i in imports_of(m) if i.startswith('rim_jax.')} & set(MODULES)
+           for m in MODULES}
+  while graph:
+    leaves = {m for m, needs in graph.items() if not needs & graph.keys()}
+    assert leaves, f'a cycle among {sorted(graph)}'
+    graph = {m: needs for m, needs in graph.items() if m not in leaves}
+
+
+def test_the_package_is_flat_and_names_what_its_modules_own():
+  assert {p.parent for p in FILES} == {PACKAGE}
+  assert not {m for m in MODULES if m.strip('_') in (
+      'util', 'utils', 'common', 'helper', 'helpers', 'misc', 'base', 'core', 'types')}
+
+
+@pytest.mark.parametrize('folder', ['rim_jax', 'configs', 'tests'])
+def test_no_wildcard_imports(folder):
+  for path in (ROOT / folder).glob('*.py'):
+    assert not [i for i in find_imports(path.read_text()) if i.endswith('.*')], path
+
+
+def test_recipes_know_only_the_config():
+  """So that a recipe is read, and refused, before anything heavy is loaded."""
+  for path in (ROOT / 'configs').glob('*.py'):
+    inside = {i for i in find_imports(path.read_text()) if i.startswith('rim_jax')}
+    assert {i for i in inside if not i.startswith('rim_jax.config')} <= {'rim_jax'}, path
+
+
+def test_a_wrong_flag_is_told_before_jax_is_loaded():
+  """What the table cannot see: imports of imports."""
+  code = '''
+import sys
+from rim_jax import main
+assert main.cli(['main.py', '--config=configs/rim.py', '--config.model.num_heads=5']) == 2
+heavy = {'jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow_datasets', 'tokenizers'}
+sys.exit(f'loaded: {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)
+'''
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                        timeout=60)
+  assert done.returncode == 0, done.stderr

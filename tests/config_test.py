@@ -1,0 +1,606 @@
+"""Every recipe parses, every problem is told, and every key does something.
+
+The last is the table `LIVE`: for each key a change, and a probe that sees it.
+The probes look at what the program would do (a batch, a plan, the traced step,
+what the loop asks of its parts) and compile no network.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import pathlib
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from rim_jax import batch as batch_lib
+from rim_jax import checkpoint as checkpoint_lib
+from rim_jax import config as config_lib
+from rim_jax import data
+from rim_jax import decode
+from rim_jax import evaluate
+from rim_jax import metrics
+from rim_jax import pipeline
+from rim_jax import run
+from rim_jax import sharding
+from rim_jax import tokenizer as tokenizer_lib
+from rim_jax import train
+from rim_jax import train_step
+from rim_jax.config import Config, UserError
+from tests import support
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPES = sorted(p.stem for p in (ROOT / 'configs').glob('*.py') if p.stem != 'presets')
+
+
+def load_recipe(name):
+  spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+# ---- Recipes ----
+
+
+@pytest.mark.parametrize('name', RECIPES)
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k'])
+def test_every_recipe_is_a_config(name, preset):
+  module = load_recipe(name)
+  tree = module.get_config() if name == 'smoke' else module.get_config(preset)
+  assert tree.is_locked  # or else a typo on the command line would pass
+  config = config_lib.parse_config(tree)
+  assert config_lib.make_stages(config)
+  methods = {'stage1': 'rim_stage1', 'stage2': 'rim_stage2', 'smoke': 'rim'}
+  assert config.method == methods.get(name, name)
+
+
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k'])
+def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
+  """So that a stage can be done again alone: same config, to the last key."""
+  stages = config_lib.make_stages(config_lib.parse_config(load_recipe('rim').get_config(preset)))
+  alone = [config_lib.parse_config(load_recipe(n).get_config(preset)) for n in ('stage1', 'stage2')]
+  assert [stage for _, stage in stages] == alone
+
+
+def test_the_recipes_of_a_preset_differ_in_the_method_only():
+  """A comparison of methods is of methods: same data, model, budget, optimizer."""
+  trees = [config_lib.flatten(config_lib.parse_config(load_recipe(n).get_config('chain')))
+           for n in ('rim', 'direct', 'cot', 'pause')]
+  differ = {k for k in trees[0] if len({t[k] for t in trees}) > 1}
+  assert differ == {'method', 'eval.max_new_tokens'}
+
+
+def test_an_unknown_preset_is_told():
+  with pytest.raises(UserError, match="no preset 'gsm9k'; there are chain, gsm8k"):
+    load_recipe('rim').get_config('gsm9k')
+
+
+# ---- ConfigDict -> Config ----
+
+
+def test_the_dictionary_is_locked_and_round_trips():
+  tree = config_lib.make_config_dict(method='cot')
+  tree.train.num_examples = 5
+  with pytest.raises(AttributeError):
+    tree.optim.learning_rat = 1.0
+  with pytest.raises(TypeError):
+    tree.seed = 'x'
+  config = config_lib.parse_config(tree)
+  assert (config.method, config.train.num_examples) == ('cot', 5)
+  assert config_lib.parse_config(dataclasses.asdict(config)) == config
+  assert config_lib.parse_config(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    config.seed = 1
+
+
+def test_flatten_names_every_leaf():
+  flat = config_lib.flatten(Config())
+  assert flat == config_lib.flatten(dataclasses.asdict(Config()))
+  assert flat['data.chain.modulus'] == 10
+  assert not any(isinstance(v, dict) or dataclasses.is_dataclass(v) for v in flat.values())
+
+
+def test_a_whole_number_is_good_for_a_float_and_nothing_else_is_cast():
+  tree = dataclasses.asdict(dataclasses.replace(
+      Config(), train=config_lib.TrainConfig(num_examples=1)))
+  tree['optim']['learning_rate'] = 1
+  assert type(config_lib.parse_config(tree).optim.learning_rate) is float
+  for key, value in (('seed', 1.0), ('seed', True), ('seed', None), ('seed', '1')):
+    with pytest.raises(UserError, match=f'{key}={value!r} should be int'):
+      config_lib.parse_config({**tree, key: value})
+  with pytest.raises(UserError, match='tie_embeddings=1 should be bool'):
+    config_lib.parse_config({**tree, 'model': {**tree['model'], 'tie_embeddings': 1}})
+
+
+def test_every_problem_is_told_at_once_and_named():
+  tree = dataclasses.asdict(Config())
+  tree.update(sead=1, method=3, mesh=4)
+  tree['optim'].update(learning_rat=1.0, b1='x')
+  with pytest.raises(UserError) as caught:
+    config_lib.parse_config(tree, 'my.py')
+  lines = str(caught.value).splitlines()
+  assert len(lines) == 5
+  assert all(line.startswith('my.py: ') for line in lines)
+  for words in (["'sead'", "'seed'"], ['method=3', 'str'], ['mesh=4', 'group'],
+                ["'optim.learning_rat'", "'learning_rate'"], ["optim.b1='x'", 'float']):
+    assert any(all(w in line for w in words) for line in lines), words
+
+
+@pytest.mark.parametrize('key', sorted(
+    {*config_lib._CHOICES, *config_lib._AT_LEAST_ONE, *config_lib._NOT_NEGATIVE,
+     *config_lib._POSITIVE, *config_lib._BELOW_ONE}))
+def test_every_bound_is_checked(key):
+  config = support.make_config()
+  bad = 'nonsense' if key in config_lib._CHOICES else 0 if key in config_lib._AT_LEAST_ONE else -1
+  problems = find_problems(config, {key: bad})
+  assert len(problems) == 1
+  assert key in problems[0] and str(bad) in problems[0]
+
+
+def test_every_number_that_is_not_finite_is_a_problem():
+  for key, value in config_lib.flatten(Config()).items():
+    if isinstance(value, float):
+      for bad in (float('nan'), float('inf'), float('-inf')):
+        assert f'{key}={bad} must be a finite number' in find_problems(
+            support.make_config(), {key: bad})
+
+
+def find_problems(config, changes):
+  for key, value in changes.items():
+    config = support._set_key(config, key.split('.'), value)
+  return config_lib.find_problems(config)
+
+
+def test_the_defaults_lack_only_a_budget():
+  problem, = config_lib.find_problems(Config())
+  assert 'train.num_examples' in problem
+
+
+# ---- Stages ----
+
+
+def test_a_single_method_is_one_stage():
+  config = support.make_config('pause')
+  assert config_lib.make_stages(config) == [('', config)]
+
+
+@pytest.mark.parametrize('budget', [{'num_examples': 1001}, {'num_epochs': 2.5}])
+def test_stages_share_the_budget_and_change_rate_and_dropout_only(budget):
+  config = support.make_config(
+      'rim', **{f'train__{k}': v for k, v in ({'num_examples': 0} | budget).items()},
+      curriculum__stage1_frac=0.6, curriculum__stage2_learning_rate_scale=0.5,
+      curriculum__stage2_dropout=0.3, model__dropout=0.1, optim__learning_rate=2e-3)
+  (name1, stage1), (name2, stage2) = config_lib.make_stages(config)
+  assert (name1, name2) == ('stage1', 'stage2')
+  key, total = next(iter(budget.items()))
+  shares = [getattr(s.train, key) for s in (stage1, stage2)]
+  assert sum(shares) == pytest.approx(total)
+  assert shares[0] == pytest.approx(0.6 * total, abs=0.5 if key == 'num_examples' else 1e-9)
+  changed = []
+  for stage in (stage1, stage2):
+    assert config_lib.find_problems(stage) == []
+    flat, base = config_lib.flatten(stage), config_lib.flatten(config)
+    changed.append({k: v for k, v in flat.items() if v != base[k] and k != f'train.{key}'})
+  assert changed == [{'method': 'rim_stage1'},
+                     {'method': 'rim_stage2', 'model.dropout': 0.3, 'optim.learning_rate': 1e-3}]
+
+
+def test_eval_blocks():
+  assert support.make_config(layout__num_blocks=3).eval_blocks == 3
+  assert support.make_config(eval__num_blocks=0).eval_blocks == 0
+  assert support.make_config(eval__num_blocks=7).eval_blocks == 7
+  assert support.make_config('direct').eval_blocks == support.make_config('cot').eval_blocks == 0
+
+
+# ---- Every key is live ----
+#
+# A probe takes (config, tools) and returns something comparable.
+
+NUM_STEPS = 10
+
+
+def quiet(_):
+  pass
+
+
+def probe_dataset(config, tools):
+  found = data.load_dataset(config.data, quiet)
+  return {name: [(r.question, r.steps, r.answer) for r in split]
+          for name, split in found.splits.items()}, found.num_dropped
+
+
+def probe_dataset_or_error(config, tools):
+  """The same where it may be refused, and where there is no network."""
+  def refuse(url, timeout):
+    raise OSError('no network in a test')
+  tools.patch.setattr(data.urllib.request, 'urlopen', refuse)
+  try:
+    return probe_dataset(config, tools)
+  except UserError as e:
+    return str(e)
+
+
+def probe_cache(config, tools):
+  data.load_dataset(config.data, quiet)
+  return pathlib.Path(config.data.cache_dir).exists() and config.data.cache_dir
+
+
+def probe_download(config, tools):
+  """What is asked of the network."""
+  asked = []
+
+  def refuse(url, timeout):
+    asked.append(url)
+    raise OSError('no network in a test')
+  tools.patch.setattr(data.urllib.request, 'urlopen', refuse)
+  with pytest.raises(UserError, match='no network'):
+    data.load_dataset(config.data, quiet)
+  return asked
+
+
+def probe_tokenizer(config, tools):
+  found = tokenizer_lib.load_tokenizer(config.tokenizer)
+  return found.fingerprint, found.vocab_size, found.bos_id, found.eos_id, found.encode('12')
+
+
+def make_stage(config):
+  codec = support.make_codec(config)
+  split = data.load_dataset(config.data, quiet).splits['train']
+  return split, codec, pipeline.make_stage_plan(split, codec, 1, quiet)
+
+
+def probe_plan(config, tools):
+  plan = make_stage(config)[2]
+  return (plan.num_steps, plan.batch_rows, plan.plan.row_tokens, plan.plan.row_slots,
+          plan.plan.records.tolist(), plan.plan.starts.tolist())
+
+
+def probe_batch(config, tools):
+  split, codec, plan = make_stage(config)
+  batch = pipeline.BatchSource(split, plan, codec)[0]
+  return [x.tolist() for x in jax.tree.leaves(batch)]
+
+
+def show(jaxpr):
+  """A jaxpr as text, with its constants, without addresses."""
+  consts = [str(np.asarray(jax.random.key_data(c) if jax.dtypes.issubdtype(
+      c.dtype, jax.dtypes.prng_key) else c).tolist()) for c in jaxpr.consts]
+  return re.sub(r'0x[0-9a-f]+', '', str(jaxpr)) + ''.join(consts)
+
+
+def make_program(config):
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  codec = support.make_codec(config)
+  return mesh, train_step.make_program(config, codec.memory_start, NUM_STEPS, mesh)
+
+
+def probe_step(config, tools):
+  """The traced update."""
+  mesh, program = make_program(config)
+  step = train_step.make_train_step(program, config, NUM_STEPS, 3, mesh)
+  batch = batch_lib.make_empty_rows(4, config.layout.row_tokens, 16)
+  return show(jax.make_jaxpr(step)(*program.abstract, batch))
+
+
+def probe_init(config, tools):
+  _, program = make_program(config)
+  return show(jax.make_jaxpr(program.init)(jax.random.key(0)))
+
+
+def probe_decode(config, tools):
+  """What a decoder hands to the device, for nine questions."""
+  seen = []
+
+  def record(graphdef, config, prefix, eos_id, blocks, max_new_tokens, params, frozen, trunks):
+    seen.append((prefix, blocks, max_new_tokens, trunks.tokens.shape))
+    return jnp.zeros((trunks.tokens.shape[0], len(blocks), max_new_tokens), jnp.int32)
+  tools.patch.setattr(decode, 'decode', record)
+  codec = support.make_codec(config)
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  decoder = decode.Decoder(None, config, codec, mesh)
+  decoder.decode_texts({}, {}, [[1, 2, 3]] * 9, 2, [4], (1, 2))
+  return seen
+
+
+def probe_mesh(config, tools):
+  return dict(sharding.make_mesh(config.mesh, jax.devices()).shape)
+
+
+def probe_stages(config, tools):
+  return [(s.train, s.model, s.optim) for _, s in config_lib.make_stages(config)]
+
+
+def probe_stage1(config, tools):
+  try:
+    return str(train.find_init(config, tools.folder / 'stage2'))
+  except UserError as e:
+    return str(e)
+
+
+def make_task(config):
+  return train.Task(config, data.load_dataset(config.data, quiet), support.make_codec(config),
+                    sharding.make_mesh(config.mesh, jax.devices()[:1]))
+
+
+def make_result(count):
+  return {'n': count, 'final_acc': 0.5, 'block_acc': [0.5]}
+
+
+def probe_evaluation(config, tools):
+  """What an evaluation reads and leaves."""
+  seen = []
+
+  def load_params(task, workdir, which):
+    seen.append(which)
+    return None, {}, {}, 7
+
+  def decode_records(decoder, params, frozen, records, config, codec, num_blocks, say=None):
+    seen.append(([r.origin for r in records], num_blocks))
+    return make_result(len(records)), []
+
+  def time_runs(*args):
+    seen.append(args[-1])
+    return {'ttft_ms': 1.0}
+  tools.patch.setattr(train, 'load_params', load_params)
+  tools.patch.setattr(evaluate, 'evaluate', decode_records)
+  tools.patch.setattr(evaluate, 'evaluate_steps', lambda *args: {})
+  tools.patch.setattr(evaluate, 'measure_ttft', time_runs)
+  return seen, train.evaluate_run(make_task(config), tools.make_folder(), quiet)
+
+
+def probe_loop(config, tools):
+  """What the loop asks of its parts and when, with an update that does nothing."""
+  seen = []
+
+  class Checkpointer:
+    def __init__(self, workdir, keep_last, say):
+      seen.append(('keep', keep_last))
+    __enter__ = lambda self: self
+    __exit__ = lambda self, *unused: None
+    find_latest = poll = finish = lambda self: None
+    save = lambda self, step, *rest: seen.append(('save', step))
+
+  state = types.SimpleNamespace(step=0, healthy=True, params={}, opt_state={})
+  values = {'loss': 1.0, 'grad_norm': 1.0, 'learning_rate': 1.0, 'norm': 1.0, 'healthy': True,
+            'block_nll': np.ones(4), 'block_count': np.ones(4), 'num_examples': 1,
+            'num_tokens': 1}
+  step = types.SimpleNamespace()
+  step.lower = lambda *args: step
+  step.compile = lambda: lambda state, frozen, batch: (state, values)
+  make_batches, make_writer = pipeline.make_batches, metrics.MetricsWriter
+
+  def record_batches(source, start, prefetch):
+    seen.append(('prefetch', prefetch))
+    return make_batches(source, start, prefetch)
+
+  def record_writer(workdir, start, tensorboard):
+    seen.append(('tensorboard', tensorboard))
+    return make_writer(workdir, start, tensorboard)
+
+  def decode_records(decoder, params, frozen, records, *rest):
+    seen.append(('valid', len(records)))
+    return make_result(len(records)), []
+  tools.patch.setattr(checkpoint_lib, 'Checkpointer', Checkpointer)
+  tools.patch.setattr(train, '_initialize', lambda *args: (state, {}))
+  tools.patch.setattr(train_step, 'make_program',
+                      lambda *args: types.SimpleNamespace(graphdef=None))
+  tools.patch.setattr(train_step, 'make_train_step', lambda *args: step)
+  tools.patch.setattr(pipeline, 'make_batches', record_batches)
+  tools.patch.setattr(metrics, 'MetricsWriter', record_writer)
+  tools.patch.setattr(evaluate, 'evaluate', decode_records)
+  tools.patch.setattr(train, 'evaluate_run', lambda *args: {})
+  tools.patch.setattr(train, 'make_task', lambda config, say: make_task(config))
+  folder = tools.make_folder()
+  train.train(config, folder, None, quiet)
+  return seen, [line['step'] for line in metrics.load_metrics(folder)]
+
+
+def probe_shown(config, tools):
+  seen = []
+  tools.patch.setattr(train, 'train_curriculum', lambda *args: {'': {}})
+  tools.patch.setattr(run.report, 'write_report', lambda *args: None)
+  tools.patch.setattr(run.report, 'load_predictions', lambda *args: [])
+  tools.patch.setattr(run.report, 'show_results', lambda console, folder, *args: seen.append(args))
+  run.train(config, tools.folder, '', quiet, None)
+  return seen
+
+
+PROBES = {name.removeprefix('probe_'): f for name, f in list(globals().items())
+          if name.startswith('probe_')}
+
+STAGE2 = {'method': 'rim_stage2'}
+ROPE = {'model.positions': 'rope'}
+GSM8K = {'data.source': 'gsm8k', 'data.dir': '{files}', 'data.num_valid': 2,
+         'tokenizer.kind': 'bytes'}
+DOWNLOAD = {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes'}
+FILE = {'tokenizer.kind': 'file', 'tokenizer.path': '{files}/a.json', 'tokenizer.eos_token': '<e>'}
+SHORT = {'train.num_examples': 40, 'checkpoint.every_steps': 2}
+
+# key -> (probe, changed value, what else is set in both configs)
+LIVE = {
+    'method': ('batch', 'direct', {}),
+    'seed': ('plan', 1, {}),
+    'data.source': ('dataset_or_error', 'gsm8k', {'tokenizer.kind': 'bytes'}),
+    'data.dir': ('dataset', '{files}/more', GSM8K),
+    'data.url': ('download', 'http://elsewhere', DOWNLOAD),
+    'data.cache_dir': ('cache', '{files}/other_cache', {}),
+    'data.on_bad_rows': ('dataset_or_error', 'drop', GSM8K | {'data.dir': '{files}/bad'}),
+    'data.num_valid': ('dataset', 3, GSM8K),
+    'data.step_marks': ('dataset', True, GSM8K),
+    'data.chain.seed': ('dataset', 1, {}),
+    'data.chain.min_steps': ('dataset', 2, {}),
+    'data.chain.max_steps': ('dataset', 5, {}),
+    'data.chain.modulus': ('dataset', 7, {}),
+    'data.chain.operators': ('dataset', '+*', {}),
+    'data.chain.num_train': ('dataset', 41, {}),
+    'data.chain.num_valid': ('dataset', 9, {}),
+    'data.chain.num_test': ('dataset', 9, {}),
+    'tokenizer.kind': ('tokenizer', 'bytes', {}),
+    'tokenizer.path': ('tokenizer', '{files}/b.json', FILE),
+    'tokenizer.bos_token': ('tokenizer', '<b>', FILE),
+    'tokenizer.eos_token': ('tokenizer', '<b>', FILE),
+    'tokenizer.add_bos': ('batch', True, {}),
+    'layout.num_blocks': ('batch', 2, STAGE2),
+    'layout.block_tokens': ('batch', 2, {}),
+    'layout.readout_sees_question': ('step', False, {}),
+    'layout.bidirectional_blocks': ('step', True, {}),
+    'layout.depth0_readout': ('batch', True, {}),
+    'layout.separator': ('batch', '\n', {}),
+    'layout.step_prefix': ('batch', '+', {}),
+    'layout.answer_prefix': ('batch', '+', {}),
+    'layout.answer_suffix': ('batch', '+', {}),
+    'layout.step_separator': ('batch', '+', {'method': 'cot', 'layout.answer_prefix': '*'}),
+    'layout.row_tokens': ('batch', 63, {}),
+    'layout.row_slots': ('batch', 25, {}),
+    'layout.pack_window_rows': ('plan', 1, {'data.chain.min_steps': 1}),
+    'model.num_layers': ('step', 3, {}),
+    'model.embed_dim': ('step', 32, {}),
+    'model.num_heads': ('step', 4, {}),
+    'model.num_kv_heads': ('step', 1, {}),
+    'model.head_dim': ('step', 4, {}),
+    'model.mlp_dim': ('step', 16, {}),
+    'model.vocab_size': ('step', 24, {}),
+    'model.norm': ('step', 'layernorm', {}),
+    'model.norm_eps': ('step', 1e-4, {}),
+    'model.activation': ('step', 'swiglu', {}),
+    'model.positions': ('step', 'rope', {}),
+    'model.max_positions': ('step', 65, {}),
+    'model.rope_theta': ('step', 5e5, ROPE),
+    'model.use_bias': ('step', True, {}),
+    'model.tie_embeddings': ('step', False, {}),
+    'model.dropout': ('step', 0.1, {}),
+    'model.compute_dtype': ('step', 'bfloat16', {}),
+    'model.frozen_dtype': ('step', 'float32', {'optim.trainable': 'memory'}),
+    'model.remat': ('step', 'full', {}),
+    'model.memory_init': ('init', 'normal', {}),
+    'model.memory_noise': ('init', 0.1, {}),
+    'curriculum.schedule': ('step', 'uniform', {}),
+    'curriculum.hold_frac': ('step', 0.5, {}),
+    'curriculum.absolute_steps': ('step', 7, {'curriculum.schedule': 'absolute'}),
+    'curriculum.alpha': ('step', 'final', STAGE2),
+    'curriculum.reduction': ('step', 'token', {}),
+    'curriculum.normalize': ('step', 'readouts', {}),
+    'curriculum.stage1_frac': ('stages', 0.5, {'method': 'rim'}),
+    'curriculum.stage2_learning_rate_scale': ('stages', 0.5, {'method': 'rim'}),
+    'curriculum.stage2_dropout': ('stages', 0.5, {'method': 'rim'}),
+    'optim.trainable': ('step', 'memory', {}),
+    'optim.learning_rate': ('step', 0.123, {}),
+    'optim.warmup_frac': ('step', 0.5, {}),
+    'optim.decay': ('step', 'cosine', {}),
+    'optim.b1': ('step', 0.5, {}),
+    'optim.b2': ('step', 0.5, {}),
+    'optim.eps': ('step', 1e-4, {}),
+    'optim.weight_decay': ('step', 0.5, {}),
+    'optim.clip_norm': ('step', 0.5, {}),
+    'train.num_examples': ('plan', 60, {}),
+    'train.num_epochs': ('plan', 2.0, {'train.num_examples': 0, 'train.num_epochs': 1.0}),
+    'train.batch_examples': ('plan', 20, {'train.batch_rows': 0, 'train.batch_examples': 8}),
+    'train.batch_rows': ('plan', 5, {}),
+    'train.num_micro_batches': ('step', 2, {}),
+    'train.init_from': ('stage1', '{files}/mine', STAGE2),
+    'mesh.data': ('mesh', 8, {'mesh.fsdp': -1, 'mesh.data': 4}),
+    'mesh.fsdp': ('mesh', 2, {}),
+    'mesh.tensor': ('mesh', 2, {}),
+    'checkpoint.every_steps': ('loop', 1, SHORT),
+    'checkpoint.keep_last': ('loop', 3, SHORT),
+    'eval.split': ('evaluation', 'valid', {}),
+    'eval.checkpoint': ('evaluation', 'last', {}),
+    'eval.num_blocks': ('evaluation', 0, {}),
+    'eval.batch_size': ('decode', 9, {}),
+    'eval.max_new_tokens': ('decode', 5, {}),
+    'eval.num_examples': ('evaluation', 3, {}),
+    'eval.num_valid_examples': ('loop', 3, SHORT),
+    'eval.num_shown': ('shown', 1, {}),
+    'eval.num_latency_runs': ('evaluation', 2, {}),
+    'log.every_steps': ('loop', 3, SHORT),
+    'log.tensorboard': ('loop', True, SHORT),
+    'log.prefetch_batches': ('loop', 1, SHORT),
+}
+
+
+def test_every_key_is_in_the_table():
+  """A key that is added without a probe, or one that is gone, fails here."""
+  assert list(LIVE) == list(config_lib.flatten(Config()))
+
+
+class Tools:
+  """What the probes share: a folder, and patches that last for one probe."""
+
+  def __init__(self, folder):
+    self.folder = folder
+    self.patch = None
+    self._count = 0
+
+  def make_folder(self):
+    self._count += 1
+    folder = self.folder / f'run{self._count}'
+    folder.mkdir()
+    return folder
+
+  def fill(self, value):
+    return value.format(files=self.folder) if isinstance(value, str) else value
+
+  @functools.cache
+  def look(self, probe, changes):
+    """A probe of the small config with these changes."""
+    values = {'data.cache_dir': str(self.folder / 'cache')} | dict(changes)
+    config = support.make_config(**{k.replace('.', '__'): self.fill(v) for k, v in values.items()
+                                    if k != 'method'},
+                                 method=values.get('method', 'rim_stage1'))
+    with pytest.MonkeyPatch.context() as self.patch:
+      return PROBES[probe](config, self)
+
+
+@pytest.fixture(scope='module')
+def tools(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('files')
+  for place, count in ((folder, 8), (folder / 'more', 9), (folder / 'bad', 8)):
+    place.mkdir(exist_ok=True)
+    rows = [{'question': f'{i}?', 'steps': [f'{i}+1={i + 1}'], 'answer': str(i)}
+            for i in range(count)]
+    lines = ''.join(json.dumps(r) + '\n' for r in rows)
+    (place / 'train.jsonl').write_text(lines + ('nonsense\n' if place.name == 'bad' else ''))
+    (place / 'test.jsonl').write_text(lines)
+  import tokenizers
+  for name, extra in (('a', []), ('b', ['12'])):
+    vocab = {t: i for i, t in enumerate(['<e>', '<b>', '1', '2', *extra])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(
+        vocab=vocab, merges=[('1', '2')] if extra else []))
+    tokenizer.save(str(folder / f'{name}.json'))
+  (folder / 'mine').mkdir()
+  (folder / 'mine' / 'config.json').write_text('{}')
+  return Tools(folder)
+
+
+@pytest.mark.parametrize('key', LIVE)
+def test_every_key_is_live(key, tools):
+  probe, value, base = LIVE[key]
+  before = tools.look(probe, tuple(base.items()))
+  after = tools.look(probe, tuple((base | {key: value}).items()))
+  assert before != after
+
+
+@pytest.mark.parametrize('probe', ['step', 'init', 'plan', 'batch', 'loop', 'evaluation'])
+def test_probes_see_nothing_where_nothing_changed(probe, tools):
+  """Otherwise the test above would pass for a dead key."""
+  base = tuple(SHORT.items()) if probe == 'loop' else ()
+  look = type(tools).look.__wrapped__
+  assert look(tools, probe, base) == look(tools, probe, base)
+
+
+def test_runtime_keys_are_keys():
+  """What a resumed run may change is spelled right, and is what decides where and when."""
+  flat = config_lib.flatten(Config())
+  assert set(config_lib.RUNTIME_KEYS) <= set(flat)
+  assert {f'{s}.' for s in config_lib.RUNTIME_SECTIONS} <= {k.partition('.')[0] + '.' for k in flat}
+
+
+def test_config_dict_is_what_recipes_get():
+  assert isinstance(config_lib.make_config_dict(), ml_collections.ConfigDict)

@@ -1,0 +1,137 @@
+"""Decoding is training: the same logits, with and without the cache."""
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rim_jax import decode
+from rim_jax import layout as layout_lib
+from rim_jax import model as model_lib
+from rim_jax import sharding
+from rim_jax.config import MeshConfig, UserError
+from tests import support
+
+NETWORKS = {'learned': {}, 'rope': {'model__positions': 'rope', 'model__num_kv_heads': 1}}
+SWITCHES = [{}, {'layout__bidirectional_blocks': True}, {'layout__readout_sees_question': False}]
+
+
+def make_decoder(config, devices=1):
+  model = support.make_model(config)
+  graphdef, params = nnx.split(model)
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+  return model, nnx.to_pure_dict(params), decode.Decoder(
+      graphdef, config, support.make_codec(config), mesh)
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+@pytest.mark.parametrize('switches', SWITCHES)
+@pytest.mark.parametrize('prefix', ['', '+-'])
+def test_logits_equal_those_of_the_training_forward(prefix, switches, network, monkeypatch):
+  """Decode greedily, then lay out what was decoded as a training row: the logits agree."""
+  config = support.make_config('rim_stage2', layout__answer_prefix=prefix, layout__row_tokens=96,
+                               **NETWORKS[network], **switches)
+  model, params, decoder = make_decoder(config)
+  codec = support.make_codec(config)
+  seen = []
+  real = model_lib.Transformer.compute_logits
+
+  def compute_logits(self, x):
+    logits = real(self, x)
+    jax.debug.callback(lambda v: seen.append(np.array(v)), logits, ordered=True)
+    return logits
+  blocks = (1, 2, 3)
+  questions = [codec.encode(r).question for r in support.RECORDS[:2]]
+  with monkeypatch.context() as patch:
+    patch.setattr(model_lib.Transformer, 'compute_logits', compute_logits)
+    trunks = decoder.place(questions, 3, 2)
+    ids = np.asarray(decoder.run(params, {}, trunks, codec.template.answer_prefix, blocks))
+    jax.effects_barrier()
+  count = config.eval.max_new_tokens
+  eos = codec.tokenizer.eos_id
+  rows = []
+  for question, row in zip(questions, ids):
+    readouts = tuple(
+        layout_lib.Readout(k, 2, codec.template.answer_prefix, row[i].tolist())
+        for i, k in enumerate(blocks))
+    rows.append(layout_lib.Example(question, 3, 1, readouts))
+  batch = support.batch_lib.make_empty_rows(2, 96, 3 * count)
+  for i, example in enumerate(rows):
+    layout_lib.write_example(batch, i, 0, 0, 1, example, config.layout, codec.memory_start)
+  trained = np.asarray(model.compute_slot_logits(
+      jax.tree.map(jnp.asarray, batch), config.layout)).reshape(2, 3, count, -1)
+  for j, logits in enumerate(seen):
+    alive = (ids[:, :, :j] != eos).all(-1)  # after its eos a readout is only padded
+    assert j == 0 or alive.any()
+    support.assert_close(logits[alive], trained[:, :, j][alive])
+
+
+@pytest.mark.parametrize('method, prefix', [('rim_stage2', '+'), ('rim_stage2', ''), ('cot', '')])
+def test_greedy_answers_agree_with_decoding_without_a_cache(method, prefix):
+  config = support.make_config(method, layout__answer_prefix=prefix)
+  model, params, decoder = make_decoder(config)
+  codec = support.make_codec(config)
+  num_blocks, blocks = (0, (0,)) if method == 'cot' else (3, (1, 2, 3))
+  forced = () if method == 'cot' else codec.template.answer_prefix
+  questions = [codec.encode(r).question for r in support.RECORDS]
+  texts, ended = decoder.decode_texts(params, {}, questions, num_blocks, forced, blocks)
+
+  @jax.jit
+  def next_ids(tokens):
+    t = tokens.shape[1]
+    x, _ = model(tokens, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))
+    return model.compute_logits(x).argmax(-1)
+  for question, row, done in zip(questions, texts, ended):
+    for i, k in enumerate(blocks):
+      ids = [*layout_lib.make_trunk(question, k, config.layout, codec.memory_start)[0], *forced]
+      out = []
+      for _ in range(config.eval.max_new_tokens):
+        padded = jnp.zeros((1, 40), jnp.int32).at[0, :len(ids)].set(jnp.asarray(ids))
+        out.append(int(next_ids(padded)[0, len(ids) - 1]))
+        if out[-1] == codec.tokenizer.eos_id:
+          break
+        ids.append(out[-1])
+      assert done[i] == (out[-1] == codec.tokenizer.eos_id)
+      assert row[i] == codec.tokenizer.decode([o for o in out if o != codec.tokenizer.eos_id])
+
+
+def test_neither_the_batch_nor_the_mesh_nor_the_width_changes_an_answer():
+  config = support.make_config('rim_stage2', eval__batch_size=3)
+  wide = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=8))
+  codec = support.make_codec(config)
+  questions = [codec.encode(r).question for r in support.RECORDS] + [codec.encode(
+      support.RECORDS[0]).question * 4]
+  results = []
+  for c, devices in ((config, 1), (wide, 1), (config, 8)):
+    _, params, decoder = make_decoder(c, devices)
+    results.append(decoder.decode_texts(params, {}, questions, 3, (), (1, 2, 3))[0])
+  assert results[0] == results[1] == results[2]
+
+
+def test_a_block_reads_the_same_whatever_follows_it():
+  """The trunk is causal: K = 3's first readouts are K = 1's and K = 2's."""
+  config = support.make_config('rim_stage2')
+  _, params, decoder = make_decoder(config)
+  codec = support.make_codec(config)
+  questions = [codec.encode(r).question for r in support.RECORDS]
+  run = functools.partial(decoder.decode_texts, params, {}, questions)
+  three = run(3, (), (1, 2, 3))[0]
+  assert [row[:1] for row in three] == run(1, (), (1,))[0]
+  assert [row[:2] for row in three] == run(2, (), (1, 2))[0]
+
+
+def test_widths_are_few_and_large_enough():
+  widths = {decode.choose_width(n) for n in range(1, 1025)}
+  assert widths == {32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
+  assert all(decode.choose_width(n) >= n for n in range(1, 3000))
+
+
+def test_positions_beyond_the_table_are_refused():
+  config = support.make_config('rim_stage2')
+  decode.check_positions(10, 3, 45, config, 'here')
+  with pytest.raises(UserError, match='here: a question of 10 tokens with 3 blocks'):
+    decode.check_positions(10, 3, 46, config, 'here')

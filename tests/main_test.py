@@ -1,0 +1,551 @@
+"""A user's mistake ends in one line a problem that names the culprit and the fix; a good run in 0.
+
+The mistakes are made through `cli`, in process, where a subprocess would pay
+for its imports each time; the cheapest are also made as real commands.
+"""
+
+import io
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import pytest
+from rich import console as rich_console
+
+from rim_jax import config as config_lib
+from rim_jax import main
+
+ROOT = pathlib.Path(__file__).parents[1]
+RECIPE = '''
+"""A network that trains in seconds; the preset is the method."""
+from rim_jax.config import make_config_dict
+
+
+def get_config(method='rim_stage1'):
+  c = make_config_dict(method=method)
+  c.tokenizer.kind = 'chain'
+  c.layout.update({'num_blocks': 2, 'block_tokens': 1, 'separator': '', 'answer_prefix': '',
+                   'answer_suffix': '', 'row_tokens': 64})
+  c.model.update({'num_layers': 1, 'embed_dim': 16, 'num_heads': 2, 'mlp_dim': 16,
+                  'max_positions': 48})
+  c.data.cache_dir = 'cache'
+  c.data.chain.update({'num_train': 40, 'num_valid': 8, 'num_test': 8, 'min_steps': 2,
+                       'max_steps': 3})
+  c.train.update({'num_examples': 40, 'batch_examples': 0, 'batch_rows': 8})
+  c.checkpoint.every_steps = 1
+  c.eval.update({'batch_size': 8, 'max_new_tokens': 2, 'num_latency_runs': 0})
+  c.log.update({'every_steps': 1, 'tensorboard': False})
+  return c
+'''
+ROW = {'question': 'What is 1+1?', 'steps': ['1+1=2'], 'answer': '2'}
+
+
+def run_cli(*argv):
+  """(exit code, what a person saw on standard output)."""
+  out = io.StringIO()
+  code = main.cli(['main.py', *map(str, argv)], rich_console.Console(file=out, width=100))
+  return code, out.getvalue()
+
+
+def check_refused(capsys, argv, *lines):
+  """Exit code 2 and exactly these errors: each a tuple of fragments of one line."""
+  capsys.readouterr()
+  code, _ = run_cli(*argv)
+  err = capsys.readouterr().err
+  assert code == 2
+  assert 'Traceback' not in err
+  told = err.splitlines()
+  assert len(told) == len(lines), err
+  for line in told:
+    assert line.startswith('error: '), line
+  for fragments in lines:
+    fragments = (fragments,) if isinstance(fragments, str) else fragments
+    assert any(all(f in line for f in fragments) for line in told), (fragments, err)
+
+
+def write_data(folder, train=(ROW,) * 4, test=(ROW,), valid=(ROW,)):
+  folder.mkdir(parents=True)
+  for name, rows in (('train', train), ('valid', valid), ('test', test)):
+    if rows is not None:
+      lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+      (folder / f'{name}.jsonl').write_text(''.join(line + '\n' for line in lines))
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A directory with recipes, data and tokenizers, good and bad."""
+  folder = tmp_path_factory.mktemp('place')
+  recipes = {
+      'tiny': RECIPE,
+      'syntax': 'def get_config(:\n',
+      'raises': 'def get_config():\n  return 1 / 0\n',
+      'empty': 'x = 1\n',
+      'number': 'def get_config():\n  return 3\n',
+      'typo': RECIPE.replace('c.checkpoint.every_steps', 'c.checkpoint.evry_steps'),
+      'retyped': RECIPE.replace('c.checkpoint.every_steps = 1', "c.checkpoint.every_steps = '1'"),
+  }
+  for name, text in recipes.items():
+    (folder / f'{name}.py').write_text(text)
+  write_data(folder / 'data')
+  write_data(folder / 'no_test', test=None)
+  write_data(folder / 'bad_row', train=(ROW, '{"question": "1?"'))
+  write_data(folder / 'no_steps', train=(ROW, ROW, {**ROW, 'answer': ''}))
+  write_data(folder / 'spells_eos', train=(ROW, {**ROW, 'question': 'is <eos> the end?'}))
+  write_data(folder / 'long', train=(ROW, {**ROW, 'question': 'why ' * 100 + '?'}, ROW))
+  import tokenizers
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token=None))
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  tokenizer.train_from_iterator([], tokenizers.trainers.BpeTrainer(
+      vocab_size=300, show_progress=False, special_tokens=['<eos>'],
+      initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  (folder / 'broken.json').write_text('{"version": "1.0"')
+  return folder
+
+
+@pytest.fixture(scope='module')
+def trained(place):
+  """(WORKDIR, standard output) of a whole run where the command line says nothing of a WORKDIR."""
+  everything = jax.devices()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(place)
+    patch.setattr(jax, 'devices', lambda: everything[:1])
+    code, out = run_cli('--config=tiny.py')
+  assert code == 0
+  return place / 'runs' / 'tiny', out
+
+
+@pytest.fixture(autouse=True)
+def _in_place(place, monkeypatch):
+  monkeypatch.chdir(place)
+  # Recipes are imported under one name, and a failed import leaves the one before behind.
+  monkeypatch.delitem(sys.modules, 'config_config', raising=False)
+
+
+@pytest.fixture
+def run_copy(trained, tmp_path, use_devices):
+  """A copy of the trained run, to spoil; one device."""
+  use_devices(1)
+  return pathlib.Path(shutil.copytree(trained[0], tmp_path / 'copy'))
+
+
+# ---- Flags and recipes ----
+
+T = '--config=tiny.py'
+BAD_COMMANDS = {
+    'no config': ([], ('--config is missing', 'configs/rim.py')),
+    'no such recipe': (['--config=nofile.py'], ('nofile.py', 'there is no file', 'recipe')),
+    'syntax error': (['--config=syntax.py'], ('syntax.py', 'line 1')),
+    'recipe raises': (['--config=raises.py'], ('raises.py', 'ZeroDivisionError', 'by zero')),
+    'no get_config': (['--config=empty.py'], ('empty.py', 'has no get_config', 'define it')),
+    'returns a number': (['--config=number.py'], ('number.py', 'returns int', 'make_config_dict')),
+    'typo in a recipe': (['--config=typo.py'], ("'evry_steps'", "did you mean 'every_steps'")),
+    'type in a recipe': (['--config=retyped.py'], ('retyped.py', 'every_steps', 'int')),
+    'unknown preset': ([f'--config={ROOT}/configs/rim.py:gsm9k'],
+                       ('rim.py:gsm9k', "no preset 'gsm9k'", 'chain, gsm8k')),
+    'unknown key': ([T, '--config.optim.learning_rat=1'],
+                    ("'optim.learning_rat'", "did you mean 'optim.learning_rate'")),
+    'unknown group': ([T, '--config.optm.b1=1'], ("'optm.b1'", "did you mean 'optim.b1'")),
+    'a group as a key': ([T, '--config.optim=3'], ("'optim'", "'optim.trainable'")),
+    'two bad keys': ([T, '--config.sed=1', '--config.seed=x'],
+                     ("'sed'", "'seed'"), ('config.seed=x', 'should be int')),
+    'not a whole number': ([T, '--config.seed=1.5'], ('config.seed=1.5', 'should be int')),
+    'not a number': ([T, '--config.optim.learning_rate=fast'],
+                     ('learning_rate=fast', 'should be float', '0.001')),
+    'not a bool': ([T, '--config.log.tensorboard=maybe'], ('tensorboard=maybe', 'be bool')),
+    'a key without a value': ([T, '--config.seed='], ('config.seed=', 'should be int')),
+    'unknown flag': ([T, '--workdr=x'], ('workdr', 'Did you mean: workdir')),
+    'stray word': ([T, 'train'], ("'train' is no flag", '--flag=value')),
+    'bad mode': ([T, '--mode=trian'], ('mode=trian', 'train|eval|generate')),
+}
+
+
+@pytest.mark.parametrize('case', BAD_COMMANDS)
+def test_a_bad_command_is_refused(case, capsys, tmp_path):
+  argv, *lines = BAD_COMMANDS[case]
+  check_refused(capsys, [*argv, f'--workdir={tmp_path}/run'], *lines)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_a_recipe_with_a_path_in_another_word():
+  """`--config FILE` is as good as `--config=FILE`, as for every other flag."""
+  assert run_cli('--config', 'tiny.py', '--help')[0] == 0
+
+
+# ---- Configs: one case for each rule ----
+
+BAD_CONFIGS = {
+    'choice': ({'method': 'rim_stag1'}, ("method='rim_stag1'", "did you mean 'rim_stage1'")),
+    'choice without a close one': ({'optim.decay': 'x'}, ("optim.decay='x'", 'constant, cosine')),
+    'below one': ({'eval.batch_size': 0}, ('eval.batch_size=0', 'at least 1')),
+    'negative': ({'seed': -1}, ('seed=-1', 'not be negative')),
+    'not above 0': ({'optim.learning_rate': 0}, ('optim.learning_rate=0', 'above 0')),
+    'not below one': ({'model.dropout': 1}, ('model.dropout=1', '[0, 1)')),
+    'not finite': ({'optim.weight_decay': 'nan'}, ('optim.weight_decay=nan', 'finite')),
+    'infinite': ({'optim.learning_rate': 'inf'}, ('optim.learning_rate=inf', 'finite')),
+    'seed': ({'seed': 2**32}, ('seed=4294967296', '2**32')),
+    'steps': ({'data.chain.max_steps': 1}, ('max_steps=1', 'below', 'min_steps=2')),
+    'modulus': ({'data.chain.modulus': 1}, ('modulus=1', 'at least 2')),
+    'operators': ({'data.chain.operators': '+/'}, ("operators='+/'", '+ - *')),
+    'repeated operators': ({'data.chain.operators': '++'}, ("operators='++'", "use '+'")),
+    'dir unread': ({'data.dir': 'data'}, ("data.dir='data'", "source='gsm8k'")),
+    'no tokenizer file': ({'tokenizer.kind': 'file', 'tokenizer.eos_token': 'x'},
+                          ("kind='file'", 'needs tokenizer.path')),
+    'no eos': ({'tokenizer.kind': 'file', 'tokenizer.path': 'tokenizer.json'},
+               ("kind='file'", 'needs tokenizer.eos_token', '<|endoftext|>')),
+    'path unread': ({'tokenizer.path': 'x'}, ("tokenizer.path='x'", "tokenizer.kind='file'")),
+    'chain tokenizer for text': ({'data.source': 'gsm8k'},
+                                 ("tokenizer.kind='chain'", "use 'bytes'")),
+    'no blocks': ({'method': 'pause', 'layout.num_blocks': 0},
+                  ('layout.num_blocks=0', "'pause'", "method 'direct'")),
+    'blind depth 0': ({'layout.depth0_readout': True, 'layout.readout_sees_question': False},
+                      ('depth0_readout=True', 'readout_sees_question=False', 'switch')),
+    'blind direct': ({'method': 'direct', 'layout.readout_sees_question': False},
+                     ('readout_sees_question=False', "'direct'", 'set it to True')),
+    'cot without a mark': ({'method': 'cot', 'layout.step_separator': ''},
+                           ('layout.step_separator or layout.answer_prefix',)),
+    'head size': ({'model.num_heads': 3}, ('embed_dim=16', 'num_heads=3', 'set model.head_dim')),
+    'kv heads': ({'model.num_kv_heads': 3}, ('num_heads=2', 'num_kv_heads=3')),
+    'odd rope': ({'model.positions': 'rope', 'model.head_dim': 3}, ('even head dimension', '3')),
+    'two budgets': ({'train.num_epochs': 1}, ('train.num_examples=40', 'train.num_epochs=1', '0')),
+    'no budget': ({'train.num_examples': 0}, ('set one of train.num_examples=0',)),
+    'two batch sizes': ({'train.batch_examples': 8}, ('batch_examples=8', 'batch_rows=8')),
+    'micro batches': ({'train.num_micro_batches': 3},
+                      ('batch_rows=8', 'num_micro_batches=3', 'use 6 or 9')),
+    'stage share': ({'curriculum.stage1_frac': 1}, ('stage1_frac=1', 'between 0 and 1')),
+    'init unread': ({'train.init_from': 'x'}, ("train.init_from='x'", "'rim_stage2'")),
+    'mesh axis': ({'mesh.fsdp': 0}, ("'fsdp': 0", '-1 for the rest')),
+    'two rests': ({'mesh.fsdp': -1}, ("'fsdp': -1", 'only one axis')),
+    'eval blocks': ({'eval.num_blocks': -2}, ('eval.num_blocks=-2', '-1 (as trained)')),
+    'eval blocks of none': ({'method': 'direct', 'eval.num_blocks': 3},
+                            ('eval.num_blocks=3', "'direct'", 'use -1')),
+    'five at once': ({'model.num_heads': 3, 'data.chain.modulus': 0, 'train.num_epochs': 2,
+                      'eval.num_blocks': -2, 'curriculum.stage1_frac': 2},
+                     'num_heads=3', 'modulus=0', 'num_epochs=2', 'eval.num_blocks=-2',
+                     'stage1_frac=2'),
+    'values at once': ({'model.dropout': 1, 'eval.batch_size': 0, 'optim.decay': 'cosin'},
+                       'dropout=1', 'batch_size=0', "did you mean 'cosine'"),
+}
+
+
+@pytest.mark.parametrize('case', BAD_CONFIGS)
+def test_a_bad_config_is_refused(case, capsys, tmp_path):
+  changes, *lines = BAD_CONFIGS[case]
+  argv = [T, *(f'--config.{k}={v}' for k, v in changes.items()), f'--workdir={tmp_path}/run']
+  check_refused(capsys, argv, *lines)
+
+
+# ---- What only data, tokenizer or devices tell; eight devices ----
+
+GSM8K = {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes', 'layout.row_tokens': 128,
+         'model.max_positions': 256}
+FILE = {'tokenizer.kind': 'file', 'tokenizer.path': 'tokenizer.json',
+        'tokenizer.eos_token': '<eos>'}
+BAD_RUNS = {
+    'mesh': ({'mesh.data': 3}, ('data=3 x fsdp=1 x tensor=1', '8 devices', 'be -1')),
+    'rows over devices': ({'train.batch_rows': 12},
+                          ('batch_rows=12', 'data x fsdp', 'batch_rows=8 or 16')),
+    'rows from examples': ({'train.batch_rows': 0, 'train.batch_examples': 20},
+                           ('from train.batch_examples=20', '--config.train.batch_rows=')),
+    'small vocabulary': ({'model.vocab_size': 10}, ('vocab_size=10', '16 ids', 'use 0')),
+    'small chain space': ({'data.chain.num_train': 100_000},
+                          ('num_train', '8800', 'raise max_steps or modulus')),
+    'no epoch': ({'train.num_examples': 0, 'train.num_epochs': 0.001},
+                 ('num_epochs=0.001 of 40 records', 'raise it')),
+    'no room': ({'layout.row_tokens': 8}, ('rim_chain/train:1', 'layout.row_tokens=', 'has 8')),
+    'no slots': ({'layout.row_slots': 2}, ('rim_chain/train:', 'layout.row_slots=', 'has 2')),
+    'no positions': ({'model.max_positions': 9}, ('rim_chain/train:', 'max_positions=', 'has 9')),
+    'nothing usable': ({'layout.row_tokens': 8, 'data.on_bad_rows': 'drop'},
+                       ('none of its 40 records', 'layout.row_tokens=')),
+    'unknown characters in a template': ({'layout.answer_prefix': 'So '},
+                                         ("'So '", "'S'", 'chain tokenizer', 'tokenizer.kind')),
+    'remote cache': ({'data.cache_dir': 'gs://x'}, ('gs://x', 'local directory')),
+    'cache below a file': ({'data.cache_dir': 'tiny.py/x'},
+                           ('tiny.py/x', 'pass --config.data.cache_dir=DIR')),
+    'no data directory': (GSM8K | {'data.dir': 'nodir'},
+                          ("data.dir='nodir'", 'no such directory', 'pass one')),
+    'no test file': (GSM8K | {'data.dir': 'no_test'}, ('no_test', 'no test file', 'add or rename')),
+    'bad row': (GSM8K | {'data.dir': 'bad_row'},
+                ('bad_row/train.jsonl:2', 'not JSON', '--config.data.on_bad_rows=drop')),
+    'empty answer': (GSM8K | {'data.dir': 'no_steps'},
+                     ('no_steps/train.jsonl:3', 'answer is empty', 'on_bad_rows=drop')),
+    'long row': (GSM8K | {'data.dir': 'long'},
+                 ('train.jsonl:2', 'layout.row_tokens=4', 'has 128', 'on_bad_rows=drop')),
+    'row spells eos': (GSM8K | FILE | {'data.dir': 'spells_eos'},
+                       ('train.jsonl:2', 'special token', 'tokenizer.json', 'remove it')),
+    'no such tokenizer': (FILE | {'tokenizer.path': 'nofile.json'},
+                          ('nofile.json', 'cannot be read', '--config.tokenizer.path')),
+    'not a tokenizer': (FILE | {'tokenizer.path': 'broken.json'},
+                        ('broken.json', 'is not a tokenizer.json')),
+    'no such token': (FILE | {'tokenizer.eos_token': '</s>'},
+                      ('tokenizer.json', "no token '</s>'", '--config.tokenizer.eos_token')),
+    'no stage 1': ({'method': 'rim_stage2'},
+                   ('no stage 1 run', '--config=configs/stage1.py', 'init_from=DIR')),
+    'no such stage 1': ({'method': 'rim_stage2', 'train.init_from': 'nodir'},
+                        ('nodir: no stage 1 run', 'init_from=DIR')),
+}
+
+
+@pytest.mark.parametrize('case', BAD_RUNS)
+def test_a_run_that_cannot_be_is_refused(case, capsys, tmp_path):
+  changes, *lines = BAD_RUNS[case]
+  argv = [T, *(f'--config.{k}={v}' for k, v in changes.items()), f'--workdir={tmp_path}/run']
+  check_refused(capsys, argv, *lines)
+
+
+def test_parameters_that_the_mesh_does_not_divide(capsys, tmp_path):
+  """Every such dimension in a line of its own, and nothing left in its place to be replicated."""
+  capsys.readouterr()
+  code, _ = run_cli(T, '--config.mesh.tensor=8', '--config.mesh.data=1',
+                    f'--workdir={tmp_path}/run')
+  lines = capsys.readouterr().err.splitlines()
+  assert code == 2
+  assert {line.split(' has ')[0] for line in lines} == {
+      f'error: model: blocks.{name}.kernel' for name in ('query', 'key', 'value', 'out')}
+  assert all('= 2, not divisible by mesh tensor = 8; use 8 or' in line for line in lines)
+
+
+def test_a_refused_run_can_be_put_right_where_it_is(capsys, tmp_path):
+  """The fix that an error names is not itself refused for what the failed attempt left."""
+  workdir = f'--workdir={tmp_path}/run'
+  check_refused(capsys, [T, '--config.train.batch_rows=12', workdir], 'batch_rows=12')
+  check_refused(capsys, [T, '--config.layout.row_tokens=8', workdir], 'layout.row_tokens=')
+
+
+@pytest.mark.parametrize('name', ['tiny.py', 'tiny.py/below'])
+def test_a_workdir_that_cannot_be_written(name, capsys):
+  check_refused(capsys, [T, f'--workdir={name}'], (name, 'cannot be written', 'another --workdir'))
+
+
+# ---- What a run left, spoiled ----
+
+
+def edit_json(path, **fields):
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def flip_byte(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def spoil_checkpoints(workdir):
+  for folder in (workdir / 'checkpoints').iterdir():
+    files = [p for p in (folder / 'params').rglob('*') if p.is_file()]
+    flip_byte(max(files, key=lambda p: p.stat().st_size))
+
+
+def test_stage2_of_an_unfinished_stage1(run_copy, capsys, tmp_path):
+  (run_copy / 'results.json').unlink()
+  check_refused(capsys, ['--config=tiny.py:rim_stage2', f'--workdir={tmp_path}/run',
+                         f'--config.train.init_from={run_copy}'],
+                (str(run_copy), 'not complete', 'run its command again'))
+
+
+@pytest.mark.parametrize('change, fragments', [
+    ('model.mlp_dim=32', ('has model.mlp_dim=16', 'this run has 32', '--config.model.mlp_dim')),
+    ('tokenizer.kind=bytes', ('another tokenizer (chain-v1)', '--config.tokenizer')),
+])
+def test_stage2_of_another_stage1(run_copy, capsys, tmp_path, change, fragments):
+  check_refused(capsys, ['--config=tiny.py:rim_stage2', f'--workdir={tmp_path}/run',
+                         f'--config.{change}', f'--config.train.init_from={run_copy}'],
+                (str(run_copy), *fragments))
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval', 'generate'])
+def test_going_on_with_another_config(run_copy, mode, capsys):
+  """Every key that differs, with its old and new value; where and when it runs may differ."""
+  check_refused(capsys, [T, f'--workdir={run_copy}', f'--mode={mode}', '--question=1',
+                         '--config.optim.b1=0.5', '--config.model.norm=layernorm',
+                         '--config.log.every_steps=7', '--config.eval.batch_size=4'],
+                ('optim.b1=0.9', 'now it is 0.5', '--config.optim.b1=0.9'),
+                ("model.norm='rmsnorm'", "now it is 'layernorm'", '--config.model.norm=rmsnorm'))
+
+
+def test_going_on_with_other_data(run_copy, capsys):
+  card = json.loads((run_copy / 'config.json').read_text())
+  edit_json(run_copy / 'config.json', data={**card['data'], 'fingerprint': 'abcd'})
+  check_refused(capsys, [T, f'--workdir={run_copy}'],
+                (str(run_copy), 'the data changed', 'abcd', 'restore it'))
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_a_card_of_another_format(run_copy, mode, capsys):
+  edit_json(run_copy / 'config.json', format=99)
+  check_refused(capsys, [T, f'--workdir={run_copy}', f'--mode={mode}'],
+                ('config.json', 'format 99', 'another --workdir'))
+
+
+@pytest.mark.parametrize('content', ['{"format": 1, "con', '[]', '{"format": 1}'])
+def test_a_damaged_card(run_copy, content, capsys):
+  (run_copy / 'config.json').write_text(content)
+  check_refused(capsys, [T, f'--workdir={run_copy}'], ('config.json', 'damaged'))
+
+
+def test_damaged_results(run_copy, capsys):
+  (run_copy / 'results.json').write_text('{"test"')
+  check_refused(capsys, [T, f'--workdir={run_copy}'], ('results.json', 'damaged'))
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+def test_checkpoints_of_another_format(run_copy, mode, capsys):
+  for path in (run_copy / 'checkpoints').glob('*/manifest.json'):
+    edit_json(path, format=99)
+  (run_copy / 'results.json').unlink()
+  check_refused(capsys, [T, f'--workdir={run_copy}', f'--mode={mode}'],
+                ('checkpoint format 99', 'use the version that wrote it'))
+
+
+def test_every_checkpoint_damaged(run_copy, capsys):
+  spoil_checkpoints(run_copy)
+  (run_copy / 'results.json').unlink()
+  check_refused(capsys, [T, f'--workdir={run_copy}'],
+                ('every checkpoint is damaged', 'differs from what was saved', 'delete'))
+
+
+@pytest.mark.parametrize('mode', ['eval', 'generate'])
+def test_reading_a_damaged_checkpoint(run_copy, mode, capsys):
+  spoil_checkpoints(run_copy)
+  check_refused(capsys, [T, f'--workdir={run_copy}', f'--mode={mode}', '--question=1'],
+                ('damaged', 'differs from what was saved', '--config.eval.checkpoint=last'))
+
+
+def test_a_damaged_manifest_is_damage(run_copy, capsys):
+  for path in (run_copy / 'checkpoints').glob('*/manifest.json'):
+    path.write_text('{')
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=eval'], ('damaged', 'manifest'))
+
+
+@pytest.mark.parametrize('mode', ['eval', 'generate'])
+def test_no_run_to_read(mode, capsys, tmp_path):
+  check_refused(capsys, [T, f'--workdir={tmp_path}/run', f'--mode={mode}', '--question=1'],
+                ('there is no run here', '--mode=train'))
+
+
+@pytest.mark.parametrize('mode', ['eval', 'generate'])
+def test_a_run_without_checkpoints(run_copy, mode, capsys):
+  shutil.rmtree(run_copy / 'checkpoints')
+  check_refused(capsys, [T, f'--workdir={run_copy}', f'--mode={mode}', '--question=1'],
+                ('has no checkpoint', 'train it first'))
+
+
+def test_no_question(run_copy, capsys, monkeypatch):
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('\n  \n'))
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=generate'],
+                ('there is no question', '--question='))
+
+
+def test_a_question_in_unknown_characters(run_copy, capsys):
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=generate', '--question=1 plus 2'],
+                ("'1 plus 2'", "' '", '0123456789'))
+
+
+def test_a_question_too_long(run_copy, capsys):
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=generate', '--question=' + '1+' * 30],
+                ('--question', '60 tokens', 'model.max_positions=48', 'shorter questions'))
+
+
+def test_more_blocks_than_positions(run_copy, capsys):
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=eval', '--config.eval.num_blocks=40'],
+                ('rim_chain/test:', '40 blocks', 'max_positions=48', 'eval.num_blocks'))
+
+
+# ---- Good runs ----
+
+
+def test_a_whole_run(trained):
+  """From nothing to answers, in a WORKDIR that no flag names, by a relative path."""
+  workdir, out = trained
+  assert {'config.json', 'metrics.jsonl', 'results.json', 'predictions', 'checkpoints',
+          'report.html'} <= {p.name for p in workdir.iterdir()}
+  assert json.loads((workdir / 'results.json').read_text())['test']['n'] == 8
+  assert 'report: ' in out
+  assert '--config=tiny.py --mode=generate --question="' in out
+
+
+def test_a_second_call_says_it_is_complete(run_copy):
+  before = (run_copy / 'metrics.jsonl').read_text()
+  code, out = run_cli(T, f'--workdir={run_copy}')
+  assert code == 0
+  assert f'{run_copy}: this run is complete' in out
+  assert (run_copy / 'metrics.jsonl').read_text() == before
+
+
+def test_generate_answers_every_line(run_copy, monkeypatch):
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('1+2\n\n3+4+5\r\n'))
+  code, out = run_cli(T, f'--workdir={run_copy}', '--mode=generate')
+  assert code == 0
+  assert [line.split(': ', 1)[1] for line in out.splitlines() if line.startswith('question')] == [
+      '1+2', '3+4+5']
+  assert out.count('answer: ') == 2
+
+
+def test_eval_at_another_number_of_blocks_adds_to_the_results(run_copy):
+  code, _ = run_cli(T, f'--workdir={run_copy}', '--mode=eval', '--config.eval.num_blocks=0')
+  results = json.loads((run_copy / 'results.json').read_text())
+  assert code == 0
+  assert list(results) == ['test', 'test-k0']
+  assert results['test-k0']['num_blocks'] == 0
+  assert (run_copy / 'predictions' / 'test-k0.jsonl').exists()
+
+
+def test_help_needs_no_config():
+  code, out = run_cli('--help')
+  assert code == 0
+  assert '--mode=generate' in out
+
+
+def test_default_workdir():
+  assert str(main.get_workdir('configs/rim.py')) == 'runs/rim'
+  assert str(main.get_workdir('configs/rim.py:gsm8k')) == 'runs/rim-gsm8k'
+
+
+def test_a_bucket_is_no_local_directory(monkeypatch, capsys):
+  """A WORKDIR reaches the program as it was written: pathlib would make `gs:/x` of `gs://x`."""
+  from rim_jax import run
+  seen = []
+  monkeypatch.setattr(run, 'train', lambda config, workdir, *rest: seen.append(str(workdir)))
+  assert run_cli(T, '--workdir=gs://bucket/run')[0] == 0
+  assert seen == ['gs://bucket/run']
+
+
+def test_debug_shows_the_traceback(place):
+  with pytest.raises(config_lib.UserError, match='seed=-1'):
+    run_cli(T, '--config.seed=-1', '--debug')
+
+
+def test_a_bug_is_not_called_a_users_mistake(monkeypatch):
+  from rim_jax import run
+
+  def fail(*unused):
+    raise AssertionError('a bug')
+  monkeypatch.setattr(run, 'train', fail)
+  with pytest.raises(AssertionError, match='a bug'):
+    run_cli(T)
+
+
+# ---- Real commands ----
+
+
+@pytest.mark.parametrize('argv, fragments', [
+    ([], ('--config is missing', 'configs/rim.py')),
+    (['--config=configs/none.py'], ('configs/none.py', 'there are configs/')),
+    (['--config=configs/rim.py', '--config.optim.learning_rat=1'], ("'optim.learning_rate'",)),
+    (['--config=configs/rim.py:gsm9k'], ("'gsm9k'", 'chain, gsm8k')),
+    (['--config=configs/rim.py', '--config.model.num_heads=5'], ('num_heads=5', 'head_dim')),
+    (['--config=configs/rim.py', '--mode=trian'], ('trian', 'train|eval|generate')),
+])
+def test_commands(argv, fragments):
+  done = subprocess.run([sys.executable, '-m', 'rim_jax.main', *argv], cwd=ROOT, text=True,
+                        capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+  assert done.returncode == 2, done.stderr
+  assert done.stdout == ''
+  line, = done.stderr.splitlines()
+  assert line.startswith('error: ')
+  assert all(f in line for f in fragments), line
+

@@ -1,0 +1,109 @@
+"""Sizes are what the layout writes; batches are a function of their number."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rim_jax import batch as batch_lib
+from rim_jax import data
+from rim_jax import layout as layout_lib
+from rim_jax import pipeline
+from rim_jax.config import UserError
+from tests import support
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('cache'))
+
+
+def make_stage(cache, num_shards=1, **changes):
+  config = support.make_config(data__cache_dir=cache, data__chain__min_steps=1, **changes)
+  split = data.load_dataset(config.data, say=lambda line: None).splits['train']
+  codec = support.make_codec(config)
+  return split, codec, pipeline.make_stage_plan(split, codec, num_shards, say=lambda line: None)
+
+
+@pytest.mark.parametrize('method', sorted(layout_lib.LAYOUTS))
+def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
+  config = support.make_config(method, data__cache_dir=cache, layout__answer_prefix='+-',
+                               layout__separator='*', data__chain__min_steps=1)
+  split = data.load_dataset(config.data, say=lambda line: None).splits['train']
+  codec = support.make_codec(config)
+  sizes = pipeline.measure(pipeline.load_lengths(split, codec.tokenizer, cache, print), codec)
+  for i in range(len(split)):
+    example = codec.lay_out(codec.encode(split[i]))
+    rows = batch_lib.make_empty_rows(1, 128, 64)
+    token, slot = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout,
+                                           codec.memory_start)
+    assert sizes[i].tolist() == [token, slot, rows.positions.max() + 1, max(
+        len(split[i].steps), 1)]
+    assert (rows.example > 0).sum() == token and (rows.slot_kind > 0).sum() == slot
+
+
+def test_lengths_are_counted_once_and_a_damaged_cache_is_counted_again(cache, tmp_path):
+  config = support.make_config(data__cache_dir=cache)
+  split = data.load_dataset(config.data, say=lambda line: None).splits['valid']
+  codec = support.make_codec(config)
+  told = []
+  first = pipeline.load_lengths(split, codec.tokenizer, str(tmp_path), told.append)
+  again = pipeline.load_lengths(split, codec.tokenizer, str(tmp_path), told.append)
+  assert len(told) == 1
+  np.testing.assert_array_equal(first.question, again.question)
+  path = next((tmp_path / 'lengths').iterdir())
+  path.write_bytes(path.read_bytes()[:50])
+  pipeline.load_lengths(split, codec.tokenizer, str(tmp_path), told.append)
+  assert len(told) == 2
+
+
+def test_every_record_of_an_epoch_is_in_the_batches_once(cache):
+  split, codec, stage = make_stage(cache, train__num_examples=40)
+  source = pipeline.BatchSource(split, stage, codec)
+  seen = [r for i in range(len(source)) for row in source.get_records(i) for r in row]
+  assert sorted(seen) == list(range(40))
+  tokens = sum(int((source[i].example > 0).sum()) for i in range(len(source)))
+  assert tokens == stage.plan.num_tokens
+
+
+def test_processes_together_read_the_rows_of_one(cache):
+  split, codec, stage = make_stage(cache)
+  whole = pipeline.BatchSource(split, stage, codec)
+  parts = [pipeline.BatchSource(split, stage, codec, (p, 4)) for p in range(4)]
+  for i in range(len(whole)):
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *(part[i] for part in parts))
+    jax.tree.map(np.testing.assert_array_equal, joined, whole[i])
+
+
+@pytest.mark.parametrize('start', [0, 1, 3])
+def test_the_stream_begins_at_any_batch(cache, start):
+  split, codec, stage = make_stage(cache)
+  source = pipeline.BatchSource(split, stage, codec)
+  batches = list(pipeline.make_batches(source, start, prefetch=2))
+  assert len(batches) == len(source) - start
+  for i, batch in enumerate(batches):
+    jax.tree.map(np.testing.assert_array_equal, batch, source[start + i])
+
+
+def test_batch_examples_sets_the_rows(cache):
+  _, _, stage = make_stage(cache, train__batch_rows=0, train__batch_examples=8)
+  assert stage.batch_rows == round(8 / stage.plan.examples_per_row)
+  with pytest.raises(UserError, match=r'from train.batch_examples=8\) is not divisible by'):
+    make_stage(cache, num_shards=64, train__batch_rows=0, train__batch_examples=8)
+
+
+def test_records_that_do_not_fit_stop_or_are_dropped_and_counted(cache):
+  small = {'layout__row_tokens': 20, 'train__num_examples': 20}
+  with pytest.raises(UserError, match=r'rim_chain/train:\d+: needs layout.row_tokens='):
+    make_stage(cache, **small)
+  split, _, stage = make_stage(cache, data__on_bad_rows='drop', **small)
+  used = set(stage.plan.records.tolist())
+  assert 0 < len(used) < len(split) and len(used) + len(stage.dropped) == len(split)
+
+
+def test_epochs_and_examples_are_the_same_budget(cache):
+  by_examples = make_stage(cache, train__num_examples=60)[2]
+  by_epochs = make_stage(cache, train__num_examples=0, train__num_epochs=1.5)[2]
+  assert dataclasses.asdict(by_examples).keys() == dataclasses.asdict(by_epochs).keys()
+  np.testing.assert_array_equal(by_examples.plan.records, by_epochs.plan.records)

@@ -1,0 +1,97 @@
+"""Golden placements of the small model on 2x2x2, and what is refused."""
+
+import jax
+from jax.sharding import PartitionSpec as P
+import pytest
+
+from rim_jax import sharding
+from rim_jax import train_step as train_step_lib
+from rim_jax.config import MeshConfig, UserError
+from tests import support
+
+GOLDEN = {
+    'embedding': P('tensor', 'fsdp'),
+    'head': P('fsdp', 'tensor'),
+    'positions': P(None, 'fsdp'),
+    'memory': P(None, 'fsdp'),
+    'final_norm.scale': P('fsdp'),
+    'blocks.attention_norm.scale': P(None, 'fsdp'),
+    'blocks.mlp_norm.scale': P(None, 'fsdp'),
+    'blocks.query.kernel': P(None, 'fsdp', 'tensor', None),
+    'blocks.query.bias': P(None, 'tensor', None),
+    'blocks.key.kernel': P(None, 'fsdp', 'tensor', None),
+    'blocks.key.bias': P(None, 'tensor', None),
+    'blocks.value.kernel': P(None, 'fsdp', 'tensor', None),
+    'blocks.value.bias': P(None, 'tensor', None),
+    'blocks.out.kernel': P(None, 'tensor', None, 'fsdp'),
+    'blocks.out.bias': P(None, 'fsdp'),
+    'blocks.up.kernel': P(None, 'fsdp', 'tensor'),
+    'blocks.up.bias': P(None, 'tensor'),
+    'blocks.gate.kernel': P(None, 'fsdp', 'tensor'),
+    'blocks.gate.bias': P(None, 'tensor'),
+    'blocks.down.kernel': P(None, 'tensor', 'fsdp'),
+    'blocks.down.bias': P(None, 'fsdp'),
+}
+
+
+def make_program(mesh_config, devices=None, **changes):
+  config = support.make_config(model__use_bias=True, model__activation='swiglu',
+                               model__tie_embeddings=False, **changes)
+  mesh = sharding.make_mesh(mesh_config, devices)
+  return train_step_lib.make_program(config, 16, 10, mesh), mesh
+
+
+def get_specs(tree):
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): x.sharding.spec
+          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def test_golden_shardings():
+  program, _ = make_program(MeshConfig(2, 2, 2))
+  state, _ = program.init(jax.random.key(0))
+  assert get_specs(state.params) == GOLDEN
+  # The moments live exactly where their parameters live.
+  adam = state.opt_state[1][0]
+  assert get_specs(adam.mu) == get_specs(adam.nu) == GOLDEN
+  query = state.params['blocks']['query']['kernel']
+  assert {s.data.shape for s in query.addressable_shards} == {(2, 8, 1, 8)}
+
+
+def test_rows_spread_over_data_and_fsdp():
+  mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+  config = support.make_config()
+  batch = sharding.place_batch(support.make_batch(config, [support.RECORDS[:1]] * 8), mesh)
+  assert batch.tokens.sharding.spec == P(('data', 'fsdp'))
+  assert {s.data.shape for s in batch.tokens.addressable_shards} == {(2, 64)}
+
+
+def test_activations_are_constrained_under_a_mesh():
+  mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+  with jax.set_mesh(mesh):
+    x = jax.jit(lambda x: sharding.constrain(x, sharding.BATCH, None))(jax.numpy.ones((8, 4)))
+  assert x.sharding.spec == P(('data', 'fsdp'))
+
+
+@pytest.mark.parametrize('changes, culprit', [
+    ({'model__num_kv_heads': 1}, "blocks.key.kernel has 'kv_heads' = 1"),
+    ({'model__mlp_dim': 33}, "blocks.up.kernel has 'mlp' = 33"),
+])
+def test_what_the_mesh_does_not_divide_is_an_error(changes, culprit):
+  with pytest.raises(UserError, match=culprit.replace('.', r'\.')):
+    make_program(MeshConfig(2, 2, 2), **changes)
+
+
+def test_a_name_without_a_rule_raises():
+  with pytest.raises(KeyError, match="no sharding rule for axis 'heds'"):
+    sharding.make_spec(('heds',))
+
+
+@pytest.mark.parametrize('mesh', [MeshConfig(3, 1, 1), MeshConfig(-1, 3, 1), MeshConfig(2, 2, 1)])
+def test_a_mesh_that_does_not_fill_the_devices_is_refused(mesh):
+  with pytest.raises(UserError, match='does not fill the 8 devices'):
+    sharding.make_mesh(mesh)
+
+
+def test_one_axis_takes_the_rest():
+  assert dict(sharding.make_mesh(MeshConfig(-1, 2, 2)).shape) == {
+      'data': 2, 'fsdp': 2, 'tensor': 2}

@@ -1,0 +1,99 @@
+"""Small real things for the tests: records, configs, codecs, batches."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from rim_jax import batch as batch_lib
+from rim_jax import config as config_lib
+from rim_jax import layout as layout_lib
+from rim_jax import model as model_lib
+from rim_jax import pipeline
+from rim_jax import tokenizer as tokenizer_lib
+from rim_jax.data import Record
+
+# T = 0 and T = 1 among them, and an answer of several digits.
+RECORDS = (
+    Record('1+2+3', ('3', '6'), '6', 'r:1'),
+    Record('9', (), '9', 'r:2'),
+    Record('4+4', ('8',), '8', 'r:3'),
+    Record('1+1+1+1', ('2', '3', '4'), '4', 'r:4'),
+    Record('20+3', ('23', '46', '92'), '92', 'r:5'),
+)
+
+
+def make_config(method='rim_stage1', **changes) -> config_lib.Config:
+  """A tiny valid config; changes by dotted key with '__' for the dot."""
+  base = {
+      'tokenizer.kind': 'chain', 'layout.num_blocks': 3, 'layout.block_tokens': 1,
+      'layout.separator': '', 'layout.answer_prefix': '', 'layout.answer_suffix': '',
+      'layout.row_tokens': 64, 'model.num_layers': 2, 'model.embed_dim': 16, 'model.num_heads': 2,
+      'model.mlp_dim': 32, 'model.max_positions': 64, 'train.num_examples': 64,
+      'train.batch_examples': 0, 'train.batch_rows': 4, 'eval.max_new_tokens': 4,
+      'data.chain.num_train': 40, 'data.chain.num_valid': 8, 'data.chain.num_test': 8,
+      'checkpoint.every_steps': 3, 'log.every_steps': 1, 'log.tensorboard': False,
+      'eval.num_latency_runs': 0, 'eval.batch_size': 8, 'optim.learning_rate': 1e-2}
+  base |= {k.replace('__', '.'): v for k, v in changes.items()}
+  return set_keys(config_lib.Config(method=method), base)
+
+
+def set_keys(config, values: dict):
+  """A config with dotted keys replaced."""
+  for key, value in values.items():
+    config = _set_key(config, key.split('.'), value)
+  problems = config_lib.find_problems(config)
+  assert not problems, problems
+  return config
+
+
+def _set_key(node, path, value):
+  if len(path) > 1:
+    value = _set_key(getattr(node, path[0]), path[1:], value)
+  return dataclasses.replace(node, **{path[0]: value})
+
+
+def make_codec(config) -> pipeline.Codec:
+  return pipeline.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+
+
+def lay_out(config, records=RECORDS):
+  codec = make_codec(config)
+  return [codec.lay_out(codec.encode(r)) for r in records]
+
+
+def make_batch(config, rows, row_slots=48) -> batch_lib.Batch:
+  """A batch with the examples of `rows`, a list of lists of records."""
+  codec = make_codec(config)
+  batch = batch_lib.make_empty_rows(len(rows), config.layout.row_tokens, row_slots)
+  for row, records in enumerate(rows):
+    token = slot = 0
+    for number, record in enumerate(records, 1):
+      token, slot = layout_lib.write_example(
+          batch, row, token, slot, number, codec.lay_out(codec.encode(record)), config.layout,
+          codec.memory_start)
+  return batch
+
+
+def make_model(config, seed=0) -> model_lib.Transformer:
+  """A random model whose every parameter is off its special value (norm scales are not 1)."""
+  model = model_lib.Transformer(config.model, make_codec(config).memory_start,
+                                jax.random.key(seed))
+  rng = np.random.default_rng(seed)
+  for _, variable in model_params(model):
+    variable.set_value(variable.get_value() + 0.1 * rng.standard_normal(
+        variable.get_value().shape).astype(np.float32))
+  return model
+
+
+def model_params(model):
+  from flax import nnx
+  return nnx.to_flat_state(nnx.state(model, nnx.Param))
+
+
+def assert_close(a, b, relative=1e-5):
+  """method.md section 2's equality: max|a - b| <= 1e-5 max|b|, per tensor."""
+  a, b = np.asarray(a), np.asarray(b)
+  assert a.shape == b.shape
+  assert np.abs(a - b).max() <= relative * np.abs(b).max(), (
+      np.abs(a - b).max(), np.abs(b).max())

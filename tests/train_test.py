@@ -1,0 +1,256 @@
+"""The loop: bit-exact resume on any mesh, kills, stages, and the files of a run."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rim_jax import checkpoint as checkpoint_lib
+from rim_jax import config as config_lib
+from rim_jax import pipeline
+from rim_jax import train as train_lib
+from rim_jax.config import MeshConfig, UserError
+from tests import support
+
+QUIET = lambda line: None
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('cache'))
+
+
+def make_config(cache, method='rim_stage1', mesh=MeshConfig(), **changes):
+  """Six steps of eight rows, a save every three; dropout on, so that keys matter too."""
+  config = support.make_config(
+      method, data__cache_dir=cache, train__batch_rows=8, train__num_examples=48,
+      layout__row_tokens=32, model__dropout=0.1, eval__num_valid_examples=4, **changes)
+  return dataclasses.replace(config, mesh=mesh)
+
+
+def read(workdir):
+  """Every array of the last checkpoint, bytes as they are, and its card."""
+  found = checkpoint_lib.choose_checkpoint(workdir, 'last')
+  import orbax.checkpoint as ocp
+  with ocp.CheckpointManager(found.folder.parent) as manager:
+    items = manager.restore(found.step, args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(), optim=ocp.args.StandardRestore()))
+  return {jax.tree_util.keystr(p): np.asarray(x)
+          for p, x in jax.tree_util.tree_leaves_with_path(dict(items.items()))}, found.card
+
+
+def read_metrics(workdir):
+  """Losses by step; rates differ from run to run."""
+  lines = [json.loads(x) for x in (pathlib.Path(workdir) / 'metrics.jsonl').open()]
+  return [(x['step'], x['train/loss']) for x in lines if 'train/loss' in x]
+
+
+class Killed(BaseException):
+  """Ends a run from inside, as Ctrl-C would."""
+
+
+def kill_after(monkeypatch, count):
+  """The input ends the run when `count` batches have been taken."""
+  real = pipeline.make_batches
+
+  def make_batches(source, start, prefetch):
+    for i, batch in enumerate(real(source, start, prefetch)):
+      if i == count:
+        raise Killed
+      yield batch
+  monkeypatch.setattr(pipeline, 'make_batches', make_batches)
+
+
+def assert_same_run(a, b):
+  arrays, card = read(a)
+  others, other_card = read(b)
+  assert arrays.keys() == others.keys() and len(arrays) > 20
+  for name in arrays:
+    np.testing.assert_array_equal(arrays[name], others[name], err_msg=name)
+  assert card == other_card
+  assert read_metrics(a) == read_metrics(b)
+
+
+@pytest.mark.parametrize('num_devices, mesh', [(1, MeshConfig()), (8, MeshConfig(2, 2, 2))])
+@pytest.mark.parametrize('taken', [3, 5])
+def test_six_steps_are_three_and_a_restore_and_three(
+    tmp_path, cache, use_devices, num_devices, mesh, taken):
+  """Parameters, optimizer, data position and losses, bit for bit; also when killed off a save."""
+  use_devices(num_devices)
+  config = make_config(cache, mesh=mesh)
+  train_lib.train(config, tmp_path / 'whole', say=QUIET)
+  with pytest.MonkeyPatch.context() as patch:
+    kill_after(patch, taken)
+    with pytest.raises(Killed):
+      train_lib.train(config, tmp_path / 'parts', say=QUIET)
+  told = []
+  train_lib.train(config, tmp_path / 'parts', say=told.append)
+  assert 'continuing from step 3 of 6' in told
+  assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+
+
+def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
+  """8 devices, then 4, then 1: the same parameters arrive, and training goes on."""
+  config = make_config(cache, mesh=MeshConfig(2, 2, 2), train__num_examples=72)
+  workdir = tmp_path / 'run'
+  for num_devices, mesh in ((8, MeshConfig(2, 2, 2)), (4, MeshConfig(2, 2, 1)), (1, MeshConfig())):
+    use_devices(num_devices)
+    before = read(workdir)[0] if workdir.exists() else None
+    config = dataclasses.replace(config, mesh=mesh)
+    if before:
+      task = train_lib.make_task(config, QUIET)
+      params = train_lib.load_params(task, workdir, 'last')[1]
+      assert len(params['blocks']['up']['kernel'].sharding.device_set) == num_devices
+      for path, x in jax.tree_util.tree_leaves_with_path({'params': params}):
+        np.testing.assert_array_equal(x, before[jax.tree_util.keystr(path)])
+    with pytest.MonkeyPatch.context() as patch:
+      if num_devices > 1:
+        kill_after(patch, 3)
+        with pytest.raises(Killed):
+          train_lib.train(config, workdir, say=QUIET)
+      else:
+        train_lib.train(config, workdir, say=QUIET)
+  assert [step for step, _ in read_metrics(workdir)] == list(range(1, 10))
+
+
+def test_killed_between_the_stages(tmp_path, cache, use_devices, monkeypatch):
+  """After stage 1's last save and before stage 2's first step: nothing is done twice or lost."""
+  use_devices(1)
+  config = make_config(cache, 'rim', layout__depth0_readout=True)
+  train_lib.train_curriculum(config, tmp_path / 'whole', say=QUIET)
+  real = train_lib.evaluate_run
+  with pytest.MonkeyPatch.context() as patch:
+    def stop(task, workdir, say):
+      raise Killed
+    patch.setattr(train_lib, 'evaluate_run', stop)
+    with pytest.raises(Killed):
+      train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
+  assert train_lib.evaluate_run is real
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train_lib, '_initialize', lambda *args: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):  # stage 1 is whole now; stage 2 dies before it has a state
+      train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
+  train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
+  for stage in ('stage1', 'stage2'):
+    assert_same_run(tmp_path / 'whole' / stage, tmp_path / 'parts' / stage)
+
+
+def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
+    tmp_path, cache, use_devices):
+  use_devices(1)
+  config = make_config(cache, 'rim')
+  (_, first), (_, second) = config_lib.make_stages(config)
+  train_lib.train(first, tmp_path / 'stage1', say=QUIET)
+  task = train_lib.make_task(second, QUIET)
+  program = train_lib.train_step_lib.make_program(second, task.vocab_size, 5, task.mesh)
+  state, _ = train_lib._initialize(task, program, tmp_path / 'stage1', QUIET)
+  arrays, _ = read(tmp_path / 'stage1')
+  for path, x in jax.tree_util.tree_leaves_with_path({'params': state.params}):
+    np.testing.assert_array_equal(x, arrays[jax.tree_util.keystr(path)])
+  assert int(state.step) == 0
+  assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(state.opt_state))
+  assert second.optim.learning_rate == pytest.approx(first.optim.learning_rate / 5)
+  assert second.model.dropout == 0.2
+
+
+def test_what_is_frozen_is_bit_identical_after_training(tmp_path, cache, use_devices):
+  use_devices(1)
+  config = make_config(cache, optim__trainable='memory')
+  task = train_lib.make_task(config, QUIET)
+  program = train_lib.train_step_lib.make_program(config, task.vocab_size, 6, task.mesh)
+  state, frozen = program.init(jax.random.key(config.seed))
+  train_lib.train(config, tmp_path / 'run', say=QUIET)
+  _, params, base, _ = train_lib.load_params(task, tmp_path / 'run', 'last')
+  assert list(params) == ['memory'] and (params['memory'] != state.params['memory']).any()
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(base), jax.device_get(frozen))
+
+
+def test_a_run_leaves_its_files(tmp_path, cache, use_devices):
+  use_devices(1)
+  config = make_config(cache, log__tensorboard=True)
+  results = train_lib.train(config, tmp_path / 'run', say=QUIET)
+  workdir = tmp_path / 'run'
+
+  def strict(text):
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f'{name} is not JSON'))
+  card = strict((workdir / 'config.json').read_text())
+  assert config_lib.parse_config(card['config']) == config
+  assert card['data']['fingerprint'] and card['hardware']['num_devices'] == 1
+  lines = [strict(x) for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  assert all(type(x['step']) is int and x['time'] > 0 for x in lines)
+  assert {'train/loss', 'perf/tokens_per_sec', 'train/nll_block_4'} <= lines[0].keys()
+  assert list((workdir / 'tensorboard').iterdir())
+  assert strict((workdir / 'results.json').read_text()) == results
+  test = results['test']
+  predictions = [strict(x) for x in (workdir / 'predictions/test.jsonl').open()]
+  assert len(predictions) == test['n'] == 8
+  assert np.mean([p['correct'] for p in predictions]) == test['final_acc']
+  told = []
+  assert train_lib.train(config, workdir, say=told.append) == results
+  assert f'{workdir}: this run is complete' in told
+
+
+def test_a_step_that_is_not_finite_stops_the_run_and_says_which_rows(
+    tmp_path, cache, use_devices, monkeypatch):
+  use_devices(1)
+  config = make_config(cache)
+  real = pipeline.BatchSource.__getitem__
+
+  def poison(self, i):
+    batch = real(self, i)
+    if i == 4:  # a target outside the vocabulary has no likelihood
+      batch.slot_target[0, 0] = 10_000
+    return batch
+  monkeypatch.setattr(pipeline.BatchSource, '__getitem__', poison)
+  with pytest.raises(train_lib.NonFiniteError, match='step 5 has loss nan'):
+    train_lib.train(config, tmp_path / 'run', say=QUIET)
+  report = json.loads((tmp_path / 'run/nonfinite.json').read_text())
+  assert report['step'] == 5 and len(report['rows']) == 8
+  assert 'nan' in report['block_nll'] and report['loss'] == 'nan'
+  _, card = read(tmp_path / 'run')
+  assert card['step'] == 3  # no state after the culprit was ever saved
+
+
+def test_changed_data_is_noticed(tmp_path, cache, use_devices):
+  use_devices(1)
+  config = make_config(cache)
+  task = train_lib.make_task(config, QUIET)
+  card = train_lib.make_card(task)
+  train_lib.check_card(card, task, 'run')
+  card['data']['fingerprint'] = 'other'
+  with pytest.raises(UserError, match='run: the data changed since this run began'):
+    train_lib.check_card(card, task, 'run')
+
+
+def test_kill_minus_nine_and_the_same_command_again(tmp_path, cache, use_devices):
+  """A real process, a real SIGKILL right after a save: the end is that of an undisturbed run."""
+  use_devices(1)
+  recipe = tmp_path / 'recipe.py'
+  config = make_config(cache, train__num_examples=240)
+  recipe.write_text(
+      'import ml_collections\n'
+      'def get_config():\n'
+      f'  return ml_collections.ConfigDict({dataclasses.asdict(config)!r})\n')
+  env = dict(os.environ, XLA_FLAGS='', JAX_DEFAULT_MATMUL_PRECISION='highest')
+  command = [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}']
+  killed = subprocess.Popen([*command, f'--workdir={tmp_path}/parts'], env=env,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  deadline = time.monotonic() + 240
+  while not (tmp_path / 'parts/checkpoints/3/manifest.json').exists():
+    assert killed.poll() is None and time.monotonic() < deadline, killed.stdout.read()
+    time.sleep(0.01)
+  killed.send_signal(signal.SIGKILL)
+  killed.wait()
+  assert not (tmp_path / 'parts/results.json').exists()
+  for name in ('parts', 'whole'):
+    subprocess.run([*command, f'--workdir={tmp_path}/{name}'], env=env, check=True,
+                   stdout=subprocess.DEVNULL, timeout=300)
+  assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
