@@ -45,6 +45,12 @@ def load_json(path, what: str):
     raise UserError(f'{path}: {what} is damaged ({e})') from None
 
 
+def _get_absolute(path):
+  """Orbax takes no relative path; 'gs://...' is absolute, though `absolute()` would mangle it."""
+  path = epath.Path(path)
+  return path if path.is_absolute() else path.absolute()
+
+
 def _digest(path) -> list:
   sha = hashlib.sha256()
   size = 0
@@ -132,7 +138,7 @@ class Checkpointer:
   """
 
   def __init__(self, workdir, keep_last: int, say=print):
-    self._folder = epath.Path(workdir) / 'checkpoints'
+    self._folder = _get_absolute(workdir) / 'checkpoints'
     self._say = say
     self._pending = None  # step whose commit is awaited
     self._sealer = concurrent.futures.ThreadPoolExecutor(1)
@@ -175,10 +181,10 @@ class Checkpointer:
     """Seals the pending save, off this thread, once Orbax has committed it."""
     if self._pending is None or (self._manager.is_saving_in_progress() and not wait):
       return
+    step, self._pending = self._pending, None  # a save that fails below is not sealed later
     self._manager.wait_until_finished()
     if jax.process_index() == 0:
-      self._seals.append(self._sealer.submit(seal, self._folder / str(self._pending)))
-    self._pending = None
+      self._seals.append(self._sealer.submit(seal, self._folder / str(step)))
 
   def finish(self) -> None:
     """Waits until every save is committed and sealed; raises what went wrong."""
@@ -200,8 +206,8 @@ class Checkpointer:
         break
       damaged.append((step, problem))
     for step, problem in damaged:
-      self._say(f'{self._folder / str(step)}: damaged ({problem})'
-                + (f'; using step {found.step}, {step - found.step} steps are lost' if found else ''))
+      lost = f'; using step {found.step}, {step - found.step} steps are lost' if found else ''
+      self._say(f'{self._folder / str(step)}: damaged ({problem}){lost}')
     if damaged and not found:
       raise UserError(f'{self._folder}: every checkpoint is damaged ({damaged[0][1]}); delete '
                       f'{self._folder.parent} to start anew')
@@ -232,7 +238,7 @@ def choose_checkpoint(workdir, which: str) -> Checkpoint:
 
   Raises: UserError when there is none, or the chosen one is damaged.
   """
-  folder = epath.Path(workdir) / 'checkpoints'
+  folder = _get_absolute(workdir) / 'checkpoints'
   found = [load_checkpoint(folder, s) for s in list_steps(folder)
            if (folder / str(s) / _MANIFEST).exists()]
   if not found:
@@ -241,9 +247,9 @@ def choose_checkpoint(workdir, which: str) -> Checkpoint:
     found.sort(key=lambda c: (c.card['valid_final_acc'], c.step), reverse=True)
   damage = find_damage(found[0].folder)
   if damage:
+    other = 'last' if which == 'best' else 'best'
     raise UserError(f'{found[0].folder}: damaged ({damage}); take another with '
-                    f"--config.eval.checkpoint={'last' if which == 'best' else 'best'}, or train on "
-                    'to replace it')
+                    f'--config.eval.checkpoint={other}, or train on to replace it')
   return found[0]
 
 
@@ -260,7 +266,7 @@ def restore(checkpoint: Checkpoint, name: str, abstract):
 
 def save_base(workdir, frozen) -> None:
   """Saves the frozen parameters of a run once, sealed like a checkpoint."""
-  folder = epath.Path(workdir) / 'base'
+  folder = _get_absolute(workdir) / 'base'
   if (folder / _MANIFEST).exists():
     return
   shutil.rmtree(folder, ignore_errors=True)
@@ -273,7 +279,7 @@ def load_base(workdir, abstract):
   """The frozen parameters of a run; an empty tree has no files."""
   if not jax.tree.leaves(abstract):
     return abstract
-  folder = epath.Path(workdir) / 'base'
+  folder = _get_absolute(workdir) / 'base'
   damage = find_damage(folder) if folder.exists() else 'it is missing'
   if damage:
     raise UserError(f'{folder}: the frozen parameters cannot be used ({damage}); restore the '

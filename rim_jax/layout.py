@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from rim_jax import batch as batch_lib
-from rim_jax.config import LayoutConfig
+from rim_jax.config import LayoutConfig, UserError
 
 LAYOUT_VERSION = 1
 NUM_MEMORY_ROWS = 3  # <b>, <m>, </b>, in this order
@@ -61,14 +61,16 @@ class Example:
 
 
 def make_template(tokenizer, config: LayoutConfig) -> Template:
+  """Raises: UserError naming the key whose text the tokenizer does not know."""
+  def encode(key):
+    try:
+      return tokenizer.encode(getattr(config, key))
+    except UserError as e:
+      raise UserError(f'layout.{key}: {e}') from None
   return Template(
-      bos=[] if tokenizer.bos_id is None else [tokenizer.bos_id],
-      separator=tokenizer.encode(config.separator),
-      step_prefix=tokenizer.encode(config.step_prefix),
-      step_separator=tokenizer.encode(config.step_separator),
-      answer_prefix=tokenizer.encode(config.answer_prefix),
-      answer_suffix=tokenizer.encode(config.answer_suffix),
-      eos=[tokenizer.eos_id])
+      bos=[] if tokenizer.bos_id is None else [tokenizer.bos_id], eos=[tokenizer.eos_id],
+      **{key: encode(key) for key in (
+          'separator', 'step_prefix', 'step_separator', 'answer_prefix', 'answer_suffix')})
 
 
 def encode_question(text, tokenizer, template: Template) -> list[int]:

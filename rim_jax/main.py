@@ -163,7 +163,7 @@ def _run(argv, console) -> None:
 def cli(argv, console=None) -> int:
   """Runs a command line; returns its exit code. Errors are one line each on standard error."""
   console = console or rich_console.Console()
-  debug = '--debug' in argv
+  debug = any(a in ('--debug', '--debug=true', '--debug=True', '--debug=1') for a in argv)
   try:
     _run(list(argv), console)
   except UserError as e:

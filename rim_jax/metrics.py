@@ -58,9 +58,11 @@ def _read_lines(path):
   lines = []
   for text in path.read_text().split('\n'):
     try:
-      lines.append(json.loads(text))
+      line = json.loads(text)
     except ValueError:
       continue
+    if isinstance(line, dict) and 'step' in line:
+      lines.append(line)
   return lines
 
 
@@ -114,8 +116,9 @@ class Progress:
     self._bar = None
     if self._console.is_terminal:
       self._bar = rich_progress.Progress(
-          rich_progress.TextColumn('{task.description}'), rich_progress.BarColumn(),
-          rich_progress.MofNCompleteColumn(), rich_progress.TextColumn('{task.fields[note]}'),
+          rich_progress.TextColumn('{task.description}', markup=False), rich_progress.BarColumn(),
+          rich_progress.MofNCompleteColumn(),
+          rich_progress.TextColumn('{task.fields[note]}', markup=False),
           rich_progress.TimeRemainingColumn(), console=self._console)
       self._task = self._bar.add_task(title, total=total, completed=start, note='')
       self._bar.start()
@@ -130,7 +133,7 @@ class Progress:
     self._told = now
     left = (now - self._began) / max(done - self._start, 1) * (self._total - done)
     self._console.print(f'{self._title} {done}/{self._total}  {note}  {format_secs(left)} left',
-                        soft_wrap=True, highlight=False)
+                        soft_wrap=True, highlight=False, markup=False)
 
   def close(self) -> None:
     if self._bar:

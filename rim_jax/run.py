@@ -16,16 +16,25 @@ from rim_jax.config import UserError
 
 def train(config, workdir, command, say, console) -> None:
   """Trains every stage (or goes on), then shows and writes the report."""
-  results = train_lib.train_curriculum(config, workdir, say, console)
+  train_lib.train_curriculum(config, workdir, say, console)
   folder = _get_last_stage(config, workdir)[1]
-  if len(results) > 1:
-    checkpoint_lib.write_json(epath.Path(workdir) / 'results.json', results)
-  path = report.write_report(workdir, config)
+  path = _write_summary(config, workdir)
   report.show_results(console, folder, config.eval.num_shown)
   say(f'files: {folder}/ (config.json, metrics.jsonl, checkpoints/, results.json, predictions/)')
   say(f'report: {path}')
   say(f'next: ask it something, {command} --mode=generate '
       f'--question="{_get_example_question(folder)}"')
+
+
+def _write_summary(config, workdir):
+  """The report, and for a curriculum its stages' results in one results.json."""
+  stages = [name for name, _ in config_lib.make_stages(config) if name]
+  found = {name: epath.Path(workdir) / name / 'results.json' for name in stages}
+  if stages:
+    checkpoint_lib.write_json(epath.Path(workdir) / 'results.json', {
+        name: checkpoint_lib.load_json(path, 'the results') for name, path in found.items()
+        if path.exists()})
+  return report.write_report(workdir, config)
 
 
 def _get_example_question(folder):
@@ -42,11 +51,10 @@ def _get_last_stage(config, workdir):
 def _open_run(config, workdir, say):
   """The task of a finished or half-finished run, checked against its card."""
   config, folder = _get_last_stage(config, workdir)
-  path = folder / 'config.json'
-  if not path.exists():
+  if not (folder / 'config.json').exists():
     raise UserError(f'{folder}: there is no run here; train it first with --mode=train, or name '
                     'another --workdir')
-  card = checkpoint_lib.load_json(path, 'the run\'s card')
+  card = train_lib.load_card(folder)
   task = train_lib.make_task(config, say)
   train_lib.check_card(card, task, folder)
   return task, folder
@@ -56,6 +64,7 @@ def evaluate(config, workdir, say, console) -> None:
   """Evaluates a run's checkpoint as config.eval says, and adds to its results.json."""
   task, folder = _open_run(config, workdir, say)
   results = train_lib.evaluate_run(task, folder, say)
+  _write_summary(config, workdir)
   report.show_results(console, folder, config.eval.num_shown, list(results)[-1])
   say(f'files: {folder}/results.json, {folder}/predictions/{list(results)[-1]}.jsonl')
 

@@ -106,14 +106,27 @@ def _find_commit():
     return None
 
 
+def load_card(workdir) -> dict:
+  """The card of a run.
+
+  Raises: UserError where it is missing, damaged or of another format.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  card = checkpoint_lib.load_json(path, 'the run\'s card')
+  found = card.get('format') if isinstance(card, dict) else None
+  if found not in (CARD_VERSION, None):
+    raise UserError(f'{path}: format {found} is not {CARD_VERSION}, which this version of rim_jax '
+                    'reads; use another --workdir')
+  if found is None or not {'config', 'data', 'tokenizer'} <= card.keys():
+    raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
+  return card
+
+
 def check_card(card: dict, task: Task, where) -> None:
   """Refuses to go on in a WORKDIR whose run was another one.
 
   Raises: UserError naming every key that differs, with both values.
   """
-  if card.get('format') != CARD_VERSION:
-    raise UserError(f'{where}/config.json: format {card.get("format")} is not {CARD_VERSION}, which '
-                    'this version of rim_jax reads; use another --workdir')
   old, new = (config_lib.flatten(c) for c in (card['config'], task.config))
   lines = [f"{where}: was run with {key}={old.get(key, 'nothing')!r}, now it is "
            f"{new.get(key, 'nothing')!r}; use another --workdir, or --config.{key}={old.get(key)}"
@@ -144,7 +157,7 @@ def _initialize(task: Task, program, init_from, say):
   state, frozen = program.init(jax.random.key(task.config.seed))
   if init_from is None:
     return state, frozen
-  card = checkpoint_lib.load_json(epath.Path(init_from) / 'config.json', 'the run\'s card')
+  card = load_card(init_from)
   if not (epath.Path(init_from) / 'results.json').exists():
     raise UserError(f'{init_from}: is not complete; run its command again to finish it')
   model = dataclasses.asdict(task.config.model)
@@ -189,7 +202,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None) -> d
   workdir = epath.Path(workdir)
   # ---- What this run is, and whether it may go on here ----
   task = make_task(config, say)
-  _open_workdir(task, workdir)
+  _check_workdir(task, workdir)
   if (workdir / 'results.json').exists():
     say(f'{workdir}: this run is complete')
     return checkpoint_lib.load_json(workdir / 'results.json', 'the results')
@@ -214,6 +227,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None) -> d
       say(f'continuing from step {latest.step} of {stage.num_steps}')
     else:
       state, frozen = _initialize(task, program, init_from, say)
+      _write_card(task, workdir)
       if jax.tree.leaves(frozen):
         checkpoint_lib.save_base(workdir, frozen)
     _describe_params(state.params, frozen, say)
@@ -227,18 +241,27 @@ def train(config: Config, workdir, init_from=None, say=print, console=None) -> d
   return evaluate_run(task, workdir, say)
 
 
-def _open_workdir(task: Task, workdir):
-  """Checks the card of a WORKDIR that has one, and writes it where there is none."""
-  path = workdir / 'config.json'
-  if path.exists():
-    check_card(checkpoint_lib.load_json(path, 'the run\'s card'), task, workdir)
+def _check_workdir(task: Task, workdir):
+  """Checks that a WORKDIR can be written, and the card of one that has one."""
+  if (workdir / 'config.json').exists():
+    check_card(load_card(workdir), task, workdir)
     return
+  if checkpoint_lib.list_steps(workdir / 'checkpoints'):
+    raise UserError(f'{workdir}: has checkpoints but no config.json that says what they are; '
+                    'restore that file, or use another --workdir')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint_lib.write_json(path, make_card(task))
+    checkpoint_lib.write_json(workdir / 'probe.json', {})
+    (workdir / 'probe.json').unlink()
   except OSError as e:
     raise UserError(f'{workdir}: cannot be written ({e.strerror}); name another --workdir'
                     ) from None
+
+
+def _write_card(task: Task, workdir):
+  """Only once a run has its plan and its state: a refused one must not bind its WORKDIR."""
+  if not (workdir / 'config.json').exists():
+    checkpoint_lib.write_json(workdir / 'config.json', make_card(task))
 
 
 def _describe_params(params, frozen, say):
@@ -303,6 +326,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
           log(meter.push(step, metrics))
           progress.update(step, note)
         if save:
+          log(meter.flush())  # a stop right after the save must not cost its line
           result, _ = evaluate.evaluate(decoder, state.params, frozen, valid, config, task.codec,
                                         config.eval_blocks)
           writer.write(step, {'valid/final_acc': result['final_acc'], **{
@@ -384,6 +408,7 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   (workdir / 'predictions' / f'{name}.jsonl').write_text(''.join(lines))
   path = workdir / 'results.json'
   results = checkpoint_lib.load_json(path, 'the results') if path.exists() else {}
+  results.pop(name, None)  # the set evaluated last stands last
   results[name] = result
   checkpoint_lib.write_json(path, results)
   return results

@@ -1,6 +1,8 @@
-"""Eight fake CPU devices for every test, and no silent rank promotion."""
+"""Eight fake CPU devices for every test, no silent rank promotion, compilations kept."""
 
 import os
+import pathlib
+import tempfile
 
 os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
                            + ' --xla_force_host_platform_device_count=8').strip()
@@ -11,6 +13,11 @@ import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')
+# Many tests compile the same program again; keyed by program and versions, a kept one is the same.
+jax.config.update('jax_compilation_cache_dir',
+                  str(pathlib.Path(tempfile.gettempdir()) / f'rim_jax_tests_{os.getuid()}'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 @pytest.fixture

@@ -173,10 +173,10 @@ def test_no_time_at_all_is_no_crash():
 # ---- Progress ----
 
 
-def make_progress(start=0, total=100, terminal=False):
+def make_progress(start=0, total=100, terminal=False, title='stage1'):
   out, clock = io.StringIO(), Clock()
   console = rich_console.Console(file=out, force_terminal=terminal, width=60)
-  return metrics_lib.Progress('stage1', total, start, console, 10.0, clock), clock, out
+  return metrics_lib.Progress(title, total, start, console, 10.0, clock), clock, out
 
 
 def test_without_a_terminal_a_plain_line_every_few_seconds():
@@ -205,11 +205,14 @@ def test_after_a_resume_the_rest_is_estimated_from_this_process():
   assert out.getvalue().endswith(' 0:10 left\n')
 
 
-def test_a_note_is_no_markup():
-  progress, clock, out = make_progress()
+@pytest.mark.parametrize('terminal', [False, True])
+def test_titles_and_notes_are_no_markup(terminal):
+  """A title is the name of a directory, which may hold brackets."""
+  progress, clock, out = make_progress(terminal=terminal, title='[a] [/]')
   clock.now += 10
-  progress.update(1, '[bold]x[/bold] [/]')
-  assert '[bold]x[/bold] [/]' in out.getvalue()
+  progress.update(1, '[b]')
+  progress.close()
+  assert '[a] [/]' in out.getvalue() and '[b]' in out.getvalue()
 
 
 def test_on_a_terminal_a_bar():

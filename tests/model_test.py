@@ -89,15 +89,17 @@ def both_losses(config):
   return packed, separate
 
 
-@pytest.mark.parametrize('network', NETWORKS)
-@pytest.mark.parametrize('method, prefix, switches', [
-    ('rim_stage1', '', {}), ('rim_stage1', '+-', {}), ('rim_stage2', '', {}),
-    ('rim_stage2', '+-', {}), ('cot', '+', {}), ('direct', '', {}),
-    ('rim_stage1', '+-', {'layout__depth0_readout': True}),
-    ('rim_stage1', '+-', {'layout__bidirectional_blocks': True}),
-    ('rim_stage2', '+-', {'layout__readout_sees_question': False}),
+DEPTH0, BIDIRECTIONAL = {'layout__depth0_readout': True}, {'layout__bidirectional_blocks': True}
+HIDDEN = {'layout__readout_sees_question': False}
+
+
+@pytest.mark.parametrize('network, method, prefix, switches', [
+    ('learned', 'rim_stage1', '', {}), ('rope', 'rim_stage1', '+-', {}),
+    ('learned', 'rim_stage2', '+-', {}), ('rope', 'rim_stage2', '', {}),
+    ('learned', 'cot', '+', {}), ('learned', 'rim_stage1', '+-', DEPTH0),
+    ('rope', 'rim_stage1', '+-', BIDIRECTIONAL), ('learned', 'rim_stage2', '+-', HIDDEN),
 ])
-def test_one_packed_pass_equals_separate_forwards(method, prefix, switches, network):
+def test_one_packed_pass_equals_separate_forwards(network, method, prefix, switches):
   """method.md section 2: logits and gradients, several examples in a row, T = 0 among them."""
   config = make_config(method, network, layout__answer_prefix=prefix, layout__step_prefix=prefix,
                        **switches)
@@ -161,8 +163,7 @@ def test_a_slot_of_weight_zero_gives_exactly_zero_gradient():
   assert (gradient[last] == 0).all() and (gradient[batch.example == 1] > 0).any()
 
 
-@pytest.mark.parametrize('network', NETWORKS)
-@pytest.mark.parametrize('policy', ['full', 'dots'])
+@pytest.mark.parametrize('network, policy', [('learned', 'full'), ('rope', 'dots')])
 def test_remat_changes_nothing(network, policy):
   plain = make_config('rim_stage1', network)
   remat = make_config('rim_stage1', network, model__remat=policy)

@@ -10,7 +10,8 @@ from rim_jax.config import TokenizerConfig, UserError
 
 EOS, BOS = '<|end|>', '<|begin|>'
 TEXTS = ['', ' ', '1+2=3', 'The answer is \\boxed{12}.\n', '  two  spaces ', '\t\r\n',
-         'naïve façade', 'Ωμέγα', '数学', '👩‍👩‍👧‍👦', '\u2028\x00\x7f', 'e\u0301', '<b> <m> </b>', '</s>']
+         'naïve façade', 'Ωμέγα', '数学', '👩‍👩‍👧‍👦', '\u2028\x00\x7f', 'e\u0301',
+         '<b> <m> </b>', '</s>']
 
 
 def make_unicode(seed=0, count=200):
@@ -154,7 +155,7 @@ def test_what_a_file_can_lack(path, tmp_path):
     load_file(tmp_path)
   for content in (b'', b'{}', b'\xff\xfe', path.read_bytes()[:-100]):
     (tmp_path / 'bad.json').write_bytes(content)
-    with pytest.raises(UserError, match='bad.json: is not a tokenizer.json') as caught:
+    with pytest.raises(UserError, match=r'bad\.json: is not a tokenizer\.json') as caught:
       load_file(tmp_path / 'bad.json')
     assert '\n' not in str(caught.value)
 
@@ -167,7 +168,8 @@ def test_fingerprints_tell_tokenizers_apart(path, tmp_path):
   tokenizers = [
       tokenizer_lib.load_tokenizer(TokenizerConfig()),
       tokenizer_lib.load_tokenizer(TokenizerConfig(kind='chain')), load_file(path),
-      load_file(path, bos=''), load_file(path, eos=BOS, bos=EOS), load_file(tmp_path / 'other.json')]
+      load_file(path, bos=''), load_file(path, eos=BOS, bos=EOS),
+      load_file(tmp_path / 'other.json')]
   prints = [t.fingerprint for t in tokenizers]
   assert len(set(prints)) == len(prints)
   assert load_file(path).fingerprint == load_file(path).fingerprint

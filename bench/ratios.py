@@ -1,0 +1,221 @@
+"""What the design buys, as ratios measured side by side in one run.
+
+  python bench/ratios.py --data=DIR        (DIR as for --config.data.dir; about ten minutes on 2 cores)
+
+On GSM8K rows and a GPT-2-shaped network (learned positions, LayerNorm, biases, tied), scaled to a
+laptop: 4 layers of width 256, byte-level. Each pair is timed in turn, A B A B ..., and the ratio is the median of the
+pairs'. One JSON object a line on standard output.
+
+  one_pass    K = 8 readouts in one packed pass, against 8 separate sequences
+  slots       logits at supervised slots, against logits everywhere (and peak memory at 128 K ids)
+  packing     packed rows, against one padded row an example
+  input       examples/s that the pipeline makes, against what the step takes
+"""
+
+import argparse
+import dataclasses
+import json
+import statistics
+import tempfile
+import time
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import presets
+from rim_jax import batch as batch_lib
+from rim_jax import config as config_lib
+from rim_jax import data
+from rim_jax import layout as layout_lib
+from rim_jax import loss as loss_lib
+from rim_jax import model as model_lib
+from rim_jax import packing
+from rim_jax import pipeline
+from rim_jax import tokenizer as tokenizer_lib
+from rim_jax import train_step as train_step_lib
+
+NUM_EXAMPLES, ROWS_A_CALL = 32, 4
+
+
+def make_config(directory, cache, method='rim_stage2'):
+  config = presets.make(method, 'gsm8k')
+  config.data.dir, config.data.cache_dir = directory, cache
+  config.layout.row_tokens = 2048
+  config.model.update({'embed_dim': 256, 'mlp_dim': 1024, 'num_heads': 4, 'norm': 'layernorm',
+                       'use_bias': True, 'positions': 'learned', 'dropout': 0.0})
+  return config_lib.parse_config(config)
+
+
+def write_rows(examples, config, codec, row_tokens, packed=True):
+  """Examples -> batches of ROWS_A_CALL rows, packed first-fit or one a row."""
+  sizes = np.asarray([layout_lib.count_example(e, config.layout)[:2] for e in examples])
+  slots = packing.choose_row_slots(sizes, row_tokens) if packed else int(sizes[:, 1].max())
+  order = np.arange(len(examples))
+  rows = (packing.pack(order, sizes, row_tokens, slots, 64) if packed else [[i] for i in order])
+  batches = []
+  for first in range(0, len(rows), ROWS_A_CALL):
+    batch = batch_lib.make_empty_rows(ROWS_A_CALL, row_tokens, slots)
+    for r, members in enumerate(rows[first:first + ROWS_A_CALL]):
+      token = slot = 0
+      for number, i in enumerate(members, 1):
+        token, slot = layout_lib.write_example(batch, r, token, slot, number, examples[i],
+                                               config.layout, codec.memory_start)
+    batches.append(jax.tree.map(jnp.asarray, batch))
+  return batches, int(sizes[:, 0].sum())
+
+
+def make_gradient(config, vocab_size, everywhere=False):
+  """(params, batch) -> gradient of the loss; logits at slots, or at every position."""
+  graphdef, params = nnx.split(model_lib.Transformer(config.model, vocab_size, jax.random.key(0)))
+
+  def loss(params, batch):
+    model = nnx.merge(graphdef, params)
+    if not everywhere:
+      return train_step_lib.compute_loss(model, batch, jnp.int32(0), 1,
+                                         config.layout.num_blocks, config, None)[0]
+    fields = batch_lib.get_fields(batch)
+    x, _ = model(batch.tokens, batch.positions, batch_lib.visible(fields, fields))
+    targets = jnp.minimum(jnp.roll(batch.tokens, -1, 1), vocab_size - 1)
+    return loss_lib.compute_slot_nll(model.compute_logits(x), targets).sum()
+  return jax.jit(jax.grad(loss)), params
+
+
+def time_all(gradient, params, batches):
+  start = time.perf_counter()
+  for batch in batches:
+    result = gradient(params, batch)
+  jax.block_until_ready(result)
+  return time.perf_counter() - start
+
+
+def compare(a, b, pairs):
+  """Median over pairs of time(b) / time(a), each a call returning seconds; both warmed first."""
+  a(), b()
+  times = [(a(), b()) for _ in range(pairs)]
+  return (statistics.median(y / x for x, y in times), statistics.median(x for x, _ in times),
+          statistics.median(y for _, y in times))
+
+
+def tell(**line):
+  print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}),
+        flush=True)
+
+
+def bench_one_pass(config, codec, examples, pairs):
+  alone = [dataclasses.replace(e, num_blocks=r.block, readouts=(r,))
+           for e in examples for r in e.readouts]
+  whole, whole_tokens = write_rows(examples, config, codec, config.layout.row_tokens)
+  parts, part_tokens = write_rows(alone, config, codec, config.layout.row_tokens)
+  gradient, params = make_gradient(config, codec.memory_start)
+  ratio, secs, other = compare(lambda: time_all(gradient, params, whole),
+                               lambda: time_all(gradient, params, parts), pairs)
+  tell(bench='one_pass', speedup=ratio, token_ratio=part_tokens / whole_tokens,
+       of_token_ratio=ratio / (part_tokens / whole_tokens), goal_of_token_ratio=0.9,
+       one_pass_examples_per_sec=len(examples) / secs,
+       separate_examples_per_sec=len(examples) / other)
+
+
+def bench_slots(config, codec, examples, pairs):
+  batches, _ = write_rows(examples, config, codec, config.layout.row_tokens)
+  at_slots, params = make_gradient(config, 8192)
+  everywhere, _ = make_gradient(config, 8192, everywhere=True)
+  ratio, *_ = compare(lambda: time_all(at_slots, params, batches[:1]),
+                      lambda: time_all(everywhere, params, batches[:1]), pairs)
+  peak = {}
+  for name, flag in (('slots', False), ('everywhere', True)):
+    gradient, params = make_gradient(config, 131_072, everywhere=flag)
+    memory = gradient.lower(params, batches[0]).compile().memory_analysis()
+    peak[name] = memory.temp_size_in_bytes / 2 ** 20
+  tell(bench='slots', speedup_at_8k_ids=ratio, temp_mib_at_128k_ids_slots=peak['slots'],
+       temp_mib_at_128k_ids_everywhere=peak['everywhere'],
+       memory_ratio=peak['everywhere'] / peak['slots'])
+
+
+def bench_packing(config, codec, examples, pairs):
+  widest = max(layout_lib.count_example(e, config.layout)[0] for e in examples)
+  packed, tokens = write_rows(examples, config, codec, config.layout.row_tokens)
+  padded, _ = write_rows(examples, config, codec, -(-widest // 64) * 64, packed=False)
+  gradient, params = make_gradient(config, codec.memory_start)
+  ratio, *_ = compare(lambda: time_all(gradient, params, packed),
+                      lambda: time_all(gradient, params, padded), pairs)
+  slots = sum(b.tokens.size for b in padded) / sum(b.tokens.size for b in packed)
+  tell(bench='packing', speedup=ratio, computed_token_ratio=slots,
+       padded_useful_frac=tokens / sum(b.tokens.size for b in padded))
+
+
+def bench_input(config, codec, split, pairs):
+  stage = pipeline.make_stage_plan(split, codec, say=lambda line: None)
+  source = pipeline.BatchSource(split, stage, codec)
+  count = min(len(source), 10)
+
+  def make():
+    start = time.perf_counter()
+    for _, _ in zip(range(count), pipeline.make_batches(source, 0, 4)):
+      pass
+    return time.perf_counter() - start
+  batch = jax.tree.map(jnp.asarray, source[0])
+  gradient, params = make_gradient(config, codec.memory_start)
+  ratio, secs, step = compare(make, lambda: count * time_all(gradient, params, [batch]), pairs)
+  examples = stage.plan.examples_per_row * stage.batch_rows * count
+  tell(bench='input', pipeline_over_step=ratio, pipeline_examples_per_sec=examples / secs,
+       step_examples_per_sec=examples / step, useful_frac=stage.plan.useful_frac)
+
+
+def train_bpe(records, folder, vocab_size=8192):
+  """A byte-level BPE of the data, to see rows as a pretrained model would."""
+  import tokenizers
+  bpe = tokenizers.ByteLevelBPETokenizer()
+  bpe.train_from_iterator((' '.join((r.question, *r.steps, r.answer)) for r in records), vocab_size,
+                          special_tokens=['<|endoftext|>'])
+  path = f'{folder}/tokenizer.json'
+  bpe.save(path)
+  return tokenizer_lib.load_tokenizer(config_lib.TokenizerConfig(
+      kind='file', path=path, eos_token='<|endoftext|>'))
+
+
+def bench_useful(directory, cache, folder, split):
+  """Useful tokens of the plan over a whole epoch, by stage and tokenizer."""
+  bpe = train_bpe(split.__getitems__(range(len(split))), folder)
+  for method in ('rim_stage1', 'rim_stage2'):
+    for name, tokenizer in (('bytes', None), ('bpe', bpe)):
+      config = make_config(directory, cache, method)
+      if name == 'bpe':
+        config = dataclasses.replace(config, layout=dataclasses.replace(
+            config.layout, row_tokens=1024))
+      config = dataclasses.replace(config, train=dataclasses.replace(
+          config.train, num_examples=0, num_epochs=1.0))
+      codec = pipeline.make_codec(config, tokenizer or tokenizer_lib.load_tokenizer(
+          config.tokenizer))
+      plan = pipeline.make_stage_plan(split, codec, say=lambda line: None).plan
+      tell(bench='useful_tokens', stage=method, tokenizer=name, row_tokens=plan.row_tokens,
+           useful_frac=plan.useful_frac, examples_per_row=plan.examples_per_row)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--data', required=True)
+  parser.add_argument('--pairs', type=int, default=3)
+  parser.add_argument('--only', default='useful,one_pass,slots,packing,input')
+  args = parser.parse_args()
+  device = jax.devices()[0]
+  tell(device=device.device_kind, num_devices=jax.device_count(), jax=jax.__version__)
+  with tempfile.TemporaryDirectory() as folder:
+    config = make_config(args.data, folder)
+    split = data.load_dataset(config.data, say=lambda line: None).splits['train']
+    codec = pipeline.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+    examples = [codec.lay_out(codec.encode(r)) for r in split.__getitems__(range(NUM_EXAMPLES))]
+    for name in args.only.split(','):
+      if name == 'useful':
+        bench_useful(args.data, folder, folder, split)
+      elif name == 'input':
+        bench_input(config, codec, split, args.pairs)
+      else:
+        {'one_pass': bench_one_pass, 'slots': bench_slots, 'packing': bench_packing}[name](
+            config, codec, examples, args.pairs)
+
+
+if __name__ == '__main__':
+  main()
