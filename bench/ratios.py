@@ -1,10 +1,10 @@
 """What the design buys, as ratios measured side by side in one run.
 
-  python bench/ratios.py --data=DIR        (DIR as for --config.data.dir; about ten minutes on 2 cores)
+  python bench/ratios.py --data=DIR        (DIR as for --config.data.dir)
 
 On GSM8K rows and a GPT-2-shaped network (learned positions, LayerNorm, biases, tied), scaled to a
-laptop: 4 layers of width 256, byte-level. Each pair is timed in turn, A B A B ..., and the ratio is the median of the
-pairs'. One JSON object a line on standard output.
+laptop: 4 layers of width 256, byte-level. Each pair is timed in turn, A B A B ..., and the ratio is
+the median of the pairs'. One JSON object a line on standard output.
 
   one_pass    K = 8 readouts in one packed pass, against 8 separate sequences
   slots       logits at supervised slots, against logits everywhere (and peak memory at 128 K ids)

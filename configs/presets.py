@@ -18,18 +18,18 @@ def make_chain(method: str):
                        'activation': 'gelu_tanh', 'max_positions': 64, 'remat': 'full'})
   config.optim.update({'learning_rate': 2e-3, 'decay': 'cosine'})
   config.train.update({'num_examples': 204_800, 'batch_examples': 64})
-  # From scratch, r_1 as a target too is what starts learning: without it the first readout has to
-  # find a sum of three numbers at once (docs/results.md). Fading waits until that is done.
+  # From scratch, r_1 as a target too is what starts learning: without it the first readout has
+  # to find a sum of three numbers at once (docs/results.md). Fading waits until that is done.
   config.layout.depth0_readout = method == 'rim'
   config.curriculum.hold_frac = 0.7
-  # So small a network has nothing to spare: dropout 0.2 in stage 2 costs it a third of its answers.
+  # So small a network has nothing to spare: dropout 0.2 in stage 2 costs it a third of the answers
   config.curriculum.update({'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
   config.eval.max_new_tokens = 12 if method == 'cot' else 2
   return config
 
 
 def make_gsm8k(method: str):
-  """GSM8K (--config.data.dir=DIR, or downloaded): every row, once, through a tiny byte-level network.
+  """GSM8K (--config.data.dir=DIR, or downloaded): every row once, a tiny byte-level network.
 
   Far too little to learn arithmetic from scratch: it shows the whole way on real rows in about 15
   minutes of 2 cores. The short prefix keeps 8 readouts of bytes inside a row.

@@ -142,6 +142,6 @@ class Progress:
 
 def format_secs(secs: float) -> str:
   """Seconds as h:mm:ss or m:ss."""
-  minutes, seconds = divmod(int(round(secs)), 60)
+  minutes, seconds = divmod(round(secs), 60)
   hours, minutes = divmod(minutes, 60)
   return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

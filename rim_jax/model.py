@@ -85,18 +85,19 @@ class Block(nnx.Module):
 
   def __init__(self, config: ModelConfig, key):
     self.config = config
-    d, h, f, l = config.embed_dim, config.num_heads, config.mlp_dim, config.num_layers
+    d, h, f = config.embed_dim, config.num_heads, config.mlp_dim
+    layers = config.num_layers
     n, k = get_kv_heads(config), get_head_dim(config)
-    residual = 1.0 / (2 * l)  # variance of a branch, so that the sum of 2l stays near 1
+    residual = 1.0 / (2 * layers)  # variance of a branch: the sum of all stays near 1
 
     def linear(name, einsum, shape, axes, num_inputs, scale=1.0):
       return Linear(config, einsum, shape, axes, num_inputs, fold_in_name(key, name), scale)
-    self.attention_norm = Norm(config, (l,))
+    self.attention_norm = Norm(config, (layers,))
     self.query = linear('query', 'btd,dhk->bthk', (d, h, k), (EMBED, HEADS, HEAD_DIM), 1)
     self.key = linear('key', 'btd,dnk->btnk', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM), 1)
     self.value = linear('value', 'btd,dnk->btnk', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM), 1)
     self.out = linear('out', 'bthk,hkd->btd', (h, k, d), (HEADS, HEAD_DIM, EMBED), 2, residual)
-    self.mlp_norm = Norm(config, (l,))
+    self.mlp_norm = Norm(config, (layers,))
     self.up = linear('up', 'btd,df->btf', (d, f), (EMBED, MLP), 1)
     self.gate = (linear('gate', 'btd,df->btf', (d, f), (EMBED, MLP), 1)
                  if config.activation == 'swiglu' else None)

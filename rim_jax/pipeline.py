@@ -6,6 +6,7 @@ The stream is random access: batch i is a function of the plan and i alone.
 import dataclasses
 import os
 import pathlib
+import zipfile
 
 import grain
 import jax
@@ -55,11 +56,12 @@ class Lengths:
 def load_lengths(split, tokenizer, cache_dir: str, say=print) -> Lengths:
   """Counts every text's tokens once for each (data, tokenizer), and caches the counts."""
   folder = pathlib.Path(cache_dir).expanduser() / 'lengths'
-  path = folder / f'{split.fingerprint}-{tokenizer.fingerprint}-{split.name}-v{_LENGTHS_VERSION}.npz'
+  key = (split.fingerprint, tokenizer.fingerprint, split.name, f'v{_LENGTHS_VERSION}')
+  path = folder / f'{"-".join(key)}.npz'
   try:
     with np.load(path) as cached:
       return Lengths(**cached)
-  except (OSError, ValueError, KeyError, TypeError, EOFError):
+  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
     pass  # absent, or damaged: it is only a cache
   say(f'counting the tokens of {len(split):,} {split.name} records (kept for the next run)')
   question, answer, steps, starts = [], [], [], [0]

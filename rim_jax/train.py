@@ -86,7 +86,7 @@ def make_card(task: Task) -> dict:
                    'batch': batch_lib.BATCH_VERSION,
                    **{p: importlib.metadata.version(p) for p in packages}},
       'commit': _find_commit(),
-      'hardware': {'device': device.device_kind, 'num_devices': jax.device_count(),
+      'hardware': {'device': device.device_kind, 'num_devices': task.mesh.size,
                    'num_processes': jax.process_count(), 'platform': platform.platform(),
                    'mesh': dict(task.mesh.shape)},
       'command': sys.argv,

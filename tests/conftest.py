@@ -8,11 +8,13 @@ os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
                            + ' --xla_force_host_platform_device_count=8').strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
-import jax  # noqa: E402
-import pytest  # noqa: E402
+import jax
+import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_default_matmul_precision', 'highest')
+# Compiling is most of the time, and tiny networks need no optimised code.
+jax.config.update('jax_disable_most_optimizations', True)
 # Many tests compile the same program again; keyed by program and versions, a kept one is the same.
 jax.config.update('jax_compilation_cache_dir',
                   str(pathlib.Path(tempfile.gettempdir()) / f'rim_jax_tests_{os.getuid()}'))

@@ -171,7 +171,7 @@ def test_files_are_read_bit_for_bit(tmp_path, extension):
   train = '\n'.join(lines).encode()  # the last line is not ended
   test = '\r\n'.join(lines).encode() + b'\r\n\n \n'
   if extension.endswith('gz'):
-    train, test = gzip.compress(train), gzip.compress(test)
+    train, test = gzip.compress(train, mtime=0), gzip.compress(test)
   folder = write_rows(tmp_path / 'in', valid=make_rows(1),
                       **{f'train__{extension}': train, f'test__{extension}': test})
   dataset = load_files(folder, tmp_path)
@@ -249,7 +249,8 @@ def test_bad_rows_are_dropped_and_counted_when_asked(tmp_path):
     ({'train': make_rows(5), 'train__txt': b'x', 'test': b''},
      'train.jsonl and train.txt are both the train split; keep one'),
     ({'train': make_rows(5), 'test': b'\n\n'}, 'test.jsonl: no rows (of 0 lines)'),
-    ({'train': make_rows(5), 'test__jsonl_gz': gzip.compress(b'x' * 999)[:-9]}, 'test.jsonl.gz: '),
+    ({'train': make_rows(5), 'test__jsonl_gz': gzip.compress(b'x' * 999, mtime=0)[:-9]},
+     'test.jsonl.gz: '),
     ({'train': make_rows(5), 'test__jsonl_gz': b'plain'}, 'test.jsonl.gz: '),
     ({'train': make_rows(2), 'test': make_rows(2)},
      '2 questions, of which data.num_valid=2 should be held out; lower num_valid')], ids=str)

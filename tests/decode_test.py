@@ -30,8 +30,8 @@ def make_decoder(config, devices=1):
 
 
 @pytest.mark.parametrize('prefix, network, switches', [
-    ('', 'learned', {}), ('+-', 'learned', {}), ('+-', 'rope', {}), ('+-', 'learned', BIDIRECTIONAL),
-    ('+-', 'rope', HIDDEN)])
+    ('', 'learned', {}), ('+-', 'learned', {}), ('+-', 'rope', {}),
+    ('+-', 'learned', BIDIRECTIONAL), ('+-', 'rope', HIDDEN)])
 def test_logits_equal_those_of_the_training_forward(prefix, network, switches, monkeypatch):
   """Decode greedily, then lay out what was decoded as a training row: the logits agree."""
   config = support.make_config('rim_stage2', layout__answer_prefix=prefix, layout__row_tokens=96,

@@ -139,7 +139,7 @@ def make_token_gradient(config, batch):
 
 @pytest.mark.parametrize('method', ['rim_stage1', 'rim_stage2', 'cot'])
 def test_gradient_flows_from_what_a_slot_sees_and_from_nothing_else(method):
-  """From every token that the slot's token sees, and from no later one, other readout or example."""
+  """From every token that the slot's token sees; not from later ones, other readouts, examples."""
   config = make_config(method, 'learned', layout__answer_prefix='+-', layout__step_prefix='+')
   batch = support.make_batch(config, [support.RECORDS[:3]], row_slots=80)
   fields = batch_lib.get_fields(batch)

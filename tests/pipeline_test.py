@@ -94,7 +94,7 @@ def test_batch_examples_sets_the_rows(cache):
 
 
 def test_records_that_do_not_fit_stop_or_are_dropped_and_counted(cache):
-  small = {'layout__row_tokens': 20, 'train__num_examples': 20}
+  small = {'layout__row_tokens': 20, 'train__num_examples': 40}
   with pytest.raises(UserError, match=r'rim_chain/train:\d+: needs layout.row_tokens='):
     make_stage(cache, **small)
   split, _, stage = make_stage(cache, data__on_bad_rows='drop', **small)

@@ -297,7 +297,7 @@ def test_curves_are_the_logged_ones_and_lambda_is_stage_1s(tmp_path, monkeypatch
   losses = {caption.split(';')[0]: rest for caption, *rest in figures if 'loss' in caption}
   _, _, lines, lambdas = losses['stage1: training loss after each block']
   assert list(lines) == list(lambdas) == [1, 2, 3, 4]
-  for steps, values in lines.values():
+  for steps, _ in lines.values():
     assert 100 < len(steps) <= 250
   steps, values = lines[1]  # means of five neighbours
   assert steps[0] == 30 and values[0] == pytest.approx(sum(1 / i for i in range(1, 6)) / 5)

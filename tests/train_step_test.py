@@ -47,7 +47,7 @@ def assert_same(a, b, relative):
 ])
 def test_unequal_micro_batches_equal_the_whole(method, extra):
   results = []
-  for num in (1, 2, 8):
+  for num in (1, 4):
     # SGD-like moments: Adam would hide a wrong scale of the gradient.
     config = support.make_config(method, train__batch_rows=8, train__num_micro_batches=num,
                                  optim__eps=1.0, optim__clip_norm=1e9, **extra)

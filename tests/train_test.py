@@ -28,12 +28,12 @@ def cache(tmp_path_factory):
   return str(tmp_path_factory.mktemp('cache'))
 
 
-def make_config(cache, method='rim_stage1', mesh=MeshConfig(), **changes):
+def make_config(cache, method='rim_stage1', mesh=None, **changes):
   """Six steps of eight rows, a save every three; dropout on, so that keys matter too."""
-  config = support.make_config(
-      method, data__cache_dir=cache, train__batch_rows=8, train__num_examples=48,
-      layout__row_tokens=32, model__dropout=0.1, eval__num_valid_examples=4, **changes)
-  return dataclasses.replace(config, mesh=mesh)
+  config = support.make_config(method, **{
+      'data__cache_dir': cache, 'train__batch_rows': 8, 'train__num_examples': 48,
+      'layout__row_tokens': 32, 'model__dropout': 0.1, 'eval__num_valid_examples': 4, **changes})
+  return dataclasses.replace(config, mesh=mesh or MeshConfig())
 
 
 def read(workdir):
@@ -207,7 +207,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_says_which_rows(
   def poison(self, i):
     batch = real(self, i)
     if i == 4:  # a target outside the vocabulary has no likelihood
-      batch.slot_target[0, 0] = 10_000
+      batch.slot_target[:] = 10_000
     return batch
   monkeypatch.setattr(pipeline.BatchSource, '__getitem__', poison)
   with pytest.raises(train_lib.NonFiniteError, match='step 5 has loss nan'):
