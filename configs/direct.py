@@ -1,6 +1,8 @@
-"""The direct answer: no blocks, no steps.
+"""The direct answer: no blocks, no steps. RiM's network, data and examples.
 
-DOC
+  python -m rim_jax.main --config=configs/direct.py
+      The chain task: about 3 minutes of 2 CPU cores, RESULT_direct.
+  python -m rim_jax.main --config=configs/direct.py:gsm8k --config.data.dir=DIR
 """
 
 from configs import presets

@@ -1,6 +1,8 @@
-"""The same blocks as RiM, supervised with the answer only, without a stage 1.
+"""RiM's blocks, supervised with the answer only: stage 2's layout without a stage 1.
 
-DOC
+  python -m rim_jax.main --config=configs/pause.py
+      The chain task: about 4 minutes of 2 CPU cores, RESULT_pause.
+  python -m rim_jax.main --config=configs/pause.py:gsm8k --config.data.dir=DIR
 """
 
 from configs import presets

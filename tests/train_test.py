@@ -102,8 +102,8 @@ def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
   config = make_config(cache, mesh=MeshConfig(2, 2, 2), train__num_examples=72)
   workdir = tmp_path / 'run'
   for num_devices, mesh in ((8, MeshConfig(2, 2, 2)), (4, MeshConfig(2, 2, 1)), (1, MeshConfig())):
-    use_devices(num_devices)
     before = read(workdir)[0] if workdir.exists() else None
+    use_devices(num_devices)
     config = dataclasses.replace(config, mesh=mesh)
     if before:
       task = train_lib.make_task(config, QUIET)
@@ -234,7 +234,7 @@ def test_kill_minus_nine_and_the_same_command_again(tmp_path, cache, use_devices
   """A real process, a real SIGKILL right after a save: the end is that of an undisturbed run."""
   use_devices(1)
   recipe = tmp_path / 'recipe.py'
-  config = make_config(cache, train__num_examples=240)
+  config = make_config(cache, train__num_examples=96)
   recipe.write_text(
       'import ml_collections\n'
       'def get_config():\n'
