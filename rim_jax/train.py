@@ -398,7 +398,8 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
       decoder, params, frozen, records, config, task.codec, blocks)
   if config.method == 'rim_stage1':
     result |= evaluate.evaluate_steps(decoder, params, frozen, records, config, task.codec)
-  if config.eval.num_latency_runs:
+  # A chain of thought's first token is not its answer's: its time would mislead.
+  if config.eval.num_latency_runs and config.method != 'cot':
     result |= evaluate.measure_ttft(graphdef, params, frozen, records, config, task.codec,
                                     task.mesh, blocks, config.eval.num_latency_runs)
   result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,

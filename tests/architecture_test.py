@@ -27,6 +27,7 @@ NEVER = {
     'run': {'optax', 'grain', 'absl', 'rim_jax.main'},
     'config': ALL | {'jax', 'numpy', 'flax', 'optax', 'grain'},
     'data': {'rim_jax.model', 'rim_jax.sharding', 'rim_jax.train', 'jax'},
+    'records': ALL - {'rim_jax.config'} | {'jax', 'grain'},
     'tokenizer': {'rim_jax.model', 'jax'},
     'layout': {'rim_jax.model', 'rim_jax.loss'},
     'packing': ALL | {'jax', 'grain'},

@@ -21,6 +21,7 @@ import grain
 import pytest
 
 from rim_jax import data
+from rim_jax import records
 from rim_jax.config import ChainConfig, DataConfig, UserError
 
 
@@ -146,8 +147,8 @@ ROWS = {
 @pytest.mark.parametrize('row', ROWS.values(), ids=ROWS)
 def test_formats_agree(row):
   for line in (row.encode(), row.encode() + b'\r'):
-    assert data.parse_row(line) == (QUESTION, ('2*4=8', '-8+.50=-7.50'), '1234567')
-    assert data.parse_row(line, step_marks=True) == (
+    assert records.parse_row(line) == (QUESTION, ('2*4=8', '-8+.50=-7.50'), '1234567')
+    assert records.parse_row(line, step_marks=True) == (
         QUESTION, ('<<2*4=8>>', '<<-8+.50=-7.50>>'), '1234567')
 
 
@@ -156,7 +157,7 @@ def test_formats_agree(row):
     ('1,23', '1,23'), ('1,2,3', '1,2,3'), ('Tom is a yimpus, 1,000 times.',) * 2])
 def test_answers(answer, read):
   row = {'question': 'q', 'steps': [], 'answer': answer}
-  assert data.parse_row(json.dumps(row).encode()) == ('q', (), read)
+  assert records.parse_row(json.dumps(row).encode()) == ('q', (), read)
 
 
 @pytest.mark.parametrize('extension', ['jsonl', 'txt', 'json', 'jsonl_gz', 'txt_gz'])
@@ -439,7 +440,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(tmp_path, monkeypatch):
   folder = write_rows(tmp_path / 'served', train=make_rows(30), test=make_rows(5, 't'))
   files = {p.name: p.read_bytes() for p in folder.iterdir()}
-  monkeypatch.setattr(data, 'GSM8K_FILES', {
+  monkeypatch.setattr(records, 'GSM8K_FILES', {
       name: (len(files[name]), hashlib.sha256(files[name]).hexdigest())
       for name in ('train.jsonl', 'test.jsonl')})
   with Server(files) as server:
