@@ -6,6 +6,7 @@ The stream is random access: batch i is a function of the plan and i alone.
 import dataclasses
 import os
 import pathlib
+from typing import Any
 import zipfile
 
 import grain
@@ -23,7 +24,7 @@ _LENGTHS_VERSION = 1
 @dataclasses.dataclass(frozen=True)
 class Codec:
   """How this run turns records into ids and rows: tokenizer, template, layout."""
-  tokenizer: object
+  tokenizer: Any  # see tokenizer.load_tokenizer
   template: layout_lib.Template
   config: Config
   memory_start: int  # rows of the embedding; the first memory id
