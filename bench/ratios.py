@@ -1,6 +1,6 @@
 """What the design buys, as ratios measured side by side in one run.
 
-  python bench/ratios.py --data=DIR        (DIR as for --config.data.dir)
+  PYTHONPATH=. python bench/ratios.py --data=DIR        (DIR as for --config.data.dir)
 
 On GSM8K rows and a GPT-2-shaped network (learned positions, LayerNorm, biases, tied), scaled to a
 laptop: 4 layers of width 256, byte-level. Each pair is timed in turn, A B A B ..., and the ratio is
