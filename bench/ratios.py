@@ -36,13 +36,13 @@ from rim_jax import pipeline
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax import train_step as train_step_lib
 
-NUM_EXAMPLES, ROWS_A_CALL = 32, 4
+NUM_EXAMPLES, ROWS_A_CALL = 12, 1
 
 
-def make_config(directory, cache, method='rim_stage2'):
+def make_config(directory, cache, method='rim_stage2', row_tokens=1152):
   config = presets.make(method, 'gsm8k')
   config.data.dir, config.data.cache_dir = directory, cache
-  config.layout.row_tokens = 2048
+  config.layout.row_tokens = row_tokens
   config.model.update({'embed_dim': 256, 'mlp_dim': 1024, 'num_heads': 4, 'norm': 'layernorm',
                        'use_bias': True, 'positions': 'learned', 'dropout': 0.0})
   return config_lib.parse_config(config)
@@ -180,10 +180,7 @@ def bench_useful(directory, cache, folder, split):
   bpe = train_bpe(split.__getitems__(range(len(split))), folder)
   for method in ('rim_stage1', 'rim_stage2'):
     for name, tokenizer in (('bytes', None), ('bpe', bpe)):
-      config = make_config(directory, cache, method)
-      if name == 'bpe':
-        config = dataclasses.replace(config, layout=dataclasses.replace(
-            config.layout, row_tokens=1024))
+      config = make_config(directory, cache, method, 2048 if name == 'bytes' else 1024)
       config = dataclasses.replace(config, train=dataclasses.replace(
           config.train, num_examples=0, num_epochs=1.0))
       codec = pipeline.make_codec(config, tokenizer or tokenizer_lib.load_tokenizer(
