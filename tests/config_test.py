@@ -22,6 +22,7 @@ from rim_jax import batch as batch_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import data
+from rim_jax import records
 from rim_jax import decode
 from rim_jax import evaluate
 from rim_jax import metrics
@@ -222,7 +223,7 @@ def probe_dataset_or_error(config, tools):
   """The same where it may be refused, and where there is no network."""
   def refuse(url, timeout):
     raise OSError('no network in a test')
-  tools.patch.setattr(data.urllib.request, 'urlopen', refuse)
+  tools.patch.setattr(records.urllib.request, 'urlopen', refuse)
   try:
     return probe_dataset(config, tools)
   except UserError as e:
@@ -241,7 +242,7 @@ def probe_download(config, tools):
   def refuse(url, timeout):
     asked.append(url)
     raise OSError('no network in a test')
-  tools.patch.setattr(data.urllib.request, 'urlopen', refuse)
+  tools.patch.setattr(records.urllib.request, 'urlopen', refuse)
   with pytest.raises(UserError, match='no network'):
     data.load_dataset(config.data, quiet)
   return asked
