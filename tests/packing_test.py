@@ -43,6 +43,15 @@ def test_the_plan_is_a_function_of_its_arguments():
   assert (longer.records[len(sizes):2 * len(sizes)] != a.records).any()
 
 
+def test_every_epoch_packs_other_records_together():
+  """Not only the rows change places: records are permuted anew before they are packed."""
+  sizes = make_sizes()
+  plan = make_plan(sizes, num_examples=2 * len(sizes))
+  rows = [frozenset(plan.get_row(i).tolist()) for i in range(plan.num_rows)]
+  first = next(i for i in range(plan.num_rows) if plan.starts[i] == len(sizes))
+  assert len(set(rows[:first]) & set(rows[first:])) < first / 10
+
+
 def test_permutation_is_pinned():
   """A saved run's order must be the same tomorrow: these are the words of Philox."""
   assert packing.permute(8, 0, 0, 0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
