@@ -30,6 +30,7 @@ setuptools.setup(
         'optax>=0.2.8',
         'orbax-checkpoint>=0.12.8,<1',
         'rich',
+        'safetensors',
         'tensorboardX',
         'tensorflow-datasets>=4.9.10',  # without TensorFlow
         'array_record',
@@ -38,6 +39,8 @@ setuptools.setup(
     extras_require={
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
-        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright'],
+        # references for tests, --verify and bench; jinja2 renders chat templates
+        'hf': ['torch', 'transformers', 'peft', 'jinja2'],
+        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2'],
     },
 )

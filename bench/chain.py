@@ -1,11 +1,15 @@
 """The chain task's table: every method, equal network, examples and seeds, one command.
 
-  python bench/chain.py --out=runs/bench-chain            (4 methods x 3 seeds: about an hour)
+  python bench/chain.py --out=runs/bench-chain            (5 rows x 3 seeds: over an hour)
+
+Two cores do two runs in the time of one: start it twice, with --seeds=0,1 under `taskset -c 0` and
+with --seeds=2 under `taskset -c 1`, and once more with --seeds=0,1,2 for the whole table.
 
 Every run is an ordinary run below --out: stop it at any time, and the same
 command goes on. Ends with a table, and writes it to OUT/chain.json. Anything
-after `--` is passed to every run, e.g. `-- --config.data.chain.max_steps=5`.
-`rim-shift` is RiM with the paper's targets alone: no readout before block 1.
+after `--` is passed to every run, e.g. `-- --config.data.chain.seed=1`.
+`rim` has the paper's targets alone; `rim-depth0`, the recipe's setting, also has a readout before
+block 1, which predicts r_1.
 """
 
 import argparse
@@ -20,11 +24,11 @@ from rich import console as rich_console
 from rich import table as rich_table
 
 METHODS = {
-    'rim': ('rim', []),
+    'rim': ('rim', ['--config.layout.depth0_readout=False', '--config.layout.row_tokens=25']),
+    'rim-depth0': ('rim', []),
     'cot': ('cot', []),
     'direct': ('direct', []),
     'pause': ('pause', []),
-    'rim-shift': ('rim', ['--config.layout.depth0_readout=False']),
 }
 
 
@@ -46,7 +50,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/bench-chain'))
-  parser.add_argument('--methods', default='rim,cot,direct,pause')
+  parser.add_argument('--methods', default='rim,rim-depth0,cot,direct,pause')
   parser.add_argument('--seeds', default='0,1,2')
   args = parser.parse_args(argv.split())
   results = {}

@@ -11,12 +11,11 @@ Units are in the names: `_steps` optimizer updates, `_examples` records,
 
 import dataclasses
 import difflib
-import math
 import typing
 
 import ml_collections
 
-METHODS = ('rim', 'rim_stage1', 'rim_stage2', 'direct', 'cot', 'pause')
+from rim_jax import rules
 
 
 class UserError(Exception):
@@ -67,7 +66,9 @@ class LayoutConfig:
   readout_sees_question: bool = True
   bidirectional_blocks: bool = False
   depth0_readout: bool = False  # stage 1: also predict r_1, right after the question
-  separator: str = '\n'  # after the question
+  chat_template: bool = False  # take the next two from model.init_from's chat template
+  question_prefix: str = ''  # before the question, after bos; may spell special tokens
+  separator: str = '\n'  # after the question; may spell special tokens
   step_prefix: str = ''  # before a step's readout; never supervised
   answer_prefix: str = 'The final answer is \\boxed{'
   answer_suffix: str = '}'
@@ -78,8 +79,18 @@ class LayoutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters of the projections inside the layers."""
+  rank: int = 0  # 0: none
+  alpha: float = 32.0  # an adapter's output is scaled by alpha / rank
+  dropout: float = 0.0  # of an adapter's input
+  targets: str = '.*'  # regular expression on whole names, those of rules.LINEARS
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A decoder-only transformer; GPT-2 and Llama are both settings of it."""
+  """A decoder-only transformer; GPT-2, Llama and Qwen are settings of it."""
+  init_from: str = ''  # a Hugging Face directory; its config.json then sets the shape below
   num_layers: int = 4
   embed_dim: int = 64
   num_heads: int = 4
@@ -93,14 +104,23 @@ class ModelConfig:
   positions: str = 'learned'  # learned | rope
   max_positions: int = 1024  # learned: rows of the table
   rope_theta: float = 10_000.0
-  use_bias: bool = False
+  rope_scaling: str = 'none'  # none | llama3
+  rope_factor: float = 8.0  # llama3: by which slow frequencies are divided
+  rope_low_freq_factor: float = 1.0  # llama3: slow is below this many turns ...
+  rope_high_freq_factor: float = 4.0  # llama3: ... and fast above this many, ...
+  rope_original_positions: int = 8192  # llama3: ... in this length
+  bias: str = 'none'  # none | qkv | all: which projections have one
+  qk_norm: bool = False  # RMSNorm of every query and key head
+  fused_qkv: bool = False  # one kernel, and one adapter, for query, key and value
   tie_embeddings: bool = True
   dropout: float = 0.0
   compute_dtype: str = 'float32'  # float32 | bfloat16
   frozen_dtype: str = 'bfloat16'  # of parameters outside optim.trainable
   remat: str = 'none'  # none | full | dots
-  memory_init: str = 'mean'  # mean (of the vocabulary, plus noise) | normal
-  memory_noise: float = 0.02  # standard deviation of noise, or of normal
+  memory_init: str = 'mean'  # mean (of the vocabulary) | token (a copy) | normal; plus noise
+  memory_token: int = 0  # token: the id whose row is copied
+  memory_noise: float = 0.02  # standard deviation
+  lora: LoraConfig = LoraConfig()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,12 +135,13 @@ class CurriculumConfig:
   stage1_frac: float = 0.75  # rim: stage 1's share of the budget
   stage2_learning_rate_scale: float = 0.2  # rim: stage 2's rate over stage 1's
   stage2_dropout: float = 0.2  # rim: model.dropout in stage 2
+  stage2_lora_dropout: float = 0.1  # rim: model.lora.dropout in stage 2
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
   """AdamW on the trainable set."""
-  trainable: str = 'all'  # all | memory
+  trainable: str = 'all'  # all | memory | lora (adapters and memory rows)
   learning_rate: float = 1e-3
   warmup_frac: float = 0.04
   decay: str = 'constant'  # constant | cosine
@@ -172,6 +193,17 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ExportConfig:
+  """--mode=export: a Hugging Face model of a run, or its adapters."""
+  dir: str = ''  # where it is written; '' is WORKDIR/export
+  adapters: bool = False  # PEFT adapters alone, instead of merged weights
+  untie: bool = True  # an output matrix of its own, whose block rows never win
+  dtype: str = 'bfloat16'  # float32 | bfloat16, of merged weights
+  max_shard_gb: float = 5.0  # of one safetensors file
+  num_verified: int = 20  # --verify: questions compared with transformers
+
+
+@dataclasses.dataclass(frozen=True)
 class LogConfig:
   """What a run tells while it works."""
   every_steps: int = 25
@@ -194,6 +226,7 @@ class Config:
   mesh: MeshConfig = MeshConfig()
   checkpoint: CheckpointConfig = CheckpointConfig()
   eval: EvalConfig = EvalConfig()
+  export: ExportConfig = ExportConfig()
   log: LogConfig = LogConfig()
 
   @property
@@ -206,47 +239,10 @@ class Config:
 
 # A finished or resumed run may differ from its config.json in these sections only:
 # they decide where and when, never what is computed.
-RUNTIME_SECTIONS = ('mesh', 'checkpoint', 'eval', 'log')
+RUNTIME_SECTIONS = ('mesh', 'checkpoint', 'eval', 'export', 'log')
 # The same holds for these single keys.
-RUNTIME_KEYS = ('data.cache_dir', 'data.url', 'train.num_micro_batches', 'model.remat')
-
-_CHOICES = {
-    'method': METHODS,
-    'data.source': ('chain', 'gsm8k'),
-    'data.on_bad_rows': ('stop', 'drop'),
-    'tokenizer.kind': ('bytes', 'chain', 'file'),
-    'model.norm': ('rmsnorm', 'layernorm'),
-    'model.activation': ('gelu', 'gelu_tanh', 'swiglu'),
-    'model.positions': ('learned', 'rope'),
-    'model.compute_dtype': ('float32', 'bfloat16'),
-    'model.frozen_dtype': ('float32', 'bfloat16'),
-    'model.remat': ('none', 'full', 'dots'),
-    'model.memory_init': ('mean', 'normal'),
-    'curriculum.schedule': ('relative', 'absolute', 'windowed', 'uniform', 'constant'),
-    'curriculum.alpha': ('linear', 'uniform', 'final'),
-    'curriculum.reduction': ('readout', 'token'),
-    'curriculum.normalize': ('weight', 'readouts'),
-    'optim.trainable': ('all', 'memory'),
-    'optim.decay': ('constant', 'cosine'),
-    'eval.split': ('train', 'valid', 'test'),
-    'eval.checkpoint': ('best', 'last'),
-}
-_AT_LEAST_ONE = (
-    'data.chain.num_train', 'data.chain.num_valid', 'data.chain.num_test', 'data.chain.min_steps',
-    'data.num_valid', 'layout.block_tokens', 'layout.row_tokens', 'layout.pack_window_rows',
-    'model.num_layers', 'model.embed_dim', 'model.num_heads', 'model.mlp_dim',
-    'model.max_positions', 'curriculum.absolute_steps', 'train.num_micro_batches',
-    'checkpoint.every_steps', 'checkpoint.keep_last', 'eval.batch_size', 'eval.max_new_tokens',
-    'eval.num_valid_examples', 'log.every_steps', 'log.prefetch_batches')
-_NOT_NEGATIVE = (
-    'seed', 'data.chain.seed', 'layout.num_blocks', 'layout.row_slots', 'model.num_kv_heads',
-    'model.head_dim', 'model.vocab_size', 'model.memory_noise', 'optim.weight_decay',
-    'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
-    'eval.num_examples', 'eval.num_shown', 'eval.num_latency_runs')
-_POSITIVE = ('model.norm_eps', 'model.rope_theta', 'optim.learning_rate', 'optim.eps',
-             'optim.clip_norm', 'curriculum.stage2_learning_rate_scale')
-_BELOW_ONE = ('model.dropout', 'curriculum.hold_frac', 'curriculum.stage2_dropout',
-              'optim.warmup_frac', 'optim.b1', 'optim.b2')
+RUNTIME_KEYS = ('data.cache_dir', 'data.url', 'train.num_micro_batches', 'model.remat',
+                'model.init_from', 'tokenizer.path')  # the last two: held to their fingerprints
 
 
 def make_config_dict(**fields) -> ml_collections.ConfigDict:
@@ -308,109 +304,7 @@ def parse_config(tree, name: str = 'config') -> Config:
 
 def find_problems(config: Config) -> list[str]:
   """Everything wrong with a config that needs no data and no device to see."""
-  flat = flatten(config)
-  problems = []
-  for key, choices in _CHOICES.items():
-    if flat[key] not in choices:
-      close = difflib.get_close_matches(str(flat[key]), choices, 1)
-      problems.append(f"{key}='{flat[key]}' is not one of {', '.join(choices)}"
-                      + (f"; did you mean '{close[0]}'?" if close else ''))
-  problems += [f'{k}={v} must be a finite number' for k, v in flat.items()
-               if isinstance(v, float) and not math.isfinite(v)]
-  problems += [f'{k}={flat[k]} must be at least 1' for k in _AT_LEAST_ONE if flat[k] < 1]
-  problems += [f'{k}={flat[k]} must not be negative' for k in _NOT_NEGATIVE if flat[k] < 0]
-  problems += [f'{k}={flat[k]} must be above 0' for k in _POSITIVE if flat[k] <= 0]
-  problems += [f'{k}={flat[k]} must be in [0, 1)' for k in _BELOW_ONE
-               if flat[k] < 0 or flat[k] >= 1]
-  # JAX would drop higher bits without a word, and two seeds would be one.
-  problems += [f'{k}={flat[k]} must be below 2**32' for k in ('seed',) if flat[k] >= 2**32]
-  # The checks below do arithmetic on values that the ones above vouch for.
-  if problems:
-    return problems
-  return (_find_data_problems(config) + _find_model_problems(config)
-          + _find_training_problems(config))
-
-
-def _find_data_problems(config):
-  problems = []
-  data, chain, tokenizer, layout = config.data, config.data.chain, config.tokenizer, config.layout
-  if chain.max_steps < chain.min_steps:
-    problems.append(f'data.chain.max_steps={chain.max_steps} is below '
-                    f'data.chain.min_steps={chain.min_steps}')
-  if chain.modulus < 2:
-    problems.append(f'data.chain.modulus={chain.modulus} must be at least 2')
-  if not chain.operators or set(chain.operators) - set('+-*'):
-    problems.append(f"data.chain.operators='{chain.operators}' must be one or more of + - *")
-  if data.source != 'gsm8k' and data.dir:
-    problems.append(f"data.dir='{data.dir}' is only read with data.source='gsm8k'")
-  if tokenizer.kind == 'file' and not tokenizer.path:
-    problems.append("tokenizer.kind='file' needs tokenizer.path, a tokenizer.json")
-  if tokenizer.kind == 'file' and not tokenizer.eos_token:
-    problems.append("tokenizer.kind='file' needs tokenizer.eos_token, e.g. '<|endoftext|>'")
-  if tokenizer.kind != 'file' and tokenizer.path:
-    problems.append(f"tokenizer.path='{tokenizer.path}' is only read with tokenizer.kind='file'")
-  if tokenizer.kind == 'chain' and data.source != 'chain':
-    problems.append("tokenizer.kind='chain' knows digits and operators only; "
-                    "use 'bytes' or 'file' for this data")
-  if layout.num_blocks == 0 and config.method in ('rim', 'rim_stage2', 'pause'):
-    problems.append(f"layout.num_blocks=0 leaves method '{config.method}' no block; "
-                    "use 1 or more, or method 'direct'")
-  if layout.depth0_readout and not layout.readout_sees_question:
-    problems.append('layout.depth0_readout=True with readout_sees_question=False: the readout '
-                    'before the first block would see nothing; switch one of them')
-  if not layout.readout_sees_question and config.method in ('direct', 'cot'):
-    problems.append(f"layout.readout_sees_question=False leaves method '{config.method}', which "
-                    'has no blocks, nothing to read; set it to True')
-  if config.method == 'cot' and not layout.step_separator and not layout.answer_prefix:
-    problems.append('cot needs layout.step_separator or layout.answer_prefix, to tell the answer '
-                    'from the steps')
-  return problems
-
-
-def _find_model_problems(config):
-  problems = []
-  model = config.model
-  if not model.head_dim and model.embed_dim % model.num_heads:
-    problems.append(f'model.embed_dim={model.embed_dim} is not divisible by '
-                    f'model.num_heads={model.num_heads}; set model.head_dim, or change one')
-  if model.num_kv_heads and model.num_heads % model.num_kv_heads:
-    problems.append(f'model.num_heads={model.num_heads} is not divisible by '
-                    f'model.num_kv_heads={model.num_kv_heads}')
-  head_dim = model.head_dim or model.embed_dim // model.num_heads
-  if model.positions == 'rope' and head_dim % 2:
-    problems.append(f'rotary positions need an even head dimension, not {head_dim}')
-  return problems
-
-
-def _find_training_problems(config):
-  problems = []
-  curriculum, train, mesh = config.curriculum, config.train, config.mesh
-  if (train.num_examples > 0) == (train.num_epochs > 0):
-    problems.append(f'set one of train.num_examples={train.num_examples} and '
-                    f'train.num_epochs={train.num_epochs:g}, the other 0')
-  if (train.batch_examples > 0) == (train.batch_rows > 0):
-    problems.append(f'set one of train.batch_examples={train.batch_examples} and '
-                    f'train.batch_rows={train.batch_rows}, the other 0')
-  if train.batch_rows % train.num_micro_batches:
-    low = train.batch_rows // train.num_micro_batches * train.num_micro_batches
-    fix = f'{low} or {low + train.num_micro_batches}' if low else f'{train.num_micro_batches}'
-    problems.append(f'train.batch_rows={train.batch_rows} is not divisible by '
-                    f'train.num_micro_batches={train.num_micro_batches}; use {fix}')
-  if not 0 < curriculum.stage1_frac < 1:
-    problems.append(f'curriculum.stage1_frac={curriculum.stage1_frac} must be between 0 and 1')
-  if train.init_from and config.method != 'rim_stage2':
-    problems.append(f"train.init_from='{train.init_from}' is only read by method 'rim_stage2'")
-  axes = dataclasses.asdict(mesh)
-  if any(size < 1 and size != -1 for size in axes.values()):
-    problems.append(f'mesh={axes}: an axis is 1 or more, or -1 for the rest')
-  if sum(size == -1 for size in axes.values()) > 1:
-    problems.append(f'mesh={axes}: only one axis can be -1, the rest')
-  if config.eval.num_blocks < -1:
-    problems.append(f'eval.num_blocks={config.eval.num_blocks} must be -1 (as trained), 0 or more')
-  if config.eval.num_blocks > 0 and config.method in ('direct', 'cot'):
-    problems.append(f"eval.num_blocks={config.eval.num_blocks}: method '{config.method}' has no "
-                    'blocks; use -1')
-  return problems
+  return rules.find_problems(config, flatten(config))
 
 
 def make_stages(config: Config) -> list[tuple[str, Config]]:
@@ -429,7 +323,8 @@ def make_stages(config: Config) -> list[tuple[str, Config]]:
   stage1 = replace(config, method='rim_stage1', train=budget(curriculum.stage1_frac))
   stage2 = replace(
       config, method='rim_stage2', train=budget(1 - curriculum.stage1_frac),
-      model=replace(config.model, dropout=curriculum.stage2_dropout),
+      model=replace(config.model, dropout=curriculum.stage2_dropout, lora=replace(
+          config.model.lora, dropout=curriculum.stage2_lora_dropout)),
       optim=replace(config.optim, learning_rate=(
           config.optim.learning_rate * curriculum.stage2_learning_rate_scale)))
   return [('stage1', stage1), ('stage2', stage2)]

@@ -61,7 +61,7 @@ def check_positions(num_question: int, num_blocks: int, num_more: int, config: C
         'questions')
 
 
-def decode(graphdef, config: Config, prefix: tuple, eos_id: int, blocks: tuple,
+def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
            max_new_tokens: int, params, frozen, trunks: Trunks):
   """Greedy ids of the readouts after `blocks`, each until its eos.
 
@@ -117,7 +117,8 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, blocks: tuple,
     x_brd = jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1)
 
   def choose(x_brd):
-    return model.compute_logits(x_brd).argmax(-1).astype(jnp.int32)
+    # Rows of the embedding beyond the tokenizer's ids are padding: they mean no text.
+    return model.compute_logits(x_brd)[..., :num_ids].argmax(-1).astype(jnp.int32)
 
   first_br = choose(x_brd)
   out = jnp.full((num_rows, num_readouts, max_new_tokens), eos_id, jnp.int32)
@@ -147,7 +148,7 @@ class Decoder:
     self._config, self._codec, self._mesh = config, codec, mesh
     self._max_new_tokens = max_new_tokens or config.eval.max_new_tokens
     self._decode = jax.jit(
-        functools.partial(decode, graphdef, config), static_argnums=(0, 1, 2, 3),
+        functools.partial(decode, graphdef, config), static_argnums=(0, 1, 2, 3, 4),
         out_shardings=sharding.get_replicated(mesh))
 
   @property
@@ -167,7 +168,8 @@ class Decoder:
   def run(self, params, frozen, trunks: Trunks, prefix, blocks):
     """Ids i32[b, r, max_new_tokens] on the device."""
     with jax.set_mesh(self._mesh):
-      return self._decode(tuple(prefix), self._codec.tokenizer.eos_id, tuple(blocks),
+      tokenizer = self._codec.tokenizer
+      return self._decode(tuple(prefix), tokenizer.eos_id, tokenizer.vocab_size, tuple(blocks),
                           self._max_new_tokens, params, frozen, trunks)
 
   def decode_texts(self, params, frozen, questions, num_blocks: int, prefix, blocks, say=None):

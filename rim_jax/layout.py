@@ -30,6 +30,7 @@ class Encoded:
 class Template:
   """The ids around steps and answers."""
   bos: Sequence[int]
+  question_prefix: Sequence[int]
   separator: Sequence[int]
   step_prefix: Sequence[int]
   step_separator: Sequence[int]
@@ -64,17 +65,18 @@ def make_template(tokenizer, config: LayoutConfig) -> Template:
   """Raises: UserError naming the key whose text the tokenizer does not know."""
   def encode(key):
     try:
-      return tokenizer.encode(getattr(config, key))
+      return tokenizer.encode(getattr(config, key), allow_special=True)
     except UserError as e:
       raise UserError(f'layout.{key}: {e}') from None
   return Template(
       bos=[] if tokenizer.bos_id is None else [tokenizer.bos_id], eos=[tokenizer.eos_id],
       **{key: encode(key) for key in (
-          'separator', 'step_prefix', 'step_separator', 'answer_prefix', 'answer_suffix')})
+          'question_prefix', 'separator', 'step_prefix', 'step_separator', 'answer_prefix',
+          'answer_suffix')})
 
 
 def encode_question(text, tokenizer, template: Template) -> list[int]:
-  return [*template.bos, *tokenizer.encode(text), *template.separator]
+  return [*template.bos, *template.question_prefix, *tokenizer.encode(text), *template.separator]
 
 
 def encode_record(record, tokenizer, template: Template) -> Encoded:

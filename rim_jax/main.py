@@ -4,6 +4,7 @@
   --workdir=DIR            where the run lives; default runs/<config>[-<preset>]
   --mode=train             train (or go on), evaluate, and show the result
   --mode=eval              evaluate a checkpoint; any K with --config.eval.num_blocks=K
+  --mode=export            write the run as a Hugging Face model (config.export)
   --mode=generate          answer --question=TEXT, or each line of standard input
   --debug                  show the traceback of an error
 
@@ -23,9 +24,10 @@ from ml_collections import config_flags
 from rich import console as rich_console
 
 from rim_jax import config as config_lib
+from rim_jax import families
 from rim_jax.config import UserError
 
-MODES = ('train', 'eval', 'generate')
+MODES = ('train', 'eval', 'generate', 'export')
 _LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
 
 
@@ -37,6 +39,7 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_string('workdir', '', 'Where the run lives.', flag_values=values)
   flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
   flags.DEFINE_string('question', '', 'generate: the question.', flag_values=values)
+  flags.DEFINE_bool('verify', False, 'export: compare with transformers.', flag_values=values)
   flags.DEFINE_bool('debug', False, 'Show tracebacks.', flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
   return values
@@ -113,7 +116,7 @@ def _parse(argv):
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
                     'that rim_jax.config.make_config_dict makes')
-  return values, config_lib.parse_config(config, path), path
+  return values, families.resolve(config_lib.parse_config(config, path)), path
 
 
 def _flatten_message(error):
@@ -156,6 +159,8 @@ def _run(argv, console) -> None:
     run.train(config, workdir, command, say, console)
   elif values.mode == 'eval':
     run.evaluate(config, workdir, say, console)
+  elif values.mode == 'export':
+    run.export(config, workdir, values.verify, say)
   else:
     run.generate(config, workdir, values.question, say, console)
 

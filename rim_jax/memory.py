@@ -22,10 +22,12 @@ class MemoryParam(nnx.Param):
 
 
 def make_memory(embedding_vd, config: ModelConfig, key) -> MemoryParam:
-  """Fresh rows: the vocabulary's mean plus noise, or noise alone."""
+  """Fresh rows: noise on the vocabulary's mean, on a copy of one token's row, or noise alone."""
   rows = config.memory_noise * jax.random.normal(key, (NUM_MEMORY_ROWS, embedding_vd.shape[1]))
   if config.memory_init == 'mean':
     rows = rows + embedding_vd.astype(jnp.float32).mean(0, keepdims=True)
+  elif config.memory_init == 'token':
+    rows = rows + embedding_vd[config.memory_token][None].astype(jnp.float32)
   return MemoryParam(rows, axes=(sharding.MEMORY, sharding.EMBED))
 
 

@@ -9,17 +9,19 @@ holds no random state: dropout takes its key as an argument. It knows nothing of
 methods: who sees whom comes in as a mask, computed from Batch fields.
 """
 
-import zlib
+import math
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from rim_jax import batch as batch_lib
+from rim_jax import lora
 from rim_jax import memory
 from rim_jax.config import LayoutConfig, ModelConfig
+from rim_jax.lora import drop, fold_in_name
 from rim_jax.sharding import (
-    BATCH, EMBED, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP, POSITION, VOCAB, constrain)
+    BATCH, EMBED, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP, POSITION, QKV, VOCAB, constrain)
 
 _ACTIVATIONS = {
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
@@ -32,52 +34,48 @@ _REMAT = {
 }
 
 
-def fold_in_name(key, name: str):
-  """A key for a name, so that adding a parameter reshuffles no other."""
-  return jax.random.fold_in(key, zlib.crc32(name.encode()) & 0x7FFFFFFF)
-
-
 class Norm(nnx.Module):
-  """RMSNorm or LayerNorm, reduced in f32; `leading` stacks it over layers."""
+  """RMSNorm or LayerNorm over the last axis, reduced in f32; `leading` stacks it over layers."""
 
-  def __init__(self, config: ModelConfig, leading=()):
-    axes = (LAYERS,) * len(leading) + (EMBED,)
-    shape = (*leading, config.embed_dim)
-    self.config = config
-    self.scale = nnx.Param(jnp.ones(shape), axes=axes)
-    if config.norm == 'layernorm':
-      self.bias = nnx.Param(jnp.zeros(shape), axes=axes)
+  def __init__(self, kind: str, eps: float, size: int, axis: str, leading=()):
+    axes = (LAYERS,) * len(leading) + (axis,)
+    self.eps = eps
+    self.scale = nnx.Param(jnp.ones((*leading, size)), axes=axes)
+    self.bias = (nnx.Param(jnp.zeros((*leading, size)), axes=axes)
+                 if kind == 'layernorm' else None)
 
-  def __call__(self, x_btd):
-    x = x_btd.astype(jnp.float32)
-    if self.config.norm == 'layernorm':
+  def __call__(self, x_in):
+    x = x_in.astype(jnp.float32)
+    if self.bias is not None:
       x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.config.norm_eps)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
     x = x * _wide(self.scale[...], x).astype(jnp.float32)
-    if self.config.norm == 'layernorm':
+    if self.bias is not None:
       x = x + _wide(self.bias[...], x).astype(jnp.float32)
-    return x.astype(x_btd.dtype)
+    return x.astype(x_in.dtype)
 
 
 class Linear(nnx.Module):
-  """One projection of every layer: `einsum` of x with a stacked kernel, and a bias."""
+  """One projection of every layer: `einsum` of x with a stacked kernel, a bias, an adapter."""
 
-  def __init__(self, config: ModelConfig, einsum, shape, axes, num_inputs, key, scale=1.0):
+  def __init__(self, config: ModelConfig, name, einsum, shape, axes, num_inputs, key, scale=1.0):
     self.einsum = einsum
-    fan_in = 1
-    for size in shape[:num_inputs]:
-      fan_in *= size
+    fan_in = math.prod(shape[:num_inputs])
     kernel = jax.random.normal(key, (config.num_layers, *shape)) * (scale / fan_in) ** 0.5
     self.kernel = nnx.Param(kernel, axes=(LAYERS, *axes))
-    if config.use_bias:
-      self.bias = nnx.Param(jnp.zeros((config.num_layers, *shape[num_inputs:])),
-                            axes=(LAYERS, *axes[num_inputs:]))
-    else:
-      self.bias = None
+    has_bias = config.bias == 'all' or (
+        config.bias == 'qkv' and name in ('qkv', 'query', 'key', 'value'))
+    self.bias = (nnx.Param(jnp.zeros((config.num_layers, *shape[num_inputs:])),
+                           axes=(LAYERS, *axes[num_inputs:])) if has_bias else None)
+    self.adapter = (lora.Adapter(config, name, einsum, shape, axes, num_inputs,
+                                 fold_in_name(key, 'adapter'))
+                    if lora.is_target(config.lora, name) else None)
 
-  def __call__(self, x):
+  def __call__(self, x, dropout_key=None):
     y = jnp.einsum(self.einsum, x, self.kernel[...].astype(x.dtype))
-    return y if self.bias is None else y + _wide(self.bias[...].astype(x.dtype), y)
+    if self.bias is not None:
+      y = y + _wide(self.bias[...].astype(x.dtype), y)
+    return y if self.adapter is None else y + self.adapter(x, dropout_key)
 
 
 class Block(nnx.Module):
@@ -88,29 +86,47 @@ class Block(nnx.Module):
     d, h, f = config.embed_dim, config.num_heads, config.mlp_dim
     layers = config.num_layers
     n, k = get_kv_heads(config), get_head_dim(config)
-    residual = 1.0 / (2 * layers)  # variance of a branch: the sum of all stays near 1
+    residual = 1.0 / (2 * layers)**2  # variance of a branch: all together start at 1 / (2 L)
 
-    def linear(name, einsum, shape, axes, num_inputs, scale=1.0):
-      return Linear(config, einsum, shape, axes, num_inputs, fold_in_name(key, name), scale)
-    self.attention_norm = Norm(config, (layers,))
-    self.query = linear('query', 'btd,dhk->bthk', (d, h, k), (EMBED, HEADS, HEAD_DIM), 1)
-    self.key = linear('key', 'btd,dnk->btnk', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM), 1)
-    self.value = linear('value', 'btd,dnk->btnk', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM), 1)
+    def linear(name, einsum, shape, axes, num_inputs=1, scale=1.0):
+      return Linear(config, name, einsum, shape, axes, num_inputs, fold_in_name(key, name), scale)
+
+    def norm(size=d, axis=EMBED, kind=config.norm):
+      return Norm(kind, config.norm_eps, size, axis, (layers,))
+    self.attention_norm = norm()
+    if config.fused_qkv:
+      self.qkv = linear('qkv', 'btd,dchk->btchk', (d, 3, h, k), (EMBED, QKV, HEADS, HEAD_DIM))
+    else:
+      self.query = linear('query', 'btd,dhk->bthk', (d, h, k), (EMBED, HEADS, HEAD_DIM))
+      self.key = linear('key', 'btd,dnk->btnk', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
+      self.value = linear('value', 'btd,dnk->btnk', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
+    self.query_norm = norm(k, HEAD_DIM, 'rmsnorm') if config.qk_norm else None
+    self.key_norm = norm(k, HEAD_DIM, 'rmsnorm') if config.qk_norm else None
     self.out = linear('out', 'bthk,hkd->btd', (h, k, d), (HEADS, HEAD_DIM, EMBED), 2, residual)
-    self.mlp_norm = Norm(config, (layers,))
-    self.up = linear('up', 'btd,df->btf', (d, f), (EMBED, MLP), 1)
-    self.gate = (linear('gate', 'btd,df->btf', (d, f), (EMBED, MLP), 1)
+    self.mlp_norm = norm()
+    self.up = linear('up', 'btd,df->btf', (d, f), (EMBED, MLP))
+    self.gate = (linear('gate', 'btd,df->btf', (d, f), (EMBED, MLP))
                  if config.activation == 'swiglu' else None)
     self.down = linear('down', 'btf,fd->btd', (f, d), (MLP, EMBED), 1, residual)
+
+  def project(self, h_btd, positions_bt, dropout_key):
+    """Queries, keys and values of every head, [b, t, h or n, k], normed and rotated."""
+    if self.config.fused_qkv:
+      q_bthk, k_btnk, v_btnk = jnp.moveaxis(self.qkv(h_btd, dropout_key), 2, 0)
+    else:
+      q_bthk, k_btnk, v_btnk = (
+          linear(h_btd, dropout_key) for linear in (self.query, self.key, self.value))
+    if self.query_norm is not None:
+      q_bthk, k_btnk = self.query_norm(q_bthk), self.key_norm(k_btnk)
+    if self.config.positions == 'rope':
+      frequency = compute_rope_frequencies(self.config)
+      q_bthk, k_btnk = (apply_rope(x, positions_bt, frequency) for x in (q_bthk, k_btnk))
+    return q_bthk, k_btnk, v_btnk
 
   def __call__(self, x_btd, positions_bt, mask_btc, dropout_key, cached, offset):
     """One layer; `cached` is its (keys, values) [b, c, n, k], written at `offset`, or None."""
     rate = self.config.dropout
-    h_btd = self.attention_norm(x_btd)
-    q_bthk, k_btnk, v_btnk = self.query(h_btd), self.key(h_btd), self.value(h_btd)
-    if self.config.positions == 'rope':
-      q_bthk = apply_rope(q_bthk, positions_bt, self.config.rope_theta)
-      k_btnk = apply_rope(k_btnk, positions_bt, self.config.rope_theta)
+    q_bthk, k_btnk, v_btnk = self.project(self.attention_norm(x_btd), positions_bt, dropout_key)
     if cached is None:
       k_bcnk, v_bcnk = k_btnk, v_btnk
     else:
@@ -118,12 +134,13 @@ class Block(nnx.Module):
                         for old, new in zip(cached, (k_btnk, v_btnk)))
     # A fully masked query (none exists but in padding) averages: finite, and unread.
     a_bthk = jax.nn.dot_product_attention(q_bthk, k_bcnk, v_bcnk, mask=mask_btc[:, None])
-    x_btd = x_btd + _drop(self.out(a_bthk), rate, dropout_key, 'attention')
+    x_btd = x_btd + drop(self.out(a_bthk, dropout_key), rate, dropout_key, 'attention')
     h_btd = self.mlp_norm(x_btd)
-    u_btf = self.up(h_btd)
+    u_btf = self.up(h_btd, dropout_key)
     activate = _ACTIVATIONS[self.config.activation]
-    u_btf = activate(u_btf) if self.gate is None else activate(self.gate(h_btd)) * u_btf
-    x_btd = x_btd + _drop(self.down(u_btf), rate, dropout_key, 'mlp')
+    u_btf = (activate(u_btf) if self.gate is None
+             else activate(self.gate(h_btd, dropout_key)) * u_btf)
+    x_btd = x_btd + drop(self.down(u_btf, dropout_key), rate, dropout_key, 'mlp')
     return constrain(x_btd, BATCH, None, None), (k_bcnk, v_bcnk)
 
 
@@ -140,12 +157,16 @@ class Transformer(nnx.Module):
     self.embedding = normal('embedding', (vocab_size, d), (VOCAB, EMBED), d ** -0.5)
     self.positions = (normal('positions', (config.max_positions, d), (POSITION, EMBED), d ** -0.5)
                       if config.positions == 'learned' else None)
-    self.memory = memory.make_memory(
-        self.embedding[...], config, fold_in_name(key, 'memory'))
+    self.reset_memory(key)
     self.blocks = Block(config, fold_in_name(key, 'blocks'))
-    self.final_norm = Norm(config)
+    self.final_norm = Norm(config.norm, config.norm_eps, d, EMBED)
     self.head = (None if config.tie_embeddings
                  else normal('head', (d, vocab_size), (EMBED, VOCAB), d ** -0.5))
+
+  def reset_memory(self, key):
+    """Fresh memory rows, which may depend on the embedding that is there by now."""
+    self.memory = memory.make_memory(
+        self.embedding[...], self.config, fold_in_name(key, 'memory'))
 
   def __call__(self, tokens_bt, positions_bt, mask_btc, *, dropout_key=None, cache=None, offset=0,
                return_kv=False):
@@ -162,7 +183,7 @@ class Transformer(nnx.Module):
                            jnp.dtype(self.config.compute_dtype))
     if self.positions is not None:
       x_btd = x_btd + self.positions[...][positions_bt].astype(x_btd.dtype)
-    x_btd = constrain(_drop(x_btd, self.config.dropout, dropout_key, 'embedding'),
+    x_btd = constrain(drop(x_btd, self.config.dropout, dropout_key, 'embedding'),
                       BATCH, None, None)
     graphdef, layers = nnx.split(self.blocks)
 
@@ -205,25 +226,33 @@ def get_head_dim(config: ModelConfig) -> int:
   return config.head_dim or config.embed_dim // config.num_heads
 
 
-def apply_rope(x_bthk, positions_bt, theta: float):
+def compute_rope_frequencies(config: ModelConfig):
+  """Radians a position of every pair of a head: f32[k / 2].
+
+  `llama3` divides slow frequencies by `rope_factor`, keeps fast ones and interpolates in
+  between, by how often a wave fits into the length that the model was first trained on.
+  Source: Llama 3.1's published rotary scaling, as in its reference implementation.
+  """
+  half = get_head_dim(config) // 2
+  frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if config.rope_scaling == 'none':
+    return frequency
+  turns = config.rope_original_positions * frequency / (2 * math.pi)
+  keep = jnp.clip((turns - config.rope_low_freq_factor)
+                  / (config.rope_high_freq_factor - config.rope_low_freq_factor), 0.0, 1.0)
+  return frequency * (keep + (1.0 - keep) / config.rope_factor)
+
+
+def apply_rope(x_bthk, positions_bt, frequency):
   """Rotary positions, halves convention (Llama's).
 
-  Shapes: x [b, t, h, k] with k even, positions i32[b, t] -> like x; angles in f32.
+  Shapes: x [b, t, h, k] with k even, positions i32[b, t], frequency f32[k / 2] -> like x;
+    angles in f32.
   """
-  half = x_bthk.shape[-1] // 2
-  frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle = positions_bt[:, :, None, None].astype(jnp.float32) * _wide(frequency, x_bthk)
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   a, b = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_bthk.dtype)
-
-
-def _drop(x, rate, key, name):
-  """Inverted dropout; without a key (evaluation) or rate, x itself."""
-  if key is None or rate == 0.0:
-    return x
-  keep = jax.random.bernoulli(fold_in_name(key, name), 1.0 - rate, x.shape)
-  return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
 
 
 def _wide(y, like):

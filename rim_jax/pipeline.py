@@ -91,7 +91,8 @@ def measure(lengths: Lengths, codec: Codec) -> np.ndarray:
   The layout itself is run on texts of these lengths, so its arithmetic exists once.
   Records that cannot be encoded get -1.
   """
-  extra = len(codec.template.bos) + len(codec.template.separator)
+  template = codec.template
+  extra = sum(map(len, (template.bos, template.question_prefix, template.separator)))
   steps, starts = lengths.steps.tolist(), lengths.starts.tolist()
   sizes = np.full((len(lengths.question), 4), -1, np.int64)
   for i, (question, answer) in enumerate(zip(lengths.question.tolist(), lengths.answer.tolist())):

@@ -91,3 +91,32 @@ def generate(config, workdir, question, say, console) -> None:
                                   evaluate_lib.get_blocks(blocks))
   for text, row in zip(questions, texts):
     report.show_answers(console, text, evaluate_lib.get_blocks(blocks), row, config)
+
+
+def export(config, workdir, verify, say) -> None:
+  """Writes a finished run as a Hugging Face model, or its adapters."""
+  from rim_jax import export as export_lib  # late: few runs need what it imports
+  if verify:
+    export_lib.check_verifiable(config)
+  task, folder = _open_run(config, workdir, say)
+  config, codec = task.config, task.codec
+  if not train_lib.is_complete(folder):
+    raise UserError(f'{folder}: is not complete; run its command again to finish it')
+  export_lib.check_exportable(config, task.base, folder)
+  out = epath.Path(config.export.dir) if config.export.dir else folder / 'export'
+  export_lib.check_free(out)
+  graphdef, params, frozen, step = train_lib.load_params(task, folder, config.eval.checkpoint)
+  questions = [r.question for r in train_lib.get_records(task, config.eval.split,
+                                                         config.eval.num_examples)]
+
+  def compare(scratch):
+    decoder = decode.Decoder(graphdef, config, codec, task.mesh)
+    return export_lib.compare_with_transformers(
+        scratch, config, codec, decoder, graphdef, params, frozen,
+        questions[:config.export.num_verified], say)
+  origin = {'run': str(folder), 'step': step, 'checkpoint': config.eval.checkpoint,
+            'base': {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint}}
+  export_lib.write_export(out, config, task.base, codec, params, frozen, origin, questions,
+                          compare if verify else None, say)
+  say(f'{out}: step {step}; the prompts of {len(questions)} {config.eval.split} questions have the '
+      'ids that the run was trained on')

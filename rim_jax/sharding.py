@@ -17,9 +17,9 @@ from rim_jax.config import MeshConfig, UserError
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
-BATCH, VOCAB, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, POSITION, MEMORY = (
+BATCH, VOCAB, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, POSITION, MEMORY, QKV, RANK = (
     'batch', 'vocab', 'embed', 'heads', 'kv_heads', 'head_dim', 'mlp', 'layers', 'position',
-    'memory')
+    'memory', 'qkv', 'rank')
 
 RULES = {
     BATCH: ('data', 'fsdp'),
@@ -32,6 +32,8 @@ RULES = {
     LAYERS: (),
     POSITION: (),
     MEMORY: (),
+    QKV: (),
+    RANK: (),
 }
 
 

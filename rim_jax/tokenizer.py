@@ -19,7 +19,8 @@ class ByteTokenizer:
   def __init__(self, add_bos=False):
     self.bos_id = 256 if add_bos else None
 
-  def encode(self, text):
+  def encode(self, text, allow_special=False):
+    del allow_special  # no text spells a special id
     return list(text.encode('utf-8'))
 
   def decode(self, ids):
@@ -37,7 +38,8 @@ class ChainTokenizer:
     self.bos_id = 14 if add_bos else None
     self._ids = {c: i for i, c in enumerate(self.characters)}
 
-  def encode(self, text):
+  def encode(self, text, allow_special=False):
+    del allow_special  # no text spells a special id
     try:
       return [self._ids[c] for c in text]
     except KeyError as e:
@@ -67,7 +69,10 @@ class FileTokenizer:
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
     self._path = path
-    self.vocab_size = self._tokenizer.get_vocab_size(with_added_tokens=True)
+    # The largest id, not the count: a vocabulary may have holes.
+    self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+    self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items()
+                     if token.special}
     self.eos_id = self._find_id(config.eos_token, 'eos_token')
     self.bos_id = self._find_id(config.bos_token, 'bos_token') if config.bos_token else None
     self.fingerprint = hashlib.sha256(
@@ -80,9 +85,11 @@ class FileTokenizer:
                       'text of one of its special tokens')
     return i
 
-  def encode(self, text):
+  def encode(self, text, allow_special=False):
     ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-    if self.eos_id in ids or (self.bos_id is not None and self.bos_id in ids):
+    if allow_special:  # a template's text, never a record's
+      return ids
+    if not self._special.isdisjoint(ids) or self.eos_id in ids or self.bos_id in ids:
       raise UserError(f'{text[:40]!r} spells a special token of {self._path}; remove it')
     return ids
 

@@ -23,19 +23,21 @@ from rim_jax import config as config_lib
 from rim_jax import data
 from rim_jax import decode
 from rim_jax import evaluate
+from rim_jax import families
 from rim_jax import layout as layout_lib
 from rim_jax import metrics as metrics_lib
 from rim_jax import packing
 from rim_jax import pipeline
+from rim_jax import pretrained
 from rim_jax import sharding
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import Config, UserError
 
-CARD_VERSION = 1
+CARD_VERSION = 2
 # A loaded model must agree on these; the rest of `model` may change between stages.
 _MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'compute_dtype', 'frozen_dtype', 'memory_init',
-                       'memory_noise')
+                       'memory_token', 'memory_noise', 'init_from', 'lora.dropout')
 
 
 class NonFiniteError(Exception):
@@ -44,11 +46,12 @@ class NonFiniteError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """What a run stands on before it has a state: data, codec, mesh."""
+  """What a run stands on before it has a state: data, codec, mesh, pretrained model."""
   config: Config
   dataset: data.Dataset
   codec: pipeline.Codec
   mesh: jax.sharding.Mesh
+  base: pretrained.Base | None  # the pretrained model, where there is one
 
   @property
   def vocab_size(self):
@@ -61,12 +64,13 @@ def make_task(config: Config, say=print) -> Task:
   Raises: UserError for what is wrong with any of them.
   """
   mesh = sharding.make_mesh(config.mesh)
+  base = pretrained.open_base(families.get_folder(config.model)) if config.model.init_from else None
   tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
   codec = pipeline.make_codec(config, tokenizer)
   dataset = data.load_dataset(config.data, say=say)
   for note in dataset.notes:
     say(note)
-  return Task(config, dataset, codec, mesh)
+  return Task(config, dataset, codec, mesh, base)
 
 
 def make_card(task: Task) -> dict:
@@ -81,6 +85,7 @@ def make_card(task: Task) -> dict:
                'num_records': {k: len(v) for k, v in task.dataset.splits.items()},
                'num_dropped': dict(task.dataset.num_dropped)},
       'tokenizer': task.codec.tokenizer.fingerprint,
+      'base': task.base and {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint},
       'versions': {'rim_jax': rim_jax.__version__, 'python': platform.python_version(),
                    'layout': layout_lib.LAYOUT_VERSION, 'plan': packing.PLAN_VERSION,
                    'batch': batch_lib.BATCH_VERSION,
@@ -117,7 +122,7 @@ def load_card(workdir) -> dict:
   if found not in (CARD_VERSION, None):
     raise UserError(f'{path}: format {found} is not {CARD_VERSION}, which this version of rim_jax '
                     'reads; use another --workdir')
-  if found is None or not {'config', 'data', 'tokenizer'} <= card.keys():
+  if found is None or not {'config', 'data', 'tokenizer', 'base'} <= card.keys():
     raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
   return card
 
@@ -134,8 +139,10 @@ def check_card(card: dict, task: Task, where) -> None:
            if old.get(key) != new.get(key) and key not in config_lib.RUNTIME_KEYS
            and key.split('.')[0] not in config_lib.RUNTIME_SECTIONS]
   for name, mine in (('data', task.dataset.fingerprint),
-                     ('tokenizer', task.codec.tokenizer.fingerprint)):
-    theirs = card[name]['fingerprint'] if name == 'data' else card[name]
+                     ('tokenizer', task.codec.tokenizer.fingerprint),
+                     ('base', task.base and task.base.fingerprint)):
+    theirs = card[name]
+    theirs = theirs['fingerprint'] if isinstance(theirs, dict) else theirs
     if theirs != mine and not lines:
       lines.append(f'{where}: the {name} changed since this run began (fingerprint {theirs}, now '
                    f'{mine}); restore it, or use another --workdir')
@@ -149,21 +156,35 @@ def load_params(task: Task, workdir, which: str):
   state, frozen = program.abstract
   found = checkpoint_lib.choose_checkpoint(workdir, which)
   params = checkpoint_lib.restore(found, 'params', state.params)
-  return program.graphdef, params, checkpoint_lib.load_base(workdir, frozen), found.step
+  return program.graphdef, params, _load_frozen(task, workdir, frozen), found.step
+
+
+def _load_frozen(task: Task, workdir, abstract):
+  """The frozen parameters of a run: a pretrained model's own files, or what the run saved."""
+  if task.base and jax.tree.leaves(abstract):
+    return pretrained.load_params(task.base, abstract)
+  return checkpoint_lib.load_base(workdir, abstract)
 
 
 def _initialize(task: Task, program, init_from, say):
-  """A fresh state: random, or a stage 1 run's parameters under a fresh optimizer."""
-  state, frozen = program.init(jax.random.key(task.config.seed))
+  """A fresh state: random, pretrained, or stage 1's parameters under a fresh optimizer."""
   if init_from is None:
-    return state, frozen
+    base = None
+    if task.base:
+      say(f'loading {pretrained.describe(task.base)}')
+      base = pretrained.load_params(task.base, program.base)
+    return program.init(jax.random.key(task.config.seed), base)
   card = load_card(init_from)
-  if not (epath.Path(init_from) / 'results.json').exists():
+  if not is_complete(init_from):
     raise UserError(f'{init_from}: is not complete; run its command again to finish it')
-  model = dataclasses.asdict(task.config.model)
-  lines = [f'{init_from}: has model.{k}={card["config"]["model"].get(k)!r}, this run has {v!r}; '
+  model, theirs = (config_lib.flatten(c) for c in (
+      dataclasses.asdict(task.config.model), card['config']['model']))
+  lines = [f'{init_from}: has model.{k}={theirs.get(k)!r}, this run has {v!r}; '
            f'set --config.model.{k} to agree' for k, v in model.items()
-           if k not in _MODEL_RUNTIME_KEYS and card['config']['model'].get(k) != v]
+           if k not in _MODEL_RUNTIME_KEYS and theirs.get(k) != v]
+  if task.base and (card['base'] or {}).get('fingerprint') != task.base.fingerprint:
+    lines.append(f'{init_from}: was trained on another base than {task.base.folder}; set '
+                 '--config.model.init_from to the same model')
   if card['tokenizer'] != task.codec.tokenizer.fingerprint:
     lines.append(f'{init_from}: was trained with another tokenizer ({card["tokenizer"]}); use '
                  'the same --config.tokenizer')
@@ -171,7 +192,7 @@ def _initialize(task: Task, program, init_from, say):
     raise UserError('\n'.join(lines))
   _, params, frozen, step = load_params(task, init_from, 'last')
   say(f'parameters from step {step} of {init_from}')
-  return dataclasses.replace(state, params=params), frozen
+  return program.make_state(params), frozen
 
 
 def find_init(config: Config, workdir) -> epath.Path | None:
@@ -203,7 +224,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None) -> d
   # ---- What this run is, and whether it may go on here ----
   task = make_task(config, say)
   _check_workdir(task, workdir)
-  if (workdir / 'results.json').exists():
+  if is_complete(workdir):
     say(f'{workdir}: this run is complete')
     return checkpoint_lib.load_json(workdir / 'results.json', 'the results')
 
@@ -223,14 +244,14 @@ def train(config: Config, workdir, init_from=None, say=print, console=None) -> d
   with checkpoint_lib.Checkpointer(workdir, config.checkpoint.keep_last, say) as checkpointer:
     latest = checkpointer.find_latest()
     if latest:
-      state, frozen = _restore(latest, program, workdir, stage)
+      state, frozen = _restore(task, latest, program, workdir, stage)
       say(f'continuing from step {latest.step} of {stage.num_steps}')
     else:
       state, frozen = _initialize(task, program, init_from, say)
       _write_card(task, workdir)
-      if jax.tree.leaves(frozen):
+      if jax.tree.leaves(frozen) and not task.base:
         checkpoint_lib.save_base(workdir, frozen)
-    _describe_params(state.params, frozen, say)
+    say(describe_params(state, frozen))
 
     # ---- The loop ----
     state = _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, say,
@@ -239,6 +260,19 @@ def train(config: Config, workdir, init_from=None, say=print, console=None) -> d
 
   # ---- What came of it ----
   return evaluate_run(task, workdir, say)
+
+
+def is_complete(workdir) -> bool:
+  """Whether a run has taken all of its steps and been evaluated after them.
+
+  `results.json` alone would not tell: --mode=eval writes it for any checkpoint.
+  """
+  workdir = epath.Path(workdir)
+  steps = checkpoint_lib.list_steps(workdir / 'checkpoints')
+  if not steps or not (workdir / 'results.json').exists():
+    return False
+  last = checkpoint_lib.choose_checkpoint(workdir, 'last')
+  return last.step == last.card['num_steps']
 
 
 def _check_workdir(task: Task, workdir):
@@ -264,12 +298,24 @@ def _write_card(task: Task, workdir):
     checkpoint_lib.write_json(workdir / 'config.json', make_card(task))
 
 
-def _describe_params(params, frozen, say):
-  count = [sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in (params, frozen)]
-  say(f'{count[0]:,} trainable parameters, {count[1]:,} frozen')
+def describe_params(state, frozen) -> str:
+  """How many parameters train and do not, and the memory that one device holds of them."""
+  def count(tree):
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+  def measure(tree):  # MiB of one device's part
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+               for x in jax.tree.leaves(tree)) / 2**20
+  trainable, base = count(state.params), count(frozen)
+  # Gradients have the shape and dtype of what trains.
+  parts = [measure(state.params), measure(state.opt_state), measure(state.params), measure(frozen)]
+  return (f'{trainable:,} trainable parameters, {base:,} frozen, {trainable + base:,} in all; a '
+          f'device holds {sum(parts):,.1f} MiB: parameters {parts[0]:,.1f}, optimizer '
+          f'{parts[1]:,.1f}, gradients {parts[2]:,.1f}, frozen {parts[3]:,.1f}; activations come '
+          'on top')
 
 
-def _restore(latest, program, workdir, stage):
+def _restore(task, latest, program, workdir, stage):
   """State and frozen parameters of a checkpoint, on this run's mesh."""
   for key in ('num_steps', 'batch_rows'):
     if latest.card[key] != getattr(stage, key):
@@ -278,8 +324,7 @@ def _restore(latest, program, workdir, stage):
   abstract, frozen = program.abstract
   optim = checkpoint_lib.restore(latest, 'optim', _get_optim(abstract))
   params = checkpoint_lib.restore(latest, 'params', abstract.params)
-  return train_step_lib.TrainState(params=params, **optim), checkpoint_lib.load_base(
-      workdir, frozen)
+  return train_step_lib.TrainState(params=params, **optim), _load_frozen(task, workdir, frozen)
 
 
 def _get_optim(state):
@@ -293,7 +338,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
   writer = metrics_lib.MetricsWriter(workdir, start, config.log.tensorboard)
   meter = metrics_lib.Meter(start)
   decoder = decode.Decoder(program.graphdef, config, task.codec, task.mesh)
-  valid = _get_records(task, 'valid', config.eval.num_valid_examples)
+  valid = get_records(task, 'valid', config.eval.num_valid_examples)
   title = workdir.name
   progress = metrics_lib.Progress(title, stage.num_steps, start, console)
   note = 'compiling'
@@ -370,7 +415,7 @@ def _stop_unhealthy(source, compiled, state, frozen, mesh, workdir):
       'checkpoint')
 
 
-def _get_records(task: Task, split: str, limit: int):
+def get_records(task: Task, split: str, limit: int):
   """The first `limit` records of a split (0: all)."""
   source = task.dataset.splits[split]
   count = min(limit, len(source)) if limit else len(source)
@@ -384,7 +429,7 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   """
   workdir, config, blocks = epath.Path(workdir), task.config, task.config.eval_blocks
   graphdef, params, frozen, step = load_params(task, workdir, config.eval.checkpoint)
-  records = _get_records(task, config.eval.split, config.eval.num_examples)
+  records = get_records(task, config.eval.split, config.eval.num_examples)
   name = config.eval.split
   if blocks != dataclasses.replace(
       config, eval=dataclasses.replace(config.eval, num_blocks=-1)).eval_blocks:

@@ -5,6 +5,7 @@ schedules, it seeds dropout, and nothing else varies inside a stage, so the step
 compiles once.
 """
 
+from collections.abc import Callable
 import dataclasses
 import zlib
 
@@ -22,8 +23,10 @@ from rim_jax import optim
 from rim_jax import sharding
 from rim_jax.config import Config
 
-# The trainable set is a filter on variable types.
-TRAINABLE = {'all': nnx.Param, 'memory': memory.MemoryParam}
+# Parameter paths are variable types; the trainable set is a filter on them.
+TRAINABLE = {'all': nnx.Param, 'memory': memory.MemoryParam,
+             'lora': nnx.Any(nnx.LoRAParam, memory.MemoryParam)}
+ADDED = nnx.Any(nnx.LoRAParam, memory.MemoryParam)  # what a pretrained model has not got
 
 
 @jax.tree_util.register_dataclass
@@ -40,13 +43,20 @@ class TrainState:
 class Program:
   """A model split into structure and placement, before any array exists.
 
-  `shardings` and `abstract` mirror (state, frozen).
+  `shardings` and `abstract` mirror (state, frozen); `base` is what a pretrained model gives.
   """
   graphdef: nnx.GraphDef
   tx: optax.GradientTransformation
   abstract: tuple[TrainState, dict]
   shardings: tuple[TrainState, dict]
-  init: object  # key -> (state, frozen), placed
+  base: dict
+  make_params: Callable  # (key, base; {} for a random one) -> (params, frozen), placed
+  make_state: Callable  # params -> a TrainState at step 0, placed
+
+  def init(self, key, base=None):
+    """A fresh (state, frozen); the arrays of `base` are taken over."""
+    params, frozen = self.make_params(key, base or {})
+    return self.make_state(params), frozen
 
 
 def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Program:
@@ -60,26 +70,40 @@ def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Progr
   def make_model(key):
     return model_lib.Transformer(config.model, vocab_size, key)
 
-  def init(key):
-    _, params, frozen = nnx.split(make_model(key), trainable, ...)
-    params = nnx.to_pure_dict(params)
-    frozen = jax.tree.map(lambda x: x.astype(config.model.frozen_dtype),
-                          nnx.to_pure_dict(frozen))
-    state = TrainState(jnp.zeros((), jnp.int32), jnp.ones((), bool), params, tx.init(params))
-    return state, frozen
+  def make_params(key, base):
+    model = make_model(key)
+    if base:  # the random numbers it replaces are never computed
+      nnx.update(model, nnx.State(base))
+      model.reset_memory(key)
+    _, params, frozen = nnx.split(model, trainable, ...)
+    return (jax.tree.map(lambda x: x.astype(jnp.float32), nnx.to_pure_dict(params)),
+            jax.tree.map(lambda x: x.astype(config.model.frozen_dtype),
+                         nnx.to_pure_dict(frozen)))
+
+  def make_state(params):
+    return TrainState(jnp.zeros((), jnp.int32), jnp.ones((), bool), params, tx.init(params))
   key = jax.eval_shape(lambda: jax.random.key(0))
-  graphdef, params, frozen = nnx.split(nnx.eval_shape(make_model, key), trainable, ...)
-  abstract = jax.eval_shape(init, key)
-  params_at, frozen_at = (sharding.make_state_shardings(s, mesh) for s in (params, frozen))
+  model = nnx.eval_shape(make_model, key)
+  graphdef, *halves = nnx.split(model, trainable, ...)
+  params_at, frozen_at = (sharding.make_state_shardings(s, mesh) for s in halves)
+  params, frozen = jax.eval_shape(make_params, key, {})
+  state = jax.eval_shape(make_state, params)
   everywhere = sharding.get_replicated(mesh)
   # Moments live with their parameters; left to the compiler they would all sit on one device.
   opt_at = optax.tree_map_params(
-      tx, lambda _, s: s, abstract[0].opt_state, params_at,
-      transform_non_params=lambda _: everywhere)
+      tx, lambda _, s: s, state.opt_state, params_at, transform_non_params=lambda _: everywhere)
   shardings = (TrainState(everywhere, everywhere, params_at, opt_at), frozen_at)
-  abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-                          abstract, shardings)
-  return Program(graphdef, tx, abstract, shardings, jax.jit(init, out_shardings=shardings))
+
+  def place(abstract, shardings, dtype=None):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s),
+                        abstract, shardings)
+  base = nnx.split(model, ADDED, ...)[2]
+  base_dtype = 'float32' if config.optim.trainable == 'all' else config.model.frozen_dtype
+  return Program(
+      graphdef, tx, place((state, frozen), shardings), shardings,
+      place(nnx.to_pure_dict(base), sharding.make_state_shardings(base, mesh), base_dtype),
+      jax.jit(make_params, out_shardings=(params_at, frozen_at), donate_argnums=1),
+      jax.jit(make_state, out_shardings=shardings[0], donate_argnums=0))
 
 
 def merge_model(graphdef, params, frozen) -> model_lib.Transformer:
@@ -130,7 +154,8 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
 
     def compute_sums(params, micro, index):
       model = merge_model(program.graphdef, params, frozen)
-      key = jax.random.fold_in(step_key, index) if config.model.dropout else None
+      drops = config.model.dropout or config.model.lora.dropout
+      key = jax.random.fold_in(step_key, index) if drops else None
       return compute_loss(model, micro, state.step, num_steps, num_blocks, config, key)
 
     compute_grads = jax.value_and_grad(compute_sums, has_aux=True)

@@ -6,6 +6,7 @@ what the loop asks of its parts) and compile no network.
 """
 
 import dataclasses
+import hashlib
 import importlib.util
 import json
 import pathlib
@@ -25,8 +26,12 @@ from rim_jax import data
 from rim_jax import records
 from rim_jax import decode
 from rim_jax import evaluate
+from rim_jax import export
+from rim_jax import families
 from rim_jax import metrics
 from rim_jax import pipeline
+from rim_jax import pretrained
+from rim_jax import rules
 from rim_jax import run
 from rim_jax import sharding
 from rim_jax import tokenizer as tokenizer_lib
@@ -50,7 +55,7 @@ def load_recipe(name):
 
 
 @pytest.mark.parametrize('name', RECIPES)
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k'])
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gpt2', 'llama3_2_1b', 'llama3_2_3b'])
 def test_every_recipe_is_a_config(name, preset):
   module = load_recipe(name)
   tree = module.get_config() if name == 'smoke' else module.get_config(preset)
@@ -137,11 +142,11 @@ def test_every_problem_is_told_at_once_and_named():
 
 
 @pytest.mark.parametrize('key', sorted(
-    {*config_lib._CHOICES, *config_lib._AT_LEAST_ONE, *config_lib._NOT_NEGATIVE,
-     *config_lib._POSITIVE, *config_lib._BELOW_ONE}))
+    {*rules._CHOICES, *rules._AT_LEAST_ONE, *rules._NOT_NEGATIVE,
+     *rules._POSITIVE, *rules._BELOW_ONE}))
 def test_every_bound_is_checked(key):
   config = support.make_config()
-  bad = 'nonsense' if key in config_lib._CHOICES else 0 if key in config_lib._AT_LEAST_ONE else -1
+  bad = 'nonsense' if key in rules._CHOICES else 0 if key in rules._AT_LEAST_ONE else -1
   problems = find_problems(config, {key: bad})
   assert len(problems) == 1
   assert key in problems[0] and str(bad) in problems[0]
@@ -179,7 +184,8 @@ def test_stages_share_the_budget_and_change_rate_and_dropout_only(budget):
   config = support.make_config(
       'rim', **{f'train__{k}': v for k, v in ({'num_examples': 0} | budget).items()},
       curriculum__stage1_frac=0.6, curriculum__stage2_learning_rate_scale=0.5,
-      curriculum__stage2_dropout=0.3, model__dropout=0.1, optim__learning_rate=2e-3)
+      curriculum__stage2_dropout=0.3, model__dropout=0.1, optim__learning_rate=2e-3,
+      curriculum__stage2_lora_dropout=0.2)
   (name1, stage1), (name2, stage2) = config_lib.make_stages(config)
   assert (name1, name2) == ('stage1', 'stage2')
   key, total = next(iter(budget.items()))
@@ -192,7 +198,8 @@ def test_stages_share_the_budget_and_change_rate_and_dropout_only(budget):
     flat, base = config_lib.flatten(stage), config_lib.flatten(config)
     changed.append({k: v for k, v in flat.items() if v != base[k] and k != f'train.{key}'})
   assert changed == [{'method': 'rim_stage1'},
-                     {'method': 'rim_stage2', 'model.dropout': 0.3, 'optim.learning_rate': 1e-3}]
+                     {'method': 'rim_stage2', 'model.dropout': 0.3, 'model.lora.dropout': 0.2,
+                      'optim.learning_rate': 1e-3}]
 
 
 def test_eval_blocks():
@@ -294,7 +301,18 @@ def probe_step(config, tools):
 
 def probe_init(config, tools):
   _, program = make_program(config)
-  return show(jax.make_jaxpr(program.init)(jax.random.key(0)))
+  return show(jax.make_jaxpr(program.make_params)(jax.random.key(0), {}))
+
+
+def probe_resolved(config, tools):
+  return config_lib.flatten(families.resolve(config))
+
+
+def probe_resolved_or_error(config, tools):
+  try:
+    return probe_resolved(config, tools)
+  except UserError as e:
+    return str(e)
 
 
 def probe_decode(config, tools):
@@ -329,7 +347,7 @@ def probe_stage1(config, tools):
 
 def make_task(config):
   return train.Task(config, data.load_dataset(config.data, quiet), support.make_codec(config),
-                    sharding.make_mesh(config.mesh, jax.devices()[:1]))
+                    sharding.make_mesh(config.mesh, jax.devices()[:1]), None)
 
 
 def make_result(count):
@@ -405,6 +423,27 @@ def probe_loop(config, tools):
   return seen, [line['step'] for line in metrics.load_metrics(folder)]
 
 
+def probe_export(config, tools):
+  """The files of an export, and how many questions it is asked to verify."""
+  config = families.resolve(config)
+  mesh, program = make_program(config)
+  base = pretrained.open_base(config.model.init_from)
+  codec = support.make_codec(config)
+  task = train.Task(config, data.load_dataset(config.data, quiet), codec, mesh, base)
+  state, frozen = program.init(jax.random.key(0), pretrained.load_params(base, program.base))
+  folder, seen = tools.make_folder(), []
+  (folder / 'results.json').write_text('{}')
+  tools.patch.setattr(run, '_open_run', lambda *args: (task, folder))
+  tools.patch.setattr(train, 'load_params', lambda *args: (None, state.params, frozen, 7))
+  tools.patch.setattr(export, 'check_verifiable', lambda config: None)
+  tools.patch.setattr(export, 'compare_with_transformers',
+                      lambda *args: seen.append(len(args[-2])))
+  run.export(config, folder, True, quiet)
+  return seen, {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+                for p in (folder / 'export').iterdir() if p.suffix != '.md'} if (
+                    folder / 'export').exists() else 'elsewhere'
+
+
 def probe_shown(config, tools):
   seen = []
   tools.patch.setattr(train, 'train_curriculum', lambda *args: {'': {}})
@@ -420,10 +459,16 @@ PROBES = {name.removeprefix('probe_'): f for name, f in list(globals().items())
 
 STAGE2 = {'method': 'rim_stage2'}
 ROPE = {'model.positions': 'rope'}
+LLAMA3 = ROPE | {'model.rope_scaling': 'llama3'}
 GSM8K = {'data.source': 'gsm8k', 'data.dir': '{files}', 'data.num_valid': 2,
          'tokenizer.kind': 'bytes'}
 DOWNLOAD = {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes'}
 FILE = {'tokenizer.kind': 'file', 'tokenizer.path': '{files}/a.json', 'tokenizer.eos_token': '<e>'}
+# The shape that a config has before a model directory decides it.
+UNSET = {'tokenizer.kind': 'bytes', 'model.num_layers': 4, 'model.embed_dim': 64,
+         'model.num_heads': 4, 'model.mlp_dim': 256, 'model.max_positions': 1024}
+PRETRAINED = UNSET | {'model.init_from': 'tests/golden/llama', 'model.lora.rank': 2,
+                      'optim.trainable': 'lora', 'layout.num_blocks': 2}
 SHORT = {'train.num_examples': 40, 'checkpoint.every_steps': 2}
 
 # key -> (probe, changed value, what else is set in both configs)
@@ -455,6 +500,9 @@ LIVE = {
     'layout.readout_sees_question': ('step', False, {}),
     'layout.bidirectional_blocks': ('step', True, {}),
     'layout.depth0_readout': ('batch', True, {}),
+    'layout.chat_template': ('resolved_or_error', True, UNSET | {
+        'model.init_from': 'tests/golden/llama'}),
+    'layout.question_prefix': ('batch', '+', {}),
     'layout.separator': ('batch', '\n', {}),
     'layout.step_prefix': ('batch', '+', {}),
     'layout.answer_prefix': ('batch', '+', {}),
@@ -463,27 +511,40 @@ LIVE = {
     'layout.row_tokens': ('batch', 63, {}),
     'layout.row_slots': ('batch', 25, {}),
     'layout.pack_window_rows': ('plan', 1, {'data.chain.min_steps': 1}),
+    'model.init_from': ('resolved', 'tests/golden/qwen3', UNSET),
     'model.num_layers': ('step', 3, {}),
     'model.embed_dim': ('step', 32, {}),
     'model.num_heads': ('step', 4, {}),
     'model.num_kv_heads': ('step', 1, {}),
     'model.head_dim': ('step', 4, {}),
     'model.mlp_dim': ('step', 16, {}),
-    'model.vocab_size': ('step', 24, {}),
+    'model.vocab_size': ('step', 56, {}),
     'model.norm': ('step', 'layernorm', {}),
     'model.norm_eps': ('step', 1e-4, {}),
     'model.activation': ('step', 'swiglu', {}),
     'model.positions': ('step', 'rope', {}),
     'model.max_positions': ('step', 65, {}),
     'model.rope_theta': ('step', 5e5, ROPE),
-    'model.use_bias': ('step', True, {}),
+    'model.rope_scaling': ('step', 'llama3', ROPE),
+    'model.rope_factor': ('step', 4.0, LLAMA3),
+    'model.rope_low_freq_factor': ('step', 2.0, LLAMA3),
+    'model.rope_high_freq_factor': ('step', 5.0, LLAMA3),
+    'model.rope_original_positions': ('step', 32, LLAMA3),
+    'model.bias': ('step', 'all', {}),
+    'model.qk_norm': ('step', True, {}),
+    'model.fused_qkv': ('step', True, {}),
     'model.tie_embeddings': ('step', False, {}),
     'model.dropout': ('step', 0.1, {}),
     'model.compute_dtype': ('step', 'bfloat16', {}),
     'model.frozen_dtype': ('step', 'float32', {'optim.trainable': 'memory'}),
     'model.remat': ('step', 'full', {}),
     'model.memory_init': ('init', 'normal', {}),
+    'model.memory_token': ('init', 3, {'model.memory_init': 'token'}),
     'model.memory_noise': ('init', 0.1, {}),
+    'model.lora.rank': ('step', 2, {}),
+    'model.lora.alpha': ('step', 16.0, {'model.lora.rank': 2}),
+    'model.lora.dropout': ('step', 0.1, {'model.lora.rank': 2}),
+    'model.lora.targets': ('step', 'query|up', {'model.lora.rank': 2}),
     'curriculum.schedule': ('step', 'uniform', {}),
     'curriculum.hold_frac': ('step', 0.5, {}),
     'curriculum.absolute_steps': ('step', 7, {'curriculum.schedule': 'absolute'}),
@@ -493,6 +554,7 @@ LIVE = {
     'curriculum.stage1_frac': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_learning_rate_scale': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_dropout': ('stages', 0.5, {'method': 'rim'}),
+    'curriculum.stage2_lora_dropout': ('stages', 0.5, {'method': 'rim'}),
     'optim.trainable': ('step', 'memory', {}),
     'optim.learning_rate': ('step', 0.123, {}),
     'optim.warmup_frac': ('step', 0.5, {}),
@@ -522,6 +584,12 @@ LIVE = {
     'eval.num_valid_examples': ('loop', 3, SHORT),
     'eval.num_shown': ('shown', 1, {}),
     'eval.num_latency_runs': ('evaluation', 2, {}),
+    'export.dir': ('export', '{files}/exported', PRETRAINED),
+    'export.adapters': ('export', True, PRETRAINED),
+    'export.untie': ('export', False, PRETRAINED),
+    'export.dtype': ('export', 'float32', PRETRAINED),
+    'export.max_shard_gb': ('export', 2e-5, PRETRAINED),
+    'export.num_verified': ('export', 3, PRETRAINED),
     'log.every_steps': ('loop', 3, SHORT),
     'log.tensorboard': ('loop', True, SHORT),
     'log.prefetch_batches': ('loop', 1, SHORT),

@@ -12,8 +12,9 @@ EOS, P = 80, 81
 
 
 def write(encoded, config, prefix=(P,), method='rim_stage1', tokens=13, slots=5):
-  template = layout_lib.Template(bos=[], separator=[], step_prefix=[], step_separator=[85],
-                                 answer_prefix=list(prefix), answer_suffix=[], eos=[EOS])
+  template = layout_lib.Template(bos=[], question_prefix=[], separator=[], step_prefix=[],
+                                 step_separator=[85], answer_prefix=list(prefix),
+                                 answer_suffix=[], eos=[EOS])
   example = layout_lib.LAYOUTS[method](encoded, template, config.layout)
   rows = batch_lib.make_empty_rows(1, tokens, slots)
   end = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout, B)

@@ -13,11 +13,14 @@ from rim_jax import model as model_lib
 from tests import support
 
 ROWS = [support.RECORDS[:3], support.RECORDS[3:]]
+# Between them, every setting that a published family needs.
 NETWORKS = {
-    'learned': {},
-    'rope': {'model__positions': 'rope', 'model__norm': 'layernorm', 'model__use_bias': True,
+    'learned': {'model__norm': 'layernorm', 'model__bias': 'all', 'model__fused_qkv': True,
+                'model__activation': 'gelu_tanh'},
+    'rope': {'model__positions': 'rope', 'model__rope_scaling': 'llama3',
+             'model__rope_original_positions': 16, 'model__bias': 'qkv', 'model__qk_norm': True,
              'model__tie_embeddings': False, 'model__activation': 'swiglu',
-             'model__num_kv_heads': 1},
+             'model__num_kv_heads': 1, 'model__head_dim': 6, 'model__lora__rank': 2},
 }
 
 
@@ -203,9 +206,11 @@ def test_bfloat16_stays_near_float32():
 
 def test_rope_depends_on_distance_only():
   q, k = np.random.default_rng(0).standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
+  frequency = model_lib.compute_rope_frequencies(support.make_config(
+      model__positions='rope', model__head_dim=8, model__rope_theta=100.0).model)
   def score(i, j):
-    a = model_lib.apply_rope(jnp.asarray(q), jnp.asarray([[i]]), 100.0)
-    b = model_lib.apply_rope(jnp.asarray(k), jnp.asarray([[j]]), 100.0)
+    a = model_lib.apply_rope(jnp.asarray(q), jnp.asarray([[i]]), frequency)
+    b = model_lib.apply_rope(jnp.asarray(k), jnp.asarray([[j]]), frequency)
     return float((a * b).sum())
   assert score(5, 3) == pytest.approx(score(12, 10), rel=1e-4)
   assert score(5, 3) != pytest.approx(score(5, 4), rel=1e-4)

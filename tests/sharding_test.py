@@ -35,7 +35,7 @@ GOLDEN = {
 
 
 def make_program(mesh_config, devices=None, **changes):
-  config = support.make_config(model__use_bias=True, model__activation='swiglu',
+  config = support.make_config(model__bias='all', model__activation='swiglu',
                                model__tie_embeddings=False, **changes)
   mesh = sharding.make_mesh(mesh_config, devices)
   return train_step_lib.make_program(config, 16, 10, mesh), mesh

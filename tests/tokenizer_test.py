@@ -8,7 +8,7 @@ import pytest
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax.config import TokenizerConfig, UserError
 
-EOS, BOS = '<|end|>', '<|begin|>'
+EOS, BOS, TURN = '<|end|>', '<|begin|>', '<|turn|>'
 TEXTS = ['', ' ', '1+2=3', 'The answer is \\boxed{12}.\n', '  two  spaces ', '\t\r\n',
          'naïve façade', 'Ωμέγα', '数学', '👩‍👩‍👧‍👦', '\u2028\x00\x7f', 'e\u0301',
          '<b> <m> </b>', '</s>']
@@ -30,7 +30,7 @@ def path(tmp_path_factory):
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
   tokenizer.train_from_iterator(
       ['What is 12 plus 13? The answer is 25.'] * 20, tokenizers.trainers.BpeTrainer(
-          vocab_size=320, show_progress=False, special_tokens=[EOS, BOS],
+          vocab_size=320, show_progress=False, special_tokens=[EOS, BOS, TURN],
           initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()))
   tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
       single=f'{BOS} $A {EOS}', special_tokens=[(BOS, 1), (EOS, 0)])
@@ -126,7 +126,7 @@ def test_a_file_adds_no_special_tokens(path):
   assert tokenizer.decode(tokenizer.encode('12')) == '12'
 
 
-@pytest.mark.parametrize('text', [EOS, f'is {EOS} the end?', BOS, f'12{EOS}'])
+@pytest.mark.parametrize('text', [EOS, f'is {EOS} the end?', BOS, f'12{EOS}', f'{TURN}you'])
 def test_text_that_spells_a_special_token_is_refused(path, text):
   with pytest.raises(UserError, match=r'spells a special token of .*plain.json; remove it'):
     load_file(path).encode(text)

@@ -162,7 +162,7 @@ def test_schedule():
 
 
 def test_decay_spares_norms_biases_and_memory():
-  config = support.make_config(model__norm='layernorm', model__use_bias=True)
+  config = support.make_config(model__norm='layernorm', model__bias='all')
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   program = train_step_lib.make_program(config, 16, NUM_STEPS, mesh)
   mask = optim.make_decay_mask(program.abstract[0].params)

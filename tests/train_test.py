@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,15 +13,20 @@ import time
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
+from rim_jax import families
 from rim_jax import pipeline
+from rim_jax import sharding
 from rim_jax import train as train_lib
+from rim_jax import train_step as train_step_lib
 from rim_jax.config import MeshConfig, UserError
 from tests import support
 
 QUIET = lambda line: None
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
 @pytest.fixture(scope='module')
@@ -254,3 +260,104 @@ def test_kill_minus_nine_and_the_same_command_again(tmp_path, cache, use_devices
     subprocess.run([*command, f'--workdir={tmp_path}/{name}'], env=env, check=True,
                    stdout=subprocess.DEVNULL, timeout=300)
   assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+
+
+def test_memory_of_a_device_is_told():
+  """2x2x2: what is split counts an eighth or a quarter, what is not counts whole."""
+  config = support.make_config(model__embed_dim=256, model__mlp_dim=512)
+  mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+  program = train_step_lib.make_program(config, 16, 10, mesh)
+  text = train_lib.describe_params(*program.abstract)
+  state, _ = program.init(jax.random.key(0))
+  held = [sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)) / 2**20
+          for tree in (state.params, state.opt_state)]
+  total = sum(x.size for x in jax.tree.leaves(state.params))
+  assert text.startswith(f'{total:,} trainable parameters, 0 frozen, {total:,} in all')
+  assert f'holds {2 * held[0] + held[1]:,.1f} MiB: parameters {held[0]:,.1f}' in text
+
+
+def test_evaluating_a_half_finished_run_does_not_finish_it(tmp_path, cache, use_devices):
+  use_devices(1)
+  config = make_config(cache)
+  with pytest.MonkeyPatch.context() as patch:
+    kill_after(patch, 3)
+    with pytest.raises(Killed):
+      train_lib.train(config, tmp_path / 'run', say=QUIET)
+  train_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path / 'run', QUIET)
+  assert not train_lib.is_complete(tmp_path / 'run')
+  told = []
+  train_lib.train(config, tmp_path / 'run', say=told.append)
+  assert 'continuing from step 3 of 6' in told
+  assert train_lib.is_complete(tmp_path / 'run')
+
+
+# ---- Pretrained models ----
+
+
+def make_pretrained(cache, folder, method='rim_stage1', **changes):
+  return families.resolve(make_config(cache, method, **{
+      'tokenizer__kind': 'bytes', 'model__init_from': str(folder), 'model__num_heads': 4,
+      'model__mlp_dim': 40, 'model__max_positions': 128, 'model__lora__rank': 2,
+      'model__lora__dropout': 0.1, 'optim__trainable': 'lora',
+      **changes}))
+
+
+@pytest.fixture
+def llama(tmp_path):
+  return pathlib.Path(shutil.copytree(GOLDEN / 'llama', tmp_path / 'llama'))
+
+
+@pytest.mark.parametrize('num_devices, mesh', [(1, MeshConfig()), (8, MeshConfig(2, 2, 2))])
+def test_adapters_on_a_pretrained_base_resume_bit_for_bit(
+    tmp_path, cache, llama, use_devices, num_devices, mesh):
+  use_devices(num_devices)
+  config = make_pretrained(cache, llama, mesh=mesh)
+  train_lib.train(config, tmp_path / 'whole', say=QUIET)
+  with pytest.MonkeyPatch.context() as patch:
+    kill_after(patch, 3)
+    with pytest.raises(Killed):
+      train_lib.train(config, tmp_path / 'parts', say=QUIET)
+  train_lib.train(config, tmp_path / 'parts', say=QUIET)
+  assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+  # The base stays where it is; a checkpoint holds what trains.
+  assert not (tmp_path / 'whole' / 'base').exists()
+  assert not [name for name in read(tmp_path / 'whole')[0] if 'kernel' in name]
+
+
+def test_stage_2_goes_on_from_stage_1_s_adapters_on_the_same_base(
+    tmp_path, cache, llama, use_devices):
+  use_devices(1)
+  train_lib.train(make_pretrained(cache, llama), tmp_path / 'stage1', say=QUIET)
+  # The base may move; it is known by its content.
+  moved = llama.rename(tmp_path / 'elsewhere')
+  config = make_pretrained(cache, moved, 'rim_stage2', model__lora__dropout=0.3)
+  seen = []
+
+  def stop(task, stage, source, program, state, frozen, *rest):
+    seen.append((state.params, frozen, int(state.step)))
+    raise Killed
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train_lib, '_run_steps', stop)
+    with pytest.raises(Killed):
+      train_lib.train(config, tmp_path / 'stage2', tmp_path / 'stage1', say=QUIET)
+  (params, frozen, step), before = seen[0], read(tmp_path / 'stage1')[0]
+  assert step == 0
+  for path, x in jax.tree_util.tree_leaves_with_path({'params': params}):
+    np.testing.assert_array_equal(x, before[jax.tree_util.keystr(path)])
+  stored = safetensors.numpy.load_file(moved / 'model.safetensors')['model.embed_tokens.weight']
+  np.testing.assert_array_equal(frozen['embedding'], stored.astype(frozen['embedding'].dtype))
+
+
+def test_another_base_is_refused(tmp_path, cache, llama, use_devices):
+  use_devices(1)
+  config = make_pretrained(cache, llama)
+  train_lib.train(config, tmp_path / 'stage1', say=QUIET)
+  path = llama / 'model.safetensors'
+  tensors = safetensors.numpy.load_file(path)
+  tensors['model.norm.weight'] += 1
+  safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(UserError, match='the base changed since this run began'):
+    train_lib.train(config, tmp_path / 'stage1', say=QUIET)
+  with pytest.raises(UserError, match='was trained on another base'):
+    train_lib.train(make_pretrained(cache, llama, 'rim_stage2'), tmp_path / 'stage2',
+                    tmp_path / 'stage1', say=QUIET)

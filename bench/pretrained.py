@@ -1,0 +1,231 @@
+"""Pretrained models: the memory that loading takes, and a step beside PyTorch's.
+
+  PYTHONPATH=. python bench/pretrained.py memory                (a Llama-shaped model of 1 GiB)
+  PYTHONPATH=. python bench/pretrained.py torch --data=DIR      (needs pip install -e '.[hf]')
+
+`memory` writes a random bf16 model, loads it onto eight fake CPU devices in a fresh process and
+prints the peak of resident memory against what the devices hold.
+
+`torch` trains the same GPT-2-shaped network (its weights written once, loaded by both) with LoRA on
+every projection on the same packed GSM8K rows of stage 2 in fp32: this package's step, and
+transformers + peft + AdamW with the same visibility as a 4-D mask. Timed in turn, A B A B ...; the
+losses of the first step are compared, so that both do the same work.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+LAYERS, WIDTH, ROW_TOKENS, NUM_ROWS, RANK = 6, 384, 512, 2, 16
+
+
+def tell(**line):
+  print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()}),
+        flush=True)
+
+
+# ---- Memory ----
+
+
+def write_llama(folder, layers=16, width=2048, mlp=5632, vocab=32_000):
+  """A random Llama in several files of one layer each, in bf16."""
+  import ml_dtypes
+  import numpy as np
+  import safetensors.numpy
+  heads = width // 64
+  (folder / 'config.json').write_text(json.dumps({
+      'model_type': 'llama', 'hidden_size': width, 'intermediate_size': mlp,
+      'num_hidden_layers': layers, 'num_attention_heads': heads, 'num_key_value_heads': heads // 4,
+      'vocab_size': vocab, 'max_position_embeddings': 2048, 'rms_norm_eps': 1e-5,
+      'rope_theta': 10000.0, 'tie_word_embeddings': True, 'hidden_act': 'silu'}))
+  rng, where = np.random.default_rng(0), {}
+
+  def write(file, shapes):
+    safetensors.numpy.save_file({
+        name: rng.standard_normal(shape, np.float32).astype(ml_dtypes.bfloat16)
+        for name, shape in shapes.items()}, folder / file)
+    where.update(dict.fromkeys(shapes, file))
+  write('embedding.safetensors', {'model.embed_tokens.weight': (vocab, width),
+                                  'model.norm.weight': (width,)})
+  for i in range(layers):
+    at = f'model.layers.{i}'
+    write(f'layer{i}.safetensors', {
+        f'{at}.input_layernorm.weight': (width,), f'{at}.post_attention_layernorm.weight': (width,),
+        f'{at}.self_attn.q_proj.weight': (width, width),
+        f'{at}.self_attn.k_proj.weight': (width // 4, width),
+        f'{at}.self_attn.v_proj.weight': (width // 4, width),
+        f'{at}.self_attn.o_proj.weight': (width, width), f'{at}.mlp.gate_proj.weight': (mlp, width),
+        f'{at}.mlp.up_proj.weight': (mlp, width), f'{at}.mlp.down_proj.weight': (width, mlp)})
+  (folder / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': where}))
+
+
+def load_and_measure(folder):
+  import jax
+  from rim_jax import config as config_lib
+  from rim_jax import families
+  from rim_jax import pretrained
+  from rim_jax import sharding
+  from rim_jax import train_step
+  tree = families.load_json(pathlib.Path(folder) / 'config.json')
+  model = config_lib.ModelConfig(**families.parse_model(tree, folder))
+  config = config_lib.Config(model=model, optim=config_lib.OptimConfig(trainable='memory'))
+  mesh = sharding.make_mesh(config_lib.MeshConfig(1, 4, 2))
+  program = train_step.make_program(config, model.vocab_size, 1, mesh)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  start = time.perf_counter()
+  params = jax.block_until_ready(pretrained.load_params(pretrained.open_base(folder), program.base))
+  secs = time.perf_counter() - start
+  shards = sum(s.data.nbytes for x in jax.tree.leaves(params)
+               for s in x.addressable_shards) / 2**30
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+  tell(bench='memory', devices=jax.device_count(), local_shards_gib=shards, peak_gib=peak,
+       before_loading_gib=before, allowed_gib=1.25 * shards + 1, load_secs=secs)
+
+
+def bench_memory():
+  with tempfile.TemporaryDirectory() as folder:
+    write_llama(pathlib.Path(folder))
+    subprocess.run([sys.executable, __file__, 'load', '--data', folder], check=True, env=dict(
+        os.environ, JAX_PLATFORMS='cpu', XLA_FLAGS='--xla_force_host_platform_device_count=8'))
+
+
+# ---- A step beside PyTorch's ----
+
+
+def write_gpt2(folder, tokenizer_path, vocab_size):
+  import transformers
+  model = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+      n_embd=WIDTH, n_layer=LAYERS, n_head=WIDTH // 64, n_positions=1024, vocab_size=vocab_size,
+      bos_token_id=0, eos_token_id=0, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0))
+  model.save_pretrained(folder)
+  (folder / 'tokenizer.json').write_bytes(pathlib.Path(tokenizer_path).read_bytes())
+  (folder / 'tokenizer_config.json').write_text('{"eos_token": "<|endoftext|>"}')
+
+
+def make_torch_step(folder, config, batch, memory_rows, memory_start):
+  """A step of transformers + peft on the same rows: () -> (loss, seconds)."""
+  import numpy as np
+  import peft
+  import torch
+  import transformers
+  from rim_jax import batch as batch_lib
+  from rim_jax import curriculum
+  torch.set_num_threads(os.cpu_count())
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+  model.resize_token_embeddings(memory_start + 3, mean_resizing=False)
+  with torch.no_grad():
+    model.transformer.wte.weight[memory_start:] = torch.tensor(np.asarray(memory_rows))
+  model = peft.get_peft_model(model, peft.LoraConfig(
+      r=RANK, lora_alpha=32.0, target_modules=['c_attn', 'attn.c_proj', 'c_fc', 'mlp.c_proj'],
+      fan_in_fan_out=True,
+      trainable_token_indices=list(range(memory_start, memory_start + 3)))).train()
+  optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+  fields = batch_lib.get_fields(batch)
+  visible = batch_lib.visible(fields, fields) | np.eye(batch.tokens.shape[1], dtype=bool)
+  mask = torch.where(torch.tensor(visible)[:, None], 0.0, torch.finfo(torch.float32).min)
+  tokens, positions = (torch.tensor(np.asarray(x)).long() for x in (batch.tokens, batch.positions))
+  weights, norm = curriculum.compute_slot_weights(batch, 0, 1, config)
+  weights = torch.tensor(np.asarray(weights)) / float(norm)
+  index, target = (torch.tensor(np.asarray(x)).long() for x in (
+      batch.slot_index, batch.slot_target))
+
+  def step():
+    start = time.perf_counter()
+    logits = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits
+    logits = logits[..., :memory_start]  # the three rows are never targets
+    chosen = torch.gather(logits, 1, index[..., None].expand(-1, -1, logits.shape[-1]))
+    nll = torch.nn.functional.cross_entropy(chosen.transpose(1, 2), target, reduction='none')
+    loss = (nll * weights).sum()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach()), time.perf_counter() - start
+  return step
+
+
+def bench_torch(data_dir, pairs):
+  import jax
+  import jax.numpy as jnp
+  from bench import ratios
+  from configs import presets
+  from rim_jax import config as config_lib
+  from rim_jax import data
+  from rim_jax import families
+  from rim_jax import pipeline
+  from rim_jax import pretrained
+  from rim_jax import sharding
+  from rim_jax import tokenizer as tokenizer_lib
+  from rim_jax import train_step
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = pathlib.Path(scratch)
+    config = presets.make('rim_stage2', 'gsm8k')
+    config.data.dir, config.data.cache_dir = data_dir, scratch
+    split = data.load_dataset(config_lib.parse_config(config).data, lambda line: None).splits[
+        'train']
+    bpe = ratios.train_bpe(split.__getitems__(range(len(split))), scratch)
+    (folder / 'gpt2').mkdir()
+    write_gpt2(folder / 'gpt2', folder / 'tokenizer.json', bpe.vocab_size)
+    config = presets.make('rim_stage2', 'gpt2')
+    config.model.update({'init_from': str(folder / 'gpt2'), 'compute_dtype': 'float32',
+                         'frozen_dtype': 'float32', 'remat': 'none'})
+    config.model.lora.update({'rank': RANK, 'dropout': 0.0})
+    config.layout.row_tokens, config.data.cache_dir = ROW_TOKENS, scratch
+    config.data.dir, config.optim.warmup_frac = data_dir, 0.0
+    config.train.update({'batch_examples': 0, 'batch_rows': NUM_ROWS})
+    config = families.resolve(config_lib.parse_config(config))
+    codec = pipeline.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+    stage = pipeline.make_stage_plan(split, codec, 1, lambda line: None)
+    batch = pipeline.BatchSource(split, stage, codec)[0]
+    mesh = sharding.make_mesh(config.mesh)
+    program = train_step.make_program(config, codec.memory_start, 10, mesh)
+    base = pretrained.load_params(pretrained.open_base(folder / 'gpt2'), program.base)
+    state, frozen = program.init(jax.random.key(0), base)
+    torch_step = make_torch_step(folder / 'gpt2', config, batch, state.params['memory'],
+                                 codec.memory_start)
+    with jax.set_mesh(mesh):
+      fn = train_step.make_train_step(program, config, 10, stage.max_blocks, mesh)
+      placed = sharding.place_batch(batch, mesh)
+      compiled = fn.lower(state, frozen, placed).compile()
+
+      def our_step():
+        nonlocal state
+        start = time.perf_counter()
+        state, metrics = compiled(state, frozen, placed)
+        loss = float(jax.block_until_ready((state, metrics))[1]['loss'])
+        return loss, time.perf_counter() - start
+      ours, theirs = our_step(), torch_step()
+      tell(bench='torch', first_loss_ours=ours[0], first_loss_torch=theirs[0])
+      assert abs(ours[0] - theirs[0]) < 1e-3 * abs(theirs[0]), 'not the same work'
+      times = [(our_step()[1], torch_step()[1]) for _ in range(pairs)]
+    tell(bench='torch', speedup=statistics.median(b / a for a, b in times),
+         ours_secs=statistics.median(a for a, _ in times),
+         torch_secs=statistics.median(b for _, b in times), layers=LAYERS, width=WIDTH,
+         rank=RANK, rows=NUM_ROWS, row_tokens=ROW_TOKENS, vocabulary=codec.memory_start,
+         slots=int(jnp.sum(batch.slot_kind > 0)), examples=int(batch.example.max(1).sum()))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('what', choices=('memory', 'torch', 'load'))
+  parser.add_argument('--data', default='')
+  parser.add_argument('--pairs', type=int, default=5)
+  args = parser.parse_args()
+  if args.what == 'memory':
+    bench_memory()
+  elif args.what == 'load':
+    load_and_measure(args.data)
+  else:
+    bench_torch(args.data, args.pairs)
+
+
+if __name__ == '__main__':
+  main()
