@@ -84,6 +84,7 @@ class LoraConfig:
   rank: int = 0  # 0: none
   alpha: float = 32.0  # an adapter's output is scaled by alpha / rank
   dropout: float = 0.0  # of an adapter's input
+  init_from: str = ''  # a PEFT directory whose adapters and memory rows a run begins with
   targets: str = '.*'  # regular expression on whole names, those of rules.LINEARS
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import safetensors.numpy
 import tokenizers
 
+from rim_jax import adapters
 from rim_jax import decode as decode_lib
 from rim_jax import families
 from rim_jax import layout as layout_lib
@@ -116,7 +117,7 @@ def write_export(out, config: Config, base: pretrained.Base, codec, params, froz
     ids = _write_tokenizer(folder, config, base)
     check_prompts(folder, config, codec, ids, questions)
     if config.export.adapters:
-      _write_adapters(folder, config, base, params, ids)
+      adapters.write_adapters(folder, config, base, params, ids)
     else:
       _write_model(folder, config, base, params, frozen, ids, say)
     card = {'format': EXPORT_VERSION, **origin,
@@ -180,22 +181,15 @@ def check_prompts(folder, config: Config, codec, ids, questions) -> None:
           f"{config.layout.separator!r}, e.g. ''")
 
 
-def _get(tree, path):
-  """The value at a path of nested dictionaries, or None."""
-  for key in path:
-    tree = tree.get(key) if isinstance(tree, dict) else None
-  return tree
-
-
 def iterate_tensors(config: Config, base: pretrained.Base, params, frozen):
   """(stored name, array as it is stored, in f32) of every base parameter, adapters merged."""
   merge = jax.jit(lora.merge, static_argnums=3)
   for path, tensor in families.list_tensors(base.family):
-    value = _get(params, path)
-    value = _get(frozen, path) if value is None else value
+    value = families.get_leaf(params, path)
+    value = families.get_leaf(frozen, path) if value is None else value
     if value is None:  # of a setting that this model has not got
       continue
-    adapter = _get(params, (*path[:-1], 'adapter')) if path[-1] == 'kernel' else None
+    adapter = families.get_leaf(params, (*path[:-1], 'adapter')) if path[-1] == 'kernel' else None
     for i in range(len(value) if path[0] == 'blocks' else 1):
       # Layer by layer: no host holds a whole stack in f32.
       part = value[i] if path[0] == 'blocks' else value
@@ -283,37 +277,6 @@ def place_rows(matrix_vd, rows, ids):
   grown[:len(matrix_vd)] = matrix_vd
   grown[list(ids)] = rows
   return grown
-
-
-def _write_adapters(folder, config, base, params, ids):
-  """Adapters and memory rows in PEFT's format.
-
-  Source: PEFT's checkpoint format: `lora_A` [r, in], `lora_B` [out, r] a module, and the rows
-  of `trainable_token_indices` beside the embedding.
-  """
-  tensors, modules = {}, set()
-  for path, tensor in families.list_tensors(base.family):
-    adapter = _get(params, (*path[:-1], 'adapter')) if path[-1] == 'kernel' else None
-    if not adapter:
-      continue
-    rank = config.model.lora.rank
-    a_lir, b_lro = (np.asarray(adapter[k], np.float32) for k in ('a', 'b'))
-    for i, (a, b) in enumerate(zip(a_lir, b_lro)):
-      module = f'base_model.model.{tensor.module.format(i)}'
-      tensors[f'{module}.lora_A.weight'] = np.ascontiguousarray(a.reshape(-1, rank).T)
-      tensors[f'{module}.lora_B.weight'] = np.ascontiguousarray(b.reshape(rank, -1).T)
-    modules.add('.'.join(tensor.module.split('.')[-2:]))  # 'c_proj' alone is two of GPT-2's
-  embedding = families.TENSORS[base.family]['embedding'].module
-  tensors[f'base_model.model.{embedding}.token_adapter.trainable_tokens_delta'] = np.asarray(
-      params['memory'], np.float32)
-  safetensors.numpy.save_file(tensors, folder / 'adapter_model.safetensors',
-                              metadata={'format': 'pt'})
-  _write_json(folder / 'adapter_config.json', {
-      'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': str(base.folder),
-      'r': config.model.lora.rank, 'lora_alpha': config.model.lora.alpha,
-      'lora_dropout': config.model.lora.dropout, 'target_modules': sorted(modules),
-      'bias': 'none', 'fan_in_fan_out': base.family == 'gpt2', 'inference_mode': True,
-      'trainable_token_indices': list(ids)})
 
 
 def _describe(config, card):

@@ -178,13 +178,13 @@ _READERS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'qwen2': _read_qwen2,
             'qwen3': _read_qwen3}
 
 
-def load_json(path):
-  """Raises: UserError naming the file where it is missing or no JSON object."""
+def load_json(path, hint='model.init_from is a directory with config.json, *.safetensors and '
+                         'tokenizer.json'):
+  """Raises: UserError naming the file, with the hint where it is missing or no JSON object."""
   try:
     tree = json.loads(path.read_text())
   except OSError as e:
-    raise UserError(f'{path}: cannot be read ({e.strerror}); model.init_from is a directory with '
-                    'config.json, *.safetensors and tokenizer.json') from None
+    raise UserError(f'{path}: cannot be read ({e.strerror}); {hint}') from None
   except ValueError as e:
     raise UserError(f'{path}: is no JSON ({e}); fetch it again') from None
   if not isinstance(tree, dict):
@@ -386,6 +386,13 @@ def list_tensors(family: str) -> list[tuple[tuple[str, ...], Tensor]]:
     else:
       pending += [((*path, key), child) for key, child in reversed(node.items())]
   return found
+
+
+def get_leaf(tree, path):
+  """The value at a path of nested dictionaries, or None: a model has not got every tensor."""
+  for key in path:
+    tree = tree.get(key) if isinstance(tree, dict) else None
+  return tree
 
 
 # Stored tensors that are no parameters, by name; a tied `lm_head` is one of them too.

@@ -162,6 +162,9 @@ def _find_lora_problems(config):
   if not lora.rank and trainable == 'lora':
     problems.append("optim.trainable='lora' with model.lora.rank=0: there are no adapters; set "
                     'the rank, e.g. to 128')
+  if lora.init_from and not (lora.rank and config.model.init_from):
+    problems.append(f"model.lora.init_from='{lora.init_from}' needs model.init_from, the model "
+                    'that the adapters belong to, and model.lora.rank')
   try:
     pattern = re.compile(lora.targets)
   except re.error as e:

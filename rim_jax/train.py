@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 import rim_jax
+from rim_jax import adapters
 from rim_jax import batch as batch_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
@@ -37,7 +38,8 @@ from rim_jax.config import Config, UserError
 CARD_VERSION = 2
 # A loaded model must agree on these; the rest of `model` may change between stages.
 _MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'compute_dtype', 'frozen_dtype', 'memory_init',
-                       'memory_token', 'memory_noise', 'init_from', 'lora.dropout')
+                       'memory_token', 'memory_noise', 'init_from', 'lora.dropout',
+                       'lora.init_from')
 
 
 class NonFiniteError(Exception):
@@ -173,7 +175,13 @@ def _initialize(task: Task, program, init_from, say):
     if task.base:
       say(f'loading {pretrained.describe(task.base)}')
       base = pretrained.load_params(task.base, program.base)
-    return program.init(jax.random.key(task.config.seed), base)
+    state, frozen = program.init(jax.random.key(task.config.seed), base)
+    peft = task.config.model.lora.init_from
+    if peft:
+      say(f'adapters from {peft}')
+      state = program.make_state(
+          adapters.load_adapters(peft, task.config, task.base.family, state.params))
+    return state, frozen
   card = load_card(init_from)
   if not is_complete(init_from):
     raise UserError(f'{init_from}: is not complete; run its command again to finish it')

@@ -40,6 +40,7 @@ NEVER = {
     'lora': {'rim_jax.data', 'rim_jax.loss'} | IO,
     'families': ALL - {'rim_jax.config'} | {'jax', 'flax', 'numpy', 'safetensors'},
     'pretrained': {'rim_jax.train', 'rim_jax.optim', 'rim_jax.model'},
+    'adapters': {'rim_jax.train', 'rim_jax.optim', 'rim_jax.model', 'rim_jax.data'},
     'export': {'rim_jax.train', 'rim_jax.optim', 'rim_jax.model'},
     'sharding': {'rim_jax.model', 'rim_jax.data', 'rim_jax.train'},
     'loss': IO | {'rim_jax.data'},

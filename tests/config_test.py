@@ -308,6 +308,18 @@ def probe_resolved(config, tools):
   return config_lib.flatten(families.resolve(config))
 
 
+def probe_fresh(config, tools):
+  """What a run begins with, or why it cannot."""
+  config = families.resolve(config)
+  _, program = make_program(config)
+  task = train.Task(config, None, None, None, pretrained.open_base(config.model.init_from))
+  try:
+    state, _ = train._initialize(task, program, None, quiet)
+    return np.asarray(state.params['memory']).tolist()
+  except UserError as e:
+    return str(e)
+
+
 def probe_resolved_or_error(config, tools):
   try:
     return probe_resolved(config, tools)
@@ -319,7 +331,8 @@ def probe_decode(config, tools):
   """What a decoder hands to the device, for nine questions."""
   seen = []
 
-  def record(graphdef, config, prefix, eos_id, blocks, max_new_tokens, params, frozen, trunks):
+  def record(graphdef, config, prefix, eos_id, num_ids, blocks, max_new_tokens, params, frozen,
+             trunks):
     seen.append((prefix, blocks, max_new_tokens, trunks.tokens.shape))
     return jnp.zeros((trunks.tokens.shape[0], len(blocks), max_new_tokens), jnp.int32)
   tools.patch.setattr(decode, 'decode', record)
@@ -544,6 +557,7 @@ LIVE = {
     'model.lora.rank': ('step', 2, {}),
     'model.lora.alpha': ('step', 16.0, {'model.lora.rank': 2}),
     'model.lora.dropout': ('step', 0.1, {'model.lora.rank': 2}),
+    'model.lora.init_from': ('fresh', '{files}/nothing', PRETRAINED),
     'model.lora.targets': ('step', 'query|up', {'model.lora.rank': 2}),
     'curriculum.schedule': ('step', 'uniform', {}),
     'curriculum.hold_frac': ('step', 0.5, {}),
