@@ -4,7 +4,8 @@
   --workdir=DIR            where the run lives; default runs/<config>[-<preset>]
   --mode=train             train (or go on), evaluate, and show the result
   --mode=eval              evaluate a checkpoint; any K with --config.eval.num_blocks=K
-  --mode=export            write the run as a Hugging Face model (config.export)
+  --mode=export            write the run as a Hugging Face model (config.export);
+                           --verify compares it with transformers before it appears
   --mode=generate          answer --question=TEXT, or each line of standard input
   --debug                  show the traceback of an error
 

@@ -4,6 +4,7 @@ import sys
 
 from etils import epath
 
+from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import decode
@@ -54,9 +55,9 @@ def _open_run(config, workdir, say):
   if not (folder / 'config.json').exists():
     raise UserError(f'{folder}: there is no run here; train it first with --mode=train, or name '
                     'another --workdir')
-  card = train_lib.load_card(folder)
+  card = card_lib.load_card(folder)
   task = train_lib.make_task(config, say)
-  train_lib.check_card(card, task, folder)
+  card_lib.check_card(card, task, folder)
   return task, folder
 
 

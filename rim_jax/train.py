@@ -5,29 +5,22 @@
 """
 
 import dataclasses
-import importlib.metadata
 import json
 import math
-import platform
-import subprocess
-import sys
 
 from etils import epath
 import jax
 import numpy as np
 
-import rim_jax
 from rim_jax import adapters
-from rim_jax import batch as batch_lib
+from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import data
 from rim_jax import decode
 from rim_jax import evaluate
 from rim_jax import families
-from rim_jax import layout as layout_lib
 from rim_jax import metrics as metrics_lib
-from rim_jax import packing
 from rim_jax import pipeline
 from rim_jax import pretrained
 from rim_jax import sharding
@@ -35,7 +28,6 @@ from rim_jax import tokenizer as tokenizer_lib
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import Config, UserError
 
-CARD_VERSION = 2
 # A loaded model must agree on these; the rest of `model` may change between stages.
 _MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'compute_dtype', 'frozen_dtype', 'memory_init',
                        'memory_token', 'memory_noise', 'init_from', 'lora.dropout',
@@ -75,83 +67,6 @@ def make_task(config: Config, say=print) -> Task:
   return Task(config, dataset, codec, mesh, base)
 
 
-def make_card(task: Task) -> dict:
-  """The reproduction card: what config.json holds."""
-  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ml-collections',
-              'tensorflow-datasets', 'numpy')
-  device = jax.devices()[0]
-  return {
-      'format': CARD_VERSION,
-      'config': dataclasses.asdict(task.config),
-      'data': {'name': task.dataset.name, 'fingerprint': task.dataset.fingerprint,
-               'num_records': {k: len(v) for k, v in task.dataset.splits.items()},
-               'num_dropped': dict(task.dataset.num_dropped)},
-      'tokenizer': task.codec.tokenizer.fingerprint,
-      'base': task.base and {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint},
-      'versions': {'rim_jax': rim_jax.__version__, 'python': platform.python_version(),
-                   'layout': layout_lib.LAYOUT_VERSION, 'plan': packing.PLAN_VERSION,
-                   'batch': batch_lib.BATCH_VERSION,
-                   **{p: importlib.metadata.version(p) for p in packages}},
-      'commit': _find_commit(),
-      'hardware': {'device': device.device_kind, 'num_devices': task.mesh.size,
-                   'num_processes': jax.process_count(), 'platform': platform.platform(),
-                   'mesh': dict(task.mesh.shape)},
-      'command': sys.argv,
-  }
-
-
-def _find_commit():
-  """The checkout's commit, '+' where files differ from it; None outside a checkout."""
-  here = epath.Path(__file__).parent
-
-  def git(*args):
-    return subprocess.run(('git', '-C', here, *args), capture_output=True, text=True, check=True,
-                          timeout=10).stdout.strip()
-  try:
-    return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
-  except (OSError, subprocess.SubprocessError):
-    return None
-
-
-def load_card(workdir) -> dict:
-  """The card of a run.
-
-  Raises: UserError where it is missing, damaged or of another format.
-  """
-  path = epath.Path(workdir) / 'config.json'
-  card = checkpoint_lib.load_json(path, 'the run\'s card')
-  found = card.get('format') if isinstance(card, dict) else None
-  if found not in (CARD_VERSION, None):
-    raise UserError(f'{path}: format {found} is not {CARD_VERSION}, which this version of rim_jax '
-                    'reads; use another --workdir')
-  if found is None or not {'config', 'data', 'tokenizer', 'base'} <= card.keys():
-    raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
-  return card
-
-
-def check_card(card: dict, task: Task, where) -> None:
-  """Refuses to go on in a WORKDIR whose run was another one.
-
-  Raises: UserError naming every key that differs, with both values.
-  """
-  old, new = (config_lib.flatten(c) for c in (card['config'], task.config))
-  lines = [f"{where}: was run with {key}={old.get(key, 'nothing')!r}, now it is "
-           f"{new.get(key, 'nothing')!r}; use another --workdir, or --config.{key}={old.get(key)}"
-           for key in sorted(old.keys() | new.keys())
-           if old.get(key) != new.get(key) and key not in config_lib.RUNTIME_KEYS
-           and key.split('.')[0] not in config_lib.RUNTIME_SECTIONS]
-  for name, mine in (('data', task.dataset.fingerprint),
-                     ('tokenizer', task.codec.tokenizer.fingerprint),
-                     ('base', task.base and task.base.fingerprint)):
-    theirs = card[name]
-    theirs = theirs['fingerprint'] if isinstance(theirs, dict) else theirs
-    if theirs != mine and not lines:
-      lines.append(f'{where}: the {name} changed since this run began (fingerprint {theirs}, now '
-                   f'{mine}); restore it, or use another --workdir')
-  if lines:
-    raise UserError('\n'.join(lines))
-
-
 def load_params(task: Task, workdir, which: str):
   """Parameters of a run, placed on the task's mesh: (graphdef, params, frozen, step)."""
   program = train_step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
@@ -182,7 +97,7 @@ def _initialize(task: Task, program, init_from, say):
       state = program.make_state(
           adapters.load_adapters(peft, task.config, task.base.family, state.params))
     return state, frozen
-  card = load_card(init_from)
+  card = card_lib.load_card(init_from)
   if not is_complete(init_from):
     raise UserError(f'{init_from}: is not complete; run its command again to finish it')
   model, theirs = (config_lib.flatten(c) for c in (
@@ -286,7 +201,7 @@ def is_complete(workdir) -> bool:
 def _check_workdir(task: Task, workdir):
   """Checks that a WORKDIR can be written, and the card of one that has one."""
   if (workdir / 'config.json').exists():
-    check_card(load_card(workdir), task, workdir)
+    card_lib.check_card(card_lib.load_card(workdir), task, workdir)
     return
   if checkpoint_lib.list_steps(workdir / 'checkpoints'):
     raise UserError(f'{workdir}: has checkpoints but no config.json that says what they are; '
@@ -303,7 +218,7 @@ def _check_workdir(task: Task, workdir):
 def _write_card(task: Task, workdir):
   """Only once a run has its plan and its state: a refused one must not bind its WORKDIR."""
   if not (workdir / 'config.json').exists():
-    checkpoint_lib.write_json(workdir / 'config.json', make_card(task))
+    checkpoint_lib.write_json(workdir / 'config.json', card_lib.make_card(task))
 
 
 def describe_params(state, frozen) -> str:

@@ -46,6 +46,7 @@ NEVER = {
     'loss': IO | {'rim_jax.data'},
     'optim': IO | {'rim_jax.data'},
     'train_step': IO | {'rim_jax.data'},
+    'card': {'rim_jax.model', 'rim_jax.train', 'rim_jax.data'},
     'checkpoint': {'rim_jax.model', 'rim_jax.train'},
     'train': {'absl', 'rim_jax.main', 'rim_jax.run'},
     'decode': {'rim_jax.optim', 'optax'},

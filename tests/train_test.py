@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import families
@@ -229,11 +230,11 @@ def test_changed_data_is_noticed(tmp_path, cache, use_devices):
   use_devices(1)
   config = make_config(cache)
   task = train_lib.make_task(config, QUIET)
-  card = train_lib.make_card(task)
-  train_lib.check_card(card, task, 'run')
+  card = card_lib.make_card(task)
+  card_lib.check_card(card, task, 'run')
   card['data']['fingerprint'] = 'other'
   with pytest.raises(UserError, match='run: the data changed since this run began'):
-    train_lib.check_card(card, task, 'run')
+    card_lib.check_card(card, task, 'run')
 
 
 def test_kill_minus_nine_and_the_same_command_again(tmp_path, cache, use_devices):

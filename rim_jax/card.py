@@ -1,0 +1,100 @@
+"""The reproduction card of a run, WORKDIR/config.json: what it was, and whether this is still it.
+
+`task` is a `train.Task`: config, dataset, codec, mesh, base.
+"""
+
+import dataclasses
+import importlib.metadata
+import platform
+import subprocess
+import sys
+
+from etils import epath
+import jax
+
+import rim_jax
+from rim_jax import batch as batch_lib
+from rim_jax import checkpoint as checkpoint_lib
+from rim_jax import config as config_lib
+from rim_jax import layout as layout_lib
+from rim_jax import packing
+from rim_jax.config import UserError
+
+CARD_VERSION = 2
+
+
+def make_card(task) -> dict:
+  """The reproduction card: what config.json holds."""
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ml-collections',
+              'tensorflow-datasets', 'numpy')
+  device = jax.devices()[0]
+  return {
+      'format': CARD_VERSION,
+      'config': dataclasses.asdict(task.config),
+      'data': {'name': task.dataset.name, 'fingerprint': task.dataset.fingerprint,
+               'num_records': {k: len(v) for k, v in task.dataset.splits.items()},
+               'num_dropped': dict(task.dataset.num_dropped)},
+      'tokenizer': task.codec.tokenizer.fingerprint,
+      'base': task.base and {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint},
+      'versions': {'rim_jax': rim_jax.__version__, 'python': platform.python_version(),
+                   'layout': layout_lib.LAYOUT_VERSION, 'plan': packing.PLAN_VERSION,
+                   'batch': batch_lib.BATCH_VERSION,
+                   **{p: importlib.metadata.version(p) for p in packages}},
+      'commit': _find_commit(),
+      'hardware': {'device': device.device_kind, 'num_devices': task.mesh.size,
+                   'num_processes': jax.process_count(), 'platform': platform.platform(),
+                   'mesh': dict(task.mesh.shape)},
+      'command': sys.argv,
+  }
+
+
+def _find_commit():
+  """The checkout's commit, '+' where files differ from it; None outside a checkout."""
+  here = epath.Path(__file__).parent
+
+  def git(*args):
+    return subprocess.run(('git', '-C', here, *args), capture_output=True, text=True, check=True,
+                          timeout=10).stdout.strip()
+  try:
+    return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+def load_card(workdir) -> dict:
+  """The card of a run.
+
+  Raises: UserError where it is missing, damaged or of another format.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  card = checkpoint_lib.load_json(path, 'the run\'s card')
+  found = card.get('format') if isinstance(card, dict) else None
+  if found not in (CARD_VERSION, None):
+    raise UserError(f'{path}: format {found} is not {CARD_VERSION}, which this version of rim_jax '
+                    'reads; use another --workdir')
+  if found is None or not {'config', 'data', 'tokenizer', 'base'} <= card.keys():
+    raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
+  return card
+
+
+def check_card(card: dict, task, where) -> None:
+  """Refuses to go on in a WORKDIR whose run was another one.
+
+  Raises: UserError naming every key that differs, with both values.
+  """
+  old, new = (config_lib.flatten(c) for c in (card['config'], task.config))
+  lines = [f"{where}: was run with {key}={old.get(key, 'nothing')!r}, now it is "
+           f"{new.get(key, 'nothing')!r}; use another --workdir, or --config.{key}={old.get(key)}"
+           for key in sorted(old.keys() | new.keys())
+           if old.get(key) != new.get(key) and key not in config_lib.RUNTIME_KEYS
+           and key.split('.')[0] not in config_lib.RUNTIME_SECTIONS]
+  for name, mine in (('data', task.dataset.fingerprint),
+                     ('tokenizer', task.codec.tokenizer.fingerprint),
+                     ('base', task.base and task.base.fingerprint)):
+    theirs = card[name]
+    theirs = theirs['fingerprint'] if isinstance(theirs, dict) else theirs
+    if theirs != mine and not lines:
+      lines.append(f'{where}: the {name} changed since this run began (fingerprint {theirs}, now '
+                   f'{mine}); restore it, or use another --workdir')
+  if lines:
+    raise UserError('\n'.join(lines))
