@@ -445,7 +445,7 @@ def probe_export(config, tools):
   task = train.Task(config, data.load_dataset(config.data, quiet), codec, mesh, base)
   state, frozen = program.init(jax.random.key(0), pretrained.load_params(base, program.base))
   folder, seen = tools.make_folder(), []
-  (folder / 'results.json').write_text('{}')
+  tools.patch.setattr(train, 'is_complete', lambda folder: True)
   tools.patch.setattr(run, '_open_run', lambda *args: (task, folder))
   tools.patch.setattr(train, 'load_params', lambda *args: (None, state.params, frozen, 7))
   tools.patch.setattr(export, 'check_verifiable', lambda config: None)

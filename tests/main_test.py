@@ -361,6 +361,15 @@ def test_stage2_of_an_unfinished_stage1(run_copy, capsys, tmp_path):
                 (str(run_copy), 'not complete', 'run its command again'))
 
 
+def test_an_export_needs_a_finished_run_from_a_model_directory(run_copy, capsys):
+  argv = [T, f'--workdir={run_copy}', '--mode=export']
+  check_refused(capsys, argv, (str(run_copy), 'not made from a Hugging Face directory',
+                               'train from one'))
+  (run_copy / 'results.json').unlink()
+  check_refused(capsys, argv, (str(run_copy), 'not complete', 'run its command again'))
+  assert not (run_copy / 'export').exists()
+
+
 @pytest.mark.parametrize('change, fragments', [
     ('model.mlp_dim=32', ('has model.mlp_dim=16', 'this run has 32', '--config.model.mlp_dim')),
     ('tokenizer.kind=bytes', ('another tokenizer (chain-v1)', '--config.tokenizer')),
