@@ -167,8 +167,8 @@ def test_replicas_share_one_reading(monkeypatch):
     taken.append(args[1])
     return read(*args)
   monkeypatch.setattr(pretrained, '_read', count)
-  load(GOLDEN / 'llama', None, MeshConfig(8, 1, 1), 8)
-  assert len(taken) == len(set(taken)) == 20
+  load(GOLDEN / 'llama', None, MeshConfig(4, 2, 1), 8)
+  assert len(taken) == 2 * len(set(taken)) == 2 * 20  # two blocks of each, not one a device
 
 
 def test_a_block_is_read_from_its_byte_ranges_alone():
@@ -330,6 +330,17 @@ def test_another_models_tensors_are_refused(folder):
   shutil.copy(GOLDEN / 'gpt2' / 'model.safetensors', path)
   with pytest.raises(UserError, match='model.embed_tokens.weight is missing'):
     get_frozen(path)
+
+
+def test_the_fingerprint_reads_a_file_to_its_end(folder, monkeypatch):
+  monkeypatch.setattr(pretrained, '_BLOCK', 64)  # 64 of them are far less than the file
+  path = folder('llama')
+  first = pretrained.open_base(path).fingerprint
+  whole = bytearray((path / 'model.safetensors').read_bytes())
+  assert len(whole) > 8 * 64 * pretrained._NUM_BLOCKS
+  whole[-1] ^= 1
+  (path / 'model.safetensors').write_bytes(whole)
+  assert pretrained.open_base(path).fingerprint != first
 
 
 def test_the_fingerprint_follows_content_not_place(folder):
