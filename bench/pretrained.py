@@ -175,7 +175,7 @@ def bench_torch(data_dir, pairs):
     write_gpt2(folder / 'gpt2', folder / 'tokenizer.json', bpe.vocab_size)
     config = presets.make('rim_stage2', 'gpt2')
     config.model.update({'init_from': str(folder / 'gpt2'), 'compute_dtype': 'float32',
-                         'frozen_dtype': 'float32', 'remat': 'none'})
+                         'frozen_dtype': 'float32', 'remat': 'dots'})
     config.model.lora.update({'rank': RANK, 'dropout': 0.0})
     config.layout.row_tokens, config.data.cache_dir = ROW_TOKENS, scratch
     config.data.dir, config.optim.warmup_frac = data_dir, 0.0

@@ -1,8 +1,8 @@
 """RiM whole: stage 1 grounds each block in a step, stage 2 answers after every block.
 
   python -m rim_jax.main --config=configs/rim.py
-      The built-in chain task: about 5 minutes of 2 CPU cores; 99.5 % of held-out questions right
-      after the last block (seed 0; 100.0 for seeds 1 and 2).
+      The built-in chain task: about 4 minutes of 2 CPU cores; 99.5 to 100 % of held-out questions
+      right after the last block (seeds 0 to 2).
   python -m rim_jax.main --config=configs/rim.py:gsm8k --config.data.dir=DIR
       Real GSM8K, the whole way; far too small to learn it (docs/results.md).
   python -m rim_jax.main --config=configs/rim.py:llama3_2_1b --config.model.init_from=DIR ...
