@@ -5,7 +5,6 @@ parameter at a time: no host ever holds the model. Only safetensors are read: no
 no code from a model directory.
 """
 
-import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -145,7 +144,8 @@ def _is_copy(base, a, b):
   """Whether two matrices agree in shape and in 64 of their rows, spread evenly."""
   if b is None or base.shapes[a] != base.shapes[b]:
     return False
-  rows = [len_ * i // 64 for len_ in base.shapes[a][:1] for i in range(64)]
+  count = base.shapes[a][0]
+  rows = [count * i // 64 for i in range(64)]
   with _open(base.files[a]) as f, _open(base.files[b]) as g:
     one, other = f.get_slice(a), g.get_slice(b)
     return all(np.array_equal(one[i:i + 1], other[i:i + 1]) for i in rows)
@@ -221,5 +221,5 @@ def _find_runs(sizes, ranges):
 
 
 def describe(base: Base) -> str:
-  count = collections.Counter(path.name for path in base.files.values())
-  return f'{base.folder}: {base.family}, {len(base.files)} tensors in {len(count)} file(s)'
+  return (f'{base.folder}: {base.family}, {len(base.files)} tensors in '
+          f'{len(set(base.files.values()))} file(s)')
