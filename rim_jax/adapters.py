@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from rim_jax import families
 from rim_jax import pretrained
-from rim_jax.config import Config, UserError
+from rim_jax.config import Config, LoraConfig, UserError
 from rim_jax.layout import NUM_MEMORY_ROWS
 
 _PREFIX = 'base_model.model.'
@@ -57,6 +57,16 @@ def write_adapters(folder: pathlib.Path, config: Config, base: pretrained.Base, 
   (folder / 'adapter_config.json').write_text(json.dumps(settings, indent=2) + '\n')
 
 
+def _find_other_settings(settings: dict, lora: LoraConfig) -> list[str]:
+  """What adapter_config.json says that changes the arithmetic and is not so here."""
+  here = {'r': lora.rank, 'lora_alpha': lora.alpha, 'use_rslora': False, 'use_dora': False,
+          'bias': 'none', 'modules_to_save': None, 'rank_pattern': {}, 'alpha_pattern': {}}
+  return [f'adapter_config.json has {key}={settings[key]!r}, here it is {mine!r}'
+          for key, mine in here.items()
+          # [], {}, None and False all mean that a setting is off
+          if key in settings and settings[key] != mine and (settings[key] or mine)]
+
+
 def load_adapters(folder, config: Config, family: str, params):
   """The parameters with adapters, and memory rows where there are any, from a PEFT directory.
 
@@ -68,20 +78,13 @@ def load_adapters(folder, config: Config, family: str, params):
   folder = pathlib.Path(folder).expanduser()
   settings = families.load_json(folder / 'adapter_config.json',
                                 f'model.lora.init_from is a directory with it and {_FILE}')
-  lora, problems = config.model.lora, []
-  for key, mine in (('r', lora.rank), ('lora_alpha', lora.alpha), ('use_rslora', False),
-                    ('use_dora', False), ('bias', 'none'), ('modules_to_save', None),
-                    ('rank_pattern', {}), ('alpha_pattern', {})):
-    found = settings.get(key, mine)
-    if found != mine and (found or mine):
-      problems.append(f'adapter_config.json has {key}={found!r}, here it is {mine!r}')
+  problems = _find_other_settings(settings, config.model.lora)
   try:
     stored = safetensors.numpy.load_file(folder / _FILE)
   except (OSError, safetensors.SafetensorError) as e:
     raise UserError(f'{folder / _FILE}: is no whole safetensors file ({e}); fetch it again'
                     ) from None
-  loaded, used = dict(jax.tree_util.tree_leaves_with_path(params)), set()
-  loaded = {tuple(k.key for k in path): leaf for path, leaf in loaded.items()}
+  loaded, used = pretrained.flatten(params), set()
 
   def take(name, shape):
     used.add(name)

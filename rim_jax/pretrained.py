@@ -99,7 +99,8 @@ def _update_digest(digest, path):
       digest.update(f.read(_BLOCK))
 
 
-def _flatten(tree):
+def flatten(tree) -> dict:
+  """Path -> leaf of nested dictionaries."""
   return {tuple(k.key for k in path): leaf
           for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
@@ -118,7 +119,7 @@ def check_tensors(base: Base, abstract) -> None:
     output matrix that differs from the embedding that config.json ties it to.
   """
   expected, tensors = {}, dict(families.list_tensors(base.family))
-  for path, leaf in _flatten(abstract).items():
+  for path, leaf in flatten(abstract).items():
     names, shape = _list_names(path, tensors[path], leaf.shape)
     expected |= dict.fromkeys(names, tensors[path].get_stored_shape(shape))
   problems, used = [], set()
