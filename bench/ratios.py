@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import presets
+from rim_jax import attention
 from rim_jax import batch as batch_lib
 from rim_jax import config as config_lib
 from rim_jax import data
@@ -77,7 +78,9 @@ def make_gradient(config, vocab_size, everywhere=False):
       return train_step_lib.compute_loss(model, batch, jnp.int32(0), 1,
                                          config.layout.num_blocks, config, None)[0]
     fields = batch_lib.get_fields(batch)
-    x, _ = model(batch.tokens, batch.positions, batch_lib.visible(fields, fields))
+    visible = attention.find_visible(fields, fields, config.layout,
+                                     config.model.attention_tile_tokens)
+    x, _ = model(batch.tokens, batch.positions, visible)
     targets = jnp.minimum(jnp.roll(batch.tokens, -1, 1), vocab_size - 1)
     return loss_lib.compute_slot_nll(model.compute_logits(x), targets).sum()
   return jax.jit(jax.grad(loss)), params

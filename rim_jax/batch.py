@@ -75,7 +75,8 @@ def visible(query: Fields, key: Fields, sees_question: bool = True, bidirectiona
 
   A trunk token sees the trunk before it (`bidirectional`: and all of its own
   block); a readout of block k sees the trunk up to block k (`sees_question`:
-  the question too) and its own earlier tokens. Nothing crosses examples.
+  the question too) and its own earlier tokens. Nothing crosses examples, and padding
+  sees nothing.
   Positions order the tokens: within a trunk, and within a readout, they rise by one.
 
   Shapes: query i32[b, t], key i32[b, c] -> bool[b, t, c]; numpy in, numpy out.
@@ -94,4 +95,4 @@ def visible(query: Fields, key: Fields, sees_question: bool = True, bidirectiona
   from_trunk = (q.readout == 0) & of_trunk & trunk_trunk
   from_readout = (q.readout > 0) & ((of_trunk & readout_trunk)
                                     | ((k.readout == q.readout) & before))
-  return (q.example == k.example) & (from_trunk | from_readout)
+  return (q.example > 0) & (q.example == k.example) & (from_trunk | from_readout)

@@ -117,6 +117,7 @@ class ModelConfig:
   dropout: float = 0.0
   compute_dtype: str = 'float32'  # float32 | bfloat16
   frozen_dtype: str = 'bfloat16'  # of parameters outside optim.trainable
+  attention_tile_tokens: int = 64  # of queries and of keys; 0: the whole score matrix at once
   remat: str = 'none'  # none | full | dots
   memory_init: str = 'mean'  # mean (of the vocabulary) | token (a copy) | normal; plus noise
   memory_token: int = 0  # token: the id whose row is copied
@@ -243,7 +244,8 @@ class Config:
 RUNTIME_SECTIONS = ('mesh', 'checkpoint', 'eval', 'export', 'log')
 # The same holds for these single keys.
 RUNTIME_KEYS = ('data.cache_dir', 'data.url', 'train.num_micro_batches', 'model.remat',
-                'model.init_from', 'tokenizer.path')  # the last two: held to their fingerprints
+                'model.attention_tile_tokens',
+                'model.init_from', 'tokenizer.path')  # these two: held to their fingerprints
 
 
 def make_config_dict(**fields) -> ml_collections.ConfigDict:

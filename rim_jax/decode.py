@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rim_jax import attention
 from rim_jax import batch as batch_lib
 from rim_jax import layout as layout_lib
 from rim_jax import sharding
@@ -74,8 +75,8 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   layout = config.layout
   num_rows, width = trunks.tokens.shape
   num_readouts, num_prefix = len(blocks), len(prefix)
-  see = functools.partial(batch_lib.visible, sees_question=layout.readout_sees_question,
-                          bidirectional=layout.bidirectional_blocks)
+  see = functools.partial(attention.find_visible, layout=layout,
+                          tile_tokens=config.model.attention_tile_tokens)
   length = num_prefix + max_new_tokens - 1  # the last new token is never an input
   # Readout tokens stand in the cache by time, then by readout: [time, readout].
   block_r = jnp.asarray(blocks, jnp.int32)

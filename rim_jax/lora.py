@@ -27,14 +27,9 @@ def is_target(config: LoraConfig, name: str) -> bool:
 class Adapter(nnx.Module):
   """The adapter of one projection in every layer: A [l, *in, r] and B [l, r, *out]."""
 
-  def __init__(self, config: ModelConfig, name: str, einsum: str, shape, axes, num_inputs: int,
-               key):
+  def __init__(self, config: ModelConfig, name: str, shape, axes, num_inputs: int, key):
     layers, rank = config.num_layers, config.lora.rank
     self.config, self.name = config.lora, name
-    x, kernel, y = re.split(',|->', einsum)
-    inputs, outputs = kernel[:num_inputs], kernel[num_inputs:]
-    hidden = ''.join(c for c in x if c not in inputs) + 'r'
-    self.down, self.up = f'{x},{inputs}r->{hidden}', f'{hidden},r{outputs}->{y}'
     limit = math.prod(shape[:num_inputs]) ** -0.5
     self.a = nnx.LoRAParam(
         jax.random.uniform(key, (layers, *shape[:num_inputs], rank), minval=-limit, maxval=limit),
@@ -43,11 +38,27 @@ class Adapter(nnx.Module):
         jnp.zeros((layers, rank, *shape[num_inputs:])),
         axes=(sharding.LAYERS, sharding.RANK, *axes[num_inputs:]))
 
-  def __call__(self, x, dropout_key=None):
-    x = drop(x, self.config.dropout, dropout_key, f'{self.name} adapter')
-    y = jnp.einsum(self.up, jnp.einsum(self.down, x, self.a[...].astype(x.dtype)),
-                   self.b[...].astype(x.dtype))
-    return y * (self.config.alpha / self.config.rank)
+  def __call__(self, x_pi, dropout_key=None):
+    x_pi = drop(x_pi, self.config.dropout, dropout_key, f'{self.name} adapter')
+    x_pr = project(x_pi, self.a[...], self.a[...].ndim - 1)
+    return project(x_pr, self.b[...], 1) * (self.config.alpha / self.config.rank)
+
+
+def project(x_pi, kernel, num_inputs: int):
+  """x by one layer's kernel, as products of two matrices; in a gradient too.
+
+  With more axes XLA would transpose operands before it multiplies them.
+
+  Shapes: x [p, i], p rows and positions as one axis, i the product of the inputs; kernel
+    [*in, *out] -> [p, *out].
+  """
+  outputs = kernel.shape[num_inputs:]
+  if len(outputs) == 3:
+    # Query, key and value: one axis with the heads, they would undo the sharding of heads.
+    return jnp.stack([project(x_pi, jnp.take(kernel, i, num_inputs), num_inputs)
+                      for i in range(outputs[0])], 1)
+  y_po = x_pi @ kernel.reshape(-1, math.prod(outputs)).astype(x_pi.dtype)
+  return y_po.reshape(-1, *outputs)
 
 
 def merge(kernel, a, b, config: LoraConfig):

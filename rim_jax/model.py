@@ -6,7 +6,7 @@ heads, k head dim, f mlp, v vocab, l layers, m memory rows.
 
 The parameters of all layers are stacked, `[l, ...]`, and scanned. The model
 holds no random state: dropout takes its key as an argument. It knows nothing of
-methods: who sees whom comes in as a mask, computed from Batch fields.
+methods: who sees whom comes in, found from Batch fields.
 """
 
 import math
@@ -15,6 +15,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
+from rim_jax import attention
 from rim_jax import batch as batch_lib
 from rim_jax import lora
 from rim_jax import memory
@@ -30,7 +31,9 @@ _ACTIVATIONS = {
 }
 _REMAT = {
     'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    'dots': jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(attention.NAME)),
 }
 
 
@@ -56,10 +59,10 @@ class Norm(nnx.Module):
 
 
 class Linear(nnx.Module):
-  """One projection of every layer: `einsum` of x with a stacked kernel, a bias, an adapter."""
+  """One projection of every layer: a stacked kernel [l, *in, *out], a bias, an adapter."""
 
-  def __init__(self, config: ModelConfig, name, einsum, shape, axes, num_inputs, key, scale=1.0):
-    self.einsum = einsum
+  def __init__(self, config: ModelConfig, name, shape, axes, num_inputs, key, scale=1.0):
+    self.num_inputs = num_inputs
     fan_in = math.prod(shape[:num_inputs])
     kernel = jax.random.normal(key, (config.num_layers, *shape)) * (scale / fan_in) ** 0.5
     self.kernel = nnx.Param(kernel, axes=(LAYERS, *axes))
@@ -67,15 +70,19 @@ class Linear(nnx.Module):
         config.bias == 'qkv' and name in ('qkv', 'query', 'key', 'value'))
     self.bias = (nnx.Param(jnp.zeros((config.num_layers, *shape[num_inputs:])),
                            axes=(LAYERS, *axes[num_inputs:])) if has_bias else None)
-    self.adapter = (lora.Adapter(config, name, einsum, shape, axes, num_inputs,
+    self.adapter = (lora.Adapter(config, name, shape, axes, num_inputs,
                                  fold_in_name(key, 'adapter'))
                     if lora.is_target(config.lora, name) else None)
 
   def __call__(self, x, dropout_key=None):
-    y = jnp.einsum(self.einsum, x, self.kernel[...].astype(x.dtype))
+    """[b, t, *in] -> [b, t, *out]; called on one layer's slice."""
+    x_pi = x.reshape(x.shape[0] * x.shape[1], -1)
+    y = lora.project(x_pi, self.kernel[...], self.num_inputs)
     if self.bias is not None:
       y = y + _wide(self.bias[...].astype(x.dtype), y)
-    return y if self.adapter is None else y + self.adapter(x, dropout_key)
+    if self.adapter is not None:
+      y = y + self.adapter(x_pi, dropout_key)
+    return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
 class Block(nnx.Module):
@@ -88,26 +95,26 @@ class Block(nnx.Module):
     n, k = get_kv_heads(config), get_head_dim(config)
     residual = 1.0 / (2 * layers)**2  # variance of a branch: all together start at 1 / (2 L)
 
-    def linear(name, einsum, shape, axes, num_inputs=1, scale=1.0):
-      return Linear(config, name, einsum, shape, axes, num_inputs, fold_in_name(key, name), scale)
+    def linear(name, shape, axes, num_inputs=1, scale=1.0):
+      return Linear(config, name, shape, axes, num_inputs, fold_in_name(key, name), scale)
 
     def norm(size=d, axis=EMBED, kind=config.norm):
       return Norm(kind, config.norm_eps, size, axis, (layers,))
     self.attention_norm = norm()
     if config.fused_qkv:
-      self.qkv = linear('qkv', 'btd,dchk->btchk', (d, 3, h, k), (EMBED, QKV, HEADS, HEAD_DIM))
+      self.qkv = linear('qkv', (d, 3, h, k), (EMBED, QKV, HEADS, HEAD_DIM))
     else:
-      self.query = linear('query', 'btd,dhk->bthk', (d, h, k), (EMBED, HEADS, HEAD_DIM))
-      self.key = linear('key', 'btd,dnk->btnk', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
-      self.value = linear('value', 'btd,dnk->btnk', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
+      self.query = linear('query', (d, h, k), (EMBED, HEADS, HEAD_DIM))
+      self.key = linear('key', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
+      self.value = linear('value', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
     self.query_norm = norm(k, HEAD_DIM, 'rmsnorm') if config.qk_norm else None
     self.key_norm = norm(k, HEAD_DIM, 'rmsnorm') if config.qk_norm else None
-    self.out = linear('out', 'bthk,hkd->btd', (h, k, d), (HEADS, HEAD_DIM, EMBED), 2, residual)
+    self.out = linear('out', (h, k, d), (HEADS, HEAD_DIM, EMBED), 2, residual)
     self.mlp_norm = norm()
-    self.up = linear('up', 'btd,df->btf', (d, f), (EMBED, MLP))
-    self.gate = (linear('gate', 'btd,df->btf', (d, f), (EMBED, MLP))
+    self.up = linear('up', (d, f), (EMBED, MLP))
+    self.gate = (linear('gate', (d, f), (EMBED, MLP))
                  if config.activation == 'swiglu' else None)
-    self.down = linear('down', 'btf,fd->btd', (f, d), (MLP, EMBED), 1, residual)
+    self.down = linear('down', (f, d), (MLP, EMBED), 1, residual)
 
   def project(self, h_btd, positions_bt, dropout_key):
     """Queries, keys and values of every head, [b, t, h or n, k], normed and rotated."""
@@ -123,7 +130,7 @@ class Block(nnx.Module):
       q_bthk, k_btnk = (apply_rope(x, positions_bt, frequency) for x in (q_bthk, k_btnk))
     return q_bthk, k_btnk, v_btnk
 
-  def __call__(self, x_btd, positions_bt, mask_btc, dropout_key, cached, offset):
+  def __call__(self, x_btd, positions_bt, visible, dropout_key, cached, offset):
     """One layer; `cached` is its (keys, values) [b, c, n, k], written at `offset`, or None."""
     rate = self.config.dropout
     q_bthk, k_btnk, v_btnk = self.project(self.attention_norm(x_btd), positions_bt, dropout_key)
@@ -132,8 +139,7 @@ class Block(nnx.Module):
     else:
       k_bcnk, v_bcnk = (jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, 1)
                         for old, new in zip(cached, (k_btnk, v_btnk)))
-    # A fully masked query (none exists but in padding) averages: finite, and unread.
-    a_bthk = jax.nn.dot_product_attention(q_bthk, k_bcnk, v_bcnk, mask=mask_btc[:, None])
+    a_bthk = attention.attend(q_bthk, k_bcnk, v_bcnk, visible)
     x_btd = x_btd + drop(self.out(a_bthk, dropout_key), rate, dropout_key, 'attention')
     h_btd = self.mlp_norm(x_btd)
     u_btf = self.up(h_btd, dropout_key)
@@ -168,15 +174,15 @@ class Transformer(nnx.Module):
     self.memory = memory.make_memory(
         self.embedding[...], self.config, fold_in_name(key, 'memory'))
 
-  def __call__(self, tokens_bt, positions_bt, mask_btc, *, dropout_key=None, cache=None, offset=0,
+  def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None, cache=None, offset=0,
                return_kv=False):
     """Hidden states after the final norm.
 
     With a cache, a pair (keys, values), these tokens are written into it from
     `offset` on, and all of it is attended to.
 
-    Shapes: tokens, positions i32[b, t]; mask bool[b, t, c], c = t without a cache;
-      keys, values [l, b, c, n, k].
+    Shapes: tokens, positions i32[b, t]; visible (t by c) as `attention.attend` takes it,
+      c = t without a cache; keys, values [l, b, c, n, k].
     Returns: (x [b, t, d], (keys, values), or None unless there is a cache or `return_kv`).
     """
     x_btd = memory.look_up(self.embedding[...], self.memory[...], tokens_bt,
@@ -191,7 +197,7 @@ class Transformer(nnx.Module):
       layer, index, cached = xs
       layer_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
       x_btd, kv = nnx.merge(graphdef, layer)(
-          x_btd, positions_bt, mask_btc, layer_key, cached, offset)
+          x_btd, positions_bt, visible, layer_key, cached, offset)
       return x_btd, kv if return_kv or cached is not None else None
     if self.config.remat != 'none':
       body = jax.checkpoint(body, policy=_REMAT[self.config.remat], prevent_cse=False)
@@ -211,9 +217,8 @@ class Transformer(nnx.Module):
     Shapes: -> f32[b, s, v]. The trunk is never projected: s is far below t.
     """
     fields = batch_lib.get_fields(batch)
-    mask = batch_lib.visible(fields, fields, layout.readout_sees_question,
-                             layout.bidirectional_blocks)
-    x_btd, _ = self(batch.tokens, batch.positions, mask, dropout_key=dropout_key)
+    visible = attention.find_visible(fields, fields, layout, self.config.attention_tile_tokens)
+    x_btd, _ = self(batch.tokens, batch.positions, visible, dropout_key=dropout_key)
     x_bsd = jnp.take_along_axis(x_btd, batch.slot_index[..., None], axis=1)
     return self.compute_logits(x_bsd)
 

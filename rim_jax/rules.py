@@ -47,7 +47,7 @@ _AT_LEAST_ONE = (
 _NOT_NEGATIVE = (
     'seed', 'data.chain.seed', 'layout.num_blocks', 'layout.row_slots', 'model.num_kv_heads',
     'model.head_dim', 'model.vocab_size', 'model.memory_token', 'model.memory_noise',
-    'model.lora.rank', 'optim.weight_decay',
+    'model.attention_tile_tokens', 'model.lora.rank', 'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
     'eval.num_examples', 'eval.num_shown', 'eval.num_latency_runs')
 _POSITIVE = ('model.norm_eps', 'model.rope_theta', 'model.rope_factor',

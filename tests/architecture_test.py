@@ -35,6 +35,7 @@ NEVER = {
     'pipeline': {'rim_jax.model', 'rim_jax.loss', 'rim_jax.optim', 'rim_jax.train'},
     'batch': ALL - {'rim_jax.config'},
     'curriculum': {'rim_jax.data', 'rim_jax.model'} | IO,
+    'attention': ALL - {'rim_jax.batch', 'rim_jax.config', 'rim_jax.sharding'} | {'flax'} | IO,
     'model': {'rim_jax.data', 'rim_jax.optim'} | IO,
     'memory': {'rim_jax.data', 'rim_jax.loss'} | IO,
     'lora': {'rim_jax.data', 'rim_jax.loss'} | IO,

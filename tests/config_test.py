@@ -550,6 +550,7 @@ LIVE = {
     'model.dropout': ('step', 0.1, {}),
     'model.compute_dtype': ('step', 'bfloat16', {}),
     'model.frozen_dtype': ('step', 'float32', {'optim.trainable': 'memory'}),
+    'model.attention_tile_tokens': ('step', 16, {}),
     'model.remat': ('step', 'full', {}),
     'model.memory_init': ('init', 'normal', {}),
     'model.memory_token': ('init', 3, {'model.memory_init': 'token'}),
