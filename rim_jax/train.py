@@ -29,9 +29,9 @@ from rim_jax import train_step as train_step_lib
 from rim_jax.config import Config, UserError
 
 # A loaded model must agree on these; the rest of `model` may change between stages.
-_MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'compute_dtype', 'frozen_dtype', 'memory_init',
-                       'memory_token', 'memory_noise', 'init_from', 'lora.dropout',
-                       'lora.init_from')
+_MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'attention_tile_tokens', 'compute_dtype',
+                       'frozen_dtype', 'memory_init', 'memory_token', 'memory_noise', 'init_from',
+                       'lora.dropout', 'lora.init_from')
 
 
 class NonFiniteError(Exception):
