@@ -105,7 +105,7 @@ def load_adapters(folder, config: Config, family: str, params):
       value = np.stack([
           take(f'{_PREFIX}{module.format(i)}.{part}.weight', flat[::-1]).reshape(one)
           for i in range(like.shape[0])])
-      loaded[*path, key] = jax.device_put(value.astype(like.dtype), like.sharding)
+      loaded[*path, key] = _place(value, like)
   rows = _get_rows_name(family)
   if rows in stored:
     like = loaded['memory',]
@@ -113,7 +113,7 @@ def load_adapters(folder, config: Config, family: str, params):
       problems.append(f'{rows} is {list(stored[rows].shape)}; there are {NUM_MEMORY_ROWS} memory '
                       'rows')
     else:
-      loaded['memory',] = jax.device_put(stored[rows].astype(like.dtype), like.sharding)
+      loaded['memory',] = _place(stored[rows], like)
     used.add(rows)
   problems += [f'{name} belongs to no adapter of this model'
                for name in sorted(stored.keys() - used)]
@@ -121,3 +121,9 @@ def load_adapters(folder, config: Config, family: str, params):
     raise UserError('\n'.join(f'{folder}: {p}' for p in problems))
   return jax.tree_util.tree_map_with_path(
       lambda path, _: loaded[tuple(k.key for k in path)], params)
+
+
+def _place(value, like):
+  """The same array of every process, where `like` is."""
+  value = value.astype(like.dtype)
+  return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])

@@ -9,17 +9,21 @@ finished.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+import socket
 
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
-from rim_jax.config import UserError
+from rim_jax import hosts
+from rim_jax.config import CheckpointConfig, UserError
 
 CHECKPOINT_VERSION = 1
 _MANIFEST = 'manifest.json'
@@ -32,6 +36,40 @@ def write_json(path, tree) -> None:
   scratch = path.parent / f'.{path.name}.{os.getpid()}.tmp'
   scratch.write_text(json.dumps(tree, indent=2, allow_nan=False) + '\n')
   scratch.replace(path)
+
+
+@contextlib.contextmanager
+def hold(workdir):
+  """Keeps a WORKDIR for this run as long as it lives, so that two never write into it.
+
+  The kernel gives a lock back with the process that had it. A bucket has none: there, two runs
+  are the user's to avoid.
+
+  Raises: UserError naming the process that holds it.
+  """
+  path = epath.Path(workdir) / '.lock'
+  kept = []
+
+  def take():
+    if '://' in str(path):
+      return
+    file = open(path, 'a+')
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      file.seek(0)
+      raise UserError(f'{workdir}: {file.read() or "another run"} is at work here; wait for it, '
+                      'end it, or use another --workdir') from None
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {socket.gethostname()}')
+    file.flush()
+    kept.append(file)
+  hosts.lead(take)
+  try:
+    yield
+  finally:
+    for file in kept:
+      file.close()
 
 
 def load_json(path, what: str):
@@ -134,21 +172,22 @@ class Checkpointer:
   """Saves and finds the checkpoints of one WORKDIR.
 
   `say` takes one line for a person. Use as a context manager: leaving it waits
-  for saves under way.
+  for saves under way. Process 0 alone looks at what is there and changes it.
   """
 
-  def __init__(self, workdir, keep_last: int, say=print):
+  def __init__(self, workdir, config: CheckpointConfig, say=print):
     self._folder = _get_absolute(workdir) / 'checkpoints'
     self._say = say
     self._pending = None  # step whose commit is awaited
     self._sealer = concurrent.futures.ThreadPoolExecutor(1)
     self._seals = []
-    self._folder.mkdir(parents=True, exist_ok=True)
-    self._clear_unfinished()
+    hosts.lead(self._clear_unfinished)
     self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
         preservation_policy=_POLICIES.AnyPreservationPolicy([
-            _POLICIES.LatestN(keep_last),
-            _POLICIES.BestN(get_metric_fn=lambda m: m['valid_final_acc'], n=1)])))
+            _POLICIES.LatestN(config.keep_last),
+            _POLICIES.BestN(get_metric_fn=lambda m: m['valid_final_acc'], n=1),
+            *([_POLICIES.EveryNSteps(config.keep_every_steps)] if config.keep_every_steps
+              else [])])))
 
   def __enter__(self):
     return self
@@ -160,6 +199,7 @@ class Checkpointer:
 
   def _clear_unfinished(self):
     """Removes saves that were cut off: Orbax would refuse to save their steps again."""
+    self._folder.mkdir(parents=True, exist_ok=True)
     for path in self._folder.iterdir():
       if path.is_dir() and not (path / _MANIFEST).exists():
         self._say(f'{path}: removing a save that was cut off')
@@ -183,7 +223,7 @@ class Checkpointer:
       return
     step, self._pending = self._pending, None  # a save that fails below is not sealed later
     self._manager.wait_until_finished()
-    if jax.process_index() == 0:
+    if hosts.is_leader():
       self._seals.append(self._sealer.submit(seal, self._folder / str(step)))
 
   def finish(self) -> None:
@@ -191,22 +231,31 @@ class Checkpointer:
     self.poll(wait=True)
     while self._seals:
       self._seals.pop().result()
+    hosts.sync('sealed')
 
   def find_latest(self) -> Checkpoint | None:
     """The newest checkpoint whose manifest agrees; damaged newer ones are named and put aside.
 
     Raises: UserError when there are checkpoints and all are damaged.
     """
+    step = hosts.lead(self._put_damaged_aside)
+    if step is None:
+      return None
+    self._manager.reload()
+    return load_checkpoint(self._folder, step)
+
+  def _put_damaged_aside(self) -> int | None:
+    """The newest good step; what is newer and damaged goes to WORKDIR/damaged."""
     damaged = []
     found = None
     for step in list_steps(self._folder):
       problem = find_damage(self._folder / str(step))
       if problem is None:
-        found = load_checkpoint(self._folder, step)
+        found = step
         break
       damaged.append((step, problem))
     for step, problem in damaged:
-      lost = f'; using step {found.step}, {step - found.step} steps are lost' if found else ''
+      lost = f'; using step {found}, {step - found} steps are lost' if found else ''
       self._say(f'{self._folder / str(step)}: damaged ({problem}){lost}')
     if damaged and not found:
       raise UserError(f'{self._folder}: every checkpoint is damaged ({damaged[0][1]}); delete '
@@ -217,7 +266,6 @@ class Checkpointer:
       for step, _ in damaged:
         shutil.rmtree(aside / str(step), ignore_errors=True)
         (self._folder / str(step)).rename(aside / str(step))
-      self._manager.reload()
     return found
 
 
@@ -267,12 +315,17 @@ def restore(checkpoint: Checkpoint, name: str, abstract):
 def save_base(workdir, frozen) -> None:
   """Saves the frozen parameters of a run once, sealed like a checkpoint."""
   folder = _get_absolute(workdir) / 'base'
-  if (folder / _MANIFEST).exists():
+
+  def is_there():
+    if not (folder / _MANIFEST).exists():
+      shutil.rmtree(folder, ignore_errors=True)
+      return False
+    return True
+  if hosts.lead(is_there):
     return
-  shutil.rmtree(folder, ignore_errors=True)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder, frozen)
-  seal(folder)
+  hosts.lead(lambda: seal(folder))
 
 
 def load_base(workdir, abstract):

@@ -171,13 +171,16 @@ class MeshConfig:
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  slice: int = 1  # TPU slices, between which the network is slow
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """When a run saves, and what it keeps beside the best."""
   every_steps: int = 500
+  every_minutes: float = 0.0  # and after so many since the last save; 0: by steps alone
   keep_last: int = 2
+  keep_every_steps: int = 0  # keep those of every so many steps for good; 0: none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,6 +214,7 @@ class LogConfig:
   every_steps: int = 25
   tensorboard: bool = True
   prefetch_batches: int = 4
+  stall_secs: float = 600.0  # without a step, after which a process ends itself; 0: never
 
 
 @dataclasses.dataclass(frozen=True)

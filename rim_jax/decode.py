@@ -164,7 +164,7 @@ class Decoder:
     width = choose_width(longest + layout_lib.get_block_size(self._config.layout) * num_blocks)
     trunks = make_trunks(questions, num_blocks, width, batch_size, self._config,
                          self._codec.memory_start)
-    return jax.device_put(trunks, sharding.get_batch_sharding(self._mesh))
+    return sharding.place_batch(trunks, self._mesh)
 
   def run(self, params, frozen, trunks: Trunks, prefix, blocks):
     """Ids i32[b, r, max_new_tokens] on the device."""

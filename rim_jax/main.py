@@ -9,8 +9,14 @@
   --mode=generate          answer --question=TEXT, or each line of standard input
   --debug                  show the traceback of an error
 
-A user's mistake ends in one line a problem and exit code 2; a run that had to
-stop, in one line and exit code 1.
+Several processes, one a host, run as one: they find each other on TPU VMs, GKE, SLURM and under
+mpirun (--distributed where nothing tells), or are told where the first one is:
+  --coordinator=HOST:PORT --num_processes=N --process_id=I
+  --start_secs=300         how long they wait for each other
+
+Exit codes: 0 done; 2 a user's mistake, one line a problem; 1 the run had to stop, one line; 75 it
+was asked to end (SIGTERM) and has saved; 76 another process is gone, or none gets on. After 1,
+75 and 76 the same command goes on from the last checkpoint.
 """
 
 import difflib
@@ -29,6 +35,8 @@ from rim_jax import families
 from rim_jax.config import UserError
 
 MODES = ('train', 'eval', 'generate', 'export')
+# By name: their modules load JAX.
+_EXIT_CODES = {'NonFiniteError': 1, 'HostError': 1, 'Stopped': 75}
 _LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
 
 
@@ -41,6 +49,11 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
   flags.DEFINE_string('question', '', 'generate: the question.', flag_values=values)
   flags.DEFINE_bool('verify', False, 'export: compare with transformers.', flag_values=values)
+  flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0.', flag_values=values)
+  flags.DEFINE_integer('num_processes', 0, 'How many there are.', flag_values=values)
+  flags.DEFINE_integer('process_id', -1, 'Which one this is.', flag_values=values)
+  flags.DEFINE_bool('distributed', False, 'Find the others.', flag_values=values)
+  flags.DEFINE_integer('start_secs', 300, 'Wait so long for them.', flag_values=values)
   flags.DEFINE_bool('debug', False, 'Show tracebacks.', flag_values=values)
   flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
   return values
@@ -155,7 +168,12 @@ def _run(argv, console) -> None:
 
   command = f'python -m rim_jax.main --config={source}' + (
       f' --workdir={values.workdir}' if values.workdir else '')
-  from rim_jax import run  # late: a wrong flag is told before JAX is loaded
+  from rim_jax import hosts  # late: a wrong flag is told before JAX is loaded
+  hosts.start(values.coordinator, values.num_processes, values.process_id, values.distributed,
+              values.start_secs)
+  if not hosts.is_leader():
+    console.quiet = True  # one process speaks for all
+  from rim_jax import run
   if values.mode == 'train':
     run.train(config, workdir, command, say, console)
   elif values.mode == 'eval':
@@ -183,10 +201,11 @@ def cli(argv, console=None) -> int:
           file=sys.stderr)
     return 130
   except Exception as e:  # pylint: disable=broad-except
-    if debug or type(e).__name__ != 'NonFiniteError':
+    code = _EXIT_CODES.get(type(e).__name__)
+    if debug or code is None:
       raise
     print(f'error: {e}', file=sys.stderr)
-    return 1
+    return code
   return 0
 
 

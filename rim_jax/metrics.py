@@ -51,6 +51,16 @@ class MetricsWriter:
       self._events.close()
 
 
+class NoWriter:
+  """In place of a MetricsWriter in every process but the first."""
+
+  def write(self, step: int, values: dict) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
 def _read_lines(path):
   """The whole lines of a metrics file; a kill may have torn the last one."""
   if not path.exists():

@@ -10,7 +10,6 @@ from typing import Any
 import zipfile
 
 import grain
-import jax
 import numpy as np
 
 from rim_jax import batch as batch_lib
@@ -194,22 +193,20 @@ class BatchSource:
   """Batch i of a stage, as numpy arrays: a Grain random-access source.
 
   Args:
-    process: (index, count); each process reads its own contiguous share of every batch's rows.
+    rows: those of a batch's rows that are made, rising; all of them by default. Each process
+      makes what its devices hold.
   """
 
-  def __init__(self, split, stage: StagePlan, codec: Codec, process=(0, 1)):
+  def __init__(self, split, stage: StagePlan, codec: Codec, rows=None):
     self._split, self._stage, self._codec = split, stage, codec
-    index, count = process
-    self._num_rows = stage.batch_rows // count
-    self._first = index * self._num_rows
+    self.rows = np.arange(stage.batch_rows) if rows is None else rows
 
   def __len__(self):
     return self._stage.num_steps
 
   def get_records(self, i: int) -> list[np.ndarray]:
-    """Record numbers of each of batch i's rows in this process."""
-    first = i * self._stage.batch_rows + self._first
-    return [self._stage.plan.get_row(r) for r in range(first, first + self._num_rows)]
+    """Record numbers of each of batch i's rows that are made here."""
+    return [self._stage.plan.get_row(i * self._stage.batch_rows + r) for r in self.rows.tolist()]
 
   def __getitem__(self, i: int) -> batch_lib.Batch:
     plan, codec = self._stage.plan, self._codec
@@ -231,7 +228,3 @@ def make_batches(source: BatchSource, start: int, prefetch: int):
   batches = grain.MapDataset.source(source)[start:]
   options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
   return iter(batches.to_iter_dataset(options))
-
-
-def get_process():
-  return jax.process_index(), jax.process_count()

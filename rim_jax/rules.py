@@ -49,7 +49,8 @@ _NOT_NEGATIVE = (
     'model.head_dim', 'model.vocab_size', 'model.memory_token', 'model.memory_noise',
     'model.attention_tile_tokens', 'model.lora.rank', 'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
-    'eval.num_examples', 'eval.num_shown', 'eval.num_latency_runs')
+    'eval.num_examples', 'eval.num_shown', 'eval.num_latency_runs', 'checkpoint.every_minutes',
+    'checkpoint.keep_every_steps', 'log.stall_secs')
 _POSITIVE = ('model.norm_eps', 'model.rope_theta', 'model.rope_factor',
              'model.rope_low_freq_factor', 'model.lora.alpha', 'optim.learning_rate', 'optim.eps',
              'optim.clip_norm', 'export.max_shard_gb', 'curriculum.stage2_learning_rate_scale')

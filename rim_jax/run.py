@@ -9,6 +9,7 @@ from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import decode
 from rim_jax import evaluate as evaluate_lib
+from rim_jax import hosts
 from rim_jax import layout as layout_lib
 from rim_jax import report
 from rim_jax import train as train_lib
@@ -18,6 +19,8 @@ from rim_jax.config import UserError
 def train(config, workdir, command, say, console) -> None:
   """Trains every stage (or goes on), then shows and writes the report."""
   train_lib.train_curriculum(config, workdir, say, console)
+  if not hosts.is_leader():
+    return
   folder = _get_last_stage(config, workdir)[1]
   path = _write_summary(config, workdir)
   report.show_results(console, folder, config.eval.num_shown)
@@ -65,6 +68,8 @@ def evaluate(config, workdir, say, console) -> None:
   """Evaluates a run's checkpoint as config.eval says, and adds to its results.json."""
   task, folder = _open_run(config, workdir, say)
   results = train_lib.evaluate_run(task, folder, say)
+  if not hosts.is_leader():
+    return
   _write_summary(config, workdir)
   report.show_results(console, folder, config.eval.num_shown, list(results)[-1])
   say(f'files: {folder}/results.json, {folder}/predictions/{list(results)[-1]}.jsonl')

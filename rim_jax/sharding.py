@@ -11,18 +11,19 @@ import math
 from flax import nnx
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from rim_jax.config import MeshConfig, UserError
 
-MESH_AXES = ('data', 'fsdp', 'tensor')
+MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
 
 BATCH, VOCAB, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, POSITION, MEMORY, QKV, RANK = (
     'batch', 'vocab', 'embed', 'heads', 'kv_heads', 'head_dim', 'mlp', 'layers', 'position',
     'memory', 'qkv', 'rank')
 
 RULES = {
-    BATCH: ('data', 'fsdp'),
+    BATCH: ('slice', 'data', 'fsdp'),
     VOCAB: ('tensor',),
     EMBED: ('fsdp',),
     HEADS: ('tensor',),
@@ -38,12 +39,12 @@ RULES = {
 
 
 def make_mesh(config: MeshConfig, devices=None) -> Mesh:
-  """The mesh data x fsdp x tensor over all devices.
+  """The mesh slice x data x fsdp x tensor over all devices.
 
-  Raises: UserError "mesh ... needs N devices, there are M".
+  Raises: UserError "mesh ... does not fill the N devices here".
   """
   devices = jax.devices() if devices is None else devices
-  sizes = [config.data, config.fsdp, config.tensor]
+  sizes = [config.slice, config.data, config.fsdp, config.tensor]
   known = math.prod(s for s in sizes if s > 0)
   if -1 in sizes and len(devices) % known == 0:
     sizes = [len(devices) // known if s == -1 else s for s in sizes]
@@ -52,8 +53,24 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
     raise UserError(f'mesh {shown} does not fill the {len(devices)} devices here; let one axis '
                     'be -1 and the others divide that number')
   # Auto axes: the compiler propagates shardings from parameters and batch.
-  return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES,
-              axis_types=(AxisType.Auto,) * len(MESH_AXES))
+  return Mesh(_arrange(devices, sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def _arrange(devices, sizes) -> np.ndarray:
+  """Devices in the mesh's shape, neighbours in it close to each other in the network.
+
+  Raises: UserError where mesh.slice is not the number of slices.
+  """
+  num_slices = len({getattr(d, 'slice_index', 0) for d in devices})
+  if num_slices > 1 and sizes[0] != num_slices:
+    raise UserError(f'mesh.slice={sizes[0]}: the {len(devices)} devices are in {num_slices} '
+                    f'slices; use --config.mesh.slice={num_slices}')
+  if devices[0].platform != 'tpu':
+    return np.asarray(devices).reshape(sizes)
+  if num_slices == 1:
+    return mesh_utils.create_device_mesh(sizes, devices)
+  return mesh_utils.create_hybrid_device_mesh(
+      (1, *sizes[1:]), (num_slices, *[1] * len(sizes[1:])), devices)
 
 
 def make_spec(axes) -> P:
@@ -113,10 +130,29 @@ def get_replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def place_batch(batch, mesh: Mesh):
-  """This process's rows -> global arrays on the mesh."""
+def find_local_rows(num_rows: int, mesh: Mesh) -> np.ndarray:
+  """Which of a batch's rows this process's devices hold, rising."""
+  taken = get_batch_sharding(mesh).addressable_devices_indices_map((num_rows,)).values()
+  return np.unique(np.concatenate([np.arange(num_rows)[index] for index in taken]))
+
+
+def place_batch(batch, mesh: Mesh, rows=None, num_rows: int | None = None):
+  """Rows on the host -> global arrays on the mesh.
+
+  Args:
+    rows: which of the batch's `num_rows` rows `batch` holds, at least this process's; all of them
+      by default.
+  """
   target = get_batch_sharding(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(target, x), batch)
+
+  def place(x):
+    count = len(x) if num_rows is None else num_rows
+
+    def read(index):
+      wanted = np.arange(count)[index[0]]
+      return x[wanted if rows is None else np.searchsorted(rows, wanted)]
+    return jax.make_array_from_callback((count, *x.shape[1:]), target, read)
+  return jax.tree.map(place, batch)
 
 
 def constrain(x, *axes):

@@ -4,9 +4,11 @@
 `train_curriculum` chains the stages that a config stands for.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import time
 
 from etils import epath
 import jax
@@ -20,6 +22,7 @@ from rim_jax import data
 from rim_jax import decode
 from rim_jax import evaluate
 from rim_jax import families
+from rim_jax import hosts
 from rim_jax import metrics as metrics_lib
 from rim_jax import pipeline
 from rim_jax import pretrained
@@ -61,7 +64,7 @@ def make_task(config: Config, say=print) -> Task:
   base = pretrained.open_base(families.get_folder(config.model)) if config.model.init_from else None
   tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
   codec = pipeline.make_codec(config, tokenizer)
-  dataset = data.load_dataset(config.data, say=say)
+  dataset = hosts.lead_first(lambda: data.load_dataset(config.data, say=say))
   for note in dataset.notes:
     say(note)
   return Task(config, dataset, codec, mesh, base)
@@ -98,7 +101,7 @@ def _initialize(task: Task, program, init_from, say):
           adapters.load_adapters(peft, task.config, task.base.family, state.params))
     return state, frozen
   card = card_lib.load_card(init_from)
-  if not is_complete(init_from):
+  if not hosts.lead(lambda: is_complete(init_from)):
     raise UserError(f'{init_from}: is not complete; run its command again to finish it')
   model, theirs = (config_lib.flatten(c) for c in (
       dataclasses.asdict(task.config.model), card['config']['model']))
@@ -141,48 +144,53 @@ def train(config: Config, workdir, init_from=None, say=print, console=None) -> d
   """Trains one stage in WORKDIR, from where it stopped, and evaluates it.
 
   Returns: the content of results.json.
-  Raises: UserError; NonFiniteError when an update had to be withheld.
+  Raises: UserError; NonFiniteError when an update had to be withheld; hosts.Stopped once asked to
+    end and saved.
   """
   workdir = epath.Path(workdir)
   # ---- What this run is, and whether it may go on here ----
   task = make_task(config, say)
-  _check_workdir(task, workdir)
-  if is_complete(workdir):
+  hosts.lead(lambda: _check_workdir(task, workdir))
+  if hosts.lead(lambda: is_complete(workdir)):
     say(f'{workdir}: this run is complete')
     return checkpoint_lib.load_json(workdir / 'results.json', 'the results')
+  with checkpoint_lib.hold(workdir):
+    _train_stage(task, workdir, init_from, say, console)
+    return evaluate_run(task, workdir, say)
 
+
+def _train_stage(task: Task, workdir, init_from, say, console) -> None:
+  """Takes a stage's steps, those that are left."""
+  config = task.config
   # ---- The plan of its rows ----
   shards = sharding.count_shards(sharding.BATCH, task.mesh)
-  stage = pipeline.make_stage_plan(task.dataset.splits['train'], task.codec, shards, say)
+  stage = hosts.lead_first(lambda: pipeline.make_stage_plan(
+      task.dataset.splits['train'], task.codec, shards, say))
   say(stage.describe())
   for line in stage.dropped[:3]:
     say(f'dropped: {line}')
   if stage.dropped:
     say(f'dropped {len(stage.dropped)} train records that do not fit')
   source = pipeline.BatchSource(
-      task.dataset.splits['train'], stage, task.codec, pipeline.get_process())
+      task.dataset.splits['train'], stage, task.codec,
+      sharding.find_local_rows(stage.batch_rows, task.mesh))
 
   # ---- The state: restored, or fresh ----
   program = train_step_lib.make_program(config, task.vocab_size, stage.num_steps, task.mesh)
-  with checkpoint_lib.Checkpointer(workdir, config.checkpoint.keep_last, say) as checkpointer:
+  with checkpoint_lib.Checkpointer(workdir, config.checkpoint, say) as checkpointer:
     latest = checkpointer.find_latest()
     if latest:
       state, frozen = _restore(task, latest, program, workdir, stage)
       say(f'continuing from step {latest.step} of {stage.num_steps}')
     else:
       state, frozen = _initialize(task, program, init_from, say)
-      _write_card(task, workdir)
+      hosts.lead(lambda: _write_card(task, workdir))
       if jax.tree.leaves(frozen) and not task.base:
         checkpoint_lib.save_base(workdir, frozen)
     say(describe_params(state, frozen))
 
     # ---- The loop ----
-    state = _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, say,
-                       console)
-    checkpointer.finish()
-
-  # ---- What came of it ----
-  return evaluate_run(task, workdir, say)
+    _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, say, console)
 
 
 def is_complete(workdir) -> bool:
@@ -256,77 +264,109 @@ def _get_optim(state):
 
 
 def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, say, console):
-  """Takes the remaining steps of a stage; returns the final state."""
-  config, start = task.config, int(state.step)
-  writer = metrics_lib.MetricsWriter(workdir, start, config.log.tensorboard)
+  """Takes the remaining steps of a stage.
+
+  Raises: hosts.Stopped once asked to end, after a save.
+  """
+  config, start, title = task.config, int(state.step), workdir.name
   meter = metrics_lib.Meter(start)
-  decoder = decode.Decoder(program.graphdef, config, task.codec, task.mesh)
-  valid = get_records(task, 'valid', config.eval.num_valid_examples)
-  title = workdir.name
-  progress = metrics_lib.Progress(title, stage.num_steps, start, console)
-  note = 'compiling'
-  progress.update(start, note)
+  with contextlib.ExitStack() as stack:
+    writer = stack.enter_context(contextlib.closing(
+        metrics_lib.MetricsWriter(workdir, start, config.log.tensorboard) if hosts.is_leader()
+        else metrics_lib.NoWriter()))
+    progress = stack.enter_context(contextlib.closing(
+        metrics_lib.Progress(title, stage.num_steps, start, console)))
+    watchdog = stack.enter_context(hosts.Watchdog(config.log.stall_secs))
+    stop = stack.enter_context(hosts.StopSignal())
+    stack.enter_context(jax.set_mesh(task.mesh))
+    save = _make_save(task, stage, program, writer, checkpointer, watchdog)
+    note, saved_at, compiled = 'compiling', time.monotonic(), None
+    progress.update(start, note)
 
-  def log(done):
-    nonlocal note
-    if done:
-      step, scalars = done
-      writer.write(step, scalars)
-      note = (f'loss {scalars["train/loss"]:.4f}  '
-              f'{scalars["perf/examples_per_sec"]:.0f} examples/s')
-
-  try:
-    with jax.set_mesh(task.mesh):
-      step_fn = train_step_lib.make_train_step(
-          program, config, stage.num_steps, stage.max_blocks, task.mesh)
-      batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
-      compiled = None
-      for step in range(start + 1, stage.num_steps + 1):
-        batch = sharding.place_batch(next(batches), task.mesh)
-        # Compiled ahead of the first call: another shape later on is an error, not a recompile.
-        compiled = compiled or step_fn.lower(state, frozen, batch).compile()
-        state, metrics = compiled(state, frozen, batch)
-        checkpointer.poll()
-        save = step % config.checkpoint.every_steps == 0 or step == stage.num_steps
-        if save or step % config.log.every_steps == 0:
-          if not metrics['healthy']:
-            _stop_unhealthy(source, compiled, state, frozen, task.mesh, workdir)
-          log(meter.push(step, metrics))
-          progress.update(step, note)
-        if save:
-          log(meter.flush())  # a stop right after the save must not cost its line
-          result, _ = evaluate.evaluate(decoder, state.params, frozen, valid, config, task.codec,
-                                        config.eval_blocks)
-          writer.write(step, {'valid/final_acc': result['final_acc'], **{
-              f'valid/acc_block_{k}': acc for k, acc in zip(
-                  evaluate.get_blocks(config.eval_blocks), result['block_acc'])}})
-          checkpointer.save(
-              step, state.params, _get_optim(state),
-              {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
-               'batch_rows': stage.batch_rows, 'method': config.method},
-              result['final_acc'])
-      log(meter.flush())
-      progress.update(stage.num_steps, note)
-  finally:
-    progress.close()
-    writer.close()
+    step_fn = train_step_lib.make_train_step(
+        program, config, stage.num_steps, stage.max_blocks, task.mesh)
+    batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
+    for step in range(start + 1, stage.num_steps + 1):
+      batch = sharding.place_batch(next(batches), task.mesh, source.rows, stage.batch_rows)
+      # Compiled ahead of the first call: another shape later on is an error, not a recompile.
+      compiled = compiled or step_fn.lower(state, frozen, batch).compile()
+      state, metrics = compiled(state, frozen, batch)
+      checkpointer.poll()
+      watchdog.beat(step)
+      stopped, last = stop.is_set(step), step == stage.num_steps
+      told = step % config.log.every_steps == 0
+      due = (last or stopped or step % config.checkpoint.every_steps == 0
+             or (told and _is_save_due(config.checkpoint, saved_at)))
+      if (due or told) and not metrics['healthy']:
+        _stop_unhealthy(source, stage.batch_rows, compiled, state, frozen, task.mesh, workdir)
+      if due or told:
+        note = _log(writer, meter.push(step, metrics)) or note
+      if due:
+        # Now, not one step behind: a stop right after the save must not cost its line.
+        note = _log(writer, meter.flush()) or note
+        save(step, state, frozen)
+        saved_at = time.monotonic()
+      if due or told:
+        progress.update(step, note)
+      if stopped and not last:
+        checkpointer.finish()
+        raise hosts.Stopped(f'{workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
+                            'the same command goes on')
+    checkpointer.finish()
   say(f'{title}: {stage.num_steps} steps done')
-  return state
 
 
-def _stop_unhealthy(source, compiled, state, frozen, mesh, workdir):
+def _log(writer, done) -> str:
+  """Writes (step, scalars), if there is one; returns what a progress line says of it."""
+  if not done:
+    return ''
+  step, scalars = done
+  writer.write(step, scalars)
+  return f'loss {scalars["train/loss"]:.4f}  {scalars["perf/examples_per_sec"]:.0f} examples/s'
+
+
+def _make_save(task, stage, program, writer, checkpointer, watchdog):
+  """(step, state, frozen) -> None: evaluates on valid, writes that, and starts a save."""
+  config, blocks = task.config, task.config.eval_blocks
+  decoder = decode.Decoder(program.graphdef, config, task.codec, task.mesh)
+  records = get_records(task, 'valid', config.eval.num_valid_examples)
+
+  def save(step, state, frozen):
+    result, _ = evaluate.evaluate(decoder, state.params, frozen, records, config, task.codec,
+                                  blocks, lambda count: watchdog.beat(step))
+    writer.write(step, {'valid/final_acc': result['final_acc'], **{
+        f'valid/acc_block_{k}': acc for k, acc in zip(
+            evaluate.get_blocks(blocks), result['block_acc'])}})
+    checkpointer.save(
+        step, state.params, _get_optim(state),
+        {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
+         'batch_rows': stage.batch_rows, 'method': config.method},
+        result['final_acc'])
+    watchdog.beat(step)
+  return save
+
+
+def _is_save_due(config, saved) -> bool:
+  """Whether checkpoint.every_minutes have passed, by process 0's clock."""
+  return config.every_minutes > 0 and hosts.lead(
+      lambda: time.monotonic() - saved >= 60 * config.every_minutes)
+
+
+def _stop_unhealthy(source, num_rows, compiled, state, frozen, mesh, workdir):
   """Saves what the withheld update saw, and raises NonFiniteError.
 
   The state stopped before the first bad update, so that update's batch and
   losses can be had again.
   """
   bad = int(state.step)  # completed updates; the next one is the culprit
-  state, metrics = compiled(state, frozen, sharding.place_batch(source[bad], mesh))
+  batch = sharding.place_batch(source[bad], mesh, source.rows, num_rows)
+  state, metrics = compiled(state, frozen, batch)
   metrics = jax.device_get(metrics)
 
   def show(x):  # strict JSON has no nan
     return float(x) if np.isfinite(x) else str(x)
-  path = workdir / 'nonfinite.json'
+  me = jax.process_index()
+  path = workdir / ('nonfinite.json' if me == 0 else f'nonfinite-{me}.json')
   checkpoint_lib.write_json(path, {
       'step': bad + 1, 'loss': show(metrics['loss']), 'grad_norm': show(metrics['grad_norm']),
       'block_nll': [show(x) for x in metrics['block_nll'] / np.maximum(metrics['block_count'], 1)],
@@ -372,6 +412,11 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
                                     task.mesh, blocks, config.eval.num_latency_runs)
   result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': evaluate.RESULTS_VERSION}
+  return hosts.lead(lambda: _write_results(workdir, name, result, predictions))
+
+
+def _write_results(workdir, name, result, predictions) -> dict:
+  """One set's predictions, and its results beside those of other sets."""
   (workdir / 'predictions').mkdir(exist_ok=True)
   lines = (json.dumps(p, allow_nan=False) + '\n' for p in predictions)
   (workdir / 'predictions' / f'{name}.jsonl').write_text(''.join(lines))

@@ -47,6 +47,7 @@ NEVER = {
     'loss': IO | {'rim_jax.data'},
     'optim': IO | {'rim_jax.data'},
     'train_step': IO | {'rim_jax.data'},
+    'hosts': ALL - {'rim_jax.config'} | {'flax', 'optax', 'orbax', 'grain'},
     'card': {'rim_jax.model', 'rim_jax.train', 'rim_jax.data'},
     'checkpoint': {'rim_jax.model', 'rim_jax.train'},
     'train': {'absl', 'rim_jax.main', 'rim_jax.run'},

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 from rim_jax import checkpoint as checkpoint_lib
-from rim_jax.config import UserError
+from rim_jax.config import CheckpointConfig, UserError
 
 
-def save_all(folder, accuracies, keep_last=2, say=lambda line: None):
+def save_all(folder, accuracies, keep_last=2, say=lambda line: None, **more):
   """One checkpoint a step, 1, 2, ...; parameters hold the step."""
-  with checkpoint_lib.Checkpointer(folder, keep_last, say) as checkpointer:
+  config = CheckpointConfig(keep_last=keep_last, **more)
+  with checkpoint_lib.Checkpointer(folder, config, say) as checkpointer:
     for step, accuracy in enumerate(accuracies, 1):
       checkpointer.save(step, {'w': jnp.full(3, step, jnp.float32)},
                         {'step': jnp.int32(step)}, {'rows': step}, accuracy)
 
 
 def find_latest(folder, say=lambda line: None):
-  with checkpoint_lib.Checkpointer(folder, 2, say) as checkpointer:
+  with checkpoint_lib.Checkpointer(folder, CheckpointConfig(), say) as checkpointer:
     return checkpointer.find_latest()
 
 
@@ -78,7 +79,7 @@ def test_any_damaged_file_is_named_and_the_one_before_is_used(tmp_path, damage):
 def test_a_step_put_aside_can_be_saved_again(tmp_path):
   save_all(tmp_path, [0.1, 0.2])
   files_of(tmp_path, 2)[0].unlink()
-  with checkpoint_lib.Checkpointer(tmp_path, 2, lambda line: None) as checkpointer:
+  with checkpoint_lib.Checkpointer(tmp_path, CheckpointConfig(), lambda line: None) as checkpointer:
     assert checkpointer.find_latest().step == 1
     checkpointer.save(2, {'w': jnp.full(3, 7.0)}, {'step': jnp.int32(2)}, {'rows': 2}, 0.3)
   np.testing.assert_array_equal(restore(find_latest(tmp_path))['w'], [7, 7, 7])

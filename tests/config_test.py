@@ -28,6 +28,7 @@ from rim_jax import decode
 from rim_jax import evaluate
 from rim_jax import export
 from rim_jax import families
+from rim_jax import hosts
 from rim_jax import metrics
 from rim_jax import pipeline
 from rim_jax import pretrained
@@ -394,8 +395,8 @@ def probe_loop(config, tools):
   seen = []
 
   class Checkpointer:
-    def __init__(self, workdir, keep_last, say):
-      seen.append(('keep', keep_last))
+    def __init__(self, workdir, config, say):
+      seen.append(('keep', config.keep_last, config.keep_every_steps))
     __enter__ = lambda self: self
     __exit__ = lambda self, *unused: None
     find_latest = poll = finish = lambda self: None
@@ -421,6 +422,12 @@ def probe_loop(config, tools):
   def decode_records(decoder, params, frozen, records, *rest):
     seen.append(('valid', len(records)))
     return make_result(len(records)), []
+  make_watchdog = hosts.Watchdog
+
+  def record_watchdog(stall_secs):
+    seen.append(('stall', stall_secs))
+    return make_watchdog(stall_secs)
+  tools.patch.setattr(hosts, 'Watchdog', record_watchdog)
   tools.patch.setattr(checkpoint_lib, 'Checkpointer', Checkpointer)
   tools.patch.setattr(train, '_initialize', lambda *args: (state, {}))
   tools.patch.setattr(train_step, 'make_program',
@@ -588,8 +595,11 @@ LIVE = {
     'mesh.data': ('mesh', 8, {'mesh.fsdp': -1, 'mesh.data': 4}),
     'mesh.fsdp': ('mesh', 2, {}),
     'mesh.tensor': ('mesh', 2, {}),
+    'mesh.slice': ('mesh', 2, {}),
     'checkpoint.every_steps': ('loop', 1, SHORT),
+    'checkpoint.every_minutes': ('loop', 1e-9, SHORT | {'checkpoint.every_steps': 10}),
     'checkpoint.keep_last': ('loop', 3, SHORT),
+    'checkpoint.keep_every_steps': ('loop', 1, SHORT | {'checkpoint.keep_last': 1}),
     'eval.split': ('evaluation', 'valid', {}),
     'eval.checkpoint': ('evaluation', 'last', {}),
     'eval.num_blocks': ('evaluation', 0, {}),
@@ -608,6 +618,7 @@ LIVE = {
     'log.every_steps': ('loop', 3, SHORT),
     'log.tensorboard': ('loop', True, SHORT),
     'log.prefetch_batches': ('loop', 1, SHORT),
+    'log.stall_secs': ('loop', 1.0, SHORT),
 }
 
 

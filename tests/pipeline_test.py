@@ -70,7 +70,8 @@ def test_every_record_of_an_epoch_is_in_the_batches_once(cache):
 def test_processes_together_read_the_rows_of_one(cache):
   split, codec, stage = make_stage(cache)
   whole = pipeline.BatchSource(split, stage, codec)
-  parts = [pipeline.BatchSource(split, stage, codec, (p, 4)) for p in range(4)]
+  parts = [pipeline.BatchSource(split, stage, codec, rows)
+           for rows in np.split(np.arange(stage.batch_rows), 4)]
   for i in range(len(whole)):
     joined = jax.tree.map(lambda *x: np.concatenate(x), *(part[i] for part in parts))
     jax.tree.map(np.testing.assert_array_equal, joined, whole[i])

@@ -1,0 +1,120 @@
+"""Several hosts on one machine: N real processes with D fake CPU devices each, joined as one run.
+
+  python launch/local_hosts.py --processes=2 [--devices=1] [--restart] -- \
+      python -m rim_jax.main --config=configs/smoke.py
+
+What a pod does, without a pod: a dry run for users, the test bed of this project. Lines of process i
+begin with [i]. Where one process fails, the others are given --grace_secs to notice, then
+ended. With --restart the whole is run again as launch/supervise.py says. --dry-run prints
+the commands.
+
+More than one device a process can hang in JAX's CPU collectives; for tests take processes.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import supervise
+
+
+def find_port() -> int:
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return server.getsockname()[1]
+
+
+def make_commands(command, processes, port):
+  return [[*command, f'--coordinator=127.0.0.1:{port}', f'--num_processes={processes}',
+           f'--process_id={i}'] for i in range(processes)]
+
+
+def make_environment(devices):
+  # Several processes share the cores: one thread each for what a fake device does.
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  return dict(os.environ, JAX_PLATFORMS='cpu', PYTHONUNBUFFERED='1',
+              XLA_FLAGS=f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip())
+
+
+def choose_code(codes) -> int:
+  """One exit code for all: a mistake if any says so, done if all are, stopped if the rest are."""
+  if supervise.MISTAKE in codes:
+    return supervise.MISTAKE
+  rest = {c for c in codes if c != supervise.DONE}
+  if rest <= {supervise.STOPPED}:
+    return supervise.STOPPED if rest else supervise.DONE
+  return next(c for c in codes if c not in (supervise.DONE, supervise.STOPPED))
+
+
+def run_all(commands, environment, grace_secs, children, out=sys.stdout) -> int:
+  """Starts every command, passes on their lines, and waits; `children` is filled for signals."""
+  children[:] = [subprocess.Popen(c, env=environment, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True, errors='replace')
+                 for c in commands]
+
+  def pass_on(i, child):
+    for line in child.stdout:
+      out.write(f'[{i}] {line}')
+      out.flush()
+  readers = [threading.Thread(target=pass_on, args=pair, daemon=True)
+             for pair in enumerate(children)]
+  for reader in readers:
+    reader.start()
+  failed_at = None
+  while any(c.poll() is None for c in children):
+    if failed_at is None and any(c.poll() not in (None, 0) for c in children):
+      failed_at = time.monotonic()
+    if failed_at is not None and time.monotonic() - failed_at > grace_secs:
+      for child in children:
+        if child.poll() is None:
+          child.kill()
+    time.sleep(0.1)
+  for reader in readers:
+    reader.join(5)
+  return choose_code([c.returncode for c in children])
+
+
+def main(argv):
+  own, command = supervise.split_command(argv)
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--processes', type=int, default=2)
+  parser.add_argument('--devices', type=int, default=1, help='of each process')
+  parser.add_argument('--port', type=int, default=0, help='of the coordinator; 0: a free one')
+  parser.add_argument('--grace_secs', type=float, default=60)
+  parser.add_argument('--restart', action='store_true')
+  parser.add_argument('--dry-run', action='store_true')
+  args = parser.parse_args(own)
+  environment = make_environment(args.devices)
+  if args.dry_run:
+    for line in make_commands(command, args.processes, args.port or 9876):
+      print(f'JAX_PLATFORMS=cpu XLA_FLAGS={shlex.quote(environment["XLA_FLAGS"])} '
+            f'{shlex.join(line)}')
+    return 0
+  children, ending = [], []
+
+  def pass_on(signum, frame):
+    ending.append(signum)
+    for child in children:
+      if child.poll() is None:
+        child.send_signal(signum)
+  signal.signal(signal.SIGTERM, pass_on)
+  signal.signal(signal.SIGINT, pass_on)
+
+  def attempt():
+    commands = make_commands(command, args.processes, args.port or find_port())
+    return run_all(commands, environment, args.grace_secs, children)
+  if not args.restart:
+    return attempt()
+  workdir = supervise.find_workdir(command)
+  return supervise.run_again(lambda: supervise.STOPPED if ending else attempt(),
+                             lambda: supervise.find_step(workdir))
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,113 @@
+"""Runs a training command again until it is done: one on every host.
+
+  python launch/supervise.py -- python -m rim_jax.main --config=... --workdir=DIR [flags]
+
+The run's exit code says what to do (rim_jax/main.py lists them). 0: done. 2: a user's mistake,
+which no repetition mends. 75: it was asked to end and has saved; so does this, unless --after_stop, for
+platforms that take a machine and give it back. Anything else (1, 76, a crash, a kill): again, after
+a pause that doubles from 2 to 60 seconds, from the last checkpoint. It gives up once the run has failed
+three times without getting a step further.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+
+from etils import epath
+
+DONE, MISTAKE, STOPPED = 0, 2, 75
+_PAUSES = (2, 4, 8, 16, 32, 60)
+
+
+def find_step(workdir) -> int:
+  """How far a run has come: the last step that its metrics tell, over all stages; -1 at first."""
+  steps = [(-1, -1)]
+  stages = sorted(p for p in epath.Path(workdir).glob('**/metrics*.jsonl'))
+  for stage, path in enumerate(stages):
+    for line in path.read_text().split('\n'):
+      try:
+        steps.append((stage, json.loads(line)['step']))
+      except (ValueError, KeyError, TypeError):
+        continue  # a line that a kill has torn
+  stage, step = max(steps)
+  return stage * 10**9 + step if stage >= 0 else -1
+
+
+def run_again(attempt, find_progress, max_failures=3, after_stop=False, sleep=time.sleep,
+              say=lambda line: print(line, file=sys.stderr, flush=True)) -> int:
+  """Calls attempt() until its exit code says that no other is of use; returns the last code.
+
+  Args:
+    find_progress: a number that rises as the run gets on.
+    max_failures: in a row, without progress, after which it gives up.
+  """
+  failures, best = 0, find_progress()
+  while True:
+    code = attempt()
+    if code in (DONE, MISTAKE) or (code == STOPPED and not after_stop):
+      return code
+    now = find_progress()
+    failures = failures + 1 if now <= best else 1
+    best = max(best, now)
+    if failures >= max_failures and code != STOPPED:
+      say(f'supervise: gave up: {failures} times in a row it ended with {code} and got no step '
+          'further; its own last lines say why')
+      return code
+    pause = _PAUSES[min(failures, len(_PAUSES)) - 1]
+    say(f'supervise: it ended with {code}; again in {pause} s')
+    sleep(pause)
+
+
+def find_workdir(command) -> str:
+  """--workdir of a command, or where it would be."""
+  from rim_jax import main
+  flags = {k: v for k, _, v in (a.partition('=') for a in command)}
+  return flags.get('--workdir') or str(main.get_workdir(flags.get('--config', '')))
+
+
+def split_command(argv):
+  """Own arguments and those behind `--`."""
+  if '--' not in argv:
+    sys.exit('usage: ... [flags] -- python -m rim_jax.main --config=...')
+  at = argv.index('--')
+  return argv[:at], argv[at + 1:]
+
+
+def main(argv):
+  own, command = split_command(argv)
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--max_failures', type=int, default=3)
+  parser.add_argument('--after_stop', action='store_true')
+  parser.add_argument('--dry-run', action='store_true', help='print the command and end')
+  args = parser.parse_args(own)
+  if args.dry_run:
+    print(' '.join(command))
+    return 0
+  child, ending = None, False
+
+  def pass_on(signum, frame):
+    nonlocal ending
+    ending = True
+    if child:
+      child.send_signal(signum)
+  signal.signal(signal.SIGTERM, pass_on)
+  signal.signal(signal.SIGINT, pass_on)
+
+  def attempt():
+    nonlocal child
+    if ending:
+      return STOPPED
+    child = subprocess.Popen(command)
+    code = child.wait()
+    return STOPPED if ending and code else code
+  workdir = find_workdir(command)
+  return run_again(attempt, lambda: find_step(workdir), args.max_failures,
+                   args.after_stop and not ending)
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))
