@@ -3,10 +3,9 @@
   python launch/local_hosts.py --processes=2 [--devices=1] [--restart] -- \
       python -m rim_jax.main --config=configs/smoke.py
 
-What a pod does, without a pod: a dry run for users, the test bed of this project. Lines of process i
-begin with [i]. Where one process fails, the others are given --grace_secs to notice, then
-ended. With --restart the whole is run again as launch/supervise.py says. --dry-run prints
-the commands.
+What a pod does, without a pod: a dry run for users, the test bed of this project. Lines of process
+i begin with [i]. Where one process fails, the others are given --grace_secs to notice, then ended.
+With --restart the whole is run again as launch/supervise.py says. --dry-run prints the commands.
 
 More than one device a process can hang in JAX's CPU collectives; for tests take processes.
 """

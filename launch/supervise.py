@@ -3,10 +3,10 @@
   python launch/supervise.py -- python -m rim_jax.main --config=... --workdir=DIR [flags]
 
 The run's exit code says what to do (rim_jax/main.py lists them). 0: done. 2: a user's mistake,
-which no repetition mends. 75: it was asked to end and has saved; so does this, unless --after_stop, for
-platforms that take a machine and give it back. Anything else (1, 76, a crash, a kill): again, after
-a pause that doubles from 2 to 60 seconds, from the last checkpoint. It gives up once the run has failed
-three times without getting a step further.
+which no repetition mends. 75: it was asked to end and has saved; this ends too, unless --after_stop
+(for platforms that end a job and give its machine back). Anything else (1, 76, a crash, a kill):
+again, after a pause that doubles from 2 to 60 seconds, from the last checkpoint. It gives up once
+the run has failed three times in a row without getting a step further.
 """
 
 import argparse
@@ -24,9 +24,10 @@ _PAUSES = (2, 4, 8, 16, 32, 60)
 
 def find_step(workdir) -> int:
   """How far a run has come: the last step that its metrics tell, over all stages; -1 at first."""
-  steps = [(-1, -1)]
-  stages = sorted(p for p in epath.Path(workdir).glob('**/metrics*.jsonl'))
-  for stage, path in enumerate(stages):
+  workdir, steps = epath.Path(workdir), [(-1, -1)]
+  folders = [workdir, *(p for p in workdir.iterdir() if p.is_dir())] if workdir.exists() else []
+  files = sorted(str(p / 'metrics.jsonl') for p in folders if (p / 'metrics.jsonl').exists())
+  for stage, path in enumerate(map(epath.Path, files)):
     for line in path.read_text().split('\n'):
       try:
         steps.append((stage, json.loads(line)['step']))

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 
 import jax
 from jax.experimental import multihost_utils
@@ -252,8 +253,17 @@ class Watchdog:
       threading.Thread(target=fn, daemon=True).start()
     return self
 
-  def __exit__(self, *unused):
+  def __exit__(self, kind, error, trace):
+    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+      self._end_with(error)
     self._done.set()
+
+  def _end_with(self, error):
+    """A collective has failed: mostly because a process has died. Which, its silence will tell."""
+    time.sleep(4 * _BEAT_SECS)
+    silent = self._find_silent(time.monotonic(), 3 * _BEAT_SECS) or 'nobody is silent'
+    traceback.print_exception(error)
+    self._report(f'a computation of all processes failed: {silent}')
 
   def beat(self, step: int) -> None:
     """The program got on: a step, or a part of an evaluation."""
@@ -279,22 +289,25 @@ class Watchdog:
   def _watch(self):
     while not self._done.wait(0.5):
       now = time.monotonic()
-      problem = self._find_silent(now) if jax.process_count() > 1 else ''
+      problem = self._find_silent(now, self._silent_secs) if jax.process_count() > 1 else ''
       if not problem and self._stall_secs and self._moved is not None and (
           now - self._moved > self._stall_secs):
         problem = self._describe_stall()
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
       if problem and not self._done.is_set():
-        print(f'error: process {jax.process_index()}: {problem}', file=sys.stderr, flush=True)
-        self._end(EXIT_STALLED)
+        self._report(problem)
         return
 
-  def _find_silent(self, now):
-    if now - self._exchanged > self._silent_secs:
+  def _report(self, problem):
+    print(f'error: process {jax.process_index()}: {problem}', file=sys.stderr, flush=True)
+    self._end(EXIT_STALLED)
+
+  def _find_silent(self, now, secs):
+    if now - self._exchanged > secs:
       return f'process 0 has not answered for {now - self._exchanged:.0f} s; start all again'
     silent = [f'process {p} has not been heard of for {now - when:.0f} s (it was at step '
               f'{said.split()[1]})'
-              for p, (said, when) in sorted(self._heard.items()) if now - when > self._silent_secs]
+              for p, (said, when) in sorted(self._heard.items()) if now - when > secs]
     return '; '.join([*silent, 'start all again']) if silent else ''
 
   def _describe_stall(self):

@@ -204,7 +204,7 @@ def cli(argv, console=None) -> int:
     code = _EXIT_CODES.get(type(e).__name__)
     if debug or code is None:
       raise
-    print(f'error: {e}', file=sys.stderr)
+    print(f'{"stopped" if code == 75 else "error"}: {e}', file=sys.stderr)
     return code
   return 0
 

@@ -1,0 +1,279 @@
+"""Processes as one: who is missing, who is silent, and that their number changes nothing."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rim_jax import checkpoint as checkpoint_lib
+from rim_jax import hosts
+from rim_jax import main as main_lib
+from rim_jax.config import UserError
+from tests import support
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def find_port():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return server.getsockname()[1]
+
+
+# ---- Start ----
+
+
+def call_roll(count, present, timeout=20.0, claims=None):
+  """What each present process is told: its id -> '' or the error."""
+  address, told = f'127.0.0.1:{find_port()}', {}
+
+  def join(me):
+    try:
+      hosts.call_roll(address, (claims or {}).get(me, count), me, timeout)
+      told[me] = ''
+    except hosts.HostError as e:
+      told[me] = str(e)
+  threads = [threading.Thread(target=join, args=(i,)) for i in present]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(timeout + 20)
+  return told
+
+
+def test_all_that_come_go():
+  assert call_roll(4, [3, 0, 2, 1]) == dict.fromkeys(range(4), '')
+
+
+def test_everyone_who_came_hears_who_did_not():
+  told = call_roll(5, [0, 1, 3], timeout=1.5)
+  assert set(told) == {0, 1, 3}
+  for line in told.values():
+    assert 'of 5 processes, 2, 4 did not come' in line
+
+
+def test_a_process_of_another_run_is_refused():
+  told = call_roll(3, [0, 1, 2], timeout=3, claims={2: 4})
+  assert 'process 2 at 127.0.0.1 says it is one of 4' in told[0]
+  assert 'says it is one of 4' in told[2]
+
+
+def test_without_a_first_process_the_others_say_so():
+  told = call_roll(2, [1], timeout=1)
+  assert 'process 1 cannot reach process 0' in told[1] and 'is this its address' in told[1]
+
+
+def test_a_port_in_use_is_told():
+  with socket.create_server(('', 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(hosts.HostError, match=f':{port}: cannot listen there'):
+      hosts.call_roll(f'127.0.0.1:{port}', 2, 0, 1)
+
+
+@pytest.mark.parametrize('environ, found', [
+    ({}, ('', 1)),
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0'}, ('SLURM_NTASKS', 4)),
+    ({'SLURM_NTASKS': '4'}, ('', 1)),  # the batch script itself
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, ('OMPI_COMM_WORLD_SIZE', 2)),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b,c'}, ('TPU_WORKER_HOSTNAMES', 3)),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, ('', 1)),
+])
+def test_what_a_launcher_says_is_read(environ, found):
+  assert hosts.count_launched(environ) == found
+
+
+def test_alone_nothing_is_started(monkeypatch):
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **kwargs: pytest.fail('started'))
+  hosts.start('', 0, -1, False, 1, environ={})
+
+
+@pytest.mark.parametrize('flags, environ, error', [
+    (('', 2, -1), {}, 'need --coordinator'),
+    (('', 0, 1), {}, 'need --coordinator'),
+    (('host:80', 2, 2), {}, 'give HOST:PORT, a number of processes and an id below it'),
+    (('host', 2, 0), {}, 'give HOST:PORT'),
+    (('host:80', 2, 0), {'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0'},
+     'SLURM_NTASKS says that 4 were started'),
+])
+def test_flags_that_do_not_go_together(flags, environ, error):
+  with pytest.raises(UserError, match=error):
+    hosts.start(*flags, False, 1, environ=environ)
+
+
+def test_never_several_trainings_by_accident(monkeypatch):
+  """A launcher started four, but JAX met one: each would train alone, into the same WORKDIR."""
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **kwargs: None)
+  with pytest.raises(hosts.HostError, match='says that 4 processes were started, and 1 have met'):
+    hosts.start('', 0, -1, False, 1, environ={'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0'})
+
+
+def test_exit_codes_are_the_documented_ones(monkeypatch, capsys):
+  def raises(error):
+    def fail(*args):
+      raise error
+    monkeypatch.setattr(main_lib, '_run', fail)
+    return main_lib.cli(['main.py'])
+  assert raises(hosts.HostError('who')) == 1
+  assert raises(hosts.Stopped('saved')) == hosts.EXIT_STOPPED == 75
+  assert capsys.readouterr().err == 'error: who\nstopped: saved\n'
+  assert str(hosts.EXIT_STALLED) in main_lib.__doc__
+
+
+# ---- Agreement and end, alone ----
+
+
+def test_one_process_leads_itself():
+  assert hosts.lead(lambda: {'a': 1}) == {'a': 1} and hosts.is_leader()
+  assert hosts.lead_first(lambda: 3) == 3
+
+
+def test_sigterm_is_noticed_and_the_handler_given_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with hosts.StopSignal() as stop:
+    assert not stop.is_set(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.is_set(2)
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def watch(stall_secs, beats, wait):
+  ended = []
+  with hosts.Watchdog(stall_secs, end=ended.append) as dog:
+    for step in beats:
+      dog.beat(step)
+    time.sleep(wait)
+  return ended
+
+
+def test_a_stall_ends_the_process_and_shows_where(capfd):
+  assert watch(0.2, [41], 1.5) == [hosts.EXIT_STALLED]
+  shown = capfd.readouterr().err
+  assert 'no step for 0.2 s after step 41' in shown and 'hosts_test.py' in shown
+
+
+@pytest.mark.parametrize('stall_secs, beats', [(0.2, []), (0.0, [1]), (30.0, [1])])
+def test_no_stall_before_the_first_beat_or_where_it_is_off(stall_secs, beats):
+  assert watch(stall_secs, beats, 1.2) == []
+
+
+def test_the_silent_and_the_last_are_named():
+  dog = hosts.Watchdog(10.0)
+  now = time.monotonic()
+  dog._exchanged = now
+  dog._heard = {0: ('7 12', now - 1), 1: ('7 12', now - 50), 2: ('9 11', now - 2)}
+  assert dog._find_silent(now, 40.0).startswith(
+      'process 1 has not been heard of for 50 s (it was at step 12)')
+  assert 'process 2 is behind all, at step 11' in dog._describe_stall()
+  dog._exchanged = now - 60
+  assert dog._find_silent(now, 40.0).startswith('process 0 has not answered for 60 s')
+
+
+def test_a_workdir_is_held_by_one_run(tmp_path):
+  with checkpoint_lib.hold(tmp_path):
+    with pytest.raises(UserError, match=f'process {os.getpid()} on .* is at work here'):
+      with checkpoint_lib.hold(tmp_path):
+        pass
+  with checkpoint_lib.hold(tmp_path):  # given back
+    pass
+
+
+# ---- Real processes ----
+
+
+def write_recipe(folder, **changes):
+  config = support.make_config(**{
+      'data__cache_dir': str(folder / 'cache'), 'train__batch_rows': 8,
+      'train__num_examples': 720, 'layout__row_tokens': 32, 'model__dropout': 0.1,
+      'eval__num_valid_examples': 4, 'checkpoint__every_steps': 5, **changes})
+  recipe = folder / 'recipe.py'
+  recipe.write_text('import ml_collections\ndef get_config():\n'
+                    f'  return ml_collections.ConfigDict({dataclasses.asdict(config)!r})\n')
+  return recipe
+
+
+def launch(recipe, workdir, processes, *flags):
+  return subprocess.Popen(
+      [sys.executable, ROOT / 'launch/local_hosts.py', f'--processes={processes}', *flags, '--',
+       sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', f'--workdir={workdir}'],
+      env=dict(os.environ, XLA_FLAGS='', JAX_DEFAULT_MATMUL_PRECISION='highest'), cwd=ROOT,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path, process, secs=240):
+  deadline = time.monotonic() + secs
+  while not path.exists():
+    assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+    time.sleep(0.01)
+
+
+def finish(process, secs=240):
+  out = process.communicate(timeout=secs)[0]
+  return process.returncode, out
+
+
+def read_run(workdir):
+  lines = [json.loads(x) for x in (workdir / 'metrics.jsonl').open()]
+  found = checkpoint_lib.choose_checkpoint(workdir, 'last')
+  shapes = {k: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(
+      jax.devices()[0])) for k, (shape, dtype) in found.card['params'].items()}
+  tree = {}
+  for name, shape in shapes.items():
+    node, *rest = name.split('.')
+    at = tree
+    for part in rest:
+      at, node = at.setdefault(node, {}), part
+    at[node] = shape
+  return ({x['step']: x['train/loss'] for x in lines if 'train/loss' in x},
+          checkpoint_lib.restore(found, 'params', tree), found.card)
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path):
+  """One process; and two, asked to end at some step, then four: the same losses and parameters."""
+  recipe = write_recipe(tmp_path)
+  code, out = finish(launch(recipe, tmp_path / 'one', 1))
+  assert code == 0, out
+  two = launch(recipe, tmp_path / 'many', 2)
+  wait_for(tmp_path / 'many/checkpoints/5/manifest.json', two)
+  two.send_signal(signal.SIGTERM)
+  code, out = finish(two)
+  assert code == hosts.EXIT_STOPPED and 'asked to end' in out, out
+  at = checkpoint_lib.list_steps(checkpoint_lib._get_absolute(tmp_path / 'many/checkpoints'))[0]
+  code, out = finish(launch(recipe, tmp_path / 'many', 4))
+  assert code == 0 and f'continuing from step {at} of' in out, out
+  assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
+
+  losses, params, card = read_run(tmp_path / 'one')
+  others, other_params, other_card = read_run(tmp_path / 'many')
+  assert len(losses) > 20 and losses.keys() == others.keys() and card['rows'] == other_card['rows']
+  for step in losses:
+    assert others[step] == pytest.approx(losses[step], rel=1e-5)
+  jax.tree.map(lambda a, b: support.assert_close(a, b, relative=1e-4), other_params, params)
+  for name in ('one', 'many'):
+    rows = (tmp_path / name / 'predictions/test.jsonl').read_text().splitlines()
+    assert len(rows) == len({json.loads(r)['origin'] for r in rows}) == 8
+
+
+def test_a_killed_process_ends_the_others_and_the_launcher_goes_on(tmp_path):
+  recipe = write_recipe(tmp_path)
+  run = launch(recipe, tmp_path / 'run', 2, '--restart', '--grace_secs=5')
+  wait_for(tmp_path / 'run/checkpoints/5/manifest.json', run)
+  found = subprocess.run(['pgrep', '-f', f'{tmp_path}/run.*process_id=1'], capture_output=True,
+                         text=True).stdout.split()
+  os.kill(int(found[-1]), signal.SIGKILL)
+  code, out = finish(run)
+  assert code == 0 and 'supervise: it ended with' in out and 'continuing from step' in out, out
+  code, out = finish(launch(recipe, tmp_path / 'whole', 2))
+  assert code == 0, out
+  losses, params, _ = read_run(tmp_path / 'run')
+  others, other_params, _ = read_run(tmp_path / 'whole')
+  assert losses == others
+  jax.tree.map(np.testing.assert_array_equal, params, other_params)

@@ -1,0 +1,82 @@
+"""Launchers: when a run is started again, and what would run."""
+
+import pathlib
+import subprocess
+import sys
+
+import local_hosts
+import pytest
+import supervise
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run_again(codes, progress=None, **kwargs):
+  """(last code, pauses, number of attempts) of a run that ends with these codes."""
+  codes, pauses = iter(codes), []
+  steps = iter(progress or range(1000))
+  attempts = []
+  code = supervise.run_again(lambda: attempts.append(1) or next(codes), lambda: next(steps),
+                             sleep=pauses.append, say=lambda line: None, **kwargs)
+  return code, pauses, len(attempts)
+
+
+def test_what_is_done_or_mistaken_is_not_run_again():
+  assert run_again([0]) == (0, [], 1)
+  assert run_again([2]) == (2, [], 1)
+  assert run_again([75]) == (75, [], 1)
+
+
+def test_a_failure_is_run_again_after_a_pause():
+  assert run_again([1, 76, -9, 134, 0]) == (0, [2, 2, 2, 2], 5)
+  assert run_again([75, 75, 0], after_stop=True) == (0, [2, 2], 3)
+
+
+def test_the_same_step_three_times_is_given_up():
+  assert run_again([1] * 9, progress=[5] * 9) == (1, [2, 4], 3)
+  # Failing at another step begins the count anew.
+  assert run_again([1] * 9, progress=[5, 5, 7, 7, 7]) == (1, [2, 2, 4], 4)
+
+
+def test_progress_is_read_over_the_stages(tmp_path):
+  assert supervise.find_step(tmp_path / 'nothing') == -1
+  (tmp_path / 'stage1').mkdir()
+  (tmp_path / 'stage1/metrics.jsonl').write_text('{"step": 3}\n{"step": 40}\n{"ste')
+  assert supervise.find_step(tmp_path) == 40
+  (tmp_path / 'stage2').mkdir()
+  (tmp_path / 'stage2/metrics.jsonl').write_text('{"step": 5}\n')
+  assert supervise.find_step(tmp_path) > 40
+
+
+def test_the_workdir_is_the_one_that_the_run_takes():
+  assert supervise.find_workdir(['python', '-m', 'rim_jax.main', '--workdir=gs://b/x']) == 'gs://b/x'
+  assert supervise.find_workdir(['--config=configs/rim.py:gsm8k']) == 'runs/rim-gsm8k'
+
+
+@pytest.mark.parametrize('codes, code', [
+    ([0, 0], 0), ([75, 75], 75), ([75, 0], 75), ([2, 134], 2), ([0, 134], 134), ([-9, 76], -9)])
+def test_one_code_for_all_processes(codes, code):
+  assert local_hosts.choose_code(codes) == code
+
+
+def test_a_hanging_process_is_ended_after_the_grace():
+  sleeper = [sys.executable, '-c', 'import time; time.sleep(600)']
+  failing = [sys.executable, '-c', 'raise SystemExit(76)']
+  assert local_hosts.run_all([sleeper, failing], None, 0.5, []) in (-9, 76)
+
+
+def dry_run(script, *args):
+  done = subprocess.run([sys.executable, ROOT / 'launch' / script, *args, '--dry-run', '--',
+                         'python', '-m', 'rim_jax.main', '--config=configs/smoke.py'],
+                        capture_output=True, text=True, cwd=ROOT, timeout=120)
+  assert done.returncode == 0, done.stderr
+  return done.stdout.splitlines()
+
+
+def test_a_dry_run_prints_what_would_run():
+  lines = dry_run('local_hosts.py', '--processes=3', '--devices=2')
+  assert len(lines) == 3
+  assert all('device_count=2' in line and '--num_processes=3' in line for line in lines)
+  assert lines[2].endswith('--config=configs/smoke.py --coordinator=127.0.0.1:9876 '
+                           '--num_processes=3 --process_id=2')
+  assert dry_run('supervise.py') == ['python -m rim_jax.main --config=configs/smoke.py']
