@@ -1,6 +1,10 @@
 """Launchers: when a run is started again, and what would run."""
 
+import json
+import os
 import pathlib
+import shlex
+import shutil
 import subprocess
 import sys
 
@@ -80,3 +84,72 @@ def test_a_dry_run_prints_what_would_run():
   assert lines[2].endswith('--config=configs/smoke.py --coordinator=127.0.0.1:9876 '
                            '--num_processes=3 --process_id=2')
   assert dry_run('supervise.py') == ['python -m rim_jax.main --config=configs/smoke.py']
+
+
+def run_script(name, *args, **environ):
+  return subprocess.run(['bash', ROOT / 'launch' / name, *args], capture_output=True, text=True,
+                        timeout=60, env=dict(os.environ, **environ))
+
+
+def test_the_slurm_script_starts_one_supervised_process_a_task():
+  done = run_script('slurm.sh', 'python', '-m', 'rim_jax.main', '--config=a b', DRY_RUN='1',
+                    SLURM_NTASKS='4', SLURM_JOB_ID='20007', SLURM_SUBMIT_DIR=str(ROOT))
+  line = shlex.split(done.stdout)
+  assert line[:2] == ['srun', '--kill-on-bad-exit=0'] and '--config=a b' in line, done.stderr
+  assert line[-2:] == ['--coordinator=localhost:15007', '--num_processes=4']
+  assert 'launch/supervise.py -- "$@" --process_id="$SLURM_PROCID"' in line[line.index('-c') + 1]
+  boxed = run_script('slurm.sh', 'python', DRY_RUN='1', CONTAINER='image', SLURM_JOB_ID='1')
+  assert '--container-image=image' in boxed.stdout
+  assert run_script('slurm.sh').returncode == 2
+
+
+def test_the_tpu_script_prints_every_command():
+  place = ('name', 'zone', 'v5litepod-16', 'v2-alpha-tpuv5-lite')
+  command = ('--', 'python', '-m', 'rim_jax.main', '--config=a b')
+  lines = run_script('tpu_vm.sh', 'keep', *place, 'https://host/rim.git', *command,
+                     DRY_RUN='1').stdout.splitlines()
+  calls = [shlex.split(line) for line in lines]
+  assert [c[3:5] for c in calls] == [
+      ['queued-resources', 'create'], ['queued-resources', 'describe'], ['tpu-vm', 'ssh'],
+      ['tpu-vm', 'ssh']]
+  assert '--accelerator-type=v5litepod-16' in calls[0] and '--spot' in calls[0]
+  assert all('--worker=all' in c for c in calls[2:])
+  inner = shlex.split(calls[3][-1].removeprefix('--command='))
+  assert inner[-4:] == ['-m', 'rim_jax.main', '--config=a b', '--distributed']
+  assert run_script('tpu_vm.sh', 'run', 'name').returncode == 2
+
+
+@pytest.mark.skipif(not shutil.which('shellcheck'), reason='shellcheck is not installed')
+def test_shell_scripts_are_clean():
+  scripts = sorted((ROOT / 'launch').glob('*.sh'))
+  assert len(scripts) == 2
+  done = subprocess.run(['shellcheck', *scripts], capture_output=True, text=True)
+  assert done.returncode == 0, done.stdout
+
+
+def make_gke_manifest(*flags):
+  done = subprocess.run(
+      [sys.executable, ROOT / 'launch/gke.py', '--name=rim', '--image=i', '--topology=4x4',
+       '--accelerator=tpu-v5-lite-podslice', '--hosts=4', *flags, '--dry-run', '--', 'python',
+       '--config=x'], capture_output=True, text=True, timeout=120)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize('slices', [1, 2])
+def test_the_jobset_has_a_job_a_slice_and_a_pod_a_host(slices):
+  job_set = make_gke_manifest(f'--slices={slices}')
+  (group,) = job_set['spec']['replicatedJobs']
+  job = group['template']['spec']
+  assert group['replicas'] == slices and job['parallelism'] == job['completions'] == 4
+  assert job['backoffLimit'] == 0
+  pod = job['template']['spec']
+  assert pod['nodeSelector']['cloud.google.com/gke-tpu-topology'] == '4x4'
+  (container,) = pod['containers']
+  assert container['command'] == ['python', '--config=x', '--distributed']
+  assert container['resources']['limits'] == {'google.com/tpu': 4}
+  names = [e['name'] for e in container.get('env', [])]
+  assert ('MEGASCALE_SLICE_ID' in names) == (slices > 1)
+  # Exit code 2, a user's mistake, ends the whole set at once.
+  assert job['podFailurePolicy']['rules'][0]['onExitCodes']['values'] == [2]
+  assert job_set['spec']['failurePolicy']['rules'][0]['action'] == 'FailJobSet'

@@ -1,0 +1,96 @@
+"""A JobSet for TPU slices on GKE: prints the manifest, or applies it with kubectl.
+
+  python launch/gke.py --name=rim --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=4x4 \
+      --hosts=4 --chips=4 [--slices=2] [--dry-run] -- \
+      python -m rim_jax.main --config=... --workdir=gs://BUCKET/RUN --config.mesh.slice=2
+
+--hosts are the machines of one slice and --chips the chips of one machine: 4 and 4 for a v5e of
+4x4. The cluster needs the JobSet controller (https://jobset.sigs.k8s.io) and node pools of that
+accelerator and topology, one a slice. Pods find each other by what GKE sets in them; between slices
+by the MEGASCALE variables below. A pod that ends badly ends its job, and JobSet starts all of them
+again; exit code 2, a user's mistake, ends the set.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import supervise
+
+_PORT, _MEGASCALE_PORT = 8471, 8080
+
+
+def make_manifest(args, command) -> dict:
+  """The JobSet as Kubernetes takes it (jobset.x-k8s.io/v1alpha2)."""
+  container = {
+      'name': 'rim', 'image': args.image, 'workingDir': args.directory,
+      # The supervisor would start this pod's process alone; JobSet starts all of them together.
+      'command': [*command, '--distributed'],
+      'ports': [{'containerPort': _PORT}, {'containerPort': _MEGASCALE_PORT}],
+      'resources': {'requests': {'google.com/tpu': args.chips},
+                    'limits': {'google.com/tpu': args.chips}},
+  }
+  if args.slices > 1:
+    container['env'] = make_slice_environment(args.name, args.slices)
+  pod = {
+      'restartPolicy': 'Never',
+      # SIGTERM comes first: the run saves within this time.
+      'terminationGracePeriodSeconds': 120,
+      'nodeSelector': {'cloud.google.com/gke-tpu-accelerator': args.accelerator,
+                       'cloud.google.com/gke-tpu-topology': args.topology},
+      'containers': [container],
+  }
+  job = {'parallelism': args.hosts, 'completions': args.hosts, 'backoffLimit': 0,
+         'completionMode': 'Indexed', 'template': {'spec': pod}}
+  # A user's mistake is not mended by another start.
+  job['podFailurePolicy'] = {'rules': [{
+      'action': 'FailJob', 'onExitCodes': {'containerName': 'rim', 'operator': 'In',
+                                           'values': [supervise.MISTAKE]}}]}
+  return {
+      'apiVersion': 'jobset.x-k8s.io/v1alpha2', 'kind': 'JobSet',
+      'metadata': {'name': args.name, 'annotations': {
+          # One slice a node pool, whole.
+          'alpha.jobset.sigs.k8s.io/exclusive-topology': 'cloud.google.com/gke-nodepool'}},
+      'spec': {
+          'failurePolicy': {'maxRestarts': args.restarts, 'rules': [{
+              'action': 'FailJobSet', 'onJobFailureReasons': ['PodFailurePolicy']}]},
+          'replicatedJobs': [{'name': 'slice', 'replicas': args.slices,
+                              'template': {'spec': job}}]},
+  }
+
+
+def make_slice_environment(name, slices):
+  """What libtpu needs to know of the other slices; the first pod of the first one leads."""
+  return [
+      {'name': 'MEGASCALE_NUM_SLICES', 'value': str(slices)},
+      {'name': 'MEGASCALE_SLICE_ID', 'valueFrom': {'fieldRef': {
+          'fieldPath': "metadata.labels['jobset.sigs.k8s.io/job-index']"}}},
+      {'name': 'MEGASCALE_COORDINATOR_ADDRESS', 'value': f'{name}-slice-0-0.{name}'},
+  ]
+
+
+def main(argv):
+  own, command = supervise.split_command(argv)
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--name', required=True)
+  parser.add_argument('--image', required=True, help='with rim_jax[tpu] installed')
+  parser.add_argument('--directory', default='/rim_jax', help='of the checkout in the image')
+  parser.add_argument('--accelerator', required=True)
+  parser.add_argument('--topology', required=True)
+  parser.add_argument('--hosts', type=int, required=True, help='of one slice')
+  parser.add_argument('--chips', type=int, default=4, help='of one host')
+  parser.add_argument('--slices', type=int, default=1)
+  parser.add_argument('--restarts', type=int, default=20)
+  parser.add_argument('--dry-run', action='store_true')
+  args = parser.parse_args(own)
+  text = json.dumps(make_manifest(args, command), indent=2)  # JSON is YAML
+  if args.dry_run:
+    print(text)
+    return 0
+  return subprocess.run(['kubectl', 'apply', '-f', '-'], input=text, text=True).returncode
+
+
+if __name__ == '__main__':
+  sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# A SLURM job: one process a node, or one a GPU, joined as one run.
+#
+#   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh python -m rim_jax.main --config=... --workdir=DIR
+#   DRY_RUN=1 launch/slurm.sh python -m rim_jax.main ...      (prints what srun would get)
+#
+# One process a node drives all of the node's GPUs. For one a GPU, add
+#   --ntasks-per-node=8 --gpus-per-task=1
+# DIR must be on a file system that all nodes see. With CONTAINER=IMAGE the processes run in it (needs
+# pyxis). Two minutes before the job's time is over SLURM sends SIGTERM: the run saves and ends with
+# 75, and the job goes back into the queue, to go on from there; so it does when its nodes are taken.
+#
+#SBATCH --job-name=rim_jax
+#SBATCH --ntasks-per-node=1
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+#SBATCH --open-mode=append
+set -euo pipefail
+
+[ $# -gt 0 ] || { echo "usage: sbatch [flags] launch/slurm.sh COMMAND..." >&2; exit 2; }
+here=${SLURM_SUBMIT_DIR:-$(cd "$(dirname "$0")/.." && pwd)}
+
+if [ -n "${SLURM_JOB_NODELIST:-}" ]; then
+  first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+else
+  first=localhost
+fi
+# A port of its own for every job, so that two on one node do not meet.
+port=$((15000 + ${SLURM_JOB_ID:-0} % 20000))
+
+# Hosts of a pod are found by name, GPUs of a node by CUDA_VISIBLE_DEVICES, which srun sets.
+# --kill-on-bad-exit=0: each supervisor starts its own process again, and they meet anew.
+run=(srun --kill-on-bad-exit=0 --label)
+[ -z "${CONTAINER:-}" ] || run+=("--container-image=$CONTAINER" "--container-mounts=$here:$here"
+                                 "--container-workdir=$here")
+# shellcheck disable=SC2016  # the task's own SLURM_PROCID, not this script's
+run+=(bash -c 'exec python launch/supervise.py -- "$@" --process_id="$SLURM_PROCID"' task
+      "$@" "--coordinator=$first:$port" "--num_processes=${SLURM_NTASKS:-1}")
+
+if [ -n "${DRY_RUN:-}" ]; then
+  printf '%q ' "${run[@]}"
+  echo
+  exit 0
+fi
+cd "$here"
+code=0
+"${run[@]}" || code=$?
+# Asked to end, and saved: back into the queue, to go on from there.
+[ "$code" -ne 75 ] || scontrol requeue "$SLURM_JOB_ID"
+exit "$code"
