@@ -110,11 +110,10 @@ def test_the_tpu_script_prints_every_command():
                      DRY_RUN='1').stdout.splitlines()
   calls = [shlex.split(line) for line in lines]
   assert [c[3:5] for c in calls] == [
-      ['queued-resources', 'create'], ['queued-resources', 'describe'], ['tpu-vm', 'ssh'],
-      ['tpu-vm', 'ssh']]
+      ['queued-resources', 'create'], ['tpu-vm', 'ssh'], ['tpu-vm', 'ssh']]
   assert '--accelerator-type=v5litepod-16' in calls[0] and '--spot' in calls[0]
-  assert all('--worker=all' in c for c in calls[2:])
-  inner = shlex.split(calls[3][-1].removeprefix('--command='))
+  assert all('--worker=all' in c for c in calls[1:])
+  inner = shlex.split(calls[2][-1].removeprefix('--command='))
   assert inner[-4:] == ['-m', 'rim_jax.main', '--config=a b', '--distributed']
   assert run_script('tpu_vm.sh', 'run', 'name').returncode == 2
 
