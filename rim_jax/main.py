@@ -174,6 +174,7 @@ def _run(argv, console) -> None:
   if not hosts.is_leader():
     console.quiet = True  # one process speaks for all
   from rim_jax import run
+  run.keep_compiled(config)
   if values.mode == 'train':
     run.train(config, workdir, command, say, console)
   elif values.mode == 'eval':

@@ -4,6 +4,7 @@ Writing is one step behind: a value is downloaded when the next one arrives, so
 the device never waits for a log line.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -13,6 +14,9 @@ import jax
 import numpy as np
 from rich import console as rich_console
 from rich import progress as rich_progress
+
+
+_BEGAN = time.monotonic()  # near enough to the process's start
 
 
 class MetricsWriter:
@@ -112,6 +116,33 @@ class Meter:
                 'perf/examples_per_sec': rate * values['num_examples'],
                 'perf/tokens_per_sec': rate * values['num_tokens']}
     return step, scalars
+
+
+class Goodput:
+  """Where a run's wall time goes: seconds by what it was spent on, from the process's start."""
+
+  def __init__(self, clock=time.monotonic, began: float | None = None):
+    self._clock = clock
+    self._began = _BEGAN if began is None else began
+    self._spent = {'start': clock() - self._began}
+
+  @contextlib.contextmanager
+  def measure(self, name: str):
+    """Counts the time inside; inner measures count for themselves alone."""
+    began, inner = self._clock(), sum(self._spent.values())
+    try:
+      yield
+    finally:
+      spent = self._clock() - began - (sum(self._spent.values()) - inner)
+      self._spent[name] = self._spent.get(name, 0.0) + spent
+
+  def summarize(self) -> dict:
+    """{'goodput/<name>_secs': ..., 'goodput/step_frac': share of what is in no other part}."""
+    total = self._clock() - self._began
+    steps = total - sum(self._spent.values())
+    parts = {**self._spent, 'step': steps}
+    return {**{f'goodput/{k}_secs': v for k, v in parts.items()},
+            'goodput/step_frac': steps / max(total, 1e-9)}
 
 
 class Progress:

@@ -279,7 +279,8 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
     watchdog = stack.enter_context(hosts.Watchdog(config.log.stall_secs))
     stop = stack.enter_context(hosts.StopSignal())
     stack.enter_context(jax.set_mesh(task.mesh))
-    save = _make_save(task, stage, program, writer, checkpointer, watchdog)
+    goodput = metrics_lib.Goodput()
+    save = _make_save(task, stage, program, writer, checkpointer, watchdog, goodput)
     note, saved_at, compiled = 'compiling', time.monotonic(), None
     progress.update(start, note)
 
@@ -287,9 +288,12 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
         program, config, stage.num_steps, stage.max_blocks, task.mesh)
     batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
     for step in range(start + 1, stage.num_steps + 1):
-      batch = sharding.place_batch(next(batches), task.mesh, source.rows, stage.batch_rows)
-      # Compiled ahead of the first call: another shape later on is an error, not a recompile.
-      compiled = compiled or step_fn.lower(state, frozen, batch).compile()
+      with goodput.measure('data'):
+        batch = sharding.place_batch(next(batches), task.mesh, source.rows, stage.batch_rows)
+      if compiled is None:
+        # Ahead of the first call: another shape later on is an error, not a recompile.
+        with goodput.measure('compile'):
+          compiled = step_fn.lower(state, frozen, batch).compile()
       state, metrics = compiled(state, frozen, batch)
       checkpointer.poll()
       watchdog.beat(step)
@@ -312,8 +316,20 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
         checkpointer.finish()
         raise hosts.Stopped(f'{workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
                             'the same command goes on')
-    checkpointer.finish()
-  say(f'{title}: {stage.num_steps} steps done')
+    with goodput.measure('save'):
+      checkpointer.finish()
+    spent = goodput.summarize()
+    if stage.num_steps > start:
+      writer.write(stage.num_steps, spent)
+  say(f'{title}: {stage.num_steps} steps done; {_describe_time(spent)}')
+
+
+def _describe_time(spent) -> str:
+  """Where the wall time of this process went, the largest part first."""
+  parts = {k.removeprefix('goodput/').removesuffix('_secs'): v for k, v in spent.items()
+           if k.endswith('_secs')}
+  return 'seconds by part: ' + ', '.join(
+      f'{name} {secs:.1f}' for name, secs in sorted(parts.items(), key=lambda p: -p[1]))
 
 
 def _log(writer, done) -> str:
@@ -325,23 +341,25 @@ def _log(writer, done) -> str:
   return f'loss {scalars["train/loss"]:.4f}  {scalars["perf/examples_per_sec"]:.0f} examples/s'
 
 
-def _make_save(task, stage, program, writer, checkpointer, watchdog):
+def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
   """(step, state, frozen) -> None: evaluates on valid, writes that, and starts a save."""
   config, blocks = task.config, task.config.eval_blocks
   decoder = decode.Decoder(program.graphdef, config, task.codec, task.mesh)
   records = get_records(task, 'valid', config.eval.num_valid_examples)
 
   def save(step, state, frozen):
-    result, _ = evaluate.evaluate(decoder, state.params, frozen, records, config, task.codec,
-                                  blocks, lambda count: watchdog.beat(step))
+    with goodput.measure('evaluate'):
+      result, _ = evaluate.evaluate(decoder, state.params, frozen, records, config, task.codec,
+                                    blocks, lambda count: watchdog.beat(step))
     writer.write(step, {'valid/final_acc': result['final_acc'], **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
             evaluate.get_blocks(blocks), result['block_acc'])}})
-    checkpointer.save(
-        step, state.params, _get_optim(state),
-        {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
-         'batch_rows': stage.batch_rows, 'method': config.method},
-        result['final_acc'])
+    with goodput.measure('save'):
+      checkpointer.save(
+          step, state.params, _get_optim(state),
+          {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
+           'batch_rows': stage.batch_rows, 'method': config.method},
+          result['final_acc'])
     watchdog.beat(step)
   return save
 

@@ -7,6 +7,7 @@ for its imports each time; the cheapest are also made as real commands.
 import io
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = '''
 """A network that trains in seconds; the preset is the method."""
 from rim_jax.config import make_config_dict
+from tests import support
+from tests import support
 
 
 def get_config(method='rim_stage1'):
@@ -572,3 +575,21 @@ def test_commands(argv, fragments):
   assert line.startswith('error: ')
   assert all(f in line for f in fragments), line
 
+
+
+def test_compiled_programs_are_kept_unless_told_where(monkeypatch, tmp_path):
+  from rim_jax import run
+  config = support.make_config(data__cache_dir=str(tmp_path))
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    jax.config.update('jax_compilation_cache_dir', None)
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/elsewhere')
+    run.keep_compiled(config)
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    run.keep_compiled(config)
+    # By kind of CPU: another kind would run into instructions that it has not got.
+    assert re.fullmatch(f'{tmp_path}/compiled/cpu-[0-9a-f]{{8}}',
+                        jax.config.jax_compilation_cache_dir)
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)

@@ -226,3 +226,24 @@ def test_on_a_terminal_a_bar():
                                         (3599.7, '1:00:00'), (3661, '1:01:01')])
 def test_seconds(secs, text):
   assert metrics_lib.format_secs(secs) == text
+
+
+def test_wall_time_is_divided_among_its_parts():
+  now = [100.0]
+  goodput = metrics_lib.Goodput(clock=lambda: now[0], began=90.0)
+
+  def spend(secs):
+    now[0] += secs
+  spend(5)  # steps: what is in no part
+  with goodput.measure('compile'):
+    spend(20)
+  with goodput.measure('save'):
+    spend(1)
+    with goodput.measure('evaluate'):
+      spend(4)
+    spend(2)
+  spend(8)
+  found = goodput.summarize()
+  assert found == {'goodput/start_secs': 10.0, 'goodput/compile_secs': 20.0,
+                   'goodput/evaluate_secs': 4.0, 'goodput/save_secs': 3.0,
+                   'goodput/step_secs': 13.0, 'goodput/step_frac': 13 / 50}
