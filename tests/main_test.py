@@ -18,13 +18,12 @@ from rich import console as rich_console
 
 from rim_jax import config as config_lib
 from rim_jax import main
+from tests import support
 
 ROOT = pathlib.Path(__file__).parents[1]
 RECIPE = '''
 """A network that trains in seconds; the preset is the method."""
 from rim_jax.config import make_config_dict
-from tests import support
-from tests import support
 
 
 def get_config(method='rim_stage1'):
