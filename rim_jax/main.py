@@ -20,7 +20,9 @@ was asked to end (SIGTERM) and has saved; 76 another process is gone, or none ge
 """
 
 import difflib
+import errno
 import io
+import os
 import pathlib
 import re
 import sys
@@ -203,6 +205,10 @@ def cli(argv, console=None) -> int:
     return 130
   except Exception as e:  # pylint: disable=broad-except
     code = _EXIT_CODES.get(type(e).__name__)
+    if _is_disk_full(e) and not debug:
+      print('error: the disk is full; the checkpoints that were finished are whole: make room, and '
+            'the same command goes on from the last one', file=sys.stderr)
+      return 1
     if debug or code is None:
       raise
     print(f'{"stopped" if code == 75 else "error"}: {e}', file=sys.stderr)
@@ -210,10 +216,27 @@ def cli(argv, console=None) -> int:
   return 0
 
 
+def _is_disk_full(error) -> bool:
+  """Whether a full disk, or a quota, is what an error comes from; Orbax tells it in words."""
+  while error is not None:
+    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or (
+        'No space left on device' in str(error)):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
 def main() -> None:
   if isinstance(sys.stdin, io.TextIOBase) and hasattr(sys.stdin, 'reconfigure'):
     sys.stdin.reconfigure(encoding='utf-8')
-  sys.exit(cli(sys.argv))
+  code = cli(sys.argv)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  if code == 1:
+    # At once: half-done saves would complain, and other processes wait for a farewell that the
+    # failed one cannot give.
+    os._exit(code)
+  sys.exit(code)
 
 
 if __name__ == '__main__':

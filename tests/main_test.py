@@ -592,3 +592,26 @@ def test_compiled_programs_are_kept_unless_told_where(monkeypatch, tmp_path):
                         jax.config.jax_compilation_cache_dir)
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
+
+
+@pytest.mark.parametrize('cause', [
+    OSError(28, 'No space left on device'), OSError(122, 'Disk quota exceeded'),
+    ValueError('RESOURCE_EXHAUSTED: Error writing "x": [OS error 28: No space left on device]')])
+def test_a_full_disk_is_told_in_one_line(cause, monkeypatch, capsys):
+  def fail(*args):
+    try:
+      raise cause
+    except Exception as e:
+      raise RuntimeError('a save failed') from e
+  monkeypatch.setattr(main, '_run', fail)
+  assert main.cli(['main.py']) == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: the disk is full') and 'goes on from the last one' in line
+
+
+def test_another_failure_keeps_its_traceback(monkeypatch):
+  def fail(*args):
+    raise OSError(5, 'Input/output error')
+  monkeypatch.setattr(main, '_run', fail)
+  with pytest.raises(OSError, match='Input/output'):
+    main.cli(['main.py'])
