@@ -214,6 +214,8 @@ class LogConfig:
   every_steps: int = 25
   tensorboard: bool = True
   prefetch_batches: int = 4
+  profile_at_step: int = 0  # write a profile from here on; 0: only on SIGUSR1
+  profile_num_steps: int = 5  # how many steps a profile spans
   stall_secs: float = 600.0  # without a step, after which a process ends itself; 0: never
 
 

@@ -7,6 +7,8 @@ the device never waits for a log line.
 import contextlib
 import json
 import math
+import signal
+import threading
 import time
 
 from etils import epath
@@ -143,6 +145,43 @@ class Goodput:
     parts = {**self._spent, 'step': steps}
     return {**{f'goodput/{k}_secs': v for k, v in parts.items()},
             'goodput/step_frac': steps / max(total, 1e-9)}
+
+
+class Profiler:
+  """Writes WORKDIR/profile (TensorBoard, Perfetto) for some steps: from one on, and on SIGUSR1.
+
+  As a context manager around the loop; `step` is called after each.
+  """
+
+  def __init__(self, workdir, at_step: int, num_steps: int, say=print):
+    self._folder = epath.Path(workdir) / 'profile'
+    self._at_step, self._num_steps, self._say = at_step, num_steps, say
+    self._asked, self._until, self._before = False, None, None
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      self._before = signal.signal(signal.SIGUSR1, self._ask)
+    return self
+
+  def __exit__(self, *unused):
+    if self._before is not None:
+      signal.signal(signal.SIGUSR1, self._before)
+    if self._until is not None:
+      jax.profiler.stop_trace()
+
+  def _ask(self, *unused):
+    self._asked = True
+
+  def step(self, step: int, result) -> None:
+    """Begins or ends a profile after this step; `result` is waited for at its end."""
+    if self._until is None and (self._asked or step == self._at_step):
+      self._asked, self._until = False, step + self._num_steps
+      jax.profiler.start_trace(str(self._folder))
+    elif self._until is not None and step >= self._until:
+      jax.block_until_ready(result)
+      jax.profiler.stop_trace()
+      self._until = None
+      self._say(f'{self._folder}: a profile of {self._num_steps} steps up to step {step}')
 
 
 class Progress:

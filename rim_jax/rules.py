@@ -43,14 +43,14 @@ _AT_LEAST_ONE = (
     'model.max_positions', 'model.rope_original_positions', 'curriculum.absolute_steps',
     'train.num_micro_batches', 'checkpoint.every_steps', 'checkpoint.keep_last',
     'eval.batch_size', 'eval.max_new_tokens', 'eval.num_valid_examples', 'export.num_verified',
-    'log.every_steps', 'log.prefetch_batches')
+    'log.every_steps', 'log.prefetch_batches', 'log.profile_num_steps')
 _NOT_NEGATIVE = (
     'seed', 'data.chain.seed', 'layout.num_blocks', 'layout.row_slots', 'model.num_kv_heads',
     'model.head_dim', 'model.vocab_size', 'model.memory_token', 'model.memory_noise',
     'model.attention_tile_tokens', 'model.lora.rank', 'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
     'eval.num_examples', 'eval.num_shown', 'eval.num_latency_runs', 'checkpoint.every_minutes',
-    'checkpoint.keep_every_steps', 'log.stall_secs')
+    'checkpoint.keep_every_steps', 'log.stall_secs', 'log.profile_at_step')
 _POSITIVE = ('model.norm_eps', 'model.rope_theta', 'model.rope_factor',
              'model.rope_low_freq_factor', 'model.lora.alpha', 'optim.learning_rate', 'optim.eps',
              'optim.clip_norm', 'export.max_shard_gb', 'curriculum.stage2_learning_rate_scale')

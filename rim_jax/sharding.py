@@ -67,10 +67,11 @@ def _arrange(devices, sizes) -> np.ndarray:
                     f'slices; use --config.mesh.slice={num_slices}')
   if devices[0].platform != 'tpu':
     return np.asarray(devices).reshape(sizes)
+  # An axis of 8 on a torus of 4 x 4 takes one of its sides and half of the other.
   if num_slices == 1:
-    return mesh_utils.create_device_mesh(sizes, devices)
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
   return mesh_utils.create_hybrid_device_mesh(
-      (1, *sizes[1:]), (num_slices, *[1] * len(sizes[1:])), devices)
+      (1, *sizes[1:]), (num_slices, 1, 1, 1), devices, allow_split_physical_axes=True)
 
 
 def make_spec(axes) -> P:

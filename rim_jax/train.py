@@ -278,6 +278,8 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
         metrics_lib.Progress(title, stage.num_steps, start, console)))
     watchdog = stack.enter_context(hosts.Watchdog(config.log.stall_secs))
     stop = stack.enter_context(hosts.StopSignal())
+    profiler = stack.enter_context(metrics_lib.Profiler(
+        workdir, config.log.profile_at_step, config.log.profile_num_steps, say))
     stack.enter_context(jax.set_mesh(task.mesh))
     goodput = metrics_lib.Goodput()
     save = _make_save(task, stage, program, writer, checkpointer, watchdog, goodput)
@@ -297,6 +299,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
       state, metrics = compiled(state, frozen, batch)
       checkpointer.poll()
       watchdog.beat(step)
+      profiler.step(step, metrics)
       stopped, last = stop.is_set(step), step == stage.num_steps
       told = step % config.log.every_steps == 0
       due = (last or stopped or step % config.checkpoint.every_steps == 0

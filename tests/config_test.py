@@ -428,6 +428,12 @@ def probe_loop(config, tools):
     seen.append(('stall', stall_secs))
     return make_watchdog(stall_secs)
   tools.patch.setattr(hosts, 'Watchdog', record_watchdog)
+
+  def record_profiler(workdir, at_step, num_steps, say):
+    seen.append(('profile', at_step, num_steps))
+    return make_profiler(workdir, 0, num_steps, say)
+  make_profiler = metrics.Profiler
+  tools.patch.setattr(metrics, 'Profiler', record_profiler)
   tools.patch.setattr(checkpoint_lib, 'Checkpointer', Checkpointer)
   tools.patch.setattr(train, '_initialize', lambda *args: (state, {}))
   tools.patch.setattr(train_step, 'make_program',
@@ -618,6 +624,8 @@ LIVE = {
     'log.every_steps': ('loop', 3, SHORT),
     'log.tensorboard': ('loop', True, SHORT),
     'log.prefetch_batches': ('loop', 1, SHORT),
+    'log.profile_at_step': ('loop', 1, SHORT),
+    'log.profile_num_steps': ('loop', 2, SHORT),
     'log.stall_secs': ('loop', 1.0, SHORT),
 }
 

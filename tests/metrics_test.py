@@ -3,6 +3,8 @@
 import io
 import json
 import math
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -247,3 +249,21 @@ def test_wall_time_is_divided_among_its_parts():
   assert found == {'goodput/start_secs': 10.0, 'goodput/compile_secs': 20.0,
                    'goodput/evaluate_secs': 4.0, 'goodput/save_secs': 3.0,
                    'goodput/step_secs': 13.0, 'goodput/step_frac': 13 / 50}
+
+
+def test_a_profile_spans_its_steps_and_comes_on_a_signal(tmp_path):
+  told = []
+  with metrics_lib.Profiler(tmp_path, at_step=2, num_steps=1, say=told.append) as profiler:
+    for step in range(1, 9):
+      profiler.step(step, jnp.ones(3) * step)
+      if step == 4:
+        os.kill(os.getpid(), signal.SIGUSR1)
+  assert [line.rpartition(' ')[2] for line in told] == ['3', '6']
+  assert len(list(tmp_path.glob('profile/plugins/profile/*/*.xplane.pb'))) >= 1
+
+
+def test_a_profile_is_ended_with_the_loop(tmp_path):
+  with metrics_lib.Profiler(tmp_path, at_step=1, num_steps=100) as profiler:
+    profiler.step(1, None)
+  with metrics_lib.Profiler(tmp_path, at_step=1, num_steps=1) as profiler:
+    profiler.step(1, None)  # would raise were the other still open
