@@ -181,8 +181,8 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   if batch_rows % pieces:
     low = batch_rows // pieces * pieces
     raise UserError(
-        f'train.batch_rows={batch_rows}{origin} is not divisible by data x fsdp x '
-        f'train.num_micro_batches = {pieces}; use --config.train.batch_examples=0 '
+        f'train.batch_rows={batch_rows}{origin} is not divisible by slice x data x fsdp '
+        f'x train.num_micro_batches = {pieces}; use --config.train.batch_examples=0 '
         f'--config.train.batch_rows={low or pieces}{f" or {low + pieces}" if low else ""}')
   blocks = codec.config.layout.num_blocks
   return StagePlan(plan, batch_rows, -(-plan.num_rows // batch_rows), num_examples,

@@ -123,7 +123,7 @@ def make_state_shardings(abstract_state, mesh: Mesh):
 
 
 def get_batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows over data x fsdp; tokens and slots of a row stay together."""
+  """Rows over slice x data x fsdp; tokens and slots of a row stay together."""
   return NamedSharding(mesh, make_spec((BATCH,)))
 
 
