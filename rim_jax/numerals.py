@@ -57,6 +57,9 @@ UNREADABLE = {
         r'overtime|\bbeyond\b|\bafter the (?:first|initial)|\b(?:over|above|under) \$?\d|'
         r'enough (?:to|money|for)|can(?:not|.t)? afford|\bwhichever|\bfor free\b|get one|'
         r'\bfree\b|\bbulk\b|\bbonus'),
+    'a comparison that may mean two things': (
+        r'times (?:fewer|less|smaller|shorter|slower|lower|lighter|younger)|/\d times|'
+        r'\bhalf (?:more|again)'),
     'chance, cards or properties of numbers': (
         r'probab|\bchance|\bodds\b|\bdice\b|\bdie\b|\bdeck\b|\bcards?\b|\bprime|consecutive|'
         r'divisible|multiples? of|\bodd\b|\beven (?:number|integer|page)|alphabet|\bsquared?\b|'
@@ -103,7 +106,9 @@ class Numeral:
 
   @property
   def optional(self):
-    return self.text.lower() in OPTIONAL_WORDS
+    """Whether a step need not use it; 'one more' is a relation, not a pronoun."""
+    return self.text.lower() in OPTIONAL_WORDS and not re.match(
+        ' (?:more|less|fewer|extra|additional|another|of every|out)', self.after)
 
 
 def read_numerals(question: str) -> list[Numeral]:

@@ -36,6 +36,8 @@ CONSTANTS = {
 }
 _CONSTANTS = {v: [(re.compile(p, re.I), where) for p, where in uses]
               for v, uses in CONSTANTS.items()}
+# Numbers up to this are as often implied (two people, three parts) as they are written.
+_SMALL = 12
 _STEP = re.compile(r'([0-9.()+*/-]+)=(\d+(?:\.\d+)?|\.\d+)')
 _NUMBER = re.compile(r'\d+\.\d+|\.\d+|\d+')
 # Numbers that the world fixes: legs, wheels, sides; and what one unit has of another.
@@ -84,6 +86,7 @@ class Operand:
   source: str
   index: int
   scale: Fraction = Fraction(1)
+  is_factor: bool = False  # of a multiplication or division
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,9 +228,11 @@ def _bind(leaf, step, question, numerals, results, fixed):
     fixed.add(changing[0])
   if changing:
     j = changing[0]
-    return Operand(leaf.start, leaf.end, leaf.value, 'number', j, leaf.value / numerals[j].value)
+    return Operand(leaf.start, leaf.end, leaf.value, 'number', j, leaf.value / numerals[j].value,
+                   leaf.place in '*/')
   if written:
-    return Operand(leaf.start, leaf.end, leaf.value, 'number', written[0][0])
+    return Operand(leaf.start, leaf.end, leaf.value, 'number', written[0][0],
+                   is_factor=leaf.place in '*/')
   if not constant:
     raise Refused('an operand from nowhere' if leaf.value not in CONSTANTS
                   else 'a constant used otherwise')
@@ -245,13 +250,18 @@ def _check_used(numerals, operands):
   used = {(o.source, o.index) for o in operands}
   if any(('result', i) not in used for i in range(num_steps - 1)):
     raise Refused('a result that no later step uses')
+  factors = [o.value for o in operands if o.source == 'number' and o.is_factor]
+  for value in set(factors):
+    written = sum(value in n.operands for n in numerals)
+    if value <= _SMALL and value.denominator == 1 and factors.count(value) > written:
+      raise Refused('a small number that is a factor more often than it is written')
   for j, n in enumerate(numerals):
     if ('number', j) in used or n.optional:
       continue
-    # The same number or word again: it counts as used if there are as many operands of it.
-    same = [m for m in numerals if set(m.operands) & set(n.operands) and m.kind == n.kind]
     uses = sum(o.source == 'number' and o.value in n.operands for o in operands)
-    if uses < (len(same) if n.kind != 'fixed' else 1):
+    # The same number may stand there again: each is used if there is an operand for each.
+    same = [m for m in numerals if m.kind == n.kind and set(m.operands) & set(n.operands)]
+    if uses < (1 if n.kind == 'fixed' else len(same)):
       raise Refused('a number of the question that no step uses')
 
 
@@ -261,7 +271,9 @@ def _is_doubtful(n, question, operands, j):
   value = n.value
   if value == 1 or (n.kind == 'count' and value <= 2) or (n.kind == 'percent' and value >= 100):
     return True
-  if uses > 1 and n.kind == 'count' and value <= 12:
+  if uses > 1 and n.kind == 'count' and value <= _SMALL:
+    return True
+  if re.match(r'[- ]?(?:dollars?[- ])?(?:bill|note|coin)s?\b', n.after):
     return True
   if n.kind != 'count' or value.denominator > 1:
     return False

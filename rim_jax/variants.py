@@ -31,7 +31,8 @@ def list_choices(template: Template) -> list[list[Fraction]]:
   """The values that each number of a question may take; its own alone where it does not vary."""
   question = template.question
   narrow, daily = bool(_NARROW.search(question)), bool(_DAILY.search(question))
-  return [_list_values(n, narrow or (daily and bool(re.match('[- ]hours?', n.after))))
+  return [_list_values(n, narrow or bool(re.match(
+      '[- ](?:hours?|years?)' if daily else '[- ]years?', n.after)))
           if varies else [n.value]
           for n, varies in zip(template.numerals, template.varies)]
 
