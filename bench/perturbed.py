@@ -90,9 +90,18 @@ class _Rows:
     return [self._records[i] for i in indices]
 
 
+def print_reasons(notes):
+  """The rows left out, as the note on them counts them."""
+  note, = (n for n in notes if 'left out: ' in n)
+  head, _, reasons = note.partition('; left out: ')
+  print(f'{head}\n\n| left out | rows |\n|---|---|')
+  for reason in reasons.split('; '):
+    what, _, count = reason.rpartition(': ')
+    print(f'| {what} | {count} |')
+
+
 def print_tables(perturbed, original):
-  for note in perturbed.notes:
-    print(note)
+  print_reasons(perturbed.notes)
   split, faults = perturbed.splits['train'], 0
   per_row = collections.Counter()
   for variant in iterate(split):
@@ -101,7 +110,7 @@ def print_tables(perturbed, original):
   others = {perturb.mask_numbers(r.question) for name in ('valid', 'test')
             for r in iterate(perturbed.splits[name])}
   leaks = sum(perturb.mask_numbers(v.question) in others for v in iterate(split))
-  print(f'{len(split)} variants recomputed: {faults} faults; {leaks} in another split')
+  print(f'\n{len(split)} variants recomputed: {faults} faults; {leaks} in another split')
   print(f'variants of a template, quantiles 5 25 50 75 95: '
         f'{np.quantile(list(per_row.values()), (.05, .25, .5, .75, .95))}')
   columns = [measure(original.splits['train']), measure(_Rows(original.splits['train'], per_row)),

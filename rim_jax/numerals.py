@@ -14,8 +14,8 @@ _ONES = ('zero one two three four five six seven eight nine ten eleven twelve th
 _TENS = '_ _ twenty thirty forty fifty sixty seventy eighty ninety'.split()
 WORDS = {word: i for i, word in enumerate(_ONES)} | {
     word: 10 * i for i, word in enumerate(_TENS) if i > 1} | {
-        f'{ten}{gap}{_ONES[i]}': 10 * t + i
-        for t, ten in enumerate(_TENS) if t > 1 for i in range(1, 10) for gap in '- '}
+        f'{ten}-{_ONES[i]}': 10 * t + i
+        for t, ten in enumerate(_TENS) if t > 1 for i in range(1, 10)}
 _NUMBER_WORD = '|'.join(sorted(WORDS, key=len, reverse=True))
 
 # Words whose number never changes, and the operands that they may stand for in a step.
@@ -101,7 +101,6 @@ class Numeral:
   value: Fraction
   kind: str
   operands: tuple[Fraction, ...]
-  before: str  # the words before it, up to 40 characters
   after: str  # the words after it, up to 40 characters, lower-case
 
   @property
@@ -133,7 +132,7 @@ def _read(match, question):
   before, after = question[max(0, start - 40):start], question[end:end + 40].lower()
 
   def make(value, kind, operands, end=end):
-    return Numeral(start, end, question[start:end], value, kind, operands, before,
+    return Numeral(start, end, question[start:end], value, kind, operands,
                    question[end:end + 40].lower())
   if match['parts']:
     return _read_parts(match['parts'].lower(), before, after, make)
@@ -141,7 +140,7 @@ def _read(match, question):
     operands = FIXED_WORDS[text.lower()]
     return make(operands[0], 'fixed', operands)
   if match['word']:
-    value = Fraction(WORDS[match['word'].lower().replace('  ', ' ')])
+    value = Fraction(WORDS[match['word'].lower()])
     if match['word_percent']:
       return make(value, 'percent', (value, value / 100), start + len(match['word']))
     if value <= 2:
@@ -175,9 +174,9 @@ def _read_parts(text, before, after, make):
   words = re.split('[ -]', text)
   name = words[-1].removesuffix('s')
   below = _DENOMINATORS[name]
-  if (name == 'quarter' and len(words) == 1) or re.search(r'\d[ -]$', before):
-    if name == 'quarter' and words[0] == 'quarters' and not re.search(r'three[ -]$', before):
-      return None  # coins, or games' quarters; constants has their worth
+  if text == 'quarters':
+    return None  # coins, or a game's: templates.CONSTANTS has their worth
+  if text == 'quarter' or re.search(r'\d[ -]$', before):
     raise Refused('a bad fraction')
   if len(words) == 1:
     if text.endswith('s'):

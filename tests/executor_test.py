@@ -21,7 +21,8 @@ def test_a_right_problem_has_no_fault():
     (0, '3*12=37', 'its left side is 36'), (0, '3*13=39', '13 is neither'),
     (1, '36*2.5=90', '5/2 is neither'), (2, '54*20/0=5', 'not an equation'),
     (2, '54*20//100=10', 'not an equation'), (0, '36=36', '36 is neither'),
-    (3, '54-(10.8=43.2', 'not an equation'), (3, '54-10.8', 'not an equation'),
+    (3, '54-(10.8=43.2', 'not an equation'), (3, '54-10.8)=43.2', 'not an equation'),
+    (3, '54-10.8', 'not an equation'),
     (3, '54-10.8=43.2=43.2', 'not an equation'), (4, '43.2/2=21.60001', 'its left side is'),
     (4, '43.2/2*=21.6', 'not an equation'), (4, '43.2 /2=21.6', 'not an equation')])
 def test_a_broken_step_is_found(i, step, fault):

@@ -95,12 +95,12 @@ def test_refused(question, steps, answer, reason):
     ('A trip of 7 days costs $90 a day.', ['7*90=630'], '630', ['$90']),
     # Legs, and what a unit has of another, are the world's.
     ('Each of 30 dogs has 4 legs. How many legs?', ['30*4=120'], '120', ['30']),
-    ('There are 16 ounces in a pound. How many are 25 pounds?', ['25*16=400'], '400', ['25']),
+    ('There are 8 pints in a gallon. How many are 25 gallons?', ['25*8=200'], '200', ['25']),
     # Friends may be named: then their number stands twice.
     ('Each of his 3 friends earns $90.', ['90*3=270'], '270', ['$90']),
     ('Ann pays for 6 cups of $4 with a $50 bill.', ['6*4=24', '50-24=26'], '26', ['6', '$4']),
     ('There were three boxes of 15 pens.', ['3*15=45'], '45', ['15']),
-    ('The marks are 15, 30 and 48 with 3 tests.', ['15+30+48=93', '93/3=31'], '31',
+    ('Tom filled 15, 30 and 48 jars on 3 mornings.', ['15+30+48=93', '93/3=31'], '31',
      ['15', '30', '48']),
     # Three times as many: both together are four parts, which the 4 may be.
     ('Ann has 3 times as many pens as Tom, who got 60 shared by 4.',

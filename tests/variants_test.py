@@ -84,6 +84,12 @@ def test_draws_are_a_function_of_the_seed_and_the_row():
   assert [read_numbers(t[0])[0] for t in texts[0, 1]] == [80, 36, 52, 76, 84]
 
 
+def test_a_result_stays_near_what_it_was():
+  problem = ('Ann fills 5 crates of 6 boxes of 7 pens.', ('5*6=30', '30*7=210'), '210')
+  answers = [int(answer) for _, _, answer in draw(problem)[1]]
+  assert 70 <= min(answers) < 100 and 400 < max(answers) <= 630
+
+
 def test_few_choices_are_all_found():
   problem = ('A visit costs $40, and two are made.', ('40*2=80',), '80')
   assert {read_numbers(q)[0] for q, _, _ in draw(problem)[1]} == set(range(20, 81)) - {40}
