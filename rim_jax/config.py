@@ -47,11 +47,11 @@ class PerturbedConfig:
 class DataConfig:
   """Where records come from."""
   source: str = 'chain'  # chain | gsm8k | gsm8k_perturbed
-  dir: str = ''  # gsm8k: directory with train/valid/test files; '' downloads OpenAI's
+  dir: str = ''  # gsm8k*: directory with train/valid/test files; '' downloads OpenAI's
   url: str = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data'
   cache_dir: str = '~/.cache/rim_jax'  # prepared copies, downloads, token lengths
   on_bad_rows: str = 'stop'  # stop | drop
-  num_valid: int = 500  # gsm8k without a valid file: held out of train
+  num_valid: int = 500  # gsm8k* without a valid file: held out of train
   step_marks: bool = False  # write steps as <<a*b=c>>
   chain: ChainConfig = ChainConfig()
   perturbed: PerturbedConfig = PerturbedConfig()

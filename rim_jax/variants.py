@@ -165,19 +165,12 @@ class Drawn:
 
   def _draw(self, limit, seed, row):
     template, choices = self.template, self._choices
-    chains, space = _make_chains(template), math.prod(map(len, choices))
+    if not all(choices):
+      return []
+    chains = _make_chains(template)
     wholes = [[_count_places(v) for v in step]
               for step in _compute(template, [n.value for n in template.numerals])]
-    # Raw Philox words: numpy does not promise that its generators' draws stay what they are.
-    words = np.random.Philox(np.random.SeedSequence((seed, row))).random_raw(_NUM_PROPOSED)
-    places = (np.argsort(words[:space], kind='stable') if space <= _NUM_PROPOSED
-              else words % np.uint64(space))
-    indices = []
-    for choice in choices:
-      places, index = np.divmod(places, len(choice) or 1)
-      indices.append(index)
-    if not space:
-      return []
+    indices = _propose([len(c) for c in choices], seed, row)
     arrays = [np.asarray([float(v) for v in c])[i] for c, i in zip(choices, indices)]
     with np.errstate(divide='ignore', invalid='ignore'):
       good = np.flatnonzero(_find_good(template, chains, wholes, arrays, float))
@@ -189,6 +182,27 @@ class Drawn:
         if len(kept) > limit:
           break
     return list(kept.values())[1:]
+
+
+def _propose(sizes, seed, row):
+  """Index arrays, one below each size: all combinations in random order where they are few."""
+  space = math.prod(sizes)
+  # Raw Philox words: numpy does not promise that its generators' draws stay what they are.
+  bits = np.random.Philox(np.random.SeedSequence((seed, row)))
+  words = bits.random_raw(_NUM_PROPOSED)
+  if space <= _NUM_PROPOSED:
+    places = np.argsort(words[:space], kind='stable')
+  else:
+    if space >= 1 << 64:  # Python's integers, of as many words as it takes
+      words = words.astype(object)
+      for _ in range(space.bit_length() // 64):
+        words = (words << 64) + bits.random_raw(_NUM_PROPOSED).astype(object)
+    places = words % space
+  indices = []
+  for size in sizes:
+    indices.append((places % size).astype(np.int64))
+    places = places // size
+  return indices
 
 
 def write_variant(template: Template, numbers: tuple[Fraction, ...]):

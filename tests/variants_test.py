@@ -84,6 +84,17 @@ def test_draws_are_a_function_of_the_seed_and_the_row():
   assert [read_numbers(t[0])[0] for t in texts[0, 1]] == [80, 36, 52, 76, 84]
 
 
+def test_more_choices_than_a_word_can_count():
+  numbers = [1234567 * k + 11 for k in (1, 2, 4, 8, 16, 32)]
+  problem = (f'Some towns have {", ".join(map(str, numbers[:-1]))} and {numbers[-1]} people.',
+             (f"{'+'.join(map(str, numbers))}={sum(numbers)}",), str(sum(numbers)))
+  _, found = draw(problem, 50)
+  assert len(found) == 50
+  for i, old in enumerate(numbers):
+    values = [read_numbers(question)[i] for question, _, _ in found]
+    assert old / 2 <= min(values) < old * .8 and old * 1.25 < max(values) <= old * 2
+
+
 def test_a_result_stays_near_what_it_was():
   problem = ('Ann fills 5 crates of 6 boxes of 7 pens.', ('5*6=30', '30*7=210'), '210')
   answers = [int(answer) for _, _, answer in draw(problem)[1]]
