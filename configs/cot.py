@@ -2,7 +2,7 @@
 
   python -m rim_jax.main --config=configs/cot.py
       The chain task: about 3 minutes of 2 CPU cores, 100 % (seed 0).
-  python -m rim_jax.main --config=configs/cot.py:gsm8k --config.data.dir=DIR
+  python -m rim_jax.main --config=configs/cot.py:gsm8k --config.data.dir=DIR (or gsm8k_perturbed)
 """
 
 from configs import presets

@@ -2,7 +2,7 @@
 
   python -m rim_jax.main --config=configs/pause.py
       The chain task: about 4 minutes of 2 CPU cores, 9.8 %, chance (seed 0).
-  python -m rim_jax.main --config=configs/pause.py:gsm8k --config.data.dir=DIR
+  python -m rim_jax.main --config=configs/pause.py:gsm8k --config.data.dir=DIR (or gsm8k_perturbed)
 """
 
 from configs import presets

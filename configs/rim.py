@@ -5,6 +5,8 @@
       right after the last block (seeds 0 to 2).
   python -m rim_jax.main --config=configs/rim.py:gsm8k --config.data.dir=DIR
       Real GSM8K, the whole way; far too small to learn it (docs/results.md).
+  python -m rim_jax.main --config=configs/rim.py:gsm8k_perturbed --config.data.dir=DIR
+      386 K problems made from GSM8K's, a GPT-2-sized network from scratch (docs/data.md).
   python -m rim_jax.main --config=configs/rim.py:llama3_2_1b --config.model.init_from=DIR ...
       A pretrained model with LoRA (docs/pretrained.md); also gpt2 and llama3_2_3b.
 """

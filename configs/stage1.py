@@ -3,7 +3,7 @@
   python -m rim_jax.main --config=configs/stage1.py
       The chain task: about 3 minutes of 2 CPU cores; the same run as rim.py's first stage. With 4
       blocks the last block's answer is right on about all held-out questions.
-  python -m rim_jax.main --config=configs/stage1.py:gsm8k --config.data.dir=DIR
+  python -m rim_jax.main --config=configs/stage1.py:gsm8k --config.data.dir=DIR (or gsm8k_perturbed)
 """
 
 from configs import presets

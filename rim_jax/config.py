@@ -36,16 +36,25 @@ class ChainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PerturbedConfig:
+  """The task `rim_gsm8k_perturbed`: GSM8K's training problems with other numbers (docs/data.md)."""
+  seed: int = 0
+  variants_per_problem: int = 400  # at most
+  total: int = 0  # of all problems, as equal a number of each as can be; 0: all there are
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
   """Where records come from."""
-  source: str = 'chain'  # chain | gsm8k
-  dir: str = ''  # gsm8k: directory with train/valid/test files; '' downloads OpenAI's
+  source: str = 'chain'  # chain | gsm8k | gsm8k_perturbed
+  dir: str = ''  # gsm8k*: directory with train/valid/test files; '' downloads OpenAI's
   url: str = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data'
   cache_dir: str = '~/.cache/rim_jax'  # prepared copies, downloads, token lengths
   on_bad_rows: str = 'stop'  # stop | drop
-  num_valid: int = 500  # gsm8k without a valid file: held out of train
+  num_valid: int = 500  # gsm8k* without a valid file: held out of train
   step_marks: bool = False  # write steps as <<a*b=c>>
   chain: ChainConfig = ChainConfig()
+  perturbed: PerturbedConfig = PerturbedConfig()
 
 
 @dataclasses.dataclass(frozen=True)

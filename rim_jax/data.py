@@ -1,4 +1,4 @@
-"""Records of a task: TFDS builders for the built-in chain task and for GSM8K-format files.
+"""Records of a task: TFDS builders for the chain task, GSM8K-format files, and their variants.
 
 Owns the fingerprints by which a changed file or parameter is noticed.
 `load_dataset` prepares a copy in array_record files once, under a name that holds the
@@ -6,6 +6,7 @@ fingerprint of everything it was made from, and reads it by index from then on.
 """
 
 import collections
+from collections.abc import Iterable
 import contextlib
 import dataclasses
 import hashlib
@@ -15,14 +16,19 @@ import json
 import os
 import pathlib
 import random
+import sys
 import tempfile
+import typing
 
 from absl import logging
+import numpy as np
 import tensorflow_datasets as tfds
 
+from rim_jax import perturb
 from rim_jax import records as records_lib
-from rim_jax.config import ChainConfig, DataConfig, UserError
-from rim_jax.records import SPLITS, Record
+from rim_jax.config import ChainConfig, DataConfig, PerturbedConfig, UserError
+from rim_jax.records import SPLITS, Record, Variant
+
 
 class Split:
   """The records of one split, read by index from a prepared copy; picklable.
@@ -58,15 +64,18 @@ class Split:
 
 
 def _decode(example):
-  return Record(
-      question=example['question'].decode(), answer=example['answer'].decode(),
-      steps=tuple(step.decode() for step in example['steps']), origin=example['origin'].decode())
+  texts = {'question': example['question'].decode(), 'answer': example['answer'].decode(),
+           'steps': tuple(step.decode() for step in example['steps']),
+           'origin': example['origin'].decode()}
+  if 'variant' in example:
+    return Variant(**texts, source_row=int(example['source_row']), variant=int(example['variant']))
+  return Record(**texts)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """The splits of a task, and what a person should know of them."""
-  name: str  # rim_chain | rim_gsm8k
+  name: str  # rim_chain | rim_gsm8k | rim_gsm8k_perturbed
   fingerprint: str  # of all it was made from: files, parameters, version; 16 hex digits
   splits: dict[str, Split]  # train, valid, test
   num_dropped: dict[str, int]  # bad rows dropped from each split's file
@@ -75,8 +84,8 @@ class Dataset:
 
 @dataclasses.dataclass
 class _Prepared:
-  """What a builder makes, whole and checked before anything of it is written."""
-  splits: dict[str, list[Record]]
+  """What a builder makes, checked before anything of it is written."""
+  splits: dict[str, Iterable[Record]]
   dropped: dict[str, list[str]]  # '<file>:<line>: <what>'
   notes: list[str]
 
@@ -93,13 +102,14 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
   if config.source == 'chain':
     builder_class, builder_config = RimChain, make_chain_config(config)
   else:
-    builder_class, builder_config = RimGsm8k, make_gsm8k_config(config, say)
+    builder_class = {'gsm8k': RimGsm8k, 'gsm8k_perturbed': RimGsm8kPerturbed}[config.source]
+    builder_config = make_gsm8k_config(config, say)
   root = pathlib.Path(config.cache_dir).expanduser() / 'prepared'
   directory = root / builder_class.name / builder_config.name / str(builder_class.VERSION)
   if not directory.exists():
     say(f'{builder_class.name}: preparing {directory}')
     with records_lib.report_unwritable(config):
-      _prepare(builder_class, builder_config, root, directory)
+      _prepare(builder_class, builder_config, root, directory, say)
   with _report_damage(directory):
     card = json.loads((directory / 'card.json').read_text())
     fingerprints, num_dropped = card['fingerprints'], card['num_dropped']
@@ -108,21 +118,20 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
                    num_dropped=num_dropped, notes=tuple(card['notes']))
 
 
-def _prepare(builder_class, builder_config, root, directory):
+def _prepare(builder_class, builder_config, root, directory, say):
   """Writes a prepared copy, which appears under its name complete or not at all."""
   root.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix='incomplete.', dir=root) as temporary:
-    with _quiet():
+    with _quiet() as aloud:
       builder = builder_class(
           data_dir=temporary, config=builder_config, file_format='array_record')
+      builder.say = lambda line: aloud(say, line)
       builder.download_and_prepare()
     made = builder.prepared
     card = {
-        'fingerprints': {
-            name: _compute_fingerprint(*([r.question, r.steps, r.answer] for r in records))
-            for name, records in made.splits.items()},
+        'fingerprints': {name: tally.get_fingerprint() for name, tally in builder.tallies.items()},
         'num_dropped': {name: len(made.dropped.get(name, ())) for name in made.splits},
-        'notes': made.notes,
+        'notes': _describe(builder.tallies) + made.notes,
     }
     (pathlib.Path(builder.data_dir) / 'card.json').write_text(json.dumps(card, indent=1))
     directory.parent.mkdir(parents=True, exist_ok=True)
@@ -134,10 +143,11 @@ def _prepare(builder_class, builder_config, root, directory):
 
 
 def _compute_fingerprint(*parts):
-  digest = hashlib.sha256()
-  for part in parts:
-    digest.update(json.dumps(part, sort_keys=True).encode() + b'\n')
-  return digest.hexdigest()[:16]
+  return hashlib.sha256(b''.join(map(_to_line, parts))).hexdigest()[:16]
+
+
+def _to_line(part):
+  return json.dumps(part, sort_keys=True).encode() + b'\n'
 
 
 def _report_damage(directory):
@@ -148,13 +158,21 @@ def _report_damage(directory):
 
 @contextlib.contextmanager
 def _quiet():
-  """TFDS prints banners and progress bars, and warns of every config made at run time."""
+  """TFDS prints banners and progress bars, and warns of every config made at run time.
+
+  Gives a function by which something can be said all the same.
+  """
   tfds.disable_progress_bar()
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
+  stdout = sys.stdout
+
+  def aloud(say, line):
+    with contextlib.redirect_stdout(stdout):
+      say(line)
   try:
     with contextlib.redirect_stdout(io.StringIO()):
-      yield
+      yield aloud
   finally:
     logging.set_verbosity(verbosity)
 
@@ -165,9 +183,28 @@ class _LocalInfo(tfds.core.DatasetInfo):
     """Nothing: TFDS's own leaves an empty temporary directory behind, and finds no bucket."""
 
 
+class _Tally:
+  """What is known of a split once its records have passed by, in their order."""
+
+  def __init__(self):
+    self.counts = collections.Counter()  # number of steps -> records
+    self.questions = []  # a hash of each
+    self._digest = hashlib.sha256()
+
+  def add(self, record):
+    self.counts[len(record.steps)] += 1
+    self.questions.append(hashlib.sha256(record.question.encode()).digest()[:12])
+    self._digest.update(_to_line([record.question, record.steps, record.answer]))
+
+  def get_fingerprint(self):
+    return self._digest.hexdigest()[:16]
+
+
 class _RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Writes the records of `make_prepared` in their order."""
+  """Writes the records of `make_prepared` in their order, as they come."""
   VERSION = tfds.core.Version('1.0.0')  # goes up when the same input gives other records
+  FIELDS: typing.ClassVar = {}  # of a record beside the usual ones, and their types
+  say = print
 
   def make_prepared(self) -> _Prepared:
     raise NotImplementedError
@@ -175,29 +212,32 @@ class _RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _info(self):
     text = tfds.features.Text()
     features = {'question': text, 'steps': tfds.features.Sequence(text), 'answer': text,
-                'origin': text}
+                'origin': text, **self.FIELDS}
     return _LocalInfo(
         builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
 
   def _split_generators(self, dl_manager):
     self.prepared = self.make_prepared()
-    return {name: self._generate_examples(r) for name, r in self.prepared.splits.items()}
+    self.tallies = {name: _Tally() for name in self.prepared.splits}
+    return {name: self._generate_examples(records, self.tallies[name])
+            for name, records in self.prepared.splits.items()}
 
-  def _generate_examples(self, records):
+  def _generate_examples(self, records, tally):
     for i, record in enumerate(records):
+      tally.add(record)
       yield i, {**vars(record), 'steps': list(record.steps)}
 
 
-def _describe(splits) -> list[str]:
+def _describe(tallies) -> list[str]:
   """Notes on every split: rows by number of steps, and questions it shares with train."""
   notes = []
-  in_train = {r.question for r in splits['train']}
-  for name, records in splits.items():
-    counts = sorted(collections.Counter(len(r.steps) for r in records).items())
+  in_train = set(tallies['train'].questions)
+  for name, tally in tallies.items():
+    counts = sorted(tally.counts.items())
     steps = ', '.join(f'{t}: {n}' for t, n in counts)
-    notes.append(f'{name}: {len(records)} rows, {dict(counts).get(0, 0)} without steps '
+    notes.append(f'{name}: {tally.counts.total()} rows, {tally.counts[0]} without steps '
                  f'(rows by number of steps {steps})')
-    num_shared = sum(r.question in in_train for r in records)
+    num_shared = sum(q in in_train for q in tally.questions)
     if name != 'train' and num_shared:
       notes.append(f'{name}: {num_shared} of its questions are also in train')
   return notes
@@ -221,7 +261,7 @@ class RimChain(_RecordBuilder):
     splits = {name: [_make_chain_record(chain, *question, f'rim_chain/{name}:{i + 1}')
                      for i, question in enumerate(itertools.islice(questions, size))]
               for name, size in sizes.items()}
-    return _Prepared(splits, {}, _describe(splits))
+    return _Prepared(splits, {}, [])
 
 
 def make_chain_config(config: DataConfig) -> ChainBuilderConfig:
@@ -279,7 +319,7 @@ def _make_chain_record(chain, num_steps, number, origin):
   return Record(question, tuple(steps), steps[-1], origin)
 
 
-# Files in a GSM8K format.
+# Files in a GSM8K format, and problems made from them.
 
 
 @dataclasses.dataclass
@@ -289,6 +329,7 @@ class Gsm8kBuilderConfig(tfds.core.BuilderConfig):
   on_bad_rows: str = 'stop'
   num_valid: int = 0
   step_marks: bool = False
+  perturbed: PerturbedConfig | None = None
 
 
 class RimGsm8k(_RecordBuilder):
@@ -308,8 +349,23 @@ class RimGsm8k(_RecordBuilder):
           splits['train'], config.num_valid, train_path)
       notes.append(f"valid: {len(splits['valid'])} rows held out of {train_path.name} by "
                    'question hash')
-    splits = {name: splits[name] for name in SPLITS}
-    return _Prepared(splits, dropped, _describe(splits) + notes)
+    return _Prepared({name: splits[name] for name in SPLITS}, dropped, notes)
+
+
+class RimGsm8kPerturbed(RimGsm8k):
+  """Variants of the training split's problems; valid and test as they are, as variant 0."""
+  FIELDS: typing.ClassVar = {'source_row': np.int64, 'variant': np.int64}
+
+  def make_prepared(self):
+    made = super().make_prepared()
+    valid, test = made.splits['valid'], made.splits['test']
+    perturbed = perturb.Perturbed(
+        made.splits['train'], [*valid, *test], self.builder_config.perturbed,
+        self.builder_config.step_marks, self.say)
+    splits = {'train': perturbed, **{
+        name: [Variant(**vars(r), source_row=perturb.get_source_row(r), variant=0)
+               for r in records] for name, records in (('valid', valid), ('test', test))}}
+    return _Prepared(splits, made.dropped, perturbed.describe() + made.notes)
 
 
 def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
@@ -322,5 +378,9 @@ def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
       'num_valid': 0 if 'valid' in files else config.num_valid}
   digests = {name: (path.name, hashlib.sha256(content).hexdigest())
              for name, (path, content) in files.items()}
-  fingerprint = _compute_fingerprint('rim_gsm8k', str(RimGsm8k.VERSION), digests, options)
-  return Gsm8kBuilderConfig(name=fingerprint, files=files, **options)
+  parts, perturbed = ['rim_gsm8k', str(RimGsm8k.VERSION), digests, options], None
+  if config.source == 'gsm8k_perturbed':
+    perturbed = config.perturbed
+    parts += ['perturbed', str(RimGsm8kPerturbed.VERSION), dataclasses.asdict(perturbed)]
+  return Gsm8kBuilderConfig(name=_compute_fingerprint(*parts), files=files, perturbed=perturbed,
+                            **options)

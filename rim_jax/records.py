@@ -43,6 +43,13 @@ class Record:
   origin: str  # where it comes from, both 1-based: 'train.jsonl:12' or 'rim_chain/train:12'
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant(Record):
+  """A problem of a training row with other numbers; or, as variant 0, a row as it is."""
+  source_row: int  # the line of the file in `origin`, 1-based
+  variant: int  # 1, 2, ... of that row
+
+
 @contextlib.contextmanager
 def report(where, fix, kinds=Exception):
   """Turns an error of these kinds into a user's, in one line."""

@@ -14,7 +14,7 @@ LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 
 _CHOICES = {
     'method': METHODS,
-    'data.source': ('chain', 'gsm8k'),
+    'data.source': ('chain', 'gsm8k', 'gsm8k_perturbed'),
     'data.on_bad_rows': ('stop', 'drop'),
     'tokenizer.kind': ('bytes', 'chain', 'file'),
     'model.norm': ('rmsnorm', 'layernorm'),
@@ -38,16 +38,18 @@ _CHOICES = {
 }
 _AT_LEAST_ONE = (
     'data.chain.num_train', 'data.chain.num_valid', 'data.chain.num_test', 'data.chain.min_steps',
-    'data.num_valid', 'layout.block_tokens', 'layout.row_tokens', 'layout.pack_window_rows',
+    'data.num_valid', 'data.perturbed.variants_per_problem', 'layout.block_tokens',
+    'layout.row_tokens', 'layout.pack_window_rows',
     'model.num_layers', 'model.embed_dim', 'model.num_heads', 'model.mlp_dim',
     'model.max_positions', 'model.rope_original_positions', 'curriculum.absolute_steps',
     'train.num_micro_batches', 'checkpoint.every_steps', 'checkpoint.keep_last',
     'eval.batch_size', 'eval.max_new_tokens', 'eval.num_valid_examples', 'export.num_verified',
     'log.every_steps', 'log.prefetch_batches', 'log.profile_num_steps')
 _NOT_NEGATIVE = (
-    'seed', 'data.chain.seed', 'layout.num_blocks', 'layout.row_slots', 'model.num_kv_heads',
-    'model.head_dim', 'model.vocab_size', 'model.memory_token', 'model.memory_noise',
-    'model.attention_tile_tokens', 'model.lora.rank', 'optim.weight_decay',
+    'seed', 'data.chain.seed', 'data.perturbed.seed', 'data.perturbed.total', 'layout.num_blocks',
+    'layout.row_slots', 'model.num_kv_heads', 'model.head_dim', 'model.vocab_size',
+    'model.memory_token', 'model.memory_noise', 'model.attention_tile_tokens', 'model.lora.rank',
+    'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
     'eval.num_examples', 'eval.num_shown', 'eval.num_latency_runs', 'checkpoint.every_minutes',
     'checkpoint.keep_every_steps', 'log.stall_secs', 'log.profile_at_step')
@@ -93,8 +95,9 @@ def _find_data_problems(config):
     problems.append(f'data.chain.modulus={chain.modulus} must be at least 2')
   if not chain.operators or set(chain.operators) - set('+-*'):
     problems.append(f"data.chain.operators='{chain.operators}' must be one or more of + - *")
-  if data.source != 'gsm8k' and data.dir:
-    problems.append(f"data.dir='{data.dir}' is only read with data.source='gsm8k'")
+  if data.source == 'chain' and data.dir:
+    problems.append(f"data.dir='{data.dir}' is only read with data.source='gsm8k' or "
+                    "'gsm8k_perturbed'")
   if tokenizer.kind == 'file' and not tokenizer.path:
     problems.append("tokenizer.kind='file' needs tokenizer.path, a tokenizer.json")
   if tokenizer.kind == 'file' and not tokenizer.eos_token:

@@ -29,6 +29,11 @@ NEVER = {
     'config': ALL - {'rim_jax.rules'} | {'jax', 'numpy', 'flax', 'optax', 'grain'},
     'data': {'rim_jax.model', 'rim_jax.sharding', 'rim_jax.train', 'jax'},
     'records': ALL - {'rim_jax.config'} | {'jax', 'grain'},
+    'numerals': ALL | {'jax', 'numpy'} | IO,
+    'templates': ALL - {'rim_jax.numerals'} | {'jax', 'numpy'} | IO,
+    'variants': ALL - {'rim_jax.numerals', 'rim_jax.templates'} | {'jax'} | IO,
+    'executor': ALL | {'jax', 'numpy'} | IO,  # or it would repeat the mistakes that it looks for
+    'perturb': {'rim_jax.data', 'rim_jax.model', 'jax', 'tensorflow_datasets'},
     'tokenizer': {'rim_jax.model', 'jax'},
     'layout': {'rim_jax.model', 'rim_jax.loss'},
     'packing': ALL | {'jax', 'grain'},

@@ -56,7 +56,8 @@ def load_recipe(name):
 
 
 @pytest.mark.parametrize('name', RECIPES)
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gpt2', 'llama3_2_1b', 'llama3_2_3b'])
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'gpt2', 'llama3_2_1b',
+                                    'llama3_2_3b'])
 def test_every_recipe_is_a_config(name, preset):
   module = load_recipe(name)
   tree = module.get_config() if name == 'smoke' else module.get_config(preset)
@@ -67,7 +68,7 @@ def test_every_recipe_is_a_config(name, preset):
   assert config.method == methods.get(name, name)
 
 
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k'])
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed'])
 def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
   """So that a stage can be done again alone: same config, to the last key."""
   stages = config_lib.make_stages(config_lib.parse_config(load_recipe('rim').get_config(preset)))
@@ -488,6 +489,8 @@ ROPE = {'model.positions': 'rope'}
 LLAMA3 = ROPE | {'model.rope_scaling': 'llama3'}
 GSM8K = {'data.source': 'gsm8k', 'data.dir': '{files}', 'data.num_valid': 2,
          'tokenizer.kind': 'bytes'}
+PERTURBED = GSM8K | {'data.source': 'gsm8k_perturbed', 'data.dir': '{files}/problems',
+                     'data.perturbed.variants_per_problem': 3}
 DOWNLOAD = {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes'}
 FILE = {'tokenizer.kind': 'file', 'tokenizer.path': '{files}/a.json', 'tokenizer.eos_token': '<e>'}
 # The shape that a config has before a model directory decides it.
@@ -516,6 +519,9 @@ LIVE = {
     'data.chain.num_train': ('dataset', 41, {}),
     'data.chain.num_valid': ('dataset', 9, {}),
     'data.chain.num_test': ('dataset', 9, {}),
+    'data.perturbed.seed': ('dataset', 1, PERTURBED),
+    'data.perturbed.variants_per_problem': ('dataset', 4, PERTURBED),
+    'data.perturbed.total': ('dataset', 5, PERTURBED),
     'tokenizer.kind': ('tokenizer', 'bytes', {}),
     'tokenizer.path': ('tokenizer', '{files}/b.json', FILE),
     'tokenizer.bos_token': ('tokenizer', '<b>', FILE),
@@ -679,6 +685,11 @@ def tools(tmp_path_factory):
     lines = ''.join(json.dumps(r) + '\n' for r in rows)
     (place / 'train.jsonl').write_text(lines + ('nonsense\n' if place.name == 'bad' else ''))
     (place / 'test.jsonl').write_text(lines)
+  (folder / 'problems').mkdir()
+  for name, words in (('train', 'apples pears plums figs buns'), ('test', 'nuts')):
+    (folder / 'problems' / f'{name}.jsonl').write_text(''.join(json.dumps({
+        'question': f'Tom has 40 {word} and eats 15. How many are left?', 'steps': ['40-15=25'],
+        'answer': '25'}) + '\n' for word in words.split()))
   import tokenizers
   for name, extra in (('a', []), ('b', ['12'])):
     vocab = {t: i for i, t in enumerate(['<e>', '<b>', '1', '2', *extra])}
