@@ -203,7 +203,7 @@ class Transformer(nnx.Module):
     x_btd = memory.look_up(self.embedding[...], self.memory[...], tokens_bt,
                            jnp.dtype(self.config.compute_dtype))
     if self.positions is not None:
-      x_btd = x_btd + self.positions[...][positions_bt].astype(x_btd.dtype)
+      x_btd = x_btd + memory.take_rows(self.positions[...], positions_bt, x_btd.dtype)
     x_btd = constrain(drop(x_btd, self.config.dropout, dropout_key, 'embedding'),
                       BATCH, None, None)
     graphdef, layers = nnx.split(self.blocks)
