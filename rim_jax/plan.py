@@ -223,14 +223,14 @@ def make_plan(config: Config, machine: Machine) -> dict:
       'assumed': list(rows.assumed),
       'params': {'trainable': trainable, 'frozen': base},
       'params_per_device': {'trainable': trainable_here, 'frozen': base_here},
-      'state_gib': round(_get_shard_bytes((state, frozen)) / GIB, 3),
+      'state_gib': _get_shard_bytes((state, frozen)) / GIB,
       'hbm_gib': {'chip': machine.chip.hbm_gib}, 'fits': False,
       'versions': {name: _get_version(name) for name in ('jax', 'libtpu')}}
   start = time.perf_counter()
   least = _get_shard_bytes((state, frozen, state.params)) / GIB  # gradients are as large as params
   try:
     if least > machine.chip.hbm_gib:  # then compiling would only tell the same, a minute later
-      raise DoesNotFit('state and gradients alone are more; not compiled', round(least, 3))
+      raise DoesNotFit('state and gradients alone are more; not compiled', least)
     compiled = compile_step(config, program, rows, mesh)
   except DoesNotFit as e:
     plan['hbm_gib']['needed'] = e.needed_gib
@@ -257,9 +257,8 @@ def _describe(compiled, costs, machine, model_flops):
   secs = compute_roofline(costs, machine.chip)
   chips = len(machine.devices)
   return {
-      'hbm_gib': {'arguments': round(gib['argument'], 3), 'temporaries': round(gib['temp'], 3),
-                  'code': round(gib['generated_code'], 3), 'peak': round(peak, 3),
-                  'chip': machine.chip.hbm_gib},
+      'hbm_gib': {'arguments': gib['argument'], 'temporaries': gib['temp'],
+                  'code': gib['generated_code'], 'peak': peak, 'chip': machine.chip.hbm_gib},
       'fits': True,  # or the compiler had refused
       'flops': {'per_step': costs.flops * chips, 'per_device': costs.flops,
                 'attention_per_device': costs.kernel_flops, 'model_per_step': model_flops},
