@@ -260,14 +260,14 @@ def test_the_mode_refuses_in_one_line(monkeypatch, clean_environment, capsys, ar
 # ---- With libtpu ----
 
 
-def run_plan(tmp_path, name, *argv):
+def run_plan(tmp_path, name, recipe, *argv):
   """plan.json of a real command on a published model's config.json."""
   (tmp_path / name).mkdir()
   (tmp_path / name / 'config.json').write_text(json.dumps(families_test.PUBLISHED[name][1]))
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   done = subprocess.run(
-      [sys.executable, '-m', 'rim_jax.main', '--mode=plan', f'--workdir={tmp_path}/w',
-       f'--config.model.init_from={tmp_path}/{name}', *argv],
+      [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', '--mode=plan',
+       f'--workdir={tmp_path}/w', f'--config.model.init_from={tmp_path}/{name}', *argv],
       cwd=ROOT, env=env | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=1800)
   assert done.returncode == 0, done.stderr
   return json.loads((tmp_path / 'w/plan.json').read_text())['plans'][0]
@@ -289,7 +289,7 @@ def check_plan(found, num_params):
 @needs_libtpu
 @pytest.mark.tpu
 def test_gpt2_compiles_for_two_slices_and_says_what_crosses_between_them(tmp_path):
-  found = run_plan(tmp_path, 'gpt2', '--config=configs/stage2.py:gpt2', '--topology=v5e:2x2',
+  found = run_plan(tmp_path, 'gpt2', 'configs/stage2.py:gpt2', '--topology=v5e:2x2',
                    '--num_slices=2', '--config.mesh.fsdp=4')
   check_plan(found, 124_439_808)
   assert found['chips'] == 8 and found['mesh'] == {'data': 2, 'fsdp': 4, 'tensor': 1}
@@ -303,7 +303,7 @@ def test_gpt2_compiles_for_two_slices_and_says_what_crosses_between_them(tmp_pat
 @needs_libtpu
 @pytest.mark.tpu
 def test_a_stage2_step_of_llama_1b_with_lora_compiles_for_a_v5e_slice(tmp_path):
-  found = run_plan(tmp_path, 'llama3_2_1b', '--config=configs/stage2.py:llama3_2_1b',
+  found = run_plan(tmp_path, 'llama3_2_1b', 'configs/stage2.py:llama3_2_1b',
                    '--topology=v5e:4x4', '--config.mesh.fsdp=16', '--config.mesh.data=1',
                    '--config.train.batch_rows=32', '--config.train.batch_examples=0')
   check_plan(found, 1_235_814_400)
