@@ -352,4 +352,9 @@ def test_the_reader_of_shapes_is_that_of_training(tmp_path):
   assert resolved.model.vocab_size == plan.get_vocab_size(resolved) == 128256
   with pytest.raises(UserError, match=r'tokenizer\.json'):
     families.resolve(config)
+  argv = ['main.py', f'--config={ROOT}/configs/stage2.py:llama3_2_1b', '--topology=v5e:2x2',
+          f'--config.model.init_from={folder}', '--mode=plan']
+  assert main._parse(argv)[1].model.vocab_size == 128256
+  with pytest.raises(UserError, match=r'tokenizer\.json'):  # as every other mode needs
+    main._parse([*argv, '--mode=train'])
   assert pipeline.estimate_rows(resolved, 8).batch_rows % 8 == 0
