@@ -54,8 +54,8 @@ def list_rows():
   cases = [('stage2', 'LoRA'), ('stage2', 'full'), ('stage1', 'LoRA'), ('stage1', 'full')]
   host, slices = MACHINES[0], MACHINES[4]
   first = [('Llama-3.2-1B', *cases[0], *host), ('Llama-3.1-8B', *cases[0], *host),
-           ('Llama-3.1-8B', *cases[1], *host), ('Llama-3.2-1B', *cases[0], 'v5e:16x16', 1),
-           ('Llama-3.2-1B', *cases[1], *host), ('Llama-3.2-1B', *cases[0], *slices),
+           ('Llama-3.2-1B', *cases[1], *host), ('Llama-3.2-1B', *cases[0], 'v5e:16x16', 1),
+           ('Llama-3.1-8B', *cases[1], *host), ('Llama-3.2-1B', *cases[0], *slices),
            ('Llama-3.1-8B', *cases[1], 'v5p:2x2x1', 1), ('Llama-3.2-3B', *cases[0], 'v6e:2x4', 1),
            ('Llama-3.2-1B', *cases[2], *host), ('Llama-3.2-3B', *cases[1], *host)]
   rest = [(model, *case, *machine) for case in cases for machine in MACHINES for model in MODELS]
@@ -78,33 +78,24 @@ def make_config(model, stage, trained, chips):
 def compile_row(key):
   model, stage, trained, topology, num_slices = key
   machine = plan.make_machine(topology, num_slices)
-  config = make_config(model, stage, trained, len(machine.devices))
-  found = plan.make_plan(config, machine)
-  if not found['fits']:
-    found['nearest'] = plan.find_fitting(config, machine, print)
-  return found
+  return plan.make_plan(make_config(model, stage, trained, len(machine.devices)), machine)
 
 
 def format_row(key, found):
   model, stage, trained, topology, num_slices = key
   machine = topology + (f' x {num_slices}' if num_slices > 1 else '')
-  shown = found if found['fits'] else found['nearest']
-  head = f'| {model} | {stage} | {trained} | {machine} | {found["chips"]} |'
+  head, hbm = f'| {model} | {stage} | {trained} | {machine} | {found["chips"]} |', found['hbm_gib']
   if not found['fits']:
-    needed = found['hbm_gib']['needed']
-    needed = f'{needed:.1f} GiB' if needed else 'more'
-    if shown is None:
-      return f'{head} no: {needed} of {found["hbm_gib"]["chip"]} | | | | | |'
-    fits = f'no: {needed}; with `{shown["change"]}` {shown["hbm_gib"]["peak"]:.2f}'
-  else:
-    fits = f'{shown["hbm_gib"]["peak"]:.2f}'
-  secs, hbm = shown['roofline_secs'], shown['hbm_gib']
+    needed = f'needs {hbm["needed"]:.1f}' if hbm['needed'] else 'does not fit'
+    return f'{head} **{needed}** of {hbm["chip"]} | | | | | |'
+  secs = found['roofline_secs']
   dcn = f' + {1000 * secs["dcn"]:.0f}' if 'dcn' in secs else ''
-  return (f'{head} {fits} of {hbm["chip"]} | {hbm["arguments"]:.2f} + {hbm["temporaries"]:.2f} | '
-          f'{shown["flops"]["per_device"] / 1e12:.1f} | '
+  return (f'{head} {hbm["peak"]:.2f} of {hbm["chip"]} | '
+          f'{hbm["arguments"]:.2f} + {hbm["temporaries"]:.2f} | '
+          f'{found["flops"]["per_device"] / 1e12:.1f} | '
           f'{1000 * secs["compute"]:.0f} / {1000 * secs["hbm"]:.0f} / '
           f'{1000 * secs["ici"]:.0f}{dcn} | '
-          f'{1000 * secs["step"]:.0f} ms, {shown["bound"]} | {shown["mfu_ceiling"]:.0%} |')
+          f'{1000 * secs["step"]:.0f} ms, {found["bound"]} | {found["mfu_ceiling"]:.0%} |')
 
 
 def main():
@@ -143,9 +134,9 @@ def write_table(rows, missing):
       'TFLOP a chip | ms: compute / HBM / ICI (+ DCN) | step at least | MFU at most |',
       '|---|---|---|---|---|---|---|---|---|---|---|', *rows]
   if missing:
-    names = ', '.join(f'{model} {stage} {trained} on {topology}' + (f' x {n}' if n > 1 else '')
-                      for model, stage, trained, topology, n in missing)
-    table += ['', f'Not compiled yet ({len(missing)} rows; the same command goes on): {names}.']
+    machines = ', '.join(t + (f' x {n} slices' if n > 1 else '') for t, n in MACHINES)
+    table += ['', f'Not compiled yet: {len(missing)} of {len(rows) + len(missing)} rows, which are '
+              f'{", ".join(MODELS)}, each in stage 1 and 2, LoRA and full, on {machines}.']
   path.write_text('\n'.join([before + begin, '', *table, '', end]) + rest.partition(end)[2])
   print(f'{path}: {len(rows)} rows, {len(missing)} missing; jax {jax.__version__}')
 
