@@ -292,7 +292,30 @@ def render_chat(folder: pathlib.Path, tokenizer: TokenizerConfig) -> tuple[str, 
 
 
 def resolve(config: Config) -> Config:
-  """The config with its model's shape and its tokenizer read from `model.init_from`.
+  """The config with its model's shape, its tokenizer and its chat template read from
+  `model.init_from`.
+
+  Raises: UserError as `resolve_shape` does, and where a tokenizer or template cannot be told.
+  """
+  if not config.model.init_from:
+    return config
+  config = resolve_shape(config)
+  folder = get_folder(config.model)
+  tokenizer = config.tokenizer
+  if tokenizer == TokenizerConfig():
+    tokenizer = find_tokenizer(folder)
+  layout = config.layout
+  if layout.chat_template:
+    before, after = render_chat(folder, tokenizer)
+    if layout.question_prefix not in ('', before) or layout.separator not in ('', '\n', after):
+      raise UserError('layout.chat_template=True sets layout.question_prefix and '
+                      'layout.separator; leave them unset')
+    layout = dataclasses.replace(layout, question_prefix=before, separator=after)
+  return _check(dataclasses.replace(config, tokenizer=tokenizer, layout=layout), folder)
+
+
+def resolve_shape(config: Config) -> Config:
+  """The config with its model's shape read from the config.json in `model.init_from`, and no more.
 
   A shape key that is set beside init_from, to another value than its default, must agree.
   Raises: UserError naming every key that disagrees, and what `parse_model` raises.
@@ -308,18 +331,11 @@ def resolve(config: Config) -> Config:
       if getattr(config.model, key) not in (value, unset[key])]
   if problems:
     raise UserError('\n'.join(problems))
-  tokenizer = config.tokenizer
-  if tokenizer == TokenizerConfig():
-    tokenizer = find_tokenizer(folder)
-  layout = config.layout
-  if layout.chat_template:
-    before, after = render_chat(folder, tokenizer)
-    if layout.question_prefix not in ('', before) or layout.separator not in ('', '\n', after):
-      raise UserError('layout.chat_template=True sets layout.question_prefix and '
-                      'layout.separator; leave them unset')
-    layout = dataclasses.replace(layout, question_prefix=before, separator=after)
-  config = dataclasses.replace(config, tokenizer=tokenizer, layout=layout,
-                               model=dataclasses.replace(config.model, **fields))
+  return _check(dataclasses.replace(
+      config, model=dataclasses.replace(config.model, **fields)), folder)
+
+
+def _check(config, folder):
   problems = config_lib.find_problems(config)
   if problems:
     raise UserError('\n'.join(f'{folder}: {p}' for p in problems))

@@ -7,6 +7,8 @@
   --mode=export            write the run as a Hugging Face model (config.export);
                            --verify compares it with transformers before it appears
   --mode=generate          answer --question=TEXT, or each line of standard input
+  --mode=plan              what a step takes on --topology=KIND:SIZE (e.g. v5e:4x4) and
+                           --num_slices of it, compiled without that TPU; WORKDIR/plan.json
   --debug                  show the traceback of an error
 
 Several processes, one a host, run as one: they find each other on TPU VMs, GKE, SLURM and under
@@ -36,7 +38,12 @@ from rim_jax import config as config_lib
 from rim_jax import families
 from rim_jax.config import UserError
 
-MODES = ('train', 'eval', 'generate', 'export')
+MODES = ('train', 'eval', 'generate', 'export', 'plan')
+# A plan touches no TPU: neither its lock nor the questions that libtpu asks of a cloud are needed.
+PLAN_ENVIRONMENT = {
+    'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+    'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+    'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
 # By name: their modules load JAX.
 _EXIT_CODES = {'NonFiniteError': 1, 'HostError': 1, 'Stopped': 75}
 _LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
@@ -51,6 +58,8 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
   flags.DEFINE_string('question', '', 'generate: the question.', flag_values=values)
   flags.DEFINE_bool('verify', False, 'export: compare with transformers.', flag_values=values)
+  flags.DEFINE_string('topology', '', 'plan: the TPU, e.g. v5e:4x4.', flag_values=values)
+  flags.DEFINE_integer('num_slices', 1, 'plan: how many of them.', flag_values=values)
   flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0.', flag_values=values)
   flags.DEFINE_integer('num_processes', 0, 'How many there are.', flag_values=values)
   flags.DEFINE_integer('process_id', -1, 'Which one this is.', flag_values=values)
@@ -132,7 +141,13 @@ def _parse(argv):
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
                     'that rim_jax.config.make_config_dict makes')
-  return values, families.resolve(config_lib.parse_config(config, path)), path
+  config = config_lib.parse_config(config, path)
+  if values.mode == 'plan':  # needs no tokenizer, and no data
+    if not values.topology:
+      raise UserError('--mode=plan: which TPU? name one with --topology=KIND:SIZE, e.g. '
+                      '--topology=v5e:4x4')
+    return values, families.resolve_shape(config), path
+  return values, families.resolve(config), path
 
 
 def _flatten_message(error):
@@ -170,6 +185,8 @@ def _run(argv, console) -> None:
 
   command = f'python -m rim_jax.main --config={source}' + (
       f' --workdir={values.workdir}' if values.workdir else '')
+  if values.mode == 'plan':  # before JAX is loaded, which reads them once
+    os.environ.update(PLAN_ENVIRONMENT)
   from rim_jax import hosts  # late: a wrong flag is told before JAX is loaded
   hosts.start(values.coordinator, values.num_processes, values.process_id, values.distributed,
               values.start_secs)
@@ -177,7 +194,9 @@ def _run(argv, console) -> None:
     console.quiet = True  # one process speaks for all
   from rim_jax import run
   run.keep_compiled(config)
-  if values.mode == 'train':
+  if values.mode == 'plan':
+    run.plan(config, workdir, values.topology, values.num_slices, say, console)
+  elif values.mode == 'train':
     run.train(config, workdir, command, say, console)
   elif values.mode == 'eval':
     run.evaluate(config, workdir, say, console)

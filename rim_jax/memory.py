@@ -37,6 +37,16 @@ def look_up(embedding_vd, memory_md, tokens_bt, dtype):
   Shapes: embedding [v, d], memory [3, d], tokens i32[b, t] -> dtype[b, t, d].
   """
   vocab_size = embedding_vd.shape[0]
-  base = embedding_vd[jnp.minimum(tokens_bt, vocab_size - 1)].astype(dtype)
-  rows = memory_md[jnp.clip(tokens_bt - vocab_size, 0, NUM_MEMORY_ROWS - 1)].astype(dtype)
+  base = take_rows(embedding_vd, jnp.minimum(tokens_bt, vocab_size - 1), dtype)
+  rows = take_rows(memory_md, jnp.clip(tokens_bt - vocab_size, 0, NUM_MEMORY_ROWS - 1), dtype)
   return jnp.where((tokens_bt >= vocab_size)[..., None], rows, base)
+
+
+def take_rows(table_nd, ids_bt, dtype):
+  """Rows of a table by id, n rows of width d: i32[b, t] -> dtype[b, t, d].
+
+  Every device looks up its part of each row for its share of `data`; exchanging those parts gives
+  whole rows. Left to the compiler, each would look up the ids of the whole batch.
+  """
+  ids_bt = sharding.constrain(ids_bt, sharding.BATCH, None)
+  return sharding.constrain(table_nd[ids_bt].astype(dtype), sharding.BATCH, None, sharding.EMBED)

@@ -76,13 +76,26 @@ class Linear(nnx.Module):
 
   def __call__(self, x, dropout_key=None):
     """[b, t, *in] -> [b, t, *out]; called on one layer's slice."""
-    x_pi = x.reshape(x.shape[0] * x.shape[1], -1)
-    y = lora.project(x_pi, self.kernel[...], self.num_inputs)
-    if self.bias is not None:
-      y = y + _wide(self.bias[...].astype(x.dtype), y)
-    if self.adapter is not None:
-      y = y + self.adapter(x_pi, dropout_key)
-    return y.reshape(*x.shape[:2], *y.shape[1:])
+    return apply_linears((self,), x, dropout_key)[0]
+
+
+def apply_linears(linears, x, dropout_key=None):
+  """Projections of the same x [b, t, *in] -> a list of [b, t, *out]; on one layer's slice.
+
+  Adapters come first: the gradient of x then begins with the sum of what the kernels give, which
+  is one all-reduce where they are split over `tensor`, and not one for each.
+  """
+  x_pi = x.reshape(x.shape[0] * x.shape[1], -1)
+  adapted = [linear.adapter and linear.adapter(x_pi, dropout_key) for linear in linears]
+  found = []
+  for linear, extra in zip(linears, adapted):
+    y = lora.project(x_pi, linear.kernel[...], linear.num_inputs)
+    if linear.bias is not None:
+      y = y + _wide(linear.bias[...].astype(x.dtype), y)
+    if extra is not None:
+      y = y + extra
+    found.append(y.reshape(*x.shape[:2], *y.shape[1:]))
+  return found
 
 
 class Block(nnx.Module):
@@ -121,8 +134,8 @@ class Block(nnx.Module):
     if self.config.fused_qkv:
       q_bthk, k_btnk, v_btnk = jnp.moveaxis(self.qkv(h_btd, dropout_key), 2, 0)
     else:
-      q_bthk, k_btnk, v_btnk = (
-          linear(h_btd, dropout_key) for linear in (self.query, self.key, self.value))
+      q_bthk, k_btnk, v_btnk = apply_linears(
+          (self.query, self.key, self.value), h_btd, dropout_key)
     if self.query_norm is not None:
       q_bthk, k_btnk = self.query_norm(q_bthk), self.key_norm(k_btnk)
     if self.config.positions == 'rope':
@@ -142,10 +155,12 @@ class Block(nnx.Module):
     a_bthk = attention.attend(q_bthk, k_bcnk, v_bcnk, visible)
     x_btd = x_btd + drop(self.out(a_bthk, dropout_key), rate, dropout_key, 'attention')
     h_btd = self.mlp_norm(x_btd)
-    u_btf = self.up(h_btd, dropout_key)
     activate = _ACTIVATIONS[self.config.activation]
-    u_btf = (activate(u_btf) if self.gate is None
-             else activate(self.gate(h_btd, dropout_key)) * u_btf)
+    if self.gate is None:
+      u_btf = activate(self.up(h_btd, dropout_key))
+    else:
+      u_btf, gate_btf = apply_linears((self.up, self.gate), h_btd, dropout_key)
+      u_btf = activate(gate_btf) * u_btf
     x_btd = x_btd + drop(self.down(u_btf, dropout_key), rate, dropout_key, 'mlp')
     return constrain(x_btd, BATCH, None, None), (k_bcnk, v_bcnk)
 
@@ -188,7 +203,7 @@ class Transformer(nnx.Module):
     x_btd = memory.look_up(self.embedding[...], self.memory[...], tokens_bt,
                            jnp.dtype(self.config.compute_dtype))
     if self.positions is not None:
-      x_btd = x_btd + self.positions[...][positions_bt].astype(x_btd.dtype)
+      x_btd = x_btd + memory.take_rows(self.positions[...], positions_bt, x_btd.dtype)
     x_btd = constrain(drop(x_btd, self.config.dropout, dropout_key, 'embedding'),
                       BATCH, None, None)
     graphdef, layers = nnx.split(self.blocks)

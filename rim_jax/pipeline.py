@@ -15,6 +15,7 @@ import numpy as np
 from rim_jax import batch as batch_lib
 from rim_jax import layout as layout_lib
 from rim_jax import packing
+from rim_jax import tokenizer as tokenizer_lib
 from rim_jax.config import Config, UserError
 
 _LENGTHS_VERSION = 1
@@ -178,15 +179,86 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   if not batch_rows:
     batch_rows = max(1, round(config.train.batch_examples / plan.examples_per_row))
     origin = f' (from train.batch_examples={config.train.batch_examples})'
+  _check_rows(batch_rows, origin, pieces)
+  blocks = codec.config.layout.num_blocks
+  return StagePlan(plan, batch_rows, -(-plan.num_rows // batch_rows), num_examples,
+                   max(int(sizes[usable, 3].max()), blocks), dropped)
+
+
+def _check_rows(batch_rows, origin, pieces):
   if batch_rows % pieces:
     low = batch_rows // pieces * pieces
     raise UserError(
         f'train.batch_rows={batch_rows}{origin} is not divisible by slice x data x fsdp '
         f'x train.num_micro_batches = {pieces}; use --config.train.batch_examples=0 '
         f'--config.train.batch_rows={low or pieces}{f" or {low + pieces}" if low else ""}')
-  blocks = codec.config.layout.num_blocks
-  return StagePlan(plan, batch_rows, -(-plan.num_rows // batch_rows), num_examples,
-                   max(int(sizes[usable, 3].max()), blocks), dropped)
+
+
+# ---- Without data ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Shape of a step's batch, and what had to be assumed of the data to know it."""
+  batch_rows: int
+  row_slots: int
+  assumed: tuple[str, ...]
+
+
+def estimate_rows(config: Config, num_pieces: int) -> Rows:
+  """Rows and slots of a step as the config gives them, or estimated from a typical record.
+
+  The rule, for `layout.row_slots=0` or `train.batch_examples`: a record of grade-school maths has a
+  question of 240 characters, 4 steps of 12 and an answer of 3; a tokenizer from a file takes 4
+  characters to a token (2 in steps and answers). It is laid out by the run's own method; rows are
+  rounded up to what the mesh and the micro-batches divide.
+
+  Raises: UserError where `train.batch_rows` is not divisible by num_pieces.
+  """
+  tokens, slots, _ = layout_lib.count_example(_make_typical_example(config), config.layout)
+  if tokens > config.layout.row_tokens:
+    raise UserError(f'layout.row_tokens={config.layout.row_tokens} is below the {tokens} tokens of '
+                    'a typical record; raise it')
+  assumed = []
+  row_slots = config.layout.row_slots
+  if not row_slots:
+    row_slots = packing.choose_row_slots(np.array([[tokens, slots]]), config.layout.row_tokens)
+    assumed.append(f'layout.row_slots={row_slots}')
+  batch_rows = config.train.batch_rows
+  if not batch_rows:
+    per_row = config.layout.row_tokens / tokens
+    batch_rows = -(-max(1, round(config.train.batch_examples / per_row)) // num_pieces) * num_pieces
+    assumed.append(f'train.batch_rows={batch_rows} for {config.train.batch_examples} examples')
+  _check_rows(batch_rows, '', num_pieces)
+  if assumed:
+    assumed.append(f'from a typical record of {tokens} tokens and {slots} slots')
+  return Rows(batch_rows, row_slots, tuple(assumed))
+
+
+def _make_typical_example(config: Config):
+  """The layout's example for a record of typical lengths; its ids mean nothing."""
+  if config.data.source == 'chain':
+    steps = config.data.chain.max_steps
+    question, step, answer = 2 * steps + 1, 1, 1
+  else:
+    steps, question, step, answer = 4, 240, 12, 3
+  if config.tokenizer.kind == 'file' or config.model.init_from:
+    def encode(text):
+      return range(-(-len(text) // 4))
+    question, step, answer = -(-question // 4), -(-step // 2), -(-answer // 2)
+    layout = config.layout
+    template = layout_lib.Template([0], *map(encode, (
+        layout.question_prefix, layout.separator, layout.step_prefix, layout.step_separator,
+        layout.answer_prefix, layout.answer_suffix)), eos=[0])
+  else:
+    tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
+    template = layout_lib.make_template(tokenizer, config.layout)
+  around = sum(map(len, (template.bos, template.question_prefix, template.separator)))
+  return layout_lib.LAYOUTS[config.method](layout_lib.Encoded(
+      range(question + around), (range(step),) * steps, range(answer)), template, config.layout)
+
+
+# ---- Batches ----
 
 
 class BatchSource:

@@ -8,6 +8,8 @@ import zlib
 
 from etils import epath
 import jax
+from rich import box, table
+from rich.text import Text
 
 from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
@@ -120,6 +122,68 @@ def generate(config, workdir, question, say, console) -> None:
                                   evaluate_lib.get_blocks(blocks))
   for text, row in zip(questions, texts):
     report.show_answers(console, text, evaluate_lib.get_blocks(blocks), row, config)
+
+
+def plan(config, workdir, topology, num_slices, say, console) -> None:
+  """Plans every stage's step for a TPU that is not there; shows it, and writes plan.json."""
+  from rim_jax import plan as plan_lib  # late: only this mode needs what it imports
+  plans = plan_lib.make_plans(config, topology, num_slices, say)
+  for found in plans:
+    _show_plan(console, found)
+    if not found['fits']:
+      nearest = found['nearest']
+      say(f"it fits with {nearest['change']}:" if nearest else
+          'no setting of remat, micro-batches and mesh fits; take more chips or another kind')
+      if nearest:
+        _show_plan(console, nearest)
+  path = epath.Path(workdir) / 'plan.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  checkpoint_lib.write_json(path, {'version': plan_lib.PLAN_VERSION, 'plans': plans})
+  say(f'{path}: the same as JSON')
+
+
+def _show_plan(console, plan) -> None:
+  """One plan as a table; what is an estimate says so."""
+  rows = table.Table('', '', box=box.SIMPLE, show_header=False, title_justify='left', title=(
+      f"{plan['method']} on {plan['chips']} chips, {plan['topology']}" + (
+          f" x {plan['num_slices']} slices" if plan['num_slices'] > 1 else '')))
+
+  def add(label, value):
+    rows.add_row(Text(label), Text(value))
+  add('mesh', ' x '.join(f'{axis}={size}' for axis, size in plan['mesh'].items()))
+  add('settings', ', '.join(f'{k}={v}' for k, v in plan['settings'].items()))
+  if plan['assumed']:
+    add('assumed', ', '.join(plan['assumed']))
+  add('parameters', '{trainable:,} trainable, {frozen:,} frozen'.format(**plan['params']))
+  add('  per device', '{trainable:,} trainable, {frozen:,} frozen'.format(
+      **plan['params_per_device']))
+  hbm = plan['hbm_gib']
+  if not plan['fits']:
+    needed = f"{hbm['needed']:.1f}" if hbm.get('needed') else 'more'
+    add('HBM per device', f"{needed} GiB needed, the chip has {hbm['chip']}; DOES NOT FIT")
+    add('', plan['reason'])
+    console.print(rows)
+    return
+  add('HBM per device', '{arguments:.2f} arguments + {temporaries:.2f} temporaries + {code:.2f} '
+      'code: peak {peak:.2f} of {chip} GiB; fits'.format(**hbm))
+  flops, secs = plan['flops'], plan['roofline_secs']
+  add('FLOPs', f"{flops['per_step']:.3e} a step, {flops['per_device']:.3e} a device "
+      f"({flops['attention_per_device']:.1e} in attention, every tile counted)")
+  for kind, c in plan['collectives'].items():
+    across = f", {c['slice_bytes'] / 2**20:,.1f} of them to other slices" if (
+        c['slice_bytes']) else ''
+    add(kind, f"{c['runs']:,} a step, each device sends {c['bytes'] / 2**20:,.1f} MiB{across}")
+  add('roofline (estimate)', ', '.join(
+      f'{name} {1000 * s:.2f} ms' for name, s in secs.items() if name != 'step'))
+  add('step time at least', f"{1000 * secs['step']:.2f} ms, bound by {plan['bound']}")
+  add('MFU at most', f"{plan['mfu_ceiling']:.1%} (an upper bound: nothing else costs time, and "
+      'everything overlaps)')
+  unknown = plan['unknown']
+  if unknown['loops'] or unknown['kernels']:
+    add('not counted', f"{unknown['loops']} loops whose length depends on data (taken once), "
+        f"{unknown['kernels']} unknown kernels")
+  add('compiled in', f"{plan['compile_secs']:.0f} s, by libtpu {plan['versions']['libtpu']}")
+  console.print(rows)
 
 
 def export(config, workdir, verify, say) -> None:

@@ -157,8 +157,17 @@ def place_batch(batch, mesh: Mesh, rows=None, num_rows: int | None = None):
 
 
 def constrain(x, *axes):
-  """States where an activation lives, by logical axes; without a mesh in context, itself."""
+  """States where an activation lives, by logical axes; without a mesh in context, itself.
+
+  A mesh axis that two of them are split over goes to the later one: rows of which each holds a
+  part of `embed` are rows over `data` alone.
+  """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  return jax.lax.with_sharding_constraint(x, make_spec(axes))
+  parts, taken = [], set()
+  for part in reversed(make_spec(axes)):
+    kept = tuple(a for a in ((part,) if isinstance(part, str) else part or ()) if a not in taken)
+    parts.insert(0, kept or None)
+    taken.update(kept)
+  return jax.lax.with_sharding_constraint(x, P(*parts))

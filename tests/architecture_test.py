@@ -62,6 +62,7 @@ NEVER = {
     'metrics': {'rim_jax.model'},
     'report': {'rim_jax.model'},
     'plan': {'rim_jax.data', 'rim_jax.train'},
+    'hlo': ALL | {'jax', 'flax'} | IO,
     'sweep': {'rim_jax.model', 'rim_jax.loss'},
 }
 

@@ -1,9 +1,12 @@
 """Golden placements of the small model on 2x2x2, and what is refused."""
 
+import re
+
 import jax
 from jax.sharding import PartitionSpec as P
 import pytest
 
+from rim_jax import batch as batch_lib
 from rim_jax import sharding
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import MeshConfig, UserError
@@ -80,6 +83,38 @@ def test_activations_are_constrained_under_a_mesh():
 def test_what_the_mesh_does_not_divide_is_an_error(changes, culprit):
   with pytest.raises(UserError, match=culprit.replace('.', r'\.')):
     make_program(MeshConfig(2, 2, 2), **changes)
+
+
+@pytest.mark.parametrize('trainable', ['all', 'lora'])
+@pytest.mark.parametrize('mesh_config', [MeshConfig(2, 2, 2), MeshConfig(2, 4, 1)])
+def test_a_step_holds_no_activation_of_the_whole_batch(capfd, trainable, mesh_config):
+  """24 rows of 64 tokens and 40 slots, 22 ids: numbers that show in the compiled program."""
+  config = support.make_config(
+      train__batch_rows=24, optim__trainable=trainable, model__attention_tile_tokens=0,
+      model__lora__rank=4 if trainable == 'lora' else 0)
+  mesh = sharding.make_mesh(mesh_config)
+  program = train_step_lib.make_program(config, 22, 10, mesh)
+  at = sharding.get_batch_sharding(mesh)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+                       batch_lib.make_empty_rows(24, 64, 40))
+  with jax.set_mesh(mesh):
+    text = train_step_lib.make_train_step(program, config, 10, 4, mesh).lower(
+        *program.abstract, batch).compile().as_text()
+  shapes = {tuple(map(int, s.split(','))) for s in re.findall(r'f(?:32|16)\[([\d,]+)\]', text)}
+  assert any(s[:2] in ((3, 64), (6, 64)) for s in shapes)
+  assert not [s for s in shapes if s[:2] in ((24, 64), (24, 40)) and len(s) > 2]
+  vocabularies = (22, 22 // mesh_config.tensor)
+  assert not [s for s in shapes if s[-1] in vocabularies and 64 in s]  # none for every token
+  assert 'Involuntary full rematerialization' not in capfd.readouterr().err
+
+
+def test_a_mesh_axis_of_two_names_goes_to_the_later():
+  mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
+  with jax.set_mesh(mesh):
+    x = jax.jit(lambda x: sharding.constrain(x, sharding.BATCH, None, sharding.EMBED))(
+        jax.numpy.ones((8, 2, 4)))
+  want = jax.NamedSharding(mesh, P(('slice', 'data'), None, 'fsdp'))
+  assert x.sharding.is_equivalent_to(want, 3)
 
 
 def test_a_name_without_a_rule_raises():

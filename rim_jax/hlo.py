@@ -1,0 +1,428 @@
+"""What a compiled program does in one run, read from its text: FLOPs, bytes, collectives.
+
+XLA's own cost analysis counts the body of a loop once. Here every computation is multiplied by how
+often it runs: loops inside loops by the product of their trip counts. Counted are
+
+  FLOPs        of matrix products and convolutions (2 an added product), at valid positions only,
+               since a TPU writes a batched product as a padded convolution; and of JAX's
+               splash attention kernels, by their shapes: every tile, also those that a mask lets it
+               skip. What the vector unit does is not counted.
+  HBM bytes    read and written between fusions; a slice counts as itself, not as what it is
+               cut from, and what stays in a TPU's vector memory (space 1) counts nothing.
+  collectives  by kind: runs, and the bytes that one device sends for them on a ring.
+
+The text is that of `compiled.as_text()`. Knows nothing of JAX, models or chips.
+"""
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+
+_BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2,
+          'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8}
+_ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?')
+_HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
+_LINE = re.compile(r'^  (ROOT )?%?([\w.\-]+) = ')
+_NAME = re.compile(r'%([\w.\-]+)')
+COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
+# They move no bytes of their own: names, views, and the ends of what a `-start` began.
+_FREE = re.compile(r'parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call'
+                   r'|after-all|partition-id|replica-id|opt-barrier|.*-done|.*-update')
+_FREE_CALLS = ('AllocateBuffer', 'ConcatBitcast', 'AssumeGatherIndicesInBound')
+_SLICES = ('dynamic-slice', 'slice', 'gather')
+# Matrix products of one splash kernel: scores and values; backward, the scores once more.
+_KERNELS = {'splash_mqa_fwd': 2, 'splash_mha_fwd': 2, 'splash_mqa_dq': 3, 'splash_mha_dq': 3,
+            'splash_mqa_dkv': 4, 'splash_mha_dkv': 4}
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  dtype: str
+  shape: tuple[int, ...]
+  in_hbm: bool
+
+  @property
+  def num_bytes(self):
+    return math.prod(self.shape) * _BYTES.get(self.dtype, 0)  # 0: a token, an opaque handle
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  name: str
+  op: str
+  type: str
+  operands: tuple[str, ...]
+  inside: str  # of the parentheses: operands, a constant's value, a parameter's number
+  attributes: str
+  is_root: bool
+
+  @functools.cached_property
+  def arrays(self) -> tuple[Array, ...]:
+    return tuple(Array(dtype, tuple(map(int, filter(None, dims.split(',')))),
+                       re.search(r'S\([1-9]', layout or '') is None)
+                 for dtype, dims, layout in _ARRAY.findall(self.type))
+
+  def get(self, key):
+    """The computation that an attribute names, or None."""
+    found = re.search(rf'\b{key}=%([\w.\-]+)', self.attributes)
+    return found and found[1]
+
+
+@dataclasses.dataclass
+class Collective:
+  """All collectives of one kind, in one run of the program."""
+  runs: int = 0
+  bytes: float = 0.0  # that one device sends
+  slice_bytes: float = 0.0  # of these, to another slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+  """One run of a program on one device."""
+  flops: float
+  kernel_flops: float  # of these, by arithmetic on the shapes of attention kernels
+  hbm_bytes: float
+  collectives: dict[str, Collective]
+  unknown_loops: int  # whose trip count depends on data; counted once
+  unknown_kernels: int  # of which nothing is known; counted as no FLOPs
+
+
+def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
+  """A module's text -> (its computations by name, each by instruction; the entry's name)."""
+  computations, entry, current, pending = {}, None, None, None
+
+  def finish():
+    if pending:
+      instruction = _parse_instruction(pending)
+      computations[current][instruction.name] = instruction
+  for line in text.splitlines():
+    head = _HEAD.match(line)
+    if head and not line.startswith(' '):
+      current, pending = head[2], None
+      computations[current] = {}
+      entry = current if head[1] else entry
+    elif current and line == '}':
+      finish()
+      current = pending = None
+    elif current and _LINE.match(line):
+      finish()
+      pending = line
+    elif pending:  # an attribute that holds a line break
+      pending += line
+  return computations, entry
+
+
+def _find_close(text, start):
+  """Where the parenthesis that opens at `start` closes."""
+  depth = 0
+  for i in range(start, len(text)):
+    depth += {'(': 1, ')': -1}.get(text[i], 0)
+    if not depth:
+      return i
+  raise ValueError(f'unbalanced: {text[start:start + 80]}')
+
+
+def _parse_instruction(line):
+  head = _LINE.match(line)
+  at = head.end()
+  end = _find_close(line, at) + 1 if line[at] == '(' else line.index(' ', at)
+  opening = line.index('(', end)
+  close = _find_close(line, opening)
+  inside = line[opening + 1:close]
+  return Instruction(head[2], line[end:opening].strip(), line[at:end],
+                     tuple(_NAME.findall(inside)), inside, line[close + 1:], bool(head[1]))
+
+
+def _get_root(computation):
+  return next((i for i in computation.values() if i.is_root), list(computation.values())[-1])
+
+
+# ---- How often each computation runs ----
+
+
+def count_trips(loop: Instruction, caller, computations) -> int | None:
+  """Trip count of a `while`, as the compiler states it or by its counter; None if neither tells."""
+  stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  if stated:
+    return int(stated[1])
+  condition, body = computations[loop.get('condition')], computations[loop.get('body')]
+  start = caller.get(loop.operands[0])
+  compare, args = _unfold(_get_root(condition), condition, computations)
+  if compare.op != 'compare' or 'direction=LT' not in compare.attributes:
+    return None
+
+  def evaluate(instruction):  # a constant, or one that is carried into the loop and never changed
+    if instruction is not None and instruction.op == 'constant':
+      return int(instruction.inside) if instruction.inside.isdigit() else None
+    index = _get_index(instruction)
+    if index is None or start is None or start.op != 'tuple':
+      return None
+    source = caller.get(start.operands[index])
+    while source is not None and source.op in ('copy', 'bitcast'):
+      source = caller.get(source.operands[0])
+    return evaluate(source) if source is not None and source.op == 'constant' else None
+  counter, limit = args
+  first, last = evaluate(counter), evaluate(limit)
+  index = _get_index(counter)
+  if index is None or first is None or last is None:
+    return None
+  update, args = _unfold(body.get(_get_root(body).operands[index]), body, computations)
+  if update is None or update.op != 'add':
+    return None
+  steps = [int(a.inside) for a in args if a is not None and a.op == 'constant']
+  return max(0, -(-(last - first) // steps[0])) if len(steps) == 1 and steps[0] > 0 else None
+
+
+def _get_index(instruction):
+  """Which element of a loop's state this is, or None."""
+  if instruction is None or instruction.op != 'get-tuple-element':
+    return None
+  return int(re.search(r'index=(\d+)', instruction.attributes)[1])
+
+
+def _unfold(instruction, computation, computations):
+  """(an instruction, its operands), looking into a fusion that holds nothing else."""
+  while instruction is not None and instruction.op in ('copy', 'bitcast'):
+    instruction = computation.get(instruction.operands[0])
+  if instruction is None:
+    return None, []
+  operands = [computation.get(name) for name in instruction.operands]
+  if instruction.op != 'fusion':
+    return instruction, operands
+  inner = computations[instruction.get('calls')]
+  root = _get_root(inner)
+  return root, [operands[int(i.inside)] if i is not None and i.op == 'parameter' else i
+                for i in map(inner.get, root.operands)]
+
+
+def count_runs(computations, entry) -> tuple[dict[str, int], set[str], int]:
+  """(runs of every computation, those inside fusions, number of loops of unknown length)."""
+  runs, fused, unknown = collections.Counter(), set(), 0
+
+  def visit(name, times, in_fusion):
+    nonlocal unknown
+    runs[name] += times
+    if in_fusion:
+      fused.add(name)
+    for i in computations[name].values():
+      if i.op == 'while':
+        trips = count_trips(i, computations[name], computations)
+        unknown += trips is None
+        visit(i.get('body'), times * (1 if trips is None else trips), in_fusion)
+      elif i.op in ('fusion', 'call', 'async-start'):
+        called = i.get('calls') or i.get('to_apply')
+        visit(called, times, in_fusion or i.op != 'call')
+      elif i.op == 'conditional':  # every branch: an upper bound
+        branches = re.search(r'branch_computations=\{([^}]*)\}', i.attributes)
+        for branch in _NAME.findall(branches[1]) if branches else filter(None, (
+            i.get('true_computation'), i.get('false_computation'))):
+          visit(branch, times, in_fusion)
+  visit(entry, 1, False)
+  return runs, fused, unknown
+
+
+# ---- FLOPs ----
+
+
+def _count_flops(i: Instruction, computation) -> float:
+  if i.op == 'dot':
+    left = computation[i.operands[0]].arrays[0].shape
+    summed = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', i.attributes)
+    dims = [int(d) for d in summed[1].split(',') if d] if summed else []
+    return 2.0 * math.prod(i.arrays[0].shape) * math.prod(left[d] for d in dims)
+  if i.op == 'convolution':
+    return _count_convolution(i, *(computation[o].arrays[0].shape for o in i.operands))
+  return 0.0
+
+
+def _count_convolution(i, left, right):
+  labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', i.attributes)
+  left_at, right_at, out_at = ({c: n for n, c in enumerate(s)} for s in labels.groups())
+  out = i.arrays[0].shape
+  window = dict(re.findall(r'(\w+)=([\dx_\-]+)', (re.search(r'window=\{([^}]*)\}', i.attributes)
+                                                  or [''])[0]))
+
+  def get(key, dim, default):
+    return window[key].split('x')[dim] if key in window else default
+  # Features of the kernel's input are already those of one group.
+  flops = 2.0 * out[out_at['b']] * out[out_at['f']] * right[right_at['i']]
+  for dim in range(len(left) - 2):
+    size, outputs, width = (shape[at[str(dim)]] for shape, at in (
+        (left, left_at), (out, out_at), (right, right_at)))
+    low = int(get('pad', dim, '0_0').split('_')[0])
+    stride, dilate, spread = (int(get(k, dim, 1)) for k in ('stride', 'rhs_dilate', 'lhs_dilate'))
+    at = np.arange(outputs)[:, None] * stride + np.arange(width)[None] * dilate - low
+    flops *= int(((at >= 0) & (at % spread == 0) & (at // spread < size)).sum())
+  return flops
+
+
+def _count_kernel(i: Instruction, computation) -> float | None:
+  """FLOPs of an attention kernel by its shapes: operands q [.., t, k] and k [.., c, k] come first
+  among those that are no integers."""
+  products = next((n for name, n in _KERNELS.items() if name in i.attributes), None)
+  if products is None:
+    return None
+  q, k = [a for a in (computation[o].arrays[0] for o in i.operands)
+          if a.dtype in ('bf16', 'f32', 'f16')][:2]
+  return 2.0 * products * math.prod(q.shape) * k.shape[-2]
+
+
+# ---- Bytes of HBM ----
+
+
+def _get_bytes(arrays):
+  return sum(a.num_bytes for a in arrays if a.in_hbm)
+
+
+def _count_bytes(i: Instruction, computation, computations) -> float:
+  """Read and written by one instruction outside of fusions."""
+  if _FREE.fullmatch(i.op) or any(f'"{name}"' in i.attributes for name in _FREE_CALLS):
+    return 0.0
+  operands = [computation[o] for o in i.operands if o in computation]
+  if i.op == 'fusion':
+    return _count_fusion_bytes(i, operands, computations[i.get('calls')])
+  if i.op == 'slice-start':  # its result holds (operand), slice, flag: no more is read than written
+    source, result = i.arrays[:2]
+    return result.num_bytes * (source.in_hbm + result.in_hbm)
+  if i.op.endswith('-start'):  # its result holds its operands, or what it copies, and flags
+    read = [a for o in operands for a in o.arrays]
+    return _get_bytes(read) + _get_bytes(
+        i.arrays[:1] if i.op == 'copy-start' else i.arrays[len(read):2 * len(read)])
+  if i.op in ('send', 'recv'):  # to or from the host
+    return _get_bytes(i.arrays[:1])
+  if i.op in _SLICES:
+    return _get_bytes(i.arrays) * (1 + operands[0].arrays[0].in_hbm)
+  if i.op in ('dynamic-update-slice', 'scatter'):  # in place
+    update = operands[1 if i.op == 'dynamic-update-slice' else -1]
+    return update.arrays[0].num_bytes * (i.arrays[0].in_hbm + update.arrays[0].in_hbm)
+  return _get_bytes([a for o in operands for a in o.arrays]) + _get_bytes(i.arrays)
+
+
+def _count_fusion_bytes(i, operands, inner):
+  users = collections.defaultdict(list)
+  for user in inner.values():
+    for position, name in enumerate(user.operands):
+      users[name].append((user, position))
+
+  def find_uses(name):
+    for user, position in users[name]:
+      if user.op == 'bitcast':
+        yield from find_uses(user.name)
+      else:
+        yield user, position
+  total = 0.0
+  for parameter in [p for p in inner.values() if p.op == 'parameter']:
+    source = operands[int(parameter.inside)] if int(parameter.inside) < len(operands) else None
+    if source is None or not _get_bytes(source.arrays):
+      continue
+    uses = list(find_uses(parameter.name))
+    if uses and all(position == 0 and u.op in (*_SLICES, 'dynamic-update-slice')
+                    for u, position in uses):
+      total += min(_get_bytes(source.arrays), sum(
+          u.arrays[0].num_bytes for u, _ in uses if u.op in _SLICES))
+    else:
+      total += _get_bytes(source.arrays)
+  root = _get_root(inner)
+  roots = [inner[o] for o in root.operands] if root.op == 'tuple' else [root]
+  for result, array in zip(roots, i.arrays):
+    while result.op == 'bitcast' and result.operands[0] in inner:
+      result = inner[result.operands[0]]
+    if array.in_hbm:
+      total += (inner[result.operands[1]].arrays[0].num_bytes
+                if result.op == 'dynamic-update-slice' else array.num_bytes)
+  return total
+
+
+# ---- Collectives ----
+
+
+def find_group_size(attributes: str) -> int:
+  """How many devices take part in a collective, however its text spells the groups.
+
+  Raises: ValueError for a spelling that is not known; counting it as nothing would pass unseen.
+  """
+  if 'source_target_pairs=' in attributes:
+    return 2
+  listed = re.search(r'replica_groups=\{\{([\d,]+)\}', attributes)
+  if listed:
+    return len(listed[1].split(','))
+  iota = re.search(r'replica_groups=\[(?:\d+,)*(\d+)\]<=', attributes)
+  if iota:
+    return int(iota[1])
+  named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\([^{]*\))? \{([^}]*)\}",
+                    attributes)
+  if not named:
+    raise ValueError(f'a collective with unknown groups: {attributes[:200]}')
+  sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", named[1])}
+  return math.prod(sizes[name] for name in re.findall(r"'([^']*)'", named[2]))
+
+
+def count_sent(kind: str, operand_bytes: float, n: int) -> float:
+  """Bytes that one device sends for one collective of n devices, on a ring."""
+  return operand_bytes * {'all-gather': n - 1, 'reduce-scatter': (n - 1) / n,
+                          'all-reduce': 2 * (n - 1) / n, 'all-to-all': (n - 1) / n}.get(kind, 1)
+
+
+def list_collectives(computations, runs):
+  """(kind, instruction, runs, bytes that a device sends, whether to another slice) of each.
+
+  A compiler that overlaps one with products writes it in several fusions, under one channel; it
+  writes a reduce-scatter as a fusion of all-reduce and slice; and between slices it leaves the
+  exchange to the hosts, as a `send` that says what is exchanged.
+  """
+  seen = set()
+  for name, times in runs.items():
+    computation = computations[name]
+    for i in computation.values():
+      operand_bytes = sum(a.num_bytes for o in i.operands if o in computation
+                          for a in computation[o].arrays)
+      across = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.attributes)
+      if i.op == 'send' and across:
+        kind = across[1].lower().replace('_', '-')
+        slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', i.attributes)
+        count = len(slices[1].split(',')) if slices else 2
+        yield kind, i, times, count_sent(kind, operand_bytes, count), True
+        continue
+      kind = i.op.removesuffix('-start')
+      channel = re.search(r'channel_id=(\d+)', i.attributes)
+      if kind not in COLLECTIVES or (channel and channel[1] in seen):
+        continue
+      seen.add(channel[1] if channel else i.name)
+      if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
+        kind = 'reduce-scatter'
+      sent = count_sent(kind, operand_bytes, find_group_size(i.attributes))
+      yield kind, i, times, sent, False
+
+
+def _count_collectives(computations, runs):
+  found = {}
+  for kind, _, times, sent, across in list_collectives(computations, runs):
+    total = found.setdefault(kind, Collective())
+    total.runs += times
+    total.bytes += times * sent
+    total.slice_bytes += times * sent * across
+  return found
+
+
+def compute_costs(text: str) -> Costs:
+  """Costs of one run on one device of the program with this text."""
+  computations, entry = parse(text)
+  runs, fused, unknown_loops = count_runs(computations, entry)
+  flops = kernels = moved = 0.0
+  unknown_kernels = 0
+  for name, times in runs.items():
+    computation = computations[name]
+    for i in computation.values():
+      flops += times * _count_flops(i, computation)
+      if i.op == 'custom-call' and '"tpu_custom_call"' in i.attributes:
+        count = _count_kernel(i, computation)
+        unknown_kernels += count is None
+        kernels += times * (count or 0.0)
+      if name not in fused:
+        moved += times * _count_bytes(i, computation, computations)
+  return Costs(flops + kernels, kernels, moved,
+               _count_collectives(computations, runs), unknown_loops, unknown_kernels)
