@@ -297,6 +297,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
         with goodput.measure('compile'):
           compiled = step_fn.lower(state, frozen, batch).compile()
       state, metrics = compiled(state, frozen, batch)
+      hosts.settle((state, metrics))
       checkpointer.poll()
       watchdog.beat(step)
       profiler.step(step, metrics)
