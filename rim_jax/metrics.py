@@ -18,7 +18,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 
 
-_BEGAN = time.monotonic()  # near enough to the process's start
+BEGAN = time.monotonic()  # near enough to the process's start
 
 
 class MetricsWriter:
@@ -121,11 +121,15 @@ class Meter:
 
 
 class Goodput:
-  """Where a run's wall time goes: seconds by what it was spent on, from the process's start."""
+  """Where a stage's wall time goes: seconds by what it was spent on.
 
-  def __init__(self, clock=time.monotonic, began: float | None = None):
+  Args:
+    began: when the stage did; the first one begins with the process.
+  """
+
+  def __init__(self, began: float, clock=time.monotonic):
     self._clock = clock
-    self._began = _BEGAN if began is None else began
+    self._began = began
     self._spent = {'start': clock() - self._began}
 
   @contextlib.contextmanager

@@ -140,14 +140,17 @@ def find_init(config: Config, workdir) -> epath.Path | None:
   return path
 
 
-def train(config: Config, workdir, init_from=None, say=print, console=None) -> dict:
+def train(config: Config, workdir, init_from=None, say=print, console=None,
+          began: float | None = None) -> dict:
   """Trains one stage in WORKDIR, from where it stopped, and evaluates it.
 
+  Args:
+    began: when its wall time begins to count; now by default.
   Returns: the content of results.json.
   Raises: UserError; NonFiniteError when an update had to be withheld; hosts.Stopped once asked to
     end and saved.
   """
-  workdir = epath.Path(workdir)
+  workdir, began = epath.Path(workdir), time.monotonic() if began is None else began
   # ---- What this run is, and whether it may go on here ----
   task = make_task(config, say)
   hosts.lead(lambda: _check_workdir(task, workdir))
@@ -155,11 +158,11 @@ def train(config: Config, workdir, init_from=None, say=print, console=None) -> d
     say(f'{workdir}: this run is complete')
     return checkpoint_lib.load_json(workdir / 'results.json', 'the results')
   with checkpoint_lib.hold(workdir):
-    _train_stage(task, workdir, init_from, say, console)
+    _train_stage(task, workdir, init_from, began, say, console)
     return evaluate_run(task, workdir, say)
 
 
-def _train_stage(task: Task, workdir, init_from, say, console) -> None:
+def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
   """Takes a stage's steps, those that are left."""
   config = task.config
   # ---- The plan of its rows ----
@@ -190,7 +193,8 @@ def _train_stage(task: Task, workdir, init_from, say, console) -> None:
     say(describe_params(state, frozen))
 
     # ---- The loop ----
-    _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, say, console)
+    _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, began, say,
+               console)
 
 
 def is_complete(workdir) -> bool:
@@ -263,7 +267,8 @@ def _get_optim(state):
   return {'step': state.step, 'healthy': state.healthy, 'opt_state': state.opt_state}
 
 
-def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, say, console):
+def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, began, say,
+               console):
   """Takes the remaining steps of a stage.
 
   Raises: hosts.Stopped once asked to end, after a save.
@@ -281,7 +286,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
     profiler = stack.enter_context(metrics_lib.Profiler(
         workdir, config.log.profile_at_step, config.log.profile_num_steps, say))
     stack.enter_context(jax.set_mesh(task.mesh))
-    goodput = metrics_lib.Goodput()
+    goodput = metrics_lib.Goodput(began)
     save = _make_save(task, stage, program, writer, checkpointer, watchdog, goodput)
     note, saved_at, compiled = 'compiling', time.monotonic(), None
     progress.update(start, note)
@@ -462,6 +467,7 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
     init_from = before if name else find_init(stage_config, folder)
     if name:
       say(f'== {name}: {folder}')
-    results[name] = train(stage_config, folder, init_from, say, console)
+    results[name] = train(stage_config, folder, init_from, say, console,
+                          None if results else metrics_lib.BEGAN)
     before = folder
   return results

@@ -232,7 +232,7 @@ def test_seconds(secs, text):
 
 def test_wall_time_is_divided_among_its_parts():
   now = [100.0]
-  goodput = metrics_lib.Goodput(clock=lambda: now[0], began=90.0)
+  goodput = metrics_lib.Goodput(90.0, clock=lambda: now[0])
 
   def spend(secs):
     now[0] += secs
