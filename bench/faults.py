@@ -50,8 +50,9 @@ def start(recipe, workdir, processes, log):
       [sys.executable, ROOT / 'launch/local_hosts.py', f'--processes={processes}',
        '--grace_secs=0', '--', sys.executable, '-m', 'rim_jax.main', f'--config={recipe}',
        f'--workdir={workdir}'], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT,
-      env=dict(os.environ, JAX_COMPILATION_CACHE_DIR=str(recipe.parent / 'compiled'),
-               JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS='0'))
+      env=dict(os.environ, **({} if processes > 1 else {
+          'JAX_COMPILATION_CACHE_DIR': str(recipe.parent / 'compiled'),
+          'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'})))
 
 
 def find_processes(workdir):
@@ -125,7 +126,7 @@ def main():
   out.mkdir(parents=True)
   recipe, rng = write_recipe(out), random.Random(args.seed)
   began = time.monotonic()
-  for name in ('warm', 'whole'):  # the first fills the compilation cache: the second is timed
+  for name in ('warm', 'whole'):  # the first fills caches: the second is timed
     began = time.monotonic()
     with open(out / f'{name}.log', 'w') as log:
       assert start(recipe, out / name, args.processes, log).wait() == 0, (out / f'{name}.log')

@@ -27,8 +27,11 @@ def keep_compiled(config) -> None:
   """Keeps compiled programs below data.cache_dir: a restart is at its first step sooner.
 
   JAX_COMPILATION_CACHE_DIR names another place. A program for a CPU runs on others of its kind
-  alone, so it is kept by kind.
+  alone, so it is kept by kind. Several processes must run the same program, and one that is kept on
+  one host may order its collectives otherwise than one that another host compiles: they keep none.
   """
+  if jax.process_count() > 1:
+    return
   if os.environ.get('JAX_COMPILATION_CACHE_DIR') or jax.config.jax_compilation_cache_dir:
     return
   kind = jax.devices()[0].device_kind.replace(' ', '-')
