@@ -3,9 +3,8 @@
   python launch/supervise.py -- python -m rim_jax.main --config=... --workdir=DIR [flags]
 
 The run's exit code says what to do (rim_jax/main.py lists them). 0: done. 2: a user's mistake,
-which no repetition mends. 75: it was asked to end and has saved; this ends too, unless --after_stop
-(for platforms that end a job and give its machine back). Anything else (1, 76, a crash, a kill):
-again, after a pause that doubles from 2 to 60 seconds, from the last checkpoint. It gives up once
+which no repetition mends. 75: it was asked to end and has saved; this ends too, and the platform
+starts both again where it gives a machine back. Anything else (1, 76, a crash, a kill): again, after a pause that doubles from 2 to 60 seconds, from the last checkpoint. It gives up once
 the run has failed three times in a row without getting a step further.
 """
 
@@ -37,7 +36,7 @@ def find_step(workdir) -> int:
   return stage * 10**9 + step if stage >= 0 else -1
 
 
-def run_again(attempt, find_progress, max_failures=3, after_stop=False, sleep=time.sleep,
+def run_again(attempt, find_progress, max_failures=3, sleep=time.sleep,
               say=lambda line: print(line, file=sys.stderr, flush=True)) -> int:
   """Calls attempt() until its exit code says that no other is of use; returns the last code.
 
@@ -48,12 +47,12 @@ def run_again(attempt, find_progress, max_failures=3, after_stop=False, sleep=ti
   failures, best = 0, find_progress()
   while True:
     code = attempt()
-    if code in (DONE, MISTAKE) or (code == STOPPED and not after_stop):
+    if code in (DONE, MISTAKE, STOPPED):
       return code
     now = find_progress()
     failures = failures + 1 if now <= best else 1
     best = max(best, now)
-    if failures >= max_failures and code != STOPPED:
+    if failures >= max_failures:
       say(f'supervise: gave up: {failures} times in a row it ended with {code} and got no step '
           'further; its own last lines say why')
       return code
@@ -82,7 +81,6 @@ def main(argv):
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--max_failures', type=int, default=3)
-  parser.add_argument('--after_stop', action='store_true')
   parser.add_argument('--dry-run', action='store_true', help='print the command and end')
   args = parser.parse_args(own)
   if args.dry_run:
@@ -106,8 +104,7 @@ def main(argv):
     code = child.wait()
     return STOPPED if ending and code else code
   workdir = find_workdir(command)
-  return run_again(attempt, lambda: find_step(workdir), args.max_failures,
-                   args.after_stop and not ending)
+  return run_again(attempt, lambda: find_step(workdir), args.max_failures)
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ from rim_jax.config import UserError
 EXIT_STOPPED = 75  # asked to end: saved, and the same command goes on
 EXIT_STALLED = 76  # another process is gone, or none gets on: start all of them again
 # JAX ends a process that misses another; the watchdog comes first, because it knows whom.
-_HEARTBEAT_SECS, _SHUTDOWN_SECS = 100, 20
+_HEARTBEAT_SECS, _SHUTDOWN_SECS = 50, 20
 _BEAT_SECS, _SILENT_SECS = 2.0, 40.0
 
 

@@ -33,7 +33,6 @@ def test_what_is_done_or_mistaken_is_not_run_again():
 
 def test_a_failure_is_run_again_after_a_pause():
   assert run_again([1, 76, -9, 134, 0]) == (0, [2, 2, 2, 2], 5)
-  assert run_again([75, 75, 0], after_stop=True) == (0, [2, 2], 3)
 
 
 def test_the_same_step_three_times_is_given_up():

@@ -263,7 +263,9 @@ def test_a_profile_spans_its_steps_and_comes_on_a_signal(tmp_path):
 
 
 def test_a_profile_is_ended_with_the_loop(tmp_path):
+  before = signal.getsignal(signal.SIGUSR1)
   with metrics_lib.Profiler(tmp_path, at_step=1, num_steps=100) as profiler:
     profiler.step(1, None)
-  with metrics_lib.Profiler(tmp_path, at_step=1, num_steps=1) as profiler:
-    profiler.step(1, None)  # would raise were the other still open
+    assert not list(tmp_path.glob('profile/plugins/profile/*/*.xplane.pb'))
+  assert len(list(tmp_path.glob('profile/plugins/profile/*/*.xplane.pb'))) == 1
+  assert signal.getsignal(signal.SIGUSR1) is before
