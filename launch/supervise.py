@@ -4,8 +4,9 @@
 
 The run's exit code says what to do (rim_jax/main.py lists them). 0: done. 2: a user's mistake,
 which no repetition mends. 75: it was asked to end and has saved; this ends too, and the platform
-starts both again where it gives a machine back. Anything else (1, 76, a crash, a kill): again, after a pause that doubles from 2 to 60 seconds, from the last checkpoint. It gives up once
-the run has failed three times in a row without getting a step further.
+starts both again where it gives a machine back. Anything else (1, 76, a crash, a kill): again,
+after a pause that doubles from 2 to 60 seconds, from the last checkpoint. It gives up once the run
+has failed three times in a row without getting a step further.
 """
 
 import argparse

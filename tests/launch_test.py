@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 
 import local_hosts
 import pytest
@@ -39,6 +40,23 @@ def test_the_same_step_three_times_is_given_up():
   assert run_again([1] * 9, progress=[5] * 9) == (1, [2, 4], 3)
   # Failing at another step begins the count anew.
   assert run_again([1] * 9, progress=[5, 5, 7, 7, 7]) == (1, [2, 2, 4], 4)
+
+
+def test_a_supervisor_that_is_asked_to_end_passes_it_on_and_ends(tmp_path):
+  """A real one, over a process that takes its time to save."""
+  child = ('import pathlib, signal, sys, time\n'
+           f'def save(*_): pathlib.Path({str(tmp_path / "saved")!r}).touch(); sys.exit(75)\n'
+           'signal.signal(signal.SIGTERM, save)\n'
+           f'pathlib.Path({str(tmp_path / "up")!r}).touch()\n'
+           'time.sleep(60)')
+  run = subprocess.Popen([sys.executable, ROOT / 'launch/supervise.py', '--', sys.executable, '-c',
+                          child, f'--workdir={tmp_path}'])
+  deadline = time.monotonic() + 60
+  while not (tmp_path / 'up').exists():
+    assert run.poll() is None and time.monotonic() < deadline
+    time.sleep(0.05)
+  run.terminate()
+  assert run.wait(30) == supervise.STOPPED and (tmp_path / 'saved').exists()
 
 
 def test_progress_is_read_over_the_stages(tmp_path):
