@@ -77,9 +77,6 @@ def start(coordinator: str, num_processes: int, process_id: int, automatic: bool
     raise UserError('--num_processes and --process_id need --coordinator=HOST:PORT')
   elif not automatic and launched == 1:
     return
-  # Only CPUs read this: there, collectives of two programs in flight can meet in another order on
-  # each process, and Gloo ends both.
-  jax.config.update('jax_cpu_enable_async_dispatch', False)
   try:
     jax.distributed.initialize(**kwargs)
   except (RuntimeError, ValueError) as e:
@@ -197,7 +194,11 @@ def _broadcast(data: bytes) -> bytes:
 
 
 def settle(tree) -> None:
-  """Waits for arrays where several processes compute on CPUs; elsewhere programs queue in order."""
+  """Waits for arrays where several processes compute on CPUs.
+
+  There, with more than one device a process, collectives of two steps in flight were seen to hang;
+  elsewhere steps queue in order.
+  """
   if jax.process_count() > 1 and jax.devices()[0].platform == 'cpu':
     jax.block_until_ready(tree)
 
