@@ -24,6 +24,12 @@ def is_target(config: LoraConfig, name: str) -> bool:
   return config.rank > 0 and re.fullmatch(config.targets, name) is not None
 
 
+def _spread(axes):
+  """Axes of a half; one without `embed` would otherwise stand whole on every device of `fsdp`."""
+  spread = {sharding.HEAD_DIM: sharding.ADAPTER_HEAD_DIM, sharding.MLP: sharding.ADAPTER_MLP}
+  return axes if sharding.EMBED in axes else tuple(spread.get(a, a) for a in axes)
+
+
 class Adapter(nnx.Module):
   """The adapter of one projection in every layer: A [l, *in, r] and B [l, r, *out]."""
 
@@ -33,10 +39,10 @@ class Adapter(nnx.Module):
     limit = math.prod(shape[:num_inputs]) ** -0.5
     self.a = nnx.LoRAParam(
         jax.random.uniform(key, (layers, *shape[:num_inputs], rank), minval=-limit, maxval=limit),
-        axes=(sharding.LAYERS, *axes[:num_inputs], sharding.RANK))
+        axes=(sharding.LAYERS, *_spread(axes[:num_inputs]), sharding.RANK))
     self.b = nnx.LoRAParam(
         jnp.zeros((layers, rank, *shape[num_inputs:])),
-        axes=(sharding.LAYERS, sharding.RANK, *axes[num_inputs:]))
+        axes=(sharding.LAYERS, sharding.RANK, *_spread(axes[num_inputs:])))
 
   def __call__(self, x_pi, dropout_key=None):
     x_pi = drop(x_pi, self.config.dropout, dropout_key, f'{self.name} adapter')

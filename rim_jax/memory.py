@@ -37,6 +37,8 @@ def look_up(embedding_vd, memory_md, tokens_bt, dtype):
   Shapes: embedding [v, d], memory [3, d], tokens i32[b, t] -> dtype[b, t, d].
   """
   vocab_size = embedding_vd.shape[0]
+  # As it is stored, whatever else the matrix is used for.
+  embedding_vd = sharding.constrain(embedding_vd, sharding.VOCAB, sharding.EMBED)
   base = take_rows(embedding_vd, jnp.minimum(tokens_bt, vocab_size - 1), dtype)
   rows = take_rows(memory_md, jnp.clip(tokens_bt - vocab_size, 0, NUM_MEMORY_ROWS - 1), dtype)
   return jnp.where((tokens_bt >= vocab_size)[..., None], rows, base)

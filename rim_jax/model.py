@@ -19,10 +19,11 @@ from rim_jax import attention
 from rim_jax import batch as batch_lib
 from rim_jax import lora
 from rim_jax import memory
+from rim_jax import sharding
 from rim_jax.config import LayoutConfig, ModelConfig
 from rim_jax.lora import drop, fold_in_name
 from rim_jax.sharding import (
-    BATCH, EMBED, HEAD_DIM, HEADS, KV_HEADS, LAYERS, MLP, POSITION, QKV, VOCAB, constrain)
+    BATCH, EMBED, HEAD_DIM, HEADS, KV_HEADS, LAYERS, LOGITS, MLP, POSITION, QKV, VOCAB, constrain)
 
 _ACTIVATIONS = {
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
@@ -222,9 +223,10 @@ class Transformer(nnx.Module):
 
   def compute_logits(self, x):
     """Logits in f32 over the base vocabulary: [..., d] -> [..., v]."""
-    kernel_dv = self.embedding[...].T if self.head is None else self.head[...]
-    return jnp.einsum('...d,dv->...v', x, kernel_dv.astype(x.dtype),
-                      preferred_element_type=jnp.float32)
+    return _multiply_logits(x, self._get_output().astype(x.dtype))
+
+  def _get_output(self):
+    return self.embedding[...].T if self.head is None else self.head[...]
 
   def compute_slot_logits(self, batch: batch_lib.Batch, layout: LayoutConfig, dropout_key=None):
     """Logits at the supervised slots of a packed batch, and nowhere else.
@@ -235,7 +237,15 @@ class Transformer(nnx.Module):
     visible = attention.find_visible(fields, fields, layout, self.config.attention_tile_tokens)
     x_btd, _ = self(batch.tokens, batch.positions, visible, dropout_key=dropout_key)
     x_bsd = jnp.take_along_axis(x_btd, batch.slot_index[..., None], axis=1)
-    return self.compute_logits(x_bsd)
+    kernel_dv = self._get_output()
+    if not sharding.is_split_by_ids(kernel_dv.shape[1]):
+      return self.compute_logits(x_bsd)
+    kernel_dv = constrain(kernel_dv.astype(x_bsd.dtype), None, LOGITS)
+    return constrain(_multiply_logits(x_bsd, kernel_dv), BATCH, None, LOGITS)
+
+
+def _multiply_logits(x, kernel_dv):
+  return jnp.einsum('...d,dv->...v', x, kernel_dv, preferred_element_type=jnp.float32)
 
 
 def get_kv_heads(config: ModelConfig) -> int:

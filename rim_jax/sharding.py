@@ -21,6 +21,8 @@ MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
 BATCH, VOCAB, EMBED, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS, POSITION, MEMORY, QKV, RANK = (
     'batch', 'vocab', 'embed', 'heads', 'kv_heads', 'head_dim', 'mlp', 'layers', 'position',
     'memory', 'qkv', 'rank')
+# What has no `embed` to be split over `fsdp` is split there by another dimension.
+ADAPTER_HEAD_DIM, ADAPTER_MLP, LOGITS = 'adapter_head_dim', 'adapter_mlp', 'logits'
 
 RULES = {
     BATCH: ('slice', 'data', 'fsdp'),
@@ -35,6 +37,9 @@ RULES = {
     MEMORY: (),
     QKV: (),
     RANK: (),
+    ADAPTER_HEAD_DIM: ('fsdp',),
+    ADAPTER_MLP: ('tensor', 'fsdp'),
+    LOGITS: ('fsdp',),
 }
 
 
@@ -92,6 +97,18 @@ def make_spec(axes) -> P:
 def count_shards(axis: str, mesh: Mesh) -> int:
   """Into how many pieces the mesh splits a logical axis."""
   return math.prod(mesh.shape[a] for a in RULES[axis])
+
+
+def is_split_by_ids(num_ids: int) -> bool:
+  """Whether the output matrix is split by ids over `fsdp` while logits are computed.
+
+  It is stored split by `embed`, and would be gathered whole; split by ids, the hidden states of
+  slots are gathered instead. Not where `tensor` splits the ids already, nor where they do not
+  divide: there the partitioner replicates more than it saves.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return (not mesh.empty and mesh.shape['tensor'] == 1
+          and num_ids % math.prod(mesh.shape[a] for a in RULES[LOGITS]) == 0)
 
 
 def make_state_shardings(abstract_state, mesh: Mesh):

@@ -85,26 +85,53 @@ def test_what_the_mesh_does_not_divide_is_an_error(changes, culprit):
     make_program(MeshConfig(2, 2, 2), **changes)
 
 
-@pytest.mark.parametrize('trainable', ['all', 'lora'])
-@pytest.mark.parametrize('mesh_config', [MeshConfig(2, 2, 2), MeshConfig(2, 4, 1)])
-def test_a_step_holds_no_activation_of_the_whole_batch(capfd, trainable, mesh_config):
-  """24 rows of 64 tokens and 40 slots, 22 ids: numbers that show in the compiled program."""
+def test_no_half_of_an_adapter_is_whole_on_every_device_of_fsdp():
+  program, mesh = make_program(MeshConfig(2, 2, 2), optim__trainable='lora', model__lora__rank=4)
+  for path, x in jax.tree_util.tree_leaves_with_path(program.abstract[0].params):
+    parts = [a for part in x.sharding.spec for a in (part if isinstance(part, tuple) else (part,))]
+    assert parts.count('fsdp') == 1, path
+  halves = get_specs(program.abstract[0].params)
+  assert halves['blocks.query.adapter.b'] == P(None, None, 'tensor', 'fsdp')
+  assert halves['blocks.out.adapter.a'] == P(None, 'tensor', 'fsdp', None)
+  assert halves['blocks.up.adapter.b'] == P(None, None, ('tensor', 'fsdp'))
+  assert halves['blocks.down.adapter.a'] == P(None, ('tensor', 'fsdp'), None)
+  assert mesh.shape['fsdp'] == 2
+
+
+def compile_shapes(mesh_config, trainable, num_ids):
+  """Shapes of the floats in a compiled step of 24 rows of 64 tokens and 40 slots, width 16."""
   config = support.make_config(
       train__batch_rows=24, optim__trainable=trainable, model__attention_tile_tokens=0,
       model__lora__rank=4 if trainable == 'lora' else 0)
   mesh = sharding.make_mesh(mesh_config)
-  program = train_step_lib.make_program(config, 22, 10, mesh)
+  program = train_step_lib.make_program(config, num_ids, 10, mesh)
   at = sharding.get_batch_sharding(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
                        batch_lib.make_empty_rows(24, 64, 40))
   with jax.set_mesh(mesh):
     text = train_step_lib.make_train_step(program, config, 10, 4, mesh).lower(
         *program.abstract, batch).compile().as_text()
-  shapes = {tuple(map(int, s.split(','))) for s in re.findall(r'f(?:32|16)\[([\d,]+)\]', text)}
+  return {tuple(map(int, s.split(','))) for s in re.findall(r'f(?:32|16)\[([\d,]+)\]', text)}
+
+
+@pytest.mark.parametrize('trainable', ['all', 'lora'])
+@pytest.mark.parametrize('mesh_config', [MeshConfig(2, 2, 2), MeshConfig(2, 4, 1)])
+def test_a_step_holds_no_activation_of_the_whole_batch(capfd, trainable, mesh_config):
+  shapes = compile_shapes(mesh_config, trainable, 22)
   assert any(s[:2] in ((3, 64), (6, 64)) for s in shapes)
   assert not [s for s in shapes if s[:2] in ((24, 64), (24, 40)) and len(s) > 2]
   vocabularies = (22, 22 // mesh_config.tensor)
   assert not [s for s in shapes if s[-1] in vocabularies and 64 in s]  # none for every token
+  assert 'Involuntary full rematerialization' not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('trainable', ['all', 'lora'])
+def test_the_output_matrix_is_never_gathered_where_its_ids_can_be_split(capfd, trainable):
+  shapes = compile_shapes(MeshConfig(2, 4, 1), trainable, 4096)
+  assert (12, 40, 1024) in shapes  # logits: rows over data, ids over fsdp
+  assert not shapes & {(4096, 16), (16, 4096)}
+  assert not [s for s in shapes if s[:2] in ((24, 64), (24, 40)) and len(s) > 2]
+  assert not [s for s in shapes if s[-1] in (4096, 1024) and 64 in s]  # none for every token
   assert 'Involuntary full rematerialization' not in capfd.readouterr().err
 
 
