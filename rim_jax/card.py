@@ -14,10 +14,10 @@ import jax
 
 import rim_jax
 from rim_jax import batch as batch_lib
-from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import layout as layout_lib
 from rim_jax import packing
+from rim_jax import storage
 from rim_jax.config import UserError
 
 CARD_VERSION = 2
@@ -67,7 +67,7 @@ def load_card(workdir) -> dict:
   Raises: UserError where it is missing, damaged or of another format.
   """
   path = epath.Path(workdir) / 'config.json'
-  card = checkpoint_lib.load_json(path, 'the run\'s card')
+  card = storage.load_json(path, 'the run\'s card')
   found = card.get('format') if isinstance(card, dict) else None
   if found not in (CARD_VERSION, None):
     raise UserError(f'{path}: format {found} is not {CARD_VERSION}, which this version of rim_jax '

@@ -9,84 +9,20 @@ finished.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import json
-import os
-import shutil
-import socket
 
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
 from rim_jax import hosts
+from rim_jax import storage
 from rim_jax.config import CheckpointConfig, UserError
 
 CHECKPOINT_VERSION = 1
 _MANIFEST = 'manifest.json'
 _POLICIES = ocp.checkpoint_managers
-
-
-def write_json(path, tree) -> None:
-  """Strict JSON, whole or not at all."""
-  path = epath.Path(path)
-  scratch = path.parent / f'.{path.name}.{os.getpid()}.tmp'
-  scratch.write_text(json.dumps(tree, indent=2, allow_nan=False) + '\n')
-  scratch.replace(path)
-
-
-@contextlib.contextmanager
-def hold(workdir):
-  """Keeps a WORKDIR for this run as long as it lives, so that two never write into it.
-
-  The kernel gives a lock back with the process that had it. A bucket has none: there, two runs
-  are the user's to avoid.
-
-  Raises: UserError naming the process that holds it.
-  """
-  path = epath.Path(workdir) / '.lock'
-  kept = []
-
-  def take():
-    if '://' in str(path):
-      return
-    file = open(path, 'a+')
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-      file.seek(0)
-      raise UserError(f'{workdir}: {file.read() or "another run"} is at work here; wait for it, '
-                      'end it, or use another --workdir') from None
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}')
-    file.flush()
-    kept.append(file)
-  hosts.lead(take)
-  try:
-    yield
-  finally:
-    for file in kept:
-      file.close()
-
-
-def load_json(path, what: str):
-  """Raises: UserError naming the file when it is absent or torn."""
-  path = epath.Path(path)
-  try:
-    return json.loads(path.read_text())
-  except OSError:
-    raise UserError(f'{path}: {what} is missing') from None
-  except ValueError as e:
-    raise UserError(f'{path}: {what} is damaged ({e})') from None
-
-
-def _get_absolute(path):
-  """Orbax takes no relative path; 'gs://...' is absolute, though `absolute()` would mangle it."""
-  path = epath.Path(path)
-  return path if path.is_absolute() else path.absolute()
 
 
 def _digest(path) -> list:
@@ -99,22 +35,11 @@ def _digest(path) -> list:
   return [size, sha.hexdigest()]
 
 
-def _list_files(folder):
-  """Relative name -> path of every file below a folder but the manifest."""
-  pending, files = [folder], {}
-  while pending:
-    for path in pending.pop().iterdir():
-      if path.is_dir():
-        pending.append(path)
-      elif path.name != _MANIFEST:
-        files[str(path.relative_to(folder))] = path
-  return files
-
-
 def seal(folder) -> None:
   """Writes the manifest of a finished checkpoint; the last act of a save."""
-  files = {name: _digest(path) for name, path in sorted(_list_files(folder).items())}
-  write_json(folder / _MANIFEST, {'format': CHECKPOINT_VERSION, 'files': files})
+  files = {name: _digest(path) for name, path in sorted(storage.list_files(folder).items())
+           if name != _MANIFEST}
+  storage.write_json(folder / _MANIFEST, {'format': CHECKPOINT_VERSION, 'files': files})
 
 
 def find_damage(folder) -> str | None:
@@ -122,14 +47,14 @@ def find_damage(folder) -> str | None:
   if not (folder / _MANIFEST).exists():
     return 'its save was never finished'
   try:
-    manifest = load_json(folder / _MANIFEST, 'the manifest')
+    manifest = storage.load_json(folder / _MANIFEST, 'the manifest')
   except UserError as e:
     return str(e)
   if manifest.get('format') != CHECKPOINT_VERSION:
     raise UserError(f'{folder}: checkpoint format {manifest.get("format")} is not '
                     f'{CHECKPOINT_VERSION}, which this version of rim_jax reads; use the version '
                     'that wrote it')
-  files = _list_files(folder)
+  files = storage.list_files(folder)
   for name, (size, sha) in manifest['files'].items():
     if name not in files:
       return f'{name} is missing'
@@ -176,7 +101,7 @@ class Checkpointer:
   """
 
   def __init__(self, workdir, config: CheckpointConfig, say=print):
-    self._folder = _get_absolute(workdir) / 'checkpoints'
+    self._folder = storage.get_absolute(workdir) / 'checkpoints'
     self._say = say
     self._pending = None  # step whose commit is awaited
     self._sealer = concurrent.futures.ThreadPoolExecutor(1)
@@ -200,14 +125,15 @@ class Checkpointer:
   def _clear_unfinished(self):
     """Removes saves that were cut off: Orbax would refuse to save their steps again."""
     self._folder.mkdir(parents=True, exist_ok=True)
-    for path in self._folder.iterdir():
+    for path in self._folder.iterdir() if self._folder.exists() else ():  # not in an empty bucket
       if path.is_dir() and not (path / _MANIFEST).exists():
         self._say(f'{path}: removing a save that was cut off')
-        shutil.rmtree(path)
+        storage.remove(path)
 
   def save(self, step: int, params, optim, card: dict, metric: float) -> None:
     """Starts a save; returns once the arrays may be donated."""
     self.poll(wait=True)
+    self._wait_for_seals()  # this save may remove a checkpoint, and none that is being read
     card = dict(card, format=CHECKPOINT_VERSION, step=step, valid_final_acc=metric,
                 params=describe_tree(params), optim=describe_tree(optim))
     done = self._manager.save(step, metrics={'valid_final_acc': metric}, args=ocp.args.Composite(
@@ -229,9 +155,12 @@ class Checkpointer:
   def finish(self) -> None:
     """Waits until every save is committed and sealed; raises what went wrong."""
     self.poll(wait=True)
+    self._wait_for_seals()
+    hosts.sync('sealed')
+
+  def _wait_for_seals(self):
     while self._seals:
       self._seals.pop().result()
-    hosts.sync('sealed')
 
   def find_latest(self) -> Checkpoint | None:
     """The newest checkpoint whose manifest agrees; damaged newer ones are named and put aside.
@@ -261,11 +190,8 @@ class Checkpointer:
       raise UserError(f'{self._folder}: every checkpoint is damaged ({damaged[0][1]}); delete '
                       f'{self._folder.parent} to start anew')
     if damaged:
-      aside = self._folder.parent / 'damaged'
-      aside.mkdir(exist_ok=True)
       for step, _ in damaged:
-        shutil.rmtree(aside / str(step), ignore_errors=True)
-        (self._folder / str(step)).rename(aside / str(step))
+        storage.move(self._folder / str(step), self._folder.parent / 'damaged' / str(step))
     return found
 
 
@@ -277,7 +203,7 @@ def list_steps(folder) -> list[int]:
 
 
 def load_checkpoint(folder, step: int) -> Checkpoint:
-  card = load_json(folder / str(step) / 'card' / 'metadata', 'the checkpoint\'s card')
+  card = storage.load_json(folder / str(step) / 'card' / 'metadata', 'the checkpoint\'s card')
   return Checkpoint(step, folder / str(step), card)
 
 
@@ -286,7 +212,7 @@ def choose_checkpoint(workdir, which: str) -> Checkpoint:
 
   Raises: UserError when there is none, or the chosen one is damaged.
   """
-  folder = _get_absolute(workdir) / 'checkpoints'
+  folder = storage.get_absolute(workdir) / 'checkpoints'
   found = [load_checkpoint(folder, s) for s in list_steps(folder)
            if (folder / str(s) / _MANIFEST).exists()]
   if not found:
@@ -314,11 +240,11 @@ def restore(checkpoint: Checkpoint, name: str, abstract):
 
 def save_base(workdir, frozen) -> None:
   """Saves the frozen parameters of a run once, sealed like a checkpoint."""
-  folder = _get_absolute(workdir) / 'base'
+  folder = storage.get_absolute(workdir) / 'base'
 
   def is_there():
     if not (folder / _MANIFEST).exists():
-      shutil.rmtree(folder, ignore_errors=True)
+      storage.remove(folder)
       return False
     return True
   if hosts.lead(is_there):
@@ -332,7 +258,7 @@ def load_base(workdir, abstract):
   """The frozen parameters of a run; an empty tree has no files."""
   if not jax.tree.leaves(abstract):
     return abstract
-  folder = _get_absolute(workdir) / 'base'
+  folder = storage.get_absolute(workdir) / 'base'
   damage = find_damage(folder) if folder.exists() else 'it is missing'
   if damage:
     raise UserError(f'{folder}: the frozen parameters cannot be used ({damage}); restore the '

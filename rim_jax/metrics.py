@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 import signal
+import tempfile
 import threading
 import time
 
@@ -16,6 +17,8 @@ import jax
 import numpy as np
 from rich import console as rich_console
 from rich import progress as rich_progress
+
+from rim_jax import storage
 
 
 BEGAN = time.monotonic()  # near enough to the process's start
@@ -30,31 +33,58 @@ class MetricsWriter:
 
   def __init__(self, workdir, start_step: int, tensorboard: bool, clock=time.time):
     self._clock = clock
-    path = epath.Path(workdir) / 'metrics.jsonl'
-    kept = [line for line in _read_lines(path) if line['step'] <= start_step]
-    path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
-    self._file = path.open('a')
-    self._events = None
-    if tensorboard:
-      import tensorboardX  # not needed by every mode
-      self._events = tensorboardX.SummaryWriter(
-          str(epath.Path(workdir) / 'tensorboard'), purge_step=start_step + 1)
+
+    def keep(text):
+      line = _parse_line(text)
+      return line is not None and line['step'] <= start_step
+    self._journal = storage.Journal(epath.Path(workdir) / 'metrics.jsonl', keep)
+    self._events = Events(workdir, start_step) if tensorboard else None
 
   def write(self, step: int, values: dict) -> None:
     """Writes host values now; a value that is not finite becomes null."""
     values = {k: float(v) for k, v in values.items()}
     line = {'step': step, 'time': round(self._clock(), 3)}
     line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
-    self._file.write(json.dumps(line, allow_nan=False) + '\n')
-    self._file.flush()
+    self._journal.add(json.dumps(line, allow_nan=False))
     if self._events:
-      for key, value in values.items():
-        self._events.add_scalar(key, value, step)
+      self._events.add(step, values)
+
+  def flush(self) -> None:
+    """What was written is there, also in a bucket."""
+    self._journal.flush()
+    if self._events:
+      self._events.flush()
 
   def close(self) -> None:
-    self._file.close()
+    self._journal.close()
     if self._events:
       self._events.close()
+
+
+class Events:
+  """The scalars as WORKDIR/tensorboard; for a bucket written here first, and copied at a flush."""
+
+  def __init__(self, workdir, start_step: int):
+    import tensorboardX  # not needed by every mode
+    self._target = epath.Path(workdir) / 'tensorboard'
+    self._scratch = tempfile.TemporaryDirectory() if storage.is_bucket(workdir) else None
+    self._writer = tensorboardX.SummaryWriter(
+        self._scratch.name if self._scratch else str(self._target), purge_step=start_step + 1)
+
+  def add(self, step: int, values: dict) -> None:
+    for key, value in values.items():
+      self._writer.add_scalar(key, value, step)
+
+  def flush(self) -> None:
+    self._writer.flush()
+    if self._scratch:
+      storage.copy(self._scratch.name, self._target)
+
+  def close(self) -> None:
+    self._writer.close()
+    if self._scratch:
+      storage.copy(self._scratch.name, self._target)
+      self._scratch.cleanup()
 
 
 class NoWriter:
@@ -63,28 +93,26 @@ class NoWriter:
   def write(self, step: int, values: dict) -> None:
     pass
 
+  def flush(self) -> None:
+    pass
+
   def close(self) -> None:
     pass
 
 
-def _read_lines(path):
-  """The whole lines of a metrics file; a kill may have torn the last one."""
-  if not path.exists():
-    return []
-  lines = []
-  for text in path.read_text().split('\n'):
-    try:
-      line = json.loads(text)
-    except ValueError:
-      continue
-    if isinstance(line, dict) and 'step' in line:
-      lines.append(line)
-  return lines
+def _parse_line(text: str) -> dict | None:
+  """A line of metrics.jsonl; None for what a kill has left of one."""
+  try:
+    line = json.loads(text)
+  except ValueError:
+    return None
+  return line if isinstance(line, dict) and 'step' in line else None
 
 
 def load_metrics(workdir) -> list[dict]:
   """The lines of a run's metrics.jsonl."""
-  return _read_lines(epath.Path(workdir) / 'metrics.jsonl')
+  lines = map(_parse_line, storage.read_lines(epath.Path(workdir) / 'metrics.jsonl'))
+  return [line for line in lines if line is not None]
 
 
 class Meter:
@@ -159,6 +187,7 @@ class Profiler:
 
   def __init__(self, workdir, at_step: int, num_steps: int, say=print):
     self._folder = epath.Path(workdir) / 'profile'
+    self._scratch = tempfile.TemporaryDirectory() if storage.is_bucket(workdir) else None
     self._at_step, self._num_steps, self._say = at_step, num_steps, say
     self._asked, self._until, self._before = False, None, None
 
@@ -171,7 +200,14 @@ class Profiler:
     if self._before is not None:
       signal.signal(signal.SIGUSR1, self._before)
     if self._until is not None:
-      jax.profiler.stop_trace()
+      self._stop()
+    if self._scratch:
+      self._scratch.cleanup()
+
+  def _stop(self):
+    jax.profiler.stop_trace()
+    if self._scratch:
+      storage.copy(self._scratch.name, self._folder)
 
   def _ask(self, *unused):
     self._asked = True
@@ -180,10 +216,10 @@ class Profiler:
     """Begins or ends a profile after this step; `result` is waited for at its end."""
     if self._until is None and (self._asked or step == self._at_step):
       self._asked, self._until = False, step + self._num_steps
-      jax.profiler.start_trace(str(self._folder))
+      jax.profiler.start_trace(self._scratch.name if self._scratch else str(self._folder))
     elif self._until is not None and step >= self._until:
       jax.block_until_ready(result)
-      jax.profiler.stop_trace()
+      self._stop()
       self._until = None
       self._say(f'{self._folder}: a profile of {self._num_steps} steps up to step {step}')
 

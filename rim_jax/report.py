@@ -8,7 +8,6 @@ Modules that bring JAX or matplotlib are imported where they are used.
 import html
 import io
 import json
-import os
 import re
 import shlex
 
@@ -18,6 +17,7 @@ from rich.console import Group
 from rich.text import Text
 
 from rim_jax import config as config_lib
+from rim_jax import storage
 from rim_jax.config import Config
 
 _METHODS = {
@@ -70,10 +70,9 @@ svg text { font-family: system-ui, sans-serif !important }
 
 def _load_json(folder, name) -> dict:
   """The content of a JSON file; {} where it is absent or empty."""
-  from rim_jax import checkpoint
   path = epath.Path(folder) / name
   there = path.exists() and path.read_text().strip()
-  return checkpoint.load_json(path, 'this file') if there else {}
+  return storage.load_json(path, 'this file') if there else {}
 
 
 def load_predictions(folder, name=None) -> list[dict]:
@@ -214,9 +213,7 @@ def write_report(workdir, config: Config) -> epath.Path:
              _section('Examples', _make_examples(folder, results[name], config.eval.num_shown)),
              _section('How to reproduce it', _make_card(folder))]
   path = workdir / 'report.html'
-  scratch = workdir / f'.report.html.{os.getpid()}.tmp'
-  scratch.write_text('\n'.join([*page, '</body></html>\n']))
-  scratch.replace(path)
+  storage.write_text(path, '\n'.join([*page, '</body></html>\n']))
   return path
 
 

@@ -42,7 +42,7 @@ _AT_LEAST_ONE = (
     'layout.row_tokens', 'layout.pack_window_rows',
     'model.num_layers', 'model.embed_dim', 'model.num_heads', 'model.mlp_dim',
     'model.max_positions', 'model.rope_original_positions', 'curriculum.absolute_steps',
-    'train.num_micro_batches', 'checkpoint.every_steps', 'checkpoint.keep_last',
+    'train.num_micro_batches', 'checkpoint.every_steps',
     'eval.batch_size', 'eval.max_new_tokens', 'eval.num_valid_examples', 'export.num_verified',
     'log.every_steps', 'log.prefetch_batches', 'log.profile_num_steps')
 _NOT_NEGATIVE = (
@@ -73,6 +73,9 @@ def find_problems(config, flat: dict) -> list[str]:
                if isinstance(v, float) and not math.isfinite(v)]
   problems += [f'{k}={flat[k]} must be at least 1' for k in _AT_LEAST_ONE if flat[k] < 1]
   problems += [f'{k}={flat[k]} must not be negative' for k in _NOT_NEGATIVE if flat[k] < 0]
+  if flat['checkpoint.keep_last'] < 2:  # one goes when the next is written, before it is verified
+    problems.append(f"checkpoint.keep_last={flat['checkpoint.keep_last']} must be at least 2: the "
+                    'next to last stays until the last has been verified')
   problems += [f'{k}={flat[k]} must be above 0' for k in _POSITIVE if flat[k] <= 0]
   problems += [f'{k}={flat[k]} must be in [0, 1)' for k in _BELOW_ONE
                if flat[k] < 0 or flat[k] >= 1]

@@ -27,6 +27,7 @@ from rim_jax import metrics as metrics_lib
 from rim_jax import pipeline
 from rim_jax import pretrained
 from rim_jax import sharding
+from rim_jax import storage
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import Config, UserError
@@ -156,10 +157,18 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
   hosts.lead(lambda: _check_workdir(task, workdir))
   if hosts.lead(lambda: is_complete(workdir)):
     say(f'{workdir}: this run is complete')
-    return checkpoint_lib.load_json(workdir / 'results.json', 'the results')
-  with checkpoint_lib.hold(workdir):
+    return storage.load_json(workdir / 'results.json', 'the results')
+  with _hold(workdir, say):
     _train_stage(task, workdir, init_from, began, say, console)
     return evaluate_run(task, workdir, say)
+
+
+@contextlib.contextmanager
+def _hold(workdir, say):
+  """WORKDIR is this run's alone: process 0 holds it for all."""
+  with contextlib.ExitStack() as stack:
+    hosts.lead(lambda: stack.enter_context(storage.hold(workdir, say)))
+    yield
 
 
 def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
@@ -220,7 +229,7 @@ def _check_workdir(task: Task, workdir):
                     'restore that file, or use another --workdir')
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoint_lib.write_json(workdir / 'probe.json', {})
+    storage.write_json(workdir / 'probe.json', {})
     (workdir / 'probe.json').unlink()
   except OSError as e:
     raise UserError(f'{workdir}: cannot be written ({e.strerror}); name another --workdir'
@@ -230,7 +239,7 @@ def _check_workdir(task: Task, workdir):
 def _write_card(task: Task, workdir):
   """Only once a run has its plan and its state: a refused one must not bind its WORKDIR."""
   if not (workdir / 'config.json').exists():
-    checkpoint_lib.write_json(workdir / 'config.json', card_lib.make_card(task))
+    storage.write_json(workdir / 'config.json', card_lib.make_card(task))
 
 
 def describe_params(state, frozen) -> str:
@@ -364,6 +373,7 @@ def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
         f'valid/acc_block_{k}': acc for k, acc in zip(
             evaluate.get_blocks(blocks), result['block_acc'])}})
     with goodput.measure('save'):
+      writer.flush()  # a checkpoint never stands without what was told up to it
       checkpointer.save(
           step, state.params, _get_optim(state),
           {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
@@ -394,7 +404,7 @@ def _stop_unhealthy(source, num_rows, compiled, state, frozen, mesh, workdir):
     return float(x) if np.isfinite(x) else str(x)
   me = jax.process_index()
   path = workdir / ('nonfinite.json' if me == 0 else f'nonfinite-{me}.json')
-  checkpoint_lib.write_json(path, {
+  storage.write_json(path, {
       'step': bad + 1, 'loss': show(metrics['loss']), 'grad_norm': show(metrics['grad_norm']),
       'block_nll': [show(x) for x in metrics['block_nll'] / np.maximum(metrics['block_count'], 1)],
       'rows': [row.tolist() for row in source.get_records(bad)]})
@@ -448,10 +458,10 @@ def _write_results(workdir, name, result, predictions) -> dict:
   lines = (json.dumps(p, allow_nan=False) + '\n' for p in predictions)
   (workdir / 'predictions' / f'{name}.jsonl').write_text(''.join(lines))
   path = workdir / 'results.json'
-  results = checkpoint_lib.load_json(path, 'the results') if path.exists() else {}
+  results = storage.load_json(path, 'the results') if path.exists() else {}
   results.pop(name, None)  # the set evaluated last stands last
   results[name] = result
-  checkpoint_lib.write_json(path, results)
+  storage.write_json(path, results)
   return results
 
 

@@ -55,6 +55,7 @@ NEVER = {
     'hosts': ALL - {'rim_jax.config'} | {'flax', 'optax', 'orbax', 'grain'},
     'card': {'rim_jax.model', 'rim_jax.train', 'rim_jax.data'},
     'checkpoint': {'rim_jax.model', 'rim_jax.train'},
+    'storage': ALL - {'rim_jax.config'} | {'jax', 'orbax'},
     'train': {'absl', 'rim_jax.main', 'rim_jax.run'},
     'decode': {'rim_jax.optim', 'optax'},
     'evaluate': {'rim_jax.optim', 'optax'},

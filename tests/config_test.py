@@ -611,7 +611,7 @@ LIVE = {
     'checkpoint.every_steps': ('loop', 1, SHORT),
     'checkpoint.every_minutes': ('loop', 1e-9, SHORT | {'checkpoint.every_steps': 10}),
     'checkpoint.keep_last': ('loop', 3, SHORT),
-    'checkpoint.keep_every_steps': ('loop', 1, SHORT | {'checkpoint.keep_last': 1}),
+    'checkpoint.keep_every_steps': ('loop', 1, SHORT),
     'eval.split': ('evaluation', 'valid', {}),
     'eval.checkpoint': ('evaluation', 'last', {}),
     'eval.num_blocks': ('evaluation', 0, {}),
