@@ -15,6 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from rim_jax import families
+from rim_jax import hosts
 from rim_jax import pretrained
 from rim_jax.config import Config, LoraConfig, UserError
 from rim_jax.layout import NUM_MEMORY_ROWS
@@ -37,16 +38,23 @@ def _get_rows_name(family: str) -> str:
 
 
 def write_adapters(folder: pathlib.Path, config: Config, base: pretrained.Base, params, ids):
-  """Writes the adapters and the memory rows, which stand at token `ids`."""
+  """Writes the adapters and the memory rows, which stand at token `ids`.
+
+  Every process takes part; those without a `folder` (None) write nothing.
+  """
   rank, tensors, modules = config.model.lora.rank, {}, set()
   for path, module in _list_modules(base.family, params):
-    a_lir, b_lro = (np.asarray(families.get_leaf(params, (*path, k)), np.float32) for k in 'ab')
+    a_lir, b_lro = (hosts.fetch(families.get_leaf(params, (*path, k))) for k in 'ab')
     for i, (a, b) in enumerate(zip(a_lir, b_lro)):
       name = _PREFIX + module.format(i)
-      tensors[f'{name}.lora_A.weight'] = np.ascontiguousarray(a.reshape(-1, rank).T)
-      tensors[f'{name}.lora_B.weight'] = np.ascontiguousarray(b.reshape(rank, -1).T)
+      tensors[f'{name}.lora_A.weight'] = np.ascontiguousarray(
+          a.reshape(-1, rank).T, np.float32)
+      tensors[f'{name}.lora_B.weight'] = np.ascontiguousarray(
+          b.reshape(rank, -1).T, np.float32)
     modules.add('.'.join(module.split('.')[-2:]))  # 'c_proj' alone is two of GPT-2's
-  tensors[_get_rows_name(base.family)] = np.asarray(params['memory'], np.float32)
+  tensors[_get_rows_name(base.family)] = hosts.fetch(params['memory']).astype(np.float32)
+  if folder is None:
+    return
   safetensors.numpy.save_file(tensors, folder / _FILE, metadata={'format': 'pt'})
   settings = {
       'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': str(base.folder),

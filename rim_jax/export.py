@@ -9,6 +9,7 @@ mean logit, which never wins. Tied, the engine must honour `suppress_tokens`.
 A directory appears whole or not at all.
 """
 
+import collections
 import contextlib
 import functools
 import importlib.util
@@ -27,6 +28,7 @@ import tokenizers
 from rim_jax import adapters
 from rim_jax import decode as decode_lib
 from rim_jax import families
+from rim_jax import hosts
 from rim_jax import layout as layout_lib
 from rim_jax import lora
 from rim_jax import pretrained
@@ -53,8 +55,6 @@ def check_exportable(config: Config, base: pretrained.Base | None, where) -> Non
   if config.export.adapters and config.optim.trainable != 'lora':
     problems.append(f"has optim.trainable='{config.optim.trainable}', so there are no adapters to "
                     'write; export merged weights with --config.export.adapters=False')
-  if jax.process_count() > 1:
-    problems.append('is being exported by several processes; export on one, on any mesh')
   if problems:
     raise UserError('\n'.join(f'{where}: {p}' for p in problems))
 
@@ -103,19 +103,28 @@ def _write_json(path, tree):
 
 
 def write_export(out, config: Config, base: pretrained.Base, codec, params, frozen, origin: dict,
-                 questions, verify=None, say=print) -> dict:
+                 questions, references=None, say=print) -> dict:
   """Writes a run's model below `out` as `config.export` says.
+
+  Every process takes part, since each has a part of every array; process 0 writes.
 
   Args:
     origin: what export.json says of where the model comes from.
     questions: texts on which the exported tokenizer is held to the layout's ids.
-    verify: called with the folder before it appears; what it returns goes into export.json.
+    references: `iterate_references`, which transformers is held to before the folder appears.
   Returns: the content of export.json.
   Raises: UserError where tokens or ids do not allow it, or `out` exists.
   """
-  with _appear_whole(pathlib.Path(out)) as folder:
-    ids = _write_tokenizer(folder, config, base)
-    check_prompts(folder, config, codec, ids, questions)
+  with contextlib.ExitStack() as stack:
+    folder = None
+
+    def begin():
+      nonlocal folder
+      folder = stack.enter_context(_appear_whole(pathlib.Path(out)))
+      ids = _write_tokenizer(folder, config, base)
+      check_prompts(folder, config, codec, ids, questions)
+      return ids
+    ids = hosts.lead(begin)
     if config.export.adapters:
       adapters.write_adapters(folder, config, base, params, ids)
     else:
@@ -127,11 +136,29 @@ def write_export(out, config: Config, base: pretrained.Base, codec, params, froz
             'answer_suffix': config.layout.answer_suffix,
             'num_blocks': config.eval_blocks, 'block_tokens': config.layout.block_tokens,
             'max_new_tokens': config.eval.max_new_tokens}
-    if verify:
-      card['verified'] = verify(folder)
-    _write_json(folder / 'export.json', card)
-    (folder / 'README.md').write_text(_describe(config, card))
+    if references is not None:
+      card['verified'] = _verify(folder, config, codec, references, say)
+    if folder:
+      _write_json(folder / 'export.json', card)
+      (folder / 'README.md').write_text(_describe(config, card))
   return card
+
+
+def _verify(folder, config, codec, references, say):
+  """Process 0 compares; every process computes the references."""
+  outcome = None
+  if folder:
+    try:
+      outcome = compare_with_transformers(folder, config, codec, references, say)
+    except UserError as e:
+      outcome = e
+  collections.deque(references, 0)  # those that are left: the others compute them too
+
+  def tell():
+    if isinstance(outcome, UserError):
+      raise outcome
+    return outcome
+  return hosts.lead(tell)
 
 
 def _write_tokenizer(folder, config, base) -> list[int]:
@@ -196,7 +223,7 @@ def iterate_tensors(config: Config, base: pretrained.Base, params, frozen):
       if adapter:
         part = merge(part[None], adapter['a'][i:i + 1], adapter['b'][i:i + 1],
                      config.model.lora)[0]
-      part = np.asarray(part.astype(jnp.float32))
+      part = hosts.fetch(part.astype(jnp.float32))
       order = [d for dims in tensor.stored for d in dims]
       yield tensor.name.format(i), part.transpose(order).reshape(
           tensor.get_stored_shape(part.shape))
@@ -237,8 +264,12 @@ class _Shards:
 
 
 def _write_model(folder, config, base, params, frozen, ids, say):
+  memory = hosts.fetch(params['memory'] if 'memory' in params else frozen['memory']).astype(
+      np.float32)
+  if folder is None:  # takes part in gathering alone
+    collections.deque(iterate_tensors(config, base, params, frozen), 0)
+    return
   shards = _Shards(folder, config.export.dtype, config.export.max_shard_gb * 1e9)
-  memory = np.asarray(params['memory'] if 'memory' in params else frozen['memory'], np.float32)
   untie = config.export.untie or not config.model.tie_embeddings
   embedding_name = families.TENSORS[base.family]['embedding'].name
   for name, value in iterate_tensors(config, base, params, frozen):
@@ -312,8 +343,21 @@ def check_verifiable(config: Config) -> None:
       raise UserError(f"--verify needs {package}; install it with pip install -e '.[hf]'")
 
 
-def compare_with_transformers(folder, config: Config, codec, decoder: decode_lib.Decoder, graphdef,
-                              params, frozen, questions, say=print) -> dict:
+def iterate_references(config: Config, codec, decoder: decode_lib.Decoder, graphdef, params, frozen,
+                       questions):
+  """What the run computes: (question, ids of its prompt, logits [t, v] of them, its answer)."""
+  encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
+  prefix = [] if config.method == 'cot' else codec.template.answer_prefix
+  blocks = (config.eval_blocks,)
+  texts, _ = decoder.decode_texts(params, frozen, encoded, config.eval_blocks, prefix, blocks)
+  compute = jax.jit(functools.partial(_compute_logits, graphdef))
+  for question, ids, (text,) in zip(questions, encoded, texts):
+    trunk, _ = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
+    prompt = [*trunk, *prefix]
+    yield question, prompt, hosts.fetch(compute(params, frozen, np.asarray([prompt])))[0], text
+
+
+def compare_with_transformers(folder, config: Config, codec, references, say=print) -> dict:
   """Loads an export in transformers on the CPU and holds it to the run, question by question.
 
   Compares the logits of the whole prompt over the base vocabulary, and the text that plain
@@ -326,18 +370,13 @@ def compare_with_transformers(folder, config: Config, codec, decoder: decode_lib
   import transformers
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').eval()
-  encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
-  prefix = [] if config.method == 'cot' else codec.template.answer_prefix
-  blocks = (config.eval_blocks,)
-  texts, _ = decoder.decode_texts(params, frozen, encoded, config.eval_blocks, prefix, blocks)
-  compute = jax.jit(functools.partial(_compute_logits, graphdef))
-  worst, num_equal, num_ids = 0.0, 0, codec.tokenizer.vocab_size  # block ids lie beyond
+  worst, num_equal, num_questions = 0.0, 0, 0
+  num_ids = codec.tokenizer.vocab_size  # block ids lie beyond
   to_export = {codec.memory_start + i: num_ids + i for i in range(len(BLOCK_TOKENS))}
-  for question, ids, (text,) in zip(questions, encoded, texts):
-    trunk, _ = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
-    want = np.asarray(compute(params, frozen, jnp.asarray([[*trunk, *prefix]])))[0]
+  for question, ids, want, text in references:
+    num_questions += 1
     prompt = tokenizer(make_prompt(question, config), return_tensors='pt').input_ids
-    if prompt.tolist() != [[to_export.get(i, i) for i in (*trunk, *prefix)]]:
+    if prompt.tolist() != [[to_export.get(i, i) for i in ids]]:
       raise UserError(f'{folder.name}: transformers ({type(tokenizer).__name__}) makes other '
                       f'tokens of the prompt of {question[:60]!r} than tokenizer.json; use the '
                       'tokenizer.json that belongs to this model; nothing was written')
@@ -351,12 +390,12 @@ def compare_with_transformers(folder, config: Config, codec, decoder: decode_lib
     num_equal += codec.tokenizer.decode(new) == text
   exact = config.export.dtype == config.model.compute_dtype == 'float32'
   say(f'transformers {transformers.__version__}: largest difference of a logit {worst:.2g} '
-      f'({config.export.dtype}), {num_equal} of {len(questions)} answers equal')
-  if not np.isfinite(worst) or (exact and (worst > 1e-4 or num_equal < len(questions))):
+      f'({config.export.dtype}), {num_equal} of {num_questions} answers equal')
+  if not np.isfinite(worst) or (exact and (worst > 1e-4 or num_equal < num_questions)):
     raise UserError(f'{folder.name}: transformers computes other logits ({worst:.2g} apart) or '
-                    f'answers ({num_equal} of {len(questions)} equal) from it than the run does; '
+                    f'answers ({num_equal} of {num_questions} equal) from it than the run does; '
                     'nothing was written')
-  return {'transformers': transformers.__version__, 'num_questions': len(questions),
+  return {'transformers': transformers.__version__, 'num_questions': num_questions,
           'max_logit_difference': worst, 'num_answers_equal': num_equal,
           'dtype': config.export.dtype, 'compute_dtype': config.model.compute_dtype}
 

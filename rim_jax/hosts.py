@@ -193,6 +193,13 @@ def _broadcast(data: bytes) -> bytes:
   return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
 
 
+def fetch(x) -> np.ndarray:
+  """An array whole, on every host; all processes must ask for the same ones in the same order."""
+  if jax.process_count() == 1:
+    return np.asarray(x)
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
 def settle(tree) -> None:
   """Waits for arrays where several processes compute on CPUs.
 

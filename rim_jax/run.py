@@ -12,13 +12,13 @@ from rich import box, table
 from rich.text import Text
 
 from rim_jax import card as card_lib
-from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import decode
 from rim_jax import evaluate as evaluate_lib
 from rim_jax import hosts
 from rim_jax import layout as layout_lib
 from rim_jax import report
+from rim_jax import storage
 from rim_jax import train as train_lib
 from rim_jax.config import UserError
 
@@ -63,8 +63,8 @@ def _write_summary(config, workdir):
   stages = [name for name, _ in config_lib.make_stages(config) if name]
   found = {name: epath.Path(workdir) / name / 'results.json' for name in stages}
   if stages:
-    checkpoint_lib.write_json(epath.Path(workdir) / 'results.json', {
-        name: checkpoint_lib.load_json(path, 'the results') for name, path in found.items()
+    storage.write_json(epath.Path(workdir) / 'results.json', {
+        name: storage.load_json(path, 'the results') for name, path in found.items()
         if path.exists()})
   return report.write_report(workdir, config)
 
@@ -105,8 +105,8 @@ def evaluate(config, workdir, say, console) -> None:
 
 def generate(config, workdir, question, say, console) -> None:
   """Answers one question, or each line of standard input, showing each block's answer."""
-  questions = [question] if question else [
-      line.rstrip('\r\n') for line in sys.stdin]
+  questions = [question] if question else hosts.lead(
+      lambda: [line.rstrip('\r\n') for line in sys.stdin])
   questions = [q for q in questions if q.strip()]
   if not questions:
     raise UserError('--mode=generate: there is no question; give --question="...", or lines on '
@@ -141,7 +141,7 @@ def plan(config, workdir, topology, num_slices, say, console) -> None:
         _show_plan(console, nearest)
   path = epath.Path(workdir) / 'plan.json'
   path.parent.mkdir(parents=True, exist_ok=True)
-  checkpoint_lib.write_json(path, {'version': plan_lib.PLAN_VERSION, 'plans': plans})
+  storage.write_json(path, {'version': plan_lib.PLAN_VERSION, 'plans': plans})
   say(f'{path}: the same as JSON')
 
 
@@ -196,23 +196,23 @@ def export(config, workdir, verify, say) -> None:
     export_lib.check_verifiable(config)
   task, folder = _open_run(config, workdir, say)
   config, codec = task.config, task.codec
-  if not train_lib.is_complete(folder):
+  if not hosts.lead(lambda: train_lib.is_complete(folder)):
     raise UserError(f'{folder}: is not complete; run its command again to finish it')
   export_lib.check_exportable(config, task.base, folder)
   out = epath.Path(config.export.dir) if config.export.dir else folder / 'export'
-  export_lib.check_free(out)
+  if storage.is_bucket(out):
+    raise UserError(f'{out}: an export is written to a local directory; name one with '
+                    '--config.export.dir=DIR')
+  hosts.lead(lambda: export_lib.check_free(out))
   graphdef, params, frozen, step = train_lib.load_params(task, folder, config.eval.checkpoint)
   questions = [r.question for r in train_lib.get_records(task, config.eval.split,
                                                          config.eval.num_examples)]
-
-  def compare(scratch):
-    decoder = decode.Decoder(graphdef, config, codec, task.mesh)
-    return export_lib.compare_with_transformers(
-        scratch, config, codec, decoder, graphdef, params, frozen,
-        questions[:config.export.num_verified], say)
+  references = export_lib.iterate_references(
+      config, codec, decode.Decoder(graphdef, config, codec, task.mesh), graphdef, params, frozen,
+      questions[:config.export.num_verified]) if verify else None
   origin = {'run': str(folder), 'step': step, 'checkpoint': config.eval.checkpoint,
             'base': {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint}}
   export_lib.write_export(out, config, task.base, codec, params, frozen, origin, questions,
-                          compare if verify else None, say)
+                          references, say)
   say(f'{out}: step {step}; the prompts of {len(questions)} {config.eval.split} questions have the '
       'ids that the run was trained on')

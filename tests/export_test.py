@@ -262,11 +262,10 @@ def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has
   codec = pipeline.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
   decoder = decode.Decoder(program.graphdef, config, codec,
                            sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
-  def compare(folder):
-    return export.compare_with_transformers(folder, config, codec, decoder, program.graphdef,
-                                            spoil(params), frozen, questions, lambda line: None)
+  references = export.iterate_references(config, codec, decoder, program.graphdef, spoil(params),
+                                         frozen, questions)
   return export.write_export(out, config, base, codec, params, frozen,
-                             {'base': {'path': str(base.folder)}}, questions, compare,
+                             {'base': {'path': str(base.folder)}}, questions, references,
                              lambda line: None)
 
 

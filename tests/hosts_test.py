@@ -18,6 +18,8 @@ import pytest
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import hosts
 from rim_jax import main as main_lib
+from rim_jax import metrics as metrics_lib
+from rim_jax import storage
 from rim_jax.config import UserError
 from tests import support
 
@@ -177,15 +179,6 @@ def test_the_silent_and_the_last_are_named():
   assert dog._find_silent(now, 40.0).startswith('process 0 has not answered for 60 s')
 
 
-def test_a_workdir_is_held_by_one_run(tmp_path):
-  with checkpoint_lib.hold(tmp_path):
-    with pytest.raises(UserError, match=f'process {os.getpid()} on .* is at work here'):
-      with checkpoint_lib.hold(tmp_path):
-        pass
-  with checkpoint_lib.hold(tmp_path):  # given back
-    pass
-
-
 # ---- Real processes ----
 
 
@@ -200,10 +193,10 @@ def write_recipe(folder, **changes):
   return recipe
 
 
-def launch(recipe, workdir, processes, *flags):
+def launch(recipe, workdir, processes, *flags, more=()):
   return subprocess.Popen(
       [sys.executable, ROOT / 'launch/local_hosts.py', f'--processes={processes}', *flags, '--',
-       sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', f'--workdir={workdir}'],
+       sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', f'--workdir={workdir}', *more],
       env=dict(os.environ, XLA_FLAGS='', JAX_DEFAULT_MATMUL_PRECISION='highest'), cwd=ROOT,
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -221,7 +214,7 @@ def finish(process, secs=240):
 
 
 def read_run(workdir):
-  lines = [json.loads(x) for x in (workdir / 'metrics.jsonl').open()]
+  lines = metrics_lib.load_metrics(workdir)
   found = checkpoint_lib.choose_checkpoint(workdir, 'last')
   shapes = {k: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(
       jax.devices()[0])) for k, (shape, dtype) in found.card['params'].items()}
@@ -246,7 +239,7 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
   two.send_signal(signal.SIGTERM)
   code, out = finish(two)
   assert code == hosts.EXIT_STOPPED and 'asked to end' in out, out
-  at = checkpoint_lib.list_steps(checkpoint_lib._get_absolute(tmp_path / 'many/checkpoints'))[0]
+  at = checkpoint_lib.list_steps(storage.get_absolute(tmp_path / 'many/checkpoints'))[0]
   code, out = finish(launch(recipe, tmp_path / 'many', 4))
   assert code == 0 and f'continuing from step {at} of' in out, out
   assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
@@ -277,3 +270,26 @@ def test_a_killed_process_ends_the_others_and_the_launcher_goes_on(tmp_path):
   others, other_params, _ = read_run(tmp_path / 'whole')
   assert losses == others
   jax.tree.map(np.testing.assert_array_equal, params, other_params)
+
+
+def test_several_processes_export_the_files_of_one(tmp_path):
+  """Parameters split over two processes, part of a model on each."""
+  recipe = write_recipe(
+      tmp_path, method='pause', model__init_from=str(ROOT / 'tests/golden/llama'),
+      model__frozen_dtype='float32', model__lora__rank=2, model__num_heads=4, model__mlp_dim=40,
+      model__max_positions=128, optim__trainable='lora', tokenizer__kind='bytes', mesh__fsdp=2,
+      mesh__data=1, train__num_examples=32, layout__row_tokens=64, export__dtype='float32')
+  code, out = finish(launch(recipe, tmp_path / 'run', 2))
+  assert code == 0, out
+
+  def export(name, processes, *more):
+    code, out = finish(launch(recipe, tmp_path / 'run', processes, more=(
+        '--mode=export', f'--config.export.dir={tmp_path / name}',
+        f'--config.mesh.fsdp={processes}', *more)))
+    assert code == 0 and out.count('have the ids that the run was trained on') == 1, out
+    return {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+  whole = export('one', 1)
+  assert export('two', 2) == whole and 'model.safetensors' in whole
+  halves = export('two adapters', 2, '--config.export.adapters=True')
+  assert halves == export('one adapters', 1, '--config.export.adapters=True')
+  assert 'adapter_model.safetensors' in halves
