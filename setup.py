@@ -39,9 +39,10 @@ setuptools.setup(
     extras_require={
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
+        'wandb': ['wandb'],
         'gcs': ['gcsfs'],  # a WORKDIR in a bucket
         # references for tests, --verify and bench; jinja2 renders chat templates
         'hf': ['torch', 'transformers', 'peft', 'jinja2'],
-        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2', 'gcsfs'],
+        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2', 'gcsfs', 'wandb'],
     },
 )

@@ -222,6 +222,7 @@ class LogConfig:
   """What a run tells while it works."""
   every_steps: int = 25
   tensorboard: bool = True
+  wandb: str = ''  # project in Weights & Biases; '': none
   prefetch_batches: int = 4
   profile_at_step: int = 0  # write a profile from here on; 0: only on SIGUSR1
   profile_num_steps: int = 5  # how many steps a profile spans

@@ -259,7 +259,7 @@ class Watchdog:
 
   def __init__(self, stall_secs: float, silent_secs: float = _SILENT_SECS, end=os._exit):
     self._stall_secs, self._silent_secs, self._end = stall_secs, silent_secs, end
-    self._step, self._moved = -1, None
+    self._step, self._moved, self._own_secs = -1, None, 0.0
     self._heard = {}  # process -> (what it said last, when it said something new)
     self._exchanged = time.monotonic()
     self._done = threading.Event()
@@ -286,6 +286,19 @@ class Watchdog:
     """The program got on: a step, or a part of an evaluation."""
     self._step, self._moved = step, time.monotonic()
 
+  def compare(self, own_secs: float) -> dict:
+    """How far apart the processes are in what each does by itself a step: its batch, its start.
+
+    Steps are taken together, so a slow process shows here and not in their time. Others' values
+    are those of their last log line.
+    """
+    self._own_secs = own_secs
+    told = {p: float(said.split()[2]) for p, (said, _) in self._heard.items()}
+    if len(told) < 2:
+      return {}
+    return {'hosts/own_secs_min': min(told.values()), 'hosts/own_secs_max': max(told.values()),
+            'hosts/slowest': max(told, key=told.get)}
+
   def _exchange(self):
     # The store that JAX's own services use has no public name yet.
     from jax._src import distributed
@@ -293,7 +306,8 @@ class Watchdog:
     while not self._done.wait(_BEAT_SECS):
       count += 1
       try:
-        client.key_value_set(f'rim_jax/beat/{me}', f'{count} {self._step}', allow_overwrite=True)
+        said = f'{count} {self._step} {self._own_secs:.6f}'
+        client.key_value_set(f'rim_jax/beat/{me}', said, allow_overwrite=True)
         told = client.key_value_dir_get('rim_jax/beat/')
       except Exception:  # pylint: disable=broad-except  (the silence is noticed by _watch)
         continue

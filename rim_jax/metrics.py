@@ -7,10 +7,13 @@ the device never waits for a log line.
 import contextlib
 import json
 import math
+import resource
 import signal
+import sys
 import tempfile
 import threading
 import time
+import zlib
 
 from etils import epath
 import jax
@@ -19,19 +22,20 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 
 from rim_jax import storage
+from rim_jax.config import UserError
 
 
 BEGAN = time.monotonic()  # near enough to the process's start
 
 
 class MetricsWriter:
-  """Appends scalars to WORKDIR/metrics.jsonl, one strict JSON object a line, and to TensorBoard.
+  """Adds scalars to WORKDIR/metrics.jsonl, one strict JSON object a line, and to others that ask.
 
   On a resume, lines beyond the restored step are dropped first: the step will
   be taken, and told, again.
   """
 
-  def __init__(self, workdir, start_step: int, tensorboard: bool, clock=time.time):
+  def __init__(self, workdir, start_step: int, tensorboard: bool, wandb: str = '', clock=time.time):
     self._clock = clock
 
     def keep(text):
@@ -39,6 +43,7 @@ class MetricsWriter:
       return line is not None and line['step'] <= start_step
     self._journal = storage.Journal(epath.Path(workdir) / 'metrics.jsonl', keep)
     self._events = Events(workdir, start_step) if tensorboard else None
+    self._wandb = start_wandb(workdir, wandb) if wandb else None
 
   def write(self, step: int, values: dict) -> None:
     """Writes host values now; a value that is not finite becomes null."""
@@ -48,6 +53,8 @@ class MetricsWriter:
     self._journal.add(json.dumps(line, allow_nan=False))
     if self._events:
       self._events.add(step, values)
+    if self._wandb:
+      self._wandb.log(values, step=step)
 
   def flush(self) -> None:
     """What was written is there, also in a bucket."""
@@ -59,6 +66,27 @@ class MetricsWriter:
     self._journal.close()
     if self._events:
       self._events.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def start_wandb(workdir, project: str):
+  """The Weights & Biases run of a WORKDIR, the same one after a restart.
+
+  Its own settings are its environment variables (WANDB_MODE=offline, WANDB_ENTITY, ...).
+
+  Raises: UserError where the package is not installed.
+  """
+  try:
+    import wandb
+  except ImportError:
+    raise UserError(f"log.wandb='{project}' needs a package: pip install -e '.[wandb]'") from None
+  workdir = storage.get_absolute(workdir)
+  card = (workdir / 'config.json').read_text()
+  return wandb.init(
+      project=project, id=f'{zlib.crc32(f"{workdir} {card}".encode()):08x}', resume='allow',
+      name=workdir.name, group=workdir.parent.name, config=json.loads(card)['config'],
+      dir=tempfile.mkdtemp() if storage.is_bucket(workdir) else str(workdir))
 
 
 class Events:
@@ -123,11 +151,15 @@ class Meter:
     self._last = (start_step, clock())
     self._pending = None
 
-  def push(self, step: int, metrics: dict):
-    """Takes the metrics of completed step `step`; returns (step, scalars) of the push before."""
+  def push(self, step: int, metrics: dict, more: dict):
+    """Takes what is told of completed step `step`; returns (step, scalars) of the push before.
+
+    Args:
+      metrics: of the device; `more` are scalars of the host already.
+    """
     done = self.flush()
     now = self._clock()
-    self._pending = (step, metrics, step - self._last[0], now - self._last[1])
+    self._pending = (step, metrics, more, step - self._last[0], now - self._last[1])
     self._last = (step, now)
     return done
 
@@ -135,7 +167,7 @@ class Meter:
     """(step, scalars) of the pending push, or None."""
     if self._pending is None:
       return None
-    step, metrics, num_steps, secs = self._pending
+    step, metrics, more, num_steps, secs = self._pending
     self._pending = None
     values = jax.device_get(metrics)
     rate = num_steps / max(secs, 1e-9)
@@ -145,7 +177,34 @@ class Meter:
     scalars |= {'perf/steps_per_sec': rate,
                 'perf/examples_per_sec': rate * values['num_examples'],
                 'perf/tokens_per_sec': rate * values['num_tokens']}
-    return step, scalars
+    return step, scalars | more
+
+
+class Machine:
+  """What a process has compiled so far and how much memory it holds, for each log line.
+
+  Units: seconds, MiB (2**20 bytes). `memory/device_*` of its first device, where a device tells.
+  """
+
+  def __init__(self):
+    self._compiled = [0, 0.0]
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, secs: float, **unused) -> None:
+    if event == '/jax/core/compile/backend_compile_duration':
+      self._compiled[0] += 1
+      self._compiled[1] += secs
+
+  def close(self) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+  def read(self) -> dict:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    device = {f'memory/device_{name}_mib': stats[key] / 2**20 for name, key in (
+        ('now', 'bytes_in_use'), ('peak', 'peak_bytes_in_use')) if key in stats}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+    return {'compile/num_programs': self._compiled[0], 'compile/secs': self._compiled[1],
+            'memory/host_peak_mib': peak / (2**20 if sys.platform == 'darwin' else 2**10), **device}
 
 
 class Goodput:

@@ -286,7 +286,8 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
   meter = metrics_lib.Meter(start)
   with contextlib.ExitStack() as stack:
     writer = stack.enter_context(contextlib.closing(
-        metrics_lib.MetricsWriter(workdir, start, config.log.tensorboard) if hosts.is_leader()
+        metrics_lib.MetricsWriter(workdir, start, config.log.tensorboard, config.log.wandb)
+        if hosts.is_leader()
         else metrics_lib.NoWriter()))
     progress = stack.enter_context(contextlib.closing(
         metrics_lib.Progress(title, stage.num_steps, start, console)))
@@ -295,7 +296,8 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
     profiler = stack.enter_context(metrics_lib.Profiler(
         workdir, config.log.profile_at_step, config.log.profile_num_steps, say))
     stack.enter_context(jax.set_mesh(task.mesh))
-    goodput = metrics_lib.Goodput(began)
+    machine = stack.enter_context(contextlib.closing(metrics_lib.Machine()))
+    goodput, own_secs, told_at = metrics_lib.Goodput(began), 0.0, start
     save = _make_save(task, stage, program, writer, checkpointer, watchdog, goodput)
     note, saved_at, compiled = 'compiling', time.monotonic(), None
     progress.update(start, note)
@@ -304,13 +306,16 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
         program, config, stage.num_steps, stage.max_blocks, task.mesh)
     batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
     for step in range(start + 1, stage.num_steps + 1):
+      ready = time.monotonic()
       with goodput.measure('data'):
         batch = sharding.place_batch(next(batches), task.mesh, source.rows, stage.batch_rows)
       if compiled is None:
         # Ahead of the first call: another shape later on is an error, not a recompile.
         with goodput.measure('compile'):
           compiled = step_fn.lower(state, frozen, batch).compile()
+        ready = time.monotonic()
       state, metrics = compiled(state, frozen, batch)
+      own_secs += time.monotonic() - ready
       hosts.settle((state, metrics))
       checkpointer.poll()
       watchdog.beat(step)
@@ -322,7 +327,9 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
       if (due or told) and not metrics['healthy']:
         _stop_unhealthy(source, stage.batch_rows, compiled, state, frozen, task.mesh, workdir)
       if due or told:
-        note = _log(writer, meter.push(step, metrics)) or note
+        more = machine.read() | watchdog.compare(own_secs / (step - told_at))
+        own_secs, told_at = 0.0, step
+        note = _log(writer, meter.push(step, metrics, more)) or note
       if due:
         # Now, not one step behind: a stop right after the save must not cost its line.
         note = _log(writer, meter.flush()) or note

@@ -416,8 +416,8 @@ def probe_loop(config, tools):
     seen.append(('prefetch', prefetch))
     return make_batches(source, start, prefetch)
 
-  def record_writer(workdir, start, tensorboard):
-    seen.append(('tensorboard', tensorboard))
+  def record_writer(workdir, start, tensorboard, wandb):
+    seen.append(('told', tensorboard, wandb))
     return make_writer(workdir, start, tensorboard)
 
   def decode_records(decoder, params, frozen, records, *rest):
@@ -463,8 +463,9 @@ def probe_export(config, tools):
   tools.patch.setattr(run, '_open_run', lambda *args: (task, folder))
   tools.patch.setattr(train, 'load_params', lambda *args: (None, state.params, frozen, 7))
   tools.patch.setattr(export, 'check_verifiable', lambda config: None)
-  tools.patch.setattr(export, 'compare_with_transformers',
-                      lambda *args: seen.append(len(args[-2])))
+  tools.patch.setattr(export, 'compare_with_transformers', lambda *args: {})
+  tools.patch.setattr(export, 'iterate_references',
+                      lambda *args: iter(seen.append(len(args[-1])) or ()))
   run.export(config, folder, True, quiet)
   return seen, {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
                 for p in (folder / 'export').iterdir() if p.suffix != '.md'} if (
@@ -629,6 +630,7 @@ LIVE = {
     'export.num_verified': ('export', 3, PRETRAINED),
     'log.every_steps': ('loop', 3, SHORT),
     'log.tensorboard': ('loop', True, SHORT),
+    'log.wandb': ('loop', 'project', SHORT),
     'log.prefetch_batches': ('loop', 1, SHORT),
     'log.profile_at_step': ('loop', 1, SHORT),
     'log.profile_num_steps': ('loop', 2, SHORT),

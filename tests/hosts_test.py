@@ -171,12 +171,20 @@ def test_the_silent_and_the_last_are_named():
   dog = hosts.Watchdog(10.0)
   now = time.monotonic()
   dog._exchanged = now
-  dog._heard = {0: ('7 12', now - 1), 1: ('7 12', now - 50), 2: ('9 11', now - 2)}
+  dog._heard = {0: ('7 12 0', now - 1), 1: ('7 12 0', now - 50), 2: ('9 11 0', now - 2)}
   assert dog._find_silent(now, 40.0).startswith(
       'process 1 has not been heard of for 50 s (it was at step 12)')
   assert 'process 2 is behind all, at step 11' in dog._describe_stall()
   dog._exchanged = now - 60
   assert dog._find_silent(now, 40.0).startswith('process 0 has not answered for 60 s')
+
+
+def test_the_process_whose_own_part_of_a_step_takes_longest_is_told():
+  dog = hosts.Watchdog(10.0)
+  assert dog.compare(0.1) == {}  # alone, or nobody heard of yet
+  dog._heard = {p: (f'7 12 {secs}', 0.0) for p, secs in ((0, 0.25), (1, 0.5), (2, 0.125))}
+  assert dog.compare(0.1) == {'hosts/own_secs_min': 0.125, 'hosts/own_secs_max': 0.5,
+                              'hosts/slowest': 1}
 
 
 # ---- Real processes ----
@@ -243,6 +251,8 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
   code, out = finish(launch(recipe, tmp_path / 'many', 4))
   assert code == 0 and f'continuing from step {at} of' in out, out
   assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
+  told = [line for line in metrics_lib.load_metrics(tmp_path / 'many') if 'hosts/slowest' in line]
+  assert told and all(line['hosts/slowest'] in range(4) for line in told)
 
   losses, params, card = read_run(tmp_path / 'one')
   others, other_params, other_card = read_run(tmp_path / 'many')

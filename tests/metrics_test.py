@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import pytest
 from rich import console as rich_console
 
 from rim_jax import metrics as metrics_lib
+from rim_jax.config import UserError
 
 
 def make_writer(folder, start=0, tensorboard=False):
@@ -101,6 +103,43 @@ def test_tensorboard_is_optional(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
 
 
+def test_weights_and_biases_gets_the_same_scalars_and_one_run_a_workdir(tmp_path, monkeypatch):
+  """The real package, which writes to a folder where it is told to stay offline."""
+  monkeypatch.setenv('WANDB_MODE', 'offline')
+  monkeypatch.setenv('WANDB_SILENT', 'true')
+  folder = tmp_path / 'run'
+  folder.mkdir()
+  (folder / 'config.json').write_text('{"config": {"seed": 41}}')
+  for start in (0, 1):  # a restart
+    writer = metrics_lib.MetricsWriter(folder, start, False, 'a-project')
+    writer.write(start + 1, {'train/loss': 0.4321, 'bad': float('nan')})
+    writer.close()
+  files = sorted((folder / 'wandb').rglob('*.wandb'))
+  assert len(files) == 2 and len({path.name for path in files}) == 1  # run-ID.wandb
+  for path in files:
+    stored = path.read_bytes()
+    assert all(text in stored for text in (b'train/loss', b'0.4321', b'a-project', b'seed'))
+  assert get_steps(folder) == [1, 2]
+
+
+def test_a_missing_package_is_told(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'wandb', None)
+  with pytest.raises(UserError, match="log.wandb='x' needs a package: pip install"):
+    metrics_lib.MetricsWriter(tmp_path, 0, False, 'x')
+
+
+def test_compilations_and_memory_are_told():
+  machine = metrics_lib.Machine()
+  before = machine.read()
+  assert before['compile/num_programs'] == 0 and before['memory/host_peak_mib'] > 50
+  jax.jit(lambda x: x * 3 + 1)(np.float32(2))
+  after = machine.read()
+  assert after['compile/num_programs'] == 1 and after['compile/secs'] > 0
+  machine.close()
+  jax.jit(lambda x: x * 5 + 1)(np.float32(2))
+  assert machine.read()['compile/num_programs'] == 1  # closed
+
+
 # ---- Meter ----
 
 
@@ -124,11 +163,11 @@ def make_step_metrics(loss):
 def test_a_push_returns_the_one_before():
   meter = metrics_lib.Meter(0, Clock())
   assert meter.flush() is None
-  assert meter.push(1, make_step_metrics(1.0)) is None
-  step, scalars = meter.push(2, make_step_metrics(2.0))
-  assert (step, scalars['train/loss']) == (1, 1.0)
+  assert meter.push(1, make_step_metrics(1.0), {}) is None
+  step, scalars = meter.push(2, make_step_metrics(2.0), {'host': 7})
+  assert (step, scalars['train/loss']) == (1, 1.0) and 'host' not in scalars
   step, scalars = meter.flush()
-  assert (step, scalars['train/loss']) == (2, 2.0)
+  assert (step, scalars['train/loss'], scalars['host']) == (2, 2.0, 7)
   assert meter.flush() is None
 
 
@@ -138,9 +177,9 @@ def test_a_push_downloads_nothing_of_its_own(monkeypatch):
   get = jax.device_get
   monkeypatch.setattr(jax, 'device_get', lambda tree: read.append(float(tree['loss'])) or get(tree))
   meter = metrics_lib.Meter(0, Clock())
-  meter.push(1, make_step_metrics(1.0))
+  meter.push(1, make_step_metrics(1.0), {})
   assert read == []
-  meter.push(2, make_step_metrics(2.0))
+  meter.push(2, make_step_metrics(2.0), {})
   assert read == [1.0]
 
 
@@ -149,9 +188,9 @@ def test_rates_are_of_the_steps_between_two_pushes():
   clock = Clock()
   meter = metrics_lib.Meter(40, clock)
   clock.now += 5
-  meter.push(50, make_step_metrics(1.0))
+  meter.push(50, make_step_metrics(1.0), {})
   clock.now += 100
-  _, scalars = meter.push(60, make_step_metrics(1.0))
+  _, scalars = meter.push(60, make_step_metrics(1.0), {})
   assert scalars['perf/steps_per_sec'] == pytest.approx(2)
   assert scalars['perf/examples_per_sec'] == pytest.approx(10)
   assert scalars['perf/tokens_per_sec'] == pytest.approx(200)
@@ -160,7 +199,7 @@ def test_rates_are_of_the_steps_between_two_pushes():
 
 def test_blocks_that_nothing_read_have_no_loss():
   meter = metrics_lib.Meter(0, Clock())
-  meter.push(1, make_step_metrics(1.0))
+  meter.push(1, make_step_metrics(1.0), {})
   scalars = meter.flush()[1]
   assert {k: v for k, v in scalars.items() if 'block' in k} == {'train/nll_block_1': 2.0}
   assert all(math.isfinite(v) for v in scalars.values())
@@ -168,7 +207,7 @@ def test_blocks_that_nothing_read_have_no_loss():
 
 def test_no_time_at_all_is_no_crash():
   meter = metrics_lib.Meter(0, Clock())
-  meter.push(1, make_step_metrics(1.0))
+  meter.push(1, make_step_metrics(1.0), {})
   assert math.isfinite(meter.flush()[1]['perf/steps_per_sec'])
 
 

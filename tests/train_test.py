@@ -193,7 +193,8 @@ def test_a_run_leaves_its_files(tmp_path, cache, use_devices):
   assert card['data']['fingerprint'] and card['hardware']['num_devices'] == 1
   lines = [strict(x) for x in (workdir / 'metrics.jsonl').read_text().splitlines()]
   assert all(type(x['step']) is int and x['time'] > 0 for x in lines)
-  assert {'train/loss', 'perf/tokens_per_sec', 'train/nll_block_4'} <= lines[0].keys()
+  assert {'train/loss', 'perf/tokens_per_sec', 'train/nll_block_4', 'compile/secs',
+          'memory/host_peak_mib'} <= lines[0].keys()
   assert list((workdir / 'tensorboard').iterdir())
   assert strict((workdir / 'results.json').read_text()) == results
   test = results['test']
