@@ -5,6 +5,7 @@ its own devices and rows. Files are written and decisions taken by the leader, p
 An exit code says what a supervisor should do; `launch/supervise.py` reads it.
 """
 
+import atexit
 import contextlib
 import faulthandler
 import json
@@ -27,6 +28,7 @@ EXIT_STALLED = 76  # another process is gone, or none gets on: start all of them
 # JAX ends a process that misses another; the watchdog comes first, because it knows whom.
 _HEARTBEAT_SECS, _SHUTDOWN_SECS = 50, 20
 _BEAT_SECS, _SILENT_SECS = 2.0, 40.0
+_GOODBYE = b'goodbye'
 
 
 class HostError(Exception):
@@ -103,6 +105,34 @@ def call_roll(coordinator: str, num_processes: int, process_id: int, timeout_sec
     raise HostError(f'{coordinator}: {verdict}')
 
 
+# Connections of the roll call, for as long as this process lives. When process 0 dies its kernel
+# closes them, which the others hear at once; JAX's own abort would not say who it was.
+_lines = []
+
+
+def _keep_lines(lines) -> None:
+  def say_goodbye():
+    for line in lines:
+      with contextlib.suppress(OSError):
+        line.sendall(_GOODBYE)
+  atexit.register(say_goodbye)
+  _lines.extend(lines)
+
+
+def _listen(line) -> None:
+  line.settimeout(None)
+  line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # no firewall forgets it
+  try:
+    heard = line.recv(len(_GOODBYE))
+  except ConnectionResetError:
+    heard = b''
+  except OSError:
+    return  # the network's trouble: the watchdog will tell whether it lives
+  if heard != _GOODBYE:
+    print('error: process 0 is gone; start all again', file=sys.stderr, flush=True)
+    os._exit(EXIT_STALLED)
+
+
 def _hear_reports(port, num_processes, deadline):
   there, verdict = {}, ''
   with contextlib.ExitStack() as stack:
@@ -133,6 +163,10 @@ def _hear_reports(port, num_processes, deadline):
     for peer in there.values():
       with contextlib.suppress(OSError):
         peer.sendall((verdict or 'go').encode())
+    if not verdict:
+      listener.close()
+      stack.pop_all()
+      _keep_lines(list(there.values()))
   return verdict or 'go'
 
 
@@ -140,11 +174,15 @@ def _report_in(address, process_id, num_processes, deadline):
   problem = 'nothing listens there'
   while time.monotonic() < deadline:
     try:
-      with socket.create_connection(address, timeout=5) as peer:
+      with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(socket.create_connection(address, timeout=5))
         peer.sendall(f'{process_id} {num_processes}'.encode())
         # The first process gives up at its own deadline, and says so.
         peer.settimeout(max(deadline - time.monotonic(), 0.01) + 10)
         verdict = peer.recv(1024).decode()
+        if verdict == 'go':
+          stack.pop_all()
+          threading.Thread(target=_listen, args=(peer,), daemon=True).start()
         if verdict:
           return verdict
     except OSError as e:

@@ -74,6 +74,31 @@ def test_without_a_first_process_the_others_say_so():
   assert 'process 1 cannot reach process 0' in told[1] and 'is this its address' in told[1]
 
 
+@pytest.mark.parametrize('killed', [True, False])
+def test_the_others_hear_at_once_that_process_0_is_gone(killed):
+  """It is killed; or it ends in order, and the others may go on to theirs."""
+  with socket.create_server(('', 0)) as server:
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+  code = ('import sys, time; from rim_jax import hosts; me = int(sys.argv[2])\n'
+          'hosts.call_roll(sys.argv[1], 2, me, 60); print("met", flush=True)\n'
+          'sys.stdin.readline(); time.sleep(me)')
+  first, second = [subprocess.Popen(
+      [sys.executable, '-c', code, address, str(me)], cwd=ROOT, stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for me in range(2)]
+  assert first.stdout.readline() == second.stdout.readline() == 'met\n'
+  if killed:
+    first.kill()
+  else:
+    first.communicate('\n', timeout=60)
+  began = time.monotonic()
+  _, told = second.communicate(None if killed else '\n', timeout=60)
+  if killed:
+    assert second.returncode == hosts.EXIT_STALLED and 'process 0 is gone' in told
+    assert time.monotonic() - began < 20
+  else:
+    assert second.returncode == 0 and told == ''
+
+
 def test_a_port_in_use_is_told():
   with socket.create_server(('', 0)) as server:
     port = server.getsockname()[1]
