@@ -11,6 +11,7 @@ has failed three times in a row without getting a step further.
 
 import argparse
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -26,9 +27,10 @@ def find_step(workdir) -> int:
   """How far a run has come: the last step that its metrics tell, over all stages; -1 at first."""
   workdir, steps = epath.Path(workdir), [(-1, -1)]
   folders = [workdir, *(p for p in workdir.iterdir() if p.is_dir())] if workdir.exists() else []
-  files = sorted(str(p / 'metrics.jsonl') for p in folders if (p / 'metrics.jsonl').exists())
-  for stage, path in enumerate(map(epath.Path, files)):
-    for line in path.read_text().split('\n'):
+  told = [[p for p in folder.iterdir() if re.fullmatch(r'metrics(-\d+)?\.jsonl', p.name)]
+          for folder in sorted(folders, key=str)]  # in a bucket there are numbered parts
+  for stage, parts in enumerate(filter(None, told)):
+    for line in ''.join(part.read_text() for part in parts).split('\n'):
       try:
         steps.append((stage, json.loads(line)['step']))
       except (ValueError, KeyError, TypeError):
