@@ -240,6 +240,10 @@ def _make_typical_example(config: Config):
   if config.data.source == 'chain':
     steps = config.data.chain.max_steps
     question, step, answer = 2 * steps + 1, 1, 1
+  elif config.data.source == 'prosqa':  # 3 sentences for 2 nodes, a question as long as one
+    steps, (step, answer) = config.data.prosqa.min_hops + 1, (
+        (6, 5) if config.tokenizer.kind == 'words' else (26, 18))
+    question = step * (config.data.prosqa.max_nodes * 3 // 2 + 1)
   else:
     steps, question, step, answer = 4, 240, 12, 3
   if config.tokenizer.kind == 'file' or config.model.init_from:

@@ -34,6 +34,7 @@ NEVER = {
     'variants': ALL - {'rim_jax.numerals', 'rim_jax.templates'} | {'jax'} | IO,
     'executor': ALL | {'jax', 'numpy'} | IO,  # or it would repeat the mistakes that it looks for
     'perturb': {'rim_jax.data', 'rim_jax.model', 'jax', 'tensorflow_datasets'},
+    'prosqa': ALL - {'rim_jax.config', 'rim_jax.records'} | {'jax'} | IO,
     'tokenizer': {'rim_jax.model', 'jax'},
     'layout': {'rim_jax.model', 'rim_jax.loss'},
     'packing': ALL | {'jax', 'grain'},

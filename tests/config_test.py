@@ -56,8 +56,8 @@ def load_recipe(name):
 
 
 @pytest.mark.parametrize('name', RECIPES)
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'gpt2', 'llama3_2_1b',
-                                    'llama3_2_3b'])
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small', 'prosqa',
+                                    'gpt2', 'llama3_2_1b', 'llama3_2_3b'])
 def test_every_recipe_is_a_config(name, preset):
   module = load_recipe(name)
   tree = module.get_config() if name == 'smoke' else module.get_config(preset)
@@ -68,7 +68,7 @@ def test_every_recipe_is_a_config(name, preset):
   assert config.method == methods.get(name, name)
 
 
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed'])
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small', 'prosqa'])
 def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
   """So that a stage can be done again alone: same config, to the last key."""
   stages = config_lib.make_stages(config_lib.parse_config(load_recipe('rim').get_config(preset)))
@@ -491,6 +491,9 @@ GSM8K = {'data.source': 'gsm8k', 'data.dir': '{files}', 'data.num_valid': 2,
          'tokenizer.kind': 'bytes'}
 PERTURBED = GSM8K | {'data.source': 'gsm8k_perturbed', 'data.dir': '{files}/problems',
                      'data.perturbed.variants_per_problem': 3}
+PROSQA = {'data.source': 'prosqa', 'tokenizer.kind': 'words', 'data.prosqa.num_train': 20,
+          'data.prosqa.num_valid': 3, 'data.prosqa.num_test': 3, 'data.prosqa.min_nodes': 8,
+          'data.prosqa.max_nodes': 10, 'data.prosqa.min_hops': 2, 'data.prosqa.max_hops': 3}
 DOWNLOAD = {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes'}
 FILE = {'tokenizer.kind': 'file', 'tokenizer.path': '{files}/a.json', 'tokenizer.eos_token': '<e>'}
 # The shape that a config has before a model directory decides it.
@@ -522,6 +525,19 @@ LIVE = {
     'data.perturbed.seed': ('dataset', 1, PERTURBED),
     'data.perturbed.variants_per_problem': ('dataset', 4, PERTURBED),
     'data.perturbed.total': ('dataset', 5, PERTURBED),
+    'data.prosqa.seed': ('dataset', 1, PROSQA),
+    'data.prosqa.min_nodes': ('dataset', 7, PROSQA),
+    'data.prosqa.max_nodes': ('dataset', 9, PROSQA),
+    'data.prosqa.min_hops': ('dataset', 1, PROSQA),
+    'data.prosqa.max_hops': ('dataset', 2, PROSQA),
+    'data.prosqa.parent_rate': ('dataset', 0.5, PROSQA),
+    'data.prosqa.extra_names': ('dataset', 1.0, PROSQA),
+    'data.prosqa.max_facts': ('dataset', 9, PROSQA),
+    'data.prosqa.num_names': ('dataset', 3, PROSQA),
+    'data.prosqa.num_concepts': ('dataset', 9, PROSQA),
+    'data.prosqa.num_train': ('dataset', 21, PROSQA),
+    'data.prosqa.num_valid': ('dataset', 4, PROSQA),
+    'data.prosqa.num_test': ('dataset', 4, PROSQA),
     'tokenizer.kind': ('tokenizer', 'bytes', {}),
     'tokenizer.path': ('tokenizer', '{files}/b.json', FILE),
     'tokenizer.bos_token': ('tokenizer', '<b>', FILE),

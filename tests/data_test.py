@@ -185,6 +185,23 @@ def test_files_are_read_bit_for_bit(tmp_path, extension):
   assert 'test: 3 of its questions are also in train' in dataset.notes
 
 
+def test_a_whole_file_may_be_one_list(tmp_path):
+  """As Coconut's files are, with keys beside the three."""
+  rows = [row | {'edges': [[0, 1]]} for row in make_rows(4)]
+  folder = write_rows(tmp_path / 'in', train__json=json.dumps(rows, indent=1).encode(),
+                      test__json=b' ' + json.dumps(rows[:2]).encode(), valid=rows[:1])
+  dataset = load_files(folder, tmp_path)
+  assert [(r.question, list(r.steps), r.answer) for r in dataset.splits['train']] == [
+      (row['question'], row['steps'], row['answer']) for row in rows]
+  assert [r.origin for r in dataset.splits['test']] == ['test.json:1', 'test.json:2']
+  for content, what in ((b'[{"question": "q", "steps": [], "answer": "1"}, 3]', 'json:2: neither'),
+                        (b'[{"question": "q"', 'train.json: Expecting'), (b'[]', 'no rows')):
+    (folder / 'train.json').write_bytes(content)
+    with pytest.raises(UserError, match=what) as error:
+      load_files(folder, tmp_path)
+    assert '\n' not in str(error.value)
+
+
 BAD = {
     b'': 'an empty line',
     b'nonsense': 'neither a JSON object',
