@@ -79,9 +79,9 @@ def make_prosqa_small(method: str):
   config = make_config_dict(method=method)
   config.data.source = 'prosqa'
   config.data.prosqa.update({
-      'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.9,
-      'extra_names': 0.0, 'max_facts': 15, 'num_train': 50_000, 'num_valid': 500,
-      'num_test': 1_000})
+      'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.7,
+      'extra_names': 0.0, 'max_facts': 15, 'num_names': 4, 'num_concepts': 12,
+      'num_train': 50_000, 'num_valid': 500, 'num_test': 1_000})
   config.tokenizer.kind = 'words'
   config.layout.update({'num_blocks': 3, 'block_tokens': 1, 'separator': '', 'answer_prefix': '',
                         'answer_suffix': '', 'row_tokens': 256})

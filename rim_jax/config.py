@@ -216,7 +216,8 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """What is decoded, and how."""
-  split: str = 'test'  # train | valid | test
+  split: str = 'test'  # train | valid | test | gsm_hard
+  path: str = ''  # gsm_hard: its file
   checkpoint: str = 'best'  # best (by valid) | last
   num_blocks: int = -1  # K at evaluation, 0 included; -1: layout.num_blocks
   batch_size: int = 250

@@ -114,6 +114,34 @@ def evaluate(decoder: decode_lib.Decoder, params, frozen, records, config: Confi
   }, predictions
 
 
+def group_gsm_hard(predictions, test_questions) -> dict:
+  """GSM-Hard's accuracy by kind of answer, and without what was not made harder.
+
+  Numbers were replaced there without regard to sense, so that answers can be negative or
+  fractional, which no GSM8K answer teaches; and some questions are GSM8K's word for word.
+
+  Args:
+    test_questions: GSM8K's own.
+  Returns: num_<kind>, and <kind>_acc where there is one, for integer (0 or more),
+    negative (whole or not), non_integer (above 0) and changed (of any kind).
+  """
+  known = {' '.join(q.split()) for q in test_questions}
+  groups = {'integer': [], 'negative': [], 'non_integer': [], 'changed': []}
+  for p in predictions:
+    answer = canonicalize(p['answer'])
+    kind = ('negative' if answer < 0 else
+            'integer' if answer == answer.to_integral_value() else 'non_integer')
+    groups[kind].append(p['correct'])
+    if ' '.join(p['question'].split()) not in known:
+      groups['changed'].append(p['correct'])
+  results = {}
+  for kind, correct in groups.items():
+    if correct:
+      results[f'{kind}_acc'] = sum(correct) / len(correct)
+    results[f'num_{kind}'] = len(correct)
+  return results
+
+
 def evaluate_steps(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec
                    ) -> dict:
   """Stage 1's own task: readout t against r_{t+1}, with as many blocks as the gold steps.

@@ -9,6 +9,7 @@ or, as in Coconut's files, a whole file is one JSON list of such objects.
 
 import contextlib
 import dataclasses
+import decimal
 import gzip
 import hashlib
 import http.client
@@ -32,6 +33,7 @@ GSM8K_FILES = {
 }
 _EXTENSIONS = tuple(e + gz for e in ('.jsonl', '.txt', '.json') for gz in ('', '.gz'))
 _STEP = re.compile(r'<<(.*?)>>')
+_NUMBER = re.compile(r'[-+]?(\d+(\.\d*)?|\.\d+)')
 _WITH_COMMAS = re.compile(r'[-+]?\d{1,3}(,\d{3})+(\.\d*)?')
 
 
@@ -196,6 +198,32 @@ def _check_row(question, steps, answer):
     ''.join([question, *steps, answer]).encode()
   except UnicodeEncodeError:
     raise ValueError('half of a surrogate pair, which is no character') from None
+
+
+def load_gsm_hard(path: pathlib.Path) -> list[Record]:
+  """GSM-Hard: a JSON object a line, {"question", "answer"} or, as published, {"input", "target"}.
+
+  Numbers become plain decimals. No row has steps.
+  Raises: UserError naming the file, or its first bad line.
+  """
+  with report(path, 'set --config.eval.path to GSM-Hard\'s file', OSError):
+    lines = path.read_bytes().rstrip().split(b'\n')
+  records = []
+  for number, line in enumerate(lines, 1):
+    with report(f'{path}:{number}', 'fix the row', ValueError):
+      row = json.loads(line, parse_float=decimal.Decimal, parse_int=decimal.Decimal)
+      if not isinstance(row, dict):
+        raise ValueError('not a JSON object')
+      answer = row.get('answer', row.get('target'))
+      if isinstance(answer, decimal.Decimal):
+        answer = format(answer.normalize(), 'f')
+      question, steps, answer = parse_row(json.dumps({
+          'question': row.get('question', row.get('input')), 'steps': [], 'answer': answer
+      }).encode())
+      if not _NUMBER.fullmatch(answer):
+        raise ValueError(f"the answer '{answer[:40]}' is not a number")
+      records.append(Record(question, steps, answer, f'{path.name}:{number}'))
+  return records
 
 
 def hold_out(records, num_valid, path):

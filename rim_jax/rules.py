@@ -32,7 +32,7 @@ _CHOICES = {
     'curriculum.normalize': ('weight', 'readouts'),
     'optim.trainable': ('all', 'memory', 'lora'),
     'optim.decay': ('constant', 'cosine'),
-    'eval.split': ('train', 'valid', 'test'),
+    'eval.split': ('train', 'valid', 'test', 'gsm_hard'),
     'eval.checkpoint': ('best', 'last'),
     'export.dtype': ('float32', 'bfloat16'),
 }
@@ -117,6 +117,12 @@ def _find_data_problems(config):
   if tokenizer.kind == 'words' and data.source != 'prosqa':
     problems.append("tokenizer.kind='words' knows ProsQA's words only; use 'bytes' or 'file' for "
                     'this data')
+  if config.eval.split == 'gsm_hard' and not data.source.startswith('gsm8k'):
+    problems.append("eval.split='gsm_hard' is for a run on GSM8K, and this one has data.source="
+                    f"'{data.source}'; use test")
+  if (config.eval.split == 'gsm_hard') != bool(config.eval.path):
+    problems.append(f"eval.path='{config.eval.path}' with eval.split='{config.eval.split}': "
+                    'gsm_hard, and it alone, is read from the file named there')
   if layout.num_blocks == 0 and config.method in ('rim', 'rim_stage2', 'pause'):
     problems.append(f"layout.num_blocks=0 leaves method '{config.method}' no block; "
                     "use 1 or more, or method 'direct'")

@@ -629,6 +629,8 @@ LIVE = {
     'checkpoint.keep_last': ('loop', 3, SHORT),
     'checkpoint.keep_every_steps': ('loop', 1, SHORT | {'checkpoint.keep_last': 1}),
     'eval.split': ('evaluation', 'valid', {}),
+    'eval.path': ('evaluation', '{files}/harder.jsonl', GSM8K | {
+        'eval.split': 'gsm_hard', 'eval.path': '{files}/hard.jsonl'}),
     'eval.checkpoint': ('evaluation', 'last', {}),
     'eval.num_blocks': ('evaluation', 0, {}),
     'eval.batch_size': ('decode', 9, {}),
@@ -701,6 +703,8 @@ def tools(tmp_path_factory):
     lines = ''.join(json.dumps(r) + '\n' for r in rows)
     (place / 'train.jsonl').write_text(lines + ('nonsense\n' if place.name == 'bad' else ''))
     (place / 'test.jsonl').write_text(lines)
+  for name in ('hard', 'harder'):
+    (folder / f'{name}.jsonl').write_text('{"question": "1?", "answer": "1"}\n')
   (folder / 'problems').mkdir()
   for name, words in (('train', 'apples pears plums figs buns'), ('test', 'nuts')):
     (folder / 'problems' / f'{name}.jsonl').write_text(''.join(json.dumps({

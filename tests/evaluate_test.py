@@ -65,6 +65,19 @@ def test_accuracies_by_hand():
   assert predictions[1]['block_predictions'] == ['9', '1', '9']
 
 
+def test_gsm_hard_by_kind_of_answer_by_hand():
+  rows = [('5', True, 'a  b'), ('0', False, 'b'), ('-0', True, 'c'), ('-3', True, 'd'),
+          ('-.5', False, 'e'), ('-1,000', False, 'f'), ('2.5', True, 'g'), ('4.0', False, 'h')]
+  predictions = [dict(zip(('answer', 'correct', 'question'), row)) for row in rows]
+  assert evaluate.group_gsm_hard(predictions, ['a b', 'e', 'x']) == {
+      'integer_acc': 0.5, 'num_integer': 4, 'negative_acc': pytest.approx(1 / 3),
+      'num_negative': 3, 'non_integer_acc': 1.0, 'num_non_integer': 1, 'changed_acc': 0.5,
+      'num_changed': 6}
+  assert evaluate.group_gsm_hard(predictions[:2], ['a b', 'b']) == {
+      'integer_acc': 0.5, 'num_integer': 2, 'num_negative': 0, 'num_non_integer': 0,
+      'num_changed': 0}
+
+
 def test_step_accuracy_by_hand():
   config = support.make_config('rim_stage1')
   records = [support.RECORDS[0], support.RECORDS[3], support.RECORDS[4]]

@@ -25,6 +25,11 @@ def make_result(method, num_blocks, **fields):
           'step': 1234, 'checkpoint': 'best', 'method': method, 'format': 1, **fields}
 
 
+GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
+    ('integer', 'negative', 'non_integer', 'changed'))} | {
+        'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303, 'num_changed': 990}
+
+
 def make_prediction(i, num_blocks, correct, **fields):
   readings = max(num_blocks, 1)
   return {'origin': f'made:{i}', 'question': f'question-{i} is?', 'answer': '42',
@@ -70,7 +75,8 @@ def write_curriculum(folder):
   return {'stage1': write_run(folder / 'stage1', 'rim_stage1', 4, test=stage1),
           'stage2': write_run(folder / 'stage2', 'rim_stage2', 4,
                               test=make_result('rim_stage2', 4, final_acc=0.98765),
-                              **{'test-k0': make_result('rim_stage2', 0, final_acc=0.111)})}
+                              **{'test-k0': make_result('rim_stage2', 0, final_acc=0.111),
+                                 'gsm_hard': make_result('rim_stage2', 4, **GSM_HARD)})}
 
 
 class Page(html.parser.HTMLParser):
