@@ -86,7 +86,8 @@ def make_prosqa_small(method: str):
   config.layout.update({'num_blocks': 3, 'block_tokens': 1, 'separator': '', 'answer_prefix': '',
                         'answer_suffix': '', 'row_tokens': 256})
   config.model.update({'num_layers': 4, 'embed_dim': 64, 'num_heads': 4, 'mlp_dim': 256,
-                       'activation': 'gelu_tanh', 'positions': 'rope'})
+                       'activation': 'gelu_tanh', 'positions': 'rope', 'rope_theta': 100.0,
+                       'bias': 'qkv'})
   config.optim.update({'learning_rate': 2e-3, 'decay': 'cosine'})
   config.train.update({'num_examples': 100_000, 'batch_examples': 32})
   config.layout.depth0_readout = method == 'rim'

@@ -378,18 +378,15 @@ class RimGsm8kPerturbed(RimGsm8k):
 
 
 class RimProsqa(RimGsm8k):
-  """Problems of ProsQA's kind; a split that has a file is that, and its problems are not drawn.
-
-  Held-out splits come first: it is the training problems that must not be theirs.
-  """
+  """Problems of ProsQA's kind; a split that has a file is that, and its problems are not drawn."""
 
   def make_prepared(self):
     config = self.builder_config.prosqa
     splits, dropped, notes = self.read_files()
     problems = prosqa.Problems(config, itertools.chain(*splits.values()))
-    for number, name in enumerate(('test', 'valid', 'train')):
+    for name in SPLITS:
       if name not in splits:
-        splits[name], note = problems.draw_split(name, number, getattr(config, f'num_{name}'))
+        splits[name], note = problems.draw_split(name, getattr(config, f'num_{name}'))
         notes.append(note)
     return _Prepared({name: splits[name] for name in SPLITS}, dropped, notes)
 

@@ -13,6 +13,7 @@ two names is asked about. So nothing that leaves that name out tells the right o
 
 import collections
 from collections.abc import Iterable
+import hashlib
 import itertools
 import math
 import re
@@ -20,7 +21,7 @@ import re
 import numpy as np
 
 from rim_jax.config import ProsqaConfig, UserError
-from rim_jax.records import Record
+from rim_jax.records import SPLITS, Record
 
 NAMES = ('Alex', 'Bob', 'Carol', 'Davis', 'Eva', 'Fae', 'Gabriel', 'Jack', 'Max', 'Oliver',
          'Polly', 'Rex', 'Sally', 'Sam', 'Stella', 'Tom', 'Wren')
@@ -33,6 +34,8 @@ _FACT = re.compile(r'(?:Every )?(\w+) is an? (\w+)\. ')
 _ASKED = re.compile(r'Is (\w+) an? (\w+) or (\w+)\?')
 _NUM_ROUNDS = 8  # of refinement behind a key
 _MAX_DRAWS = 10_000  # graphs for one problem
+_FAULTS = ('in the files given but for names', 'kept for other splits',
+           'with facts that were there')
 # Of twenty: below the first, parents are not what the second root reaches; below the second, not
 # what the first reaches; else any.
 _SIDES = (8, 16)
@@ -169,8 +172,8 @@ def parse_question(question: str):
 def compute_key(question: str) -> int:
   """The same for any two problems that differ in names and the order of sentences alone.
 
-  Colours of the nodes, refined by those of their neighbours (Weisfeiler and Leman). Others may
-  get the same key too, which costs a draw and nothing else.
+  Colours of the nodes, refined by those of their neighbours (Weisfeiler and Leman). Problems that
+  are not the same may share a key too, which costs a draw and nothing else.
   """
   facts, name, alternatives = parse_question(question)
   before, after = collections.defaultdict(list), collections.defaultdict(list)
@@ -179,65 +182,67 @@ def compute_key(question: str) -> int:
     before[end].append(start)
   nodes = sorted(before.keys() | after.keys() | {name, *alternatives})
   colours = {node: (node == name) + 2 * (node in alternatives) for node in nodes}
-  for _ in range(_NUM_ROUNDS):  # hashes of numbers do not change from run to run
-    colours = {node: hash((colours[node], tuple(sorted(colours[i] for i in before[node])),
-                           tuple(sorted(colours[i] for i in after[node])))) for node in nodes}
-  return hash(tuple(sorted(colours.values())))
+  for _ in range(_NUM_ROUNDS):
+    colours = {node: _mix([colours[node], sorted(colours[i] for i in before[node]),
+                           sorted(colours[i] for i in after[node])]) for node in nodes}
+  return _mix(sorted(colours.values()))
+
+
+def _mix(numbers):
+  return int.from_bytes(hashlib.blake2b(str(numbers).encode(), digest_size=8).digest())
 
 
 class Problems:
   """Generated splits, none of which holds a problem of another split or of the files given.
 
-  A pure function of the config and of the files' questions.
+  What a problem is, names aside, decides which split it may be in, so that all splits are drawn
+  from the same graphs. A pure function of the config and of the files' questions.
   """
 
   def __init__(self, config: ProsqaConfig, given: Iterable[Record]):
     self._config = config
-    self._others = set()  # keys of what is not to come again
+    self._given = set()  # keys of the files' problems
     self._facts = set()  # sets of facts that are taken
     for record in given:
       try:
-        self._take(record.question)
+        self._given.add(compute_key(record.question))
       except ValueError as error:
         raise UserError(f'{record.origin}: {error}; ProsQA files alone can stand beside generated '
                         "problems, or use data.source='gsm8k'") from None
 
-  def _take(self, question):
-    self._others.add(compute_key(question))
-    self._facts.add(_get_facts(question))
-
-  def draw_split(self, name: str, number: int, size: int) -> tuple[list[Record], str]:
+  def draw_split(self, name: str, size: int) -> tuple[list[Record], str]:
     """The records of a split, and one line on how they were drawn.
 
-    Args:
-      number: of its own for each split.
     Raises: UserError where graphs of the config's kind hold no further problem.
     """
-    found, again = [], collections.Counter()
+    number, found, again = SPLITS.index(name), [], collections.Counter()
     for i in range(size):
       words = Words(self._config.seed, number, i)
       for _ in range(_MAX_DRAWS):
         problem = draw_problem(self._config, words)
-        if problem is None:
-          again['without two such chains'] += 1
-        elif compute_key(problem[0]) in self._others:
-          again['in another split, names aside'] += 1
-        elif (facts := _get_facts(problem[0])) in self._facts:
-          again['with facts that were there'] += 1
-        else:
+        if problem and not (reason := self._find_fault(problem[0], number)):
           break
+        again[reason if problem else 'without two such chains'] += 1
       else:
         raise UserError(
             f'data.prosqa: no problem {i + 1} of {size} for {name} in {_MAX_DRAWS:,} graphs; '
             'widen min_nodes..max_nodes or min_hops..max_hops, raise max_facts, or lower '
             f'num_{name}')
-      self._facts.add(facts)
+      self._facts.add(_get_facts(problem[0]))
       found.append(Record(*problem, origin=f'rim_prosqa/{name}:{i + 1}'))
-    self._others.update(compute_key(r.question) for r in found)
     return found, f'{name}: {size} problems drawn; graphs drawn again: ' + ', '.join(
-        f'{again[reason]} {reason}' for reason in (
-            'without two such chains', 'in another split, names aside',
-            'with facts that were there'))
+        f'{again[reason]} {reason}' for reason in ('without two such chains', *_FAULTS))
+
+  def _find_fault(self, question, number):
+    """Why a problem cannot be in a split; '' if it can."""
+    key = compute_key(question)
+    faults = (key in self._given, find_home(key) != number, _get_facts(question) in self._facts)
+    return next(itertools.compress(_FAULTS, faults), '')
+
+
+def find_home(key: int) -> int:
+  """The split that may hold problems with this key: one in eight is valid's, one test's."""
+  return max(0, key % 8 - 5)
 
 
 def _get_facts(question):
