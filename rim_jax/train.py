@@ -444,6 +444,8 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   if config.eval.num_latency_runs and config.method != 'cot':
     result |= evaluate.measure_ttft(graphdef, params, frozen, records, config, task.codec,
                                     task.mesh, blocks, config.eval.num_latency_runs)
+  if config.eval.split in task.dataset.splits:  # so that two runs are known to have had the same
+    result['data_fingerprint'] = task.dataset.splits[config.eval.split].fingerprint
   result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': evaluate.RESULTS_VERSION}
   return hosts.lead(lambda: _write_results(workdir, name, result, predictions))

@@ -60,6 +60,7 @@ NEVER = {
     'decode': {'rim_jax.optim', 'optax'},
     'evaluate': {'rim_jax.optim', 'optax'},
     'controls': {'rim_jax.optim', 'optax'},
+    'stats': ALL - {'rim_jax.config'} | {'jax', 'numpy'},
     'metrics': {'rim_jax.model'},
     'report': {'rim_jax.model'},
     'plan': {'rim_jax.data', 'rim_jax.train'},
