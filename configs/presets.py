@@ -79,7 +79,7 @@ def make_prosqa_small(method: str):
   config = make_config_dict(method=method)
   config.data.source = 'prosqa'
   config.data.prosqa.update({
-      'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.7,
+      'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.3,
       'extra_names': 0.0, 'max_facts': 15, 'num_names': 4, 'num_concepts': 12,
       'num_train': 50_000, 'num_valid': 500, 'num_test': 1_000})
   config.tokenizer.kind = 'words'
@@ -88,8 +88,8 @@ def make_prosqa_small(method: str):
   config.model.update({'num_layers': 4, 'embed_dim': 64, 'num_heads': 4, 'mlp_dim': 256,
                        'activation': 'gelu_tanh', 'positions': 'rope', 'rope_theta': 100.0,
                        'bias': 'qkv'})
-  config.optim.update({'learning_rate': 2e-3, 'decay': 'cosine'})
-  config.train.update({'num_examples': 100_000, 'batch_examples': 32})
+  config.optim.update({'learning_rate': 3e-3, 'decay': 'cosine'})
+  config.train.update({'num_examples': 80_000, 'batch_examples': 16})
   config.layout.depth0_readout = method == 'rim'
   config.curriculum.hold_frac = 0.75
   config.curriculum.update({'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})

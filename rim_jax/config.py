@@ -220,6 +220,11 @@ class EvalConfig:
   path: str = ''  # gsm_hard: its file
   checkpoint: str = 'best'  # best (by valid) | last
   num_blocks: int = -1  # K at evaluation, 0 included; -1: layout.num_blocks
+  # Accuracy with every number of blocks from 0 to this one, from one decode; 0: none, -1: to twice
+  # layout.num_blocks.
+  budget_blocks: int = 0
+  num_samples: int = 0  # answers drawn for each question, behind pass@k; 0: none
+  temperature: float = 1.0  # at which they are drawn
   batch_size: int = 250
   max_new_tokens: int = 16
   num_examples: int = 0  # of the split; 0: all
@@ -274,6 +279,12 @@ class Config:
     if self.method in ('direct', 'cot'):
       return 0
     return self.layout.num_blocks if self.eval.num_blocks < 0 else self.eval.num_blocks
+
+  @property
+  def eval_budget(self):
+    """The largest K of a budget curve; 0 for none."""
+    most = self.eval.budget_blocks
+    return 2 * self.layout.num_blocks if most < 0 else most
 
 
 # A finished or resumed run may differ from its config.json in these sections only:

@@ -53,12 +53,13 @@ _NOT_NEGATIVE = (
     'model.memory_token', 'model.memory_noise', 'model.attention_tile_tokens', 'model.lora.rank',
     'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
-    'eval.num_examples', 'eval.num_shown', 'eval.num_latency_runs', 'checkpoint.every_minutes',
-    'checkpoint.keep_every_steps', 'log.stall_secs', 'log.profile_at_step')
+    'eval.num_examples', 'eval.num_samples', 'eval.num_shown', 'eval.num_latency_runs',
+    'checkpoint.every_minutes', 'checkpoint.keep_every_steps', 'log.stall_secs',
+    'log.profile_at_step')
 _POSITIVE = ('model.norm_eps', 'model.rope_theta', 'model.rope_factor',
              'model.rope_low_freq_factor', 'model.lora.alpha', 'optim.learning_rate', 'optim.eps',
              'optim.clip_norm', 'export.max_shard_gb', 'curriculum.stage2_learning_rate_scale',
-             'data.prosqa.parent_rate')
+             'data.prosqa.parent_rate', 'eval.temperature')
 _BELOW_ONE = ('model.dropout', 'model.lora.dropout', 'curriculum.hold_frac',
               'curriculum.stage2_dropout', 'curriculum.stage2_lora_dropout',
               'optim.warmup_frac', 'optim.b1', 'optim.b2')
@@ -239,6 +240,12 @@ def _find_training_problems(config):
     problems.append(f'mesh={axes}: only one axis can be -1, the rest')
   if config.eval.num_blocks < -1:
     problems.append(f'eval.num_blocks={config.eval.num_blocks} must be -1 (as trained), 0 or more')
+  if config.eval.budget_blocks < -1:
+    problems.append(f'eval.budget_blocks={config.eval.budget_blocks} must be -1 (twice '
+                    'layout.num_blocks), 0 (none) or more')
+  if config.eval.budget_blocks and config.method in ('direct', 'cot'):
+    problems.append(f"eval.budget_blocks={config.eval.budget_blocks}: method '{config.method}' has "
+                    'no blocks; use 0')
   if config.eval.num_blocks > 0 and config.method in ('direct', 'cot'):
     problems.append(f"eval.num_blocks={config.eval.num_blocks}: method '{config.method}' has no "
                     'blocks; use -1')

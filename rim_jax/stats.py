@@ -85,9 +85,9 @@ def compare_files(path_a, path_b, confidence: float = 0.95) -> Comparison:
     shared = len(set(asked[0]) & set(asked[1]))
     at = next((i for i, (x, y) in enumerate(zip(*asked)) if x != y), min(len(a), len(b)))
     raise UserError(
-        f'{path_b}: other questions than {path_a}: {len(b)} and {len(a)}, of which {shared} are the '
-        f'same, and line {at + 1} is the first to differ; evaluate both runs on the same data, with '
-        'the same eval.num_examples')
+        f'{path_b}: other questions than {path_a}: {len(b)} and {len(a)}, of which {shared} are '
+        f'the same, and line {at + 1} is the first to differ; evaluate both runs on the same data, '
+        'with the same eval.num_examples')
   return compare([p['correct'] for p in a], [p['correct'] for p in b], confidence)
 
 

@@ -435,6 +435,14 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
   result, predictions = evaluate.evaluate(
       decoder, params, frozen, records, config, task.codec, blocks)
+  if config.eval_budget:
+    result |= evaluate.evaluate_budgets(decoder, params, frozen, records, config, task.codec,
+                                        config.eval_budget)
+  if config.eval.num_samples:
+    sampled, num_right = evaluate.evaluate_samples(
+        decoder, params, frozen, records, config, task.codec, blocks)
+    result |= sampled
+    predictions = [p | {'num_right_samples': n} for p, n in zip(predictions, num_right)]
   if config.method == 'rim_stage1':
     result |= evaluate.evaluate_steps(decoder, params, frozen, records, config, task.codec)
   if config.eval.split == 'gsm_hard':

@@ -6,6 +6,7 @@ what the loop asks of its parts) and compile no network.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -334,7 +335,7 @@ def probe_decode(config, tools):
   seen = []
 
   def record(graphdef, config, prefix, eos_id, num_ids, blocks, max_new_tokens, params, frozen,
-             trunks):
+             trunks, draw=None):
     seen.append((prefix, blocks, max_new_tokens, trunks.tokens.shape))
     return jnp.zeros((trunks.tokens.shape[0], len(blocks), max_new_tokens), jnp.int32)
   tools.patch.setattr(decode, 'decode', record)
@@ -343,6 +344,16 @@ def probe_decode(config, tools):
   decoder = decode.Decoder(None, config, codec, mesh)
   decoder.decode_texts({}, {}, [[1, 2, 3]] * 9, 2, [4], (1, 2))
   return seen
+
+
+def probe_sample(config, tools):
+  """The traced decoding of a drawn answer."""
+  mesh, program = make_program(config)
+  with jax.set_mesh(mesh):
+    return show(jax.make_jaxpr(functools.partial(
+        decode.decode, program.graphdef, config, (), 0, 16, (1,), 2))(
+            program.abstract[0].params, {}, decode.make_trunks([[1]], 1, 32, 1, config, 16),
+            (np.zeros(1, np.int32), 0)))
 
 
 def probe_mesh(config, tools):
@@ -387,6 +398,9 @@ def probe_evaluation(config, tools):
   tools.patch.setattr(train, 'load_params', load_params)
   tools.patch.setattr(evaluate, 'evaluate', decode_records)
   tools.patch.setattr(evaluate, 'evaluate_steps', lambda *args: {})
+  tools.patch.setattr(evaluate, 'evaluate_budgets', lambda *args: seen.append(args[-1]) or {})
+  tools.patch.setattr(evaluate, 'evaluate_samples', lambda *args: (
+      {'num_samples': args[4].eval.num_samples}, []))
   tools.patch.setattr(evaluate, 'measure_ttft', time_runs)
   return seen, train.evaluate_run(make_task(config), tools.make_folder(), quiet)
 
@@ -633,6 +647,9 @@ LIVE = {
         'eval.split': 'gsm_hard', 'eval.path': '{files}/hard.jsonl'}),
     'eval.checkpoint': ('evaluation', 'last', {}),
     'eval.num_blocks': ('evaluation', 0, {}),
+    'eval.budget_blocks': ('evaluation', 4, {}),
+    'eval.num_samples': ('evaluation', 3, {}),
+    'eval.temperature': ('sample', 0.1, {}),
     'eval.batch_size': ('decode', 9, {}),
     'eval.max_new_tokens': ('decode', 5, {}),
     'eval.num_examples': ('evaluation', 3, {}),

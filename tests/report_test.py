@@ -27,6 +27,8 @@ def make_result(method, num_blocks, **fields):
 
 GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
     ('integer', 'negative', 'non_integer', 'changed'))} | {
+        'pass_at': {'1': 0.31, '2': 0.42}, 'num_samples': 2, 'temperature': 0.7,
+        'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33},
         'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303, 'num_changed': 990}
 
 
@@ -144,6 +146,9 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
         assert (text, values) == ('–', ())
       elif isinstance(result[key], str):
         assert text == result[key]
+      elif isinstance(result[key], dict):
+        assert values == tuple(result[key].values())
+        assert re.findall(r'(\d+): ', text) == list(result[key])
       else:
         errors = (result['final_acc_stderr'],) if key == 'final_acc' else ()
         assert values == (result[key], *errors)
