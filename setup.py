@@ -31,6 +31,7 @@ setuptools.setup(
         'orbax-checkpoint>=0.12.8,<1',
         'rich',
         'safetensors',
+        'scipy',
         'tensorboardX',
         'tensorflow-datasets>=4.9.10',  # without TensorFlow
         'array_record',

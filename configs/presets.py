@@ -74,6 +74,55 @@ def make_gsm8k_perturbed(method: str):
   return config
 
 
+def make_prosqa_small(method: str):
+  """A small ProsQA: 8 to 10 nodes, 2 or 3 hops, one word a token, drawn on first use."""
+  config = make_config_dict(method=method)
+  config.data.source = 'prosqa'
+  config.data.prosqa.update({
+      'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.3,
+      'extra_names': 0.0, 'max_facts': 15, 'num_names': 4, 'num_concepts': 12,
+      'num_train': 50_000, 'num_valid': 500, 'num_test': 1_000})
+  config.tokenizer.kind = 'words'
+  config.layout.update({'num_blocks': 3, 'block_tokens': 1, 'separator': '', 'answer_prefix': '',
+                        'answer_suffix': '', 'row_tokens': 256})
+  config.model.update({'num_layers': 4, 'embed_dim': 64, 'num_heads': 4, 'mlp_dim': 256,
+                       'activation': 'gelu_tanh', 'positions': 'rope', 'rope_theta': 100.0,
+                       'bias': 'qkv'})
+  config.optim.update({'learning_rate': 3e-3, 'decay': 'cosine'})
+  config.train.update({'num_examples': 80_000, 'batch_examples': 16})
+  config.layout.depth0_readout = method == 'rim'
+  config.curriculum.hold_frac = 0.75
+  config.curriculum.update({'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
+  config.eval.max_new_tokens = 32 if method == 'cot' else 8
+  return config
+
+
+def make_prosqa(method: str):
+  """ProsQA at its published size, and a GPT-2-sized network from scratch (docs/data.md).
+
+    python -m rim_jax.main --config=configs/rim.py:prosqa --config.data.dir=DIR
+
+  DIR has the published valid and test files; 18,000 training problems are drawn, in half a minute,
+  none of them one of those. 50 passes, a word a token. One 80 GB GPU; about 1.2e17 FLOPs a method
+  (6 N a token, 260 tokens an example): an estimate, nothing was trained.
+  """
+  config = make_config_dict(method=method)
+  config.data.source = 'prosqa'
+  config.tokenizer.kind = 'words'
+  config.layout.update({'num_blocks': 6, 'block_tokens': 2, 'separator': '', 'answer_prefix': '',
+                        'answer_suffix': '', 'row_tokens': 1024})
+  config.model.update({'num_layers': 12, 'embed_dim': 768, 'num_heads': 12, 'mlp_dim': 3072,
+                       'norm': 'layernorm', 'bias': 'all', 'activation': 'gelu_tanh',
+                       'positions': 'rope', 'fused_qkv': True, 'remat': 'full',
+                       'compute_dtype': 'bfloat16', 'attention_tile_tokens': 256})
+  config.optim.update({'learning_rate': 3e-4, 'decay': 'cosine'})
+  config.train.update({'num_epochs': 50.0, 'batch_examples': 128})
+  config.layout.depth0_readout = method == 'rim'
+  config.curriculum.hold_frac = 0.75
+  config.eval.max_new_tokens = 64 if method == 'cot' else 8
+  return config
+
+
 def _make_pretrained(method: str, folder: str, learning_rate: float):
   """The paper's own setting on a pretrained model: method.md section 6.
 
@@ -137,7 +186,8 @@ def make_llama3_2_3b(method: str):
 
 
 PRESETS = {'chain': make_chain, 'gsm8k': make_gsm8k, 'gsm8k_perturbed': make_gsm8k_perturbed,
-           'gpt2': make_gpt2, 'llama3_2_1b': make_llama3_2_1b, 'llama3_2_3b': make_llama3_2_3b}
+           'prosqa_small': make_prosqa_small, 'prosqa': make_prosqa, 'gpt2': make_gpt2,
+           'llama3_2_1b': make_llama3_2_1b, 'llama3_2_3b': make_llama3_2_3b}
 
 
 def make(method: str, preset: str):

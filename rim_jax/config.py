@@ -44,10 +44,30 @@ class PerturbedConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ProsqaConfig:
+  """The task `rim_prosqa`; the defaults are fitted to the published files (docs/data.md)."""
+  seed: int = 0
+  min_nodes: int = 20  # names and concepts of one problem
+  max_nodes: int = 25
+  min_hops: int = 3  # of the steps, a shortest path; and of the chain to the wrong alternative
+  max_hops: int = 6
+  parent_rate: float = 1.45  # of a Poisson number, not 0, of sentences that end in a concept
+  extra_names: float = 0.6  # rate of a Poisson number of names that nobody asks about
+  max_facts: int = 54  # sentences of one problem
+  num_names: int = 17  # words to draw from
+  num_concepts: int = 38
+  num_train: int = 18_000
+  num_valid: int = 300
+  num_test: int = 500
+
+
+@dataclasses.dataclass(frozen=True)
 class DataConfig:
   """Where records come from."""
-  source: str = 'chain'  # chain | gsm8k | gsm8k_perturbed
-  dir: str = ''  # gsm8k*: directory with train/valid/test files; '' downloads OpenAI's
+  source: str = 'chain'  # chain | gsm8k | gsm8k_perturbed | prosqa
+  # Directory with train/valid/test files. gsm8k*: '' downloads OpenAI's; prosqa: a split that has
+  # no file there is drawn.
+  dir: str = ''
   url: str = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data'
   cache_dir: str = '~/.cache/rim_jax'  # prepared copies, downloads, token lengths
   on_bad_rows: str = 'stop'  # stop | drop
@@ -55,16 +75,17 @@ class DataConfig:
   step_marks: bool = False  # write steps as <<a*b=c>>
   chain: ChainConfig = ChainConfig()
   perturbed: PerturbedConfig = PerturbedConfig()
+  prosqa: ProsqaConfig = ProsqaConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
   """Text to ids."""
-  kind: str = 'bytes'  # bytes | chain | file
+  kind: str = 'bytes'  # bytes | chain | words (those of ProsQA) | file
   path: str = ''  # file: a tokenizer.json
   bos_token: str = ''  # file: its text; '' for none
   eos_token: str = ''  # file: its text; required
-  add_bos: bool = False  # bytes, chain: put bos before the question
+  add_bos: bool = False  # bytes, chain, words: put bos before the question
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,9 +216,15 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """What is decoded, and how."""
-  split: str = 'test'  # train | valid | test
+  split: str = 'test'  # train | valid | test | gsm_hard
+  path: str = ''  # gsm_hard: its file
   checkpoint: str = 'best'  # best (by valid) | last
   num_blocks: int = -1  # K at evaluation, 0 included; -1: layout.num_blocks
+  # Accuracy with every number of blocks from 0 to this one, from one decode; 0: none, -1: to twice
+  # layout.num_blocks.
+  budget_blocks: int = 0
+  num_samples: int = 0  # answers drawn for each question, behind pass@k; 0: none
+  temperature: float = 1.0  # at which they are drawn
   batch_size: int = 250
   max_new_tokens: int = 16
   num_examples: int = 0  # of the split; 0: all
@@ -253,6 +280,12 @@ class Config:
     if self.method in ('direct', 'cot'):
       return 0
     return self.layout.num_blocks if self.eval.num_blocks < 0 else self.eval.num_blocks
+
+  @property
+  def eval_budget(self):
+    """The largest K of a budget curve; 0 for none."""
+    most = self.eval.budget_blocks
+    return 2 * self.layout.num_blocks if most < 0 else most
 
 
 # A finished or resumed run may differ from its config.json in these sections only:

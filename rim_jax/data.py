@@ -1,4 +1,4 @@
-"""Records of a task: TFDS builders for the chain task, GSM8K-format files, and their variants.
+"""Records of a task: TFDS builders for the chain task, GSM8K, its variants, and ProsQA.
 
 Owns the fingerprints by which a changed file or parameter is noticed.
 `load_dataset` prepares a copy in array_record files once, under a name that holds the
@@ -25,8 +25,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rim_jax import perturb
+from rim_jax import prosqa
 from rim_jax import records as records_lib
-from rim_jax.config import ChainConfig, DataConfig, PerturbedConfig, UserError
+from rim_jax.config import ChainConfig, DataConfig, PerturbedConfig, ProsqaConfig, UserError
 from rim_jax.records import SPLITS, Record, Variant
 
 
@@ -75,7 +76,7 @@ def _decode(example):
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """The splits of a task, and what a person should know of them."""
-  name: str  # rim_chain | rim_gsm8k | rim_gsm8k_perturbed
+  name: str  # rim_chain | rim_gsm8k | rim_gsm8k_perturbed | rim_prosqa
   fingerprint: str  # of all it was made from: files, parameters, version; 16 hex digits
   splits: dict[str, Split]  # train, valid, test
   num_dropped: dict[str, int]  # bad rows dropped from each split's file
@@ -101,6 +102,8 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
     raise UserError(f"data.cache_dir='{config.cache_dir}': not a local directory; pass one")
   if config.source == 'chain':
     builder_class, builder_config = RimChain, make_chain_config(config)
+  elif config.source == 'prosqa':
+    builder_class, builder_config = RimProsqa, make_prosqa_config(config)
   else:
     builder_class = {'gsm8k': RimGsm8k, 'gsm8k_perturbed': RimGsm8kPerturbed}[config.source]
     builder_config = make_gsm8k_config(config, say)
@@ -330,12 +333,14 @@ class Gsm8kBuilderConfig(tfds.core.BuilderConfig):
   num_valid: int = 0
   step_marks: bool = False
   perturbed: PerturbedConfig | None = None
+  prosqa: ProsqaConfig | None = None
 
 
 class RimGsm8k(_RecordBuilder):
   """Questions, steps and answers from train, valid and test files."""
 
-  def make_prepared(self):
+  def read_files(self):
+    """(records, dropped rows) by split that has a file, and notes."""
     config = self.builder_config
     splits, dropped, notes = {}, {}, []
     for name, (path, content) in config.files.items():
@@ -343,10 +348,14 @@ class RimGsm8k(_RecordBuilder):
       if dropped[name]:
         shown = '; '.join(dropped[name][:3]) + ('; ...' if len(dropped[name]) > 3 else '')
         notes.append(f'{name}: dropped {len(dropped[name])} bad rows: {shown}')
+    return splits, dropped, notes
+
+  def make_prepared(self):
+    splits, dropped, notes = self.read_files()
     if 'valid' not in splits:
-      train_path = config.files['train'][0]
+      train_path = self.builder_config.files['train'][0]
       splits['train'], splits['valid'] = records_lib.hold_out(
-          splits['train'], config.num_valid, train_path)
+          splits['train'], self.builder_config.num_valid, train_path)
       notes.append(f"valid: {len(splits['valid'])} rows held out of {train_path.name} by "
                    'question hash')
     return _Prepared({name: splits[name] for name in SPLITS}, dropped, notes)
@@ -368,6 +377,41 @@ class RimGsm8kPerturbed(RimGsm8k):
     return _Prepared(splits, made.dropped, perturbed.describe() + made.notes)
 
 
+class RimProsqa(RimGsm8k):
+  """Problems of ProsQA's kind; a split that has a file is that, and its problems are not drawn."""
+
+  def make_prepared(self):
+    config = self.builder_config.prosqa
+    splits, dropped, notes = self.read_files()
+    problems = prosqa.Problems(config, itertools.chain(*splits.values()))
+    for name in SPLITS:
+      if name not in splits:
+        splits[name], note = problems.draw_split(name, getattr(config, f'num_{name}'))
+        notes.append(note)
+    return _Prepared({name: splits[name] for name in SPLITS}, dropped, notes)
+
+
+def make_prosqa_config(config: DataConfig) -> Gsm8kBuilderConfig:
+  """The task's parameters and the files there are, named by their fingerprint."""
+  files = {}
+  if config.dir:
+    folder = pathlib.Path(config.dir).expanduser()
+    files = records_lib.find_files(folder, (), 'draw all problems')
+    if not files:
+      raise UserError(f"data.dir='{folder}': no train, valid or test file there; add one, or pass "
+                      'no directory to draw all problems')
+  fingerprint = _compute_fingerprint(
+      'rim_prosqa', str(RimProsqa.VERSION), _digest_files(files), config.on_bad_rows,
+      dataclasses.asdict(config.prosqa))
+  return Gsm8kBuilderConfig(name=fingerprint, files=files, on_bad_rows=config.on_bad_rows,
+                            prosqa=config.prosqa)
+
+
+def _digest_files(files):
+  return {name: (path.name, hashlib.sha256(content).hexdigest())
+          for name, (path, content) in files.items()}
+
+
 def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
   """The files of `config.dir`, or else OpenAI's, named by the fingerprint of their content."""
   folder = (pathlib.Path(config.dir).expanduser() if config.dir
@@ -376,9 +420,8 @@ def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
   options = {
       'on_bad_rows': config.on_bad_rows, 'step_marks': config.step_marks,
       'num_valid': 0 if 'valid' in files else config.num_valid}
-  digests = {name: (path.name, hashlib.sha256(content).hexdigest())
-             for name, (path, content) in files.items()}
-  parts, perturbed = ['rim_gsm8k', str(RimGsm8k.VERSION), digests, options], None
+  parts = ['rim_gsm8k', str(RimGsm8k.VERSION), _digest_files(files), options]
+  perturbed = None
   if config.source == 'gsm8k_perturbed':
     perturbed = config.perturbed
     parts += ['perturbed', str(RimGsm8kPerturbed.VERSION), dataclasses.asdict(perturbed)]

@@ -58,17 +58,20 @@ def check_positions(num_question: int, num_blocks: int, num_more: int, config: C
     raise UserError(
         f'{where}: a question of {num_question} tokens with {num_blocks} blocks and {num_more} '
         f'more to decode needs {need} positions; model.max_positions={config.model.max_positions} '
-        'is all that was trained; use fewer eval.num_blocks or eval.max_new_tokens, or shorter '
-        'questions')
+        'is all that was trained; use fewer eval.num_blocks, eval.budget_blocks or '
+        'eval.max_new_tokens, or shorter questions')
 
 
 def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
-           max_new_tokens: int, params, frozen, trunks: Trunks):
-  """Greedy ids of the readouts after `blocks`, each until its eos.
+           max_new_tokens: int, params, frozen, trunks: Trunks, draw=None):
+  """Ids of the readouts after `blocks`, each until its eos: greedy, or drawn.
 
   The first token comes from the prefix's last token, or, with an empty prefix,
   from the trunk's: block k's last token (k = 0: the question's).
 
+  Args:
+    draw: (question numbers i32[b], sample number) to draw them at eval.temperature; what is drawn
+      depends on these, the seed, the block and the place alone, not on the batch.
   Shapes: -> i32[b, r, max_new_tokens], r = len(blocks); eos from the first eos on.
   """
   model = merge_model(graphdef, params, frozen)
@@ -117,11 +120,14 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   else:
     x_brd = jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1)
 
-  def choose(x_brd):
+  def choose(x_brd, place):
     # Rows of the embedding beyond the tokenizer's ids are padding: they mean no text.
-    return model.compute_logits(x_brd)[..., :num_ids].argmax(-1).astype(jnp.int32)
+    logits_brv = model.compute_logits(x_brd)[..., :num_ids]
+    if draw is None:
+      return logits_brv.argmax(-1).astype(jnp.int32)
+    return draw_ids(logits_brv / config.eval.temperature, config.seed, draw, block_r, place)
 
-  first_br = choose(x_brd)
+  first_br = choose(x_brd, 0)
   out = jnp.full((num_rows, num_readouts, max_new_tokens), eos_id, jnp.int32)
   out = out.at[:, :, 0].set(first_br)
   # Padding rows have nothing to say: they must not keep the loop alive.
@@ -134,12 +140,29 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   def extend(carry):
     count, last_br, done_br, out, cache = carry
     x_brd, cache = feed(last_br, num_prefix + count - 1, 1, cache)
-    next_br = jnp.where(done_br, eos_id, choose(x_brd))
+    next_br = jnp.where(done_br, eos_id, choose(x_brd, count))
     out = jax.lax.dynamic_update_index_in_dim(out, next_br, count, 2)
     return count + 1, next_br, done_br | (next_br == eos_id), out, cache
 
   done_br = (first_br == eos_id) | padding_b1
   return jax.lax.while_loop(go_on, extend, (1, first_br, done_br, out, cache))[3]
+
+
+def draw_ids(logits_brv, seed: int, draw, block_r, place):
+  """An id from every softmax, by a key of its own: f32[b, r, v] -> i32[b, r].
+
+  Keys are folded from the seed, the sample, the question, the block and the place in the answer.
+  """
+  numbers_b, sample = draw
+  key = jax.random.fold_in(jax.random.key(seed), sample)
+
+  def choose(logits_v, number, block):
+    place_key = key
+    for part in (number, block, place):
+      place_key = jax.random.fold_in(place_key, part)
+    return jax.random.categorical(place_key, logits_v).astype(jnp.int32)
+  over_readouts = jax.vmap(choose, (0, None, 0))
+  return jax.vmap(over_readouts, (0, 0, None))(logits_brv, numbers_b, block_r)
 
 
 class Decoder:
@@ -166,19 +189,21 @@ class Decoder:
                          self._codec.memory_start)
     return sharding.place_batch(trunks, self._mesh)
 
-  def run(self, params, frozen, trunks: Trunks, prefix, blocks):
-    """Ids i32[b, r, max_new_tokens] on the device."""
+  def run(self, params, frozen, trunks: Trunks, prefix, blocks, draw=None):
+    """Ids i32[b, r, max_new_tokens] on the device; `draw` as in `decode`."""
     with jax.set_mesh(self._mesh):
       tokenizer = self._codec.tokenizer
       return self._decode(tuple(prefix), tokenizer.eos_id, tokenizer.vocab_size, tuple(blocks),
-                          self._max_new_tokens, params, frozen, trunks)
+                          self._max_new_tokens, params, frozen, trunks, draw)
 
-  def decode_texts(self, params, frozen, questions, num_blocks: int, prefix, blocks, say=None):
+  def decode_texts(self, params, frozen, questions, num_blocks: int, prefix, blocks, say=None,
+                   sample: int | None = None):
     """Texts of every question's readouts, and which of them reached their eos.
 
     Args:
       questions: encoded questions, any number; batched by length.
       say: called with the number of questions done.
+      sample: the number of a sample to draw; None decodes greedily.
     Returns: (list of [text of each block], bool[len(questions), r]).
     """
     size, eos = self.batch_size, self._codec.tokenizer.eos_id
@@ -187,7 +212,12 @@ class Decoder:
     for first in range(0, len(order), size):
       members = order[first:first + size]
       trunks = self.place([questions[i] for i in members], num_blocks, size)
-      ids = np.asarray(self.run(params, frozen, trunks, prefix, blocks))
+      draw = None
+      if sample is not None:
+        numbers = np.zeros(size, np.int32)
+        numbers[:len(members)] = members
+        draw = sharding.place_batch(numbers, self._mesh), sample
+      ids = np.asarray(self.run(params, frozen, trunks, prefix, blocks, draw))
       for i, row in zip(members, ids):
         texts[i] = [self._codec.tokenizer.decode(_until(r.tolist(), eos)) for r in row]
         ended[i] = (row == eos).any(-1)

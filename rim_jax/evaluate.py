@@ -1,6 +1,7 @@
 """Accuracy of what is decoded: per block, final, any block, majority; and time to first token."""
 
 import decimal
+import math
 import re
 import statistics
 import time
@@ -81,15 +82,9 @@ def evaluate(decoder: decode_lib.Decoder, params, frozen, records, config: Confi
   Returns: (results, predictions): accuracies in [0, 1], and one dictionary a record.
   Raises: UserError where a question runs beyond a learned position table.
   """
-  blocks = get_blocks(num_blocks)
-  prefix = get_answer_prefix(config, codec)
-  questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
-               for r in records]
-  for record, question in zip(records, questions):
-    decode_lib.check_positions(len(question), num_blocks,
-                               len(prefix) + config.eval.max_new_tokens - 1, config,
-                               record.origin)
-  texts, ended = decoder.decode_texts(params, frozen, questions, num_blocks, prefix, blocks, say)
+  questions = encode_questions(records, config, codec, num_blocks)
+  texts, ended = decoder.decode_texts(params, frozen, questions, num_blocks,
+                                      get_answer_prefix(config, codec), get_blocks(num_blocks), say)
   predictions = []
   for record, row in zip(records, texts):
     answers = [parse_answer(text, config) for text in row]
@@ -112,6 +107,95 @@ def evaluate(decoder: decode_lib.Decoder, params, frozen, records, config: Confi
       'num_unfinished': int((~ended[:, -1]).sum()),  # final readouts cut off at max_new_tokens
       'answer_rule': ANSWER_RULE,
   }, predictions
+
+
+def encode_questions(records, config: Config, codec, num_blocks: int) -> list[list[int]]:
+  """Ids of every question, each known to leave room for its blocks and its answer.
+
+  Raises: UserError where one runs beyond a learned position table.
+  """
+  questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
+               for r in records]
+  num_more = len(get_answer_prefix(config, codec)) + config.eval.max_new_tokens - 1
+  for record, question in zip(records, questions):
+    decode_lib.check_positions(len(question), num_blocks, num_more, config, record.origin)
+  return questions
+
+
+def evaluate_budgets(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
+                     most: int) -> dict:
+  """The final answer's accuracy with each number of blocks from 0 to `most`.
+
+  The trunk is causal, so readout k of one decode is the final one with K = k.
+
+  Returns: {'budget_acc': {str(k): accuracy}}.
+  Raises: UserError where a question runs beyond a learned position table.
+  """
+  blocks = tuple(range(most + 1))
+  texts, _ = decoder.decode_texts(
+      params, frozen, encode_questions(records, config, codec, most), most,
+      get_answer_prefix(config, codec), blocks)
+  correct = [[answers_match(parse_answer(text, config), record.answer) for text in row]
+             for record, row in zip(records, texts)]
+  return {'budget_acc': dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))}
+
+
+def evaluate_samples(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
+                     num_blocks: int) -> tuple[dict, list[int]]:
+  """pass@k of the final block: is any of k answers right that are drawn at eval.temperature?
+
+  Returns: ({'pass_at': {str(k): share of questions}, ...}, right answers of each question, of
+    eval.num_samples).
+  """
+  count = config.eval.num_samples
+  questions = encode_questions(records, config, codec, num_blocks)
+  num_right = [0] * len(records)
+  for sample in range(count):
+    texts, _ = decoder.decode_texts(
+        params, frozen, questions, num_blocks, get_answer_prefix(config, codec),
+        get_blocks(num_blocks)[-1:], sample=sample)
+    for i, (record, row) in enumerate(zip(records, texts)):
+      num_right[i] += answers_match(parse_answer(row[0], config), record.answer)
+  ks = [2**i for i in range(count.bit_length())]
+  return {'pass_at': {str(k): float(np.mean([compute_pass_at(c, count, k) for c in num_right]))
+                      for k in ks},
+          'num_samples': count, 'temperature': config.eval.temperature}, num_right
+
+
+def compute_pass_at(num_right: int, count: int, k: int) -> float:
+  """The chance that k of `count` samples, of which so many are right, hold a right one.
+
+  The unbiased estimate of Chen et al., arXiv 2107.03374, equation 1.
+  """
+  return 1 - math.comb(count - num_right, k) / math.comb(count, k)
+
+
+def group_gsm_hard(predictions, test_questions) -> dict:
+  """GSM-Hard's accuracy by kind of answer, and without what was not made harder.
+
+  Numbers were replaced there without regard to sense, so that answers can be negative or
+  fractional, which no GSM8K answer teaches; and some questions are GSM8K's word for word.
+
+  Args:
+    test_questions: GSM8K's own.
+  Returns: num_<kind>, and <kind>_acc where there is one, for integer (0 or more),
+    negative (whole or not), non_integer (above 0) and changed (of any kind).
+  """
+  known = {' '.join(q.split()) for q in test_questions}
+  groups = {'integer': [], 'negative': [], 'non_integer': [], 'changed': []}
+  for p in predictions:
+    answer = canonicalize(p['answer'])
+    kind = ('negative' if answer < 0 else
+            'integer' if answer == answer.to_integral_value() else 'non_integer')
+    groups[kind].append(p['correct'])
+    if ' '.join(p['question'].split()) not in known:
+      groups['changed'].append(p['correct'])
+  results = {}
+  for kind, correct in groups.items():
+    if correct:
+      results[f'{kind}_acc'] = sum(correct) / len(correct)
+    results[f'num_{kind}'] = len(correct)
+  return results
 
 
 def evaluate_steps(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec

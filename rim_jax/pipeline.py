@@ -4,6 +4,7 @@ The stream is random access: batch i is a function of the plan and i alone.
 """
 
 import dataclasses
+import math
 import os
 import pathlib
 from typing import Any
@@ -240,6 +241,12 @@ def _make_typical_example(config: Config):
   if config.data.source == 'chain':
     steps = config.data.chain.max_steps
     question, step, answer = 2 * steps + 1, 1, 1
+  elif config.data.source == 'prosqa':  # as many sentences as parents, and one that asks
+    prosqa, (step, answer) = config.data.prosqa, (
+        (6, 5) if config.tokenizer.kind == 'words' else (26, 18))
+    parents = prosqa.parent_rate / (1 - math.exp(-prosqa.parent_rate))
+    concepts = (prosqa.min_nodes + prosqa.max_nodes) / 2 - 2
+    steps, question = prosqa.min_hops + 1, step * round(1 + parents * concepts)
   else:
     steps, question, step, answer = 4, 240, 12, 3
   if config.tokenizer.kind == 'file' or config.model.init_from:

@@ -4,10 +4,12 @@ Owns which rows are refused, and why. Formats, told apart line by line:
   {"question": str, "steps": [str], "answer": str}     other keys are allowed and unread
   {"question": str, "answer": "text <<a*b=c>> ... #### N"}            OpenAI's GSM8K
   question||<<a*b=c>> <<d+e=f>> #### N                                iCoT's GSM8K-Aug
+or, as in Coconut's files, a whole file is one JSON list of such objects.
 """
 
 import contextlib
 import dataclasses
+import decimal
 import gzip
 import hashlib
 import http.client
@@ -31,6 +33,7 @@ GSM8K_FILES = {
 }
 _EXTENSIONS = tuple(e + gz for e in ('.jsonl', '.txt', '.json') for gz in ('', '.gz'))
 _STEP = re.compile(r'<<(.*?)>>')
+_NUMBER = re.compile(r'[-+]?(\d+(\.\d*)?|\.\d+)')
 _WITH_COMMAS = re.compile(r'[-+]?\d{1,3}(,\d{3})+(\.\d*)?')
 
 
@@ -67,11 +70,14 @@ def report_unwritable(config):
                  'make it writable, or pass --config.data.cache_dir=DIR', OSError)
 
 
-def find_files(folder):
-  """Split -> (path, content)."""
+def find_files(folder, needed=('train', 'test'), without='download GSM8K'):
+  """Split -> (path, content).
+
+  Raises: UserError where the folder, or the file of a split that is needed, is not there.
+  """
   if not folder.is_dir():
-    raise UserError(f"data.dir='{folder}': no such directory; pass one with train and test files, "
-                    'or none to download GSM8K')
+    raise UserError(f"data.dir='{folder}': no such directory; pass one with "
+                    f'{" and ".join(needed or SPLITS)} files, or none to {without}')
   files = {}
   for split in SPLITS:
     found = [folder / f'{split}{e}' for e in _EXTENSIONS if (folder / f'{split}{e}').exists()]
@@ -81,7 +87,7 @@ def find_files(folder):
     if found:
       with report(found[0], 'make it a readable file', OSError):
         files[split] = found[0], found[0].read_bytes()
-    elif split != 'valid':
+    elif split in needed:
       there = ', '.join(sorted(p.name for p in folder.iterdir())[:10]) or 'nothing'
       raise UserError(f"{folder}: no {split} file (looked for {split} with "
                       f"{', '.join(_EXTENSIONS)}); there: {there}; add or rename one")
@@ -95,6 +101,9 @@ def parse_file(path, content, config) -> tuple[list[Record], list[str]]:
       content = gzip.decompress(content)
   # Lines end at \n alone: str.splitlines would also cut questions at a U+2028.
   lines = content.split(b'\n')
+  if content.lstrip().startswith(b'['):
+    with report(path, 'give a list of JSON objects, or one of them a line', ValueError):
+      lines = [json.dumps(row).encode() for row in json.loads(content)]
   while lines and not lines[-1].strip():
     lines.pop()
   records, dropped = [], []
@@ -189,6 +198,32 @@ def _check_row(question, steps, answer):
     ''.join([question, *steps, answer]).encode()
   except UnicodeEncodeError:
     raise ValueError('half of a surrogate pair, which is no character') from None
+
+
+def load_gsm_hard(path: pathlib.Path) -> list[Record]:
+  """GSM-Hard: a JSON object a line, {"question", "answer"} or, as published, {"input", "target"}.
+
+  Numbers become plain decimals. No row has steps.
+  Raises: UserError naming the file, or its first bad line.
+  """
+  with report(path, 'set --config.eval.path to GSM-Hard\'s file', OSError):
+    lines = path.read_bytes().rstrip().split(b'\n')
+  records = []
+  for number, line in enumerate(lines, 1):
+    with report(f'{path}:{number}', 'fix the row', ValueError):
+      row = json.loads(line, parse_float=decimal.Decimal, parse_int=decimal.Decimal)
+      if not isinstance(row, dict):
+        raise ValueError('not a JSON object')
+      answer = row.get('answer', row.get('target'))
+      if isinstance(answer, decimal.Decimal):
+        answer = format(answer.normalize(), 'f')
+      question, steps, answer = parse_row(json.dumps({
+          'question': row.get('question', row.get('input')), 'steps': [], 'answer': answer
+      }).encode())
+      if not _NUMBER.fullmatch(answer):
+        raise ValueError(f"the answer '{answer[:40]}' is not a number")
+      records.append(Record(question, steps, answer, f'{path.name}:{number}'))
+  return records
 
 
 def hold_out(records, num_valid, path):

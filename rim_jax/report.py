@@ -36,6 +36,18 @@ _MEASURES = (  # key in results.json, label, what it means
     ('final_acc', 'final accuracy', 'of the last answer read, +- one standard error'),
     ('majority_acc', 'majority of blocks', 'the answer that most blocks give'),
     ('any_block_acc', 'any block', 'upper bound: picks the right block by looking at the answer'),
+    ('pass_at', 'pass@k', 'one of k answers is right that were drawn from the last block'),
+    ('num_samples', 'drawn answers', 'of each question'),
+    ('temperature', 'drawn at temperature', ''),
+    ('budget_acc', 'accuracy with K blocks', 'the same model, its last answer'),
+    ('integer_acc', 'whole answers', 'GSM-Hard, 0 or more'),
+    ('num_integer', 'how many are whole', ''),
+    ('negative_acc', 'negative answers', 'GSM-Hard, whole or not'),
+    ('num_negative', 'how many are negative', ''),
+    ('non_integer_acc', 'other answers', 'GSM-Hard, above 0 and not whole'),
+    ('num_non_integer', 'how many are others', ''),
+    ('changed_acc', 'changed questions', "GSM-Hard, those that are not GSM8K's word for word"),
+    ('num_changed', 'how many are changed', ''),
     ('step_acc_gold_count', 'step accuracy', 'given the gold number of steps'),
     ('num_unfinished', 'unfinished answers', 'cut off at eval.max_new_tokens'),
     ('ttft_ms', 'time to first token', 'one question; with cot, of the first written step'),
@@ -100,6 +112,10 @@ def _clean(text, most=None, encoding='utf-8'):
 
 
 def _format(key, value):
+  if isinstance(value, dict):
+    return ', '.join(f'{k}: {_format(key, v)}' for k, v in value.items())
+  if key == 'temperature':
+    return f'{value:g}'
   if isinstance(value, float):
     return f'{value:,.2f} ms' if key == 'ttft_ms' else f'{100 * value:.1f}%'
   return f'{value:,}' if isinstance(value, int) else _clean(value)
@@ -230,6 +246,9 @@ def _show(key, values):
   value = values.get(key)
   if value is None or isinstance(value, str):
     return '–' if value is None else f'<div class="long">{_escape(value)}</div>'
+  if isinstance(value, dict):
+    cells = '<br>'.join(f'{_escape(k)}: {_show(k, value)}' for k in value)
+    return f'<div class="long">{cells}</div>'
   return f'<data value="{value!r}">{_format(key, value)}</data>'
 
 

@@ -14,9 +14,9 @@ LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 
 _CHOICES = {
     'method': METHODS,
-    'data.source': ('chain', 'gsm8k', 'gsm8k_perturbed'),
+    'data.source': ('chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa'),
     'data.on_bad_rows': ('stop', 'drop'),
-    'tokenizer.kind': ('bytes', 'chain', 'file'),
+    'tokenizer.kind': ('bytes', 'chain', 'words', 'file'),
     'model.norm': ('rmsnorm', 'layernorm'),
     'model.activation': ('gelu', 'gelu_tanh', 'swiglu'),
     'model.positions': ('learned', 'rope'),
@@ -32,13 +32,14 @@ _CHOICES = {
     'curriculum.normalize': ('weight', 'readouts'),
     'optim.trainable': ('all', 'memory', 'lora'),
     'optim.decay': ('constant', 'cosine'),
-    'eval.split': ('train', 'valid', 'test'),
+    'eval.split': ('train', 'valid', 'test', 'gsm_hard'),
     'eval.checkpoint': ('best', 'last'),
     'export.dtype': ('float32', 'bfloat16'),
 }
 _AT_LEAST_ONE = (
     'data.chain.num_train', 'data.chain.num_valid', 'data.chain.num_test', 'data.chain.min_steps',
-    'data.num_valid', 'data.perturbed.variants_per_problem', 'layout.block_tokens',
+    'data.num_valid', 'data.perturbed.variants_per_problem', 'data.prosqa.min_hops',
+    'data.prosqa.num_train', 'data.prosqa.num_valid', 'data.prosqa.num_test', 'layout.block_tokens',
     'layout.row_tokens', 'layout.pack_window_rows',
     'model.num_layers', 'model.embed_dim', 'model.num_heads', 'model.mlp_dim',
     'model.max_positions', 'model.rope_original_positions', 'curriculum.absolute_steps',
@@ -46,16 +47,19 @@ _AT_LEAST_ONE = (
     'eval.batch_size', 'eval.max_new_tokens', 'eval.num_valid_examples', 'export.num_verified',
     'log.every_steps', 'log.prefetch_batches', 'log.profile_num_steps')
 _NOT_NEGATIVE = (
-    'seed', 'data.chain.seed', 'data.perturbed.seed', 'data.perturbed.total', 'layout.num_blocks',
+    'seed', 'data.chain.seed', 'data.perturbed.seed', 'data.perturbed.total', 'data.prosqa.seed',
+    'data.prosqa.extra_names', 'layout.num_blocks',
     'layout.row_slots', 'model.num_kv_heads', 'model.head_dim', 'model.vocab_size',
     'model.memory_token', 'model.memory_noise', 'model.attention_tile_tokens', 'model.lora.rank',
     'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
-    'eval.num_examples', 'eval.num_shown', 'eval.num_latency_runs', 'checkpoint.every_minutes',
-    'checkpoint.keep_every_steps', 'log.stall_secs', 'log.profile_at_step')
+    'eval.num_examples', 'eval.num_samples', 'eval.num_shown', 'eval.num_latency_runs',
+    'checkpoint.every_minutes', 'checkpoint.keep_every_steps', 'log.stall_secs',
+    'log.profile_at_step')
 _POSITIVE = ('model.norm_eps', 'model.rope_theta', 'model.rope_factor',
              'model.rope_low_freq_factor', 'model.lora.alpha', 'optim.learning_rate', 'optim.eps',
-             'optim.clip_norm', 'export.max_shard_gb', 'curriculum.stage2_learning_rate_scale')
+             'optim.clip_norm', 'export.max_shard_gb', 'curriculum.stage2_learning_rate_scale',
+             'data.prosqa.parent_rate', 'eval.temperature')
 _BELOW_ONE = ('model.dropout', 'model.lora.dropout', 'curriculum.hold_frac',
               'curriculum.stage2_dropout', 'curriculum.stage2_lora_dropout',
               'optim.warmup_frac', 'optim.b1', 'optim.b2')
@@ -99,8 +103,10 @@ def _find_data_problems(config):
   if not chain.operators or set(chain.operators) - set('+-*'):
     problems.append(f"data.chain.operators='{chain.operators}' must be one or more of + - *")
   if data.source == 'chain' and data.dir:
-    problems.append(f"data.dir='{data.dir}' is only read with data.source='gsm8k' or "
-                    "'gsm8k_perturbed'")
+    problems.append(f"data.dir='{data.dir}' is only read with data.source='gsm8k', "
+                    "'gsm8k_perturbed' or 'prosqa'")
+  if data.source == 'prosqa':
+    problems += _find_prosqa_problems(data)
   if tokenizer.kind == 'file' and not tokenizer.path:
     problems.append("tokenizer.kind='file' needs tokenizer.path, a tokenizer.json")
   if tokenizer.kind == 'file' and not tokenizer.eos_token:
@@ -112,6 +118,15 @@ def _find_data_problems(config):
   if tokenizer.kind == 'chain' and data.source != 'chain':
     problems.append("tokenizer.kind='chain' knows digits and operators only; "
                     "use 'bytes' or 'file' for this data")
+  if tokenizer.kind == 'words' and data.source != 'prosqa':
+    problems.append("tokenizer.kind='words' knows ProsQA's words only; use 'bytes' or 'file' for "
+                    'this data')
+  if config.eval.split == 'gsm_hard' and not data.source.startswith('gsm8k'):
+    problems.append("eval.split='gsm_hard' is for a run on GSM8K, and this one has data.source="
+                    f"'{data.source}'; use test")
+  if (config.eval.split == 'gsm_hard') != bool(config.eval.path):
+    problems.append(f"eval.path='{config.eval.path}' with eval.split='{config.eval.split}': "
+                    'gsm_hard, and it alone, is read from the file named there')
   if layout.num_blocks == 0 and config.method in ('rim', 'rim_stage2', 'pause'):
     problems.append(f"layout.num_blocks=0 leaves method '{config.method}' no block; "
                     "use 1 or more, or method 'direct'")
@@ -124,6 +139,26 @@ def _find_data_problems(config):
   if config.method == 'cot' and not layout.step_separator and not layout.answer_prefix:
     problems.append('cot needs layout.step_separator or layout.answer_prefix, to tell the answer '
                     'from the steps')
+  return problems
+
+
+def _find_prosqa_problems(data):
+  problems, prosqa = [], data.prosqa
+  for name in ('nodes', 'hops'):
+    low, high = getattr(prosqa, f'min_{name}'), getattr(prosqa, f'max_{name}')
+    if high < low:
+      problems.append(f'data.prosqa.max_{name}={high} is below data.prosqa.min_{name}={low}')
+  least = 2 + 2 * prosqa.min_hops
+  if prosqa.min_nodes < least:
+    problems.append(f'data.prosqa.min_nodes={prosqa.min_nodes} is below the {least} that two '
+                    f'chains of data.prosqa.min_hops={prosqa.min_hops} take')
+  for key, low, high, why in (
+      ('num_names', 2, 17, 'that there are'), ('num_concepts', prosqa.max_nodes - 2, 38,
+                                               'that there are; max_nodes - 2 at least')):
+    if not low <= getattr(prosqa, key) <= high:
+      problems.append(f'data.prosqa.{key}={getattr(prosqa, key)} must be {low} to {high}, {why}')
+  if data.step_marks:
+    problems.append("data.step_marks=True is for arithmetic; data.source='prosqa' has none")
   return problems
 
 
@@ -208,6 +243,12 @@ def _find_training_problems(config):
     problems.append(f'mesh={axes}: only one axis can be -1, the rest')
   if config.eval.num_blocks < -1:
     problems.append(f'eval.num_blocks={config.eval.num_blocks} must be -1 (as trained), 0 or more')
+  if config.eval.budget_blocks < -1:
+    problems.append(f'eval.budget_blocks={config.eval.budget_blocks} must be -1 (twice '
+                    'layout.num_blocks), 0 (none) or more')
+  if config.eval.budget_blocks and config.method in ('direct', 'cot'):
+    problems.append(f"eval.budget_blocks={config.eval.budget_blocks}: method '{config.method}' has "
+                    'no blocks; use 0')
   if config.eval.num_blocks > 0 and config.method in ('direct', 'cot'):
     problems.append(f"eval.num_blocks={config.eval.num_blocks}: method '{config.method}' has no "
                     'blocks; use -1')

@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, the chain task's characters, or a tokenizer.json.
+"""Text to token ids and back: bytes, the chain task's characters, ProsQA's words, a tokenizer.json.
 
 Invariant: text never becomes a special id. bos, eos and the memory blocks enter
 a row through `layout.py` only, so a question that spells "</s>" cannot end itself.
@@ -7,6 +7,7 @@ a row through `layout.py` only, so a question that spells "</s>" cannot end itse
 import hashlib
 import pathlib
 
+from rim_jax import prosqa
 from rim_jax.config import TokenizerConfig, UserError
 
 
@@ -49,6 +50,40 @@ class ChainTokenizer:
 
   def decode(self, ids):
     return ''.join(self.characters[i] for i in ids if i < len(self.characters))
+
+
+class WordTokenizer:
+  """One id for each word and sign of ProsQA, and for a line break; spaces are not kept.
+
+  Decoded words have single spaces between them, none before a sign or around a line break.
+  """
+  words = (*prosqa.FUNCTION_WORDS, '\n', *prosqa.NAMES, *prosqa.CONCEPTS)
+  vocab_size = 72  # which 8 divides
+  fingerprint = 'words-v1'
+  eos_id = 71
+
+  def __init__(self, add_bos=False):
+    import tokenizers  # its import costs as much as the rest of this package together
+    from tokenizers import decoders, models, pre_tokenizers
+    self.bos_id = 70 if add_bos else None
+    self._known = {word: i for i, word in enumerate(self.words)}
+    self._tokenizer = tokenizers.Tokenizer(models.WordLevel(self._known))
+    self._tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        tokenizers.Regex(r'\w+|[^\w\s]|\n'), 'removed', invert=True)
+    self._tokenizer.decoder = decoders.Sequence([
+        decoders.WordPiece(cleanup=True), decoders.Fuse(), decoders.Replace(' \n', '\n'),
+        decoders.Replace('\n ', '\n')])
+
+  def encode(self, text, allow_special=False):
+    del allow_special  # no text spells a special id
+    for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
+      if word not in self._known:
+        raise UserError(f'{text[:40]!r} holds {word!r}, which is no word of ProsQA; write it in '
+                        "those, or set tokenizer.kind to 'bytes'")
+    return self._tokenizer.encode(text).ids
+
+  def decode(self, ids):
+    return self._tokenizer.decode([i for i in ids if i < len(self.words)])
 
 
 class FileTokenizer:
@@ -104,4 +139,5 @@ def load_tokenizer(config: TokenizerConfig):
   """
   if config.kind == 'file':
     return FileTokenizer(config)
-  return {'bytes': ByteTokenizer, 'chain': ChainTokenizer}[config.kind](config.add_bos)
+  return {'bytes': ByteTokenizer, 'chain': ChainTokenizer, 'words': WordTokenizer}[config.kind](
+      config.add_bos)

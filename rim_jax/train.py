@@ -26,6 +26,7 @@ from rim_jax import hosts
 from rim_jax import metrics as metrics_lib
 from rim_jax import pipeline
 from rim_jax import pretrained
+from rim_jax import records as records_lib
 from rim_jax import sharding
 from rim_jax import storage
 from rim_jax import tokenizer as tokenizer_lib
@@ -423,8 +424,11 @@ def _stop_unhealthy(source, num_rows, compiled, state, frozen, mesh, workdir):
 
 
 def get_records(task: Task, split: str, limit: int):
-  """The first `limit` records of a split (0: all)."""
-  source = task.dataset.splits[split]
+  """The first `limit` records of a split (0: all), or of GSM-Hard."""
+  source = task.dataset.splits.get(split)
+  if source is None:
+    records = records_lib.load_gsm_hard(epath.Path(task.config.eval.path).expanduser())
+    return records[:limit or None]
   count = min(limit, len(source)) if limit else len(source)
   return source.__getitems__(range(count))
 
@@ -448,12 +452,25 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
   result, predictions = evaluate.evaluate(
       decoder, params, frozen, records, config, task.codec, blocks)
+  if config.eval_budget:
+    result |= evaluate.evaluate_budgets(decoder, params, frozen, records, config, task.codec,
+                                        config.eval_budget)
+  if config.eval.num_samples:
+    sampled, num_right = evaluate.evaluate_samples(
+        decoder, params, frozen, records, config, task.codec, blocks)
+    result |= sampled
+    predictions = [p | {'num_right_samples': n} for p, n in zip(predictions, num_right)]
   if config.method == 'rim_stage1':
     result |= evaluate.evaluate_steps(decoder, params, frozen, records, config, task.codec)
+  if config.eval.split == 'gsm_hard':
+    result |= evaluate.group_gsm_hard(
+        predictions, [r.question for r in get_records(task, 'test', 0)])
   # A chain of thought's first token is not its answer's: its time would mislead.
   if config.eval.num_latency_runs and config.method != 'cot':
     result |= evaluate.measure_ttft(graphdef, params, frozen, records, config, task.codec,
                                     task.mesh, blocks, config.eval.num_latency_runs)
+  if config.eval.split in task.dataset.splits:  # so that two runs are known to have had the same
+    result['data_fingerprint'] = task.dataset.splits[config.eval.split].fingerprint
   result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': evaluate.RESULTS_VERSION}
   return hosts.lead(lambda: _write_results(workdir, name, result, predictions))

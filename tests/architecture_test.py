@@ -34,6 +34,7 @@ NEVER = {
     'variants': ALL - {'rim_jax.numerals', 'rim_jax.templates'} | {'jax'} | IO,
     'executor': ALL | {'jax', 'numpy'} | IO,  # or it would repeat the mistakes that it looks for
     'perturb': {'rim_jax.data', 'rim_jax.model', 'jax', 'tensorflow_datasets'},
+    'prosqa': ALL - {'rim_jax.config', 'rim_jax.records'} | {'jax'} | IO,
     'tokenizer': {'rim_jax.model', 'jax'},
     'layout': {'rim_jax.model', 'rim_jax.loss'},
     'packing': ALL | {'jax', 'grain'},
@@ -60,6 +61,7 @@ NEVER = {
     'decode': {'rim_jax.optim', 'optax'},
     'evaluate': {'rim_jax.optim', 'optax'},
     'controls': {'rim_jax.optim', 'optax'},
+    'stats': ALL - {'rim_jax.config'} | {'jax', 'numpy'},
     'metrics': {'rim_jax.model'},
     'report': {'rim_jax.model'},
     'plan': {'rim_jax.data', 'rim_jax.train'},

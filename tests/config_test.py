@@ -6,6 +6,7 @@ what the loop asks of its parts) and compile no network.
 """
 
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import json
@@ -56,8 +57,8 @@ def load_recipe(name):
 
 
 @pytest.mark.parametrize('name', RECIPES)
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'gpt2', 'llama3_2_1b',
-                                    'llama3_2_3b'])
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small', 'prosqa',
+                                    'gpt2', 'llama3_2_1b', 'llama3_2_3b'])
 def test_every_recipe_is_a_config(name, preset):
   module = load_recipe(name)
   tree = module.get_config() if name == 'smoke' else module.get_config(preset)
@@ -68,7 +69,7 @@ def test_every_recipe_is_a_config(name, preset):
   assert config.method == methods.get(name, name)
 
 
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed'])
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small', 'prosqa'])
 def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
   """So that a stage can be done again alone: same config, to the last key."""
   stages = config_lib.make_stages(config_lib.parse_config(load_recipe('rim').get_config(preset)))
@@ -334,7 +335,7 @@ def probe_decode(config, tools):
   seen = []
 
   def record(graphdef, config, prefix, eos_id, num_ids, blocks, max_new_tokens, params, frozen,
-             trunks):
+             trunks, draw=None):
     seen.append((prefix, blocks, max_new_tokens, trunks.tokens.shape))
     return jnp.zeros((trunks.tokens.shape[0], len(blocks), max_new_tokens), jnp.int32)
   tools.patch.setattr(decode, 'decode', record)
@@ -343,6 +344,16 @@ def probe_decode(config, tools):
   decoder = decode.Decoder(None, config, codec, mesh)
   decoder.decode_texts({}, {}, [[1, 2, 3]] * 9, 2, [4], (1, 2))
   return seen
+
+
+def probe_sample(config, tools):
+  """The traced decoding of a drawn answer."""
+  mesh, program = make_program(config)
+  with jax.set_mesh(mesh):
+    return show(jax.make_jaxpr(functools.partial(
+        decode.decode, program.graphdef, config, (), 0, 16, (1,), 2))(
+            program.abstract[0].params, {}, decode.make_trunks([[1]], 1, 32, 1, config, 16),
+            (np.zeros(1, np.int32), 0)))
 
 
 def probe_mesh(config, tools):
@@ -387,6 +398,9 @@ def probe_evaluation(config, tools):
   tools.patch.setattr(train, 'load_params', load_params)
   tools.patch.setattr(evaluate, 'evaluate', decode_records)
   tools.patch.setattr(evaluate, 'evaluate_steps', lambda *args: {})
+  tools.patch.setattr(evaluate, 'evaluate_budgets', lambda *args: seen.append(args[-1]) or {})
+  tools.patch.setattr(evaluate, 'evaluate_samples', lambda *args: (
+      {'num_samples': args[4].eval.num_samples}, []))
   tools.patch.setattr(evaluate, 'measure_ttft', time_runs)
   return seen, train.evaluate_run(make_task(config), tools.make_folder(), quiet)
 
@@ -492,6 +506,9 @@ GSM8K = {'data.source': 'gsm8k', 'data.dir': '{files}', 'data.num_valid': 2,
          'tokenizer.kind': 'bytes'}
 PERTURBED = GSM8K | {'data.source': 'gsm8k_perturbed', 'data.dir': '{files}/problems',
                      'data.perturbed.variants_per_problem': 3}
+PROSQA = {'data.source': 'prosqa', 'tokenizer.kind': 'words', 'data.prosqa.num_train': 20,
+          'data.prosqa.num_valid': 3, 'data.prosqa.num_test': 3, 'data.prosqa.min_nodes': 8,
+          'data.prosqa.max_nodes': 10, 'data.prosqa.min_hops': 2, 'data.prosqa.max_hops': 3}
 DOWNLOAD = {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes'}
 FILE = {'tokenizer.kind': 'file', 'tokenizer.path': '{files}/a.json', 'tokenizer.eos_token': '<e>'}
 # The shape that a config has before a model directory decides it.
@@ -523,6 +540,19 @@ LIVE = {
     'data.perturbed.seed': ('dataset', 1, PERTURBED),
     'data.perturbed.variants_per_problem': ('dataset', 4, PERTURBED),
     'data.perturbed.total': ('dataset', 5, PERTURBED),
+    'data.prosqa.seed': ('dataset', 1, PROSQA),
+    'data.prosqa.min_nodes': ('dataset', 7, PROSQA),
+    'data.prosqa.max_nodes': ('dataset', 9, PROSQA),
+    'data.prosqa.min_hops': ('dataset', 1, PROSQA),
+    'data.prosqa.max_hops': ('dataset', 2, PROSQA),
+    'data.prosqa.parent_rate': ('dataset', 0.5, PROSQA),
+    'data.prosqa.extra_names': ('dataset', 1.0, PROSQA),
+    'data.prosqa.max_facts': ('dataset', 9, PROSQA),
+    'data.prosqa.num_names': ('dataset', 3, PROSQA),
+    'data.prosqa.num_concepts': ('dataset', 9, PROSQA),
+    'data.prosqa.num_train': ('dataset', 21, PROSQA),
+    'data.prosqa.num_valid': ('dataset', 4, PROSQA),
+    'data.prosqa.num_test': ('dataset', 4, PROSQA),
     'tokenizer.kind': ('tokenizer', 'bytes', {}),
     'tokenizer.path': ('tokenizer', '{files}/b.json', FILE),
     'tokenizer.bos_token': ('tokenizer', '<b>', FILE),
@@ -614,8 +644,13 @@ LIVE = {
     'checkpoint.keep_last': ('loop', 3, SHORT),
     'checkpoint.keep_every_steps': ('loop', 1, SHORT),
     'eval.split': ('evaluation', 'valid', {}),
+    'eval.path': ('evaluation', '{files}/harder.jsonl', GSM8K | {
+        'eval.split': 'gsm_hard', 'eval.path': '{files}/hard.jsonl'}),
     'eval.checkpoint': ('evaluation', 'last', {}),
     'eval.num_blocks': ('evaluation', 0, {}),
+    'eval.budget_blocks': ('evaluation', 4, {}),
+    'eval.num_samples': ('evaluation', 3, {}),
+    'eval.temperature': ('sample', 0.1, {}),
     'eval.batch_size': ('decode', 9, {}),
     'eval.max_new_tokens': ('decode', 5, {}),
     'eval.num_examples': ('evaluation', 3, {}),
@@ -687,6 +722,8 @@ def tools(tmp_path_factory):
     lines = ''.join(json.dumps(r) + '\n' for r in rows)
     (place / 'train.jsonl').write_text(lines + ('nonsense\n' if place.name == 'bad' else ''))
     (place / 'test.jsonl').write_text(lines)
+  for name in ('hard', 'harder'):
+    (folder / f'{name}.jsonl').write_text('{"question": "1?", "answer": "1"}\n')
   (folder / 'problems').mkdir()
   for name, words in (('train', 'apples pears plums figs buns'), ('test', 'nuts')):
     (folder / 'problems' / f'{name}.jsonl').write_text(''.join(json.dumps({

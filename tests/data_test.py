@@ -185,6 +185,23 @@ def test_files_are_read_bit_for_bit(tmp_path, extension):
   assert 'test: 3 of its questions are also in train' in dataset.notes
 
 
+def test_a_whole_file_may_be_one_list(tmp_path):
+  """As Coconut's files are, with keys beside the three."""
+  rows = [row | {'edges': [[0, 1]]} for row in make_rows(4)]
+  folder = write_rows(tmp_path / 'in', train__json=json.dumps(rows, indent=1).encode(),
+                      test__json=b' ' + json.dumps(rows[:2]).encode(), valid=rows[:1])
+  dataset = load_files(folder, tmp_path)
+  assert [(r.question, list(r.steps), r.answer) for r in dataset.splits['train']] == [
+      (row['question'], row['steps'], row['answer']) for row in rows]
+  assert [r.origin for r in dataset.splits['test']] == ['test.json:1', 'test.json:2']
+  for content, what in ((b'[{"question": "q", "steps": [], "answer": "1"}, 3]', 'json:2: neither'),
+                        (b'[{"question": "q"', 'train.json: Expecting'), (b'[]', 'no rows')):
+    (folder / 'train.json').write_bytes(content)
+    with pytest.raises(UserError, match=what) as error:
+      load_files(folder, tmp_path)
+    assert '\n' not in str(error.value)
+
+
 BAD = {
     b'': 'an empty line',
     b'nonsense': 'neither a JSON object',
@@ -279,6 +296,38 @@ def test_held_out_questions_do_not_depend_on_row_order(tmp_path):
     assert 'valid: 20 rows held out of train.jsonl by question hash' in dataset.notes
   origins = {r.origin for name in ('train', 'valid') for r in first.splits[name]}
   assert origins == {f'train.jsonl:{i + 1}' for i in range(80)}
+
+
+# GSM-Hard.
+
+
+def test_gsm_hard_in_both_forms(tmp_path):
+  path = tmp_path / 'hard.jsonl'
+  path.write_text('{"question": "Tom\\u2028 has?", "answer": "-9867630"}\n'
+                  '{"input": "b?", "code": "def f(): ...", "target": -9867630.0}\n'
+                  '{"input": "c?", "target": 1.5e-7}\n{"input": "d?", "target": 120}\n'
+                  '{"question": "e?", "answer": "1,234.50"}\n\n')
+  found = records.load_gsm_hard(path)
+  assert [(r.question, r.steps, r.answer, r.origin) for r in found] == [
+      (question, (), answer, f'hard.jsonl:{i}') for i, (question, answer) in enumerate([
+          ('Tom\u2028 has?', '-9867630'), ('b?', '-9867630'), ('c?', '0.00000015'), ('d?', '120'),
+          ('e?', '1234.50')], 1)]
+
+
+@pytest.mark.parametrize('content, what', [
+    ('', ':1: Expecting value'), ('[]', ':1: not a JSON object'),
+    ('{"question": "a?", "answer": "1"}\n{"question": "b?"}', ":2: 'answer' should be a string"),
+    ('{"target": 1}', ":1: 'question' should be"), ('{"input": "a?", "target": NaN}', ':1: '),
+    ('{"input": "a?", "answer": "one"}', ":1: the answer 'one' is not a number")])
+def test_a_bad_gsm_hard_file_is_told_in_one_line(tmp_path, content, what):
+  path = tmp_path / 'hard.jsonl'
+  path.write_text(content)
+  with pytest.raises(UserError) as error:
+    records.load_gsm_hard(path)
+  assert str(error.value).startswith(f'{path}{what}') and str(error.value).endswith('; fix the row')
+  assert '\n' not in str(error.value)
+  with pytest.raises(UserError, match='nothing.jsonl: .*; set --config.eval.path to GSM-Hard'):
+    records.load_gsm_hard(tmp_path / 'nothing.jsonl')
 
 
 # Prepared copies.

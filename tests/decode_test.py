@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from rim_jax import decode
 from rim_jax import layout as layout_lib
@@ -111,6 +112,61 @@ def test_neither_the_batch_nor_the_mesh_nor_the_width_changes_an_answer():
     _, params, decoder = make_decoder(c, devices)
     results.append(decoder.decode_texts(params, {}, questions, 3, (), (1, 2, 3))[0])
   assert results[0] == results[1] == results[2]
+
+
+def test_drawn_answers_do_not_depend_on_the_batch_or_the_mesh():
+  config = support.make_config('rim_stage2', eval__batch_size=3)
+  wide = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=8))
+  codec = support.make_codec(config)
+  questions = [codec.encode(r).question for r in support.RECORDS] + [codec.encode(
+      support.RECORDS[0]).question * 4]
+  runs = []
+  for c, devices, blocks in ((config, 1, (1, 2, 3)), (wide, 8, (1, 2, 3)), (wide, 1, (3,))):
+    _, params, decoder = make_decoder(c, devices)
+    runs.append([decoder.decode_texts(params, {}, questions, 3, (), blocks, sample=s)[0]
+                 for s in (0, 1)])
+  assert runs[0] == runs[1]
+  assert runs[2] == [[row[-1:] for row in sample] for sample in runs[0]]
+  first, second = runs[0]
+  assert first != second and len({row[-1] for row in first + second}) > 2
+  _, params, decoder = make_decoder(dataclasses.replace(config, seed=1))
+  assert decoder.decode_texts(params, {}, questions, 3, (), (1, 2, 3), sample=0)[0] != first
+
+
+def test_without_temperature_an_answer_is_the_greedy_one():
+  config = support.make_config('rim_stage2', eval__temperature=1e-6)
+  _, params, decoder = make_decoder(config)
+  questions = [support.make_codec(config).encode(r).question for r in support.RECORDS]
+  run = functools.partial(decoder.decode_texts, params, {}, questions, 3, (), (1, 3))
+  greedy = run()
+  for sample in (0, 5):
+    texts, ended = run(sample=sample)
+    assert texts == greedy[0] and (ended == greedy[1]).all()
+
+
+@pytest.mark.parametrize('temperature', [1.0, 0.5])
+def test_first_tokens_are_drawn_from_the_softmax(temperature):
+  """One question 4,000 times: each id as often as the plain forward's softmax says."""
+  config = support.make_config('rim_stage2', layout__num_blocks=1, eval__max_new_tokens=1,
+                               eval__batch_size=4000, eval__temperature=temperature)
+  model, params, decoder = make_decoder(config)
+  codec = support.make_codec(config)
+  question = codec.encode(support.RECORDS[0]).question
+  trunks = decoder.place([question] * 4000, 1, 4000)
+  draw = np.arange(4000, dtype=np.int32), 0
+  ids = np.asarray(decoder.run(params, {}, trunks, (), (1,), draw))[:, 0, 0]
+  tokens, _ = layout_lib.make_trunk(question, 1, config.layout, codec.memory_start)
+  t = len(tokens)
+  x, _ = model(jnp.asarray(tokens)[None], jnp.arange(t)[None],
+               jnp.tril(jnp.ones((1, t, t), bool)))
+  chances = np.asarray(jax.nn.softmax(model.compute_logits(x)[0, -1] / temperature), np.float64)
+  expected = 4000 * chances / chances.sum()
+  counts = np.bincount(ids, minlength=len(expected))
+  often = expected >= 5  # the test's condition; the others are one class
+  if not often.all():
+    counts, expected = (np.append(x[often], x[~often].sum()) for x in (counts, expected))
+  assert len(expected) > 3
+  assert stats.chisquare(counts, expected).pvalue > 0.01
 
 
 def test_a_block_reads_the_same_whatever_follows_it():

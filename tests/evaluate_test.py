@@ -1,9 +1,17 @@
 """Answers compare as stated, and accuracies count what they say."""
 
+import dataclasses
+import itertools
+
 import pytest
 
 from rim_jax import evaluate
+from rim_jax.config import UserError
 from tests import support
+from tests.decode_test import make_decoder
+
+RECORDS = tuple(support.Record(f'{a}+{b}', (), str(a + b), f'r:{a}{b}')
+                for a in range(1, 6) for b in range(4))
 
 
 @pytest.mark.parametrize('a, b, same', [
@@ -44,8 +52,12 @@ class FixedDecoder:
   def __init__(self, texts):
     self.texts = texts
 
-  def decode_texts(self, params, frozen, questions, num_blocks, prefix, blocks, say=None):
+  def decode_texts(self, params, frozen, questions, num_blocks, prefix, blocks, say=None,
+                   sample=None):
     import numpy as np
+    if sample is not None:  # a column of the texts for each sample, of the last block alone
+      assert len(blocks) == 1 and blocks[0] == num_blocks
+      return [[row[sample]] for row in self.texts], None
     ended = np.ones((len(questions), len(blocks)), bool)
     ended[-1, -1] = False
     return [row[:len(blocks)] for row in self.texts], ended
@@ -63,6 +75,75 @@ def test_accuracies_by_hand():
   assert result['final_acc_stderr'] == pytest.approx(0.25)
   assert [p['correct'] for p in predictions] == [True, True, False, False]
   assert predictions[1]['block_predictions'] == ['9', '1', '9']
+
+
+def test_pass_at_k_by_hand():
+  """Of four samples 2, 0, 4 and 1 are right: pairs hold a right one in 5, 0, 6 and 3 of 6."""
+  config = support.make_config('rim_stage2', eval__num_samples=4, eval__temperature=0.7)
+  decoder = FixedDecoder([['6', '1', '6', '2'], ['1'] * 4, ['8'] * 4, ['1', '4', '1', '1']])
+  result, num_right = evaluate.evaluate_samples(
+      decoder, None, None, support.RECORDS[:4], config, support.make_codec(config), 3)
+  assert num_right == [2, 0, 4, 1]
+  assert result == {'num_samples': 4, 'temperature': 0.7, 'pass_at': {
+      '1': pytest.approx(7 / 16), '2': pytest.approx(14 / 24), '4': 0.75}}
+
+
+@pytest.mark.parametrize('count', [1, 3, 5, 6])
+def test_pass_at_k_is_the_share_of_all_choices_of_k_samples(count):
+  for num_right, k in itertools.product(range(count + 1), range(1, count + 1)):
+    samples = [i < num_right for i in range(count)]
+    choices = [any(some) for some in itertools.combinations(samples, k)]
+    assert evaluate.compute_pass_at(num_right, count, k) == pytest.approx(
+        sum(choices) / len(choices))
+
+
+@pytest.mark.parametrize('count, ks', [(1, '1'), (2, '12'), (7, '124'), (8, '1248')])
+def test_pass_at_is_given_for_powers_of_two(count, ks):
+  config = support.make_config('rim_stage2', eval__num_samples=count)
+  result, _ = evaluate.evaluate_samples(
+      FixedDecoder([['6'] * count]), None, None, support.RECORDS[:1], config,
+      support.make_codec(config), 3)
+  assert list(result['pass_at']) == list(ks)
+
+
+def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
+  config = support.make_config('rim_stage2', layout__num_blocks=1, eval__budget_blocks=-1,
+                               eval__max_new_tokens=1, eval__batch_size=20)
+  _, params, decoder = make_decoder(config)
+  codec = support.make_codec(config)
+  # Records whose answers are what the network says after a block, so that accuracies differ.
+  texts, _ = decoder.decode_texts(params, {}, [codec.encode(r).question for r in RECORDS], 2, (),
+                                  (0, 1, 2))
+  records = [dataclasses.replace(r, answer=row[i * i % 3] or '?')
+             for i, (r, row) in enumerate(zip(RECORDS, texts))]
+  found = evaluate.evaluate_budgets(
+      decoder, params, {}, records, config, codec, config.eval_budget)['budget_acc']
+  alone = [evaluate.evaluate(decoder, params, {}, records, config, codec, k)[0]['final_acc']
+           for k in range(3)]
+  assert found == dict(zip('012', alone))
+  assert len(set(alone)) > 2
+
+
+def test_a_budget_beyond_the_position_table_is_told():
+  config = support.make_config('rim_stage2', model__max_positions=24)
+  _, params, decoder = make_decoder(config)
+  codec = support.make_codec(config)
+  evaluate.evaluate_budgets(decoder, params, {}, support.RECORDS[1:2], config, codec, 6)
+  with pytest.raises(UserError, match='r:2: a question of 1 tokens with 7 blocks .*budget_blocks'):
+    evaluate.evaluate_budgets(decoder, params, {}, support.RECORDS[1:2], config, codec, 7)
+
+
+def test_gsm_hard_by_kind_of_answer_by_hand():
+  rows = [('5', True, 'a  b'), ('0', False, 'b'), ('-0', True, 'c'), ('-3', True, 'd'),
+          ('-.5', False, 'e'), ('-1,000', False, 'f'), ('2.5', True, 'g'), ('4.0', False, 'h')]
+  predictions = [dict(zip(('answer', 'correct', 'question'), row)) for row in rows]
+  assert evaluate.group_gsm_hard(predictions, ['a b', 'e', 'x']) == {
+      'integer_acc': 0.5, 'num_integer': 4, 'negative_acc': pytest.approx(1 / 3),
+      'num_negative': 3, 'non_integer_acc': 1.0, 'num_non_integer': 1, 'changed_acc': 0.5,
+      'num_changed': 6}
+  assert evaluate.group_gsm_hard(predictions[:2], ['a b', 'b']) == {
+      'integer_acc': 0.5, 'num_integer': 2, 'num_negative': 0, 'num_non_integer': 0,
+      'num_changed': 0}
 
 
 def test_step_accuracy_by_hand():

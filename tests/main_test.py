@@ -202,6 +202,20 @@ BAD_CONFIGS = {
     'no eos': ({'tokenizer.kind': 'file', 'tokenizer.path': 'tokenizer.json'},
                ("kind='file'", 'needs tokenizer.eos_token', '<|endoftext|>')),
     'path unread': ({'tokenizer.path': 'x'}, ("tokenizer.path='x'", "tokenizer.kind='file'")),
+    'GSM-Hard for chains': (
+        {'eval.split': 'gsm_hard', 'eval.path': 'x'}, ("eval.split='gsm_hard'", "source='chain'")),
+    'GSM-Hard from nowhere': (
+        {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes', 'eval.split': 'gsm_hard'},
+        ("eval.path=''", 'the file named there')),
+    'eval.path unread': ({'eval.path': 'x'}, ("eval.path='x'", 'it alone')),
+    'words for chains': ({'tokenizer.kind': 'words'}, ("kind='words'", "ProsQA's words only")),
+    'a small ProsQA': (
+        {'data.source': 'prosqa', 'tokenizer.kind': 'words', 'data.prosqa.min_nodes': 5,
+         'data.prosqa.max_nodes': 4, 'data.prosqa.min_hops': 2, 'data.prosqa.max_hops': 1,
+         'data.prosqa.num_names': 1, 'data.prosqa.num_concepts': 39, 'data.step_marks': True},
+        ('max_nodes=4 is below', 'min_nodes=5'), ('max_hops=1 is below', 'min_hops=2'),
+        ('min_nodes=5 is below the 6', 'min_hops=2'), ('num_names=1 must be 2 to 17',),
+        ('num_concepts=39 must be 2 to 38',), ('step_marks=True', 'arithmetic')),
     'chain tokenizer for text': ({'data.source': 'gsm8k'},
                                  ("tokenizer.kind='chain'", "use 'bytes'")),
     'no blocks': ({'method': 'pause', 'layout.num_blocks': 0},
@@ -522,6 +536,28 @@ def test_eval_at_another_number_of_blocks_adds_to_the_results(run_copy):
   assert list(results) == ['test', 'test-k0']
   assert results['test-k0']['num_blocks'] == 0
   assert (run_copy / 'predictions' / 'test-k0.jsonl').exists()
+
+
+def test_gsm_hard_stands_beside_test(place, use_devices, tmp_path):
+  """A run on GSM8K is evaluated on GSM-Hard, which becomes a set of its own."""
+  use_devices(1)
+  argv = [T, f'--workdir={tmp_path}/run', *(f'--config.{k}={v}' for k, v in (
+      GSM8K | {'data.dir': 'data', 'layout.num_blocks': 1, 'train.num_examples': 8}).items())]
+  assert run_cli(*argv)[0] == 0
+  before = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  rows = [('What is  1+1?', 2.0), ('What is 7+4?', 11.0), ('What is 1-7?', -6.0), ('Half?', 0.5)]
+  (tmp_path / 'hard.jsonl').write_text(''.join(
+      json.dumps({'input': question, 'target': target}) + '\n' for question, target in rows))
+  code, out = run_cli(*argv, '--mode=eval', '--config.eval.split=gsm_hard',
+                      f'--config.eval.path={tmp_path}/hard.jsonl')
+  after = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert code == 0 and list(after) == ['test', 'gsm_hard'] and after['test'] == before['test']
+  assert [after['gsm_hard'][f'num_{kind}'] for kind in (
+      'integer', 'negative', 'non_integer', 'changed')] == [2, 1, 1, 3]
+  assert after['gsm_hard']['n'] == 4 and 'num_integer' not in after['test']
+  lines = (tmp_path / 'run' / 'predictions' / 'gsm_hard.jsonl').read_text().splitlines()
+  assert [json.loads(line)['origin'] for line in lines] == [f'hard.jsonl:{i}' for i in (1, 2, 3, 4)]
+  assert 'Results on gsm_hard' in out and 'negative answers' in out
 
 
 def test_help_needs_no_config():

@@ -25,6 +25,13 @@ def make_result(method, num_blocks, **fields):
           'step': 1234, 'checkpoint': 'best', 'method': method, 'format': 1, **fields}
 
 
+GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
+    ('integer', 'negative', 'non_integer', 'changed'))} | {
+        'pass_at': {'1': 0.31, '2': 0.42}, 'num_samples': 2, 'temperature': 0.7,
+        'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33},
+        'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303, 'num_changed': 990}
+
+
 def make_prediction(i, num_blocks, correct, **fields):
   readings = max(num_blocks, 1)
   return {'origin': f'made:{i}', 'question': f'question-{i} is?', 'answer': '42',
@@ -70,7 +77,8 @@ def write_curriculum(folder):
   return {'stage1': write_run(folder / 'stage1', 'rim_stage1', 4, test=stage1),
           'stage2': write_run(folder / 'stage2', 'rim_stage2', 4,
                               test=make_result('rim_stage2', 4, final_acc=0.98765),
-                              **{'test-k0': make_result('rim_stage2', 0, final_acc=0.111)})}
+                              **{'test-k0': make_result('rim_stage2', 0, final_acc=0.111),
+                                 'gsm_hard': make_result('rim_stage2', 4, **GSM_HARD)})}
 
 
 class Page(html.parser.HTMLParser):
@@ -138,6 +146,9 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
         assert (text, values) == ('–', ())
       elif isinstance(result[key], str):
         assert text == result[key]
+      elif isinstance(result[key], dict):
+        assert values == tuple(result[key].values())
+        assert re.findall(r'(\d+): ', text) == list(result[key])
       else:
         errors = (result['final_acc_stderr'],) if key == 'final_acc' else ()
         assert values == (result[key], *errors)

@@ -109,11 +109,37 @@ def test_chain_refuses_other_characters(text, culprit):
   assert '\n' not in str(caught.value)  # one problem, one line
 
 
-@pytest.mark.parametrize('kind', ['bytes', 'chain'])
+@pytest.mark.parametrize('kind', ['bytes', 'chain', 'words'])
 def test_bos_is_asked_for(kind):
   load = tokenizer_lib.load_tokenizer
   assert load(TokenizerConfig(kind=kind)).bos_id is None
   assert load(TokenizerConfig(kind=kind, add_bos=True)).bos_id is not None
+
+
+def test_words_have_one_id_each_and_come_back():
+  tokenizer = tokenizer_lib.load_tokenizer(TokenizerConfig(kind='words', add_bos=True))
+  assert tokenizer.vocab_size % 8 == 0
+  ids = [i for word in tokenizer.words for i in tokenizer.encode(word)]
+  assert len(set(ids)) == len(ids) == len(tokenizer.words) == 7 + 1 + 17 + 38
+  assert not {tokenizer.eos_id, tokenizer.bos_id} & set(ids)
+  assert max(*ids, tokenizer.eos_id, tokenizer.bos_id) < tokenizer.vocab_size
+  question = 'Sally is a terpus. Every terpus is a zumpus. Is Sally a lempus or zumpus?'
+  for text in (question, 'Sally is a terpus.\nEvery terpus is a zumpus.\n', '\n', ''):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode([tokenizer.bos_id, *ids, 69, tokenizer.eos_id]) == text
+  assert len(tokenizer.encode(question)) == 5 + 6 + 7
+  assert tokenizer.decode(tokenizer.encode(' Sally  is\ta terpus .')) == 'Sally is a terpus.'
+
+
+@pytest.mark.parametrize('text, culprit', [
+    ('Sally is a dog.', "'dog'"), ('sally', "'sally'"), ('<eos>', "'<'"), ('Is it 5?', "'it'"),
+    ('a\u2028zumpuses', "'zumpuses'")])
+def test_words_refuse_others(text, culprit):
+  tokenizer = tokenizer_lib.load_tokenizer(TokenizerConfig(kind='words'))
+  with pytest.raises(UserError, match=f'holds {culprit}, which is no word of ProsQA; ') as caught:
+    tokenizer.encode(text)
+  assert len(str(caught.value).splitlines()) == 1
 
 
 # ---- A tokenizer.json ----
@@ -167,7 +193,8 @@ def test_fingerprints_tell_tokenizers_apart(path, tmp_path):
   (tmp_path / 'other.json').write_text(json.dumps(tree))
   tokenizers = [
       tokenizer_lib.load_tokenizer(TokenizerConfig()),
-      tokenizer_lib.load_tokenizer(TokenizerConfig(kind='chain')), load_file(path),
+      tokenizer_lib.load_tokenizer(TokenizerConfig(kind='chain')),
+      tokenizer_lib.load_tokenizer(TokenizerConfig(kind='words')), load_file(path),
       load_file(path, bos=''), load_file(path, eos=BOS, bos=EOS),
       load_file(tmp_path / 'other.json')]
   prints = [t.fingerprint for t in tokenizers]
