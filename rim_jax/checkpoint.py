@@ -123,11 +123,17 @@ class Checkpointer:
     self._sealer.shutdown()
 
   def _clear_unfinished(self):
-    """Removes saves that were cut off: Orbax would refuse to save their steps again."""
+    """Removes saves and removals that were cut off.
+
+    Orbax would refuse to save the steps of the former again, and does not see the latter.
+    """
     self._folder.mkdir(parents=True, exist_ok=True)
+    whole = list_whole(self._folder)
     for path in self._folder.iterdir() if self._folder.exists() else ():  # not in an empty bucket
-      if path.is_dir() and not (path / _MANIFEST).exists():
-        self._say(f'{path}: removing a save that was cut off')
+      sealed = (path / _MANIFEST).exists()
+      if path.is_dir() and not (sealed and (not path.name.isdigit() or int(path.name) in whole)):
+        self._say(f'{path}: removing a {"checkpoint whose removal" if sealed else "save that"} was '
+                  'cut off')
         storage.remove(path)
 
   def save(self, step: int, params, optim, card: dict, metric: float) -> None:
@@ -202,6 +208,24 @@ def list_steps(folder) -> list[int]:
   return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
 
 
+def list_whole(folder) -> list[int]:
+  """Steps that were sealed and are not half removed, newest first.
+
+  Only what a newer checkpoint has replaced is ever removed, so files that the newest one lacks are
+  damage, which whoever wants it will name.
+  """
+  sealed = [s for s in list_steps(folder) if (folder / str(s) / _MANIFEST).exists()]
+  return sealed[:1] + [s for s in sealed[1:] if not _lacks_files(folder / str(s))]
+
+
+def _lacks_files(folder) -> bool:
+  try:
+    return bool(storage.load_json(folder / _MANIFEST, 'the manifest')['files'].keys()
+                - storage.list_files(folder).keys())
+  except (UserError, KeyError, TypeError):
+    return False  # a damaged manifest is damage
+
+
 def load_checkpoint(folder, step: int) -> Checkpoint:
   card = storage.load_json(folder / str(step) / 'card' / 'metadata', 'the checkpoint\'s card')
   return Checkpoint(step, folder / str(step), card)
@@ -213,8 +237,7 @@ def choose_checkpoint(workdir, which: str) -> Checkpoint:
   Raises: UserError when there is none, or the chosen one is damaged.
   """
   folder = storage.get_absolute(workdir) / 'checkpoints'
-  found = [load_checkpoint(folder, s) for s in list_steps(folder)
-           if (folder / str(s) / _MANIFEST).exists()]
+  found = [load_checkpoint(folder, s) for s in list_whole(folder)]
   if not found:
     raise UserError(f'{workdir}: has no checkpoint; train it first, or name another --workdir')
   if which == 'best':

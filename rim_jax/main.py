@@ -7,6 +7,9 @@
   --mode=export            write the run as a Hugging Face model (config.export);
                            --verify compares it with transformers before it appears
   --mode=generate          answer --question=TEXT, or each line of standard input
+  --mode=sweep             every run of a recipe of many (configs/compare.py), --jobs at a time, and
+                           what they say together; again: what is left, --retry_failed, --dry_run.
+                           --point=NAME is one of them
   --mode=plan              what a step takes on --topology=KIND:SIZE (e.g. v5e:4x4) and
                            --num_slices of it, compiled without that TPU; WORKDIR/plan.json
   --debug                  show the traceback of an error
@@ -38,7 +41,7 @@ from rim_jax import config as config_lib
 from rim_jax import families
 from rim_jax.config import UserError
 
-MODES = ('train', 'eval', 'generate', 'export', 'plan')
+MODES = ('train', 'eval', 'generate', 'export', 'plan', 'sweep')
 # A plan touches no TPU: neither its lock nor the questions that libtpu asks of a cloud are needed.
 PLAN_ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -60,6 +63,10 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_bool('verify', False, 'export: compare with transformers.', flag_values=values)
   flags.DEFINE_string('topology', '', 'plan: the TPU, e.g. v5e:4x4.', flag_values=values)
   flags.DEFINE_integer('num_slices', 1, 'plan: how many of them.', flag_values=values)
+  flags.DEFINE_string('point', '', 'One run of a recipe of many.', flag_values=values)
+  flags.DEFINE_integer('jobs', 1, 'sweep: runs at a time.', flag_values=values)
+  flags.DEFINE_bool('retry_failed', False, 'sweep: failed ones too.', flag_values=values)
+  flags.DEFINE_bool('dry_run', False, 'sweep: show the runs.', flag_values=values)
   flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0.', flag_values=values)
   flags.DEFINE_integer('num_processes', 0, 'How many there are.', flag_values=values)
   flags.DEFINE_integer('process_id', -1, 'Which one this is.', flag_values=values)
@@ -141,13 +148,33 @@ def _parse(argv):
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
                     'that rim_jax.config.make_config_dict makes')
-  config = config_lib.parse_config(config, path)
+  if 'points' in config:
+    from rim_jax import sweep  # late: a wrong flag is told before anything heavy is loaded
+    points = sweep.load_points(config, path)
+    if values.mode == 'sweep':
+      return values, points, path
+    config = _choose_point(points, values.point, path)
+  elif values.mode == 'sweep' or values.point:
+    raise UserError(f'{path}: is one run, not many; --mode=sweep and --point are for recipes such '
+                    'as configs/compare.py')
+  else:
+    config = config_lib.parse_config(config, path)
   if values.mode == 'plan':  # needs no tokenizer, and no data
     if not values.topology:
       raise UserError('--mode=plan: which TPU? name one with --topology=KIND:SIZE, e.g. '
                       '--topology=v5e:4x4')
     return values, families.resolve_shape(config), path
   return values, families.resolve(config), path
+
+
+def _choose_point(points, name, path):
+  found = [point.config for point in points if point.name == name]
+  if not found:
+    names = [point.name for point in points]
+    close = difflib.get_close_matches(name, names, 1) or names[:1]
+    raise UserError(f'{path}: is a recipe of {len(names)} runs; run them with --mode=sweep, or one '
+                    f'with --point=NAME, e.g. --point={close[0]}')
+  return found[0]
 
 
 def _flatten_message(error):
@@ -167,10 +194,11 @@ def _flatten_message(error):
   return f'{type(error).__name__}: {message}' if message else type(error).__name__
 
 
-def get_workdir(config_path: str) -> pathlib.Path:
-  """runs/<config>[-<preset>] for FILE[:PRESET]."""
+def get_workdir(config_path: str, point: str = '') -> pathlib.Path:
+  """runs/<config>[-<preset>] for FILE[:PRESET]; a run of a sweep is below it."""
   path, _, preset = config_path.partition(':')
-  return pathlib.Path('runs') / (pathlib.Path(path).stem + (f'-{preset}' if preset else ''))
+  folder = pathlib.Path('runs') / (pathlib.Path(path).stem + (f'-{preset}' if preset else ''))
+  return folder / 'points' / point if point else folder
 
 
 def _run(argv, console) -> None:
@@ -178,12 +206,20 @@ def _run(argv, console) -> None:
   if values.help:
     console.print(__doc__, markup=False)
     return
-  workdir = values.workdir or str(get_workdir(source))  # text: pathlib would break 'gs://'
+  # text: pathlib would break 'gs://'
+  workdir = values.workdir or str(get_workdir(source, values.point))
 
   def say(line):
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
+  if values.mode == 'sweep':  # starts commands and computes nothing: JAX is not needed
+    from rim_jax import sweep
+    overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
+    sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed,
+                values.dry_run, say, console)
+    return
   command = f'python -m rim_jax.main --config={source}' + (
+      f' --point={values.point}' if values.point else '') + (
       f' --workdir={values.workdir}' if values.workdir else '')
   if values.mode == 'plan':  # before JAX is loaded, which reads them once
     os.environ.update(PLAN_ENVIRONMENT)

@@ -66,7 +66,7 @@ NEVER = {
     'report': {'rim_jax.model'},
     'plan': {'rim_jax.data', 'rim_jax.train'},
     'hlo': ALL | {'jax', 'flax'} | IO,
-    'sweep': {'rim_jax.model', 'rim_jax.loss'},
+    'sweep': {'rim_jax.model', 'rim_jax.loss', 'rim_jax.train', 'optax', 'grain'},
 }
 
 

@@ -93,6 +93,17 @@ def test_a_save_that_was_cut_off_does_not_count(tmp_path):
   assert 'cut off' in told[0]
 
 
+@pytest.mark.parametrize('gone', ['card/metadata', '_CHECKPOINT_METADATA'])
+def test_a_removal_that_was_cut_off_is_ended_and_its_checkpoint_never_chosen(tmp_path, gone):
+  save_all(tmp_path, [0.1, 0.9, 0.3])
+  (tmp_path / 'checkpoints/2' / gone).unlink()
+  assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == 3
+  told = []
+  assert find_latest(tmp_path, told.append).step == 3
+  assert len(told) == 1 and '2: removing a checkpoint whose removal was cut off' in told[0]
+  assert checkpoint_lib.list_steps(epath.Path(tmp_path) / 'checkpoints') == [3]
+
+
 def test_all_damaged_is_an_error(tmp_path):
   save_all(tmp_path, [0.1, 0.2])
   for step in (1, 2):

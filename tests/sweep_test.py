@@ -1,0 +1,239 @@
+"""A sweep's points are what its recipe says, and no run is lost, taken twice or mixed up."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+from rich import console as rich_console
+
+from configs import compare
+from rim_jax import config as config_lib
+from rim_jax import main as main_lib
+from rim_jax import sweep
+from rim_jax.config import UserError
+from tests import support
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def make_base(**changes):
+  return config_lib.ml_collections.ConfigDict(
+      dataclasses.asdict(support.make_config('direct', **changes)))
+
+
+def load(points, **changes):
+  return sweep.load_points(config_lib.make_sweep_dict(make_base(**changes), points), 'recipe.py')
+
+
+# ---- Points ----
+
+
+def test_a_point_is_its_base_and_what_it_sets():
+  points = load([({'rate': 0.5, 'seed': 1}, {'optim.learning_rate': 0.5, 'seed': 1}),
+                 ({'rate': 0.1, 'seed': 1}, {'optim.learning_rate': 0.1, 'seed': 1})],
+                model__embed_dim=32)
+  assert [p.name for p in points] == ['rate=0.5,seed=1', 'rate=0.1,seed=1']
+  assert [p.config.optim.learning_rate for p in points] == [0.5, 0.1]
+  assert {(p.config.seed, p.config.model.embed_dim) for p in points} == {(1, 32)}
+
+
+def test_every_problem_of_every_point_is_told():
+  with pytest.raises(UserError) as told:
+    load([({'a': 1}, {'optim.learning_rat': 0.5}), ({'b': 1}, {'seed': -1}), ({'c': 1}, {}),
+          ({'c': 1}, {})])
+  lines = str(told.value).split('\n')
+  assert len(lines) == 3
+  assert "a=1: unknown key 'optim.learning_rat'; did you mean 'learning_rate'" in lines[0]
+  assert 'b=1: seed=-1 must not be negative' in lines[1]
+  assert '2 points are named c=1' in lines[2]
+  with pytest.raises(UserError, match='has no points; its grid is empty'):
+    load([])
+
+
+def test_identity_is_what_is_computed():
+  def identify(**changes):
+    return sweep.identify(support.make_config(**changes))
+  assert identify() == identify(eval__split='valid', mesh__fsdp=2, log__every_steps=7)
+  assert len({identify(), identify(seed=1), identify(optim__learning_rate=0.5)}) == 3
+
+
+def test_the_comparison_has_every_method_at_equal_network_data_and_examples():
+  points = sweep.load_points(compare.get_config(), 'compare.py')
+  assert {(p.factors['method'], p.factors['seed']) for p in points} == {
+      (m, s) for m in compare.METHODS for s in compare.SEEDS}
+  for point in points:
+    config = point.config
+    assert (config.method, config.seed) == (point.factors['method'], point.factors['seed'])
+    first = points[0].config
+    assert config.data == first.data and config.tokenizer == first.tokenizer
+    assert config.train.num_examples == first.train.num_examples
+    assert dataclasses.replace(config.model, lora=first.model.lora) == first.model
+
+
+def test_gpus_are_divided_and_shared_where_they_are_few():
+  def divide(gpus, jobs):
+    return [sweep.divide_devices({'CUDA_VISIBLE_DEVICES': gpus}, slot, jobs).get(
+        'CUDA_VISIBLE_DEVICES') for slot in range(jobs)]
+  assert divide('0,1,2,3', 2) == ['0,2', '1,3']
+  assert divide('4', 2) == ['4', '4']
+  assert divide('0,1', 1) == [None] and divide('', 2) == [None, None]
+
+
+# ---- The driver, on commands that cost nothing ----
+
+SCRIPT = """
+import json, os, pathlib, sys, time
+folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+with open(folder / 'starts', 'a') as f: f.write('x')
+if (folder.parent.parent / 'broken').exists() and seed == 1:
+  sys.exit('Traceback...\\nerror: it is broken\\n')
+while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
+(folder / 'predictions').mkdir(exist_ok=True)
+right = [i % 3 != seed for i in range(30)]
+(folder / 'predictions' / 'test.jsonl').write_text(''.join(json.dumps(
+    {'question': str(i), 'answer': '', 'correct': r}) + chr(10) for i, r in enumerate(right)))
+(folder / 'results.json').write_text(json.dumps({'test': {
+    'n': 30, 'step': 7, 'final_acc': 0.5 + seed / 10, 'any_block_acc': 0.9, 'majority_acc': 0.5,
+    'block_acc': [0.25, 0.5 + seed / 10]}}))
+"""
+
+
+def make_points():
+  return load([({'rate': r, 'seed': s}, {'optim.learning_rate': r, 'seed': s})
+               for r in (0.5, 0.1) for s in (0, 1)])
+
+
+def drive(workdir, points, retry=False, dry=False):
+  """Two runs at a time; a command writes what a run would leave."""
+  said = []
+  console = rich_console.Console(file=open(os.devnull, 'w'), force_terminal=False)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sweep, 'make_command', lambda point, folder, *rest: [
+        sys.executable, '-c', SCRIPT, str(folder), str(point.factors['seed'])])
+    patch.setattr(sweep, '_POLL_SECS', 0.02)
+    try:
+      sweep.drive(points, workdir, 'recipe.py', [], 2, retry, dry, said.append, console)
+    except UserError as e:
+      said.append(str(e))
+  return '\n'.join(said)
+
+
+@pytest.fixture
+def cheap(tmp_path):
+  """Four points in two groups."""
+  def run(points=None, **kwargs):
+    return drive(run.workdir, points or run.points, **kwargs)
+  run.workdir, run.points = tmp_path / 'sweep', make_points()
+  run.workdir.mkdir()
+  return run
+
+
+def count_starts(workdir):
+  return {p.parent.name: len(p.read_text()) for p in (workdir / 'points').glob('*/starts')}
+
+
+def test_what_all_say_together(cheap):
+  said = cheap()
+  found = json.loads((cheap.workdir / 'sweep.json').read_text())['entries']
+  assert [e['name'] for e in found] == ['rate=0.5', 'rate=0.1']
+  for entry in found:
+    assert (entry['num_points'], entry['num_done'], entry['failed']) == (2, 2, {})
+    assert entry['final_acc']['mean'] == pytest.approx(0.55)
+    assert entry['final_acc']['stderr'] == pytest.approx(0.05)  # of 0.5 and 0.6
+    assert entry['block_acc'] == pytest.approx([0.25, 0.55])
+  tests = found[1]['against_best']['tests']
+  assert [(t['only_a'], t['only_b'], t['p_value']) for t in tests] == [(0, 0, 1.0)] * 2
+  assert '| rate=0.5 | 55.0 ± 5.0 | 25.0 / 55.0 | 90.0 ± 0.0 | 2 of 2 |' in said
+  rows = (cheap.workdir / 'sweep.csv').read_text().split('\n')
+  assert rows[0] == 'rate,measure,seeds,mean,stderr' and '0.5,final_acc,2,0.55,' in rows[1]
+
+
+def test_what_is_done_stays_and_a_larger_grid_runs_what_is_new(cheap):
+  cheap(points=cheap.points[:2])
+  said = cheap()
+  assert '4 points: 2 done before, 2 to run' in said
+  assert count_starts(cheap.workdir) == {p.name: 1 for p in cheap.points}
+
+
+def test_a_failing_point_is_shown_and_retried_only_when_asked(cheap):
+  (cheap.workdir / 'broken').touch()
+  said = cheap()
+  assert said.count('exit code 1: error: it is broken; its output.txt has more') == 2
+  assert '| rate=0.5 | 50.0 | 25.0 / 50.0 | 90.0 | 1 of 2 |' in said  # the others were run
+  (cheap.workdir / 'broken').unlink()
+  assert '0 to run' in cheap() and set(count_starts(cheap.workdir).values()) == {1}
+  assert 'error' not in cheap(retry=True)
+  assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 2, 2]
+
+
+def test_another_config_under_the_same_name_is_refused(cheap):
+  cheap()
+  other = [dataclasses.replace(p, config=dataclasses.replace(p.config, method='pause'))
+           for p in cheap.points[:1]]
+  assert 'holds a run of another config than rate=0.5,seed=0 has now' in cheap(points=other)
+
+
+def test_a_dry_run_starts_nothing(cheap):
+  assert '64 examples' in cheap(dry=True)
+  assert not (cheap.workdir / 'points').exists()
+
+
+def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
+  """kill -9 of the driver: its runs get SIGTERM; and while one drives, a second is refused."""
+  (cheap.workdir / 'wait').touch()
+  first = subprocess.Popen([sys.executable, '-c', 'import sys; from tests import sweep_test as t; '
+                            't.drive(sys.argv[1], t.make_points())', cheap.workdir], cwd=ROOT)
+  deadline = time.monotonic() + 60
+  while len(count_starts(cheap.workdir)) < 2:
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  assert f'process {first.pid} on' in cheap() and 'is at work here' in cheap()
+  first.kill()
+  first.wait()
+  assert set(s.status for s in sweep.load_states(cheap.points, cheap.workdir)) == {
+      'running', 'waiting'}
+  while subprocess.run(['pgrep', '-f', f'{cheap.workdir}/points'], capture_output=True).stdout:
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  (cheap.workdir / 'wait').unlink()
+  assert '4 points: 0 done before, 4 to run' in cheap()
+  assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 2, 2]
+
+
+# ---- Real runs ----
+
+RECIPE = """
+import ml_collections
+from rim_jax import config as config_lib
+def get_config():
+  base = ml_collections.ConfigDict({base!r})
+  return config_lib.make_sweep_dict(base, [
+      ({{'method': m, 'blocks': k}}, {{'method': m, 'layout.num_blocks': k}})
+      for m, k in (('direct', 2), ('pause', 2), ('pause', {last}))])
+"""
+
+
+def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
+  """The third has more blocks than positions: told by its own run, and the others are whole."""
+  base = make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=16,
+                   train__batch_rows=8)  # eight devices
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(RECIPE.format(base=base.to_dict(), last=30))
+  command = ['main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--mode=sweep',
+             '--jobs=2', '--config.seed=3']
+  assert main_lib.cli(command) == 2
+  assert 'max_positions' in capsys.readouterr().err
+  entries = json.loads((tmp_path / 'run/sweep.json').read_text())['entries']
+  assert [e['num_done'] for e in entries] == [1, 1, 0]
+  results = json.loads((tmp_path / 'run/points/method=pause,blocks=2/results.json').read_text())
+  assert entries[1]['final_acc']['values'] == [results['test']['final_acc']]
+  card = json.loads((tmp_path / 'run/points/method=direct,blocks=2/config.json').read_text())
+  assert card['config']['seed'] == 3  # from the command line
+  one = ['main', f'--config={recipe}', '--point=method=direct,blocks=2', '--config.seed=3',
+         f'--workdir={tmp_path / "run/points/method=direct,blocks=2"}']
+  assert main_lib.cli(one) == 0 and 'this run is complete' in capsys.readouterr().out
