@@ -75,6 +75,7 @@ class LayoutConfig:
   readout_sees_question: bool = True
   bidirectional_blocks: bool = False
   depth0_readout: bool = False  # stage 1: also predict r_1, right after the question
+  stage2_depth0_readout: bool = False  # stage 2, pause: also the answer, right after the question
   chat_template: bool = False  # take the next two from model.init_from's chat template
   question_prefix: str = ''  # before the question, after bos; may spell special tokens
   separator: str = '\n'  # after the question; may spell special tokens
@@ -218,6 +219,13 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ControlsConfig:
+  """--mode=controls: does the memory do the work?"""
+  direct_dir: str = ''  # WORKDIR of the matched direct run; '' leaves it out
+  pause_dir: str = ''  # WORKDIR of the matched pause run; '' leaves it out
+
+
+@dataclasses.dataclass(frozen=True)
 class LogConfig:
   """What a run tells while it works."""
   every_steps: int = 25
@@ -244,6 +252,7 @@ class Config:
   checkpoint: CheckpointConfig = CheckpointConfig()
   eval: EvalConfig = EvalConfig()
   export: ExportConfig = ExportConfig()
+  controls: ControlsConfig = ControlsConfig()
   log: LogConfig = LogConfig()
 
   @property
@@ -256,7 +265,7 @@ class Config:
 
 # A finished or resumed run may differ from its config.json in these sections only:
 # they decide where and when, never what is computed.
-RUNTIME_SECTIONS = ('mesh', 'checkpoint', 'eval', 'export', 'log')
+RUNTIME_SECTIONS = ('mesh', 'checkpoint', 'eval', 'export', 'controls', 'log')
 # The same holds for these single keys.
 RUNTIME_KEYS = ('data.cache_dir', 'data.url', 'train.num_micro_batches', 'model.remat',
                 'model.attention_tile_tokens',

@@ -72,6 +72,29 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   Shapes: -> i32[b, r, max_new_tokens], r = len(blocks); eos from the first eos on.
   """
   model = merge_model(graphdef, params, frozen)
+  return read(model, config, prefix, eos_id, num_ids, blocks, max_new_tokens, trunks,
+              *prefill(model, config, trunks))
+
+
+def prefill(model, config: Config, trunks: Trunks):
+  """The trunks alone, once for all readouts.
+
+  Returns: (x [b, t, d], (keys, values) [l, b, t, n, k]).
+  """
+  visible = attention.find_visible(trunks.fields, trunks.fields, config.layout,
+                                   config.model.attention_tile_tokens)
+  return model(trunks.tokens, trunks.fields.positions, visible, return_kv=True)
+
+
+def get_starts(blocks: tuple, trunks: Trunks, config: Config):
+  """Where the readouts after `blocks` begin: i32[b, r], right after block k's last token."""
+  block_r = jnp.asarray(blocks, jnp.int32)
+  return trunks.num_question[:, None] + layout_lib.get_block_size(config.layout) * block_r[None]
+
+
+def read(model, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
+         max_new_tokens: int, trunks: Trunks, x_btd, kv):
+  """`decode` from what `prefill` gave."""
   layout = config.layout
   num_rows, width = trunks.tokens.shape
   num_readouts, num_prefix = len(blocks), len(prefix)
@@ -80,7 +103,7 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   length = num_prefix + max_new_tokens - 1  # the last new token is never an input
   # Readout tokens stand in the cache by time, then by readout: [time, readout].
   block_r = jnp.asarray(blocks, jnp.int32)
-  start_br = trunks.num_question[:, None] + layout_lib.get_block_size(layout) * block_r[None]
+  start_br = get_starts(blocks, trunks, config)
 
   def make_fields(first, count):
     """Fields of `count` readout tokens from time `first` on: i32[b, count * r]."""
@@ -95,9 +118,6 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
         block=spread(block_r[None, None]),
         readout=spread(1 + jnp.arange(num_readouts)[None, None]))
 
-  # Prefill: the trunk alone, once for all readouts.
-  x_btd, kv = model(trunks.tokens, trunks.fields.positions, see(trunks.fields, trunks.fields),
-                    return_kv=True)
   cache = jax.tree.map(
       lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length * num_readouts), (0, 0), (0, 0))), kv)
   # Tokens not written yet are invisible: their positions lie after every query's.
@@ -181,7 +201,7 @@ class Decoder:
       say: called with the number of questions done.
     Returns: (list of [text of each block], bool[len(questions), r]).
     """
-    size, eos = self.batch_size, self._codec.tokenizer.eos_id
+    size = self.batch_size
     order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
     texts, ended = [None] * len(questions), np.zeros((len(questions), len(blocks)), bool)
     for first in range(0, len(order), size):
@@ -189,11 +209,16 @@ class Decoder:
       trunks = self.place([questions[i] for i in members], num_blocks, size)
       ids = np.asarray(self.run(params, frozen, trunks, prefix, blocks))
       for i, row in zip(members, ids):
-        texts[i] = [self._codec.tokenizer.decode(_until(r.tolist(), eos)) for r in row]
-        ended[i] = (row == eos).any(-1)
+        texts[i] = self.get_texts(row)
+        ended[i] = (row == self._codec.tokenizer.eos_id).any(-1)
       if say:
         say(first + len(members))
     return texts, ended
+
+  def get_texts(self, ids_rn) -> list[str]:
+    """What each of a question's readouts says, up to its eos."""
+    tokenizer = self._codec.tokenizer
+    return [tokenizer.decode(_until(r.tolist(), tokenizer.eos_id)) for r in ids_rn]
 
 
 def _until(ids, eos_id):

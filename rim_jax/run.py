@@ -103,6 +103,62 @@ def evaluate(config, workdir, say, console) -> None:
   say(f'files: {folder}/results.json, {folder}/predictions/{list(results)[-1]}.jsonl')
 
 
+def controls(config, workdir, say, console) -> None:
+  """Asks a run's checkpoint whether its memory does the work; writes controls.json."""
+  from rim_jax import controls as controls_lib  # late: only this mode needs it
+  controls_lib.check_method(_get_last_stage(config, workdir)[0])
+  task, folder = _open_run(config, workdir, say)
+  config, name = task.config, _get_last_stage(config, workdir)[1].name
+  records = train_lib.get_records(task, config.eval.split, config.eval.num_examples)
+  set_name = train_lib.name_set(config, len(records))
+  matched = controls_lib.load_matched(config, task.dataset.fingerprint, set_name)
+  graphdef, params, frozen, step = train_lib.load_params(task, folder, config.eval.checkpoint)
+  say(f'{folder}, step {step} ({config.eval.checkpoint} checkpoint): controls on {len(records):,} '
+      f'{config.eval.split} questions, K={config.eval_blocks}')
+  found = controls_lib.run_controls(
+      graphdef, params, frozen, records, config, task.codec, task.mesh, say)
+  found['controls'] |= matched
+  found = {'format': controls_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
+           'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
+           'checkpoint': config.eval.checkpoint, 'answer_rule': evaluate_lib.ANSWER_RULE, **found}
+  if not hosts.is_leader():
+    return
+  checkpoint_lib.write_json(folder / 'controls.json', found)
+  if folder != epath.Path(workdir):
+    checkpoint_lib.write_json(epath.Path(workdir) / 'controls.json', {name: found})
+  _show_controls(console, found)
+  say(f'files: {epath.Path(workdir) / "controls.json"}')
+
+
+def _show_controls(console, found) -> None:
+  """What each control should give, and what it gave, in one table."""
+  blocks = ' / '.join(f'{k}' for k in evaluate_lib.get_blocks(found['num_blocks']))
+  expected = table.Column('if the memory does the work', min_width=30)
+  rows = table.Table('control', f'own answer after {blocks}', "the donor's", 'n', expected,
+                     box=box.SIMPLE, title_justify='left', title=(
+                         f"{found['method']}, step {found['step']}, {found['set']}: % right"))
+
+  def show(entry, key):
+    return Text(' / '.join(f'{100 * a:.0f}' for a in entry[key]) if key in entry else '')
+
+  def add(name, entry):
+    found = Text(entry['none'] if 'none' in entry else 'not given') if (
+        'block_acc' not in entry) else show(entry, 'block_acc')
+    rows.add_row(Text(name.replace('_', ' ')), found, show(entry, 'block_donor_acc'),
+                 Text(f"{entry['n']:,}" if 'n' in entry else ''), Text(entry['expected']))
+  for name, entry in found['controls'].items():
+    add(name, entry)
+  for name, sweep in found['sweeps'].items():
+    for nth, entry in enumerate(sweep['by_block']):
+      add(f"{name}_{entry['block']}", {'expected': '' if nth else sweep['expected'], **entry})
+  console.print(rows)
+  pairing = found['pairing']
+  console.print(Text(
+      f"swaps: {pairing['num_pairs']} pairs; {pairing['num_equal_answers']} more have equal "
+      f"answers and {pairing['num_without_partner']} questions no partner of their length: not "
+      'counted'))
+
+
 def generate(config, workdir, question, say, console) -> None:
   """Answers one question, or each line of standard input, showing each block's answer."""
   questions = [question] if question else [

@@ -22,6 +22,7 @@ import pytest
 from rim_jax import batch as batch_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
+from rim_jax import controls
 from rim_jax import data
 from rim_jax import records
 from rim_jax import decode
@@ -471,6 +472,13 @@ def probe_export(config, tools):
                     folder / 'export').exists() else 'elsewhere'
 
 
+def probe_matched(config, tools):
+  try:
+    return controls.load_matched(config, '', 'test')
+  except UserError as e:
+    return str(e)
+
+
 def probe_shown(config, tools):
   seen = []
   tools.patch.setattr(train, 'train_curriculum', lambda *args: {'': {}})
@@ -532,6 +540,7 @@ LIVE = {
     'layout.readout_sees_question': ('step', False, {}),
     'layout.bidirectional_blocks': ('step', True, {}),
     'layout.depth0_readout': ('batch', True, {}),
+    'layout.stage2_depth0_readout': ('batch', True, STAGE2),
     'layout.chat_template': ('resolved_or_error', True, UNSET | {
         'model.init_from': 'tests/golden/llama'}),
     'layout.question_prefix': ('batch', '+', {}),
@@ -627,6 +636,8 @@ LIVE = {
     'export.dtype': ('export', 'float32', PRETRAINED),
     'export.max_shard_gb': ('export', 2e-5, PRETRAINED),
     'export.num_verified': ('export', 3, PRETRAINED),
+    'controls.direct_dir': ('matched', '{files}', STAGE2),
+    'controls.pause_dir': ('matched', '{files}', STAGE2),
     'log.every_steps': ('loop', 3, SHORT),
     'log.tensorboard': ('loop', True, SHORT),
     'log.prefetch_batches': ('loop', 1, SHORT),

@@ -337,6 +337,20 @@ def test_a_refused_run_can_be_put_right_where_it_is(capsys, tmp_path):
   check_refused(capsys, [T, '--config.layout.row_tokens=8', workdir], 'layout.row_tokens=')
 
 
+def test_controls_of_a_run(run_copy, capsys):
+  code, out = run_cli(T, f'--workdir={run_copy}', '--mode=controls')
+  assert code == 0
+  found = json.loads((run_copy / 'controls.json').read_text())
+  assert found['n'] == 8 and found['set'] == 'test' and len(found['controls']) == 9
+  assert found['controls']['as_trained']['block_acc'] == json.loads(
+      (run_copy / 'results.json').read_text())['test']['block_acc']
+  assert 'question hidden' in out and 'swapped from block 2' in out
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=controls',
+                         f'--config.controls.pause_dir={run_copy}'],
+                ("method 'rim_stage1'", 'name a pause run'))
+  check_refused(capsys, ['--config=tiny.py:direct', '--mode=controls'], ("'direct' has no blocks",))
+
+
 @pytest.mark.parametrize('name', ['tiny.py', 'tiny.py/below'])
 def test_a_workdir_that_cannot_be_written(name, capsys):
   check_refused(capsys, [T, f'--workdir={name}'], (name, 'cannot be written', 'another --workdir'))
