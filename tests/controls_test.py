@@ -221,6 +221,7 @@ def test_partners_are_equally_long_and_nobody_is_lost():
   assert [len(g) for g in groups if lengths[g[0]] != 7].count(1) == 0
   assert controls.make_batches(lengths, 4, seed=1) == batches
   assert controls.make_batches(lengths, 4, seed=2) != batches
+  assert [sorted(g) for g in controls.make_batches([3, 3], 2, 0)[0]] == [[0, 1]]
   pairs = controls.make_pairs([[8, 3, 4], [9]], 6, 2)
   assert pairs.donor.tolist() == [1, 2, 0, 3, 4, 5]
   np.testing.assert_allclose(pairs.others.sum(1), 1)

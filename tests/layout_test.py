@@ -91,7 +91,8 @@ def test_cot_writes_every_step_then_the_answer():
 def test_every_slot_predicts_the_token_after_it(method, prefix, depth0):
   """Independent of write_example: the id at the position after a slot, in its own readout."""
   config = support.make_config(method, layout__answer_prefix=prefix, layout__step_prefix=prefix,
-                               layout__answer_suffix='*', layout__depth0_readout=depth0)
+                               layout__answer_suffix='*', layout__depth0_readout=depth0,
+                               layout__stage2_depth0_readout=depth0)
   rows = support.make_batch(config, [support.RECORDS[:2], support.RECORDS[2:4]])
   eos = support.make_codec(config).tokenizer.eos_id
   for r in range(2):

@@ -206,6 +206,9 @@ BAD_CONFIGS = {
                                  ("tokenizer.kind='chain'", "use 'bytes'")),
     'no blocks': ({'method': 'pause', 'layout.num_blocks': 0},
                   ('layout.num_blocks=0', "'pause'", "method 'direct'")),
+    'blind depth 0 in stage 2': (
+        {'layout.stage2_depth0_readout': True, 'layout.readout_sees_question': False},
+        ('stage2_depth0_readout=True', 'readout_sees_question=False', 'switch')),
     'blind depth 0': ({'layout.depth0_readout': True, 'layout.readout_sees_question': False},
                       ('depth0_readout=True', 'readout_sees_question=False', 'switch')),
     'blind direct': ({'method': 'direct', 'layout.readout_sees_question': False},
