@@ -41,6 +41,7 @@ setuptools.setup(
         'cuda': ['jax[cuda13]'],
         # references for tests, --verify and bench; jinja2 renders chat templates
         'hf': ['torch', 'transformers', 'peft', 'jinja2'],
-        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2'],
+        'analysis': ['scikit-learn'],  # probes of --mode=controls
+        'test': ['scikit-learn', 'pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2'],
     },
 )

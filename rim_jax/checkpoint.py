@@ -276,19 +276,25 @@ def list_steps(folder) -> list[int]:
   return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
 
 
+def list_sealed_steps(workdir) -> list[int]:
+  """Steps of a run's checkpoints whose save was finished, newest first."""
+  folder = _get_absolute(workdir) / 'checkpoints'
+  return [s for s in list_steps(folder) if (folder / str(s) / _MANIFEST).exists()]
+
+
 def load_checkpoint(folder, step: int) -> Checkpoint:
   card = load_json(folder / str(step) / 'card' / 'metadata', 'the checkpoint\'s card')
   return Checkpoint(step, folder / str(step), card)
 
 
-def choose_checkpoint(workdir, which: str) -> Checkpoint:
-  """The 'last' checkpoint of a run, or its 'best' by accuracy on valid (the later of equals).
+def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
+  """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
 
   Raises: UserError when there is none, or the chosen one is damaged.
   """
   folder = _get_absolute(workdir) / 'checkpoints'
-  found = [load_checkpoint(folder, s) for s in list_steps(folder)
-           if (folder / str(s) / _MANIFEST).exists()]
+  found = [load_checkpoint(folder, s) for s in list_sealed_steps(workdir)
+           if which in ('best', 'last', s)]
   if not found:
     raise UserError(f'{workdir}: has no checkpoint; train it first, or name another --workdir')
   if which == 'best':

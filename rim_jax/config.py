@@ -223,6 +223,8 @@ class ControlsConfig:
   """--mode=controls: does the memory do the work?"""
   direct_dir: str = ''  # WORKDIR of the matched direct run; '' leaves it out
   pause_dir: str = ''  # WORKDIR of the matched pause run; '' leaves it out
+  probes: bool = False  # linear probes and PCA of block states too; needs scikit-learn
+  num_probe_examples: int = 2000  # of train, and of valid, that probes are fitted on; 0: all
 
 
 @dataclasses.dataclass(frozen=True)

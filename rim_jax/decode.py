@@ -86,6 +86,17 @@ def prefill(model, config: Config, trunks: Trunks):
   return model(trunks.tokens, trunks.fields.positions, visible, return_kv=True)
 
 
+def compute_states(graphdef, config: Config, blocks: tuple, params, frozen, trunks: Trunks):
+  """States of the closing tokens of `blocks` before the last layer: f32[b, r, d]."""
+  model = merge_model(graphdef, params, frozen)
+  visible = attention.find_visible(trunks.fields, trunks.fields, config.layout,
+                                   config.model.attention_tile_tokens)
+  x_btd, _ = model(trunks.tokens, trunks.fields.positions, visible,
+                   num_layers=config.model.num_layers - 1)
+  last_br = get_starts(blocks, trunks, config) - 1
+  return jnp.take_along_axis(x_btd, last_br[..., None], axis=1).astype(jnp.float32)
+
+
 def get_starts(blocks: tuple, trunks: Trunks, config: Config):
   """Where the readouts after `blocks` begin: i32[b, r], right after block k's last token."""
   block_r = jnp.asarray(blocks, jnp.int32)
@@ -171,6 +182,9 @@ class Decoder:
     self._decode = jax.jit(
         functools.partial(decode, graphdef, config), static_argnums=(0, 1, 2, 3, 4),
         out_shardings=sharding.get_replicated(mesh))
+    self._compute_states = jax.jit(
+        functools.partial(compute_states, graphdef, config), static_argnums=0,
+        out_shardings=sharding.get_replicated(mesh))
 
   @property
   def batch_size(self):
@@ -201,19 +215,35 @@ class Decoder:
       say: called with the number of questions done.
     Returns: (list of [text of each block], bool[len(questions), r]).
     """
-    size = self.batch_size
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
     texts, ended = [None] * len(questions), np.zeros((len(questions), len(blocks)), bool)
-    for first in range(0, len(order), size):
-      members = order[first:first + size]
-      trunks = self.place([questions[i] for i in members], num_blocks, size)
+    done = 0
+    for members, trunks in self._make_batches(questions, num_blocks):
       ids = np.asarray(self.run(params, frozen, trunks, prefix, blocks))
       for i, row in zip(members, ids):
         texts[i] = self.get_texts(row)
         ended[i] = (row == self._codec.tokenizer.eos_id).any(-1)
+      done += len(members)
       if say:
-        say(first + len(members))
+        say(done)
     return texts, ended
+
+  def compute_states(self, params, frozen, questions, num_blocks: int):
+    """Every question's closing tokens before the last layer, numpy f32[len(questions), K, d]."""
+    states = [None] * len(questions)
+    for members, trunks in self._make_batches(questions, num_blocks):
+      with jax.set_mesh(self._mesh):
+        found = np.asarray(self._compute_states(
+            tuple(range(1, num_blocks + 1)), params, frozen, trunks))
+      for i, row in zip(members, found):
+        states[i] = row
+    return np.stack(states)
+
+  def _make_batches(self, questions, num_blocks):
+    """(numbers of questions, their trunks), batch by batch, by length."""
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+    for first in range(0, len(order), self.batch_size):
+      members = order[first:first + self.batch_size]
+      yield members, self.place([questions[i] for i in members], num_blocks, self.batch_size)
 
   def get_texts(self, ids_rn) -> list[str]:
     """What each of a question's readouts says, up to its eos."""

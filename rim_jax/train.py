@@ -70,7 +70,7 @@ def make_task(config: Config, say=print) -> Task:
   return Task(config, dataset, codec, mesh, base)
 
 
-def load_params(task: Task, workdir, which: str):
+def load_params(task: Task, workdir, which: str | int):
   """Parameters of a run, placed on the task's mesh: (graphdef, params, frozen, step)."""
   program = train_step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
   state, frozen = program.abstract

@@ -59,6 +59,7 @@ NEVER = {
     'decode': {'rim_jax.optim', 'optax'},
     'evaluate': {'rim_jax.optim', 'optax'},
     'controls': {'rim_jax.optim', 'optax'},
+    'probes': {'rim_jax.optim', 'optax', 'jax', 'flax'} | IO - {'io'},
     'metrics': {'rim_jax.model'},
     'report': {'rim_jax.model'},
     'plan': {'rim_jax.data', 'rim_jax.train'},

@@ -33,6 +33,7 @@ from rim_jax import hosts
 from rim_jax import metrics
 from rim_jax import pipeline
 from rim_jax import pretrained
+from rim_jax import probes
 from rim_jax import rules
 from rim_jax import run
 from rim_jax import sharding
@@ -479,6 +480,23 @@ def probe_matched(config, tools):
     return str(e)
 
 
+def probe_controls(config, tools):
+  """What the probes are given, if they are run."""
+  seen, folder = [], tools.make_folder()
+
+  def record(decoder, params, frozen, records, *rest):
+    seen.append({split: len(rows) for split, rows in records.items()})
+    return {'none': ''}, None
+  tools.patch.setattr(run, '_open_run', lambda *args: (make_task(config), folder))
+  tools.patch.setattr(train, 'load_params', lambda *args: (None, {}, {}, 7))
+  tools.patch.setattr(controls, 'run_controls', lambda *args: {
+      'controls': {}, 'sweeps': {}, 'pairing': {}})
+  tools.patch.setattr(run, '_show_controls', lambda *args: None)
+  tools.patch.setattr(probes, 'run_probes', record)
+  run.controls(config, folder, quiet, None)
+  return seen
+
+
 def probe_shown(config, tools):
   seen = []
   tools.patch.setattr(train, 'train_curriculum', lambda *args: {'': {}})
@@ -638,6 +656,8 @@ LIVE = {
     'export.num_verified': ('export', 3, PRETRAINED),
     'controls.direct_dir': ('matched', '{files}', STAGE2),
     'controls.pause_dir': ('matched', '{files}', STAGE2),
+    'controls.probes': ('controls', True, STAGE2),
+    'controls.num_probe_examples': ('controls', 3, STAGE2 | {'controls.probes': True}),
     'log.every_steps': ('loop', 3, SHORT),
     'log.tensorboard': ('loop', True, SHORT),
     'log.prefetch_batches': ('loop', 1, SHORT),
