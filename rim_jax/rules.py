@@ -86,6 +86,13 @@ def find_problems(config, flat: dict) -> list[str]:
           + _find_training_problems(config))
 
 
+def parse_sizes(text: str) -> tuple[int, ...]:
+  """'1,8' -> (1, 8); () where that is not what it is."""
+  if not re.fullmatch(r' *[1-9]\d*( *, *[1-9]\d*)* *', text):
+    return ()
+  return tuple(map(int, text.split(',')))
+
+
 def _find_data_problems(config):
   problems = []
   data, chain, tokenizer, layout = config.data, config.data.chain, config.tokenizer, config.layout
@@ -205,6 +212,9 @@ def _find_training_problems(config):
     problems.append(f'mesh={axes}: an axis is 1 or more, or -1 for the rest')
   if sum(size == -1 for size in axes.values()) > 1:
     problems.append(f'mesh={axes}: only one axis can be -1, the rest')
+  if not parse_sizes(config.eval.latency_batch_sizes):
+    problems.append(f"eval.latency_batch_sizes='{config.eval.latency_batch_sizes}' should be batch "
+                    "sizes of 1 or more, e.g. '1,8'")
   if config.eval.num_blocks < -1:
     problems.append(f'eval.num_blocks={config.eval.num_blocks} must be -1 (as trained), 0 or more')
   if config.eval.num_blocks > 0 and config.method in ('direct', 'cot'):

@@ -23,9 +23,11 @@ from rim_jax import decode
 from rim_jax import evaluate
 from rim_jax import families
 from rim_jax import hosts
+from rim_jax import latency
 from rim_jax import metrics as metrics_lib
 from rim_jax import pipeline
 from rim_jax import pretrained
+from rim_jax import rules
 from rim_jax import sharding
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax import train_step as train_step_lib
@@ -428,10 +430,10 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
       decoder, params, frozen, records, config, task.codec, blocks)
   if config.method == 'rim_stage1':
     result |= evaluate.evaluate_steps(decoder, params, frozen, records, config, task.codec)
-  # A chain of thought's first token is not its answer's: its time would mislead.
-  if config.eval.num_latency_runs and config.method != 'cot':
-    result |= evaluate.measure_ttft(graphdef, params, frozen, records, config, task.codec,
-                                    task.mesh, blocks, config.eval.num_latency_runs)
+  if config.eval.num_latency_runs:
+    result |= latency.measure_run(
+        graphdef, params, frozen, records, config, task.codec, task.mesh, blocks,
+        rules.parse_sizes(config.eval.latency_batch_sizes), config.eval.num_latency_runs)
   result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': evaluate.RESULTS_VERSION}
   return hosts.lead(lambda: _write_results(workdir, name, result, predictions))

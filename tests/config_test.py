@@ -30,6 +30,7 @@ from rim_jax import evaluate
 from rim_jax import export
 from rim_jax import families
 from rim_jax import hosts
+from rim_jax import latency
 from rim_jax import metrics
 from rim_jax import pipeline
 from rim_jax import pretrained
@@ -384,12 +385,12 @@ def probe_evaluation(config, tools):
     return make_result(len(records)), []
 
   def time_runs(*args):
-    seen.append(args[-1])
+    seen.append(args[-2:])
     return {'ttft_ms': 1.0}
   tools.patch.setattr(train, 'load_params', load_params)
   tools.patch.setattr(evaluate, 'evaluate', decode_records)
   tools.patch.setattr(evaluate, 'evaluate_steps', lambda *args: {})
-  tools.patch.setattr(evaluate, 'measure_ttft', time_runs)
+  tools.patch.setattr(latency, 'measure_run', time_runs)
   return seen, train.evaluate_run(make_task(config), tools.make_folder(), quiet)
 
 
@@ -648,6 +649,7 @@ LIVE = {
     'eval.num_valid_examples': ('loop', 3, SHORT),
     'eval.num_shown': ('shown', 1, {}),
     'eval.num_latency_runs': ('evaluation', 2, {}),
+    'eval.latency_batch_sizes': ('evaluation', '2,3', {'eval.num_latency_runs': 2}),
     'export.dir': ('export', '{files}/exported', PRETRAINED),
     'export.adapters': ('export', True, PRETRAINED),
     'export.untie': ('export', False, PRETRAINED),

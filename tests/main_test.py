@@ -206,6 +206,8 @@ BAD_CONFIGS = {
                                  ("tokenizer.kind='chain'", "use 'bytes'")),
     'no blocks': ({'method': 'pause', 'layout.num_blocks': 0},
                   ('layout.num_blocks=0', "'pause'", "method 'direct'")),
+    'no batch size': ({'eval.latency_batch_sizes': '1,0'},
+                      ("latency_batch_sizes='1,0'", "e.g. '1,8'")),
     'blind depth 0 in stage 2': (
         {'layout.stage2_depth0_readout': True, 'layout.readout_sees_question': False},
         ('stage2_depth0_readout=True', 'readout_sees_question=False', 'switch')),
