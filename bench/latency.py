@@ -5,8 +5,8 @@
 
 Weights are random and so are the questions: how long a network takes does not depend on what it
 says, and how many tokens each method writes is forced. So this measures no accuracy. Runs of all
-methods are interleaved; a ratio is the median of the pairs', and beside it stands the ratio of their
-FLOPs, counted in the compiled programs. Leave the machine alone meanwhile.
+methods are interleaved; a ratio is the median of the pairs', and beside it stands the ratio of
+their FLOPs, counted in the compiled programs. Leave the machine alone meanwhile.
 
   direct   the answer right after the question
   rim      K blocks, the last block's readout (pause is the same program)
@@ -70,21 +70,22 @@ def show(console, entries, preset):
   grid = rich_table.Table(title=(
       f"{preset}, {first['device']}, {first['num_devices']} device(s), {first['dtype']}, batch "
       f"{first['batch']}, prompt {first['prompt_tokens']} tokens; ms: median (quartiles) of "
-      f"{first['full_ms']['runs']} runs; random weights"))
-  for column in ('method', 'trunk', 'tokens written', 'prefill', 'first token', 'decode', 'full',
-                 'first token / direct', 'full / direct'):
+      f"{first['full_ms']['runs']} runs; trunk: its padded tokens; written: tokens up to the "
+      "answer's first, and in full; random weights"))
+  for column in ('method', 'trunk', 'written', 'prefill', 'first token', 'decode', 'full',
+                 'first token: x direct (FLOPs)', 'full: x direct (FLOPs)'):
     grid.add_column(column)
 
   def ms(entry, part):
     t = entry[f'{part}_ms']
-    return f"{t['median']:.2f} ({t['q1']:.2f}-{t['q3']:.2f})"
+    return f"{t['median']:.4g} ({t['q1']:.3g}-{t['q3']:.3g})"
 
   def ratio(entry, part):
     r, flops = entry[f'{part}_ratio'], entry.get(f'{part}_flops_ratio')
-    return f"{r['median']:.3f}" + (f', FLOPs {flops:.3f}' if flops else '')
+    return f"{r['median']:.3f}" + (f' ({flops:.3f})' if flops else '')
   for e in entries:
     grid.add_row(e['method'], f"{e['trunk_tokens']}",
-                 f"{e['generated_to_first']} to the first, {e['generated_in_full']} in full",
+                 f"{e['generated_to_first']}; {e['generated_in_full']}",
                  *(ms(e, part) for part in latency.PARTS), ratio(e, 'first_token'),
                  ratio(e, 'full'))
   console.print(grid)
@@ -113,6 +114,8 @@ def main():
   config = make_config(args.preset, args.dtype)
   mesh = sharding.make_mesh(config.mesh)
   console = rich_console.Console()
+  if console.width < 150:  # a table that is folded cannot be read
+    console = rich_console.Console(width=150)
   args.out.mkdir(parents=True, exist_ok=True)
   path, everything = args.out / f'{args.preset}-{args.dtype}.json', []
   for batch in map(int, args.batch_sizes.split(',')):

@@ -118,7 +118,7 @@ def test_a_method_writes_as_many_tokens_as_it_says():
   ids = {part: np.asarray(method.parts[part]()) for part in ('first_token', 'decode', 'full')}
   assert {part: x.shape for part, x in ids.items()} == {
       'first_token': (2, 2, 3), 'decode': (2, 2, 5), 'full': (2, 2, 5)}
-  assert (ids['full'] >= 0).all()  # nothing ended early
+  assert (ids['full'] >= 0).all() and latency._NO_EOS < 0  # nothing ended early, nor could it
   # They are the ids of plain decoding, until its eos.
   np.testing.assert_array_equal(ids['full'][:, :, :3], ids['first_token'])
   np.testing.assert_array_equal(ids['full'], ids['decode'])
