@@ -6,6 +6,7 @@ question) into the answer. What finds nothing to copy answers 0, which is right 
 """
 
 import dataclasses
+import io
 import json
 
 from flax import nnx
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from rich import console as rich_console
 
 from rim_jax import controls
 from rim_jax import decode
@@ -314,8 +316,6 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
       'pairing': {'num_pairs': 1, 'num_equal_answers': 2, 'num_without_partner': 3},
       'controls': {'swapped': entry, 'averaged': {'expected': '', 'n': 0, 'none': 'no reason'}},
       'sweeps': {'swapped_block': {'expected': 'x', 'by_block': [{'block': 1, **entry}]}}})
-  import io
-  from rich import console as rich_console
   out = io.StringIO()
   run.controls(config, tmp_path, lambda line: None, rich_console.Console(file=out, width=100))
   inner = json.loads((tmp_path / 'stage2' / 'controls.json').read_text())
@@ -326,6 +326,23 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   for text in ('25 / 50', '75 / 12', 'what [should] come', 'not given', 'no reason',
                'swapped block 1', '1 pairs; 2 more have equal answers'):
     assert text in out.getvalue(), text
+
+
+def test_probes_are_shown_and_what_is_missing_says_so():
+  out = io.StringIO()
+  selection = {'acc': 0.5, 'final_acc': 0.25, 'any_block_acc': 0.75, 'recoverable_acc': None}
+  run._show_probes(rich_console.Console(file=out, width=100), {
+      'right': {'selection': selection, 'by_block': [
+          {'block': 1, 'auroc': 0.875, 'auprc': 0.75}, {'block': 2, 'none': 'one [class]'}]},
+      'pca': {'explained': [0.5, 0.125]},
+      'steps': {'acc': [[0.5, None], [0.25, 1.0]], 'majority': [0.1, None]}})
+  for text in ('auroc 87.5, auprc 75.0', "block 2's readout is right: one [class]",
+               'acc 50.0, final_acc 25.0, any_block_acc 75.0, recoverable_acc -', '50.0, 12.5',
+               'r_2'):
+    assert text in out.getvalue(), text
+  cells = [line.split() for line in out.getvalue().splitlines()]
+  assert ['block', '1', '50.0', '-'] in cells and ['block', '2', '25.0', '100.0'] in cells
+  assert ['majority', '10.0', '-'] in cells
 
 
 @pytest.mark.parametrize('method, changes, fragment', [

@@ -349,7 +349,11 @@ def test_controls_of_a_run(run_copy, capsys):
   assert found['n'] == 8 and found['set'] == 'test' and len(found['controls']) == 9
   assert found['controls']['as_trained']['block_acc'] == json.loads(
       (run_copy / 'results.json').read_text())['test']['block_acc']
-  assert 'question hidden' in out and 'swapped from block 2' in out
+  assert 'question hidden' in out and 'swapped from block 2' in out and 'probes' not in found
+  code, out = run_cli(T, f'--workdir={run_copy}', '--mode=controls',
+                      '--config.controls.probes=True')
+  found = json.loads((run_copy / 'controls.json').read_text())
+  assert code == 0 and 'with one layer' in found['probes']['none'] and 'probes: with one' in out
   check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=controls',
                          f'--config.controls.pause_dir={run_copy}'],
                 ("method 'rim_stage1'", 'name a pause run'))
