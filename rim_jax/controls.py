@@ -27,13 +27,15 @@ from rim_jax import evaluate
 from rim_jax import layout as layout_lib
 from rim_jax import packing
 from rim_jax import sharding
-from rim_jax.config import Config, UserError
+from rim_jax.config import Config, UserError, flatten
 from rim_jax.lora import fold_in_name
 from rim_jax.train_step import merge_model
 
 CONTROLS_VERSION = 1
 METHODS = ('rim_stage1', 'rim_stage2', 'pause')  # those with blocks
 
+# Keys of `model` that are no part of a network's shape.
+_FREE_KEYS = ('dropout', 'remat', 'attention_tile_tokens', 'dtype', 'init_from')
 # name -> (what is done, what it should give if the memory does the work). `chain` is what that
 # means on the chain task modulo 10, in %: no network answers it without its steps, so that chance
 # is 10; pairs with equal answers are not counted, so that following the donor leaves the own at 0.
@@ -321,9 +323,13 @@ def check_method(config: Config) -> None:
                     'the controls')
 
 
-def load_matched(config: Config, fingerprint: str, set_name: str) -> dict:
+def load_matched(config: Config, fingerprint: str, set_names: dict) -> dict:
   """Entries of the matched direct and pause runs; `given` False for one that no key names.
 
+  An entry's `differs` lists the keys of the network's shape in which that run differs from this.
+
+  Args:
+    set_names: what results.json calls this set, by method.
   Raises: UserError for a directory without such a run, on other data, or without this set.
   """
   entries, problems = {}, []
@@ -346,12 +352,15 @@ def load_matched(config: Config, fingerprint: str, set_name: str) -> dict:
     elif theirs != fingerprint:
       problems.append(f'{key}: its data are not this run\'s (fingerprint {theirs}, here '
                       f'{fingerprint}); train it on the same data, or leave the key out')
-    elif set_name not in results:
-      problems.append(f"{key}: has no results on '{set_name}', only on "
+    elif set_names[method] not in results:
+      problems.append(f"{key}: has no results on '{set_names[method]}', only on "
                       f'{", ".join(results) or "nothing"}; evaluate it there with --mode=eval')
     else:
-      entries[method] |= {'run': folder, 'seed': card['config']['seed'], **_pick(
-          results[set_name])}
+      shape = flatten(card['config']['model'])
+      entries[method] |= {
+          'run': folder, 'seed': card['config']['seed'], **_pick(results[set_names[method]]),
+          'differs': [f'model.{k}' for k, v in flatten(config.model).items()
+                      if shape.get(k) != v and not k.endswith(_FREE_KEYS)]}
   if problems:
     raise UserError('\n'.join(problems))
   return entries

@@ -1,5 +1,6 @@
 """The modes of the command line, and what they show a person."""
 
+import dataclasses
 import os
 import pathlib
 import platform
@@ -114,7 +115,9 @@ def controls(config, workdir, say, console) -> None:
   config, name = task.config, _get_last_stage(config, workdir)[1].name
   records = train_lib.get_records(task, config.eval.split, config.eval.num_examples)
   set_name = train_lib.name_set(config, len(records))
-  matched = controls_lib.load_matched(config, task.dataset.fingerprint, set_name)
+  matched = controls_lib.load_matched(config, task.dataset.fingerprint, {
+      method: train_lib.name_set(dataclasses.replace(config, method=method), len(records))
+      for method in ('direct', 'pause')})
   graphdef, params, frozen, step = train_lib.load_params(task, folder, config.eval.checkpoint)
   say(f'{folder}, step {step} ({config.eval.checkpoint} checkpoint): controls on {len(records):,} '
       f'{config.eval.split} questions, K={config.eval_blocks}')
@@ -168,7 +171,8 @@ def _show_controls(console, found) -> None:
   def add(name, entry):
     found = Text(entry['none'] if 'none' in entry else 'not given') if (
         'block_acc' not in entry) else show(entry, 'block_acc')
-    what = name.replace('_', ' ') + (f": {entry['expected']}" if entry['expected'] else '')
+    what = name.replace('_', ' ') + (f": {entry['expected']}" if entry['expected'] else '') + (
+        f"; DIFFERS in {', '.join(entry['differs'])}" if entry.get('differs') else '')
     rows.add_row(Text(what), found, show(entry, 'block_donor_acc'),
                  Text(f"{entry['n']:,}" if 'n' in entry else ''))
   for name, entry in found['controls'].items():

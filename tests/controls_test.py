@@ -265,11 +265,15 @@ def test_every_control_says_what_it_is_and_what_it_should_give():
 # ---- The mode ----
 
 
+SETS = {'direct': 'test', 'pause': 'test-k2'}
+
+
 def write_run(folder, method, fingerprint='f', sets=('test',)):
   folder.mkdir()
   (folder / 'config.json').write_text(json.dumps({
-      'format': 2, 'config': {'method': method, 'seed': 3}, 'data': {'fingerprint': fingerprint},
-      'tokenizer': '', 'base': None}))
+      'format': 2, 'config': {'method': method, 'seed': 3, 'model': dataclasses.asdict(
+          support.make_config(model__num_layers=1, model__remat='full').model)},
+      'data': {'fingerprint': fingerprint}, 'tokenizer': '', 'base': None}))
   (folder / 'results.json').write_text(json.dumps({name: {
       'n': 8, 'final_acc': 0.25, 'final_acc_stderr': 0.1, 'block_acc': [0.25]} for name in sets}))
   return str(folder)
@@ -278,7 +282,8 @@ def write_run(folder, method, fingerprint='f', sets=('test',)):
 def test_matched_runs_stand_beside_the_controls(tmp_path):
   config = support.make_config(
       'rim_stage2', controls__direct_dir=write_run(tmp_path / 'direct', 'direct'))
-  entries = controls.load_matched(config, 'f', 'test')
+  entries = controls.load_matched(config, 'f', SETS)
+  assert entries['direct']['differs'] == ['model.num_layers']
   assert entries['direct']['final_acc'] == 0.25 and entries['direct']['seed'] == 3
   assert entries['direct']['given'] and not entries['pause']['given']
   assert 'final_acc' not in entries['pause']
@@ -289,7 +294,7 @@ def test_a_run_that_does_not_match_is_refused(tmp_path):
     config = support.make_config('rim_stage2', **{
         f'controls__{k}_dir': v for k, v in keys.items()})
     with pytest.raises(UserError) as error:
-      controls.load_matched(config, 'f', 'test')
+      controls.load_matched(config, 'f', SETS)
     lines = str(error.value).split('\n')
     assert len(lines) == len(fragments)
     for line, fragment in zip(lines, fragments):
@@ -298,8 +303,8 @@ def test_a_run_that_does_not_match_is_refused(tmp_path):
   refuse(['its data are not this run\'s (fingerprint g, here f)', 'config.json'], direct=other,
          pause=str(tmp_path / 'nowhere'))
   refuse(["was run with method 'direct'; name a pause run"], pause=other)
-  refuse(["has no results on 'test', only on valid"], direct=write_run(
-      tmp_path / 'valid', 'direct', sets=('valid',)))
+  refuse(["has no results on 'test-k2', only on test"], pause=write_run(
+      tmp_path / 'other_k', 'pause'))
 
 
 def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
