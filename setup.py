@@ -44,6 +44,8 @@ setuptools.setup(
         'gcs': ['gcsfs'],  # a WORKDIR in a bucket
         # references for tests, --verify and bench; jinja2 renders chat templates
         'hf': ['torch', 'transformers', 'peft', 'jinja2'],
-        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2', 'gcsfs', 'wandb'],
+        'analysis': ['scikit-learn'],  # probes of --mode=controls
+        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2', 'gcsfs', 'wandb',
+                 'scikit-learn'],
     },
 )

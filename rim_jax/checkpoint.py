@@ -226,18 +226,23 @@ def _lacks_files(folder) -> bool:
     return False  # a damaged manifest is damage
 
 
+def get_folder(workdir):
+  """Where a run's checkpoints are."""
+  return storage.get_absolute(workdir) / 'checkpoints'
+
+
 def load_checkpoint(folder, step: int) -> Checkpoint:
   card = storage.load_json(folder / str(step) / 'card' / 'metadata', 'the checkpoint\'s card')
   return Checkpoint(step, folder / str(step), card)
 
 
-def choose_checkpoint(workdir, which: str) -> Checkpoint:
-  """The 'last' checkpoint of a run, or its 'best' by accuracy on valid (the later of equals).
+def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
+  """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
 
   Raises: UserError when there is none, or the chosen one is damaged.
   """
-  folder = storage.get_absolute(workdir) / 'checkpoints'
-  found = [load_checkpoint(folder, s) for s in list_whole(folder)]
+  folder = get_folder(workdir)
+  found = [load_checkpoint(folder, s) for s in list_whole(folder) if which in ('best', 'last', s)]
   if not found:
     raise UserError(f'{workdir}: has no checkpoint; train it first, or name another --workdir')
   if which == 'best':

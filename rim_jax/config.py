@@ -96,6 +96,7 @@ class LayoutConfig:
   readout_sees_question: bool = True
   bidirectional_blocks: bool = False
   depth0_readout: bool = False  # stage 1: also predict r_1, right after the question
+  stage2_depth0_readout: bool = False  # stage 2, pause: also the answer, right after the question
   chat_template: bool = False  # take the next two from model.init_from's chat template
   question_prefix: str = ''  # before the question, after bos; may spell special tokens
   separator: str = '\n'  # after the question; may spell special tokens
@@ -230,7 +231,8 @@ class EvalConfig:
   num_examples: int = 0  # of the split; 0: all
   num_valid_examples: int = 250  # at each checkpoint
   num_shown: int = 4  # questions shown with each block's answer
-  num_latency_runs: int = 20  # behind ttft_ms; 0 leaves it out
+  num_latency_runs: int = 20  # behind ttft_ms and latency; 0 leaves them out
+  latency_batch_sizes: str = '1'  # questions at once, e.g. '1,8'; the first is ttft_ms's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,6 +244,15 @@ class ExportConfig:
   dtype: str = 'bfloat16'  # float32 | bfloat16, of merged weights
   max_shard_gb: float = 5.0  # of one safetensors file
   num_verified: int = 20  # --verify: questions compared with transformers
+
+
+@dataclasses.dataclass(frozen=True)
+class ControlsConfig:
+  """--mode=controls: does the memory do the work?"""
+  direct_dir: str = ''  # WORKDIR of the matched direct run; '' leaves it out
+  pause_dir: str = ''  # WORKDIR of the matched pause run; '' leaves it out
+  probes: bool = False  # linear probes and PCA of block states too; needs scikit-learn
+  num_probe_examples: int = 2000  # of train, and of valid, that probes are fitted on; 0: all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +283,7 @@ class Config:
   checkpoint: CheckpointConfig = CheckpointConfig()
   eval: EvalConfig = EvalConfig()
   export: ExportConfig = ExportConfig()
+  controls: ControlsConfig = ControlsConfig()
   log: LogConfig = LogConfig()
 
   @property
@@ -290,7 +302,7 @@ class Config:
 
 # A finished or resumed run may differ from its config.json in these sections only:
 # they decide where and when, never what is computed.
-RUNTIME_SECTIONS = ('mesh', 'checkpoint', 'eval', 'export', 'log')
+RUNTIME_SECTIONS = ('mesh', 'checkpoint', 'eval', 'export', 'controls', 'log')
 # The same holds for these single keys.
 RUNTIME_KEYS = ('data.cache_dir', 'data.url', 'train.num_micro_batches', 'model.remat',
                 'model.attention_tile_tokens',

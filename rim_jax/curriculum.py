@@ -61,7 +61,10 @@ def _weigh_stage1(batch, step, num_steps, config: Config):
 
 def _weigh_stage2(batch, step, num_steps, config: Config):
   del step, num_steps
-  return compute_alpha(batch.slot_block, config.layout.num_blocks, config.curriculum)
+  # With a readout before the first block, (k, K) becomes (k + 1, K + 1), as in stage 1.
+  shift = int(config.layout.stage2_depth0_readout)
+  return compute_alpha(batch.slot_block + shift, config.layout.num_blocks + shift,
+                       config.curriculum)
 
 
 def _weigh_equally(batch, step, num_steps, config: Config):

@@ -75,6 +75,40 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   Shapes: -> i32[b, r, max_new_tokens], r = len(blocks); eos from the first eos on.
   """
   model = merge_model(graphdef, params, frozen)
+  return read(model, config, prefix, eos_id, num_ids, blocks, max_new_tokens, trunks,
+              *prefill(model, config, trunks), draw)
+
+
+def prefill(model, config: Config, trunks: Trunks):
+  """The trunks alone, once for all readouts.
+
+  Returns: (x [b, t, d], (keys, values) [l, b, t, n, k]).
+  """
+  visible = attention.find_visible(trunks.fields, trunks.fields, config.layout,
+                                   config.model.attention_tile_tokens)
+  return model(trunks.tokens, trunks.fields.positions, visible, return_kv=True)
+
+
+def compute_states(graphdef, config: Config, blocks: tuple, params, frozen, trunks: Trunks):
+  """States of the closing tokens of `blocks` before the last layer: f32[b, r, d]."""
+  model = merge_model(graphdef, params, frozen)
+  visible = attention.find_visible(trunks.fields, trunks.fields, config.layout,
+                                   config.model.attention_tile_tokens)
+  x_btd, _ = model(trunks.tokens, trunks.fields.positions, visible,
+                   num_layers=config.model.num_layers - 1)
+  last_br = get_starts(blocks, trunks, config) - 1
+  return jnp.take_along_axis(x_btd, last_br[..., None], axis=1).astype(jnp.float32)
+
+
+def get_starts(blocks: tuple, trunks: Trunks, config: Config):
+  """Where the readouts after `blocks` begin: i32[b, r], right after block k's last token."""
+  block_r = jnp.asarray(blocks, jnp.int32)
+  return trunks.num_question[:, None] + layout_lib.get_block_size(config.layout) * block_r[None]
+
+
+def read(model, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
+         max_new_tokens: int, trunks: Trunks, x_btd, kv, draw=None):
+  """`decode` from what `prefill` gave."""
   layout = config.layout
   num_rows, width = trunks.tokens.shape
   num_readouts, num_prefix = len(blocks), len(prefix)
@@ -83,7 +117,7 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   length = num_prefix + max_new_tokens - 1  # the last new token is never an input
   # Readout tokens stand in the cache by time, then by readout: [time, readout].
   block_r = jnp.asarray(blocks, jnp.int32)
-  start_br = trunks.num_question[:, None] + layout_lib.get_block_size(layout) * block_r[None]
+  start_br = get_starts(blocks, trunks, config)
 
   def make_fields(first, count):
     """Fields of `count` readout tokens from time `first` on: i32[b, count * r]."""
@@ -98,9 +132,6 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
         block=spread(block_r[None, None]),
         readout=spread(1 + jnp.arange(num_readouts)[None, None]))
 
-  # Prefill: the trunk alone, once for all readouts.
-  x_btd, kv = model(trunks.tokens, trunks.fields.positions, see(trunks.fields, trunks.fields),
-                    return_kv=True)
   cache = jax.tree.map(
       lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length * num_readouts), (0, 0), (0, 0))), kv)
   # Tokens not written yet are invisible: their positions lie after every query's.
@@ -174,6 +205,9 @@ class Decoder:
     self._decode = jax.jit(
         functools.partial(decode, graphdef, config), static_argnums=(0, 1, 2, 3, 4),
         out_shardings=sharding.get_replicated(mesh))
+    self._compute_states = jax.jit(
+        functools.partial(compute_states, graphdef, config), static_argnums=0,
+        out_shardings=sharding.get_replicated(mesh))
 
   @property
   def batch_size(self):
@@ -206,24 +240,45 @@ class Decoder:
       sample: the number of a sample to draw; None decodes greedily.
     Returns: (list of [text of each block], bool[len(questions), r]).
     """
-    size, eos = self.batch_size, self._codec.tokenizer.eos_id
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
     texts, ended = [None] * len(questions), np.zeros((len(questions), len(blocks)), bool)
-    for first in range(0, len(order), size):
-      members = order[first:first + size]
-      trunks = self.place([questions[i] for i in members], num_blocks, size)
+    done = 0
+    for members, trunks in self._make_batches(questions, num_blocks):
       draw = None
       if sample is not None:
-        numbers = np.zeros(size, np.int32)
+        numbers = np.zeros(self.batch_size, np.int32)
         numbers[:len(members)] = members
         draw = sharding.place_batch(numbers, self._mesh), sample
       ids = np.asarray(self.run(params, frozen, trunks, prefix, blocks, draw))
       for i, row in zip(members, ids):
-        texts[i] = [self._codec.tokenizer.decode(_until(r.tolist(), eos)) for r in row]
-        ended[i] = (row == eos).any(-1)
+        texts[i] = self.get_texts(row)
+        ended[i] = (row == self._codec.tokenizer.eos_id).any(-1)
+      done += len(members)
       if say:
-        say(first + len(members))
+        say(done)
     return texts, ended
+
+  def compute_states(self, params, frozen, questions, num_blocks: int):
+    """Every question's closing tokens before the last layer, numpy f32[len(questions), K, d]."""
+    states = [None] * len(questions)
+    for members, trunks in self._make_batches(questions, num_blocks):
+      with jax.set_mesh(self._mesh):
+        found = np.asarray(self._compute_states(
+            tuple(range(1, num_blocks + 1)), params, frozen, trunks))
+      for i, row in zip(members, found):
+        states[i] = row
+    return np.stack(states)
+
+  def _make_batches(self, questions, num_blocks):
+    """(numbers of questions, their trunks), batch by batch, by length."""
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+    for first in range(0, len(order), self.batch_size):
+      members = order[first:first + self.batch_size]
+      yield members, self.place([questions[i] for i in members], num_blocks, self.batch_size)
+
+  def get_texts(self, ids_rn) -> list[str]:
+    """What each of a question's readouts says, up to its eos."""
+    tokenizer = self._codec.tokenizer
+    return [tokenizer.decode(_until(r.tolist(), tokenizer.eos_id)) for r in ids_rn]
 
 
 def _until(ids, eos_id):

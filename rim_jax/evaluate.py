@@ -1,17 +1,13 @@
-"""Accuracy of what is decoded: per block, final, any block, majority; and time to first token."""
+"""Accuracy of what is decoded: per block, final, any block, majority."""
 
 import decimal
 import math
 import re
-import statistics
-import time
 
-import jax
 import numpy as np
 
 from rim_jax import decode as decode_lib
 from rim_jax import layout as layout_lib
-from rim_jax import sharding
 from rim_jax.config import Config
 
 RESULTS_VERSION = 1
@@ -226,30 +222,3 @@ def evaluate_steps(decoder: decode_lib.Decoder, params, frozen, records, config:
       count[t - 1] += 1
   return {'step_acc_gold_count': float(right.sum() / count.sum()),
           'step_acc_by_block': (right / np.maximum(count, 1)).tolist()}
-
-
-def measure_ttft(graphdef, params, frozen, records, config: Config, codec, mesh, num_blocks: int,
-                 num_runs: int) -> dict:
-  """Time to the first answer token of one question, warm, batch 1: the median over runs.
-
-  One readout, the last block's: prefill, forced prefix, one token.
-  Units: milliseconds.
-  """
-  decoder = decode_lib.Decoder(graphdef, config, codec, mesh, max_new_tokens=1)
-  blocks, prefix = get_blocks(num_blocks)[-1:], get_answer_prefix(config, codec)
-  question = layout_lib.encode_question(records[0].question, codec.tokenizer, codec.template)
-  shards = sharding.count_shards(sharding.BATCH, mesh)
-  trunks = decoder.place([question], num_blocks, shards)
-  times = []
-  for _ in range(num_runs + 2):  # the first compiles, the second warms
-    start = time.perf_counter()
-    jax.block_until_ready(decoder.run(params, frozen, trunks, prefix, blocks))
-    times.append(1000 * (time.perf_counter() - start))
-  device = jax.devices()[0]
-  return {'ttft_ms': round(statistics.median(times[2:]), 3),
-          'ttft_conditions': f'{device.device_kind}, {jax.device_count()} device(s), '
-                             f'{config.model.compute_dtype}, batch {shards}, '
-                             f'{trunks.tokens.shape[1]} trunk tokens, {len(prefix)} prefix tokens, '
-                             f'median of {num_runs} warm runs'}
-
-

@@ -87,7 +87,7 @@ class Costs:
   kernel_flops: float  # of these, by arithmetic on the shapes of attention kernels
   hbm_bytes: float
   collectives: dict[str, Collective]
-  unknown_loops: int  # whose trip count depends on data; counted once
+  unknown_loops: int  # whose trip count depends on data; counted `unknown_trips` times
   unknown_kernels: int  # of which nothing is known; counted as no FLOPs
 
 
@@ -199,7 +199,8 @@ def _unfold(instruction, computation, computations):
                 for i in map(inner.get, root.operands)]
 
 
-def count_runs(computations, entry) -> tuple[dict[str, int], set[str], int]:
+def count_runs(computations, entry, unknown_trips: int = 1
+               ) -> tuple[dict[str, int], set[str], int]:
   """(runs of every computation, those inside fusions, number of loops of unknown length)."""
   runs, fused, unknown = collections.Counter(), set(), 0
 
@@ -212,7 +213,7 @@ def count_runs(computations, entry) -> tuple[dict[str, int], set[str], int]:
       if i.op == 'while':
         trips = count_trips(i, computations[name], computations)
         unknown += trips is None
-        visit(i.get('body'), times * (1 if trips is None else trips), in_fusion)
+        visit(i.get('body'), times * (unknown_trips if trips is None else trips), in_fusion)
       elif i.op in ('fusion', 'call', 'async-start'):
         called = i.get('calls') or i.get('to_apply')
         visit(called, times, in_fusion or i.op != 'call')
@@ -408,10 +409,14 @@ def _count_collectives(computations, runs):
   return found
 
 
-def compute_costs(text: str) -> Costs:
-  """Costs of one run on one device of the program with this text."""
+def compute_costs(text: str, unknown_trips: int = 1) -> Costs:
+  """Costs of one run on one device of the program with this text.
+
+  Args:
+    unknown_trips: how often a loop runs whose length the program does not tell.
+  """
   computations, entry = parse(text)
-  runs, fused, unknown_loops = count_runs(computations, entry)
+  runs, fused, unknown_loops = count_runs(computations, entry, unknown_trips)
   flops = kernels = moved = 0.0
   unknown_kernels = 0
   for name, times in runs.items():

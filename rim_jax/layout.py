@@ -127,9 +127,10 @@ def lay_out_stage1(encoded: Encoded, template: Template, config: LayoutConfig) -
 
 def lay_out_stage2(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
   """K blocks for every record: each block's readout predicts the answer."""
+  first = 0 if config.stage2_depth0_readout else 1
   return Example(encoded.question, config.num_blocks, max(len(encoded.steps), 1),
                  tuple(_read_answer(encoded, template, k)
-                       for k in range(1, config.num_blocks + 1)))
+                       for k in range(first, config.num_blocks + 1)))
 
 
 # method -> layout. Pause is stage 2's layout without a stage 1 before it: the

@@ -191,8 +191,8 @@ class Transformer(nnx.Module):
         self.embedding[...], self.config, fold_in_name(key, 'memory'))
 
   def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None, cache=None, offset=0,
-               return_kv=False):
-    """Hidden states after the final norm.
+               return_kv=False, num_layers: int | None = None):
+    """Hidden states after the final norm, or as they leave the first `num_layers` layers.
 
     With a cache, a pair (keys, values), these tokens are written into it from
     `offset` on, and all of it is attended to.
@@ -208,6 +208,9 @@ class Transformer(nnx.Module):
     x_btd = constrain(drop(x_btd, self.config.dropout, dropout_key, 'embedding'),
                       BATCH, None, None)
     graphdef, layers = nnx.split(self.blocks)
+    indices = jnp.arange(self.config.num_layers)
+    if num_layers is not None:
+      layers, indices = jax.tree.map(lambda x: x[:num_layers], (layers, indices))
 
     def body(x_btd, xs):
       layer, index, cached = xs
@@ -217,9 +220,8 @@ class Transformer(nnx.Module):
       return x_btd, kv if return_kv or cached is not None else None
     if self.config.remat != 'none':
       body = jax.checkpoint(body, policy=_REMAT[self.config.remat], prevent_cse=False)
-    indices = jnp.arange(self.config.num_layers)
     x_btd, kv = jax.lax.scan(body, x_btd, (layers, indices, cache))
-    return self.final_norm(x_btd), kv
+    return x_btd if num_layers is not None else self.final_norm(x_btd), kv
 
   def compute_logits(self, x):
     """Logits in f32 over the base vocabulary: [..., d] -> [..., v]."""

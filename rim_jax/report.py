@@ -50,7 +50,7 @@ _MEASURES = (  # key in results.json, label, what it means
     ('num_changed', 'how many are changed', ''),
     ('step_acc_gold_count', 'step accuracy', 'given the gold number of steps'),
     ('num_unfinished', 'unfinished answers', 'cut off at eval.max_new_tokens'),
-    ('ttft_ms', 'time to first token', 'one question; with cot, of the first written step'),
+    ('ttft_ms', 'time to first token', 'of the answer, after its chain where one is written'),
     ('ttft_conditions', 'measured on', ''))
 _MAX_POINTS = 250  # of one curve
 _INK = '#010203'  # stands for the page's text colour while a figure is drawn

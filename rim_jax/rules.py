@@ -54,7 +54,8 @@ _NOT_NEGATIVE = (
     'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
     'eval.num_examples', 'eval.num_samples', 'eval.num_shown', 'eval.num_latency_runs',
-    'checkpoint.every_minutes', 'checkpoint.keep_every_steps', 'log.stall_secs',
+    'controls.num_probe_examples', 'checkpoint.every_minutes', 'checkpoint.keep_every_steps',
+    'log.stall_secs',
     'log.profile_at_step')
 _POSITIVE = ('model.norm_eps', 'model.rope_theta', 'model.rope_factor',
              'model.rope_low_freq_factor', 'model.lora.alpha', 'optim.learning_rate', 'optim.eps',
@@ -90,6 +91,13 @@ def find_problems(config, flat: dict) -> list[str]:
     return problems
   return (_find_data_problems(config) + _find_model_problems(config)
           + _find_training_problems(config))
+
+
+def parse_sizes(text: str) -> tuple[int, ...]:
+  """'1,8' -> (1, 8); () where that is not what it is."""
+  if not re.fullmatch(r' *[1-9]\d*( *, *[1-9]\d*)* *', text):
+    return ()
+  return tuple(map(int, text.split(',')))
 
 
 def _find_data_problems(config):
@@ -130,9 +138,10 @@ def _find_data_problems(config):
   if layout.num_blocks == 0 and config.method in ('rim', 'rim_stage2', 'pause'):
     problems.append(f"layout.num_blocks=0 leaves method '{config.method}' no block; "
                     "use 1 or more, or method 'direct'")
-  if layout.depth0_readout and not layout.readout_sees_question:
-    problems.append('layout.depth0_readout=True with readout_sees_question=False: the readout '
-                    'before the first block would see nothing; switch one of them')
+  for key in ('depth0_readout', 'stage2_depth0_readout'):
+    if getattr(layout, key) and not layout.readout_sees_question:
+      problems.append(f'layout.{key}=True with readout_sees_question=False: the readout before the '
+                      'first block would see nothing; switch one of them')
   if not layout.readout_sees_question and config.method in ('direct', 'cot'):
     problems.append(f"layout.readout_sees_question=False leaves method '{config.method}', which "
                     'has no blocks, nothing to read; set it to True')
@@ -241,6 +250,9 @@ def _find_training_problems(config):
     problems.append(f'mesh={axes}: an axis is 1 or more, or -1 for the rest')
   if sum(size == -1 for size in axes.values()) > 1:
     problems.append(f'mesh={axes}: only one axis can be -1, the rest')
+  if not parse_sizes(config.eval.latency_batch_sizes):
+    problems.append(f"eval.latency_batch_sizes='{config.eval.latency_batch_sizes}' should be batch "
+                    "sizes of 1 or more, e.g. '1,8'")
   if config.eval.num_blocks < -1:
     problems.append(f'eval.num_blocks={config.eval.num_blocks} must be -1 (as trained), 0 or more')
   if config.eval.budget_blocks < -1:

@@ -1,5 +1,6 @@
 """The modes of the command line, and what they show a person."""
 
+import dataclasses
 import os
 import pathlib
 import platform
@@ -12,6 +13,7 @@ from rich import box, table
 from rich.text import Text
 
 from rim_jax import card as card_lib
+from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import decode
 from rim_jax import evaluate as evaluate_lib
@@ -101,6 +103,127 @@ def evaluate(config, workdir, say, console) -> None:
   _write_summary(config, workdir)
   report.show_results(console, folder, config.eval.num_shown, list(results)[-1])
   say(f'files: {folder}/results.json, {folder}/predictions/{list(results)[-1]}.jsonl')
+
+
+def controls(config, workdir, say, console) -> None:
+  """Asks a run's checkpoint whether its memory does the work; writes controls.json."""
+  from rim_jax import controls as controls_lib  # late: only this mode needs it
+  from rim_jax import probes as probes_lib
+  controls_lib.check_method(_get_last_stage(config, workdir)[0])
+  if config.controls.probes:
+    probes_lib.check_installed()
+  task, folder = _open_run(config, workdir, say)
+  config, name = task.config, _get_last_stage(config, workdir)[1].name
+  records = train_lib.get_records(task, config.eval.split, config.eval.num_examples)
+  set_name = train_lib.name_set(config, len(records))
+  matched = controls_lib.load_matched(config, task.dataset.fingerprint, {
+      method: train_lib.name_set(dataclasses.replace(config, method=method), len(records))
+      for method in ('direct', 'pause')})
+  graphdef, params, frozen, step = train_lib.load_params(task, folder, config.eval.checkpoint)
+  say(f'{folder}, step {step} ({config.eval.checkpoint} checkpoint): controls on {len(records):,} '
+      f'{config.eval.split} questions, K={config.eval_blocks}')
+  found = controls_lib.run_controls(
+      graphdef, params, frozen, records, config, task.codec, task.mesh, say)
+  found['controls'] |= matched
+  points = None
+  if config.controls.probes:
+    found['probes'], points = _run_probes(task, folder, graphdef, params, frozen, say)
+  found = {'format': controls_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
+           'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
+           'checkpoint': config.eval.checkpoint, 'answer_rule': evaluate_lib.ANSWER_RULE, **found}
+  if not hosts.is_leader():
+    return
+  storage.write_json(folder / 'controls.json', found)
+  if folder != epath.Path(workdir):
+    storage.write_json(epath.Path(workdir) / 'controls.json', {name: found})
+  _show_controls(console, found)
+  if points:
+    (folder / 'pca.csv').write_text(probes_lib.format_points(*points))
+    say(f'points of block states: {folder / "pca.csv"}')
+  say(f'files: {epath.Path(workdir) / "controls.json"}')
+
+
+def _run_probes(task, folder, graphdef, params, frozen, say):
+  """Probes of a checkpoint, and where its block states stood at each that is kept."""
+  from rim_jax import probes as probes_lib
+  config = task.config
+  limits = {'train': config.controls.num_probe_examples, 'test': config.eval.num_examples,
+            'valid': config.controls.num_probe_examples}
+  records = {s: train_lib.get_records(task, s, limit) for s, limit in limits.items()}
+
+  def make_load(step):
+    return lambda: train_lib.load_params(task, folder, step)[1]
+  kept = {step: make_load(step) for step in checkpoint_lib.list_whole(
+      checkpoint_lib.get_folder(folder))}
+  decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
+  return probes_lib.run_probes(decoder, params, frozen, records, config, task.codec, kept, say)
+
+
+def _show_controls(console, found) -> None:
+  """What each control should give, and what it gave, in one table."""
+  blocks = ' / '.join(f'{k}' for k in evaluate_lib.get_blocks(found['num_blocks']))
+  rows = table.Table('control: what it gives if the memory does the work',
+                     f'own answer after {blocks}', "the donor's", 'n', box=box.SIMPLE,
+                     title_justify='left', title=(
+                         f"{found['method']}, step {found['step']}, {found['set']}: % right"))
+
+  def show(entry, key):
+    return Text(' / '.join(f'{100 * a:.0f}' for a in entry[key]) if key in entry else '')
+
+  def add(name, entry):
+    found = Text(entry['none'] if 'none' in entry else 'not given') if (
+        'block_acc' not in entry) else show(entry, 'block_acc')
+    what = name.replace('_', ' ') + (f": {entry['expected']}" if entry['expected'] else '') + (
+        f"; DIFFERS in {', '.join(entry['differs'])}" if entry.get('differs') else '')
+    rows.add_row(Text(what), found, show(entry, 'block_donor_acc'),
+                 Text(f"{entry['n']:,}" if 'n' in entry else ''))
+  for name, entry in found['controls'].items():
+    add(name, entry)
+  for name, sweep in found['sweeps'].items():
+    for nth, entry in enumerate(sweep['by_block']):
+      add(f"{name}_{entry['block']}", {'expected': '' if nth else sweep['expected'], **entry})
+  console.print(rows)
+  _show_probes(console, found.get('probes'))
+  pairing = found['pairing']
+  console.print(Text(
+      f"swaps: {pairing['num_pairs']} pairs; {pairing['num_equal_answers']} more have equal "
+      f"answers and {pairing['num_without_partner']} questions no partner of their length: not "
+      'counted'))
+
+
+def _show_probes(console, probes) -> None:
+  """Selection by probes and the matrix of intermediate results, where there are any."""
+  if not probes:
+    return
+  if 'none' in probes:
+    console.print(Text(f"probes: {probes['none']}"))
+    return
+
+  def show(entry, *keys):
+    return entry['none'] if 'none' in entry else ', '.join(
+        f'{key} {100 * entry[key]:.1f}' if entry[key] is not None else f'{key} -' for key in keys)
+  lines = [f"block {e['block']}'s readout is right: {show(e, 'auroc', 'auprc')}"
+           for e in probes['right']['by_block']]
+  selection = probes['right']['selection']
+  lines.append('the most confident block: ' + show(
+      selection, 'acc', 'final_acc', 'any_block_acc', 'recoverable_acc'))
+  pca = probes['pca']
+  lines.append('two components of block states explain: ' + (pca.get('none') or ', '.join(
+      f'{100 * e:.1f}' for e in pca['explained'])))
+  console.print(Text('probes (%)\n  ' + '\n  '.join(lines)))
+  steps = probes['steps']
+  if 'acc' not in steps:
+    return
+  names = [f'r_{t}' for t in range(1, len(steps['majority']) + 1)]
+  rows = table.Table('state of', *names, box=box.SIMPLE, title_justify='left',
+                     title='does block k hold r_t? % right')
+
+  def cells(values):
+    return ['-' if v is None else f'{100 * v:.1f}' for v in values]
+  for k, acc in enumerate(steps['acc'], 1):
+    rows.add_row(f'block {k}', *cells(acc))
+  rows.add_row('majority', *cells(steps['majority']))
+  console.print(rows)
 
 
 def generate(config, workdir, question, say, console) -> None:

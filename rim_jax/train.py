@@ -23,10 +23,12 @@ from rim_jax import decode
 from rim_jax import evaluate
 from rim_jax import families
 from rim_jax import hosts
+from rim_jax import latency
 from rim_jax import metrics as metrics_lib
 from rim_jax import pipeline
 from rim_jax import pretrained
 from rim_jax import records as records_lib
+from rim_jax import rules
 from rim_jax import sharding
 from rim_jax import storage
 from rim_jax import tokenizer as tokenizer_lib
@@ -72,7 +74,7 @@ def make_task(config: Config, say=print) -> Task:
   return Task(config, dataset, codec, mesh, base)
 
 
-def load_params(task: Task, workdir, which: str):
+def load_params(task: Task, workdir, which: str | int):
   """Parameters of a run, placed on the task's mesh: (graphdef, params, frozen, step)."""
   program = train_step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
   state, frozen = program.abstract
@@ -441,12 +443,7 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   workdir, config, blocks = epath.Path(workdir), task.config, task.config.eval_blocks
   graphdef, params, frozen, step = load_params(task, workdir, config.eval.checkpoint)
   records = get_records(task, config.eval.split, config.eval.num_examples)
-  name = config.eval.split
-  if blocks != dataclasses.replace(
-      config, eval=dataclasses.replace(config.eval, num_blocks=-1)).eval_blocks:
-    name += f'-k{blocks}'
-  if config.eval.num_examples:
-    name += f'-n{len(records)}'
+  name = name_set(config, len(records))
   say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
       f'{config.eval.split} questions, K={blocks}')
   decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
@@ -465,15 +462,24 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   if config.eval.split == 'gsm_hard':
     result |= evaluate.group_gsm_hard(
         predictions, [r.question for r in get_records(task, 'test', 0)])
-  # A chain of thought's first token is not its answer's: its time would mislead.
-  if config.eval.num_latency_runs and config.method != 'cot':
-    result |= evaluate.measure_ttft(graphdef, params, frozen, records, config, task.codec,
-                                    task.mesh, blocks, config.eval.num_latency_runs)
+  if config.eval.num_latency_runs:
+    result |= latency.measure_run(
+        graphdef, params, frozen, records, config, task.codec, task.mesh, blocks,
+        rules.parse_sizes(config.eval.latency_batch_sizes), config.eval.num_latency_runs)
   if config.eval.split in task.dataset.splits:  # so that two runs are known to have had the same
     result['data_fingerprint'] = task.dataset.splits[config.eval.split].fingerprint
   result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': evaluate.RESULTS_VERSION}
   return hosts.lead(lambda: _write_results(workdir, name, result, predictions))
+
+
+def name_set(config: Config, num_records: int) -> str:
+  """What results.json calls a set: its split, and K and its size where they are not the whole."""
+  name = config.eval.split
+  if config.eval_blocks != dataclasses.replace(
+      config, eval=dataclasses.replace(config.eval, num_blocks=-1)).eval_blocks:
+    name += f'-k{config.eval_blocks}'
+  return name + (f'-n{num_records}' if config.eval.num_examples else '')
 
 
 def _write_results(workdir, name, result, predictions) -> dict:

@@ -62,6 +62,8 @@ NEVER = {
     'evaluate': {'rim_jax.optim', 'optax'},
     'controls': {'rim_jax.optim', 'optax'},
     'stats': ALL - {'rim_jax.config'} | {'jax', 'numpy'},
+    'probes': {'rim_jax.optim', 'optax', 'jax', 'flax'} | IO - {'io'},
+    'latency': {'rim_jax.optim', 'rim_jax.train', 'rim_jax.data', 'optax'},
     'metrics': {'rim_jax.model'},
     'report': {'rim_jax.model'},
     'plan': {'rim_jax.data', 'rim_jax.train'},

@@ -44,6 +44,11 @@ def test_the_last_n_and_the_best_are_kept(tmp_path):
   assert checkpoint_lib.list_steps(epath.Path(tmp_path) / 'checkpoints') == [6, 5, 2]
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == 2
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'last').step == 6
+  assert checkpoint_lib.list_whole(checkpoint_lib.get_folder(tmp_path))[0] == 6
+  for step in checkpoint_lib.list_whole(checkpoint_lib.get_folder(tmp_path)):
+    assert checkpoint_lib.choose_checkpoint(tmp_path, step).step == step
+  with pytest.raises(UserError, match='has no checkpoint'):
+    checkpoint_lib.choose_checkpoint(tmp_path, 7)
 
 
 def test_of_equally_good_checkpoints_the_later_is_best(tmp_path):

@@ -23,6 +23,7 @@ import pytest
 from rim_jax import batch as batch_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
+from rim_jax import controls
 from rim_jax import data
 from rim_jax import records
 from rim_jax import decode
@@ -30,9 +31,11 @@ from rim_jax import evaluate
 from rim_jax import export
 from rim_jax import families
 from rim_jax import hosts
+from rim_jax import latency
 from rim_jax import metrics
 from rim_jax import pipeline
 from rim_jax import pretrained
+from rim_jax import probes
 from rim_jax import rules
 from rim_jax import run
 from rim_jax import sharding
@@ -393,7 +396,7 @@ def probe_evaluation(config, tools):
     return make_result(len(records)), []
 
   def time_runs(*args):
-    seen.append(args[-1])
+    seen.append(args[-2:])
     return {'ttft_ms': 1.0}
   tools.patch.setattr(train, 'load_params', load_params)
   tools.patch.setattr(evaluate, 'evaluate', decode_records)
@@ -401,7 +404,7 @@ def probe_evaluation(config, tools):
   tools.patch.setattr(evaluate, 'evaluate_budgets', lambda *args: seen.append(args[-1]) or {})
   tools.patch.setattr(evaluate, 'evaluate_samples', lambda *args: (
       {'num_samples': args[4].eval.num_samples}, []))
-  tools.patch.setattr(evaluate, 'measure_ttft', time_runs)
+  tools.patch.setattr(latency, 'measure_run', time_runs)
   return seen, train.evaluate_run(make_task(config), tools.make_folder(), quiet)
 
 
@@ -486,6 +489,30 @@ def probe_export(config, tools):
                     folder / 'export').exists() else 'elsewhere'
 
 
+def probe_matched(config, tools):
+  try:
+    return controls.load_matched(config, '', dict.fromkeys(('direct', 'pause'), 'test'))
+  except UserError as e:
+    return str(e)
+
+
+def probe_controls(config, tools):
+  """What the probes are given, if they are run."""
+  seen, folder = [], tools.make_folder()
+
+  def record(decoder, params, frozen, records, *rest):
+    seen.append({split: len(rows) for split, rows in records.items()})
+    return {'none': ''}, None
+  tools.patch.setattr(run, '_open_run', lambda *args: (make_task(config), folder))
+  tools.patch.setattr(train, 'load_params', lambda *args: (None, {}, {}, 7))
+  tools.patch.setattr(controls, 'run_controls', lambda *args: {
+      'controls': {}, 'sweeps': {}, 'pairing': {}})
+  tools.patch.setattr(run, '_show_controls', lambda *args: None)
+  tools.patch.setattr(probes, 'run_probes', record)
+  run.controls(config, folder, quiet, None)
+  return seen
+
+
 def probe_shown(config, tools):
   seen = []
   tools.patch.setattr(train, 'train_curriculum', lambda *args: {'': {}})
@@ -563,6 +590,7 @@ LIVE = {
     'layout.readout_sees_question': ('step', False, {}),
     'layout.bidirectional_blocks': ('step', True, {}),
     'layout.depth0_readout': ('batch', True, {}),
+    'layout.stage2_depth0_readout': ('batch', True, STAGE2),
     'layout.chat_template': ('resolved_or_error', True, UNSET | {
         'model.init_from': 'tests/golden/llama'}),
     'layout.question_prefix': ('batch', '+', {}),
@@ -657,12 +685,17 @@ LIVE = {
     'eval.num_valid_examples': ('loop', 3, SHORT),
     'eval.num_shown': ('shown', 1, {}),
     'eval.num_latency_runs': ('evaluation', 2, {}),
+    'eval.latency_batch_sizes': ('evaluation', '2,3', {'eval.num_latency_runs': 2}),
     'export.dir': ('export', '{files}/exported', PRETRAINED),
     'export.adapters': ('export', True, PRETRAINED),
     'export.untie': ('export', False, PRETRAINED),
     'export.dtype': ('export', 'float32', PRETRAINED),
     'export.max_shard_gb': ('export', 2e-5, PRETRAINED),
     'export.num_verified': ('export', 3, PRETRAINED),
+    'controls.direct_dir': ('matched', '{files}', STAGE2),
+    'controls.pause_dir': ('matched', '{files}', STAGE2),
+    'controls.probes': ('controls', True, STAGE2),
+    'controls.num_probe_examples': ('controls', 3, STAGE2 | {'controls.probes': True}),
     'log.every_steps': ('loop', 3, SHORT),
     'log.tensorboard': ('loop', True, SHORT),
     'log.wandb': ('loop', 'project', SHORT),

@@ -124,3 +124,16 @@ def test_depth0_shifts_t_and_n_by_one():
                                    batch.slot_tokens[0][used]):
     expected = fade('relative', int(block) + 1, 4, S // 2)
     assert weight * tokens == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize('alpha, expected', [
+    ('linear', [0.1, 0.2, 0.3, 0.4]), ('uniform', [0.25] * 4), ('final', [0, 0, 0, 1])])
+def test_stage2_depth0_shifts_k_and_the_number_of_blocks_by_one(alpha, expected):
+  config = support.make_config('rim_stage2', layout__stage2_depth0_readout=True,
+                               curriculum__alpha=alpha)  # K = 3
+  batch, weights, norm = weigh(config, rows=(support.RECORDS[:1],))
+  used = batch.slot_kind[0] > 0
+  found = np.zeros(4)
+  np.add.at(found, batch.slot_block[0][used], weights[0][used])
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  assert norm == pytest.approx(1)

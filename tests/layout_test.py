@@ -64,6 +64,17 @@ def test_stage2_reads_the_answer_after_every_block():
   assert rows.slot_block[0, :4].tolist() == [1, 1, 2, 2]
 
 
+def test_stage2_depth0_reads_the_answer_after_the_question_too():
+  config = support.make_config('rim_stage2', layout__num_blocks=2,
+                               layout__stage2_depth0_readout=True)
+  for method in ('rim_stage2', 'pause'):
+    rows, _ = write(layout_lib.Encoded(Q, ([60], [61]), [63]), config, method=method, tokens=15,
+                    slots=6)
+    assert rows.tokens[0].tolist() == [*Q, B, M, E, B, M, E, P, 63, P, 63, P, 63]
+    assert rows.positions[0].tolist() == [*range(9), 3, 4, 6, 7, 9, 10]
+    assert rows.slot_block[0].tolist() == [0, 0, 1, 1, 2, 2]
+
+
 def test_cot_writes_every_step_then_the_answer():
   config = support.make_config('cot')
   rows, _ = write(layout_lib.Encoded(Q, ([60], [61, 62]), [63]), config, method='cot', tokens=10,
@@ -80,7 +91,8 @@ def test_cot_writes_every_step_then_the_answer():
 def test_every_slot_predicts_the_token_after_it(method, prefix, depth0):
   """Independent of write_example: the id at the position after a slot, in its own readout."""
   config = support.make_config(method, layout__answer_prefix=prefix, layout__step_prefix=prefix,
-                               layout__answer_suffix='*', layout__depth0_readout=depth0)
+                               layout__answer_suffix='*', layout__depth0_readout=depth0,
+                               layout__stage2_depth0_readout=depth0)
   rows = support.make_batch(config, [support.RECORDS[:2], support.RECORDS[2:4]])
   eos = support.make_codec(config).tokenizer.eos_id
   for r in range(2):

@@ -220,6 +220,11 @@ BAD_CONFIGS = {
                                  ("tokenizer.kind='chain'", "use 'bytes'")),
     'no blocks': ({'method': 'pause', 'layout.num_blocks': 0},
                   ('layout.num_blocks=0', "'pause'", "method 'direct'")),
+    'no batch size': ({'eval.latency_batch_sizes': '1,0'},
+                      ("latency_batch_sizes='1,0'", "e.g. '1,8'")),
+    'blind depth 0 in stage 2': (
+        {'layout.stage2_depth0_readout': True, 'layout.readout_sees_question': False},
+        ('stage2_depth0_readout=True', 'readout_sees_question=False', 'switch')),
     'blind depth 0': ({'layout.depth0_readout': True, 'layout.readout_sees_question': False},
                       ('depth0_readout=True', 'readout_sees_question=False', 'switch')),
     'blind direct': ({'method': 'direct', 'layout.readout_sees_question': False},
@@ -349,6 +354,24 @@ def test_a_refused_run_can_be_put_right_where_it_is(capsys, tmp_path):
   workdir = f'--workdir={tmp_path}/run'
   check_refused(capsys, [T, '--config.train.batch_rows=12', workdir], 'batch_rows=12')
   check_refused(capsys, [T, '--config.layout.row_tokens=8', workdir], 'layout.row_tokens=')
+
+
+def test_controls_of_a_run(run_copy, capsys):
+  code, out = run_cli(T, f'--workdir={run_copy}', '--mode=controls')
+  assert code == 0
+  found = json.loads((run_copy / 'controls.json').read_text())
+  assert found['n'] == 8 and found['set'] == 'test' and len(found['controls']) == 9
+  assert found['controls']['as_trained']['block_acc'] == json.loads(
+      (run_copy / 'results.json').read_text())['test']['block_acc']
+  assert 'question hidden' in out and 'swapped from block 2' in out and 'probes' not in found
+  code, out = run_cli(T, f'--workdir={run_copy}', '--mode=controls',
+                      '--config.controls.probes=True')
+  found = json.loads((run_copy / 'controls.json').read_text())
+  assert code == 0 and 'with one layer' in found['probes']['none'] and 'probes: with one' in out
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=controls',
+                         f'--config.controls.pause_dir={run_copy}'],
+                ("method 'rim_stage1'", 'name a pause run'))
+  check_refused(capsys, ['--config=tiny.py:direct', '--mode=controls'], ("'direct' has no blocks",))
 
 
 @pytest.mark.parametrize('name', ['tiny.py', 'tiny.py/below'])

@@ -1,0 +1,131 @@
+"""Time to the answer of every method, side by side in one process: one table, and JSON.
+
+  PYTHONPATH=. python bench/latency.py --preset=gpt2shape --batch_sizes=1,32 --dtype=bfloat16
+  PYTHONPATH=. python bench/latency.py --preset=chain
+
+Weights are random and so are the questions: how long a network takes does not depend on what it
+says, and how many tokens each method writes is forced. So this measures no accuracy. Runs of all
+methods are interleaved; a ratio is the median of the pairs', and beside it stands the ratio of
+their FLOPs, counted in the compiled programs. Leave the machine alone meanwhile.
+
+  direct   the answer right after the question
+  rim      K blocks, the last block's readout (pause is the same program)
+  rim_all  K blocks, all K readouts from the one prefill
+  cot      --chain_tokens written out one by one, then the answer
+"""
+
+import argparse
+import json
+import pathlib
+
+import jax
+import numpy as np
+from rich import console as rich_console
+from rich import table as rich_table
+
+from configs import presets
+from rim_jax import config as config_lib
+from rim_jax import latency
+from rim_jax import sharding
+from rim_jax import train_step
+
+# preset -> (ids, tokens of the question, of the forced prefix, of a chain, of the answer with eos)
+SIZES = {'chain': (16, 9, 0, 8, 2), 'gpt2shape': (50257, 64, 8, 60, 5)}
+
+
+def make_config(preset, dtype):
+  tree = presets.make('rim_stage2', 'chain')
+  if preset == 'gpt2shape':  # GPT-2's shape (124 M) and the paper's blocks
+    tree.layout.update({'num_blocks': 8, 'block_tokens': 2})
+    tree.model.update({'num_layers': 12, 'embed_dim': 768, 'num_heads': 12, 'mlp_dim': 3072,
+                       'norm': 'layernorm', 'bias': 'all', 'fused_qkv': True,
+                       'max_positions': 1024})
+  # Whole score matrices: rows are short, and FLOPs of tiles would depend on the mask.
+  tree.model.update({'compute_dtype': dtype, 'attention_tile_tokens': 0, 'remat': 'none'})
+  return config_lib.parse_config(tree)
+
+
+def make_methods(config, args, mesh, batch):
+  num_ids, num_question, num_prefix, num_chain, num_answer = args.sizes
+  program = train_step.make_program(config, num_ids, 1, mesh)
+  state, frozen = program.init(jax.random.key(0))
+  rng = np.random.default_rng(0)
+  questions = rng.integers(0, num_ids, (batch, num_question)).tolist()
+  prefix = tuple(rng.integers(0, num_ids, num_prefix).tolist())
+  blocks = tuple(range(1, config.layout.num_blocks + 1))
+
+  def make(name, **settings):
+    return latency.make_method(
+        name, program.graphdef, config, mesh, state.params, frozen, questions,
+        num_answer=num_answer, memory_start=num_ids, num_ids=num_ids, **settings)
+  return [
+      make('direct', prefix=prefix),
+      make('rim', prefix=prefix, num_blocks=len(blocks), blocks=blocks[-1:]),
+      make('rim_all', prefix=prefix, num_blocks=len(blocks), blocks=blocks),
+      make('cot', num_chain=num_chain + num_prefix)]  # it writes the prefix itself
+
+
+def show(console, entries, preset):
+  first = entries[0]
+  grid = rich_table.Table(title=(
+      f"{preset}, {first['device']}, {first['num_devices']} device(s), {first['dtype']}, batch "
+      f"{first['batch']}, prompt {first['prompt_tokens']} tokens; ms: median (quartiles) of "
+      f"{first['full_ms']['runs']} runs; trunk: its padded tokens; written: tokens up to the "
+      "answer's first, and in full; random weights"))
+  for column in ('method', 'trunk', 'written', 'prefill', 'first token', 'decode', 'full',
+                 'first token: x direct (FLOPs)', 'full: x direct (FLOPs)'):
+    grid.add_column(column)
+
+  def ms(entry, part):
+    t = entry[f'{part}_ms']
+    return f"{t['median']:.4g} ({t['q1']:.3g}-{t['q3']:.3g})"
+
+  def ratio(entry, part):
+    r, flops = entry[f'{part}_ratio'], entry.get(f'{part}_flops_ratio')
+    return f"{r['median']:.3f}" + (f' ({flops:.3f})' if flops else '')
+  for e in entries:
+    grid.add_row(e['method'], f"{e['trunk_tokens']}",
+                 f"{e['generated_to_first']}; {e['generated_in_full']}",
+                 *(ms(e, part) for part in latency.PARTS), ratio(e, 'first_token'),
+                 ratio(e, 'full'))
+  console.print(grid)
+  one, every = (next(e for e in entries if e['method'] == name) for name in ('rim', 'rim_all'))
+  flops = every['full_flops'] and one['full_flops'] and every['full_flops'] / one['full_flops']
+  console.print(f"all {every['num_readouts']} readouts / one, full answer: "
+                f"{every['to_one_readout']['median']:.3f}" + (
+                    f', FLOPs {flops:.3f}' if flops else ''))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--preset', choices=SIZES, default='chain')
+  parser.add_argument('--batch_sizes', default='1,8')
+  parser.add_argument('--runs', type=int, default=30)
+  parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32')
+  parser.add_argument('--prompt_tokens', type=int)
+  parser.add_argument('--chain_tokens', type=int)
+  parser.add_argument('--answer_tokens', type=int)
+  parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('runs/latency'))
+  args = parser.parse_args()
+  ids, prompt, prefix, chain, answer = SIZES[args.preset]
+  args.sizes = (ids, args.prompt_tokens or prompt, prefix, args.chain_tokens or chain,
+                args.answer_tokens or answer)
+  config = make_config(args.preset, args.dtype)
+  mesh = sharding.make_mesh(config.mesh)
+  console = rich_console.Console()
+  if console.width < 150:  # a table that is folded cannot be read
+    console = rich_console.Console(width=150)
+  args.out.mkdir(parents=True, exist_ok=True)
+  path, everything = args.out / f'{args.preset}-{args.dtype}.json', []
+  for batch in map(int, args.batch_sizes.split(',')):
+    entries = latency.measure(make_methods(config, args, mesh, batch), args.runs, flops=True)
+    show(console, entries, args.preset)
+    everything += entries
+    path.write_text(json.dumps({'preset': args.preset, 'weights': 'random', 'chain_tokens':
+                                args.sizes[3], 'entries': everything}, indent=2) + '\n')
+  console.print(f'{path}')
+
+
+if __name__ == '__main__':
+  main()

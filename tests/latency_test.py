@@ -1,0 +1,175 @@
+"""The timing logic on a clock that is known, and what the timed programs compute."""
+
+import statistics
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+
+from rim_jax import decode
+from rim_jax import latency
+from rim_jax import sharding
+from rim_jax.config import MeshConfig
+from tests import support
+
+
+class Clock:
+  """Seconds that pass only while a program runs, each run as long as the script says."""
+
+  def __init__(self):
+    self.now, self.order = 0.0, []
+
+  def __call__(self):
+    return self.now
+
+  def make_program(self, name, seconds):
+    left = iter(seconds)
+
+    def run():
+      self.order.append(name)
+      self.now += next(left)
+      return np.zeros(1)
+    return run
+
+
+def test_runs_are_interleaved_and_warm_ones_not_counted():
+  clock = Clock()
+  runs = {'a': clock.make_program('a', [9, 8, 0.001, 0.002, 0.003]),
+          'b': clock.make_program('b', [7, 6, 0.004, 0.005, 0.006])}
+  times = latency.time_runs(runs, 3, clock)
+  assert clock.order == ['a', 'b'] * 5
+  assert times['a'] == pytest.approx([1, 2, 3]) and times['b'] == pytest.approx([4, 5, 6])
+
+
+def test_what_a_program_returns_is_waited_for(monkeypatch):
+  clock = Clock()
+  program = clock.make_program('a', [0.0] * 3)
+
+  def wait(result):
+    clock.now += 0.25
+    return result
+  monkeypatch.setattr(jax, 'block_until_ready', wait)
+  assert latency.time_runs({'a': program}, 1, clock) == {'a': [250.0]}
+
+
+def test_median_and_quartiles_by_hand():
+  assert latency.summarize([4.0, 1.0, 3.0, 2.0, 100.0]) == {
+      'median': 3.0, 'q1': 2.0, 'q3': 4.0, 'runs': 5}
+  assert latency.summarize([7.0]) == {'median': 7.0, 'q1': 7.0, 'q3': 7.0, 'runs': 1}
+
+
+def test_a_ratio_is_of_pairs_so_that_a_machine_that_slows_down_slows_both():
+  slow = [1, 2, 50, 4]
+  clock = Clock()
+  warm = [1.0, 1.0]
+  methods = [
+      latency.Method('direct', {'full': clock.make_program('d', warm + slow)}, {'batch': 1},
+                     lambda: {'full': 10.0}),
+      latency.Method('rim', {'full': clock.make_program('r', warm + [1.1 * s for s in slow])},
+                     {'batch': 1, 'trunk_tokens': 32}, lambda: {'full': 12.0})]
+  direct, rim = latency.measure(methods, 4, clock=clock, flops=True)
+  assert rim['full_ratio']['median'] == pytest.approx(1.1)
+  assert [rim['full_ratio'][q] for q in ('q1', 'q3')] == pytest.approx([1.1, 1.1])
+  assert rim['full_ms']['median'] == pytest.approx(1000 * 1.1 * statistics.median(slow))
+  assert direct['full_ratio']['median'] == 1.0 and rim['trunk_tokens'] == 32
+  assert rim['full_flops_ratio'] == pytest.approx(1.2) and rim['method'] == 'rim'
+
+
+def test_without_direct_there_is_no_ratio():
+  clock = Clock()
+  method = latency.Method('rim', {'full': clock.make_program('r', [1.0] * 4)}, {}, dict)
+  entry, = latency.measure([method], 2, clock=clock)
+  assert set(entry) == {'method', 'full_ms'}
+
+
+def test_all_readouts_are_compared_with_one():
+  clock = Clock()
+
+  def make(name, secs):
+    return latency.Method(name, {'full': clock.make_program(name, [secs] * 4)}, {}, dict)
+  entries = latency.measure([make('direct', 1.0), make('rim', 2.0), make('rim_all', 2.5)], 2,
+                            clock=clock)
+  assert entries[2]['to_one_readout']['median'] == pytest.approx(1.25)
+  assert 'to_one_readout' not in entries[1]
+
+
+# ---- The programs ----
+
+
+def make_method(name='m', **settings):
+  config = support.make_config('rim_stage2', model__num_layers=1, model__attention_tile_tokens=0)
+  graphdef, params = nnx.split(support.make_model(config))
+  params = nnx.to_pure_dict(params)
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  questions = [[1, 2, 3], [4, 5, 6]]
+  method = latency.make_method(name, graphdef, config, mesh, params, {}, questions,
+                               memory_start=16, num_ids=16, **settings)
+  return method, config, graphdef, params, mesh, questions
+
+
+def test_a_method_writes_as_many_tokens_as_it_says():
+  method, config, graphdef, params, _, questions = make_method(
+      prefix=(10,), num_blocks=3, blocks=(2, 3), num_chain=2, num_answer=3)
+  assert method.facts['generated_to_first'] == 3 and method.facts['generated_in_full'] == 5
+  assert method.facts['prompt_tokens'] == 3 and method.facts['trunk_tokens'] == 32
+  assert method.facts['batch'] == 2 and method.facts['num_readouts'] == 2
+  assert method.facts['dtype'] == 'float32' and method.facts['prefix_tokens'] == 1
+  ids = {part: np.asarray(method.parts[part]()) for part in ('first_token', 'decode', 'full')}
+  assert {part: x.shape for part, x in ids.items()} == {
+      'first_token': (2, 2, 3), 'decode': (2, 2, 5), 'full': (2, 2, 5)}
+  assert (ids['full'] >= 0).all() and latency._NO_EOS < 0  # nothing ended early, nor could it
+  # They are the ids of plain decoding, until its eos.
+  np.testing.assert_array_equal(ids['full'][:, :, :3], ids['first_token'])
+  np.testing.assert_array_equal(ids['full'], ids['decode'])
+  trunks = jax.tree.map(jax.numpy.asarray, decode.make_trunks(questions, 3, 32, 2, config, 16))
+  np.testing.assert_array_equal(ids['full'], jax.jit(
+      decode.decode, static_argnums=(0, 1, 2, 3, 4, 5, 6))(
+          graphdef, config, (10,), 99, 16, (2, 3), 5, params, {}, trunks))
+
+
+def test_flops_of_a_chain_are_those_of_its_steps():
+  """From the compiled program, its loop counted as often as it runs, against arithmetic."""
+  flops = {}
+  for num_chain in (0, 4):
+    method, config, *_ = make_method(num_chain=num_chain, num_answer=2)
+    flops[num_chain] = method.count_flops()
+  d, f, rows, ids = config.model.embed_dim, config.model.mlp_dim, 2, 16
+  prefill = 32 * rows * (2 * (4 * d * d + 2 * d * f) + 2 * 2 * d * 32)
+  assert flops[0]['prefill'] == flops[4]['prefill'] == prefill
+  assert flops[0]['first_token'] == prefill + rows * 2 * d * ids  # no loop runs
+  # Each step: the layer, the scores over the cache (trunk and all that is decoded), the logits.
+  def step(cache):
+    return rows * (2 * (4 * d * d + 2 * d * f) + 2 * 2 * d * cache + 2 * d * ids)
+  assert flops[4]['first_token'] == flops[0]['first_token'] + 4 * step(32 + 4)
+  assert flops[4]['full'] == flops[0]['first_token'] + 5 * step(32 + 5)
+  assert flops[4]['decode'] == flops[4]['full'] - prefill
+
+
+@pytest.mark.parametrize('method, changes, chain', [
+    ('rim_stage2', {}, 0), ('direct', {}, 0), ('cot', {'layout__answer_prefix': '*'}, 5),
+    ('cot', {'layout__answer_prefix': '*', 'eval__max_new_tokens': 3}, 2)])
+def test_a_run_says_how_it_was_measured(method, changes, chain, monkeypatch):
+  """r:1 has the steps 3 and 6, written with a separator each, and then the answer's prefix."""
+  config = support.make_config(method, model__num_layers=1, **(
+      {'eval__max_new_tokens': 8} | changes))
+  seen = []
+
+  def make(name, *args, **settings):
+    seen.append(settings | {'questions': args[-1]})
+    return latency.Method(name, {}, {
+        'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': len(args[-1]),
+        'trunk_tokens': 32, 'prefix_tokens': 0}, dict)
+  monkeypatch.setattr(latency, 'make_method', make)
+  monkeypatch.setattr(latency, 'measure', lambda methods, runs: [
+      {**m.facts, 'first_token_ms': latency.summarize([1.23456])} for m in methods])
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  found = latency.measure_run(None, {}, {}, support.RECORDS, config, support.make_codec(config),
+                              mesh, config.eval_blocks, (1, 4), 7)
+  assert [len(s['questions']) for s in seen] == [1, 4]
+  assert seen[0]['num_chain'] == chain and seen[0]['num_answer'] == 2  # '6', eos
+  assert seen[0]['blocks'] == ((3,) if method == 'rim_stage2' else (0,))
+  assert found['ttft_ms'] == 1.235 and len(found['latency']) == 2
+  assert found['ttft_conditions'] == (
+      'cpu, 1 device(s), float32, batch 1, 32 trunk tokens, 0 prefix tokens, '
+      + (f'{chain} tokens of chain decoded first, ' if chain else '') + 'median of 7 warm runs')
