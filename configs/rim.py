@@ -7,6 +7,8 @@
       Real GSM8K, the whole way; far too small to learn it (docs/results.md).
   python -m rim_jax.main --config=configs/rim.py:gsm8k_perturbed --config.data.dir=DIR
       386 K problems made from GSM8K's, a GPT-2-sized network from scratch (docs/data.md).
+  python -m rim_jax.main --config=configs/rim.py:prosqa_small
+      ProsQA on graphs of 8 to 10 nodes; :prosqa is its published size (docs/data.md).
   python -m rim_jax.main --config=configs/rim.py:llama3_2_1b --config.model.init_from=DIR ...
       A pretrained model with LoRA (docs/pretrained.md); also gpt2 and llama3_2_3b.
 """

@@ -162,7 +162,7 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
         grid.add_row(_name_block(block, method), _format('', acc), bar * round(20 * acc))
       value, style = f'{value} +- {_format("", result["final_acc_stderr"])}', 'bold'
     meaning = _METHODS.get(method, '') if key == 'method' else meaning
-    if key == 'ttft_conditions':
+    if key == 'ttft_conditions' or isinstance(result[key], dict):  # long: in the wide column
       value, meaning = '', value
     grid.add_row(label, Text(value, style=style), Text(f'({meaning})' if meaning else ''))
   console.print(grid)

@@ -207,6 +207,9 @@ BAD_CONFIGS = {
     'GSM-Hard from nowhere': (
         {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes', 'eval.split': 'gsm_hard'},
         ("eval.path=''", 'the file named there')),
+    'a budget without blocks': ({'method': 'cot', 'eval.budget_blocks': -1},
+                                ('budget_blocks=-1', "'cot' has no blocks")),
+    'a negative budget': ({'eval.budget_blocks': -2}, ('budget_blocks=-2', '-1 (twice')),
     'eval.path unread': ({'eval.path': 'x'}, ("eval.path='x'", 'it alone')),
     'words for chains': ({'tokenizer.kind': 'words'}, ("kind='words'", "ProsQA's words only")),
     'a small ProsQA': (
@@ -517,6 +520,12 @@ def test_a_question_too_long(run_copy, capsys):
                 ('--question', '60 tokens', 'model.max_positions=48', 'shorter questions'))
 
 
+def test_a_budget_beyond_the_positions(run_copy, capsys):
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=eval',
+                         '--config.eval.budget_blocks=40'],
+                ('rim_chain/test:', '40 blocks', 'max_positions=48', 'eval.budget_blocks'))
+
+
 def test_more_blocks_than_positions(run_copy, capsys):
   check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=eval', '--config.eval.num_blocks=40'],
                 ('rim_chain/test:', '40 blocks', 'max_positions=48', 'eval.num_blocks'))
@@ -559,6 +568,19 @@ def test_eval_at_another_number_of_blocks_adds_to_the_results(run_copy):
   assert list(results) == ['test', 'test-k0']
   assert results['test-k0']['num_blocks'] == 0
   assert (run_copy / 'predictions' / 'test-k0.jsonl').exists()
+
+
+def test_eval_adds_a_budget_curve_and_pass_at_k(run_copy):
+  code, out = run_cli(T, f'--workdir={run_copy}', '--mode=eval', '--config.eval.budget_blocks=-1',
+                      '--config.eval.num_samples=2')
+  results = json.loads((run_copy / 'results.json').read_text())['test']
+  assert code == 0
+  assert list(results['budget_acc']) == list('01234')  # two blocks were trained
+  assert results['budget_acc']['2'] == results['final_acc']
+  lines = (run_copy / 'predictions' / 'test.jsonl').read_text().splitlines()
+  right = [json.loads(line)['num_right_samples'] for line in lines]
+  assert results['pass_at'] == {'1': sum(right) / 16, '2': sum(n > 0 for n in right) / 8}
+  assert 'pass@k' in out and 'accuracy with K blocks' in out
 
 
 def test_gsm_hard_stands_beside_test(place, use_devices, tmp_path):

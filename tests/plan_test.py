@@ -18,12 +18,15 @@ import jax
 import pytest
 from rich import console as rich_console
 
+from configs import presets
+from rim_jax import config as config_lib
 from rim_jax import data
 from rim_jax import hlo
 from rim_jax import layout as layout_lib
 from rim_jax import main
 from rim_jax import pipeline
 from rim_jax import plan
+from rim_jax import prosqa
 from rim_jax import rules
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import MeshConfig, UserError
@@ -138,6 +141,21 @@ def test_the_typical_record_of_the_chain_task_is_a_real_one(method):
   real = layout_lib.count_example(codec.lay_out(codec.encode(record)), config.layout)
   typical = pipeline._make_typical_example(config)
   assert layout_lib.count_example(typical, config.layout) == real
+
+
+@pytest.mark.parametrize('preset, kind', [
+    ('prosqa_small', 'words'), ('prosqa', 'words'), ('prosqa', 'bytes')])
+def test_the_typical_record_of_prosqa_is_near_the_drawn_ones(preset, kind):
+  tree = presets.make('rim_stage1', preset)
+  tree.tokenizer.kind = kind
+  tree.layout.row_tokens = 2048
+  config = config_lib.parse_config(tree)
+  codec = support.make_codec(config)
+  records, _ = prosqa.Problems(config.data.prosqa, ()).draw_split('train', 60)
+  sizes = [layout_lib.count_example(codec.lay_out(codec.encode(r)), config.layout)[0]
+           for r in records]
+  typical = layout_lib.count_example(pipeline._make_typical_example(config), config.layout)[0]
+  assert typical == pytest.approx(sum(sizes) / len(sizes), rel=0.2)
 
 
 def test_rows_from_examples_are_rounded_up_to_the_mesh_and_said():

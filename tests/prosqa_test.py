@@ -10,9 +10,14 @@ import types
 
 import pytest
 
+from configs import presets
+from rim_jax import config as config_lib
 from rim_jax import data
+from rim_jax import evaluate
+from rim_jax import layout as layout_lib
 from rim_jax import prosqa
 from rim_jax.config import DataConfig, ProsqaConfig, UserError
+from tests import support
 
 SMALL = {'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.9,
          'extra_names': 0.0, 'max_facts': 15}
@@ -281,3 +286,25 @@ def test_what_cannot_be_drawn_is_told_in_one_line(tmp_path, monkeypatch):
           source='prosqa', dir=str(folder), cache_dir=str(tmp_path / 'cache'),
           prosqa=ProsqaConfig(**SMALL)), quiet)
     assert '\n' not in str(error.value) and '; ' in str(error.value)
+
+
+# The presets.
+
+
+@pytest.mark.parametrize('method', ['rim_stage1', 'rim_stage2', 'direct', 'cot'])
+@pytest.mark.parametrize('preset', ['prosqa_small', 'prosqa'])
+def test_a_preset_has_room_for_what_it_draws(preset, method):
+  """Question, answer and row; a small question takes at most 100 tokens, a word each."""
+  config = config_lib.parse_config(presets.make(method, preset))
+  codec = support.make_codec(config)
+  records, _ = prosqa.Problems(config.data.prosqa, ()).draw_split('train', 60)
+  for record in records:
+    encoded = codec.encode(record)
+    assert len(encoded.question) == len(record.question.replace('.', ' .').replace(
+        '?', ' ?').split())
+    example = codec.lay_out(encoded)
+    assert layout_lib.count_example(example, config.layout)[0] <= config.layout.row_tokens
+    assert preset == 'prosqa' or len(encoded.question) <= 100
+    answer = example.readouts[-1]
+    assert len(answer.target) <= config.eval.max_new_tokens
+    assert evaluate.parse_answer(codec.tokenizer.decode(answer.target), config) == record.answer

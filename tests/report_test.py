@@ -218,13 +218,18 @@ def test_text_from_data_is_inert_on_the_page(tmp_path):
 @pytest.mark.parametrize('method, num_blocks', [
     ('direct', 0), ('cot', 0), ('pause', 1), ('rim_stage2', 16)])
 def test_every_method_fits_80_columns_and_shows_every_block(tmp_path, method, num_blocks):
-  write_run(tmp_path, method, num_blocks)
+  budgets = {str(k): k / 41 for k in range(2 * num_blocks + 1)}
+  write_run(tmp_path, method, num_blocks, test=make_result(
+      method, num_blocks, pass_at={'1': 0.5, '16': 0.75}, budget_acc=budgets))
   for width in (80, 40):
     text = show(tmp_path, width=width)
     assert all(len(line) <= width for line in text.splitlines())
     assert [int(k) for k in re.findall(r'after block (\d+)', text)] == list(
         range(1, num_blocks + 1))
     assert len(re.findall(r'[✓✗] \d+', text)) == 4 * max(num_blocks, 1)
+  shown = ' '.join(show(tmp_path).split())
+  assert '(1: 50.0%, 16: 75.0%)' in shown
+  assert f'{2 * num_blocks}: {200 * num_blocks / 41:.1f}%)' in shown
   assert ('after the question only' in show(tmp_path)) == (method == 'direct')
   assert ('any block' in show(tmp_path)) == (num_blocks > 1)
   assert ('2*21=42' in show(tmp_path)) == (method == 'cot')
