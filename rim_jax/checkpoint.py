@@ -206,11 +206,16 @@ class Checkpointer:
         shutil.rmtree(path)
 
   def save(self, step: int, params, optim, card: dict, metric: float) -> None:
-    """Starts a save; returns once the arrays may be donated."""
+    """Starts a save; returns once the arrays may be donated.
+
+    `card['counts']`: whether this is a result of the method, so can be the best; True by default.
+    """
     self.poll(wait=True)
     card = dict(card, format=CHECKPOINT_VERSION, step=step, valid_final_acc=metric,
                 params=describe_tree(params), optim=describe_tree(optim))
-    done = self._manager.save(step, metrics={'valid_final_acc': metric}, args=ocp.args.Composite(
+    # What does not count is never the best one.
+    rank = metric if card.get('counts', True) else metric - 2.0
+    done = self._manager.save(step, metrics={'valid_final_acc': rank}, args=ocp.args.Composite(
         params=ocp.args.StandardSave(params), optim=ocp.args.StandardSave(optim),
         card=ocp.args.JsonSave(card)))
     if not done:
@@ -284,6 +289,8 @@ def load_checkpoint(folder, step: int) -> Checkpoint:
 def choose_checkpoint(workdir, which: str) -> Checkpoint:
   """The 'last' checkpoint of a run, or its 'best' by accuracy on valid (the later of equals).
 
+  One that counts goes before one that does not.
+
   Raises: UserError when there is none, or the chosen one is damaged.
   """
   folder = _get_absolute(workdir) / 'checkpoints'
@@ -292,7 +299,8 @@ def choose_checkpoint(workdir, which: str) -> Checkpoint:
   if not found:
     raise UserError(f'{workdir}: has no checkpoint; train it first, or name another --workdir')
   if which == 'best':
-    found.sort(key=lambda c: (c.card['valid_final_acc'], c.step), reverse=True)
+    found.sort(key=lambda c: (c.card.get('counts', True), c.card['valid_final_acc'], c.step),
+               reverse=True)
   damage = find_damage(found[0].folder)
   if damage:
     other = 'last' if which == 'best' else 'best'

@@ -150,6 +150,16 @@ class CurriculumConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class IcotConfig:
+  """How iCoT takes the written chain away, from the left (removal.py)."""
+  remove_per_epoch: float = 8.0  # tokens; below 1 one in several epochs
+  remove_all_beyond_tokens: int = 39  # once so many are due, all that is left goes
+  smoothing: float = 4.0  # lambda: a record loses o more with P(o) ~ exp(-lambda o); 0: none
+  hold_epochs: float = 0.0  # before the first is removed
+  reset_optimizer: bool = True  # fresh moments whenever more is removed
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
   """AdamW on the trainable set."""
   trainable: str = 'all'  # all | memory | lora (adapters and memory rows)
@@ -238,6 +248,7 @@ class Config:
   layout: LayoutConfig = LayoutConfig()
   model: ModelConfig = ModelConfig()
   curriculum: CurriculumConfig = CurriculumConfig()
+  icot: IcotConfig = IcotConfig()
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()
@@ -249,7 +260,7 @@ class Config:
   @property
   def eval_blocks(self):
     """K at evaluation; methods without blocks have none."""
-    if self.method in ('direct', 'cot'):
+    if self.method in rules.WITHOUT_BLOCKS:
       return 0
     return self.layout.num_blocks if self.eval.num_blocks < 0 else self.eval.num_blocks
 

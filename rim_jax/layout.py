@@ -103,10 +103,14 @@ def lay_out_direct(encoded: Encoded, template: Template, config: LayoutConfig) -
                  (_read_answer(encoded, template, 0),))
 
 
-def lay_out_cot(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
-  """`[x]`, then every step and the answer written out, all of it supervised."""
+def lay_out_cot(encoded: Encoded, template: Template, config: LayoutConfig,
+                removed: int = 0) -> Example:
+  """`[x]`, then every step and the answer written out, all of it supervised.
+
+  iCoT: without the first `removed` tokens of the steps and what separates them.
+  """
   del config
-  chain = [i for step in encoded.steps for i in (*step, *template.step_separator)]
+  chain = [i for step in encoded.steps for i in (*step, *template.step_separator)][removed:]
   target = [*chain, *template.answer_prefix, *encoded.answer, *template.answer_suffix,
             *template.eos]
   return Example(encoded.question, 0, max(len(encoded.steps), 1),
@@ -137,6 +141,7 @@ def lay_out_stage2(encoded: Encoded, template: Template, config: LayoutConfig) -
 LAYOUTS = {
     'direct': lay_out_direct,
     'cot': lay_out_cot,
+    'icot': lay_out_cot,
     'pause': lay_out_stage2,
     'rim_stage1': lay_out_stage1,
     'rim_stage2': lay_out_stage2,

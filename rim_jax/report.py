@@ -26,7 +26,8 @@ _METHODS = {
     'rim_stage2': 'memory blocks after the question, each trained to predict the answer',
     'pause': 'blocks after the question, trained on the answer only, with no stage 1 (a control)',
     'direct': 'the answer right after the question',
-    'cot': 'the steps written out, then the answer (chain of thought)'}
+    'cot': 'the steps written out, then the answer (chain of thought)',
+    'icot': 'trained on written steps that are taken away token by token; then the answer alone'}
 _MEASURES = (  # key in results.json, label, what it means
     ('method', 'method', ''),
     ('checkpoint', 'checkpoint', 'best: by accuracy on valid'),

@@ -8,7 +8,9 @@ import difflib
 import math
 import re
 
-METHODS = ('rim', 'rim_stage1', 'rim_stage2', 'direct', 'cot', 'pause')
+METHODS = ('rim', 'rim_stage1', 'rim_stage2', 'direct', 'cot', 'pause', 'icot')
+WITHOUT_BLOCKS = ('direct', 'cot', 'icot')
+WRITTEN = ('cot', 'icot')  # these write steps out, or learn from written ones
 # Names of a layer's projections, as `model.lora.targets` means them.
 LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 
@@ -42,6 +44,7 @@ _AT_LEAST_ONE = (
     'layout.row_tokens', 'layout.pack_window_rows',
     'model.num_layers', 'model.embed_dim', 'model.num_heads', 'model.mlp_dim',
     'model.max_positions', 'model.rope_original_positions', 'curriculum.absolute_steps',
+    'icot.remove_all_beyond_tokens',
     'train.num_micro_batches', 'checkpoint.every_steps', 'checkpoint.keep_last',
     'eval.batch_size', 'eval.max_new_tokens', 'eval.num_valid_examples', 'export.num_verified',
     'log.every_steps', 'log.prefetch_batches', 'log.profile_num_steps')
@@ -49,13 +52,14 @@ _NOT_NEGATIVE = (
     'seed', 'data.chain.seed', 'data.perturbed.seed', 'data.perturbed.total', 'layout.num_blocks',
     'layout.row_slots', 'model.num_kv_heads', 'model.head_dim', 'model.vocab_size',
     'model.memory_token', 'model.memory_noise', 'model.attention_tile_tokens', 'model.lora.rank',
-    'optim.weight_decay',
+    'icot.smoothing', 'icot.hold_epochs', 'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
     'eval.num_examples', 'eval.num_shown', 'eval.num_latency_runs', 'checkpoint.every_minutes',
     'checkpoint.keep_every_steps', 'log.stall_secs', 'log.profile_at_step')
 _POSITIVE = ('model.norm_eps', 'model.rope_theta', 'model.rope_factor',
              'model.rope_low_freq_factor', 'model.lora.alpha', 'optim.learning_rate', 'optim.eps',
-             'optim.clip_norm', 'export.max_shard_gb', 'curriculum.stage2_learning_rate_scale')
+             'optim.clip_norm', 'export.max_shard_gb', 'curriculum.stage2_learning_rate_scale',
+             'icot.remove_per_epoch')
 _BELOW_ONE = ('model.dropout', 'model.lora.dropout', 'curriculum.hold_frac',
               'curriculum.stage2_dropout', 'curriculum.stage2_lora_dropout',
               'optim.warmup_frac', 'optim.b1', 'optim.b2')
@@ -115,12 +119,12 @@ def _find_data_problems(config):
   if layout.depth0_readout and not layout.readout_sees_question:
     problems.append('layout.depth0_readout=True with readout_sees_question=False: the readout '
                     'before the first block would see nothing; switch one of them')
-  if not layout.readout_sees_question and config.method in ('direct', 'cot'):
+  if not layout.readout_sees_question and config.method in WITHOUT_BLOCKS:
     problems.append(f"layout.readout_sees_question=False leaves method '{config.method}', which "
                     'has no blocks, nothing to read; set it to True')
-  if config.method == 'cot' and not layout.step_separator and not layout.answer_prefix:
-    problems.append('cot needs layout.step_separator or layout.answer_prefix, to tell the answer '
-                    'from the steps')
+  if config.method in WRITTEN and not layout.step_separator and not layout.answer_prefix:
+    problems.append(f'{config.method} needs layout.step_separator or layout.answer_prefix, to '
+                    'tell the answer from the steps')
   return problems
 
 
@@ -205,7 +209,7 @@ def _find_training_problems(config):
     problems.append(f'mesh={axes}: only one axis can be -1, the rest')
   if config.eval.num_blocks < -1:
     problems.append(f'eval.num_blocks={config.eval.num_blocks} must be -1 (as trained), 0 or more')
-  if config.eval.num_blocks > 0 and config.method in ('direct', 'cot'):
+  if config.eval.num_blocks > 0 and config.method in WITHOUT_BLOCKS:
     problems.append(f"eval.num_blocks={config.eval.num_blocks}: method '{config.method}' has no "
                     'blocks; use -1')
   return problems

@@ -75,6 +75,9 @@ def load_params(task: Task, workdir, which: str):
   program = train_step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
   state, frozen = program.abstract
   found = checkpoint_lib.choose_checkpoint(workdir, which)
+  if not found.card.get('counts', True):
+    raise UserError(f'{found.folder}: at this step a part of the chain is still written, and iCoT '
+                    'is judged without; run its command again to finish it')
   params = checkpoint_lib.restore(found, 'params', state.params)
   return program.graphdef, params, _load_frozen(task, workdir, frozen), found.step
 
@@ -292,7 +295,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
     progress.update(start, note)
 
     step_fn = train_step_lib.make_train_step(
-        program, config, stage.num_steps, stage.max_blocks, task.mesh)
+        program, config, stage.num_steps, stage.max_blocks, task.mesh, stage.reset_steps)
     batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
     for step in range(start + 1, stage.num_steps + 1):
       with goodput.measure('data'):
@@ -357,9 +360,12 @@ def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
   records = get_records(task, 'valid', config.eval.num_valid_examples)
 
   def save(step, state, frozen):
+    counts = step >= stage.counted_from
     with goodput.measure('evaluate'):
+      # What is left of a chain is written freely.
       result, _ = evaluate.evaluate(decoder, state.params, frozen, records, config, task.codec,
-                                    blocks, lambda count: watchdog.beat(step))
+                                    blocks, lambda count: watchdog.beat(step),
+                                    None if counts else ())
     writer.write(step, {'valid/final_acc': result['final_acc'], **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
             evaluate.get_blocks(blocks), result['block_acc'])}})
@@ -367,7 +373,7 @@ def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
       checkpointer.save(
           step, state.params, _get_optim(state),
           {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
-           'batch_rows': stage.batch_rows, 'method': config.method},
+           'batch_rows': stage.batch_rows, 'method': config.method, 'counts': counts},
           result['final_acc'])
     watchdog.beat(step)
   return save

@@ -136,14 +136,15 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
   }
 
 
-def make_train_step(program: Program, config: Config, num_steps: int, num_blocks: int, mesh):
+def make_train_step(program: Program, config: Config, num_steps: int, num_blocks: int, mesh,
+                    reset_steps: tuple = ()):
   """(state, frozen, batch) -> (state, metrics), jitted, placed, `state` donated.
 
   The batch is taken in `num_micro_batches` pieces; gradients and losses add up
   as sums and are divided once by the summed norm, so pieces of unequal weight
   equal the whole. An update whose loss or gradient is not finite is withheld,
   and so is every later one (`healthy`): metrics that are read late never find
-  it applied.
+  it applied. After `reset_steps` completed updates the optimizer begins anew, but for its schedule.
   """
   schedule = optim.make_schedule(config.optim, num_steps)
   num_micro = config.train.num_micro_batches
@@ -178,7 +179,12 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
     grad_norm = optax.global_norm(grads)
     healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-    updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
+    opt_state = state.opt_state
+    if reset_steps:
+      begins = jnp.isin(state.step, jnp.asarray(reset_steps))
+      opt_state = jax.tree.map(lambda a, b: jnp.where(begins, a, b), optim.reset(
+          opt_state, program.tx.init(state.params)), opt_state)
+    updates, opt_state = program.tx.update(grads, opt_state, state.params)
     new = TrainState(state.step + 1, healthy, optax.apply_updates(state.params, updates),
                      opt_state)
     old = dataclasses.replace(state, healthy=healthy)
