@@ -6,7 +6,7 @@ import ml_collections
 
 from rim_jax.config import UserError, make_config_dict, make_stages, parse_config
 
-_WRITTEN = ('cot', 'icot')  # these need room to write steps, at least while they train
+_WRITTEN = ('cot', 'icot', 'coconut')  # these need room to write steps, at least while they train
 
 def make_chain(method: str):
   """The built-in chain task (method.md's laptop task): a 4-layer network, one character a token."""
@@ -29,6 +29,8 @@ def make_chain(method: str):
   config.curriculum.update({'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
   # iCoT: of 51 epochs a quarter with the whole chain, half to remove its 8 tokens, the rest bare
   config.icot.update({'hold_epochs': 12.8, 'remove_per_epoch': 0.3125})
+  # Coconut: a stage for each step, all of equal length
+  config.coconut.update({'num_stages': 4, 'thoughts_per_step': 1, 'stage_frac': 1 / 6})
   config.eval.max_new_tokens = 12 if method in _WRITTEN else 2
   return config
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from rim_jax import attention
 from rim_jax import batch as batch_lib
+from rim_jax import coconut
 from rim_jax import layout as layout_lib
 from rim_jax import sharding
 from rim_jax.config import Config, UserError
@@ -62,6 +63,21 @@ def check_positions(num_question: int, num_blocks: int, num_more: int, config: C
         'questions')
 
 
+def _prefill(model, trunks: Trunks, start_br, config: Config):
+  """One pass over the trunks.
+
+  Returns: (x [b, r, d] of the tokens before start_br, keys and values, Fields of the latter).
+  """
+  fields = trunks.fields
+  visible = attention.find_visible(fields, fields, config.layout,
+                                   config.model.attention_tile_tokens)
+  x_btd, kv = model(trunks.tokens, fields.positions, visible, return_kv=True)
+  return jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1), kv, fields
+
+
+PREFILLS = {'coconut_stage': coconut.prefill}  # of the methods that read a trunk otherwise
+
+
 def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
            max_new_tokens: int, params, frozen, trunks: Trunks):
   """Greedy ids of the readouts after `blocks`, each until its eos.
@@ -73,7 +89,7 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   """
   model = merge_model(graphdef, params, frozen)
   layout = config.layout
-  num_rows, width = trunks.tokens.shape
+  num_rows = trunks.tokens.shape[0]
   num_readouts, num_prefix = len(blocks), len(prefix)
   see = functools.partial(attention.find_visible, layout=layout,
                           tile_tokens=config.model.attention_tile_tokens)
@@ -96,13 +112,14 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
         readout=spread(1 + jnp.arange(num_readouts)[None, None]))
 
   # Prefill: the trunk alone, once for all readouts.
-  x_btd, kv = model(trunks.tokens, trunks.fields.positions, see(trunks.fields, trunks.fields),
-                    return_kv=True)
+  prefill = PREFILLS.get(config.method, _prefill) if any(blocks) else _prefill
+  x_brd, kv, trunk_fields = prefill(model, trunks, start_br, config)
+  width = trunk_fields.positions.shape[1]
   cache = jax.tree.map(
       lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length * num_readouts), (0, 0), (0, 0))), kv)
   # Tokens not written yet are invisible: their positions lie after every query's.
   cache_fields = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1),
-                              trunks.fields, make_fields(0, length))
+                              trunk_fields, make_fields(0, length))
 
   def feed(tokens_bt, first, count, cache):
     """Hidden states of the last of `count` times, [b, r, d], and the extended cache."""
@@ -114,8 +131,6 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   if num_prefix:
     tokens = jnp.repeat(jnp.asarray(prefix, jnp.int32), num_readouts)
     x_brd, cache = feed(jnp.broadcast_to(tokens, (num_rows, tokens.size)), 0, num_prefix, cache)
-  else:
-    x_brd = jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1)
 
   def choose(x_brd):
     # Rows of the embedding beyond the tokenizer's ids are padding: they mean no text.

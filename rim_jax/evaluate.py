@@ -75,7 +75,7 @@ def get_answer_prefix(config: Config, codec):
 
   iCoT is judged once its chain is gone, so by direct answering's own program.
   """
-  return () if config.method == 'cot' else codec.template.answer_prefix
+  return () if config.writes_steps else codec.template.answer_prefix
 
 
 def evaluate(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,

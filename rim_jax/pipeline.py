@@ -151,6 +151,7 @@ class StagePlan:
   num_examples: int  # the budget
   max_blocks: int  # the largest k that a readout can have
   dropped: list
+  row_examples: int  # the most examples of a row
   reset_steps: tuple = ()  # completed updates after which the optimizer begins anew
   counted_from: int = 0  # the first step whose checkpoint is a result of the method
 
@@ -204,7 +205,8 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
           f'icot.remove_per_epoch={config.icot.remove_per_epoch:g} (chains of up to {longest} '
           'tokens)')
   return StagePlan(plan, batch_rows, num_steps, num_examples,
-                   max(int(sizes[usable, 3].max()), blocks), dropped, resets, counted)
+                   max(int(sizes[usable, 3].max()), blocks), dropped,
+                   int(np.diff(plan.starts).max()), resets, counted)
 
 
 def _check_rows(batch_rows, origin, pieces):
@@ -225,6 +227,7 @@ class Rows:
   batch_rows: int
   row_slots: int
   assumed: tuple[str, ...]
+  row_examples: int = 1
 
 
 def estimate_rows(config: Config, num_pieces: int) -> Rows:
@@ -254,7 +257,7 @@ def estimate_rows(config: Config, num_pieces: int) -> Rows:
   _check_rows(batch_rows, '', num_pieces)
   if assumed:
     assumed.append(f'from a typical record of {tokens} tokens and {slots} slots')
-  return Rows(batch_rows, row_slots, tuple(assumed))
+  return Rows(batch_rows, row_slots, tuple(assumed), config.layout.row_tokens // tokens)
 
 
 def _make_typical_example(config: Config):

@@ -8,9 +8,11 @@ import difflib
 import math
 import re
 
-METHODS = ('rim', 'rim_stage1', 'rim_stage2', 'direct', 'cot', 'pause', 'icot')
+METHODS = ('rim', 'rim_stage1', 'rim_stage2', 'direct', 'cot', 'pause', 'icot', 'coconut',
+           'coconut_stage')
 WITHOUT_BLOCKS = ('direct', 'cot', 'icot')
-WRITTEN = ('cot', 'icot')  # these write steps out, or learn from written ones
+COCONUT = ('coconut', 'coconut_stage')
+WRITTEN = ('cot', 'icot', *COCONUT)  # these write steps out, or learn from written ones
 # Names of a layer's projections, as `model.lora.targets` means them.
 LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 
@@ -44,7 +46,7 @@ _AT_LEAST_ONE = (
     'layout.row_tokens', 'layout.pack_window_rows',
     'model.num_layers', 'model.embed_dim', 'model.num_heads', 'model.mlp_dim',
     'model.max_positions', 'model.rope_original_positions', 'curriculum.absolute_steps',
-    'icot.remove_all_beyond_tokens',
+    'icot.remove_all_beyond_tokens', 'coconut.num_stages', 'coconut.thoughts_per_step',
     'train.num_micro_batches', 'checkpoint.every_steps', 'checkpoint.keep_last',
     'eval.batch_size', 'eval.max_new_tokens', 'eval.num_valid_examples', 'export.num_verified',
     'log.every_steps', 'log.prefetch_batches', 'log.profile_num_steps')
@@ -119,7 +121,15 @@ def _find_data_problems(config):
   if layout.depth0_readout and not layout.readout_sees_question:
     problems.append('layout.depth0_readout=True with readout_sees_question=False: the readout '
                     'before the first block would see nothing; switch one of them')
-  if not layout.readout_sees_question and config.method in WITHOUT_BLOCKS:
+  if config.method in COCONUT and layout.bidirectional_blocks:
+    problems.append(f'layout.bidirectional_blocks=True: the thoughts of {config.method} come one '
+                    'after the other; set it to False')
+  if config.method == 'coconut_stage' and layout.num_blocks > 1:
+    problems.append(f'layout.num_blocks={layout.num_blocks}: coconut_stage has one block, of '
+                    'layout.block_tokens thoughts, or none')
+  if layout.skip_steps < -1:
+    problems.append(f'layout.skip_steps={layout.skip_steps} must be -1 (all), 0 or more')
+  if not layout.readout_sees_question and config.method in (*WITHOUT_BLOCKS, 'coconut'):
     problems.append(f"layout.readout_sees_question=False leaves method '{config.method}', which "
                     'has no blocks, nothing to read; set it to True')
   if config.method in WRITTEN and not layout.step_separator and not layout.answer_prefix:
@@ -200,8 +210,14 @@ def _find_training_problems(config):
                     f'train.num_micro_batches={train.num_micro_batches}; use {fix}')
   if not 0 < curriculum.stage1_frac < 1:
     problems.append(f'curriculum.stage1_frac={curriculum.stage1_frac} must be between 0 and 1')
-  if train.init_from and config.method != 'rim_stage2':
-    problems.append(f"train.init_from='{train.init_from}' is only read by method 'rim_stage2'")
+  if train.init_from and config.method not in ('rim_stage2', 'coconut_stage'):
+    problems.append(f"train.init_from='{train.init_from}' is only read by the methods 'rim_stage2' "
+                    "and 'coconut_stage'")
+  coconut = config.coconut
+  if not 0 < coconut.stage_frac * (coconut.num_stages + 1) < 1:
+    problems.append(f'coconut.stage_frac={coconut.stage_frac:g}: {coconut.num_stages + 1} stages '
+                    'leave the last one nothing, or have none themselves; set it between 0 and '
+                    f'{1 / (coconut.num_stages + 1):.3g}')
   axes = dataclasses.asdict(mesh)
   if any(size < 1 and size != -1 for size in axes.values()):
     problems.append(f'mesh={axes}: an axis is 1 or more, or -1 for the rest')
@@ -212,4 +228,7 @@ def _find_training_problems(config):
   if config.eval.num_blocks > 0 and config.method in WITHOUT_BLOCKS:
     problems.append(f"eval.num_blocks={config.eval.num_blocks}: method '{config.method}' has no "
                     'blocks; use -1')
+  if config.eval.num_blocks > 0 and config.method in COCONUT:
+    problems.append(f'eval.num_blocks={config.eval.num_blocks}: {config.method} has the block that '
+                    'it was trained with, or with 0 none; use -1 or 0')
   return problems

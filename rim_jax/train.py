@@ -90,7 +90,7 @@ def _load_frozen(task: Task, workdir, abstract):
 
 
 def _initialize(task: Task, program, init_from, say):
-  """A fresh state: random, pretrained, or stage 1's parameters under a fresh optimizer."""
+  """A fresh state: random, pretrained, or an earlier stage's parameters."""
   if init_from is None:
     base = None
     if task.base:
@@ -125,14 +125,16 @@ def _initialize(task: Task, program, init_from, say):
 
 
 def find_init(config: Config, workdir) -> epath.Path | None:
-  """The stage 1 run that stage 2 starts from: named, or beside its own WORKDIR.
+  """The run that a stage starts from: named, or for rim's stage 2 beside its own WORKDIR.
 
   Raises: UserError with the command that makes it.
   """
+  workdir, named = epath.Path(workdir), config.train.init_from
+  if named and not (epath.Path(named) / 'config.json').exists() and config.method != 'rim_stage2':
+    raise UserError(f'{named}: there is no run here to start from; name another one with '
+                    '--config.train.init_from=DIR')
   if config.method != 'rim_stage2':
-    return None
-  workdir = epath.Path(workdir)
-  named = config.train.init_from
+    return epath.Path(named) if named else None
   path = epath.Path(named) if named else workdir.parent / workdir.name.replace('stage2', 'stage1')
   if path == workdir or not (path / 'config.json').exists():
     preset = path.name.partition('-')[2]
@@ -295,7 +297,8 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
     progress.update(start, note)
 
     step_fn = train_step_lib.make_train_step(
-        program, config, stage.num_steps, stage.max_blocks, task.mesh, stage.reset_steps)
+        program, config, stage.num_steps, stage.max_blocks, task.mesh, stage.reset_steps,
+        stage.row_examples)
     batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
     for step in range(start + 1, stage.num_steps + 1):
       with goodput.measure('data'):
@@ -439,8 +442,10 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
       decoder, params, frozen, records, config, task.codec, blocks)
   if config.method == 'rim_stage1':
     result |= evaluate.evaluate_steps(decoder, params, frozen, records, config, task.codec)
+  if config.method == 'coconut_stage':
+    result['num_thoughts'] = blocks * config.layout.block_tokens
   # A chain of thought's first token is not its answer's: its time would mislead.
-  if config.eval.num_latency_runs and config.method != 'cot':
+  if config.eval.num_latency_runs and not config.writes_steps:
     result |= evaluate.measure_ttft(graphdef, params, frozen, records, config, task.codec,
                                     task.mesh, blocks, config.eval.num_latency_runs)
   result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,

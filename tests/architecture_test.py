@@ -37,6 +37,8 @@ NEVER = {
     'tokenizer': {'rim_jax.model', 'jax'},
     'layout': {'rim_jax.model', 'rim_jax.loss'},
     'packing': ALL | {'jax', 'grain'},
+    'coconut': {'rim_jax.data', 'rim_jax.loss', 'rim_jax.optim', 'rim_jax.train', 'rim_jax.decode',
+                'optax'} | IO,
     'removal': ALL - {'rim_jax.config'} | {'jax', 'grain'} | IO,
     'pipeline': {'rim_jax.model', 'rim_jax.loss', 'rim_jax.optim', 'rim_jax.train'},
     'batch': ALL - {'rim_jax.config'},

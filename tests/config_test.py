@@ -82,7 +82,7 @@ def test_the_recipes_of_a_preset_differ_in_the_method_only():
   A readout before the first block is a part of stage 1; room for a written chain, of cot.
   """
   trees = [config_lib.flatten(config_lib.parse_config(load_recipe(n).get_config('chain')))
-           for n in ('rim', 'direct', 'cot', 'pause', 'icot')]
+           for n in ('rim', 'direct', 'cot', 'pause', 'icot', 'coconut')]
   differ = {k for k in trees[0] if len({t[k] for t in trees}) > 1}
   assert differ <= {'method', 'eval.max_new_tokens', 'layout.depth0_readout'}
 
@@ -357,7 +357,7 @@ def probe_mesh(config, tools):
 
 
 def probe_stages(config, tools):
-  return [(s.train, s.model, s.optim) for _, s in config_lib.make_stages(config)]
+  return [(s.train, s.model, s.optim, s.layout) for _, s in config_lib.make_stages(config)]
 
 
 def probe_stage1(config, tools):
@@ -491,6 +491,7 @@ def probe_shown(config, tools):
 PROBES = {name.removeprefix('probe_'): f for name, f in list(globals().items())
           if name.startswith('probe_')}
 
+COCONUT = {'method': 'coconut_stage', 'layout.num_blocks': 1}
 ICOT = {'method': 'icot', 'icot.remove_per_epoch': 10.0}
 STAGE2 = {'method': 'rim_stage2'}
 ROPE = {'model.positions': 'rope'}
@@ -540,6 +541,7 @@ LIVE = {
     'layout.readout_sees_question': ('step', False, {}),
     'layout.bidirectional_blocks': ('step', True, {}),
     'layout.depth0_readout': ('batch', True, {}),
+    'layout.skip_steps': ('batch', 1, COCONUT),
     'layout.chat_template': ('resolved_or_error', True, UNSET | {
         'model.init_from': 'tests/golden/llama'}),
     'layout.question_prefix': ('batch', '+', {}),
@@ -602,6 +604,9 @@ LIVE = {
     'icot.smoothing': ('removal', 0.5, ICOT),
     'icot.hold_epochs': ('removal', 0.1, ICOT),
     'icot.reset_optimizer': ('removal', False, ICOT),
+    'coconut.num_stages': ('stages', 4, {'method': 'coconut'}),
+    'coconut.thoughts_per_step': ('stages', 1, {'method': 'coconut'}),
+    'coconut.stage_frac': ('stages', 0.1, {'method': 'coconut'}),
     'optim.trainable': ('step', 'memory', {}),
     'optim.learning_rate': ('step', 0.123, {}),
     'optim.warmup_frac': ('step', 0.5, {}),

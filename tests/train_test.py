@@ -194,6 +194,39 @@ def test_icot_s_best_checkpoint_is_one_without_a_chain(tmp_path, cache, use_devi
       tmp_path / 'run', 'last').step
 
 
+def test_coconut_s_stages_go_on_from_one_another_and_when_killed(tmp_path, cache, use_devices):
+  """In the midst of stage 1, where steps give way to thoughts: the end is an undisturbed one's."""
+  use_devices(1)
+  config = make_config(cache, 'coconut', coconut__num_stages=1, coconut__stage_frac=0.3,
+                       train__num_examples=120, model__num_layers=1, checkpoint__every_steps=2)
+  train_lib.train_curriculum(config, tmp_path / 'whole', say=QUIET)
+  (_, first), (_, second), _ = config_lib.make_stages(config)
+  train_lib.train(first, tmp_path / 'parts/stage0', say=QUIET)
+  with pytest.MonkeyPatch.context() as patch:
+    kill_after(patch, 3)
+    with pytest.raises(Killed):
+      train_lib.train(second, tmp_path / 'parts/stage1', tmp_path / 'parts/stage0', say=QUIET)
+  told = []
+  train_lib.train_curriculum(config, tmp_path / 'parts', say=told.append)
+  assert 'continuing from step 2 of 5' in told
+  step = checkpoint_lib.choose_checkpoint(tmp_path / 'parts/stage1', 'last').step
+  assert f'parameters from step {step} of {tmp_path}/parts/stage1' in told
+  for stage in ('stage0', 'stage1', 'stage2'):
+    assert_same_run(tmp_path / 'whole' / stage, tmp_path / 'parts' / stage)
+
+
+def test_a_coconut_stage_alone_starts_from_the_run_that_is_named(tmp_path, cache):
+  config = make_config(cache, 'coconut_stage', layout__num_blocks=1)
+  assert train_lib.find_init(config, tmp_path / 'run') is None
+  named = dataclasses.replace(config, train=dataclasses.replace(
+      config.train, init_from=str(tmp_path / 'cot')))
+  with pytest.raises(UserError, match='cot: there is no run here to start from'):
+    train_lib.find_init(named, tmp_path / 'run')
+  (tmp_path / 'cot').mkdir()
+  (tmp_path / 'cot/config.json').write_text('{}')
+  assert train_lib.find_init(named, tmp_path / 'run') == tmp_path / 'cot'
+
+
 def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
     tmp_path, cache, use_devices):
   use_devices(1)
