@@ -21,6 +21,7 @@ from rim_jax import attention
 from rim_jax import batch as batch_lib
 from rim_jax.config import Config
 from rim_jax.lora import fold_in_name
+from rim_jax.sharding import BATCH, constrain
 
 
 def compute_slot_logits(model, batch: batch_lib.Batch, config: Config, row_examples: int,
@@ -56,9 +57,11 @@ def compute_slot_logits(model, batch: batch_lib.Batch, config: Config, row_examp
   first_be = jnp.where(there_be, at_be + 1, num_tokens)
   index_bj = (first_be[..., None] + jnp.arange(num_thoughts)[None, None]).reshape(
       len(first_be), -1)
-  thoughts_bjd = jnp.moveaxis(thoughts_jbed, 0, 2).reshape(*index_bj.shape, -1)
+  # Both stay with their rows: looked up, the others would have parts of `embed`.
+  thoughts_bjd, inputs_btd = (constrain(x, BATCH, None, None) for x in (
+      jnp.moveaxis(thoughts_jbed, 0, 2).reshape(*index_bj.shape, -1), model.embed(batch.tokens)))
   inputs_btd = jax.vmap(lambda x, i, h: x.at[i].set(h, mode='drop'))(
-      model.embed(batch.tokens), index_bj, thoughts_bjd)
+      inputs_btd, index_bj, thoughts_bjd)
   return model.compute_slot_logits(batch, config.layout, dropout_key, inputs_btd)
 
 

@@ -85,20 +85,21 @@ def test_what_the_mesh_does_not_divide_is_an_error(changes, culprit):
     make_program(MeshConfig(2, 2, 2), **changes)
 
 
-@pytest.mark.parametrize('trainable', ['all', 'lora'])
+@pytest.mark.parametrize('method, trainable', [
+    ('rim_stage1', 'all'), ('rim_stage1', 'lora'), ('coconut_stage', 'all')])
 @pytest.mark.parametrize('mesh_config', [MeshConfig(2, 2, 2), MeshConfig(2, 4, 1)])
-def test_a_step_holds_no_activation_of_the_whole_batch(capfd, trainable, mesh_config):
+def test_a_step_holds_no_activation_of_the_whole_batch(capfd, method, trainable, mesh_config):
   """24 rows of 64 tokens and 40 slots, 22 ids: numbers that show in the compiled program."""
   config = support.make_config(
-      train__batch_rows=24, optim__trainable=trainable, model__attention_tile_tokens=0,
-      model__lora__rank=4 if trainable == 'lora' else 0)
+      method, train__batch_rows=24, optim__trainable=trainable, model__attention_tile_tokens=0,
+      model__lora__rank=4 if trainable == 'lora' else 0, layout__block_tokens=3)
   mesh = sharding.make_mesh(mesh_config)
   program = train_step_lib.make_program(config, 22, 10, mesh)
   at = sharding.get_batch_sharding(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
                        batch_lib.make_empty_rows(24, 64, 40))
   with jax.set_mesh(mesh):
-    text = train_step_lib.make_train_step(program, config, 10, 4, mesh).lower(
+    text = train_step_lib.make_train_step(program, config, 10, 4, mesh, row_examples=5).lower(
         *program.abstract, batch).compile().as_text()
   shapes = {tuple(map(int, s.split(','))) for s in re.findall(r'f(?:32|16)\[([\d,]+)\]', text)}
   assert any(s[:2] in ((3, 64), (6, 64)) for s in shapes)
