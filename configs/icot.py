@@ -4,7 +4,7 @@ Stepwise internalization (arXiv 2405.14838); else as rim.py. Accuracy on valid i
 at the time; results are of the bare end, whose program is direct answering's.
 
   python -m rim_jax.main --config=configs/icot.py
-      The chain task.
+      The chain task: 17.3 % (seed 0; chance is 10).
   python -m rim_jax.main --config=configs/icot.py:gsm8k --config.data.dir=DIR (or gsm8k_perturbed)
 """
 

@@ -88,7 +88,7 @@ def find_problems(config, flat: dict) -> list[str]:
   if problems:
     return problems
   return (_find_data_problems(config) + _find_model_problems(config)
-          + _find_training_problems(config))
+          + _find_training_problems(config) + _find_coconut_problems(config))
 
 
 def _find_data_problems(config):
@@ -121,6 +121,18 @@ def _find_data_problems(config):
   if layout.depth0_readout and not layout.readout_sees_question:
     problems.append('layout.depth0_readout=True with readout_sees_question=False: the readout '
                     'before the first block would see nothing; switch one of them')
+  if not layout.readout_sees_question and config.method in (*WITHOUT_BLOCKS, 'coconut'):
+    problems.append(f"layout.readout_sees_question=False leaves method '{config.method}', which "
+                    'has no blocks, nothing to read; set it to True')
+  if config.method in WRITTEN and not layout.step_separator and not layout.answer_prefix:
+    problems.append(f'{config.method} needs layout.step_separator or layout.answer_prefix, to '
+                    'tell the answer from the steps')
+  return problems
+
+
+def _find_coconut_problems(config):
+  problems = []
+  layout, coconut = config.layout, config.coconut
   if config.method in COCONUT and layout.bidirectional_blocks:
     problems.append(f'layout.bidirectional_blocks=True: the thoughts of {config.method} come one '
                     'after the other; set it to False')
@@ -129,12 +141,13 @@ def _find_data_problems(config):
                     'layout.block_tokens thoughts, or none')
   if layout.skip_steps < -1:
     problems.append(f'layout.skip_steps={layout.skip_steps} must be -1 (all), 0 or more')
-  if not layout.readout_sees_question and config.method in (*WITHOUT_BLOCKS, 'coconut'):
-    problems.append(f"layout.readout_sees_question=False leaves method '{config.method}', which "
-                    'has no blocks, nothing to read; set it to True')
-  if config.method in WRITTEN and not layout.step_separator and not layout.answer_prefix:
-    problems.append(f'{config.method} needs layout.step_separator or layout.answer_prefix, to '
-                    'tell the answer from the steps')
+  if not 0 < coconut.stage_frac * (coconut.num_stages + 1) < 1:
+    problems.append(f'coconut.stage_frac={coconut.stage_frac:g}: {coconut.num_stages + 1} stages '
+                    'leave the last one nothing, or have none themselves; set it between 0 and '
+                    f'{1 / (coconut.num_stages + 1):.3g}')
+  if config.eval.num_blocks > 0 and config.method in COCONUT:
+    problems.append(f'eval.num_blocks={config.eval.num_blocks}: {config.method} has the block that '
+                    'it was trained with, or with 0 none; use -1 or 0')
   return problems
 
 
@@ -213,11 +226,6 @@ def _find_training_problems(config):
   if train.init_from and config.method not in ('rim_stage2', 'coconut_stage'):
     problems.append(f"train.init_from='{train.init_from}' is only read by the methods 'rim_stage2' "
                     "and 'coconut_stage'")
-  coconut = config.coconut
-  if not 0 < coconut.stage_frac * (coconut.num_stages + 1) < 1:
-    problems.append(f'coconut.stage_frac={coconut.stage_frac:g}: {coconut.num_stages + 1} stages '
-                    'leave the last one nothing, or have none themselves; set it between 0 and '
-                    f'{1 / (coconut.num_stages + 1):.3g}')
   axes = dataclasses.asdict(mesh)
   if any(size < 1 and size != -1 for size in axes.values()):
     problems.append(f'mesh={axes}: an axis is 1 or more, or -1 for the rest')
@@ -228,7 +236,4 @@ def _find_training_problems(config):
   if config.eval.num_blocks > 0 and config.method in WITHOUT_BLOCKS:
     problems.append(f"eval.num_blocks={config.eval.num_blocks}: method '{config.method}' has no "
                     'blocks; use -1')
-  if config.eval.num_blocks > 0 and config.method in COCONUT:
-    problems.append(f'eval.num_blocks={config.eval.num_blocks}: {config.method} has the block that '
-                    'it was trained with, or with 0 none; use -1 or 0')
   return problems

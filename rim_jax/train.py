@@ -130,10 +130,10 @@ def find_init(config: Config, workdir) -> epath.Path | None:
   Raises: UserError with the command that makes it.
   """
   workdir, named = epath.Path(workdir), config.train.init_from
-  if named and not (epath.Path(named) / 'config.json').exists() and config.method != 'rim_stage2':
-    raise UserError(f'{named}: there is no run here to start from; name another one with '
-                    '--config.train.init_from=DIR')
   if config.method != 'rim_stage2':
+    if named and not (epath.Path(named) / 'config.json').exists():
+      raise UserError(f'{named}: there is no run here to start from; name another one with '
+                      '--config.train.init_from=DIR')
     return epath.Path(named) if named else None
   path = epath.Path(named) if named else workdir.parent / workdir.name.replace('stage2', 'stage1')
   if path == workdir or not (path / 'config.json').exists():

@@ -164,6 +164,44 @@ def test_gradient_flows_from_what_a_slot_sees_and_not_from_the_rows_of_thoughts(
     np.testing.assert_array_equal(flows, mask[batch.slot_index[0, slot]])
 
 
+def test_the_step_s_loss_is_of_this_forward():
+  config = make_config(2, 1, model__attention_tile_tokens=0)
+  batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS))
+  model = support.make_model(config)
+
+  @jax.jit
+  def compute(batch):
+    logits = coconut.compute_slot_logits(model, batch, config, 3)
+    nll = loss_lib.compute_slot_nll(logits, batch.slot_target) / jnp.maximum(batch.slot_tokens, 1)
+    return (train_step_lib.compute_loss(model, batch, 0, 10, 4, config, None, 3)[0],
+            jnp.where(batch.slot_kind > 0, nll, 0).sum())
+  loss, expected = compute(batch)
+  assert loss == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_under_dropout_both_passes_read_the_question_alike():
+  """In bfloat16: what is fed in as the first thought is what the second pass has at <b>, too."""
+  config = make_config(1, 1, model__dropout=0.5, model__compute_dtype='bfloat16')
+  batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS))
+  model, seen = support.make_model(config), []
+  real = model_lib.Transformer.__call__
+
+  def call(self, *args, **kwargs):
+    x, kv = real(self, *args, **kwargs)
+    if not isinstance(x, jax.core.Tracer):
+      seen.append((np.asarray(x.astype(jnp.float32)), kwargs.get('inputs_btd')))
+    return x, kv
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(model_lib.Transformer, '__call__', call)
+    coconut.compute_slot_logits(model, batch, config, 3, jax.random.key(0))
+  (first, _), (second, inputs) = seen
+  at = np.nonzero(batch.tokens == model.vocab_size)
+  assert len(at[0]) == 5 and np.abs(first[at]).min(1).max() > 0
+  np.testing.assert_allclose(first[at], second[at], rtol=0.05, atol=0.05)
+  after = at[0], at[1] + 1
+  np.testing.assert_array_equal(np.asarray(inputs.astype(jnp.float32))[after], first[at])
+
+
 # ---- Decoding ----
 
 
