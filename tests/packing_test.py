@@ -55,6 +55,8 @@ def test_every_epoch_packs_other_records_together():
 def test_permutation_is_pinned():
   """A saved run's order must be the same tomorrow: these are the words of Philox."""
   assert packing.permute(8, 0, 0, 0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
+  # A whole epoch's rows are those of its part 0.
+  assert packing.permute(8, 3, 2, 1).tolist() == packing.permute(8, 3, 2, 1, 0).tolist()
 
 
 def test_first_fit_takes_the_oldest_row_with_room():
