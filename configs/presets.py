@@ -6,6 +6,7 @@ import ml_collections
 
 from rim_jax.config import UserError, make_config_dict, make_stages, parse_config
 
+_WRITTEN = ('cot', 'icot', 'coconut')  # these need room to write steps, at least while they train
 
 def make_chain(method: str):
   """The built-in chain task (method.md's laptop task): a 4-layer network, one character a token."""
@@ -26,7 +27,11 @@ def make_chain(method: str):
   config.curriculum.hold_frac = 0.75  # fading waits until every block has learned
   # So small a network has nothing to spare: dropout 0.2 in stage 2 costs it a third of the answers
   config.curriculum.update({'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
-  config.eval.max_new_tokens = 12 if method == 'cot' else 2
+  # iCoT: of 51 epochs a quarter with the whole chain, half to remove its 8 tokens, the rest bare
+  config.icot.update({'hold_epochs': 12.8, 'remove_per_epoch': 0.3125})
+  # Coconut: a stage for each step, all of equal length
+  config.coconut.update({'num_stages': 4, 'thoughts_per_step': 1, 'stage_frac': 1 / 6})
+  config.eval.max_new_tokens = 12 if method in _WRITTEN else 2
   return config
 
 
@@ -43,7 +48,9 @@ def make_gsm8k(method: str):
                        'activation': 'gelu_tanh', 'max_positions': 1536, 'remat': 'full'})
   config.train.update({'num_epochs': 1.34, 'batch_examples': 32})  # stage 1: one epoch
   config.checkpoint.every_steps = 100
-  config.eval.update({'max_new_tokens': 192 if method == 'cot' else 12, 'batch_size': 32,
+  # A token that iCoT's 39 mean is about four bytes; all gone after two thirds of the budget
+  config.icot.update({'remove_per_epoch': 180.0, 'remove_all_beyond_tokens': 160})
+  config.eval.update({'max_new_tokens': 192 if method in _WRITTEN else 12, 'batch_size': 32,
                       'num_valid_examples': 32})
   return config
 
@@ -70,7 +77,8 @@ def make_gsm8k_perturbed(method: str):
   config.optim.update({'learning_rate': 3e-4, 'decay': 'cosine'})
   config.train.update({'num_epochs': 8.0, 'batch_examples': 128})  # stage 1: 6, as in the paper
   config.checkpoint.every_steps = 1000
-  config.eval.max_new_tokens = 192 if method == 'cot' else 12
+  config.icot.update({'remove_per_epoch': 32.0, 'remove_all_beyond_tokens': 160})  # of bytes
+  config.eval.max_new_tokens = 192 if method in _WRITTEN else 12
   return config
 
 
@@ -142,7 +150,7 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   config.optim.update({'trainable': 'lora', 'learning_rate': learning_rate, 'b2': 0.999})
   config.train.update({'num_epochs': 8.0, 'batch_examples': 128})
   config.checkpoint.every_steps = 1000
-  config.eval.max_new_tokens = 256 if method == 'cot' else 16
+  config.eval.max_new_tokens = 256 if method in _WRITTEN else 16
   return config
 
 

@@ -137,12 +137,17 @@ class Checkpointer:
         storage.remove(path)
 
   def save(self, step: int, params, optim, card: dict, metric: float) -> None:
-    """Starts a save; returns once the arrays may be donated."""
+    """Starts a save; returns once the arrays may be donated.
+
+    `card['counts']`: whether this is a result of the method, so can be the best; True by default.
+    """
     self.poll(wait=True)
     self._wait_for_seals()  # this save may remove a checkpoint, and none that is being read
     card = dict(card, format=CHECKPOINT_VERSION, step=step, valid_final_acc=metric,
                 params=describe_tree(params), optim=describe_tree(optim))
-    done = self._manager.save(step, metrics={'valid_final_acc': metric}, args=ocp.args.Composite(
+    # What does not count is never the best one.
+    rank = metric if card.get('counts', True) else metric - 2.0
+    done = self._manager.save(step, metrics={'valid_final_acc': rank}, args=ocp.args.Composite(
         params=ocp.args.StandardSave(params), optim=ocp.args.StandardSave(optim),
         card=ocp.args.JsonSave(card)))
     if not done:
@@ -239,6 +244,8 @@ def load_checkpoint(folder, step: int) -> Checkpoint:
 def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
   """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
 
+  One that counts goes before one that does not.
+
   Raises: UserError when there is none, or the chosen one is damaged.
   """
   folder = get_folder(workdir)
@@ -246,7 +253,8 @@ def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
   if not found:
     raise UserError(f'{workdir}: has no checkpoint; train it first, or name another --workdir')
   if which == 'best':
-    found.sort(key=lambda c: (c.card['valid_final_acc'], c.step), reverse=True)
+    found.sort(key=lambda c: (c.card.get('counts', True), c.card['valid_final_acc'], c.step),
+               reverse=True)
   damage = find_damage(found[0].folder)
   if damage:
     other = 'last' if which == 'best' else 'best'

@@ -97,6 +97,7 @@ class LayoutConfig:
   bidirectional_blocks: bool = False
   depth0_readout: bool = False  # stage 1: also predict r_1, right after the question
   stage2_depth0_readout: bool = False  # stage 2, pause: also the answer, right after the question
+  skip_steps: int = 0  # coconut_stage: steps that its thoughts stand for; -1: all, answer alone
   chat_template: bool = False  # take the next two from model.init_from's chat template
   question_prefix: str = ''  # before the question, after bos; may spell special tokens
   separator: str = '\n'  # after the question; may spell special tokens
@@ -172,6 +173,24 @@ class CurriculumConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class IcotConfig:
+  """How iCoT takes the written chain away, from the left (removal.py)."""
+  remove_per_epoch: float = 8.0  # tokens; below 1 one in several epochs
+  remove_all_beyond_tokens: int = 39  # once so many are due, all that is left goes
+  smoothing: float = 4.0  # lambda: a record loses o more with P(o) ~ exp(-lambda o); 0: none
+  hold_epochs: float = 0.0  # before the first is removed
+  reset_optimizer: bool = True  # fresh moments whenever more is removed
+
+
+@dataclasses.dataclass(frozen=True)
+class CoconutConfig:
+  """The stages of method `coconut`: stage k has thoughts in place of the first k steps."""
+  num_stages: int = 3  # after stage 0, a written chain; the last stage writes the answer alone
+  thoughts_per_step: int = 2  # c, for each step, whether a record has so many or not
+  stage_frac: float = 0.12  # share of the budget of each stage; the last one takes the rest
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
   """AdamW on the trainable set."""
   trainable: str = 'all'  # all | memory | lora (adapters and memory rows)
@@ -193,7 +212,7 @@ class TrainConfig:
   batch_examples: int = 128  # mean records of a step, realised by packed rows; or
   batch_rows: int = 0  # packed rows of a step, exactly
   num_micro_batches: int = 1  # of a step, one after the other
-  init_from: str = ''  # rim_stage2: the stage 1 run; '' finds runs/stage1[-<preset>]
+  init_from: str = ''  # rim_stage2: the stage 1 run, '' finds it; coconut_stage: that before it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,6 +296,8 @@ class Config:
   layout: LayoutConfig = LayoutConfig()
   model: ModelConfig = ModelConfig()
   curriculum: CurriculumConfig = CurriculumConfig()
+  icot: IcotConfig = IcotConfig()
+  coconut: CoconutConfig = CoconutConfig()
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()
@@ -289,7 +310,7 @@ class Config:
   @property
   def eval_blocks(self):
     """K at evaluation; methods without blocks have none."""
-    if self.method in ('direct', 'cot'):
+    if self.method in rules.WITHOUT_BLOCKS:
       return 0
     return self.layout.num_blocks if self.eval.num_blocks < 0 else self.eval.num_blocks
 
@@ -298,6 +319,12 @@ class Config:
     """The largest K of a budget curve; 0 for none."""
     most = self.eval.budget_blocks
     return 2 * self.layout.num_blocks if most < 0 else most
+
+  @property
+  def writes_steps(self):
+    """Whether steps are written before the answer once the run is done."""
+    return self.method == 'cot' or (
+        self.method == 'coconut_stage' and self.layout.skip_steps >= 0)
 
 
 # A finished or resumed run may differ from its config.json in these sections only:
@@ -404,21 +431,43 @@ def find_problems(config: Config) -> list[str]:
 
 
 def make_stages(config: Config) -> list[tuple[str, Config]]:
-  """The runs that a config stands for, in order: ('', itself), or rim's two stages.
+  """The runs that a config stands for, in order: ('', itself), or the stages of rim or coconut.
 
-  A stage is a run of its own: fresh optimizer, and in stage 2 a lower learning
-  rate and a higher dropout, on the parameters of stage 1 (method.md section 5).
+  A stage is a run of its own: fresh optimizer, on the parameters of the one before.
   """
-  if config.method != 'rim':
-    return [('', config)]
-  train, curriculum, replace = config.train, config.curriculum, dataclasses.replace
+  return {'rim': _make_rim_stages, 'coconut': _make_coconut_stages}.get(
+      config.method, lambda config: [('', config)])(config)
 
-  def budget(share):
-    return replace(train, num_examples=round(train.num_examples * share),
-                   num_epochs=train.num_epochs * share)
-  stage1 = replace(config, method='rim_stage1', train=budget(curriculum.stage1_frac))
+
+def _take_share(train: TrainConfig, share: float) -> TrainConfig:
+  return dataclasses.replace(train, num_examples=round(train.num_examples * share),
+                             num_epochs=train.num_epochs * share)
+
+
+def _make_coconut_stages(config):
+  """Stage 0, the numbered ones, and the last, which keeps the thoughts and writes no step.
+
+  Source: arXiv 2412.06769; thoughts are as many for every record (its `pad_latent_to_max`).
+  """
+  coconut, replace, stages = config.coconut, dataclasses.replace, []
+  for k in range(coconut.num_stages + 2):
+    last = k > coconut.num_stages
+    share = 1 - k * coconut.stage_frac if last else coconut.stage_frac
+    thoughts = min(k, coconut.num_stages) * coconut.thoughts_per_step
+    layout = replace(config.layout, num_blocks=int(thoughts > 0), skip_steps=-1 if last else k,
+                     block_tokens=thoughts or config.layout.block_tokens)
+    stages.append((f'stage{k}', replace(config, method='coconut_stage', layout=layout,
+                                        train=_take_share(config.train, share))))
+  return stages
+
+
+def _make_rim_stages(config):
+  """In stage 2 a lower learning rate and a higher dropout (method.md section 5)."""
+  curriculum, replace = config.curriculum, dataclasses.replace
+  stage1 = replace(config, method='rim_stage1',
+                   train=_take_share(config.train, curriculum.stage1_frac))
   stage2 = replace(
-      config, method='rim_stage2', train=budget(1 - curriculum.stage1_frac),
+      config, method='rim_stage2', train=_take_share(config.train, 1 - curriculum.stage1_frac),
       model=replace(config.model, dropout=curriculum.stage2_dropout, lora=replace(
           config.model.lora, dropout=curriculum.stage2_lora_dropout)),
       optim=replace(config.optim, learning_rate=(

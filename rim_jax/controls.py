@@ -138,8 +138,8 @@ _CHANGES = {'swapped': (swap, True), 'averaged': (average, True), 'permuted': (p
             'question_hidden': (keep, False)}
 
 
-def close_again(model, config: Config, blocks: tuple, trunks, x_btd, kv, sees_question=True):
-  """x with the states of the closing tokens of `blocks` as the cache kv has them.
+def close_again(model, config: Config, blocks: tuple, trunks, kv, sees_question=True):
+  """The states [b, r, d] of the closing tokens of `blocks` as the cache kv has them.
 
   Each sees what it saw in the trunk, but for its own copy there, in whose place it stands.
   """
@@ -159,9 +159,8 @@ def close_again(model, config: Config, blocks: tuple, trunks, x_btd, kv, sees_qu
   cache = jax.tree.map(
       lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, len(blocks)), (0, 0), (0, 0))), kv)
   tokens_br = jnp.take_along_axis(trunks.tokens, position_br, axis=1)
-  x_brd, _ = model(tokens_br, position_br, jnp.concatenate([visible, itself], -1), cache=cache,
-                   offset=width)
-  return x_btd.at[jnp.arange(num_rows)[:, None], position_br].set(x_brd)
+  return model(tokens_br, position_br, jnp.concatenate([visible, itself], -1), cache=cache,
+               offset=width)[0]
 
 
 def decode_changed(graphdef, config: Config, change, sees_question: bool, prefix: tuple,
@@ -172,14 +171,14 @@ def decode_changed(graphdef, config: Config, change, sees_question: bool, prefix
   Shapes: -> i32[b, r, max_new_tokens], as there.
   """
   model = merge_model(graphdef, params, frozen)
-  x_btd, kv = decode_lib.prefill(model, config, trunks)
+  x_brd, kv, fields = decode_lib.prefill(model, config, trunks, blocks)
   kv = change(kv, trunks, pairs, config)
   if not prefix:
-    x_btd = close_again(model, config, blocks, trunks, x_btd, kv, sees_question)
+    x_brd = close_again(model, config, blocks, trunks, kv, sees_question)
   layout = dataclasses.replace(config.layout, readout_sees_question=(
       config.layout.readout_sees_question and sees_question))
   return decode_lib.read(model, dataclasses.replace(config, layout=layout), prefix, eos_id,
-                         num_ids, blocks, max_new_tokens, trunks, x_btd, kv)
+                         num_ids, blocks, max_new_tokens, trunks, x_brd, kv, fields)
 
 
 # ---- Who is whose donor ----

@@ -76,6 +76,8 @@ def _weigh_equally(batch, step, num_steps, config: Config):
 WEIGHTS = {
     'direct': _weigh_equally,
     'cot': _weigh_equally,
+    'icot': _weigh_equally,
+    'coconut_stage': _weigh_equally,
     'pause': _weigh_stage2,
     'rim_stage1': _weigh_stage1,
     'rim_stage2': _weigh_stage2,

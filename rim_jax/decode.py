@@ -14,6 +14,7 @@ import numpy as np
 
 from rim_jax import attention
 from rim_jax import batch as batch_lib
+from rim_jax import coconut
 from rim_jax import layout as layout_lib
 from rim_jax import sharding
 from rim_jax.config import Config, UserError
@@ -76,17 +77,28 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
   """
   model = merge_model(graphdef, params, frozen)
   return read(model, config, prefix, eos_id, num_ids, blocks, max_new_tokens, trunks,
-              *prefill(model, config, trunks), draw)
+              *prefill(model, config, trunks, blocks), draw)
 
 
-def prefill(model, config: Config, trunks: Trunks):
+def prefill(model, config: Config, trunks: Trunks, blocks: tuple):
   """The trunks alone, once for all readouts.
 
-  Returns: (x [b, t, d], (keys, values) [l, b, t, n, k]).
+  Returns: (x [b, r, d] at the last token of each of `blocks`, (keys, values) [l, b, c, n, k],
+    Fields of those c tokens).
   """
-  visible = attention.find_visible(trunks.fields, trunks.fields, config.layout,
+  fill = PREFILLS.get(config.method, _read_at_once) if any(blocks) else _read_at_once
+  return fill(model, trunks, get_starts(blocks, trunks, config), config)
+
+
+def _read_at_once(model, trunks, start_br, config):
+  fields = trunks.fields
+  visible = attention.find_visible(fields, fields, config.layout,
                                    config.model.attention_tile_tokens)
-  return model(trunks.tokens, trunks.fields.positions, visible, return_kv=True)
+  x_btd, kv = model(trunks.tokens, fields.positions, visible, return_kv=True)
+  return jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1), kv, fields
+
+
+PREFILLS = {'coconut_stage': coconut.prefill}  # of the methods that read a trunk otherwise
 
 
 def compute_states(graphdef, config: Config, blocks: tuple, params, frozen, trunks: Trunks):
@@ -107,13 +119,14 @@ def get_starts(blocks: tuple, trunks: Trunks, config: Config):
 
 
 def read(model, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
-         max_new_tokens: int, trunks: Trunks, x_btd, kv, draw=None):
+         max_new_tokens: int, trunks: Trunks, x_brd, kv, trunk_fields: batch_lib.Fields, draw=None):
   """`decode` from what `prefill` gave."""
   layout = config.layout
-  num_rows, width = trunks.tokens.shape
+  num_rows = trunks.tokens.shape[0]
   num_readouts, num_prefix = len(blocks), len(prefix)
   see = functools.partial(attention.find_visible, layout=layout,
                           tile_tokens=config.model.attention_tile_tokens)
+  width = trunk_fields.positions.shape[1]
   length = num_prefix + max_new_tokens - 1  # the last new token is never an input
   # Readout tokens stand in the cache by time, then by readout: [time, readout].
   block_r = jnp.asarray(blocks, jnp.int32)
@@ -136,7 +149,7 @@ def read(model, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks
       lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length * num_readouts), (0, 0), (0, 0))), kv)
   # Tokens not written yet are invisible: their positions lie after every query's.
   cache_fields = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1),
-                              trunks.fields, make_fields(0, length))
+                              trunk_fields, make_fields(0, length))
 
   def feed(tokens_bt, first, count, cache):
     """Hidden states of the last of `count` times, [b, r, d], and the extended cache."""
@@ -148,8 +161,6 @@ def read(model, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks
   if num_prefix:
     tokens = jnp.repeat(jnp.asarray(prefix, jnp.int32), num_readouts)
     x_brd, cache = feed(jnp.broadcast_to(tokens, (num_rows, tokens.size)), 0, num_prefix, cache)
-  else:
-    x_brd = jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1)
 
   def choose(x_brd, place):
     # Rows of the embedding beyond the tokenizer's ids are padding: they mean no text.

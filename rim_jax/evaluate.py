@@ -8,6 +8,7 @@ import numpy as np
 
 from rim_jax import decode as decode_lib
 from rim_jax import layout as layout_lib
+from rim_jax import rules
 from rim_jax.config import Config
 
 RESULTS_VERSION = 1
@@ -38,11 +39,11 @@ def answers_match(a: str, b: str) -> bool:
 def parse_answer(text: str, config: Config) -> str:
   """The answer in a decoded readout: what stands between the answer's prefix and suffix.
 
-  An answer readout begins after its forced prefix. A written chain of thought
+  An answer readout begins after its forced prefix. What a method that writes steps has written
   holds its answer after the last prefix, or, without one, after the last step.
   """
   layout = config.layout
-  if config.method == 'cot':
+  if config.method in rules.WRITTEN:
     marker = layout.answer_prefix or layout.step_separator
     text = text.rpartition(marker)[2]
   return text.split(layout.answer_suffix)[0] if layout.answer_suffix else text
@@ -67,20 +68,26 @@ def get_blocks(num_blocks: int) -> tuple:
 
 
 def get_answer_prefix(config: Config, codec):
-  """What is forced before an answer; a written chain of thought starts freely."""
-  return () if config.method == 'cot' else codec.template.answer_prefix
+  """What is forced before an answer; a written chain of thought starts freely.
+
+  iCoT is judged once its chain is gone, so by direct answering's own program.
+  """
+  return () if config.writes_steps else codec.template.answer_prefix
 
 
 def evaluate(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
-             num_blocks: int, say=None) -> tuple[dict, list[dict]]:
+             num_blocks: int, say=None, prefix=None) -> tuple[dict, list[dict]]:
   """Decodes every record's answer after each of K blocks.
 
+  Args:
+    prefix: ids that are forced first; the method's own by default.
   Returns: (results, predictions): accuracies in [0, 1], and one dictionary a record.
   Raises: UserError where a question runs beyond a learned position table.
   """
+  prefix = get_answer_prefix(config, codec) if prefix is None else prefix
   questions = encode_questions(records, config, codec, num_blocks)
-  texts, ended = decoder.decode_texts(params, frozen, questions, num_blocks,
-                                      get_answer_prefix(config, codec), get_blocks(num_blocks), say)
+  texts, ended = decoder.decode_texts(params, frozen, questions, num_blocks, prefix,
+                                      get_blocks(num_blocks), say)
   predictions = []
   for record, row in zip(records, texts):
     answers = [parse_answer(text, config) for text in row]

@@ -52,6 +52,8 @@ def check_exportable(config: Config, base: pretrained.Base | None, where) -> Non
   if config.layout.bidirectional_blocks:
     problems.append('has layout.bidirectional_blocks=True, which a plain causal engine cannot '
                     'run; train with False')
+  if config.method == 'coconut_stage' and config.layout.num_blocks:
+    problems.append('feeds hidden states back as inputs (Coconut), which a plain engine cannot run')
   if config.export.adapters and config.optim.trainable != 'lora':
     problems.append(f"has optim.trainable='{config.optim.trainable}', so there are no adapters to "
                     'write; export merged weights with --config.export.adapters=False')

@@ -108,13 +108,13 @@ def measure(methods: list[Method], num_runs: int, base: str = 'direct', clock=ti
 # ---- The programs ----
 
 
-def _prefill(graphdef, config, params, frozen, trunks):
-  return decode_lib.prefill(merge_model(graphdef, params, frozen), config, trunks)
+def _prefill(graphdef, config, blocks, params, frozen, trunks):
+  return decode_lib.prefill(merge_model(graphdef, params, frozen), config, trunks, blocks)
 
 
-def _read(graphdef, config, prefix, num_ids, blocks, num_tokens, params, frozen, trunks, x_btd, kv):
+def _read(graphdef, config, prefix, num_ids, blocks, num_tokens, params, frozen, trunks, *kept):
   return decode_lib.read(merge_model(graphdef, params, frozen), config, prefix, _NO_EOS, num_ids,
-                         blocks, num_tokens, trunks, x_btd, kv)
+                         blocks, num_tokens, trunks, *kept)
 
 
 def make_method(name: str, graphdef, config: Config, mesh, params, frozen, questions, *,
@@ -137,7 +137,7 @@ def make_method(name: str, graphdef, config: Config, mesh, params, frozen, quest
       questions, num_blocks, width, size, config, memory_start), mesh)
   everywhere = sharding.get_replicated(mesh)
   until_first, until_end = num_chain + 1, num_chain + num_answer
-  prefill = jax.jit(functools.partial(_prefill, graphdef, config))
+  prefill = jax.jit(functools.partial(_prefill, graphdef, config, blocks))
   whole = jax.jit(functools.partial(decode_lib.decode, graphdef, config), out_shardings=everywhere,
                   static_argnums=(0, 1, 2, 3, 4))
   read = jax.jit(functools.partial(_read, graphdef, config), out_shardings=everywhere,
@@ -198,9 +198,10 @@ def measure_run(graphdef, params, frozen, records, config: Config, codec, mesh, 
   encoded = codec.encode(records[0])
   template = codec.template
   num_chain = 0
-  if config.method == 'cot':
+  if config.writes_steps:
+    steps = encoded.steps[max(config.layout.skip_steps, 0):]
     num_chain = min(config.eval.max_new_tokens - 1, len(template.answer_prefix) + sum(
-        len(step) + len(template.step_separator) for step in encoded.steps))
+        len(step) + len(template.step_separator) for step in steps))
   shards = sharding.count_shards(sharding.BATCH, mesh)
   entries = []
   for size in sizes:

@@ -96,6 +96,13 @@ def _read_answer(encoded, template, block):
                  [*encoded.answer, *template.answer_suffix, *template.eos])
 
 
+def _read_chain(steps, encoded, template, block, removed=0):
+  """Steps and the answer as one readout, nothing of it given; without its first tokens."""
+  chain = [i for step in steps for i in (*step, *template.step_separator)][removed:]
+  return Readout(block, batch_lib.SLOT_ANSWER, (), [
+      *chain, *template.answer_prefix, *encoded.answer, *template.answer_suffix, *template.eos])
+
+
 def lay_out_direct(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
   """`[x]`, and the answer right after it."""
   del config
@@ -103,14 +110,27 @@ def lay_out_direct(encoded: Encoded, template: Template, config: LayoutConfig) -
                  (_read_answer(encoded, template, 0),))
 
 
-def lay_out_cot(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
-  """`[x]`, then every step and the answer written out, all of it supervised."""
+def lay_out_cot(encoded: Encoded, template: Template, config: LayoutConfig,
+                removed: int = 0) -> Example:
+  """`[x]`, then every step and the answer written out, all of it supervised.
+
+  iCoT: without the first `removed` tokens of the steps and what separates them.
+  """
   del config
-  chain = [i for step in encoded.steps for i in (*step, *template.step_separator)]
-  target = [*chain, *template.answer_prefix, *encoded.answer, *template.answer_suffix,
-            *template.eos]
   return Example(encoded.question, 0, max(len(encoded.steps), 1),
-                 (Readout(0, batch_lib.SLOT_ANSWER, (), target),))
+                 (_read_chain(encoded.steps, encoded, template, 0, removed),))
+
+
+def lay_out_coconut(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """`[x]`, a block of thoughts in place of the first steps, then the others and the answer.
+
+  Without a block and without a step skipped this is `cot`; without a block and with all skipped
+  it is `direct`.
+  """
+  block = config.num_blocks
+  readout = (_read_answer(encoded, template, block) if config.skip_steps < 0 else
+             _read_chain(encoded.steps[config.skip_steps:], encoded, template, block))
+  return Example(encoded.question, block, max(len(encoded.steps), 1), (readout,))
 
 
 def lay_out_stage1(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
@@ -138,6 +158,8 @@ def lay_out_stage2(encoded: Encoded, template: Template, config: LayoutConfig) -
 LAYOUTS = {
     'direct': lay_out_direct,
     'cot': lay_out_cot,
+    'icot': lay_out_cot,
+    'coconut_stage': lay_out_coconut,
     'pause': lay_out_stage2,
     'rim_stage1': lay_out_stage1,
     'rim_stage2': lay_out_stage2,

@@ -190,19 +190,23 @@ class Transformer(nnx.Module):
     self.memory = memory.make_memory(
         self.embedding[...], self.config, fold_in_name(key, 'memory'))
 
+  def embed(self, tokens_bt):
+    """Rows of the vocabulary and of the memory: i32[b, t] -> [b, t, d]."""
+    return memory.look_up(self.embedding[...], self.memory[...], tokens_bt,
+                          jnp.dtype(self.config.compute_dtype))
+
   def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None, cache=None, offset=0,
-               return_kv=False, num_layers: int | None = None):
+               return_kv=False, num_layers: int | None = None, inputs_btd=None):
     """Hidden states after the final norm, or as they leave the first `num_layers` layers.
 
     With a cache, a pair (keys, values), these tokens are written into it from
-    `offset` on, and all of it is attended to.
+    `offset` on, and all of it is attended to. `inputs_btd` stands in for the embedded tokens.
 
     Shapes: tokens, positions i32[b, t]; visible (t by c) as `attention.attend` takes it,
       c = t without a cache; keys, values [l, b, c, n, k].
     Returns: (x [b, t, d], (keys, values), or None unless there is a cache or `return_kv`).
     """
-    x_btd = memory.look_up(self.embedding[...], self.memory[...], tokens_bt,
-                           jnp.dtype(self.config.compute_dtype))
+    x_btd = self.embed(tokens_bt) if inputs_btd is None else inputs_btd
     if self.positions is not None:
       x_btd = x_btd + memory.take_rows(self.positions[...], positions_bt, x_btd.dtype)
     x_btd = constrain(drop(x_btd, self.config.dropout, dropout_key, 'embedding'),
@@ -230,14 +234,16 @@ class Transformer(nnx.Module):
   def _get_output(self):
     return self.embedding[...].T if self.head is None else self.head[...]
 
-  def compute_slot_logits(self, batch: batch_lib.Batch, layout: LayoutConfig, dropout_key=None):
+  def compute_slot_logits(self, batch: batch_lib.Batch, layout: LayoutConfig, dropout_key=None,
+                          inputs_btd=None):
     """Logits at the supervised slots of a packed batch, and nowhere else.
 
     Shapes: -> f32[b, s, v]. The trunk is never projected: s is far below t.
     """
     fields = batch_lib.get_fields(batch)
     visible = attention.find_visible(fields, fields, layout, self.config.attention_tile_tokens)
-    x_btd, _ = self(batch.tokens, batch.positions, visible, dropout_key=dropout_key)
+    x_btd, _ = self(batch.tokens, batch.positions, visible, dropout_key=dropout_key,
+                    inputs_btd=inputs_btd)
     x_bsd = jnp.take_along_axis(x_btd, batch.slot_index[..., None], axis=1)
     kernel_dv = self._get_output()
     if not sharding.is_split_by_ids(kernel_dv.shape[1]):

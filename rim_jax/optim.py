@@ -30,6 +30,14 @@ def make_decay_mask(params):
       lambda path, _: path[-1].key not in _NO_DECAY, params)
 
 
+def reset(state, fresh):
+  """The fresh optimizer state, but at the old one's place in the schedule."""
+  def is_schedule(x):
+    return isinstance(x, optax.ScaleByScheduleState)
+  return jax.tree.map(lambda old, new: old if is_schedule(old) else new, state, fresh,
+                      is_leaf=is_schedule)
+
+
 def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
   return optax.chain(
       optax.clip_by_global_norm(config.clip_norm),

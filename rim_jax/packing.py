@@ -21,6 +21,8 @@ class Plan:
   num_tokens: int  # useful ones, over all rows
   row_tokens: int
   row_slots: int
+  removed: np.ndarray  # beside records: tokens of its chain that a record has lost there
+  parts: tuple  # (first row, level) of each part of an epoch, as `cut` has it
 
   @property
   def num_rows(self):
@@ -36,9 +38,14 @@ class Plan:
 
   def get_row(self, i: int) -> np.ndarray:
     """Record numbers of row i; none for a row beyond the plan (it is padding)."""
-    if i >= self.num_rows:
-      return self.records[:0]
-    return self.records[self.starts[i]:self.starts[i + 1]]
+    return self.records[self._find(i)]
+
+  def get_removed(self, i: int) -> np.ndarray:
+    """How many tokens each record of row i has lost."""
+    return self.removed[self._find(i)]
+
+  def _find(self, i):
+    return slice(self.starts[i], self.starts[i + 1]) if i < self.num_rows else slice(0)
 
 
 def permute(count: int, *seed: int) -> np.ndarray:
@@ -89,25 +96,41 @@ def pack(order: np.ndarray, sizes: np.ndarray, row_tokens: int, row_slots: int,
 
 
 def make_plan(usable: np.ndarray, sizes: np.ndarray, num_examples: int, row_tokens: int,
-              row_slots: int, window: int, seed: int) -> Plan:
+              row_slots: int, window: int, seed: int, cut=None, least=None) -> Plan:
   """The rows of a stage: epochs of freshly permuted records until the budget is spent.
+
+  Where the layout changes within an epoch (`cut`), each part of it is packed and its rows are
+  permuted on their own, so that the change comes in the order of training.
 
   Args:
     usable: numbers of the records that may be used.
     sizes: i[N, 2+], tokens and slots of every record; each fits a row.
     num_examples: the budget; the last epoch takes the first records of its order.
+    cut: (epoch, order of its records) -> [(records, level, tokens that each of them has lost)];
+      by default whole epochs, and nothing lost.
+    least: like sizes, what is left of a record that has lost all it can.
   """
-  records, lengths = [], []
-  epoch = 0
+  cut = cut or (lambda epoch, order: [(order, 0, np.zeros_like(order))])
+  least = sizes if least is None else least
+  records, removed, lengths, parts = [], [], [], []
+  epoch = num_tokens = 0
   left = num_examples
   while left > 0:
-    order = usable[permute(len(usable), seed, epoch, 0)][:left]
-    rows = pack(order, sizes, row_tokens, row_slots, window)
-    rows = [rows[i] for i in permute(len(rows), seed, epoch, 1)]
-    records.extend(r for row in rows for r in row)
-    lengths.extend(map(len, rows))
-    left -= len(order)
+    order = usable[permute(len(usable), seed, epoch, 0)]
+    for part, (members, level, lost) in enumerate(cut(epoch, order)):
+      members, lost = members[:left], lost[:left]
+      # A token that is gone is one slot less, too.
+      needs = np.maximum(sizes[members, :2] - lost[:, None], least[members, :2])
+      rows = pack(np.arange(len(members)), needs, row_tokens, row_slots, window)
+      rows = [rows[i] for i in permute(len(rows), seed, epoch, 1, part)]
+      if rows:
+        parts.append((len(lengths), level))
+      at = np.asarray([i for row in rows for i in row], np.int64)
+      records.append(members[at])
+      removed.append(lost[at])
+      lengths.extend(map(len, rows))
+      num_tokens += int(needs[:, 0].sum())
+      left -= len(members)
     epoch += 1
-  records = np.asarray(records, np.int64)
-  return Plan(records, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
-              int(sizes[records, 0].sum()), row_tokens, row_slots)
+  return Plan(np.concatenate(records), np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]),
+              num_tokens, row_tokens, row_slots, np.concatenate(removed), tuple(parts))

@@ -16,6 +16,7 @@ import numpy as np
 from rim_jax import batch as batch_lib
 from rim_jax import layout as layout_lib
 from rim_jax import packing
+from rim_jax import removal
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax.config import Config, UserError
 
@@ -33,8 +34,10 @@ class Codec:
   def encode(self, record) -> layout_lib.Encoded:
     return layout_lib.encode_record(record, self.tokenizer, self.template)
 
-  def lay_out(self, encoded: layout_lib.Encoded) -> layout_lib.Example:
-    return layout_lib.LAYOUTS[self.config.method](encoded, self.template, self.config.layout)
+  def lay_out(self, encoded: layout_lib.Encoded, removed: int = 0) -> layout_lib.Example:
+    """`removed`: tokens that its chain has lost, where the method removes any."""
+    lay_out = layout_lib.LAYOUTS[self.config.method]
+    return lay_out(encoded, self.template, self.config.layout, *([removed] if removed else []))
 
 
 def make_codec(config: Config, tokenizer) -> Codec:
@@ -86,7 +89,7 @@ def load_lengths(split, tokenizer, cache_dir: str, say=print) -> Lengths:
   return lengths
 
 
-def measure(lengths: Lengths, codec: Codec) -> np.ndarray:
+def measure(lengths: Lengths, codec: Codec, removed: int = 0) -> np.ndarray:
   """(tokens, slots, positions, n) of every record under the method's layout: i64[N, 4].
 
   The layout itself is run on texts of these lengths, so its arithmetic exists once.
@@ -101,7 +104,7 @@ def measure(lengths: Lengths, codec: Codec) -> np.ndarray:
       continue
     example = codec.lay_out(layout_lib.Encoded(
         range(question + extra), tuple(map(range, steps[starts[i]:starts[i + 1]])),
-        range(answer)))
+        range(answer)), removed)
     sizes[i] = *layout_lib.count_example(example, codec.config.layout), example.num_steps
   return sizes
 
@@ -149,12 +152,17 @@ class StagePlan:
   num_examples: int  # the budget
   max_blocks: int  # the largest k that a readout can have
   dropped: list
+  row_examples: int  # the most examples of a row
+  reset_steps: tuple = ()  # completed updates after which the optimizer begins anew
+  counted_from: int = 0  # the first step whose checkpoint is a result of the method
 
   def describe(self) -> str:
     plan = self.plan
     return (f'{self.num_examples:,} examples in {plan.num_rows:,} rows of {plan.row_tokens} tokens '
             f'({plan.useful_frac:.1%} useful), {plan.row_slots} slots; {self.num_steps:,} steps of '
-            f'{self.batch_rows} rows = {plan.examples_per_row * self.batch_rows:.1f} examples')
+            f'{self.batch_rows} rows = {plan.examples_per_row * self.batch_rows:.1f} examples'
+            + (f'; no chain is left from step {self.counted_from:,} on' if self.counted_from
+               else ''))
 
 
 def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> StagePlan:
@@ -165,7 +173,8 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   Raises: UserError "train.batch_rows=... is not divisible by ...", or for bad rows.
   """
   config = codec.config
-  sizes = measure(load_lengths(split, codec.tokenizer, config.data.cache_dir, say), codec)
+  lengths = load_lengths(split, codec.tokenizer, config.data.cache_dir, say)
+  sizes = measure(lengths, codec)
   usable, dropped = find_usable(sizes, split, codec, config.layout.row_slots)
   row_slots = config.layout.row_slots or packing.choose_row_slots(
       sizes[usable], config.layout.row_tokens)
@@ -173,17 +182,32 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   if not num_examples:
     raise UserError(f'train.num_epochs={config.train.num_epochs:g} of {len(usable)} records is '
                     'no example; raise it')
+  least, cut = None, None
+  if config.method == 'icot':
+    least = measure(lengths, codec, removal.ALL)
+    longest = int((sizes - least)[usable, 0].max())
+    cut = removal.make_cut(len(sizes), longest, config.icot, config.seed)
   plan = packing.make_plan(usable, sizes, num_examples, config.layout.row_tokens, row_slots,
-                           config.layout.pack_window_rows, config.seed)
+                           config.layout.pack_window_rows, config.seed, cut, least)
   pieces = num_shards * config.train.num_micro_batches
   batch_rows, origin = config.train.batch_rows, ''
   if not batch_rows:
     batch_rows = max(1, round(config.train.batch_examples / plan.examples_per_row))
     origin = f' (from train.batch_examples={config.train.batch_examples})'
   _check_rows(batch_rows, origin, pieces)
-  blocks = codec.config.layout.num_blocks
-  return StagePlan(plan, batch_rows, -(-plan.num_rows // batch_rows), num_examples,
-                   max(int(sizes[usable, 3].max()), blocks), dropped)
+  blocks, num_steps = codec.config.layout.num_blocks, -(-plan.num_rows // batch_rows)
+  resets, counted = (), 0
+  if config.method == 'icot':
+    resets, counted = removal.find_steps(plan.parts, batch_rows, config.icot)
+    if not 0 < counted <= num_steps:
+      raise UserError(
+          f'the budget of {num_examples:,} examples, {num_examples / len(usable):.2f} epochs, ends '
+          f'before the written chain is gone, and iCoT is judged without it; raise the budget, or '
+          f'icot.remove_per_epoch={config.icot.remove_per_epoch:g} (chains of up to {longest} '
+          'tokens)')
+  return StagePlan(plan, batch_rows, num_steps, num_examples,
+                   max(int(sizes[usable, 3].max()), blocks), dropped,
+                   int(np.diff(plan.starts).max()), resets, counted)
 
 
 def _check_rows(batch_rows, origin, pieces):
@@ -204,6 +228,7 @@ class Rows:
   batch_rows: int
   row_slots: int
   assumed: tuple[str, ...]
+  row_examples: int = 1
 
 
 def estimate_rows(config: Config, num_pieces: int) -> Rows:
@@ -233,7 +258,7 @@ def estimate_rows(config: Config, num_pieces: int) -> Rows:
   _check_rows(batch_rows, '', num_pieces)
   if assumed:
     assumed.append(f'from a typical record of {tokens} tokens and {slots} slots')
-  return Rows(batch_rows, row_slots, tuple(assumed))
+  return Rows(batch_rows, row_slots, tuple(assumed), config.layout.row_tokens // tokens)
 
 
 def _make_typical_example(config: Config):
@@ -293,10 +318,11 @@ class BatchSource:
     batch = batch_lib.make_empty_rows(len(rows), plan.row_tokens, plan.row_slots)
     numbers = np.concatenate(rows).tolist()
     records = iter(self._split.__getitems__(numbers) if numbers else ())
-    for row, members in enumerate(rows):
+    for row, at in enumerate(self.rows.tolist()):
       token = slot = 0
-      for number in range(1, len(members) + 1):
-        example = codec.lay_out(codec.encode(next(records)))
+      for number, removed in enumerate(
+          plan.get_removed(i * self._stage.batch_rows + at).tolist(), 1):
+        example = codec.lay_out(codec.encode(next(records)), removed)
         token, slot = layout_lib.write_example(
             batch, row, token, slot, number, example, codec.config.layout, codec.memory_start)
     return batch

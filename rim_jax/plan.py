@@ -130,7 +130,8 @@ def compile_step(config: Config, program, rows: pipeline.Rows, mesh):
   at = sharding.get_batch_sharding(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), empty)
   step = train_step_lib.make_train_step(program, config, _NUM_STEPS,
-                                        max(config.layout.num_blocks, 1), mesh)
+                                        max(config.layout.num_blocks, 1), mesh,
+                                        row_examples=rows.row_examples)
   with jax.set_mesh(mesh):
     lowered = step.trace(*program.abstract, batch).lower(lowering_platforms=('tpu',))
     try:

@@ -26,13 +26,17 @@ _METHODS = {
     'rim_stage2': 'memory blocks after the question, each trained to predict the answer',
     'pause': 'blocks after the question, trained on the answer only, with no stage 1 (a control)',
     'direct': 'the answer right after the question',
-    'cot': 'the steps written out, then the answer (chain of thought)'}
+    'cot': 'the steps written out, then the answer (chain of thought)',
+    'icot': 'trained on written steps that are taken away token by token; then the answer alone',
+    'coconut': 'hidden states fed back as inputs in place of more and more written steps',
+    'coconut_stage': 'hidden states fed back as inputs, one by one, in place of written steps'}
 _MEASURES = (  # key in results.json, label, what it means
     ('method', 'method', ''),
     ('checkpoint', 'checkpoint', 'best: by accuracy on valid'),
     ('step', 'its training step', ''),
     ('n', 'questions', ''),
     ('num_blocks', 'memory blocks K', 'the same for every question'),
+    ('num_thoughts', 'thoughts', 'hidden states fed back, one by one'),
     ('final_acc', 'final accuracy', 'of the last answer read, +- one standard error'),
     ('majority_acc', 'majority of blocks', 'the answer that most blocks give'),
     ('any_block_acc', 'any block', 'upper bound: picks the right block by looking at the answer'),
@@ -128,7 +132,7 @@ def _by_block(values, num_blocks):
 
 def _name_block(block, method):
   if block:
-    return f'after block {block}'
+    return 'after the thoughts' if method == 'coconut_stage' else f'after block {block}'
   return 'after the written steps' if method == 'cot' else 'after the question only'
 
 
@@ -201,7 +205,7 @@ def show_answers(console, question: str, blocks, texts, config: Config) -> None:
     console.print(Text.assemble((label, 'dim'), (text, style)))
   answers = [evaluate.parse_answer(text, config) for text in texts]
   show('question: ', question)
-  for line in texts[-1].split('\n') if config.method == 'cot' else ():
+  for line in texts[-1].split('\n') if config.writes_steps else ():
     show('  written: ', line)
   for block, answer in zip(blocks, answers):
     show(f'  {_name_block(block, config.method)}: ', answer)

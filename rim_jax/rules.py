@@ -8,7 +8,11 @@ import difflib
 import math
 import re
 
-METHODS = ('rim', 'rim_stage1', 'rim_stage2', 'direct', 'cot', 'pause')
+METHODS = ('rim', 'rim_stage1', 'rim_stage2', 'direct', 'cot', 'pause', 'icot', 'coconut',
+           'coconut_stage')
+WITHOUT_BLOCKS = ('direct', 'cot', 'icot')
+COCONUT = ('coconut', 'coconut_stage')
+WRITTEN = ('cot', 'icot', *COCONUT)  # these write steps out, or learn from written ones
 # Names of a layer's projections, as `model.lora.targets` means them.
 LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 
@@ -43,6 +47,7 @@ _AT_LEAST_ONE = (
     'layout.row_tokens', 'layout.pack_window_rows',
     'model.num_layers', 'model.embed_dim', 'model.num_heads', 'model.mlp_dim',
     'model.max_positions', 'model.rope_original_positions', 'curriculum.absolute_steps',
+    'icot.remove_all_beyond_tokens', 'coconut.num_stages', 'coconut.thoughts_per_step',
     'train.num_micro_batches', 'checkpoint.every_steps',
     'eval.batch_size', 'eval.max_new_tokens', 'eval.num_valid_examples', 'export.num_verified',
     'log.every_steps', 'log.prefetch_batches', 'log.profile_num_steps')
@@ -51,7 +56,7 @@ _NOT_NEGATIVE = (
     'data.prosqa.extra_names', 'layout.num_blocks',
     'layout.row_slots', 'model.num_kv_heads', 'model.head_dim', 'model.vocab_size',
     'model.memory_token', 'model.memory_noise', 'model.attention_tile_tokens', 'model.lora.rank',
-    'optim.weight_decay',
+    'icot.smoothing', 'icot.hold_epochs', 'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
     'eval.num_examples', 'eval.num_samples', 'eval.num_shown', 'eval.num_latency_runs',
     'controls.num_probe_examples', 'checkpoint.every_minutes', 'checkpoint.keep_every_steps',
@@ -60,7 +65,7 @@ _NOT_NEGATIVE = (
 _POSITIVE = ('model.norm_eps', 'model.rope_theta', 'model.rope_factor',
              'model.rope_low_freq_factor', 'model.lora.alpha', 'optim.learning_rate', 'optim.eps',
              'optim.clip_norm', 'export.max_shard_gb', 'curriculum.stage2_learning_rate_scale',
-             'data.prosqa.parent_rate', 'eval.temperature')
+             'data.prosqa.parent_rate', 'eval.temperature', 'icot.remove_per_epoch')
 _BELOW_ONE = ('model.dropout', 'model.lora.dropout', 'curriculum.hold_frac',
               'curriculum.stage2_dropout', 'curriculum.stage2_lora_dropout',
               'optim.warmup_frac', 'optim.b1', 'optim.b2')
@@ -90,7 +95,7 @@ def find_problems(config, flat: dict) -> list[str]:
   if problems:
     return problems
   return (_find_data_problems(config) + _find_model_problems(config)
-          + _find_training_problems(config))
+          + _find_training_problems(config) + _find_coconut_problems(config))
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:
@@ -142,12 +147,33 @@ def _find_data_problems(config):
     if getattr(layout, key) and not layout.readout_sees_question:
       problems.append(f'layout.{key}=True with readout_sees_question=False: the readout before the '
                       'first block would see nothing; switch one of them')
-  if not layout.readout_sees_question and config.method in ('direct', 'cot'):
+  if not layout.readout_sees_question and config.method in (*WITHOUT_BLOCKS, 'coconut'):
     problems.append(f"layout.readout_sees_question=False leaves method '{config.method}', which "
                     'has no blocks, nothing to read; set it to True')
-  if config.method == 'cot' and not layout.step_separator and not layout.answer_prefix:
-    problems.append('cot needs layout.step_separator or layout.answer_prefix, to tell the answer '
-                    'from the steps')
+  if config.method in WRITTEN and not layout.step_separator and not layout.answer_prefix:
+    problems.append(f'{config.method} needs layout.step_separator or layout.answer_prefix, to '
+                    'tell the answer from the steps')
+  return problems
+
+
+def _find_coconut_problems(config):
+  problems = []
+  layout, coconut = config.layout, config.coconut
+  if config.method in COCONUT and layout.bidirectional_blocks:
+    problems.append(f'layout.bidirectional_blocks=True: the thoughts of {config.method} come one '
+                    'after the other; set it to False')
+  if config.method == 'coconut_stage' and layout.num_blocks > 1:
+    problems.append(f'layout.num_blocks={layout.num_blocks}: coconut_stage has one block, of '
+                    'layout.block_tokens thoughts, or none')
+  if layout.skip_steps < -1:
+    problems.append(f'layout.skip_steps={layout.skip_steps} must be -1 (all), 0 or more')
+  if not 0 < coconut.stage_frac * (coconut.num_stages + 1) < 1:
+    problems.append(f'coconut.stage_frac={coconut.stage_frac:g}: {coconut.num_stages + 1} stages '
+                    'leave the last one nothing, or have none themselves; set it between 0 and '
+                    f'{1 / (coconut.num_stages + 1):.3g}')
+  if config.eval.num_blocks > 0 and config.method in COCONUT:
+    problems.append(f'eval.num_blocks={config.eval.num_blocks}: {config.method} has the block that '
+                    'it was trained with, or with 0 none; use -1 or 0')
   return problems
 
 
@@ -243,8 +269,9 @@ def _find_training_problems(config):
                     f'train.num_micro_batches={train.num_micro_batches}; use {fix}')
   if not 0 < curriculum.stage1_frac < 1:
     problems.append(f'curriculum.stage1_frac={curriculum.stage1_frac} must be between 0 and 1')
-  if train.init_from and config.method != 'rim_stage2':
-    problems.append(f"train.init_from='{train.init_from}' is only read by method 'rim_stage2'")
+  if train.init_from and config.method not in ('rim_stage2', 'coconut_stage'):
+    problems.append(f"train.init_from='{train.init_from}' is only read by the methods 'rim_stage2' "
+                    "and 'coconut_stage'")
   axes = dataclasses.asdict(mesh)
   if any(size < 1 and size != -1 for size in axes.values()):
     problems.append(f'mesh={axes}: an axis is 1 or more, or -1 for the rest')
@@ -258,10 +285,10 @@ def _find_training_problems(config):
   if config.eval.budget_blocks < -1:
     problems.append(f'eval.budget_blocks={config.eval.budget_blocks} must be -1 (twice '
                     'layout.num_blocks), 0 (none) or more')
-  if config.eval.budget_blocks and config.method in ('direct', 'cot'):
+  if config.eval.budget_blocks and config.method in (*WITHOUT_BLOCKS, *COCONUT):
     problems.append(f"eval.budget_blocks={config.eval.budget_blocks}: method '{config.method}' has "
-                    'no blocks; use 0')
-  if config.eval.num_blocks > 0 and config.method in ('direct', 'cot'):
+                    'no blocks to have more or fewer of; use 0')
+  if config.eval.num_blocks > 0 and config.method in WITHOUT_BLOCKS:
     problems.append(f"eval.num_blocks={config.eval.num_blocks}: method '{config.method}' has no "
                     'blocks; use -1')
   return problems

@@ -79,6 +79,9 @@ def load_params(task: Task, workdir, which: str | int):
   program = train_step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
   state, frozen = program.abstract
   found = checkpoint_lib.choose_checkpoint(workdir, which)
+  if not found.card.get('counts', True):
+    raise UserError(f'{found.folder}: at this step a part of the chain is still written, and iCoT '
+                    'is judged without; run its command again to finish it')
   params = checkpoint_lib.restore(found, 'params', state.params)
   return program.graphdef, params, _load_frozen(task, workdir, frozen), found.step
 
@@ -91,7 +94,7 @@ def _load_frozen(task: Task, workdir, abstract):
 
 
 def _initialize(task: Task, program, init_from, say):
-  """A fresh state: random, pretrained, or stage 1's parameters under a fresh optimizer."""
+  """A fresh state: random, pretrained, or an earlier stage's parameters."""
   if init_from is None:
     base = None
     if task.base:
@@ -126,14 +129,16 @@ def _initialize(task: Task, program, init_from, say):
 
 
 def find_init(config: Config, workdir) -> epath.Path | None:
-  """The stage 1 run that stage 2 starts from: named, or beside its own WORKDIR.
+  """The run that a stage starts from: named, or for rim's stage 2 beside its own WORKDIR.
 
   Raises: UserError with the command that makes it.
   """
+  workdir, named = epath.Path(workdir), config.train.init_from
   if config.method != 'rim_stage2':
-    return None
-  workdir = epath.Path(workdir)
-  named = config.train.init_from
+    if named and not (epath.Path(named) / 'config.json').exists():
+      raise UserError(f'{named}: there is no run here to start from; name another one with '
+                      '--config.train.init_from=DIR')
+    return epath.Path(named) if named else None
   path = epath.Path(named) if named else workdir.parent / workdir.name.replace('stage2', 'stage1')
   if path == workdir or not (path / 'config.json').exists():
     preset = path.name.partition('-')[2]
@@ -306,7 +311,8 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
     progress.update(start, note)
 
     step_fn = train_step_lib.make_train_step(
-        program, config, stage.num_steps, stage.max_blocks, task.mesh)
+        program, config, stage.num_steps, stage.max_blocks, task.mesh, stage.reset_steps,
+        stage.row_examples)
     batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
     for step in range(start + 1, stage.num_steps + 1):
       ready = time.monotonic()
@@ -376,9 +382,12 @@ def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
   records = get_records(task, 'valid', config.eval.num_valid_examples)
 
   def save(step, state, frozen):
+    counts = step >= stage.counted_from
     with goodput.measure('evaluate'):
+      # What is left of a chain is written freely.
       result, _ = evaluate.evaluate(decoder, state.params, frozen, records, config, task.codec,
-                                    blocks, lambda count: watchdog.beat(step))
+                                    blocks, lambda count: watchdog.beat(step),
+                                    None if counts else ())
     writer.write(step, {'valid/final_acc': result['final_acc'], **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
             evaluate.get_blocks(blocks), result['block_acc'])}})
@@ -387,7 +396,7 @@ def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
       checkpointer.save(
           step, state.params, _get_optim(state),
           {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
-           'batch_rows': stage.batch_rows, 'method': config.method},
+           'batch_rows': stage.batch_rows, 'method': config.method, 'counts': counts},
           result['final_acc'])
     watchdog.beat(step)
   return save
@@ -459,6 +468,8 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
     predictions = [p | {'num_right_samples': n} for p, n in zip(predictions, num_right)]
   if config.method == 'rim_stage1':
     result |= evaluate.evaluate_steps(decoder, params, frozen, records, config, task.codec)
+  if config.method == 'coconut_stage':
+    result['num_thoughts'] = blocks * config.layout.block_tokens
   if config.eval.split == 'gsm_hard':
     result |= evaluate.group_gsm_hard(
         predictions, [r.question for r in get_records(task, 'test', 0)])

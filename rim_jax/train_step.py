@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from rim_jax import batch as batch_lib
+from rim_jax import coconut
 from rim_jax import curriculum
 from rim_jax import loss as loss_lib
 from rim_jax import memory
@@ -111,15 +112,24 @@ def merge_model(graphdef, params, frozen) -> model_lib.Transformer:
   return nnx.merge(graphdef, nnx.State(params), nnx.State(frozen))
 
 
+def _compute_plain(model, batch, config, row_examples, dropout_key):
+  del row_examples
+  return model.compute_slot_logits(batch, config.layout, dropout_key)
+
+
+FORWARDS = {'coconut_stage': coconut.compute_slot_logits}  # of the methods that have their own
+
+
 def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks: int,
-                 config: Config, dropout_key):
+                 config: Config, dropout_key, row_examples: int = 1):
   """Weighted NLL of a (micro-)batch as sums.
 
   Returns: (sum in nats, {'norm', 'block_nll' [num_blocks + 1], 'block_count'
     [num_blocks + 1], 'num_tokens', 'num_examples'}), all sums; block_nll adds up each
     readout's unweighted mean token NLL by the block that it reads.
   """
-  logits_bsv = model.compute_slot_logits(batch, config.layout, dropout_key)
+  logits_bsv = FORWARDS.get(config.method, _compute_plain)(
+      model, batch, config, row_examples, dropout_key)
   nll_bs = loss_lib.compute_slot_nll(logits_bsv, batch.slot_target)
   weights_bs, norm = curriculum.compute_slot_weights(batch, step, num_steps, config)
   supervised = batch.slot_kind != batch_lib.SLOT_PAD
@@ -136,14 +146,15 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
   }
 
 
-def make_train_step(program: Program, config: Config, num_steps: int, num_blocks: int, mesh):
+def make_train_step(program: Program, config: Config, num_steps: int, num_blocks: int, mesh,
+                    reset_steps: tuple = (), row_examples: int = 1):
   """(state, frozen, batch) -> (state, metrics), jitted, placed, `state` donated.
 
   The batch is taken in `num_micro_batches` pieces; gradients and losses add up
   as sums and are divided once by the summed norm, so pieces of unequal weight
   equal the whole. An update whose loss or gradient is not finite is withheld,
   and so is every later one (`healthy`): metrics that are read late never find
-  it applied.
+  it applied. After `reset_steps` completed updates the optimizer begins anew, but for its schedule.
   """
   schedule = optim.make_schedule(config.optim, num_steps)
   num_micro = config.train.num_micro_batches
@@ -156,7 +167,8 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
       model = merge_model(program.graphdef, params, frozen)
       drops = config.model.dropout or config.model.lora.dropout
       key = jax.random.fold_in(step_key, index) if drops else None
-      return compute_loss(model, micro, state.step, num_steps, num_blocks, config, key)
+      return compute_loss(model, micro, state.step, num_steps, num_blocks, config, key,
+                          row_examples)
 
     compute_grads = jax.value_and_grad(compute_sums, has_aux=True)
 
@@ -178,7 +190,12 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
     grad_norm = optax.global_norm(grads)
     healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-    updates, opt_state = program.tx.update(grads, state.opt_state, state.params)
+    opt_state = state.opt_state
+    if reset_steps:
+      begins = jnp.isin(state.step, jnp.asarray(reset_steps))
+      opt_state = jax.tree.map(lambda a, b: jnp.where(begins, a, b), optim.reset(
+          opt_state, program.tx.init(state.params)), opt_state)
+    updates, opt_state = program.tx.update(grads, opt_state, state.params)
     new = TrainState(state.step + 1, healthy, optax.apply_updates(state.params, updates),
                      opt_state)
     old = dataclasses.replace(state, healthy=healthy)

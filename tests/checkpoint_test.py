@@ -12,13 +12,14 @@ from rim_jax import checkpoint as checkpoint_lib
 from rim_jax.config import CheckpointConfig, UserError
 
 
-def save_all(folder, accuracies, keep_last=2, say=lambda line: None, **more):
+def save_all(folder, accuracies, keep_last=2, say=lambda line: None, counted_from=0, **more):
   """One checkpoint a step, 1, 2, ...; parameters hold the step."""
   config = CheckpointConfig(keep_last=keep_last, **more)
   with checkpoint_lib.Checkpointer(folder, config, say) as checkpointer:
     for step, accuracy in enumerate(accuracies, 1):
       checkpointer.save(step, {'w': jnp.full(3, step, jnp.float32)},
-                        {'step': jnp.int32(step)}, {'rows': step}, accuracy)
+                        {'step': jnp.int32(step)},
+                        {'rows': step, 'counts': step >= counted_from}, accuracy)
 
 
 def find_latest(folder, say=lambda line: None):
@@ -54,6 +55,15 @@ def test_the_last_n_and_the_best_are_kept(tmp_path):
 def test_of_equally_good_checkpoints_the_later_is_best(tmp_path):
   save_all(tmp_path, [0.5, 0.5])
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == 2
+
+
+@pytest.mark.parametrize('accuracies, kept, best', [
+    ([0.9, 0.5, 0.4, 0.3], [4, 3, 2], 2), ([0.8, 0.0], [2, 1], 2), ([0.9, 0.1, 0.2], [3, 2], 3)])
+def test_what_does_not_count_is_neither_kept_nor_chosen_as_the_best(
+    tmp_path, accuracies, kept, best):
+  save_all(tmp_path, accuracies, counted_from=2)
+  assert checkpoint_lib.list_steps(epath.Path(tmp_path) / 'checkpoints') == kept
+  assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == best
 
 
 def files_of(folder, step):

@@ -86,7 +86,7 @@ def test_the_recipes_of_a_preset_differ_in_the_method_only():
   A readout before the first block is a part of stage 1; room for a written chain, of cot.
   """
   trees = [config_lib.flatten(config_lib.parse_config(load_recipe(n).get_config('chain')))
-           for n in ('rim', 'direct', 'cot', 'pause')]
+           for n in ('rim', 'direct', 'cot', 'pause', 'icot', 'coconut')]
   differ = {k for k in trees[0] if len({t[k] for t in trees}) > 1}
   assert differ <= {'method', 'eval.max_new_tokens', 'layout.depth0_readout'}
 
@@ -212,7 +212,8 @@ def test_eval_blocks():
   assert support.make_config(layout__num_blocks=3).eval_blocks == 3
   assert support.make_config(eval__num_blocks=0).eval_blocks == 0
   assert support.make_config(eval__num_blocks=7).eval_blocks == 7
-  assert support.make_config('direct').eval_blocks == support.make_config('cot').eval_blocks == 0
+  for method in ('direct', 'cot', 'icot'):
+    assert support.make_config(method).eval_blocks == 0
 
 
 # ---- Every key is live ----
@@ -276,6 +277,12 @@ def probe_plan(config, tools):
   plan = make_stage(config)[2]
   return (plan.num_steps, plan.batch_rows, plan.plan.row_tokens, plan.plan.row_slots,
           plan.plan.records.tolist(), plan.plan.starts.tolist())
+
+
+def probe_removal(config, tools):
+  """How much of each record is removed, and when the optimizer begins anew."""
+  plan = make_stage(config)[2]
+  return plan.plan.removed.tolist(), plan.reset_steps, plan.counted_from
 
 
 def probe_batch(config, tools):
@@ -364,7 +371,7 @@ def probe_mesh(config, tools):
 
 
 def probe_stages(config, tools):
-  return [(s.train, s.model, s.optim) for _, s in config_lib.make_stages(config)]
+  return [(s.train, s.model, s.optim, s.layout) for _, s in config_lib.make_stages(config)]
 
 
 def probe_stage1(config, tools):
@@ -526,6 +533,8 @@ def probe_shown(config, tools):
 PROBES = {name.removeprefix('probe_'): f for name, f in list(globals().items())
           if name.startswith('probe_')}
 
+COCONUT = {'method': 'coconut_stage', 'layout.num_blocks': 1}
+ICOT = {'method': 'icot', 'icot.remove_per_epoch': 10.0}
 STAGE2 = {'method': 'rim_stage2'}
 ROPE = {'model.positions': 'rope'}
 LLAMA3 = ROPE | {'model.rope_scaling': 'llama3'}
@@ -591,6 +600,7 @@ LIVE = {
     'layout.bidirectional_blocks': ('step', True, {}),
     'layout.depth0_readout': ('batch', True, {}),
     'layout.stage2_depth0_readout': ('batch', True, STAGE2),
+    'layout.skip_steps': ('batch', 1, COCONUT),
     'layout.chat_template': ('resolved_or_error', True, UNSET | {
         'model.init_from': 'tests/golden/llama'}),
     'layout.question_prefix': ('batch', '+', {}),
@@ -648,6 +658,14 @@ LIVE = {
     'curriculum.stage2_learning_rate_scale': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_dropout': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_lora_dropout': ('stages', 0.5, {'method': 'rim'}),
+    'icot.remove_per_epoch': ('removal', 20.0, ICOT),
+    'icot.remove_all_beyond_tokens': ('removal', 4, ICOT),
+    'icot.smoothing': ('removal', 0.5, ICOT),
+    'icot.hold_epochs': ('removal', 0.1, ICOT),
+    'icot.reset_optimizer': ('removal', False, ICOT),
+    'coconut.num_stages': ('stages', 4, {'method': 'coconut'}),
+    'coconut.thoughts_per_step': ('stages', 1, {'method': 'coconut'}),
+    'coconut.stage_frac': ('stages', 0.1, {'method': 'coconut'}),
     'optim.trainable': ('step', 'memory', {}),
     'optim.learning_rate': ('step', 0.123, {}),
     'optim.warmup_frac': ('step', 0.5, {}),

@@ -171,13 +171,11 @@ def test_closing_tokens_run_again_have_the_states_of_the_prefill():
   model, codec = support.make_model(config), support.make_codec(config)
   questions = [codec.encode(r).question for r in support.RECORDS]
   trunks = decode.make_trunks(questions, 3, 32, 6, config, codec.memory_start)
-  x, kv = decode.prefill(model, config, trunks)
-  again = controls.close_again(model, config, (1, 2, 3), trunks, jnp.zeros_like(x), kv)
-  starts = np.asarray(decode.get_starts((1, 2, 3), trunks, config))[:5]
-  rows = np.arange(5)[:, None]
-  support.assert_close(np.asarray(again)[rows, starts - 1], np.asarray(x)[rows, starts - 1])
-  hidden = controls.close_again(model, config, (1, 2, 3), trunks, x, kv, sees_question=False)
-  assert np.abs(np.asarray(hidden - again)[rows, starts - 1]).max() > 1e-3
+  x, kv, _ = decode.prefill(model, config, trunks, (1, 2, 3))
+  again = controls.close_again(model, config, (1, 2, 3), trunks, kv)
+  support.assert_close(again[:5], x[:5])
+  hidden = controls.close_again(model, config, (1, 2, 3), trunks, kv, sees_question=False)
+  assert np.abs(np.asarray(hidden - again)[:5]).max() > 1e-3
 
 
 def test_a_mean_is_of_the_other_questions_and_of_blocks_alone():

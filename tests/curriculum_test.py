@@ -96,7 +96,7 @@ def test_readout_reduction_gives_a_readout_its_weight_whatever_its_length(method
   config = support.make_config(method)
   batch, weights, norm = weigh(config, step=0)
   assert norm == pytest.approx(weights.sum())
-  per_record = {'direct': 1, 'cot': 1, 'pause': 1, 'rim_stage2': 1}.get(method)
+  per_record = None if method == 'rim_stage1' else 1
   expected = 4 * per_record if per_record else sum(
       max(len(r.steps), 1) for r in support.RECORDS[:4])
   assert weights.sum() == pytest.approx(expected, rel=1e-5)

@@ -38,6 +38,23 @@ def test_parsing_an_answer():
   assert evaluate.parse_answer('1\n2\n42', lines) == '42'
 
 
+def test_icot_s_answer_is_read_written_or_forced():
+  config = support.make_config('icot', layout__answer_prefix='-*', layout__answer_suffix='*')
+  assert evaluate.parse_answer('2\n-*42*', config) == '42'  # a part of the chain is left
+  assert evaluate.parse_answer('42*', config) == '42'  # bare, after its forced prefix
+  codec = support.make_codec(config)
+  seen = []
+
+  class Recorder(FixedDecoder):
+    def decode_texts(self, params, frozen, questions, num_blocks, prefix, blocks, say=None):
+      seen.append(list(prefix))
+      return super().decode_texts(params, frozen, questions, num_blocks, prefix, blocks)
+  for prefix in (None, ()):
+    evaluate.evaluate(Recorder([['6']] * 5), None, None, support.RECORDS, config, codec, 0,
+                      prefix=prefix)
+  assert seen == [codec.tokenizer.encode('-*'), []]
+
+
 @pytest.mark.parametrize('answers, chosen', [
     (['1', '2', '2.0'], '2'), (['1', '2'], '2'), (['1', '1', '2', '2'], '2'),
     (['3', '1', '3', '2'], '3'),

@@ -85,6 +85,26 @@ def test_cot_writes_every_step_then_the_answer():
   assert rows.slot_index[0].tolist() == list(range(2, 10))
 
 
+def test_icot_writes_what_is_left_of_the_chain_and_positions_close_up():
+  encoded = layout_lib.Encoded(Q, ([60], [61, 62]), [63])
+  template = layout_lib.Template(bos=[], question_prefix=[], separator=[], step_prefix=[],
+                                 step_separator=[85], answer_prefix=[], answer_suffix=[],
+                                 eos=[EOS])
+  config = support.make_config('icot').layout
+  lay_out = layout_lib.LAYOUTS['icot']
+  for removed, left in ((0, [60, 85, 61, 62, 85]), (1, [85, 61, 62, 85]), (4, [85]), (5, [])):
+    example = lay_out(encoded, template, config, removed)
+    rows = batch_lib.make_empty_rows(1, 13, 8)
+    token, slot = layout_lib.write_example(rows, 0, 0, 0, 1, example, config, B)
+    assert rows.tokens[0, :token].tolist() == [*Q, *left, 63]
+    assert rows.slot_target[0, :slot].tolist() == [*left, 63, EOS]
+    assert rows.positions[0, :token].tolist() == list(range(token))
+  bare = lay_out(encoded, template, config, 1 << 30)
+  direct = layout_lib.lay_out_direct(encoded, template, config)
+  assert (bare.question, bare.num_blocks) == (direct.question, direct.num_blocks)
+  assert bare.readouts[0].target == direct.readouts[0].target
+
+
 @pytest.mark.parametrize('method', sorted(layout_lib.LAYOUTS))
 @pytest.mark.parametrize('prefix', ['', '+', '-*'])
 @pytest.mark.parametrize('depth0', [False, True])

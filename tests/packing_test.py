@@ -55,6 +55,8 @@ def test_every_epoch_packs_other_records_together():
 def test_permutation_is_pinned():
   """A saved run's order must be the same tomorrow: these are the words of Philox."""
   assert packing.permute(8, 0, 0, 0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
+  # A whole epoch's rows are those of its part 0.
+  assert packing.permute(8, 3, 2, 1).tolist() == packing.permute(8, 3, 2, 1, 0).tolist()
 
 
 def test_first_fit_takes_the_oldest_row_with_room():
@@ -78,6 +80,32 @@ def test_row_slots_leave_tokens_as_the_limit():
   tight = make_plan(sizes, row_tokens=400, row_slots=slots, window=64)
   free = make_plan(sizes, row_tokens=400, row_slots=10_000, window=64)
   assert tight.num_rows <= 1.02 * free.num_rows
+
+
+def test_a_cut_epoch_is_packed_part_by_part_in_the_order_of_training():
+  sizes = make_sizes()
+  least = sizes - [4, 0]
+
+  def cut(epoch, order):
+    parts = np.split(order, [100])
+    return [(parts[0], 2 * epoch, parts[0] % 5),
+            (parts[1], 2 * epoch + 1, parts[1] % 5 + 5)]
+  plan = make_plan(sizes, num_examples=2 * len(sizes) - 50, cut=cut, least=least)
+  whole = make_plan(sizes, num_examples=2 * len(sizes) - 50)
+  assert [level for _, level in plan.parts] == [0, 1, 2, 3]
+  starts = [plan.starts[row] for row, _ in plan.parts]
+  assert starts == [0, 100, 300, 400]  # no row spans two parts
+  assert sorted(plan.records[:300]) == sorted(whole.records[:300]) == list(range(300))
+  more = np.repeat([0, 5, 0, 5], [100, 200, 100, 150])
+  np.testing.assert_array_equal(plan.removed, plan.records % 5 + more)
+  needs = np.maximum(sizes[plan.records] - plan.removed[:, None], least[plan.records])
+  assert plan.num_tokens == needs[:, 0].sum()
+  for i in range(plan.num_rows):
+    tokens, slots = needs[plan.starts[i]:plan.starts[i + 1]].sum(0)
+    assert tokens <= 100 and slots <= 12
+    np.testing.assert_array_equal(
+        plan.get_removed(i), plan.removed[plan.starts[i]:plan.starts[i + 1]])
+  assert len(plan.get_removed(plan.num_rows)) == 0
 
 
 def test_beyond_the_plan_is_padding():

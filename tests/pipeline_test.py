@@ -10,6 +10,7 @@ from rim_jax import batch as batch_lib
 from rim_jax import data
 from rim_jax import layout as layout_lib
 from rim_jax import pipeline
+from rim_jax import removal
 from rim_jax.config import UserError
 from tests import support
 
@@ -43,6 +44,57 @@ def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
     assert (rows.example > 0).sum() == token and (rows.slot_kind > 0).sum() == slot
 
 
+ICOT = {'method': 'icot', 'icot__remove_per_epoch': 10.0, 'icot__smoothing': 0.7}
+
+
+@pytest.mark.parametrize('removed', [0, 1, 3, removal.ALL])
+def test_a_removed_token_is_one_less_of_each_down_to_the_bare_answer(removed, cache):
+  """What the plan reckons with is what is written: tokens, slots and positions."""
+  config = support.make_config(**ICOT, data__cache_dir=cache, data__chain__min_steps=1,
+                               layout__answer_prefix='+')
+  split = data.load_dataset(config.data, say=lambda line: None).splits['train']
+  codec = support.make_codec(config)
+  lengths = pipeline.load_lengths(split, codec.tokenizer, cache, print)
+  full, bare = (pipeline.measure(lengths, codec, r) for r in (0, removal.ALL))
+  for i in range(len(split)):
+    example = codec.lay_out(codec.encode(split[i]), removed)
+    rows = batch_lib.make_empty_rows(1, 128, 64)
+    token, slot = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout,
+                                           codec.memory_start)
+    assert np.maximum(full[i, :3] - removed, bare[i, :3]).tolist() == [
+        token, slot, rows.positions.max() + 1]
+
+
+def test_icot_s_batches_hold_what_is_left_of_each_chain(cache):
+  """By text: the end of the chain, and the answer; nothing but the answer at the end."""
+  split, codec, stage = make_stage(cache, **ICOT)
+  source, plan = pipeline.BatchSource(split, stage, codec), stage.plan
+  decode, eos = codec.tokenizer.decode, codec.tokenizer.eos_id
+  seen = 0
+  for i in range(len(source)):
+    batch = source[i]
+    for row in range(stage.batch_rows):
+      targets = batch.slot_target[row][batch.slot_kind[row] > 0].tolist()
+      records = plan.get_row(i * stage.batch_rows + row).tolist()
+      for record, lost in zip(records, plan.get_removed(i * stage.batch_rows + row).tolist()):
+        chain = ''.join(f'{step}\n' for step in split[record].steps)
+        end = targets.index(eos)
+        assert decode(targets[:end]) == chain[lost:] + split[record].answer
+        targets = targets[end + 1:]
+        seen += 1
+      assert not targets
+  assert seen == stage.num_examples and 0 < (plan.removed == removal.ALL).sum() < seen
+  assert plan.num_tokens == sum(int((source[i].example > 0).sum()) for i in range(len(source)))
+  last = slice(plan.starts[(stage.counted_from - 1) * stage.batch_rows], None)
+  assert (plan.removed[last] == removal.ALL).all() and len(stage.reset_steps) > 2
+
+
+def test_a_budget_that_ends_before_the_chain_does_is_refused(cache):
+  with pytest.raises(UserError, match='budget of 64 examples, 1.60 epochs, ends before the written '
+                     'chain is gone'):
+    make_stage(cache, **ICOT | {'icot__remove_per_epoch': 3.0})
+
+
 def test_lengths_are_counted_once_and_a_damaged_cache_is_counted_again(cache, tmp_path):
   config = support.make_config(data__cache_dir=cache)
   split = data.load_dataset(config.data, say=lambda line: None).splits['valid']
@@ -67,8 +119,9 @@ def test_every_record_of_an_epoch_is_in_the_batches_once(cache):
   assert tokens == stage.plan.num_tokens
 
 
-def test_processes_together_read_the_rows_of_one(cache):
-  split, codec, stage = make_stage(cache)
+@pytest.mark.parametrize('how', [{}, ICOT])
+def test_processes_together_read_the_rows_of_one(cache, how):
+  split, codec, stage = make_stage(cache, **how)
   whole = pipeline.BatchSource(split, stage, codec)
   parts = [pipeline.BatchSource(split, stage, codec, rows)
            for rows in np.split(np.arange(stage.batch_rows), 4)]

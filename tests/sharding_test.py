@@ -98,26 +98,27 @@ def test_no_half_of_an_adapter_is_whole_on_every_device_of_fsdp():
   assert mesh.shape['fsdp'] == 2
 
 
-def compile_shapes(mesh_config, trainable, num_ids):
+def compile_shapes(mesh_config, trainable, num_ids, method='rim_stage1'):
   """Shapes of the floats in a compiled step of 24 rows of 64 tokens and 40 slots, width 16."""
   config = support.make_config(
-      train__batch_rows=24, optim__trainable=trainable, model__attention_tile_tokens=0,
-      model__lora__rank=4 if trainable == 'lora' else 0)
+      method, train__batch_rows=24, optim__trainable=trainable, model__attention_tile_tokens=0,
+      model__lora__rank=4 if trainable == 'lora' else 0, layout__block_tokens=3)
   mesh = sharding.make_mesh(mesh_config)
   program = train_step_lib.make_program(config, num_ids, 10, mesh)
   at = sharding.get_batch_sharding(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
                        batch_lib.make_empty_rows(24, 64, 40))
   with jax.set_mesh(mesh):
-    text = train_step_lib.make_train_step(program, config, 10, 4, mesh).lower(
+    text = train_step_lib.make_train_step(program, config, 10, 4, mesh, row_examples=5).lower(
         *program.abstract, batch).compile().as_text()
   return {tuple(map(int, s.split(','))) for s in re.findall(r'f(?:32|16)\[([\d,]+)\]', text)}
 
 
-@pytest.mark.parametrize('trainable', ['all', 'lora'])
+@pytest.mark.parametrize('method, trainable', [
+    ('rim_stage1', 'all'), ('rim_stage1', 'lora'), ('coconut_stage', 'all')])
 @pytest.mark.parametrize('mesh_config', [MeshConfig(2, 2, 2), MeshConfig(2, 4, 1)])
-def test_a_step_holds_no_activation_of_the_whole_batch(capfd, trainable, mesh_config):
-  shapes = compile_shapes(mesh_config, trainable, 22)
+def test_a_step_holds_no_activation_of_the_whole_batch(capfd, method, trainable, mesh_config):
+  shapes = compile_shapes(mesh_config, trainable, 22, method)
   assert any(s[:2] in ((3, 64), (6, 64)) for s in shapes)
   assert not [s for s in shapes if s[:2] in ((24, 64), (24, 40)) and len(s) > 2]
   vocabularies = (22, 22 // mesh_config.tensor)

@@ -137,6 +137,28 @@ def test_a_step_that_is_not_finite_is_withheld_and_so_is_every_later_one():
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(later.params), good.params)
 
 
+def test_the_optimizer_begins_anew_where_it_should_and_its_schedule_goes_on():
+  config = support.make_config('icot', train__batch_rows=8, optim__decay='cosine')
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  program = train_step_lib.make_program(config, support.make_codec(config).memory_start, NUM_STEPS,
+                                        mesh)
+  step = train_step_lib.make_train_step(program, config, NUM_STEPS, NUM_BLOCKS, mesh, (2, 7))
+  batch = sharding.place_batch(support.make_batch(config, ROWS), mesh)
+  schedule = optim.make_schedule(config.optim, NUM_STEPS)
+  fresh = []
+  with jax.set_mesh(mesh):
+    state, frozen = program.init(jax.random.key(0))
+    for taken in range(4):
+      state, metrics = step(state, frozen, batch)
+      assert float(metrics['learning_rate']) == pytest.approx(float(schedule(taken)))
+      adam, _, rate = jax.device_get(state.opt_state)[1]
+      assert int(rate.count) == taken + 1
+      # Of one gradient alone, the second moment is the first one's square.
+      one = np.square(adam.mu['embedding'] / (1 - config.optim.b1)) * (1 - config.optim.b2)
+      fresh.append((int(adam.count), np.allclose(one, adam.nu['embedding'], rtol=1e-4)))
+  assert fresh == [(1, True), (2, False), (1, True), (2, False)]
+
+
 def test_dropout_differs_by_step_and_repeats_by_seed():
   def losses(seed):
     config = dataclasses.replace(support.make_config(

@@ -150,6 +150,83 @@ def test_killed_between_the_stages(tmp_path, cache, use_devices, monkeypatch):
     assert_same_run(tmp_path / 'whole' / stage, tmp_path / 'parts' / stage)
 
 
+def make_icot(cache):
+  """Six updates; the chain is gone in the last three of them."""
+  return make_config(cache, 'icot', train__num_examples=100, icot__remove_per_epoch=10.0,
+                     icot__smoothing=1.0, layout__answer_prefix='+', checkpoint__every_steps=2)
+
+
+def test_icot_goes_on_bit_for_bit_in_the_midst_of_the_removal(tmp_path, cache, use_devices):
+  use_devices(1)
+  config = make_icot(cache)
+  train_lib.train(config, tmp_path / 'whole', say=QUIET)
+  with pytest.MonkeyPatch.context() as patch:
+    kill_after(patch, 3)
+    with pytest.raises(Killed):
+      train_lib.train(config, tmp_path / 'parts', say=QUIET)
+  task = train_lib.make_task(config, QUIET)
+  with pytest.raises(UserError, match='a part of the chain is still written'):
+    train_lib.evaluate_run(task, tmp_path / 'parts', QUIET)
+  train_lib.train(config, tmp_path / 'parts', say=QUIET)
+  assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+
+
+def test_icot_s_best_checkpoint_is_one_without_a_chain(tmp_path, cache, use_devices):
+  """However right the answers were while steps were written; and then the prefix is not forced."""
+  use_devices(1)
+  config, seen = make_icot(cache), []
+  real = train_lib.evaluate.evaluate
+
+  def evaluate(*args):
+    seen.append(args[8:])
+    result, predictions = real(*args)
+    return result | {'final_acc': 1.0 / len(seen)}, predictions
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train_lib.evaluate, 'evaluate', evaluate)
+    results = train_lib.train(config, tmp_path / 'run', say=QUIET)
+  found = {s: checkpoint_lib.load_checkpoint(tmp_path / 'run/checkpoints', s).card
+           for s in checkpoint_lib.list_steps(tmp_path / 'run/checkpoints')}
+  best = max((s for s in found if found[s]['counts']), key=lambda s: found[s]['valid_final_acc'])
+  assert results['test']['step'] == best and not found.get(2, {'counts': False})['counts']
+  free = [rest == ((),) for rest in seen]
+  assert free[0] and not free[-1] and free == sorted(free, reverse=True)
+  assert found.keys() >= {best} and max(found) == checkpoint_lib.choose_checkpoint(
+      tmp_path / 'run', 'last').step
+
+
+def test_coconut_s_stages_go_on_from_one_another_and_when_killed(tmp_path, cache, use_devices):
+  """In the midst of stage 1, where steps give way to thoughts: the end is an undisturbed one's."""
+  use_devices(1)
+  config = make_config(cache, 'coconut', coconut__num_stages=1, coconut__stage_frac=0.3,
+                       train__num_examples=120, model__num_layers=1, checkpoint__every_steps=2)
+  train_lib.train_curriculum(config, tmp_path / 'whole', say=QUIET)
+  (_, first), (_, second), _ = config_lib.make_stages(config)
+  train_lib.train(first, tmp_path / 'parts/stage0', say=QUIET)
+  with pytest.MonkeyPatch.context() as patch:
+    kill_after(patch, 3)
+    with pytest.raises(Killed):
+      train_lib.train(second, tmp_path / 'parts/stage1', tmp_path / 'parts/stage0', say=QUIET)
+  told = []
+  train_lib.train_curriculum(config, tmp_path / 'parts', say=told.append)
+  assert 'continuing from step 2 of 5' in told
+  step = checkpoint_lib.choose_checkpoint(tmp_path / 'parts/stage1', 'last').step
+  assert f'parameters from step {step} of {tmp_path}/parts/stage1' in told
+  for stage in ('stage0', 'stage1', 'stage2'):
+    assert_same_run(tmp_path / 'whole' / stage, tmp_path / 'parts' / stage)
+
+
+def test_a_coconut_stage_alone_starts_from_the_run_that_is_named(tmp_path, cache):
+  config = make_config(cache, 'coconut_stage', layout__num_blocks=1)
+  assert train_lib.find_init(config, tmp_path / 'run') is None
+  named = dataclasses.replace(config, train=dataclasses.replace(
+      config.train, init_from=str(tmp_path / 'cot')))
+  with pytest.raises(UserError, match='cot: there is no run here to start from'):
+    train_lib.find_init(named, tmp_path / 'run')
+  (tmp_path / 'cot').mkdir()
+  (tmp_path / 'cot/config.json').write_text('{}')
+  assert train_lib.find_init(named, tmp_path / 'run') == tmp_path / 'cot'
+
+
 def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
     tmp_path, cache, use_devices):
   use_devices(1)
