@@ -12,7 +12,7 @@ Resumable: the same command again runs what is left. One of its runs, by hand:
 from configs import presets
 from rim_jax import config as config_lib
 
-METHODS = ('direct', 'pause', 'cot', 'rim')
+METHODS = ('direct', 'pause', 'icot', 'coconut', 'cot', 'rim')
 SEEDS = (0, 1, 2)
 
 
