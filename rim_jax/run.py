@@ -20,6 +20,7 @@ from rim_jax import evaluate as evaluate_lib
 from rim_jax import hosts
 from rim_jax import layout as layout_lib
 from rim_jax import report
+from rim_jax import state as state_lib
 from rim_jax import storage
 from rim_jax import train as train_lib
 from rim_jax.config import UserError
@@ -119,7 +120,7 @@ def controls(config, workdir, say, console) -> None:
   matched = controls_lib.load_matched(config, task.dataset.fingerprint, {
       method: train_lib.name_set(dataclasses.replace(config, method=method), len(records))
       for method in ('direct', 'pause')})
-  graphdef, params, frozen, step = train_lib.load_params(task, folder, config.eval.checkpoint)
+  graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
   say(f'{folder}, step {step} ({config.eval.checkpoint} checkpoint): controls on {len(records):,} '
       f'{config.eval.split} questions, K={config.eval_blocks}')
   found = controls_lib.run_controls(
@@ -152,7 +153,7 @@ def _run_probes(task, folder, graphdef, params, frozen, say):
   records = {s: train_lib.get_records(task, s, limit) for s, limit in limits.items()}
 
   def make_load(step):
-    return lambda: train_lib.load_params(task, folder, step)[1]
+    return lambda: state_lib.load_params(task, folder, step)[1]
   kept = {step: make_load(step) for step in checkpoint_lib.list_whole(
       checkpoint_lib.get_folder(folder))}
   decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
@@ -241,7 +242,7 @@ def generate(config, workdir, question, say, console) -> None:
   for ids in encoded:
     decode.check_positions(len(ids), blocks, len(prefix) + config.eval.max_new_tokens - 1, config,
                            '--question')
-  graphdef, params, frozen, step = train_lib.load_params(task, folder, config.eval.checkpoint)
+  graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
   say(f'{folder}, step {step}, K={blocks}')
   decoder = decode.Decoder(graphdef, config, codec, task.mesh)
   texts, _ = decoder.decode_texts(params, frozen, encoded, blocks, prefix,
@@ -319,7 +320,7 @@ def export(config, workdir, verify, say) -> None:
     export_lib.check_verifiable(config)
   task, folder = _open_run(config, workdir, say)
   config, codec = task.config, task.codec
-  if not hosts.lead(lambda: train_lib.is_complete(folder)):
+  if not hosts.lead(lambda: state_lib.is_complete(folder)):
     raise UserError(f'{folder}: is not complete; run its command again to finish it')
   export_lib.check_exportable(config, task.base, folder)
   out = epath.Path(config.export.dir) if config.export.dir else folder / 'export'
@@ -327,7 +328,7 @@ def export(config, workdir, verify, say) -> None:
     raise UserError(f'{out}: an export is written to a local directory; name one with '
                     '--config.export.dir=DIR')
   hosts.lead(lambda: export_lib.check_free(out))
-  graphdef, params, frozen, step = train_lib.load_params(task, folder, config.eval.checkpoint)
+  graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
   questions = [r.question for r in train_lib.get_records(task, config.eval.split,
                                                          config.eval.num_examples)]
   references = export_lib.iterate_references(

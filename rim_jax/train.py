@@ -7,14 +7,12 @@
 import contextlib
 import dataclasses
 import json
-import math
 import time
 
 from etils import epath
 import jax
 import numpy as np
 
-from rim_jax import adapters
 from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
@@ -30,16 +28,11 @@ from rim_jax import pretrained
 from rim_jax import records as records_lib
 from rim_jax import rules
 from rim_jax import sharding
+from rim_jax import state as state_lib
 from rim_jax import storage
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import Config, UserError
-
-# A loaded model must agree on these; the rest of `model` may change between stages.
-_MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'attention_tile_tokens', 'compute_dtype',
-                       'frozen_dtype', 'memory_init', 'memory_token', 'memory_noise', 'init_from',
-                       'lora.dropout', 'lora.init_from')
-
 
 class NonFiniteError(Exception):
   """A loss or gradient stopped being finite; the update was withheld."""
@@ -74,81 +67,6 @@ def make_task(config: Config, say=print) -> Task:
   return Task(config, dataset, codec, mesh, base)
 
 
-def load_params(task: Task, workdir, which: str | int):
-  """Parameters of a run, placed on the task's mesh: (graphdef, params, frozen, step)."""
-  program = train_step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
-  state, frozen = program.abstract
-  found = checkpoint_lib.choose_checkpoint(workdir, which)
-  if not found.card.get('counts', True):
-    raise UserError(f'{found.folder}: at this step a part of the chain is still written, and iCoT '
-                    'is judged without; run its command again to finish it')
-  params = checkpoint_lib.restore(found, 'params', state.params)
-  return program.graphdef, params, _load_frozen(task, workdir, frozen), found.step
-
-
-def _load_frozen(task: Task, workdir, abstract):
-  """The frozen parameters of a run: a pretrained model's own files, or what the run saved."""
-  if task.base and jax.tree.leaves(abstract):
-    return pretrained.load_params(task.base, abstract)
-  return checkpoint_lib.load_base(workdir, abstract)
-
-
-def _initialize(task: Task, program, init_from, say):
-  """A fresh state: random, pretrained, or an earlier stage's parameters."""
-  if init_from is None:
-    base = None
-    if task.base:
-      say(f'loading {pretrained.describe(task.base)}')
-      base = pretrained.load_params(task.base, program.base)
-    state, frozen = program.init(jax.random.key(task.config.seed), base)
-    peft = task.config.model.lora.init_from
-    if peft:
-      say(f'adapters from {peft}')
-      state = program.make_state(
-          adapters.load_adapters(peft, task.config, task.base.family, state.params))
-    return state, frozen
-  card = card_lib.load_card(init_from)
-  if not hosts.lead(lambda: is_complete(init_from)):
-    raise UserError(f'{init_from}: is not complete; run its command again to finish it')
-  model, theirs = (config_lib.flatten(c) for c in (
-      dataclasses.asdict(task.config.model), card['config']['model']))
-  lines = [f'{init_from}: has model.{k}={theirs.get(k)!r}, this run has {v!r}; '
-           f'set --config.model.{k} to agree' for k, v in model.items()
-           if k not in _MODEL_RUNTIME_KEYS and theirs.get(k) != v]
-  if task.base and (card['base'] or {}).get('fingerprint') != task.base.fingerprint:
-    lines.append(f'{init_from}: was trained on another base than {task.base.folder}; set '
-                 '--config.model.init_from to the same model')
-  if card['tokenizer'] != task.codec.tokenizer.fingerprint:
-    lines.append(f'{init_from}: was trained with another tokenizer ({card["tokenizer"]}); use '
-                 'the same --config.tokenizer')
-  if lines:
-    raise UserError('\n'.join(lines))
-  _, params, frozen, step = load_params(task, init_from, 'last')
-  say(f'parameters from step {step} of {init_from}')
-  return program.make_state(params), frozen
-
-
-def find_init(config: Config, workdir) -> epath.Path | None:
-  """The run that a stage starts from: named, or for rim's stage 2 beside its own WORKDIR.
-
-  Raises: UserError with the command that makes it.
-  """
-  workdir, named = epath.Path(workdir), config.train.init_from
-  if config.method != 'rim_stage2':
-    if named and not (epath.Path(named) / 'config.json').exists():
-      raise UserError(f'{named}: there is no run here to start from; name another one with '
-                      '--config.train.init_from=DIR')
-    return epath.Path(named) if named else None
-  path = epath.Path(named) if named else workdir.parent / workdir.name.replace('stage2', 'stage1')
-  if path == workdir or not (path / 'config.json').exists():
-    preset = path.name.partition('-')[2]
-    raise UserError(
-        f'{path}: no stage 1 run to start from; make it with '
-        f'python -m rim_jax.main --config=configs/stage1.py{":" + preset if preset else ""}, or '
-        'name one with --config.train.init_from=DIR')
-  return path
-
-
 def train(config: Config, workdir, init_from=None, say=print, console=None,
           began: float | None = None) -> dict:
   """Trains one stage in WORKDIR, from where it stopped, and evaluates it.
@@ -163,7 +81,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
   # ---- What this run is, and whether it may go on here ----
   task = make_task(config, say)
   hosts.lead(lambda: _check_workdir(task, workdir))
-  if hosts.lead(lambda: is_complete(workdir)):
+  if hosts.lead(lambda: state_lib.is_complete(workdir)):
     say(f'{workdir}: this run is complete')
     return storage.load_json(workdir / 'results.json', 'the results')
   with _hold(workdir, say):
@@ -200,31 +118,18 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
   with checkpoint_lib.Checkpointer(workdir, config.checkpoint, say) as checkpointer:
     latest = checkpointer.find_latest()
     if latest:
-      state, frozen = _restore(task, latest, program, workdir, stage)
+      state, frozen = state_lib.restore(task, latest, program, workdir, stage)
       say(f'continuing from step {latest.step} of {stage.num_steps}')
     else:
-      state, frozen = _initialize(task, program, init_from, say)
+      state, frozen = state_lib.initialize(task, program, init_from, say)
       hosts.lead(lambda: _write_card(task, workdir))
       if jax.tree.leaves(frozen) and not task.base:
         checkpoint_lib.save_base(workdir, frozen)
-    say(describe_params(state, frozen))
+    say(state_lib.describe_params(state, frozen))
 
     # ---- The loop ----
     _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, began, say,
                console)
-
-
-def is_complete(workdir) -> bool:
-  """Whether a run has taken all of its steps and been evaluated after them.
-
-  `results.json` alone would not tell: --mode=eval writes it for any checkpoint.
-  """
-  workdir = epath.Path(workdir)
-  steps = checkpoint_lib.list_steps(workdir / 'checkpoints')
-  if not steps or not (workdir / 'results.json').exists():
-    return False
-  last = checkpoint_lib.choose_checkpoint(workdir, 'last')
-  return last.step == last.card['num_steps']
 
 
 def _check_workdir(task: Task, workdir):
@@ -248,40 +153,6 @@ def _write_card(task: Task, workdir):
   """Only once a run has its plan and its state: a refused one must not bind its WORKDIR."""
   if not (workdir / 'config.json').exists():
     storage.write_json(workdir / 'config.json', card_lib.make_card(task))
-
-
-def describe_params(state, frozen) -> str:
-  """How many parameters train and do not, and the memory that one device holds of them."""
-  def count(tree):
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-  def measure(tree):  # MiB of one device's part
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-               for x in jax.tree.leaves(tree)) / 2**20
-  trainable, base = count(state.params), count(frozen)
-  # Gradients have the shape and dtype of what trains.
-  parts = [measure(state.params), measure(state.opt_state), measure(state.params), measure(frozen)]
-  return (f'{trainable:,} trainable parameters, {base:,} frozen, {trainable + base:,} in all; a '
-          f'device holds {sum(parts):,.1f} MiB: parameters {parts[0]:,.1f}, optimizer '
-          f'{parts[1]:,.1f}, gradients {parts[2]:,.1f}, frozen {parts[3]:,.1f}; activations come '
-          'on top')
-
-
-def _restore(task, latest, program, workdir, stage):
-  """State and frozen parameters of a checkpoint, on this run's mesh."""
-  for key in ('num_steps', 'batch_rows'):
-    if latest.card[key] != getattr(stage, key):
-      raise UserError(f'{latest.folder}: was saved by a plan with {key}={latest.card[key]}, now it '
-                      f'is {getattr(stage, key)}; use another --workdir')
-  abstract, frozen = program.abstract
-  optim = checkpoint_lib.restore(latest, 'optim', _get_optim(abstract))
-  params = checkpoint_lib.restore(latest, 'params', abstract.params)
-  return train_step_lib.TrainState(params=params, **optim), _load_frozen(task, workdir, frozen)
-
-
-def _get_optim(state):
-  """Everything of a state but its parameters, as the checkpoint item `optim`."""
-  return {'step': state.step, 'healthy': state.healthy, 'opt_state': state.opt_state}
 
 
 def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, began, say,
@@ -394,7 +265,7 @@ def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
     with goodput.measure('save'):
       writer.flush()  # a checkpoint never stands without what was told up to it
       checkpointer.save(
-          step, state.params, _get_optim(state),
+          step, state.params, state_lib.get_optim(state),
           {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
            'batch_rows': stage.batch_rows, 'method': config.method, 'counts': counts},
           result['final_acc'])
@@ -450,7 +321,7 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   Returns: the whole content of results.json.
   """
   workdir, config, blocks = epath.Path(workdir), task.config, task.config.eval_blocks
-  graphdef, params, frozen, step = load_params(task, workdir, config.eval.checkpoint)
+  graphdef, params, frozen, step = state_lib.load_params(task, workdir, config.eval.checkpoint)
   records = get_records(task, config.eval.split, config.eval.num_examples)
   name = name_set(config, len(records))
   say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
@@ -515,7 +386,7 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   results, before = {}, None
   for name, stage_config in config_lib.make_stages(config):
     folder = workdir / name if name else workdir
-    init_from = before if name else find_init(stage_config, folder)
+    init_from = before if name else state_lib.find_init(stage_config, folder)
     if name:
       say(f'== {name}: {folder}')
     results[name] = train(stage_config, folder, init_from, say, console,

@@ -39,6 +39,7 @@ from rim_jax import probes
 from rim_jax import rules
 from rim_jax import run
 from rim_jax import sharding
+from rim_jax import state as state_lib
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax import train
 from rim_jax import train_step
@@ -327,7 +328,7 @@ def probe_fresh(config, tools):
   _, program = make_program(config)
   task = train.Task(config, None, None, None, pretrained.open_base(config.model.init_from))
   try:
-    state, _ = train._initialize(task, program, None, quiet)
+    state, _ = state_lib.initialize(task, program, None, quiet)
     return np.asarray(state.params['memory']).tolist()
   except UserError as e:
     return str(e)
@@ -376,7 +377,7 @@ def probe_stages(config, tools):
 
 def probe_stage1(config, tools):
   try:
-    return str(train.find_init(config, tools.folder / 'stage2'))
+    return str(state_lib.find_init(config, tools.folder / 'stage2'))
   except UserError as e:
     return str(e)
 
@@ -405,7 +406,7 @@ def probe_evaluation(config, tools):
   def time_runs(*args):
     seen.append(args[-2:])
     return {'ttft_ms': 1.0}
-  tools.patch.setattr(train, 'load_params', load_params)
+  tools.patch.setattr(state_lib, 'load_params', load_params)
   tools.patch.setattr(evaluate, 'evaluate', decode_records)
   tools.patch.setattr(evaluate, 'evaluate_steps', lambda *args: {})
   tools.patch.setattr(evaluate, 'evaluate_budgets', lambda *args: seen.append(args[-1]) or {})
@@ -460,7 +461,7 @@ def probe_loop(config, tools):
   make_profiler = metrics.Profiler
   tools.patch.setattr(metrics, 'Profiler', record_profiler)
   tools.patch.setattr(checkpoint_lib, 'Checkpointer', Checkpointer)
-  tools.patch.setattr(train, '_initialize', lambda *args: (state, {}))
+  tools.patch.setattr(state_lib, 'initialize', lambda *args: (state, {}))
   tools.patch.setattr(train_step, 'make_program',
                       lambda *args: types.SimpleNamespace(graphdef=None))
   tools.patch.setattr(train_step, 'make_train_step', lambda *args: step)
@@ -483,9 +484,9 @@ def probe_export(config, tools):
   task = train.Task(config, data.load_dataset(config.data, quiet), codec, mesh, base)
   state, frozen = program.init(jax.random.key(0), pretrained.load_params(base, program.base))
   folder, seen = tools.make_folder(), []
-  tools.patch.setattr(train, 'is_complete', lambda folder: True)
+  tools.patch.setattr(state_lib, 'is_complete', lambda folder: True)
   tools.patch.setattr(run, '_open_run', lambda *args: (task, folder))
-  tools.patch.setattr(train, 'load_params', lambda *args: (None, state.params, frozen, 7))
+  tools.patch.setattr(state_lib, 'load_params', lambda *args: (None, state.params, frozen, 7))
   tools.patch.setattr(export, 'check_verifiable', lambda config: None)
   tools.patch.setattr(export, 'compare_with_transformers', lambda *args: {})
   tools.patch.setattr(export, 'iterate_references',
@@ -511,7 +512,7 @@ def probe_controls(config, tools):
     seen.append({split: len(rows) for split, rows in records.items()})
     return {'none': ''}, None
   tools.patch.setattr(run, '_open_run', lambda *args: (make_task(config), folder))
-  tools.patch.setattr(train, 'load_params', lambda *args: (None, {}, {}, 7))
+  tools.patch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
   tools.patch.setattr(controls, 'run_controls', lambda *args: {
       'controls': {}, 'sweeps': {}, 'pairing': {}})
   tools.patch.setattr(run, '_show_controls', lambda *args: None)

@@ -21,6 +21,7 @@ from rim_jax import config as config_lib
 from rim_jax import families
 from rim_jax import pipeline
 from rim_jax import sharding
+from rim_jax import state as state_lib
 from rim_jax import train as train_lib
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import MeshConfig, UserError
@@ -114,7 +115,7 @@ def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
     config = dataclasses.replace(config, mesh=mesh)
     if before:
       task = train_lib.make_task(config, QUIET)
-      params = train_lib.load_params(task, workdir, 'last')[1]
+      params = state_lib.load_params(task, workdir, 'last')[1]
       assert len(params['blocks']['up']['kernel'].sharding.device_set) == num_devices
       for path, x in jax.tree_util.tree_leaves_with_path({'params': params}):
         np.testing.assert_array_equal(x, before[jax.tree_util.keystr(path)])
@@ -142,7 +143,7 @@ def test_killed_between_the_stages(tmp_path, cache, use_devices, monkeypatch):
       train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
   assert train_lib.evaluate_run is real
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train_lib, '_initialize', lambda *args: (_ for _ in ()).throw(Killed))
+    patch.setattr(state_lib, 'initialize', lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):  # stage 1 is whole now; stage 2 dies before it has a state
       train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
   train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
@@ -217,14 +218,14 @@ def test_coconut_s_stages_go_on_from_one_another_and_when_killed(tmp_path, cache
 
 def test_a_coconut_stage_alone_starts_from_the_run_that_is_named(tmp_path, cache):
   config = make_config(cache, 'coconut_stage', layout__num_blocks=1)
-  assert train_lib.find_init(config, tmp_path / 'run') is None
+  assert state_lib.find_init(config, tmp_path / 'run') is None
   named = dataclasses.replace(config, train=dataclasses.replace(
       config.train, init_from=str(tmp_path / 'cot')))
   with pytest.raises(UserError, match='cot: there is no run here to start from'):
-    train_lib.find_init(named, tmp_path / 'run')
+    state_lib.find_init(named, tmp_path / 'run')
   (tmp_path / 'cot').mkdir()
   (tmp_path / 'cot/config.json').write_text('{}')
-  assert train_lib.find_init(named, tmp_path / 'run') == tmp_path / 'cot'
+  assert state_lib.find_init(named, tmp_path / 'run') == tmp_path / 'cot'
 
 
 def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
@@ -235,7 +236,7 @@ def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
   train_lib.train(first, tmp_path / 'stage1', say=QUIET)
   task = train_lib.make_task(second, QUIET)
   program = train_lib.train_step_lib.make_program(second, task.vocab_size, 5, task.mesh)
-  state, _ = train_lib._initialize(task, program, tmp_path / 'stage1', QUIET)
+  state, _ = state_lib.initialize(task, program, tmp_path / 'stage1', QUIET)
   arrays, _ = read(tmp_path / 'stage1')
   for path, x in jax.tree_util.tree_leaves_with_path({'params': state.params}):
     np.testing.assert_array_equal(x, arrays[jax.tree_util.keystr(path)])
@@ -252,7 +253,7 @@ def test_what_is_frozen_is_bit_identical_after_training(tmp_path, cache, use_dev
   program = train_lib.train_step_lib.make_program(config, task.vocab_size, 6, task.mesh)
   state, frozen = program.init(jax.random.key(config.seed))
   train_lib.train(config, tmp_path / 'run', say=QUIET)
-  _, params, base, _ = train_lib.load_params(task, tmp_path / 'run', 'last')
+  _, params, base, _ = state_lib.load_params(task, tmp_path / 'run', 'last')
   assert list(params) == ['memory'] and (params['memory'] != state.params['memory']).any()
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(base), jax.device_get(frozen))
 
@@ -346,7 +347,7 @@ def test_memory_of_a_device_is_told():
   config = support.make_config(model__embed_dim=256, model__mlp_dim=512)
   mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
   program = train_step_lib.make_program(config, 16, 10, mesh)
-  text = train_lib.describe_params(*program.abstract)
+  text = state_lib.describe_params(*program.abstract)
   state, _ = program.init(jax.random.key(0))
   held = [sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)) / 2**20
           for tree in (state.params, state.opt_state)]
@@ -363,11 +364,11 @@ def test_evaluating_a_half_finished_run_does_not_finish_it(tmp_path, cache, use_
     with pytest.raises(Killed):
       train_lib.train(config, tmp_path / 'run', say=QUIET)
   train_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path / 'run', QUIET)
-  assert not train_lib.is_complete(tmp_path / 'run')
+  assert not state_lib.is_complete(tmp_path / 'run')
   told = []
   train_lib.train(config, tmp_path / 'run', say=told.append)
   assert 'continuing from step 3 of 6' in told
-  assert train_lib.is_complete(tmp_path / 'run')
+  assert state_lib.is_complete(tmp_path / 'run')
 
 
 # ---- Pretrained models ----
