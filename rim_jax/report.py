@@ -5,6 +5,7 @@ Text from data is shown as it is: never as markup, HTML or a terminal's control 
 Modules that bring JAX or matplotlib are imported where they are used.
 """
 
+import csv
 import html
 import io
 import json
@@ -218,30 +219,35 @@ def write_report(workdir, config: Config) -> epath.Path:
   stages = [(name or config.method, stage, workdir / name if name else workdir)
             for name, stage in config_lib.make_stages(config)]
   results = {name: _load_json(folder, 'results.json') for name, _, folder in stages}
-  title = f'rim_jax: {config.method} on {config.data.source}'
   rules = {result['answer_rule'] for sets in results.values() for result in sets.values()}
-  page = ['<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-          '<meta name="viewport" content="width=device-width, initial-scale=1">'
-          f'<title>{title}</title><style>{_CSS}</style></head><body>'
-          f'<h1>{title}</h1><p>{_METHODS[config.method]}.</p>',
-          _section('Results', _make_headline(results)),
-          *(f'<p><small>Rule: {_escape(rule)}.</small></p>' for rule in sorted(rules))]
+  page = [f'<p>{_METHODS[config.method]}.</p>',
+          section('Results', _make_headline(results)),
+          *(f'<p><small>Rule: {escape(rule)}.</small></p>' for rule in sorted(rules))]
   for name, stage, folder in stages:
     page += [f'<h2>{name}</h2><p>{_METHODS[stage.method]}.</p>',
-             _section('Accuracy after each block', _make_accuracies(name, results[name])),
-             _section('Learning curves', _make_curves(name, stage, folder)),
-             _section('Examples', _make_examples(folder, results[name], config.eval.num_shown)),
-             _section('How to reproduce it', _make_card(folder))]
-  path = workdir / 'report.html'
-  storage.write_text(path, '\n'.join([*page, '</body></html>\n']))
-  return path
+             section('Accuracy after each block', _make_accuracies(name, results[name], workdir)),
+             section('Learning curves', _make_curves(name, stage, folder, workdir)),
+             section('Examples', _make_examples(folder, results[name], config.eval.num_shown)),
+             section('How to reproduce it', _make_card(folder))]
+  return write_page(workdir / 'report.html',
+                    f'rim_jax: {config.method} on {config.data.source}', page)
 
 
-def _section(title, body):
+def write_page(path, title: str, parts) -> epath.Path:
+  """A page of parts in HTML, whole or not at all, light and dark, for a phone too."""
+  storage.write_text(path, '\n'.join([
+      '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+      '<meta name="viewport" content="width=device-width, initial-scale=1">'
+      f'<title>{escape(title)}</title><style>{_CSS}</style></head><body><h1>{escape(title)}</h1>',
+      *parts, '</body></html>\n']))
+  return epath.Path(path)
+
+
+def section(title, body):
   return f'<h3>{title}</h3>{body or "<p class=none>no data</p>"}'
 
 
-def _escape(text, most=None):
+def escape(text, most=None):
   return html.escape(_clean(text, most))
 
 
@@ -249,14 +255,14 @@ def _show(key, values):
   """A number as a person reads it, and exactly, as <data>; text as it is; or a dash."""
   value = values.get(key)
   if value is None or isinstance(value, str):
-    return '–' if value is None else f'<div class="long">{_escape(value)}</div>'
+    return '–' if value is None else f'<div class="long">{escape(value)}</div>'
   if isinstance(value, dict):
-    cells = '<br>'.join(f'{_escape(k)}: {_show(k, value)}' for k in value)
+    cells = '<br>'.join(f'{escape(k)}: {_show(k, value)}' for k in value)
     return f'<div class="long">{cells}</div>'
   return f'<data value="{value!r}">{_format(key, value)}</data>'
 
 
-def _make_table(head, rows):
+def make_table(head, rows):
   """An HTML table that scrolls by itself. Cells are HTML, the first of each row is its header."""
   head = ''.join(f'<th scope="col">{cell}</th>' for cell in head)
   body = ''.join(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{c}</td>" for c in rest)}</tr>'
@@ -276,10 +282,10 @@ def _make_headline(results):
       cells = [f'<strong>{cell}</strong> ± {_show("final_acc_stderr", result)}'
                for cell, result in zip(cells, sets.values())]
     rows.append([f'<div class="long"><b>{label}</b><small>{meaning}</small></div>', *cells])
-  return sets and _make_table(['', *map(_escape, sets)], rows)
+  return sets and make_table(['', *map(escape, sets)], rows)
 
 
-def _make_accuracies(name, sets):
+def _make_accuracies(name, sets, folder):
   """Accuracies by block as a table, and as a figure where there is more than one."""
   lines = {key: _by_block(r['block_acc'], r['num_blocks']) for key, r in sets.items()}
   lines |= {f'{key}, next step (given the gold number of steps)':
@@ -289,16 +295,17 @@ def _make_accuracies(name, sets):
   if not blocks:
     return ''
   method = next(iter(sets.values()))['method']
-  body = _make_table(['', *map(_escape, lines)], [
+  body = make_table(['', *map(escape, lines)], [
       [_name_block(block, method), *(_show(block, values) for values in lines.values())]
       for block in blocks])
   if len(blocks) > 1:
-    body += _draw(f'{name}: accuracy after each block', 'accuracy, %', 'block', {
-        key: (list(values), [100 * v for v in values.values()]) for key, values in lines.items()})
+    body += draw(f'{name}: accuracy after each block', 'accuracy, %', 'block', {
+        key: (list(values), [100 * v for v in values.values()]) for key, values in lines.items()},
+        folder=folder)
   return f'<div class="figures">{body}</div>'
 
 
-def _make_curves(name, stage, folder):
+def _make_curves(name, stage, folder, workdir):
   """Loss, lambda and accuracy of each block over the steps of a stage."""
   from rim_jax import metrics as metrics_lib
   metrics = metrics_lib.load_metrics(folder)
@@ -309,9 +316,10 @@ def _make_curves(name, stage, folder):
     caption += f'; below, its weight λ for a record of {max(losses)} steps'
     lambdas = _compute_lambdas(list(losses), metrics[-1]['step'], stage)
   if losses:
-    body = _draw(caption, 'loss, nats a token', 'step', losses, lambdas)
+    body = draw(caption, 'loss, nats a token', 'step', losses, lambdas, workdir)
   if accuracies:
-    body += _draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies)
+    body += draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies,
+                 folder=workdir)
   return body and f'<div class="figures">{body}</div>'
 
 
@@ -347,13 +355,13 @@ def _make_examples(folder, sets, num_shown):
     result = next(iter(sets.values()))
     answers = ''.join(
         f'<span class="{"right" if ok else "wrong"}">{f"{block}: " if block else ""}'
-        f'{"✓" if ok else "✗"} {_escape(text, 24)}</span> ' for block, (text, ok) in _by_block(
+        f'{"✓" if ok else "✗"} {escape(text, 24)}</span> ' for block, (text, ok) in _by_block(
             zip(p['block_predictions'], p['block_correct']), result['num_blocks']).items())
     if result['method'] == 'cot':
-      answers += f'<pre>{"<br>".join(map(_escape, p["text"].split(chr(10))))}</pre>'
-    rows.append([f'<div class="long">{_escape(p["question"])}</div>', _escape(p['answer']),
+      answers += f'<pre>{"<br>".join(map(escape, p["text"].split(chr(10))))}</pre>'
+    rows.append([f'<div class="long">{escape(p["question"])}</div>', escape(p['answer']),
                  f'<div class="long">{answers}</div>'])
-  return rows and _make_table(['question', 'gold', 'answers read (✓ right, ✗ wrong)'], rows)
+  return rows and make_table(['question', 'gold', 'answers read (✓ right, ✗ wrong)'], rows)
 
 
 def _make_card(folder):
@@ -364,14 +372,18 @@ def _make_card(folder):
     card['command'] = shlex.join(card['command'])
 
   def tabulate(flat):
-    return _make_table((), [[_escape(key), f'<div class="long">{_escape(value)}</div>']
+    return make_table((), [[escape(key), f'<div class="long">{escape(value)}</div>']
                             for key, value in flat.items()])
   return card and (f'{tabulate(config_lib.flatten(card))}<details><summary>all {len(settings)} '
                    f'settings</summary>{tabulate(settings)}</details>')
 
 
-def _draw(caption, ylabel, xlabel, lines, below=None):
-  """A figure as SVG in the page: label -> (x, y), and lambdas below them."""
+def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title=''):
+  """A figure as SVG for a page: label -> (x, y), and lambdas below them.
+
+  Args:
+    folder: also keeps it as figures/NAME.png there, and what it shows as figures/NAME.csv.
+  """
   import matplotlib
   from matplotlib import colors, figure as figure_lib, ticker
   # Legible on light and on dark, in order, and told apart by line style too.
@@ -389,15 +401,33 @@ def _draw(caption, ylabel, xlabel, lines, below=None):
     if below:
       axes[1].set(ylabel='λ', ylim=(-.05, 1.05))
     axes[-1].set_xlabel(xlabel)
-    axes[-1].xaxis.set_major_locator(ticker.MaxNLocator(8, integer=True))
-    by_step = xlabel == 'step'
+    axes[-1].xaxis.set_major_locator(ticker.MaxNLocator(8, integer=xlabel in ('step', 'block')))
+    by_step = xlabel == 'step' and not legend_title
     if len(lines) > 1:
       figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center',
-                    ncols=6 if by_step else 1, title='block' if by_step else None)
+                    ncols=6 if by_step else 1, title='block' if by_step else legend_title or None)
     out = io.StringIO()
     figure.savefig(out, format='svg', transparent=True,
                    metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
+    if folder is not None:
+      _keep_figure(folder, caption, figure, {**lines, **{
+          f'λ {label}': points for label, points in (below or {}).items()}})
   svg = out.getvalue()
   svg = re.sub(r' xmlns(:\w+)?="[^"]*"', '', svg[svg.index('<svg'):]).replace('xlink:href', 'href')
   svg = re.sub(r'<g id="[^"]*"', '<g', svg).replace(_INK, 'currentColor')  # ids must be unique
-  return f'<figure>{svg}<figcaption>{_escape(caption)}</figcaption></figure>'
+  return f'<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
+
+
+def _keep_figure(folder, caption, figure, lines):
+  folder = epath.Path(folder) / 'figures'
+  folder.mkdir(parents=True, exist_ok=True)
+  name = '-'.join(re.findall(r'[a-z0-9]+', caption.partition(';')[0].lower()))
+  picture = io.BytesIO()
+  figure.savefig(picture, format='png', dpi=150, facecolor='white')
+  (folder / f'{name}.png').write_bytes(picture.getvalue())
+  text = io.StringIO()
+  rows = csv.writer(text, lineterminator='\n')
+  rows.writerow(['line', 'x', 'y'])
+  for label, (x, y) in lines.items():
+    rows.writerows((label, float(a), float(b)) for a, b in zip(x, y))
+  storage.write_text(folder / f'{name}.csv', text.getvalue())
