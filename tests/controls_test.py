@@ -86,9 +86,9 @@ def make_copier(config, source, holder=MEMORY):
   return model
 
 
-def ask(model, config, records=DIGITS):
+def ask(model, config, records=DIGITS, devices=1):
   graphdef, params = nnx.split(model)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
   params = jax.device_put(nnx.to_pure_dict(params), sharding.get_replicated(mesh))
   return controls.run_controls(graphdef, params, {}, records, config, support.make_codec(config),
                                mesh, lambda line: None)
@@ -130,10 +130,10 @@ def test_memory_that_is_decoration_changes_nothing(prefix):
   assert blocks['question_hidden'] == [0.1, 0.1, 0.1]
 
 
-@pytest.mark.parametrize('prefix', ['+', ''])
-def test_swapping_one_block_finds_the_one_that_holds_the_answer(prefix):
+@pytest.mark.parametrize('prefix, devices', [('+', 8), ('', 1)])
+def test_swapping_one_block_finds_the_one_that_holds_the_answer(prefix, devices):
   config = make_config(prefix)
-  found = ask(make_copier(config, MEMORY, HOLDER), config)
+  found = ask(make_copier(config, MEMORY, HOLDER), config, devices=devices)
   assert found['controls']['as_trained']['block_acc'] == [0.1, 1.0, 1.0]
 
   def follow(name):
@@ -286,6 +286,9 @@ def test_matched_runs_stand_beside_the_controls(tmp_path):
   assert entries['direct']['final_acc'] == 0.25 and entries['direct']['seed'] == 3
   assert entries['direct']['given'] and not entries['pause']['given']
   assert 'final_acc' not in entries['pause']
+  config = support.make_config('rim_stage2', controls__pause_dir=write_run(
+      tmp_path / 'pause', 'pause', sets=('test-k2',)))
+  assert controls.load_matched(config, 'f', SETS)['pause']['final_acc'] == 0.25
 
 
 def test_a_run_that_does_not_match_is_refused(tmp_path):
