@@ -85,7 +85,7 @@ svg text { font-family: system-ui, sans-serif !important }
 .wrong { color: var(--wrong) }'''
 
 
-def _load_json(folder, name) -> dict:
+def load_json(folder, name) -> dict:
   """The content of a JSON file; {} where it is absent or empty."""
   path = epath.Path(folder) / name
   there = path.exists() and path.read_text().strip()
@@ -94,7 +94,7 @@ def _load_json(folder, name) -> dict:
 
 def load_predictions(folder, name=None) -> list[dict]:
   """The predictions on a set, by default the first of results.json; [] where there are none."""
-  name = name or next(iter(_load_json(folder, 'results.json')), '')
+  name = name or next(iter(load_json(folder, 'results.json')), '')
   path = epath.Path(folder) / 'predictions' / f'{name}.jsonl'
   lines = path.read_text().split('\n') if path.exists() else []
   return [json.loads(line) for line in lines if line.strip()]
@@ -149,7 +149,7 @@ def _make_grid(console, title, **settings):
 
 def show_results(console, folder, num_shown: int, name=None) -> None:
   """Shows the accuracies on a set, and `num_shown` of its questions with the answers read."""
-  results = _load_json(folder, 'results.json')
+  results = load_json(folder, 'results.json')
   name = name or next(iter(results), '')
   if name not in results:
     console.print(Text(f'{folder}: no results to show'))
@@ -218,7 +218,7 @@ def write_report(workdir, config: Config) -> epath.Path:
   workdir = epath.Path(workdir)
   stages = [(name or config.method, stage, workdir / name if name else workdir)
             for name, stage in config_lib.make_stages(config)]
-  results = {name: _load_json(folder, 'results.json') for name, _, folder in stages}
+  results = {name: load_json(folder, 'results.json') for name, _, folder in stages}
   rules = {result['answer_rule'] for sets in results.values() for result in sets.values()}
   page = [f'<p>{_METHODS[config.method]}.</p>',
           section('Results', _make_headline(results)),
@@ -316,7 +316,7 @@ def _make_curves(name, stage, folder, workdir):
     caption += f'; below, its weight λ for a record of {max(losses)} steps'
     lambdas = _compute_lambdas(list(losses), metrics[-1]['step'], stage)
   if losses:
-    body = draw(caption, 'loss, nats a token', 'step', losses, lambdas, workdir)
+    body = draw(caption, 'loss, nats a token', 'step', losses, lambdas, folder=workdir)
   if accuracies:
     body += draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies,
                  folder=workdir)
@@ -366,7 +366,7 @@ def _make_examples(folder, sets, num_shown):
 
 def _make_card(folder):
   """The reproduction card: what ran, on what, and every setting."""
-  card = _load_json(folder, 'config.json')
+  card = load_json(folder, 'config.json')
   settings = config_lib.flatten(card.pop('config', {}))
   if 'command' in card:
     card['command'] = shlex.join(card['command'])

@@ -28,6 +28,7 @@ from rim_jax import config as config_lib
 from rim_jax import metrics as metrics_lib
 from rim_jax import stats
 from rim_jax import storage
+from rim_jax import summary
 from rim_jax.config import Config, UserError
 
 SWEEP_VERSION = 1
@@ -95,6 +96,11 @@ class State:
   error: str = ''
   process: subprocess.Popen | None = None
   slot: int = -1
+
+  @property
+  def result(self) -> dict | None:
+    """What the last stage says of its evaluation split, once done."""
+    return load_result(self)
 
   @property
   def last(self) -> tuple[Config, pathlib.Path]:
@@ -364,10 +370,10 @@ def _make_csv(entries) -> str:
   keys = list(dict.fromkeys(k for e in entries for k in e['factors']))
   rows.writerow([*keys, 'measure', 'seeds', 'mean', 'stderr'])
   for entry in entries:
-    for measure, summary in entry.items():
-      if isinstance(summary, dict) and 'mean' in summary:
-        rows.writerow([*(entry['factors'].get(k, '') for k in keys), measure, summary['count'],
-                       summary['mean'], '' if summary['stderr'] is None else summary['stderr']])
+    for measure, found in entry.items():
+      if isinstance(found, dict) and 'mean' in found:
+        rows.writerow([*(entry['factors'].get(k, '') for k in keys), measure, found['count'],
+                       found['mean'], '' if found['stderr'] is None else found['stderr']])
   return out.getvalue()
 
 
@@ -413,9 +419,11 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   with storage.hold(workdir):
     states = run(points, workdir, source, overrides, num_jobs, retry_failed, say, console)
-    conclude(states, workdir)
+    conclusion = conclude(states, workdir)
+    summary.write_summary(workdir, f'rim_jax: {source}', conclusion['entries'], states)
   say((workdir / 'sweep.md').read_text())
-  say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, points/)')
+  say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, figures/, points/)')
+  say(f'report: {workdir / "report.html"}')
   failed = [s for s in states if s.status == 'failed']
   if failed:
     raise UserError('\n'.join(

@@ -72,6 +72,7 @@ NEVER = {
     'report': {'rim_jax.model'},
     'plan': {'rim_jax.data', 'rim_jax.train'},
     'hlo': ALL | {'jax', 'flax'} | IO,
+    'summary': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'jax', 'optax', 'grain'},
     'sweep': {'rim_jax.model', 'rim_jax.loss', 'rim_jax.train', 'optax', 'grain'},
 }
 

@@ -275,7 +275,21 @@ def test_the_page_needs_no_other_file(tmp_path):
   ids = re.findall(r' id="([^"]*)"', text)
   assert ids and len(ids) == len(set(ids))
   assert report._INK not in text and 'currentColor' in text
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['report.html', 'stage1', 'stage2']
+  assert sorted(p.name for p in tmp_path.iterdir()) == [
+      'figures', 'report.html', 'stage1', 'stage2']
+
+
+def test_every_figure_is_kept_as_a_picture_and_as_its_data(tmp_path):
+  results = write_curriculum(tmp_path)
+  page = write_page(tmp_path, 'rim')
+  num_figures = sum(tag == 'figure' for tag, _ in page.elements)
+  pictures, data = (sorted((tmp_path / 'figures').glob(f'*.{kind}')) for kind in ('png', 'csv'))
+  assert [p.stem for p in pictures] == [p.stem for p in data] and len(data) == num_figures > 2
+  assert all(p.read_bytes().startswith(b'\x89PNG') for p in pictures)
+  rows = (tmp_path / 'figures/stage2-accuracy-after-each-block.csv').read_text().split('\n')
+  want = [f'test,{float(k)},{100 * acc}'
+          for k, acc in enumerate(results['stage2']['test']['block_acc'], 1)]
+  assert rows[0] == 'line,x,y' and [r for r in rows if r.startswith('test,')] == want
 
 
 def test_the_page_holds_the_reproduction_card(tmp_path):

@@ -1,0 +1,76 @@
+"""A sweep's page says what its files say, and warns where they do not carry an order."""
+
+import json
+import re
+
+import pytest
+
+from rim_jax import report
+from rim_jax import summary
+from rim_jax import sweep
+from tests import report_test
+from tests import sweep_test
+
+
+@pytest.fixture
+def swept(tmp_path):
+  """Two groups of two seeds, one point of which failed; the page and sweep.json's entries."""
+  points = sweep_test.make_points()
+  (tmp_path / 'broken').touch()
+  sweep_test.drive(tmp_path, points[:2])
+  (tmp_path / 'broken').unlink()
+  sweep_test.drive(tmp_path, points)
+  page = report_test.Page(tmp_path / 'report.html')
+  return tmp_path, page, json.loads((tmp_path / 'sweep.json').read_text())['entries']
+
+
+def test_the_page_s_numbers_are_those_of_sweep_json(swept):
+  _, page, entries = swept
+  headline, *_ = page.tables
+  for row, entry in zip(headline[1:], entries, strict=True):
+    name, final, any_block, majority, seeds, *_, chances = row
+    assert name[0] == entry['name']
+    for (_, values), key in ((final, 'final_acc'), (any_block, 'any_block_acc'),
+                             (majority, 'majority_acc')):
+      told = entry[key]
+      assert values == tuple(x for x in (told['mean'], told['stderr']) if x is not None)
+    assert seeds[0] == f"{entry['num_done']} of 2"
+    tests = entry.get('against_best', {}).get('tests', [])
+    assert chances[1] == tuple(t['p_value'] for t in tests)
+  assert [e['num_done'] for e in entries] == [1, 2]
+
+
+def test_what_failed_and_what_the_seeds_do_not_support_is_told(swept):
+  folder, _, _ = swept
+  text = (folder / 'report.html').read_text()
+  assert 'rate=0.5,seed=1: failed, exit code 1: error: it is broken' in text
+  assert 'one seed does not support an order' in text
+
+
+@pytest.mark.parametrize('gap, told', [(0.05, True), (0.2, False)])
+def test_an_order_within_two_standard_errors_is_doubted(gap, told):
+  entries = [{'name': name, 'num_done': 3, 'failed': {},
+              'final_acc': {'mean': mean, 'stderr': 0.04, 'count': 3}}
+             for name, mean in (('a', 0.5 + gap), ('b', 0.5))]
+  assert ('do not support this order' in summary._make_notes(entries)) == told
+
+
+def test_figures_hold_the_means_over_seeds(swept):
+  folder, _, entries = swept
+  rows = (folder / 'figures/accuracy-after-each-block-mean-over-seeds.csv').read_text().split('\n')
+  want = {f"{e['name']},{float(k)},{100 * a}" for e in entries
+          for k, a in enumerate(e['block_acc'], 1)}
+  assert want == set(rows) - {'line,x,y', ''}
+  assert (folder / 'figures/accuracy-after-each-block-mean-over-seeds.png').exists()
+
+
+def test_controls_stand_beside_what_they_should_give(swept):
+  folder, _, _ = swept
+  states = sweep.load_states(sweep_test.make_points(), folder)
+  assert summary._make_controls(states) == []
+  entry = {'what': 'blocks come from another', 'expected': "the donor's answer",
+           'block_acc': [0.5, 0.25], 'block_donor_acc': [0.125, 0.75]}
+  (states[2].folder / 'controls.json').write_text(json.dumps({'controls': {'swapped': entry}}))
+  text = summary._make_controls(states)
+  assert [float(x) for x in re.findall(r'<data value="([^"]*)"', text)] == [0.5, 0.25, 0.125, 0.75]
+  assert report.escape(entry['expected']) in text and 'rate=0.1,seed=0' in text
