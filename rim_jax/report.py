@@ -37,7 +37,6 @@ _MEASURES = (  # key in results.json, label, what it means
     ('step', 'its training step', ''),
     ('n', 'questions', ''),
     ('num_blocks', 'memory blocks K', 'the same for every question'),
-    ('num_thoughts', 'thoughts', 'hidden states fed back, one by one'),
     ('final_acc', 'final accuracy', 'of the last answer read, +- one standard error'),
     ('majority_acc', 'majority of blocks', 'the answer that most blocks give'),
     ('any_block_acc', 'any block', 'upper bound: picks the right block by looking at the answer'),
