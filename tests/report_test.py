@@ -27,7 +27,7 @@ def make_result(method, num_blocks, **fields):
 
 GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
     ('integer', 'negative', 'non_integer', 'changed'))} | {
-        'pass_at': {'1': 0.31, '2': 0.42}, 'num_samples': 2, 'temperature': 0.7, 'num_thoughts': 6,
+        'pass_at': {'1': 0.31, '2': 0.42}, 'num_samples': 2, 'temperature': 0.7,
         'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33},
         'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303, 'num_changed': 990}
 
