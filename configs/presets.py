@@ -88,8 +88,8 @@ def make_prosqa_small(method: str):
     python -m rim_jax.main --config=configs/rim.py:prosqa_small
 
   The budget is what some nine minutes of one CPU core take (145 examples a second of its time were
-  seen in stage 1). It is too small to learn the task from scratch: after 36,000 examples RiM chose
-  between the two alternatives like a coin.
+  seen in stage 1). It is too small to learn the task from scratch: after stage 1's 60,000 examples
+  RiM chose between the two alternatives like a coin (49 to 51 % of valid, seed 0).
   """
   config = make_config_dict(method=method)
   config.data.source = 'prosqa'

@@ -416,7 +416,7 @@ def test_killed_preparation_leaves_nothing_that_is_read(tmp_path):
   program = '\n'.join([
       'import os, signal',
       'from rim_jax import data',
-      'from rim_jax.config import ChainConfig, DataConfig, PerturbedConfig',
+      'from rim_jax.config import ChainConfig, DataConfig, PerturbedConfig, ProsqaConfig',
       'def generate(self, records, tally):',
       '  yield 0, {**vars(records[0]), "steps": list(records[0].steps)}',
       '  os.kill(os.getpid(), signal.SIGKILL)',
