@@ -10,15 +10,15 @@ Resumable: the same command again runs what is left. One of its runs, by hand:
 """
 
 from configs import presets
-from rim_jax import config as config_lib
+from rim_jax import points
 
 METHODS = ('direct', 'pause', 'icot', 'coconut', 'cot', 'rim')
-SEEDS = (0, 1, 2)
 
 
 def get_config(preset: str = 'chain'):
   base = presets.make(METHODS[0], preset)
-  points = [({'method': method, 'seed': seed},
-             config_lib.find_changes(base, presets.make(method, preset)) | {'seed': seed})
-            for seed in SEEDS for method in METHODS]
-  return config_lib.make_sweep_dict(base, points)
+  methods = [({'method': method}, points.find_changes(base, presets.make(method, preset)))
+             for method in METHODS]
+  grid = points.cross(methods, points.vary_seeds(3))
+  # A whole seed first: a comparison that is stopped early has every method.
+  return points.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))

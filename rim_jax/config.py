@@ -342,38 +342,6 @@ def make_config_dict(**fields) -> ml_collections.ConfigDict:
   return config.lock()
 
 
-def make_sweep_dict(base, points) -> ml_collections.ConfigDict:
-  """A recipe of many runs: one base, and what sets each run apart.
-
-  Args:
-    base: a ConfigDict with all keys; `--config.KEY=VALUE` changes it for every run that does not
-      set that key itself.
-    points: pairs (factors, changes): what names a run, e.g. {'method': 'rim', 'seed': 1}, and
-      dotted key -> value.
-  """
-  config = ml_collections.ConfigDict(base.to_dict())
-  config.points = [{'factors': dict(factors), 'set': dict(changes)} for factors, changes in points]
-  return config.lock()
-
-
-def find_changes(base, config) -> dict:
-  """Dotted key -> value of all that differs in `config`; both are ConfigDicts with all keys."""
-  old = flatten(base.to_dict())
-  return {key: value for key, value in flatten(config.to_dict()).items() if old[key] != value}
-
-
-def change(tree: dict, values: dict) -> dict:
-  """A nested dictionary with dotted keys replaced; one that is not there stays to be refused."""
-  tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
-  for key, value in values.items():
-    first, _, rest = key.partition('.')
-    if rest and isinstance(tree.get(first), dict):
-      tree[first] = change(tree[first], {rest: value})
-    else:
-      tree[key] = value
-  return tree
-
-
 def flatten(config) -> dict:
   """Dotted key -> value, in declaration order, of a Config or its dictionary."""
   tree = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config

@@ -1,6 +1,6 @@
 """Many runs from one recipe: points, each a run of its own, and what they say together.
 
-A recipe returns `config.make_sweep_dict(base, points)`. Every point is validated before the first
+A recipe returns `points.make_sweep_dict(base, points)`. Every point is validated before the first
 one starts, and runs as a command of its own in WORKDIR/points/NAME, so that it can be run by hand
 (`--point=NAME`), resumes as any run does, and none can take another down. The driver only starts
 commands, watches what they leave, and draws the conclusion.
@@ -26,6 +26,7 @@ from rich.text import Text
 
 from rim_jax import config as config_lib
 from rim_jax import metrics as metrics_lib
+from rim_jax import points as points_lib
 from rim_jax import stats
 from rim_jax import storage
 from rim_jax import summary
@@ -57,7 +58,7 @@ def load_points(tree, source: str) -> list[Point]:
     name = name_point(entry['factors'])
     names[name] += 1
     try:
-      config = config_lib.parse_config(config_lib.change(tree, entry['set']), f'{source}: {name}')
+      config = config_lib.parse_config(points_lib.change(tree, entry['set']), f'{source}: {name}')
     except UserError as e:
       problems.append(str(e))
       continue

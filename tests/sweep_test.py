@@ -14,6 +14,7 @@ from rich import console as rich_console
 from configs import compare
 from rim_jax import config as config_lib
 from rim_jax import main as main_lib
+from rim_jax import points as points_lib
 from rim_jax import sweep
 from rim_jax.config import UserError
 from tests import support
@@ -27,7 +28,7 @@ def make_base(**changes):
 
 
 def load(points, **changes):
-  return sweep.load_points(config_lib.make_sweep_dict(make_base(**changes), points), 'recipe.py')
+  return sweep.load_points(points_lib.make_sweep_dict(make_base(**changes), points), 'recipe.py')
 
 
 # ---- Points ----
@@ -65,7 +66,7 @@ def test_identity_is_what_is_computed():
 def test_the_comparison_has_every_method_at_equal_network_data_and_examples():
   points = sweep.load_points(compare.get_config(), 'compare.py')
   assert {(p.factors['method'], p.factors['seed']) for p in points} == {
-      (m, s) for m in compare.METHODS for s in compare.SEEDS}
+      (m, s) for m in compare.METHODS for s in range(3)}
   for point in points:
     config = point.config
     assert (config.method, config.seed) == (point.factors['method'], point.factors['seed'])
@@ -209,10 +210,10 @@ def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
 
 RECIPE = """
 import ml_collections
-from rim_jax import config as config_lib
+from rim_jax import points
 def get_config():
   base = ml_collections.ConfigDict({base!r})
-  return config_lib.make_sweep_dict(base, [
+  return points.make_sweep_dict(base, [
       ({{'method': m, 'blocks': k}}, {{'method': m, 'layout.num_blocks': k}})
       for m, k in (('direct', 2), ('pause', 2), ('pause', {last}))])
 """

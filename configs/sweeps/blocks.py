@@ -1,0 +1,19 @@
+"""How many memory blocks, and how many tokens each: K and M on the chain task, three seeds.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/blocks.py --jobs=2
+
+The chain has four steps. Stage 1 has a block a step whatever K is, so K below 4 asks stage 2 to
+answer from fewer blocks than stage 1 used. 24 runs of about five minutes of one core.
+"""
+
+from configs import presets
+from rim_jax import points
+
+
+def get_config(preset: str = 'chain'):
+  base = presets.make('rim', preset)
+  longest = 9 + 8 * 5 + 4  # question, the most tokens of blocks, readouts
+  base.layout.row_tokens = longest
+  sizes = [({'K': k, 'M': m}, {'layout.num_blocks': k, 'layout.block_tokens': m})
+           for k, m in ((1, 1), (2, 1), (4, 1), (6, 1), (8, 1), (4, 2), (4, 3), (2, 2))]
+  return points.make_sweep_dict(base, points.cross(sizes, points.vary_seeds(3)))

@@ -1,0 +1,18 @@
+"""How stage 1's weights fade, and when: schedule and hold on the chain task, three seeds.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/fading.py --jobs=2
+
+A constant weight has nothing to hold. 27 runs of about five minutes of one core.
+"""
+
+from configs import presets
+from rim_jax import points
+
+
+def get_config(preset: str = 'chain'):
+  base = presets.make('rim', preset)
+  fading = points.cross(points.vary('curriculum.schedule', ('relative', 'windowed')),
+                        points.vary('curriculum.hold_frac', (0.0, 0.25, 0.5, 0.75), 'hold'))
+  constant = [({'schedule': 'constant', 'hold': 0.0},
+               {'curriculum.schedule': 'constant', 'curriculum.hold_frac': 0.0})]
+  return points.make_sweep_dict(base, points.cross([*fading, *constant], points.vary_seeds(3)))

@@ -1,0 +1,18 @@
+"""How much of the budget stage 1 gets, none of it, or all: the chain task, three seeds.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/stages.py --jobs=2
+
+Stage 2 alone is `pause`: the same blocks, answers only. Stage 1 alone is asked for the answer as
+any run is, after `eval.num_blocks` blocks. 18 runs of about five minutes of one core.
+"""
+
+from configs import presets
+from rim_jax import points
+
+
+def get_config(preset: str = 'chain'):
+  base = presets.make('rim', preset)
+  shares = points.vary('curriculum.stage1_frac', (0.25, 0.5, 0.75, 0.9), 'stage1')
+  alone = [({'stage1': 'none'}, {'method': 'pause', 'layout.depth0_readout': False}),
+           ({'stage1': 'all'}, {'method': 'rim_stage1'})]
+  return points.make_sweep_dict(base, points.cross([*shares, *alone], points.vary_seeds(3)))

@@ -1,0 +1,95 @@
+"""What a recipe of many runs is made of: points, each some factors and the keys that they set.
+
+A point is a pair (factors, changes): what names a run, e.g. {'lr': 0.001, 'seed': 1}, and dotted
+key -> value. A list of points is an axis; axes are multiplied (`cross`), paired (`pair`), filtered
+and added to, as lists are. Knows the config's form and nothing else, as recipes do.
+"""
+
+import itertools
+import math
+
+import ml_collections
+import numpy as np
+
+from rim_jax.config import UserError, flatten
+
+
+def vary(key: str, values, name: str = '') -> list:
+  """One point a value of a key, named after its last part: vary('optim.learning_rate', (1e-3,))."""
+  name = name or key.rpartition('.')[2]
+  return [({name: value}, {key: value}) for value in values]
+
+
+def vary_seeds(count: int) -> list:
+  """Seeds 0, 1, ... of everything random in a run."""
+  return vary('seed', range(count))
+
+
+def sample(key: str, low: float, high: float, count: int, seed: int = 0, name: str = '') -> list:
+  """Values log-uniform in [low, high], three digits each: the same for the same seed.
+
+  Raises: UserError for an interval without logarithms.
+  """
+  if not 0 < low <= high or count < 1:
+    raise UserError(f'{key}: {count} samples in [{low}, {high}]; give 1 or more, and 0 < low <= '
+                    'high')
+  # Raw words: numpy does not promise that the draws of its generators stay the same.
+  words = np.random.Philox(np.random.SeedSequence(seed)).random_raw(count)
+  return vary(key, [float(f'{math.exp(math.log(low) + w / 2**64 * math.log(high / low)):.3g}')
+                    for w in words.astype(float)], name)
+
+
+def cross(*axes) -> list:
+  """Every combination of points, the first axis slowest."""
+  return [_join(points) for points in itertools.product(*axes)]
+
+
+def pair(*axes) -> list:
+  """The first points of all axes together, then the second ones, ...
+
+  Raises: UserError for axes of different lengths.
+  """
+  if len({len(axis) for axis in axes}) > 1:
+    raise UserError(f'pair: axes of {", ".join(str(len(a)) for a in axes)} points; give as many '
+                    'of each, or cross them')
+  return [_join(points) for points in zip(*axes)]
+
+
+def _join(points):
+  factors, changes = {}, {}
+  for more_factors, more_changes in points:
+    twice = (factors.keys() & more_factors.keys()) | (changes.keys() & more_changes.keys())
+    if twice:
+      raise UserError(f"'{min(twice)}' is set by two axes; leave it to one")
+    factors, changes = factors | more_factors, changes | more_changes
+  return factors, changes
+
+
+def find_changes(base, config) -> dict:
+  """Dotted key -> value of all that differs in `config`; both are ConfigDicts with all keys."""
+  old = flatten(base.to_dict())
+  return {key: value for key, value in flatten(config.to_dict()).items() if old[key] != value}
+
+
+def make_sweep_dict(base, points) -> ml_collections.ConfigDict:
+  """A recipe of many runs.
+
+  Args:
+    base: a ConfigDict with all keys; `--config.KEY=VALUE` changes it for every run that does not
+      set that key itself.
+  """
+  config = ml_collections.ConfigDict(base.to_dict())
+  config.points = [{'factors': dict(factors), 'set': dict(changes)} for factors, changes in points]
+  return config.lock()
+
+
+def change(tree: dict, values: dict) -> dict:
+  """A nested dictionary with dotted keys replaced; one that is not there stays to be refused."""
+  tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+  for key, value in values.items():
+    first, _, rest = key.partition('.')
+    if rest and isinstance(tree.get(first), dict):
+      tree[first] = change(tree[first], {rest: value})
+    else:
+      tree[key] = value
+  return tree
