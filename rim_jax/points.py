@@ -85,7 +85,7 @@ def make_sweep_dict(base, points) -> ml_collections.ConfigDict:
 
 def change(tree: dict, values: dict) -> dict:
   """A nested dictionary with dotted keys replaced; one that is not there stays to be refused."""
-  tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+  tree = dict(tree)
   for key, value in values.items():
     first, _, rest = key.partition('.')
     if rest and isinstance(tree.get(first), dict):
