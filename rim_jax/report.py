@@ -400,6 +400,8 @@ def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title='
     if below:
       axes[1].set(ylabel='λ', ylim=(-.05, 1.05))
     axes[-1].set_xlabel(xlabel)
+    if xlabel.startswith('ms'):
+      axes[-1].set_xlim(left=0)  # ratios are what is read off
     axes[-1].xaxis.set_major_locator(ticker.MaxNLocator(8, integer=xlabel in ('step', 'block')))
     by_step = xlabel == 'step' and not legend_title
     if len(lines) > 1:
