@@ -5,6 +5,7 @@ Owns the fingerprints by which a changed file or parameter is noticed.
 fingerprint of everything it was made from, and reads it by index from then on.
 """
 
+import abc
 import collections
 from collections.abc import Iterable
 import contextlib
@@ -209,8 +210,9 @@ class _RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   FIELDS: typing.ClassVar = {}  # of a record beside the usual ones, and their types
   say = print
 
+  @abc.abstractmethod
   def make_prepared(self) -> _Prepared:
-    raise NotImplementedError
+    """The records of every split."""
 
   def _info(self):
     text = tfds.features.Text()

@@ -11,7 +11,6 @@ import pytest
 from rim_jax import batch as batch_lib
 from rim_jax import coconut
 from rim_jax import config as config_lib
-from rim_jax import decode
 from rim_jax import export
 from rim_jax import layout as layout_lib
 from rim_jax import loss as loss_lib
@@ -205,34 +204,16 @@ def test_under_dropout_both_passes_read_the_question_alike():
 # ---- Decoding ----
 
 
-def make_decoder(config, devices=1):
-  model = support.make_model(config)
-  graphdef, params = nnx.split(model)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
-  return model, nnx.to_pure_dict(params), decode.Decoder(
-      graphdef, config, support.make_codec(config), mesh)
-
-
 @pytest.mark.parametrize('network, skip_steps, prefix', [('learned', 1, ''), ('rope', -1, '+-')])
 def test_decoding_s_logits_are_those_of_the_training_forward(
     network, skip_steps, prefix, monkeypatch):
   config = make_config(2, skip_steps, network, layout__answer_prefix=prefix)
-  model, params, decoder = make_decoder(config)
+  model, params, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
-  seen = []
-  real = model_lib.Transformer.compute_logits
-
-  def compute_logits(self, x):
-    logits = real(self, x)
-    jax.debug.callback(lambda v: seen.append(np.array(v)), logits, ordered=True)
-    return logits
   questions = [codec.encode(r).question for r in support.RECORDS[:3]]
-  with monkeypatch.context() as patch:
-    patch.setattr(model_lib.Transformer, 'compute_logits', compute_logits)
-    trunks = decoder.place(questions, 1, 3)
-    ids = np.asarray(decoder.run(params, {}, trunks, codec.template.answer_prefix, (1,)))
-    jax.effects_barrier()
-  count, eos = config.eval.max_new_tokens, codec.tokenizer.eos_id
+  ids, seen = support.decode_and_record(
+      decoder, params, questions, 1, codec.template.answer_prefix, (1,), monkeypatch)
+  count = config.eval.max_new_tokens
   batch = batch_lib.make_empty_rows(1, 80, 3 * count)  # all in one row
   token = slot = 0
   for i, question in enumerate(questions):
@@ -241,12 +222,8 @@ def test_decoding_s_logits_are_those_of_the_training_forward(
         batch, 0, token, slot, i + 1, layout_lib.Example(question, 1, 1, (readout,)),
         config.layout, codec.memory_start)
   trained = np.asarray(coconut.compute_slot_logits(
-      model, jax.tree.map(jnp.asarray, batch), config, 3)).reshape(3, count, -1)
-  assert len(seen) > 1
-  for j, logits in enumerate(seen):
-    alive = (ids[:, 0, :j] != eos).all(-1)
-    assert j == 0 or alive.any()
-    support.assert_close(logits[:, 0][alive], trained[:, j][alive])
+      model, jax.tree.map(jnp.asarray, batch), config, 3)).reshape(3, 1, count, -1)
+  support.assert_decoded_logits(ids, seen, trained, codec.tokenizer.eos_id)
 
 
 def test_neither_the_batch_nor_the_mesh_changes_an_answer():
@@ -256,7 +233,7 @@ def test_neither_the_batch_nor_the_mesh_changes_an_answer():
     config = make_config(2, 1, eval__batch_size=size)
     codec = support.make_codec(config)
     questions = [codec.encode(r).question for r in support.RECORDS]
-    _, params, decoder = make_decoder(config, devices)
+    _, params, decoder = support.make_decoder(config, devices)
     results.append(decoder.decode_texts(params, {}, questions, 1, (), (1,))[0])
     assert decoder._decode._cache_size() <= 1  # all these widths are one
   assert results[0] == results[1] == results[2]
@@ -269,7 +246,7 @@ def test_without_blocks_a_trained_stage_decodes_as_direct_does():
   questions = [codec.encode(r).question for r in support.RECORDS]
   answers = []
   for c in (config, dataclasses.replace(config, method='direct')):
-    _, params, decoder = make_decoder(c)
+    _, params, decoder = support.make_decoder(c)
     answers.append(decoder.decode_texts(params, {}, questions, 0, (), (0,))[0])
   assert answers[0] == answers[1]
 

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,22 +11,12 @@ from scipy import stats
 
 from rim_jax import decode
 from rim_jax import layout as layout_lib
-from rim_jax import model as model_lib
-from rim_jax import sharding
-from rim_jax.config import MeshConfig, UserError
+from rim_jax.config import UserError
 from tests import support
 
 NETWORKS = {'learned': {}, 'rope': {'model__positions': 'rope', 'model__num_kv_heads': 1}}
 BIDIRECTIONAL = {'layout__bidirectional_blocks': True}
 HIDDEN = {'layout__readout_sees_question': False}
-
-
-def make_decoder(config, devices=1):
-  model = support.make_model(config)
-  graphdef, params = nnx.split(model)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
-  return model, nnx.to_pure_dict(params), decode.Decoder(
-      graphdef, config, support.make_codec(config), mesh)
 
 
 @pytest.mark.parametrize('prefix, network, switches', [
@@ -37,24 +26,13 @@ def test_logits_equal_those_of_the_training_forward(prefix, network, switches, m
   """Decode greedily, then lay out what was decoded as a training row: the logits agree."""
   config = support.make_config('rim_stage2', layout__answer_prefix=prefix, layout__row_tokens=96,
                                **NETWORKS[network], **switches)
-  model, params, decoder = make_decoder(config)
+  model, params, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
-  seen = []
-  real = model_lib.Transformer.compute_logits
-
-  def compute_logits(self, x):
-    logits = real(self, x)
-    jax.debug.callback(lambda v: seen.append(np.array(v)), logits, ordered=True)
-    return logits
   blocks = (1, 2, 3)
   questions = [codec.encode(r).question for r in support.RECORDS[:2]]
-  with monkeypatch.context() as patch:
-    patch.setattr(model_lib.Transformer, 'compute_logits', compute_logits)
-    trunks = decoder.place(questions, 3, 2)
-    ids = np.asarray(decoder.run(params, {}, trunks, codec.template.answer_prefix, blocks))
-    jax.effects_barrier()
+  ids, seen = support.decode_and_record(
+      decoder, params, questions, 3, codec.template.answer_prefix, blocks, monkeypatch)
   count = config.eval.max_new_tokens
-  eos = codec.tokenizer.eos_id
   rows = []
   for question, row in zip(questions, ids):
     readouts = tuple(
@@ -66,16 +44,13 @@ def test_logits_equal_those_of_the_training_forward(prefix, network, switches, m
     layout_lib.write_example(batch, i, 0, 0, 1, example, config.layout, codec.memory_start)
   trained = np.asarray(model.compute_slot_logits(
       jax.tree.map(jnp.asarray, batch), config.layout)).reshape(2, 3, count, -1)
-  for j, logits in enumerate(seen):
-    alive = (ids[:, :, :j] != eos).all(-1)  # after its eos a readout is only padded
-    assert j == 0 or alive.any()
-    support.assert_close(logits[alive], trained[:, :, j][alive])
+  support.assert_decoded_logits(ids, seen, trained, codec.tokenizer.eos_id)
 
 
 @pytest.mark.parametrize('method, prefix', [('rim_stage2', '+'), ('rim_stage2', ''), ('cot', '')])
 def test_greedy_answers_agree_with_decoding_without_a_cache(method, prefix):
   config = support.make_config(method, layout__answer_prefix=prefix)
-  model, params, decoder = make_decoder(config)
+  model, params, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   num_blocks, blocks = (0, (0,)) if method == 'cot' else (3, (1, 2, 3))
   forced = () if method == 'cot' else codec.template.answer_prefix
@@ -109,7 +84,7 @@ def test_neither_the_batch_nor_the_mesh_nor_the_width_changes_an_answer():
       support.RECORDS[0]).question * 4]
   results = []
   for c, devices in ((config, 1), (wide, 1), (config, 8)):
-    _, params, decoder = make_decoder(c, devices)
+    _, params, decoder = support.make_decoder(c, devices)
     results.append(decoder.decode_texts(params, {}, questions, 3, (), (1, 2, 3))[0])
   assert results[0] == results[1] == results[2]
 
@@ -122,20 +97,20 @@ def test_drawn_answers_do_not_depend_on_the_batch_or_the_mesh():
       support.RECORDS[0]).question * 4]
   runs = []
   for c, devices, blocks in ((config, 1, (1, 2, 3)), (wide, 8, (1, 2, 3)), (wide, 1, (3,))):
-    _, params, decoder = make_decoder(c, devices)
+    _, params, decoder = support.make_decoder(c, devices)
     runs.append([decoder.decode_texts(params, {}, questions, 3, (), blocks, sample=s)[0]
                  for s in (0, 1)])
   assert runs[0] == runs[1]
   assert runs[2] == [[row[-1:] for row in sample] for sample in runs[0]]
   first, second = runs[0]
   assert first != second and len({row[-1] for row in first + second}) > 2
-  _, params, decoder = make_decoder(dataclasses.replace(config, seed=1))
+  _, params, decoder = support.make_decoder(dataclasses.replace(config, seed=1))
   assert decoder.decode_texts(params, {}, questions, 3, (), (1, 2, 3), sample=0)[0] != first
 
 
 def test_without_temperature_an_answer_is_the_greedy_one():
   config = support.make_config('rim_stage2', eval__temperature=1e-6)
-  _, params, decoder = make_decoder(config)
+  _, params, decoder = support.make_decoder(config)
   questions = [support.make_codec(config).encode(r).question for r in support.RECORDS]
   run = functools.partial(decoder.decode_texts, params, {}, questions, 3, (), (1, 3))
   greedy = run()
@@ -149,7 +124,7 @@ def test_first_tokens_are_drawn_from_the_softmax(temperature):
   """One question 4,000 times: each id as often as the plain forward's softmax says."""
   config = support.make_config('rim_stage2', layout__num_blocks=1, eval__max_new_tokens=1,
                                eval__batch_size=4000, eval__temperature=temperature)
-  model, params, decoder = make_decoder(config)
+  model, params, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   question = codec.encode(support.RECORDS[0]).question
   trunks = decoder.place([question] * 4000, 1, 4000)
@@ -172,7 +147,7 @@ def test_first_tokens_are_drawn_from_the_softmax(temperature):
 def test_a_block_reads_the_same_whatever_follows_it():
   """The trunk is causal: K = 3's first readouts are K = 1's and K = 2's."""
   config = support.make_config('rim_stage2')
-  _, params, decoder = make_decoder(config)
+  _, params, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   questions = [codec.encode(r).question for r in support.RECORDS]
   run = functools.partial(decoder.decode_texts, params, {}, questions)

@@ -8,7 +8,6 @@ import pytest
 from rim_jax import evaluate
 from rim_jax.config import UserError
 from tests import support
-from tests.decode_test import make_decoder
 
 RECORDS = tuple(support.Record(f'{a}+{b}', (), str(a + b), f'r:{a}{b}')
                 for a in range(1, 6) for b in range(4))
@@ -126,7 +125,7 @@ def test_pass_at_is_given_for_powers_of_two(count, ks):
 def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
   config = support.make_config('rim_stage2', layout__num_blocks=1, eval__budget_blocks=-1,
                                eval__max_new_tokens=1, eval__batch_size=20)
-  _, params, decoder = make_decoder(config)
+  _, params, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   # Records whose answers are what the network says after a block, so that accuracies differ.
   texts, _ = decoder.decode_texts(params, {}, [codec.encode(r).question for r in RECORDS], 2, (),
@@ -143,7 +142,7 @@ def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
 
 def test_a_budget_beyond_the_position_table_is_told():
   config = support.make_config('rim_stage2', model__max_positions=24)
-  _, params, decoder = make_decoder(config)
+  _, params, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   evaluate.evaluate_budgets(decoder, params, {}, support.RECORDS[1:2], config, codec, 6)
   with pytest.raises(UserError, match='r:2: a question of 1 tokens with 7 blocks .*budget_blocks'):

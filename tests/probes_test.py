@@ -11,8 +11,7 @@ import pytest
 
 from rim_jax import decode
 from rim_jax import probes
-from rim_jax import sharding
-from rim_jax.config import MeshConfig, UserError
+from rim_jax.config import UserError
 from rim_jax.data import Record
 from tests import support
 
@@ -151,18 +150,10 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
 # ---- With a network ----
 
 
-def make_decoder(config):
-  model = support.make_model(config)
-  graphdef, params = nnx.split(model)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  codec = support.make_codec(config)
-  return model, nnx.to_pure_dict(params), decode.Decoder(graphdef, config, codec, mesh), codec
-
-
 def test_states_are_the_closing_tokens_before_the_last_layer():
   """Against a network of one layer less, on each question alone."""
   config = support.make_config('rim_stage2', eval__batch_size=3)
-  model, params, decoder, codec = make_decoder(config)
+  (model, params, decoder), codec = support.make_decoder(config), support.make_codec(config)
   questions = [codec.encode(r).question for r in support.RECORDS]
   found = decoder.compute_states(params, {}, questions, 3)
   assert found.shape == (5, 3, 16)
@@ -180,7 +171,7 @@ def test_states_are_the_closing_tokens_before_the_last_layer():
 
 def test_all_probes_of_a_network():
   config = support.make_config('rim_stage2', eval__max_new_tokens=1)
-  _, params, decoder, codec = make_decoder(config)
+  (_, params, decoder), codec = support.make_decoder(config), support.make_codec(config)
   rng = np.random.default_rng(0)
   records = {s: [Record(f'{a}+{b}', (str(a), str((a + b) % 10)), str((a + b) % 10), f'{s}:{i}')
                  for i, (a, b) in enumerate(rng.integers(0, 3, (n, 2)))]

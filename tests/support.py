@@ -2,14 +2,17 @@
 
 import dataclasses
 
+from flax import nnx
 import jax
 import numpy as np
 
 from rim_jax import batch as batch_lib
 from rim_jax import config as config_lib
+from rim_jax import decode
 from rim_jax import layout as layout_lib
 from rim_jax import model as model_lib
 from rim_jax import pipeline
+from rim_jax import sharding
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax.data import Record
 
@@ -87,8 +90,40 @@ def make_model(config, seed=0) -> model_lib.Transformer:
   return model
 
 
+def make_decoder(config, devices=1):
+  """(a random model, its parameters, a Decoder of it) on some devices."""
+  model = make_model(config)
+  graphdef, params = nnx.split(model)
+  mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:devices])
+  return model, nnx.to_pure_dict(params), decode.Decoder(graphdef, config, make_codec(config), mesh)
+
+
+def decode_and_record(decoder, params, questions, num_blocks, prefix, blocks, monkeypatch):
+  """(ids [b, r, n], the logits [b, r, v] that each of the n was chosen from)."""
+  seen, real = [], model_lib.Transformer.compute_logits
+
+  def compute_logits(self, x):
+    logits = real(self, x)
+    jax.debug.callback(lambda v: seen.append(np.array(v)), logits, ordered=True)
+    return logits
+  with monkeypatch.context() as patch:
+    patch.setattr(model_lib.Transformer, 'compute_logits', compute_logits)
+    trunks = decoder.place(questions, num_blocks, len(questions))
+    ids = np.asarray(decoder.run(params, {}, trunks, prefix, blocks))
+    jax.effects_barrier()
+  return ids, seen
+
+
+def assert_decoded_logits(ids_brn, seen, trained_brnv, eos):
+  """What was seen in decoding is what training gives; after its eos a readout is only padded."""
+  assert len(seen) > 1
+  for j, logits in enumerate(seen):
+    alive = (ids_brn[:, :, :j] != eos).all(-1)
+    assert j == 0 or alive.any()
+    assert_close(logits[alive], trained_brnv[:, :, j][alive])
+
+
 def model_params(model):
-  from flax import nnx
   return nnx.to_flat_state(nnx.state(model, nnx.Param))
 
 
