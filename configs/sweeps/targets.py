@@ -1,0 +1,16 @@
+"""The paper's targets from scratch, with and without a readout before block 1: the chain task.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/targets.py --jobs=2
+
+Alone (`depth0=False`) block t predicts r_{t+1} and r_1 is never a target; with the readout, which
+is what configs/rim.py runs, r_1 is one too. Six runs of about five minutes of one core.
+"""
+
+from configs import presets
+from rim_jax import points
+
+
+def get_config(preset: str = 'chain'):
+  targets = points.vary('layout.depth0_readout', (False, True), 'depth0')
+  return points.make_sweep_dict(presets.make('rim', preset),
+                                points.cross(targets, points.vary_seeds(3)))
