@@ -86,8 +86,7 @@ def check_card(card: dict, task, where) -> None:
   lines = [f"{where}: was run with {key}={old.get(key, 'nothing')!r}, now it is "
            f"{new.get(key, 'nothing')!r}; use another --workdir, or --config.{key}={old.get(key)}"
            for key in sorted(old.keys() | new.keys())
-           if old.get(key) != new.get(key) and key not in config_lib.RUNTIME_KEYS
-           and key.split('.')[0] not in config_lib.RUNTIME_SECTIONS]
+           if old.get(key) != new.get(key) and not config_lib.is_runtime(key)]
   for name, mine in (('data', task.dataset.fingerprint),
                      ('tokenizer', task.codec.tokenizer.fingerprint),
                      ('base', task.base and task.base.fingerprint)):

@@ -315,6 +315,15 @@ class Config:
     return self.layout.num_blocks if self.eval.num_blocks < 0 else self.eval.num_blocks
 
   @property
+  def eval_set(self):
+    """What results.json calls the set: its split, and K and its size where not the whole."""
+    name, trained = self.eval.split, dataclasses.replace(
+        self, eval=dataclasses.replace(self.eval, num_blocks=-1))
+    if self.eval_blocks != trained.eval_blocks:
+      name += f'-k{self.eval_blocks}'
+    return name + (f'-n{self.eval.num_examples}' if self.eval.num_examples else '')
+
+  @property
   def eval_budget(self):
     """The largest K of a budget curve; 0 for none."""
     most = self.eval.budget_blocks
@@ -334,6 +343,11 @@ RUNTIME_SECTIONS = ('mesh', 'checkpoint', 'eval', 'export', 'controls', 'log')
 RUNTIME_KEYS = ('data.cache_dir', 'data.url', 'train.num_micro_batches', 'model.remat',
                 'model.attention_tile_tokens',
                 'model.init_from', 'tokenizer.path')  # these two: held to their fingerprints
+
+
+def is_runtime(key: str) -> bool:
+  """Whether a dotted key decides where and when alone, never what is computed."""
+  return key.partition('.')[0] in RUNTIME_SECTIONS or key in RUNTIME_KEYS
 
 
 def make_config_dict(**fields) -> ml_collections.ConfigDict:

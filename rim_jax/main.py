@@ -40,6 +40,7 @@ from rich import console as rich_console
 
 from rim_jax import config as config_lib
 from rim_jax import families
+from rim_jax import points as points_lib
 from rim_jax.config import UserError
 
 MODES = ('train', 'eval', 'generate', 'controls', 'export', 'plan', 'sweep')
@@ -150,8 +151,7 @@ def _parse(argv):
     raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
                     'that rim_jax.config.make_config_dict makes')
   if 'points' in config:
-    from rim_jax import sweep  # late: a wrong flag is told before anything heavy is loaded
-    points = sweep.load_points(config, path)
+    points = points_lib.load_points(config, path)
     if values.mode == 'sweep':
       return values, points, path
     config = _choose_point(points, values.point, path)
@@ -213,8 +213,8 @@ def _run(argv, console) -> None:
   def say(line):
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
-  if values.mode == 'sweep':  # starts commands and computes nothing: JAX is not needed
-    from rim_jax import sweep
+  if values.mode == 'sweep':  # starts commands and computes nothing
+    from rim_jax import sweep  # late: it loads JAX
     overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
     sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed,
                 values.dry_run, say, console)

@@ -5,13 +5,15 @@ key -> value. A list of points is an axis; axes are multiplied (`cross`), paired
 and added to, as lists are. Knows the config's form and nothing else, as recipes do.
 """
 
+import collections
+import dataclasses
 import itertools
 import math
 
 import ml_collections
 import numpy as np
 
-from rim_jax.config import UserError, flatten
+from rim_jax.config import Config, UserError, flatten, parse_config
 
 
 def vary(key: str, values, name: str = '') -> list:
@@ -93,3 +95,44 @@ def change(tree: dict, values: dict) -> dict:
     else:
       tree[key] = value
   return tree
+
+
+# ---- What a recipe means ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+  """One run of a sweep: its name, what sets it apart, and its whole config."""
+  name: str
+  factors: dict
+  config: Config
+
+
+def load_points(tree, source: str) -> list[Point]:
+  """The points of a recipe's ConfigDict, all validated.
+
+  Raises: UserError with every problem of every point.
+  """
+  tree = tree.to_dict()
+  points, problems, names = [], [], collections.Counter()
+  for entry in tree.pop('points'):
+    name = name_point(entry['factors'])
+    names[name] += 1
+    try:
+      config = parse_config(change(tree, entry['set']), f'{source}: {name}')
+    except UserError as e:
+      problems.append(str(e))
+      continue
+    points.append(Point(name, dict(entry['factors']), config))
+  problems += [f'{source}: {count} points are named {name}; give them factors that differ'
+               for name, count in names.items() if count > 1]
+  if not names:
+    problems.append(f'{source}: has no points; its grid is empty')
+  if problems:
+    raise UserError('\n'.join(problems))
+  return points
+
+
+def name_point(factors: dict) -> str:
+  """`lr=0.0003,seed=1`: readable, and a folder's name."""
+  return ','.join(f'{key}={value}'.replace('/', '_') for key, value in factors.items())

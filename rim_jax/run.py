@@ -116,9 +116,9 @@ def controls(config, workdir, say, console) -> None:
   task, folder = _open_run(config, workdir, say)
   config, name = task.config, _get_last_stage(config, workdir)[1].name
   records = train_lib.get_records(task, config.eval.split, config.eval.num_examples)
-  set_name = train_lib.name_set(config, len(records))
+  set_name = config.eval_set
   matched = controls_lib.load_matched(config, task.dataset.fingerprint, {
-      method: train_lib.name_set(dataclasses.replace(config, method=method), len(records))
+      method: dataclasses.replace(config, method=method).eval_set
       for method in ('direct', 'pause')})
   graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
   say(f'{folder}, step {step} ({config.eval.checkpoint} checkpoint): controls on {len(records):,} '

@@ -1,8 +1,8 @@
 """A run's files on a file system or in a bucket: whole or absent, added to, moved, held.
 
 In a bucket (`gs://...`, through etils.epath) an object appears whole and can be replaced, but
-neither renamed nor appended to: an append replaces it without a word. So nothing outside this
-module renames or appends.
+neither renamed nor appended to: an append replaces it without a word. So of a run's files nothing
+outside this module renames or appends.
 """
 
 import contextlib

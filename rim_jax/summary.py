@@ -111,7 +111,7 @@ def _figure(body):
 
 
 def _make_controls(states):
-  """The controls of the runs that have some: accuracy after the last block."""
+  """The controls of the runs that have some, beside what each should give."""
   found = {s.point.name: report.load_json(s.last[1], 'controls.json') for s in states}
   found = {name: c['controls'] for name, c in found.items() if c}
   keys = dict.fromkeys(k for controls in found.values() for k in controls)

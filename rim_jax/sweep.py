@@ -6,7 +6,6 @@ one starts, and runs as a command of its own in WORKDIR/points/NAME, so that it 
 commands, watches what they leave, and draws the conclusion.
 """
 
-import collections
 import csv
 import ctypes
 import dataclasses
@@ -25,63 +24,25 @@ from rich import box, live, table
 from rich.text import Text
 
 from rim_jax import config as config_lib
+from rim_jax import hosts
 from rim_jax import metrics as metrics_lib
-from rim_jax import points as points_lib
 from rim_jax import stats
 from rim_jax import storage
 from rim_jax import summary
 from rim_jax.config import Config, UserError
+from rim_jax.points import Point, name_point
 
 SWEEP_VERSION = 1
 _POLL_SECS = 0.5
-_STOPPED = 75  # main.py's exit code of a run that was asked to end
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_SHOW_SECS = 3.0  # between two tables
 _TELL_SECS = 30.0  # between two lines where there is no terminal
-
-
-@dataclasses.dataclass(frozen=True)
-class Point:
-  """One run of a sweep: its name, what sets it apart, and its whole config."""
-  name: str
-  factors: dict
-  config: Config
-
-
-def load_points(tree, source: str) -> list[Point]:
-  """The points of a recipe's ConfigDict, all validated.
-
-  Raises: UserError with every problem of every point.
-  """
-  tree = tree.to_dict()
-  points, problems, names = [], [], collections.Counter()
-  for entry in tree.pop('points'):
-    name = name_point(entry['factors'])
-    names[name] += 1
-    try:
-      config = config_lib.parse_config(points_lib.change(tree, entry['set']), f'{source}: {name}')
-    except UserError as e:
-      problems.append(str(e))
-      continue
-    points.append(Point(name, dict(entry['factors']), config))
-  problems += [f'{source}: {count} points are named {name}; give them factors that differ'
-               for name, count in names.items() if count > 1]
-  if not names:
-    problems.append(f'{source}: has no points; its grid is empty')
-  if problems:
-    raise UserError('\n'.join(problems))
-  return points
-
-
-def name_point(factors: dict) -> str:
-  """`lr=0.0003,seed=1`: readable, and a folder's name."""
-  return ','.join(f'{key}={value}'.replace('/', '_') for key, value in factors.items())
 
 
 def identify(config: Config) -> str:
   """A hash of what a run computes; where and when it does is left out."""
   flat = {key: value for key, value in config_lib.flatten(config).items()
-          if key.split('.')[0] not in config_lib.RUNTIME_SECTIONS
-          and key not in config_lib.RUNTIME_KEYS}
+          if not config_lib.is_runtime(key)}
   return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -100,8 +61,16 @@ class State:
 
   @property
   def result(self) -> dict | None:
-    """What the last stage says of its evaluation split, once done."""
-    return load_result(self)
+    """What the last stage says of the set that its config names, once done."""
+    config, folder = self.last
+    if self.status != 'done':
+      return None
+    return storage.load_json(folder / 'results.json', 'the results').get(config.eval_set)
+
+  @property
+  def predictions(self) -> pathlib.Path:
+    config, folder = self.last
+    return folder / 'predictions' / f'{config.eval_set}.jsonl'
 
   @property
   def last(self) -> tuple[Config, pathlib.Path]:
@@ -146,16 +115,6 @@ def read_progress(state: State) -> str:
     if lines:
       told = f'{name or "train"} step {lines[-1]["step"]}, loss {lines[-1]["train/loss"]:.4f}'
   return told
-
-
-def load_result(state: State) -> dict | None:
-  """What a done point's last stage says of its evaluation split."""
-  config, folder = state.last
-  path = folder / 'results.json'
-  if state.status != 'done' or not path.exists():
-    return None
-  results = storage.load_json(path, 'the results')
-  return results.get(config.eval.split) or list(results.values())[-1]
 
 
 # ---- Running ----
@@ -213,26 +172,40 @@ def _start(state: State, source, overrides, num_jobs) -> None:
   state.folder.mkdir(parents=True, exist_ok=True)
   state.status = 'running'
   _keep(state)
-  cores = sorted(os.sched_getaffinity(0))[state.slot::num_jobs]
 
-  def limit():
-    if num_jobs > 1 and cores:
-      os.sched_setaffinity(0, cores)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)  # it stops, saved, with its driver
+  def prepare():  # in the new process; a run that outlives its driver would hold its folder
+    if num_jobs > 1:
+      os.sched_setaffinity(0, _share(sorted(os.sched_getaffinity(0)), state.slot, num_jobs))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
   with open(state.folder / 'output.txt', 'a') as log:
     state.process = subprocess.Popen(
         make_command(state.point, state.folder, source, overrides), stdout=log,
-        stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, preexec_fn=limit,
-        env=dict(os.environ, **divide_devices(os.environ, state.slot, num_jobs)))
+        stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        preexec_fn=prepare if sys.platform == 'linux' else None,
+        env=dict(os.environ, **divide_gpus(list_gpus(os.environ), state.slot, num_jobs)))
 
 
-def divide_devices(environ, slot: int, num_jobs: int) -> dict:
+def list_gpus(environ) -> list[str]:
+  """Those that are to be used here, as CUDA_VISIBLE_DEVICES has them, or all."""
+  if 'CUDA_VISIBLE_DEVICES' in environ:
+    return [gpu for gpu in environ['CUDA_VISIBLE_DEVICES'].split(',') if gpu]
+  try:
+    return subprocess.run(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'],
+                          capture_output=True, text=True, check=True).stdout.split()
+  except (OSError, subprocess.SubprocessError):
+    return []
+
+
+def divide_gpus(gpus, slot: int, num_jobs: int) -> dict:
   """The GPUs of one of several runs at a time; with fewer GPUs than runs they are shared."""
-  gpus = [x for x in environ.get('CUDA_VISIBLE_DEVICES', '').split(',') if x]
   if num_jobs == 1 or not gpus:
     return {}
-  mine = gpus[slot::num_jobs] or [gpus[slot % len(gpus)]]
-  return {'CUDA_VISIBLE_DEVICES': ','.join(mine)}
+  return {'CUDA_VISIBLE_DEVICES': ','.join(_share(gpus, slot, num_jobs))}
+
+
+def _share(items, slot: int, num_jobs: int):
+  """One run's part of what there is; where that is less than a run each, one that others share."""
+  return items[slot::num_jobs] or [items[slot % len(items)]]
 
 
 def _finish(state: State) -> None:
@@ -241,9 +214,9 @@ def _finish(state: State) -> None:
   lines = (state.folder / 'output.txt').read_text().strip().split('\n')
   told = ([line for line in lines if line.startswith('error:')] or lines)[-1][:300]
   # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
-  again = code in (_STOPPED, -signal.SIGTERM) or (code == 2 and 'is at work here' in told)
+  again = code in (hosts.EXIT_STOPPED, -signal.SIGTERM) or (code == 2 and 'is at work here' in told)
   state.status = 'done' if code == 0 else 'waiting' if again else 'failed'
-  state.error = f'exit code {code}: {told}' if state.status == 'failed' else ''
+  state.error = f'exit code {code}: {told}' if code and code != hosts.EXIT_STOPPED else ''
   _keep(state)
 
 
@@ -266,14 +239,16 @@ class _Table:
       self._live.__exit__(*error)
 
   def update(self, last=False):
-    if self._live:
-      self._live.update(make_table(self._states), refresh=True)
-      return
     now = time.monotonic()
+    if self._live:  # every table reads the metrics of what runs
+      if last or now - self._at >= _SHOW_SECS:
+        self._live.update(make_table(self._states), refresh=True)
+        self._at = now
+      return
     for state in self._states:
       changed = self._told.get(state.point.name) != state.status
       due = state.status == 'running' and now - self._at >= _TELL_SECS and not last
-      if (changed and state.status != 'waiting') or due:
+      if (changed and (state.status != 'waiting' or state.error)) or due:
         self._console.print(
             f'{state.point.name}: {state.status}  {state.error or read_progress(state)}',
             soft_wrap=True, markup=False, highlight=False)
@@ -285,7 +260,7 @@ class _Table:
 def make_table(states) -> table.Table:
   shown = table.Table('point', 'state', 'where it is', box=box.SIMPLE)
   for state in states:
-    result = load_result(state)
+    result = state.result
     told = (f"{result['final_acc']:.1%} after {result['step']} steps" if result else
             state.error or (read_progress(state) if state.status == 'running' else ''))
     shown.add_row(Text(state.point.name), Text(state.status), Text(told))
@@ -306,8 +281,7 @@ def conclude(states, workdir) -> dict:
     groups.setdefault(name_point(factors), []).append(state)
   entries = []
   for name, members in groups.items():
-    found = [(s, load_result(s)) for s in members]
-    found = [(s, r) for s, r in found if r]
+    found = [(s, r) for s in members if (r := s.result)]
     entry = {'name': name, 'factors': {k: v for k, v in members[0].point.factors.items()
                                        if k != 'seed'},
              'num_points': len(members), 'num_done': len(found),
@@ -345,7 +319,7 @@ def _count_steps(state: State) -> int:
 
 
 def _compare_with_best(entries, states) -> None:
-  """McNemar of each entry against the best, seed by seed, on the same questions."""
+  """McNemar of each entry against the best, on the same questions, for each seed that both have."""
   done = [e for e in entries if e['num_done']]
   if len(done) < 2:
     return
@@ -353,16 +327,11 @@ def _compare_with_best(entries, states) -> None:
   for entry in done:
     if entry is best:
       continue
-    pairs = zip(entry['points'], best['points'])
+    mine, theirs = ({states[n].point.factors.get('seed'): states[n].predictions
+                     for n in e['points']} for e in (entry, best))
     entry['against_best'] = {'best': best['name'], 'tests': [
-        dataclasses.asdict(stats.compare_files(*(_find_predictions(states[n]) for n in pair)))
-        for pair in pairs]}
-
-
-def _find_predictions(state: State) -> pathlib.Path:
-  config, folder = state.last
-  path = folder / 'predictions' / f'{config.eval.split}.jsonl'
-  return path if path.exists() else max((folder / 'predictions').glob('*.jsonl'))
+        {'seed': seed, **dataclasses.asdict(stats.compare_files(path, theirs[seed]))}
+        for seed, path in mine.items() if seed in theirs]}
 
 
 def _make_csv(entries) -> str:

@@ -323,7 +323,7 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   workdir, config, blocks = epath.Path(workdir), task.config, task.config.eval_blocks
   graphdef, params, frozen, step = state_lib.load_params(task, workdir, config.eval.checkpoint)
   records = get_records(task, config.eval.split, config.eval.num_examples)
-  name = name_set(config, len(records))
+  name = config.eval_set
   say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
       f'{config.eval.split} questions, K={blocks}')
   decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
@@ -353,15 +353,6 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': evaluate.RESULTS_VERSION}
   return hosts.lead(lambda: _write_results(workdir, name, result, predictions))
-
-
-def name_set(config: Config, num_records: int) -> str:
-  """What results.json calls a set: its split, and K and its size where they are not the whole."""
-  name = config.eval.split
-  if config.eval_blocks != dataclasses.replace(
-      config, eval=dataclasses.replace(config.eval, num_blocks=-1)).eval_blocks:
-    name += f'-k{config.eval_blocks}'
-  return name + (f'-n{num_records}' if config.eval.num_examples else '')
 
 
 def _write_results(workdir, name, result, predictions) -> dict:

@@ -154,14 +154,19 @@ def test_recipes_know_only_the_config():
         'rim_jax'}, path
 
 
-def test_a_wrong_flag_is_told_before_jax_is_loaded():
+@pytest.mark.parametrize('args', [
+    ['--config=configs/rim.py', '--config.model.num_heads=5'],
+    ['--config=configs/compare.py', '--point=method=rime,seed=0'],  # a plan sets JAX up first
+])
+def test_a_wrong_flag_is_told_before_jax_is_loaded(args):
   """What the table cannot see: imports of imports."""
-  code = '''
+  code = f'''
 import sys
 from rim_jax import main
-assert main.cli(['main.py', '--config=configs/rim.py', '--config.model.num_heads=5']) == 2
-heavy = {'jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow_datasets', 'tokenizers'}
-sys.exit(f'loaded: {heavy & set(sys.modules)}' if heavy & set(sys.modules) else 0)
+assert main.cli({['main.py', *args]!r}) == 2
+heavy = {{'jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow_datasets', 'tokenizers'}}
+loaded = heavy & set(sys.modules)
+sys.exit(str(loaded) if loaded else 0)
 '''
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
                         timeout=60)

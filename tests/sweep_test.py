@@ -28,7 +28,8 @@ def make_base(**changes):
 
 
 def load(points, **changes):
-  return sweep.load_points(points_lib.make_sweep_dict(make_base(**changes), points), 'recipe.py')
+  recipe = points_lib.make_sweep_dict(make_base(**changes), points)
+  return points_lib.load_points(recipe, 'recipe.py')
 
 
 # ---- Points ----
@@ -64,7 +65,7 @@ def test_identity_is_what_is_computed():
 
 
 def test_the_comparison_has_every_method_at_equal_network_data_and_examples():
-  points = sweep.load_points(compare.get_config(), 'compare.py')
+  points = points_lib.load_points(compare.get_config(), 'compare.py')
   assert {(p.factors['method'], p.factors['seed']) for p in points} == {
       (m, s) for m in compare.METHODS for s in range(3)}
   for point in points:
@@ -78,11 +79,22 @@ def test_the_comparison_has_every_method_at_equal_network_data_and_examples():
 
 def test_gpus_are_divided_and_shared_where_they_are_few():
   def divide(gpus, jobs):
-    return [sweep.divide_devices({'CUDA_VISIBLE_DEVICES': gpus}, slot, jobs).get(
-        'CUDA_VISIBLE_DEVICES') for slot in range(jobs)]
+    listed = sweep.list_gpus({'CUDA_VISIBLE_DEVICES': gpus})
+    return [sweep.divide_gpus(listed, slot, jobs).get('CUDA_VISIBLE_DEVICES')
+            for slot in range(jobs)]
   assert divide('0,1,2,3', 2) == ['0,2', '1,3']
-  assert divide('4', 2) == ['4', '4']
+  assert divide('4', 2) == ['4', '4'] and divide('4,5', 3) == ['4', '5', '4']
   assert divide('0,1', 1) == [None] and divide('', 2) == [None, None]
+
+
+def test_all_gpus_are_found_where_none_are_named(tmp_path, monkeypatch):
+  tool = tmp_path / 'nvidia-smi'
+  tool.write_text('#!/bin/sh\necho 0\necho 1\n')
+  tool.chmod(0o755)
+  monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+  assert sweep.list_gpus({}) == ['0', '1'] and sweep.list_gpus({'CUDA_VISIBLE_DEVICES': ''}) == []
+  tool.write_text('#!/bin/sh\nexit 9\n')  # there is a driver, and no GPU
+  assert sweep.list_gpus({}) == []
 
 
 # ---- The driver, on commands that cost nothing ----
@@ -91,7 +103,8 @@ SCRIPT = """
 import json, os, pathlib, sys, time
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 with open(folder / 'starts', 'a') as f: f.write('x')
-if (folder.parent.parent / 'broken').exists() and seed == 1:
+broken = folder.parent.parent / 'broken'
+if broken.exists() and seed == int(broken.read_text() or 1):
   sys.exit('Traceback...\\nerror: it is broken\\n')
 while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
 (folder / 'predictions').mkdir(exist_ok=True)
@@ -152,6 +165,33 @@ def test_what_all_say_together(cheap):
   assert '| rate=0.5 | 55.0 ± 5.0 | 25.0 / 55.0 | 90.0 ± 0.0 | 2 of 2 |' in said
   rows = (cheap.workdir / 'sweep.csv').read_text().split('\n')
   assert rows[0] == 'rate,measure,seeds,mean,stderr' and '0.5,final_acc,2,0.55,' in rows[1]
+
+
+def test_runs_of_the_same_seed_are_compared(cheap):
+  """Seeds differ in which questions are right; the first group has seed 1 alone."""
+  (cheap.workdir / 'broken').write_text('0')
+  cheap(points=cheap.points[:2])
+  (cheap.workdir / 'broken').unlink()
+  cheap()
+  entries = json.loads((cheap.workdir / 'sweep.json').read_text())['entries']
+  assert [e['points'] for e in entries] == [
+      ['rate=0.5,seed=1'], ['rate=0.1,seed=0', 'rate=0.1,seed=1']]
+  (test,) = next(e['against_best']['tests'] for e in entries if 'against_best' in e)
+  assert (test['seed'], test['only_a'], test['only_b']) == (1, 0, 0)
+
+
+def test_a_result_is_of_the_set_that_the_config_names(cheap):
+  """Not of one that was evaluated later, by hand."""
+  cheap()
+  path = cheap.workdir / 'points/rate=0.5,seed=0/results.json'
+  results = json.loads(path.read_text())
+  path.write_text(json.dumps(results | {'test-k2': results['test'] | {'final_acc': 0.0}}))
+  state = sweep.load_states(cheap.points, cheap.workdir)[0]
+  assert state.result['final_acc'] == 0.5 and state.predictions.name == 'test.jsonl'
+  named = dataclasses.replace(state.point, config=support.set_keys(
+      state.point.config, {'eval.num_examples': 7}))
+  other = dataclasses.replace(state, point=named)
+  assert other.result is None and other.predictions.name == 'test-n7.jsonl'
 
 
 def test_what_is_done_stays_and_a_larger_grid_runs_what_is_new(cheap):
