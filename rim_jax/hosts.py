@@ -8,6 +8,7 @@ An exit code says what a supervisor should do; `launch/supervise.py` reads it.
 import atexit
 import contextlib
 import faulthandler
+import itertools
 import json
 import os
 import signal
@@ -261,8 +262,12 @@ class StopSignal:
   """Whether the run was asked to end (SIGTERM, a platform's preemption notice).
 
   As a context manager around the loop; `is_set` is asked once a step, and all processes get the
-  same answer at the same step.
+  same answer at the same step. With several processes a notice that comes before the loop or after
+  it (while compiling, evaluating, between stages) is kept for the next step taken.
   """
+  # Of all loops of this process: JAX agrees on a number that is to come, the next after those that
+  # were asked for, and a step's own number begins anew at each stage.
+  _count = itertools.count(1)
 
   def __enter__(self):
     self._asked = False
@@ -279,10 +284,10 @@ class StopSignal:
   def _ask(self, *unused):
     self._asked = True
 
-  def is_set(self, step: int) -> bool:
+  def is_set(self) -> bool:
     if jax.process_count() == 1:
       return self._asked
-    return multihost_utils.reached_preemption_sync_point(step)
+    return multihost_utils.reached_preemption_sync_point(next(self._count))
 
 
 class Watchdog:

@@ -166,9 +166,9 @@ def test_one_process_leads_itself():
 def test_sigterm_is_noticed_and_the_handler_given_back():
   before = signal.getsignal(signal.SIGTERM)
   with hosts.StopSignal() as stop:
-    assert not stop.is_set(1)
+    assert not stop.is_set()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.is_set(2)
+    assert stop.is_set()
   assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -328,3 +328,37 @@ def test_several_processes_export_the_files_of_one(tmp_path):
   halves = export('two adapters', 2, '--config.export.adapters=True')
   assert halves == export('one adapters', 1, '--config.export.adapters=True')
   assert 'adapter_model.safetensors' in halves
+
+
+ASK_TWICE = '''
+import os, signal, sys, time
+import jax
+from jax.experimental import multihost_utils
+from rim_jax import hosts
+
+address, count, me = (flag.partition('=')[2] for flag in sys.argv[1:])
+jax.distributed.initialize(address, int(count), int(me))
+with hosts.StopSignal() as stop:
+  first = [stop.is_set() for _ in range(20)]
+if me == '1':
+  os.kill(os.getpid(), signal.SIGTERM)  # outside of any loop
+time.sleep(3)  # JAX looks once a second, and then they agree
+multihost_utils.sync_global_devices('between')
+second = []
+with hosts.StopSignal() as stop:
+  while not any(second) and len(second) < 19:  # fewer calls than in the first
+    time.sleep(0.1)
+    second.append(stop.is_set())
+print(f'first {any(first)}, second {any(second)} at {len(second)}', flush=True)
+'''
+
+
+def test_a_notice_between_two_loops_ends_the_second_at_one_step_everywhere(tmp_path):
+  (tmp_path / 'ask.py').write_text(ASK_TWICE)
+  code, out = finish(subprocess.Popen(
+      [sys.executable, ROOT / 'launch/local_hosts.py', '--processes=2', '--', sys.executable,
+       tmp_path / 'ask.py'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      env=dict(os.environ, PYTHONPATH=str(ROOT))))
+  assert code == 0, out
+  told = [line.partition('] ')[2] for line in out.splitlines() if 'first' in line]
+  assert len(told) == 2 and len(set(told)) == 1 and 'first False, second True' in told[0], out
