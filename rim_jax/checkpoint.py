@@ -241,13 +241,23 @@ def load_checkpoint(folder, step: int) -> Checkpoint:
   return Checkpoint(step, folder / str(step), card)
 
 
+def list_counting(workdir) -> list[int]:
+  """Steps of the whole checkpoints that count, oldest first."""
+  folder = get_folder(workdir)
+  return [step for step in list_whole(folder)[::-1]
+          if load_checkpoint(folder, step).card.get('counts', True)]
+
+
 def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
   """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
 
   One that counts goes before one that does not.
 
-  Raises: UserError when there is none, or the chosen one is damaged.
+  Raises: UserError when there is none, the chosen one is damaged, or many are asked for.
   """
+  if which == 'splits':
+    raise UserError("eval.checkpoint='splits' scores many checkpoints together, which --mode=eval "
+                    "and the end of a run do; this needs one: 'best' or 'last'")
   folder = get_folder(workdir)
   found = [load_checkpoint(folder, s) for s in list_whole(folder) if which in ('best', 'last', s)]
   if not found:

@@ -238,7 +238,9 @@ class EvalConfig:
   """What is decoded, and how."""
   split: str = 'test'  # train | valid | test | gsm_hard
   path: str = ''  # gsm_hard: its file
-  checkpoint: str = 'best'  # best (by valid) | last
+  # best (by valid) | last | splits (the paper's protocol, which chooses on eval.split itself: among
+  # all that are kept, by 16 random fifths of its questions; the mean of what each leaves to score)
+  checkpoint: str = 'best'
   num_blocks: int = -1  # K at evaluation, 0 included; -1: layout.num_blocks
   # Accuracy with every number of blocks from 0 to this one, from one decode; 0: none, -1: to twice
   # layout.num_blocks.
@@ -316,12 +318,13 @@ class Config:
 
   @property
   def eval_set(self):
-    """What results.json calls the set: its split, and K and its size where not the whole."""
+    """What results.json calls the set: its split, and K, size and protocol where not the usual."""
     name, trained = self.eval.split, dataclasses.replace(
         self, eval=dataclasses.replace(self.eval, num_blocks=-1))
     if self.eval_blocks != trained.eval_blocks:
       name += f'-k{self.eval_blocks}'
-    return name + (f'-n{self.eval.num_examples}' if self.eval.num_examples else '')
+    name += f'-n{self.eval.num_examples}' if self.eval.num_examples else ''
+    return name + ('-splits' if self.eval.checkpoint == 'splits' else '')
 
   @property
   def eval_budget(self):

@@ -8,6 +8,7 @@ import numpy as np
 
 from rim_jax import decode as decode_lib
 from rim_jax import layout as layout_lib
+from rim_jax import packing
 from rim_jax import rules
 from rim_jax.config import Config
 
@@ -16,6 +17,7 @@ TOLERANCE = decimal.Decimal('0.001')
 ANSWER_RULE = ('answers are compared as numbers after removing $, %, thousands commas, a final '
                'dot and spaces: whole numbers exactly, others within 0.001; what is not a number, '
                'as text')
+NUM_SPLITS, SPLIT_SHARE = 16, 0.2  # of the paper's protocol: 264 of GSM8K's 1,319 choose
 _NUMBER = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)')
 
 
@@ -199,6 +201,34 @@ def group_gsm_hard(predictions, test_questions) -> dict:
       results[f'{kind}_acc'] = sum(correct) / len(correct)
     results[f'num_{kind}'] = len(correct)
   return results
+
+
+def score_splits(correct_cnr, seed: int) -> dict:
+  """The paper's choice of a checkpoint (arXiv 2605.30343): by the questions it is judged on.
+
+  In each of 16 splits a random fifth of the questions chooses the checkpoint whose final answer is
+  right most often (of equals the latest), and the others score it.
+
+  Args:
+    correct_cnr: bool[c, n, r], whether checkpoint c answers question n right after each block.
+  Returns: means over splits, `final_acc_stderr` with the n - 1 of a sample (the splits share
+    questions, so it is no error over questions or seeds), and `chosen`, c -> how many chose it.
+  """
+  count = correct_cnr.shape[1]
+  num_choosing = round(SPLIT_SHARE * count)
+  scored_ir, chosen = [], []
+  for split in range(NUM_SPLITS):
+    order = packing.permute(count, seed, split)
+    choosing, scoring = order[:num_choosing], order[num_choosing:]
+    right_c = correct_cnr[:, choosing, -1].sum(1)
+    chosen.append(len(right_c) - 1 - int(right_c[::-1].argmax()))
+    scored_ir.append(correct_cnr[chosen[-1], scoring].mean(0))
+  scored_ir = np.asarray(scored_ir)
+  return {'final_acc': float(scored_ir[:, -1].mean()),
+          'final_acc_stderr': float(scored_ir[:, -1].std(ddof=1) / NUM_SPLITS**0.5),
+          'block_acc': scored_ir.mean(0).tolist(), 'num_choosing': num_choosing,
+          'num_splits': NUM_SPLITS,
+          'chosen': {c: chosen.count(c) for c in sorted(set(chosen))}}
 
 
 def evaluate_steps(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec

@@ -33,7 +33,8 @@ _METHODS = {
     'coconut_stage': 'hidden states fed back as inputs, one by one, in place of written steps'}
 _MEASURES = (  # key in results.json, label, what it means
     ('method', 'method', ''),
-    ('checkpoint', 'checkpoint', 'best: by accuracy on valid'),
+    ('checkpoint', 'checkpoint', 'best: by accuracy on valid; splits: by the questions themselves'),
+    ('chosen_on', 'chosen on', ''),
     ('step', 'its training step', ''),
     ('n', 'questions', ''),
     ('num_blocks', 'memory blocks K', 'the same for every question'),

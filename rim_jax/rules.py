@@ -37,7 +37,7 @@ _CHOICES = {
     'optim.trainable': ('all', 'memory', 'lora'),
     'optim.decay': ('constant', 'cosine'),
     'eval.split': ('train', 'valid', 'test', 'gsm_hard'),
-    'eval.checkpoint': ('best', 'last'),
+    'eval.checkpoint': ('best', 'last', 'splits'),
     'export.dtype': ('float32', 'bfloat16'),
 }
 _AT_LEAST_ONE = (

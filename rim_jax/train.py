@@ -200,7 +200,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
       checkpointer.poll()
       watchdog.beat(step)
       profiler.step(step, metrics)
-      stopped, last = stop.is_set(step), step == stage.num_steps
+      stopped, last = stop.is_set(), step == stage.num_steps
       told = step % config.log.every_steps == 0
       due = (last or stopped or step % config.checkpoint.every_steps == 0
              or (told and _is_save_due(config.checkpoint, saved_at)))
@@ -321,6 +321,8 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   Returns: the whole content of results.json.
   """
   workdir, config, blocks = epath.Path(workdir), task.config, task.config.eval_blocks
+  if config.eval.checkpoint == 'splits':
+    return _evaluate_splits(task, workdir, say)
   graphdef, params, frozen, step = state_lib.load_params(task, workdir, config.eval.checkpoint)
   records = get_records(task, config.eval.split, config.eval.num_examples)
   name = config.eval_set
@@ -355,11 +357,43 @@ def evaluate_run(task: Task, workdir, say=print) -> dict:
   return hosts.lead(lambda: _write_results(workdir, name, result, predictions))
 
 
+def _evaluate_splits(task: Task, workdir, say) -> dict:
+  """`evaluate_run` by the paper's protocol: every kept checkpoint, `evaluate.score_splits`."""
+  config, correct = task.config, []
+  records = get_records(task, config.eval.split, config.eval.num_examples)
+  if len(records) < evaluate.NUM_SPLITS:
+    raise UserError(f"eval.checkpoint='splits': {len(records)} questions are too few to choose by; "
+                    'take eval.num_examples=0, or best')
+  steps = checkpoint_lib.list_counting(workdir)
+  if not steps:
+    raise UserError(f'{workdir}: has no checkpoint that counts; run its command again to finish it')
+  for step in steps:
+    say(f'evaluating step {step}, one of {len(steps)}, on {len(records):,} {config.eval.split} '
+        f'questions, K={config.eval_blocks}')
+    graphdef, params, frozen, _ = state_lib.load_params(task, workdir, step)
+    decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
+    _, predictions = evaluate.evaluate(decoder, params, frozen, records, config, task.codec,
+                                       config.eval_blocks)
+    correct.append([p['block_correct'] for p in predictions])
+  result = evaluate.score_splits(np.asarray(correct), config.seed)
+  chosen = {str(steps[c]): count for c, count in result['chosen'].items()}
+  touched = (f'{config.eval.split} itself: {result["num_choosing"]} of its {len(records)} '
+             f'questions choose among {len(steps)} checkpoints, the others score, '
+             f'{result["num_splits"]} times (arXiv 2605.30343)')
+  say(f'the checkpoint was chosen on {touched}')
+  result |= {'n': len(records), 'num_blocks': config.eval_blocks, 'chosen': chosen,
+             'chosen_on': touched, 'answer_rule': evaluate.ANSWER_RULE,
+             'step': int(max(chosen, key=chosen.get)), 'checkpoint': 'splits',
+             'method': config.method, 'format': evaluate.RESULTS_VERSION}
+  return hosts.lead(lambda: _write_results(workdir, config.eval_set, result, None))
+
+
 def _write_results(workdir, name, result, predictions) -> dict:
-  """One set's predictions, and its results beside those of other sets."""
-  (workdir / 'predictions').mkdir(exist_ok=True)
-  lines = (json.dumps(p, allow_nan=False) + '\n' for p in predictions)
-  (workdir / 'predictions' / f'{name}.jsonl').write_text(''.join(lines))
+  """One set's predictions (None: there are none), and its results beside those of other sets."""
+  if predictions is not None:
+    (workdir / 'predictions').mkdir(exist_ok=True)
+    lines = (json.dumps(p, allow_nan=False) + '\n' for p in predictions)
+    (workdir / 'predictions' / f'{name}.jsonl').write_text(''.join(lines))
   path = workdir / 'results.json'
   results = storage.load_json(path, 'the results') if path.exists() else {}
   results.pop(name, None)  # the set evaluated last stands last

@@ -2,10 +2,13 @@
 
 import dataclasses
 import itertools
+import statistics
 
+import numpy as np
 import pytest
 
 from rim_jax import evaluate
+from rim_jax import packing
 from rim_jax.config import UserError
 from tests import support
 
@@ -70,7 +73,6 @@ class FixedDecoder:
 
   def decode_texts(self, params, frozen, questions, num_blocks, prefix, blocks, say=None,
                    sample=None):
-    import numpy as np
     if sample is not None:  # a column of the texts for each sample, of the last block alone
       assert len(blocks) == 1 and blocks[0] == num_blocks
       return [[row[sample]] for row in self.texts], None
@@ -91,6 +93,43 @@ def test_accuracies_by_hand():
   assert result['final_acc_stderr'] == pytest.approx(0.25)
   assert [p['correct'] for p in predictions] == [True, True, False, False]
   assert predictions[1]['block_predictions'] == ['9', '1', '9']
+
+
+def score_each(correct_cnr, seed):
+  """(chosen checkpoint, its accuracies) of each split, question by question."""
+  found = []
+  count = len(correct_cnr[0])
+  for split in range(16):
+    order = [int(i) for i in packing.permute(count, seed, split)]
+    choosing = set(order[:round(0.2 * count)])
+    right = [sum(rows[i][-1] for i in choosing) for rows in correct_cnr]
+    best = max(range(len(right)), key=lambda c: (right[c], c))
+    scored = [correct_cnr[best][i] for i in range(count) if i not in choosing]
+    found.append((best, [sum(block) / len(scored) for block in zip(*scored)]))
+  return found
+
+
+def test_the_papers_choice_equals_one_made_question_by_question():
+  correct = np.random.default_rng(0).random((3, 61, 2)) < np.array([.5, .4, .5])[:, None, None]
+  found = evaluate.score_splits(correct, seed=7)
+  wanted = score_each(correct.tolist(), 7)
+  finals = [accs[-1] for _, accs in wanted]
+  assert found['num_choosing'] == 12 and found['num_splits'] == 16
+  assert found['final_acc'] == pytest.approx(statistics.mean(finals))
+  assert found['final_acc_stderr'] == pytest.approx(statistics.stdev(finals) / 4)
+  assert found['block_acc'] == pytest.approx([statistics.mean(b) for b in zip(
+      *(accs for _, accs in wanted))])
+  chosen = [best for best, _ in wanted]
+  assert found['chosen'] == {c: chosen.count(c) for c in set(chosen)} and len(set(chosen)) > 1
+  assert evaluate.score_splits(correct, seed=8) != found
+
+
+def test_as_many_of_gsm8k_choose_as_in_the_paper():
+  assert evaluate.score_splits(np.ones((1, 1319, 1), bool), 0)['num_choosing'] == 264
+
+
+def test_of_equal_checkpoints_the_latest_is_chosen():
+  assert evaluate.score_splits(np.ones((3, 20, 1), bool), 0)['chosen'] == {2: 16}
 
 
 def test_pass_at_k_by_hand():
