@@ -44,22 +44,22 @@ MODELS = {  # from the published config.json files
         'num_attention_heads': 32, 'tie_word_embeddings': False,
         'rope_scaling': _ROPE | {'factor': 8.0}},
 }
-MACHINES = [('v5e:2x4', 1), ('v6e:2x4', 1), ('v5p:2x2x1', 1), ('v5e:16x16', 1), ('v5e:8x8', 2),
-            ('v6e:16x16', 1), ('v5p:4x4x8', 1)]
+HOSTS = [('v5e:2x4', 1), ('v6e:2x4', 1), ('v5p:2x2x1', 1)]
+PODS = [('v5e:16x16', 1), ('v5e:8x8', 2)]
+OTHER_PODS = [('v6e:16x16', 1), ('v5p:4x4x8', 1)]
 ROWS_PER_CHIP = 4
 
 
 def list_rows():
-  """Every row's key, in the order in which they are compiled: a sample of all kinds first."""
-  cases = [('stage2', 'LoRA'), ('stage2', 'full'), ('stage1', 'LoRA'), ('stage1', 'full')]
-  host, slices = MACHINES[0], MACHINES[4]
-  first = [('Llama-3.2-1B', *cases[0], *host), ('Llama-3.1-8B', *cases[0], *host),
-           ('Llama-3.2-1B', *cases[1], *host), ('Llama-3.2-1B', *cases[0], 'v5e:16x16', 1),
-           ('Llama-3.1-8B', *cases[1], *host), ('Llama-3.2-1B', *cases[0], *slices),
-           ('Llama-3.1-8B', *cases[1], 'v5p:2x2x1', 1), ('Llama-3.2-3B', *cases[0], 'v6e:2x4', 1),
-           ('Llama-3.2-1B', *cases[2], *host), ('Llama-3.2-3B', *cases[1], *host)]
-  rest = [(model, *case, *machine) for case in cases for machine in MACHINES for model in MODELS]
-  return list(dict.fromkeys(first + rest))
+  """Every row's key, in the order in which they are compiled.
+
+  Stage 2 of every model on a host of each kind and on pods of v5e; the largest on pods of the other
+  kinds too; stage 1, whose step is stage 2's but for the number of slots, on one host.
+  """
+  grids = [('stage2', HOSTS + PODS, MODELS), ('stage1', HOSTS[:1], MODELS),
+           ('stage2', OTHER_PODS, list(MODELS)[-1:])]
+  return [(model, stage, trained, *machine) for stage, machines, models in grids
+          for trained in ('LoRA', 'full') for machine in machines for model in models]
 
 
 def make_config(model, stage, trained, chips, num_slices):
@@ -120,7 +120,7 @@ def main():
     else:
       missing.append(key)
   order = [(m, s, t, *k) for m in MODELS for s in ('stage1', 'stage2') for t in ('LoRA', 'full')
-           for k in MACHINES]
+           for k in HOSTS + PODS + OTHER_PODS]
   rows = [line for key, line in sorted(lines, key=lambda row: order.index(row[0]))]
   write_table(rows, missing)
 
@@ -135,9 +135,8 @@ def write_table(rows, missing):
       'TFLOP a chip | ms: compute / HBM / ICI (+ DCN) | step at least | MFU at most |',
       '|---|---|---|---|---|---|---|---|---|---|---|', *rows]
   if missing:
-    machines = ', '.join(t + (f' x {n} slices' if n > 1 else '') for t, n in MACHINES)
-    table += ['', f'Not compiled yet: {len(missing)} of {len(rows) + len(missing)} rows, which are '
-              f'{", ".join(MODELS)}, each in stage 1 and 2, LoRA and full, on {machines}.']
+    names = ', '.join(' '.join(map(str, key)) for key in missing)
+    table += ['', f'Not compiled yet, {len(missing)} of {len(rows) + len(missing)} rows: {names}.']
   path.write_text('\n'.join([before + begin, '', *table, '', end]) + rest.partition(end)[2])
   print(f'{path}: {len(rows)} rows, {len(missing)} missing; jax {jax.__version__}')
 
