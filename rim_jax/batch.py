@@ -74,9 +74,9 @@ def visible(query: Fields, key: Fields, sees_question: bool = True, bidirectiona
   """Which keys each query may attend to.
 
   A trunk token sees the trunk before it (`bidirectional`: and all of its own
-  block); a readout of block k sees the trunk up to block k (`sees_question`:
-  the question too) and its own earlier tokens. Nothing crosses examples, and padding
-  sees nothing.
+  block); a readout of block k sees the trunk up to block k (without `sees_question`: blocks
+  alone, but for one before the first, k = 0, which has nothing else) and its own earlier tokens.
+  Nothing crosses examples, and padding sees nothing.
   Positions order the tokens: within a trunk, and within a readout, they rise by one.
 
   Shapes: query i32[b, t], key i32[b, c] -> bool[b, t, c]; numpy in, numpy out.
@@ -90,7 +90,7 @@ def visible(query: Fields, key: Fields, sees_question: bool = True, bidirectiona
     trunk_trunk = trunk_trunk | ((k.block == q.block) & (q.block > 0))
   readout_trunk = k.block <= q.block
   if not sees_question:
-    readout_trunk = readout_trunk & (k.block > 0)
+    readout_trunk = readout_trunk & ((k.block > 0) | (q.block == 0))
   of_trunk = k.readout == 0
   from_trunk = (q.readout == 0) & of_trunk & trunk_trunk
   from_readout = (q.readout > 0) & ((of_trunk & readout_trunk)

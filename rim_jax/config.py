@@ -93,6 +93,8 @@ class LayoutConfig:
   """The token rows of method.md sections 1 to 3, and their packing."""
   num_blocks: int = 8  # K, blocks after a question where the method fixes it
   block_tokens: int = 2  # M, <m> tokens in one block
+  # False: only the blocks, but before block 1. Read at a token of its own, that is: with an empty
+  # prefix a readout begins at its block's closing token, which is memory and sees the question.
   readout_sees_question: bool = True
   bidirectional_blocks: bool = False
   depth0_readout: bool = False  # stage 1: also predict r_1, right after the question

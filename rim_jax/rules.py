@@ -143,13 +143,9 @@ def _find_data_problems(config):
   if layout.num_blocks == 0 and config.method in ('rim', 'rim_stage2', 'pause'):
     problems.append(f"layout.num_blocks=0 leaves method '{config.method}' no block; "
                     "use 1 or more, or method 'direct'")
-  for key in ('depth0_readout', 'stage2_depth0_readout'):
-    if getattr(layout, key) and not layout.readout_sees_question:
-      problems.append(f'layout.{key}=True with readout_sees_question=False: the readout before the '
-                      'first block would see nothing; switch one of them')
   if not layout.readout_sees_question and config.method in (*WITHOUT_BLOCKS, 'coconut'):
-    problems.append(f"layout.readout_sees_question=False leaves method '{config.method}', which "
-                    'has no blocks, nothing to read; set it to True')
+    problems.append(f"layout.readout_sees_question=False changes nothing for method "
+                    f"'{config.method}', which has no blocks; set it to True")
   if config.method in WRITTEN and not layout.step_separator and not layout.answer_prefix:
     problems.append(f'{config.method} needs layout.step_separator or layout.answer_prefix, to '
                     'tell the answer from the steps')

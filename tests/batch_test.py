@@ -20,7 +20,8 @@ def see_slowly(rows, r, q, k, sees_question, bidirectional):
     own = bidirectional and f['block'][q] == f['block'][k] > 0
     return bool(k <= q or own)
   if f['readout'][k] == 0:  # readout of block k: the trunk up to block k
-    return bool(f['block'][k] <= f['block'][q] and (sees_question or f['block'][k] > 0))
+    seen = sees_question or f['block'][k] > 0 or f['block'][q] == 0
+    return bool(f['block'][k] <= f['block'][q] and seen)
   return bool(f['readout'][k] == f['readout'][q] and k <= q)
 
 

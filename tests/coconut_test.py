@@ -306,7 +306,7 @@ def test_stages_by_hand(budget):
     ({'eval.num_blocks': 1}, 'use -1 or 0'),
     ({'coconut.stage_frac': 0.25}, 'leave the last one nothing'),
     ({'method': 'coconut', 'train.init_from': 'x'}, 'only read by'),
-    ({'method': 'coconut', 'layout.readout_sees_question': False}, 'nothing to read')])
+    ({'method': 'coconut', 'layout.readout_sees_question': False}, 'changes nothing')])
 def test_what_cannot_be_is_told_in_one_line(changes, told):
   config = make_config()
   for key, value in changes.items():

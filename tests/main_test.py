@@ -225,11 +225,6 @@ BAD_CONFIGS = {
                   ('layout.num_blocks=0', "'pause'", "method 'direct'")),
     'no batch size': ({'eval.latency_batch_sizes': '1,0'},
                       ("latency_batch_sizes='1,0'", "e.g. '1,8'")),
-    'blind depth 0 in stage 2': (
-        {'layout.stage2_depth0_readout': True, 'layout.readout_sees_question': False},
-        ('stage2_depth0_readout=True', 'readout_sees_question=False', 'switch')),
-    'blind depth 0': ({'layout.depth0_readout': True, 'layout.readout_sees_question': False},
-                      ('depth0_readout=True', 'readout_sees_question=False', 'switch')),
     'blind direct': ({'method': 'direct', 'layout.readout_sees_question': False},
                      ('readout_sees_question=False', "'direct'", 'set it to True')),
     'cot without a mark': ({'method': 'cot', 'layout.step_separator': ''},

@@ -47,7 +47,7 @@ def make_plain_mask(config, num_tokens, num_question, num_readout):
   mask = k <= q
   if config.layout.bidirectional_blocks:
     mask |= (block[q] == block[k]) & (block[q] > 0) & (q < trunk) & (k < trunk)
-  if not config.layout.readout_sees_question:
+  if not config.layout.readout_sees_question and trunk > num_question:
     mask &= ~((q >= trunk) & (k < num_question))
   return mask
 
@@ -102,6 +102,7 @@ HIDDEN = {'layout__readout_sees_question': False}
     ('learned', 'rim_stage2', '+-', {}), ('rope', 'rim_stage2', '', {}),
     ('learned', 'cot', '+', {}), ('learned', 'rim_stage1', '+-', DEPTH0),
     ('rope', 'rim_stage1', '+-', BIDIRECTIONAL), ('learned', 'rim_stage2', '+-', HIDDEN),
+    ('learned', 'rim_stage1', '+-', DEPTH0 | HIDDEN),
 ])
 def test_one_packed_pass_equals_separate_forwards(network, method, prefix, switches):
   """method.md section 2: logits and gradients, several examples in a row, T = 0 among them."""

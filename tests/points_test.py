@@ -74,7 +74,7 @@ def test_changes_found_and_made_again_are_the_other_config():
 
 @pytest.mark.parametrize('name, count', [
     ('blocks', 24), ('fading', 27), ('stages', 18), ('learning_rate', 12),
-    ('targets', 6), ('reading', 9)])
+    ('targets', 6), ('reading', 12)])
 def test_the_recipes_of_sweeps_are_points_that_differ(name, count):
   path = ROOT / 'configs' / 'sweeps' / f'{name}.py'
   spec = importlib.util.spec_from_file_location(name, path)
