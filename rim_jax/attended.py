@@ -127,7 +127,7 @@ def read_attention(graphdef, params, frozen, records, config: Config, codec, mes
 
 
 def _name_place(num_prefix):
-  return f'the last of {num_prefix} forced tokens' if num_prefix else "that block's closing token"
+  return f'the last forced token (of {num_prefix})' if num_prefix else "that block's closing token"
 
 
 def _round(x):

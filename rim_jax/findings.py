@@ -204,14 +204,14 @@ def _make_components(name, pca, folder, workdir):
   labels = [f'component {i} ({100 * share:.0f} %)'
             for i, share in enumerate(pca['explained'], 1)]
   blocks = range(1, len(pca['centers'][last]) + 1)
-  paths = {f'block {k}': tuple(zip(*(pca['centers'][step][k - 1] for step in steps)))
+  paths = {k: tuple(zip(*(pca['centers'][step][k - 1] for step in steps)))
            for k in blocks}
-  body = draw(f'{name}: center of each block; {len(steps)} checkpoints, the ring is the last',
-              labels[1], labels[0], paths, folder=workdir, marks='path')
+  body = draw(f'{name}: center of each block; {len(steps)} checkpoint(s), the ring is the last',
+              labels[1], labels[0], paths, folder=workdir, legend_title='block', marks='path')
   points, count = _load_points(folder, last, len(blocks))
   if points:
     body += draw(f'{name}: block states; of {count} questions, at step {int(last):,}', labels[1],
-                 labels[0], points, folder=workdir, marks='points')
+                 labels[0], points, folder=workdir, legend_title='block', marks='points')
   rows = [[f'block {k}', *(_show_distance(pca['spread'][step][k - 1]) for step in steps)]
           for k in blocks]
   return (f'<p>Two components of the block states at step {int(last):,}, on which those of every '
@@ -234,5 +234,5 @@ def _load_points(folder, step, num_blocks):
   points = {}
   for row in rows:
     points.setdefault(int(row['block']), []).append((float(row['x']), float(row['y'])))
-  return {f'block {k}': tuple(zip(*xy)) for k, xy in sorted(points.items())}, len(
+  return {k: tuple(zip(*xy)) for k, xy in sorted(points.items())}, len(
       {row['question'] for row in rows})

@@ -216,10 +216,10 @@ def test_centers_go_through_training_and_points_are_the_last_checkpoint_s(made):
   pca = found['probes']['pca']
   steps = ('90', '500', '1000')  # by number, not by name
   assert read_figure(folder, 'run-center-of-each-block') == [
-      (f'block {k}', str(x), y) for k in BLOCKS
+      (str(k), str(x), y) for k in BLOCKS
       for x, y in (pca['centers'][s][k - 1] for s in steps)]
   assert read_figure(folder, 'run-block-states') == [
-      (f'block {k}', str(float(x)), y) for k in BLOCKS
+      (str(k), str(float(x)), y) for k in BLOCKS
       for step, _, block, x, y, _ in points if step == 1000 and block == k]
   distances = page.tables[-1]
   assert [text for text, _ in distances[0]] == ['', 'step 90', 'step 500', 'step 1,000']
