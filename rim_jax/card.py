@@ -77,16 +77,21 @@ def load_card(workdir) -> dict:
   return card
 
 
+def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
+  """Every key of a config that another run had otherwise, with both values; a line each."""
+  old, new = (config_lib.flatten(c) for c in (card['config'], config))
+  return [f"{where}: was run with {key}={old.get(key, 'nothing')!r}, now it is "
+          f"{new.get(key, 'nothing')!r}; use another --workdir, or --config.{key}={old.get(key)}"
+          for key in sorted(old.keys() | new.keys())
+          if old.get(key) != new.get(key) and not config_lib.is_runtime(key)]
+
+
 def check_card(card: dict, task, where) -> None:
   """Refuses to go on in a WORKDIR whose run was another one.
 
   Raises: UserError naming every key that differs, with both values.
   """
-  old, new = (config_lib.flatten(c) for c in (card['config'], task.config))
-  lines = [f"{where}: was run with {key}={old.get(key, 'nothing')!r}, now it is "
-           f"{new.get(key, 'nothing')!r}; use another --workdir, or --config.{key}={old.get(key)}"
-           for key in sorted(old.keys() | new.keys())
-           if old.get(key) != new.get(key) and not config_lib.is_runtime(key)]
+  lines = find_differences(card, task.config, where)
   for name, mine in (('data', task.dataset.fingerprint),
                      ('tokenizer', task.codec.tokenizer.fingerprint),
                      ('base', task.base and task.base.fingerprint)):

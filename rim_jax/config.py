@@ -276,6 +276,7 @@ class ControlsConfig:
   pause_dir: str = ''  # WORKDIR of the matched pause run; '' leaves it out
   probes: bool = False  # linear probes and PCA of block states too; needs scikit-learn
   num_probe_examples: int = 2000  # of train, and of valid, that probes are fitted on; 0: all
+  num_attention: int = 4  # questions whose answers' attention is written down; 0: none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@
   --mode=train             train (or go on), evaluate, and show the result
   --mode=eval              evaluate a checkpoint; any K with --config.eval.num_blocks=K
   --mode=controls          does the memory do the work? (config.controls); WORKDIR/controls.json
+  --mode=report            write WORKDIR/report.html anew, from the files that are there
   --mode=export            write the run as a Hugging Face model (config.export);
                            --verify compares it with transformers before it appears
   --mode=generate          answer --question=TEXT, or each line of standard input
@@ -43,7 +44,8 @@ from rim_jax import families
 from rim_jax import points as points_lib
 from rim_jax.config import UserError
 
-MODES = ('train', 'eval', 'generate', 'controls', 'export', 'plan', 'sweep')
+MODES = ('train', 'eval', 'generate', 'controls', 'report', 'export', 'plan',
+         'sweep')
 # A plan touches no TPU: neither its lock nor the questions that libtpu asks of a cloud are needed.
 PLAN_ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -239,6 +241,8 @@ def _run(argv, console) -> None:
     run.evaluate(config, workdir, say, console)
   elif values.mode == 'controls':
     run.controls(config, workdir, say, console)
+  elif values.mode == 'report':
+    run.write_report(config, workdir, say)
   elif values.mode == 'export':
     run.export(config, workdir, values.verify, say)
   else:

@@ -1,15 +1,12 @@
 """What a person sees at the end: tables on the terminal, and WORKDIR/report.html.
 
-Reads a run's files (config.json, metrics.jsonl, results.json, predictions/), never its model.
+Reads a run's files (config.json, metrics.jsonl, results.json, predictions/, and what `findings`
+reads), never its model.
 Text from data is shown as it is: never as markup, HTML or a terminal's control sequence.
 Modules that bring JAX or matplotlib are imported where they are used.
 """
 
-import csv
-import html
-import io
 import json
-import re
 import shlex
 
 from etils import epath
@@ -18,8 +15,11 @@ from rich.console import Group
 from rich.text import Text
 
 from rim_jax import config as config_lib
-from rim_jax import storage
+from rim_jax import findings
+from rim_jax import rules
 from rim_jax.config import Config
+from rim_jax.page import (
+    clean, draw, escape, load_json, make_table, mark, section, wrap_figures, write_page)
 
 _METHODS = {
     'rim': 'memory blocks after the question: stage 1, then stage 2',
@@ -38,6 +38,7 @@ _MEASURES = (  # key in results.json, label, what it means
     ('step', 'its training step', ''),
     ('n', 'questions', ''),
     ('num_blocks', 'memory blocks K', 'the same for every question'),
+    ('num_thoughts', 'thoughts', 'hidden states fed back before the answer, for every question'),
     ('final_acc', 'final accuracy', 'of the last answer read, +- one standard error'),
     ('majority_acc', 'majority of blocks', 'the answer that most blocks give'),
     ('any_block_acc', 'any block', 'upper bound: picks the right block by looking at the answer'),
@@ -58,38 +59,13 @@ _MEASURES = (  # key in results.json, label, what it means
     ('ttft_ms', 'time to first token', 'of the answer, after its chain where one is written'),
     ('ttft_conditions', 'measured on', ''))
 _MAX_POINTS = 250  # of one curve
-_INK = '#010203'  # stands for the page's text colour while a figure is drawn
-_FIGURE_STYLE = dict.fromkeys(('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color',
-                               'ytick.color', 'grid.color'), _INK) | {
-    'axes.grid': True, 'grid.alpha': 0.15, 'axes.spines.top': False, 'axes.spines.right': False,
-    'legend.frameon': False, 'svg.fonttype': 'none'}
-_CSS = '''
-:root { color-scheme: light dark; --ink: #1c2128; --soft: #59636e; --line: #d1d9e0; --page: #fff;
-  --right: #1a7f37; --wrong: #c62828 }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9aa5b1; --line: #3d444d;
-  --page: #12161c; --right: #4ac26b; --wrong: #ff8079 } }
-body { max-width: 64rem; margin: auto; padding: 1rem; color: var(--ink); background: var(--page);
-  font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
-h2 { margin-top: 3rem; border-bottom: 1px solid var(--line) } pre { margin: 0 }
-.scroll { overflow-x: auto } table { border-collapse: collapse; overflow-wrap: normal }
-th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--line); text-align: left;
-  vertical-align: top; font-variant-numeric: tabular-nums } small { display: block }
-tbody th { white-space: nowrap } th small, th .long { font-weight: 400 }
-.long { min-width: 12rem; white-space: normal; overflow-wrap: anywhere }
-small, figcaption, .none, pre { color: var(--soft); white-space: pre-wrap }
-.figures { display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)) }
-figure { margin: 0; max-width: 40rem; min-width: 0 } svg { width: 100%; height: auto }
-svg text { font-family: system-ui, sans-serif !important }
-.right, .wrong { display: inline-block; margin-right: .8rem; color: var(--right) }
-.wrong { color: var(--wrong) }'''
-
-
-def load_json(folder, name) -> dict:
-  """The content of a JSON file; {} where it is absent or empty."""
-  path = epath.Path(folder) / name
-  there = path.exists() and path.read_text().strip()
-  return storage.load_json(path, 'this file') if there else {}
+_PARTS = (('first_token_ms', "to the answer's first token"), ('full_ms', 'to its end'),
+          ('prefill_ms', 'prefill'), ('decode_ms', 'decode'))
+_CONDITIONS = (
+    '{device}, {num_devices} device(s), {dtype}; {prompt_tokens} prompt tokens, in a trunk of '
+    '{trunk_tokens}; {num_readouts} readout(s) of {num_blocks} blocks; {prefix_tokens} tokens '
+    'forced, {generated_to_first} generated to the first of the answer and {generated_in_full} to '
+    'its end')
 
 
 def load_predictions(folder, name=None) -> list[dict]:
@@ -108,14 +84,6 @@ def _choose_examples(predictions, count):
   return right[:num_right] + wrong[:count - num_right]
 
 
-def _clean(text, most=None, encoding='utf-8'):
-  """Text on one line and at most so long; a model can decode to control characters."""
-  text = ' '.join(str(text).split())
-  text = text if most is None or len(text) <= most else text[:most - 1] + '…'
-  text = ''.join(c if c.isprintable() else '\ufffd' for c in text)
-  return text.encode(encoding, 'replace').decode(encoding)
-
-
 def _format(key, value):
   if isinstance(value, dict):
     return ', '.join(f'{k}: {_format(key, v)}' for k, v in value.items())
@@ -123,7 +91,7 @@ def _format(key, value):
     return f'{value:g}'
   if isinstance(value, float):
     return f'{value:,.2f} ms' if key == 'ttft_ms' else f'{100 * value:.1f}%'
-  return f'{value:,}' if isinstance(value, int) else _clean(value)
+  return f'{value:,}' if isinstance(value, int) else clean(value)
 
 
 def _by_block(values, num_blocks):
@@ -138,8 +106,12 @@ def _name_block(block, method):
 
 
 def _get_measures(result):
-  """The measures that a result holds; with one reading there is no choice among blocks."""
+  """The measures that a result holds; with one reading there is no choice among blocks.
+
+  Thoughts stand in one block, whose number would say nothing.
+  """
   idle = ('majority_acc', 'any_block_acc') if len(result['block_acc']) == 1 else ()
+  idle += ('num_blocks',) if 'num_thoughts' in result else ()
   return [m for m in _MEASURES if m[0] in result and m[0] not in idle]
 
 
@@ -184,16 +156,16 @@ def _show_examples(console, examples, result):
   grid.add_column('gold', overflow='fold', max_width=12)
   grid.add_column('answer after each block' if result['num_blocks'] else 'answer', ratio=3)
 
-  def clean(text, most):
-    return _clean(text, most, console.encoding)
+  def fit(text, most):
+    return clean(text, most, console.encoding)
   for p in examples:
     answers = _by_block(zip(p['block_predictions'], p['block_correct']), result['num_blocks'])
     cell = columns.Columns([
-        Text(f'{f"{block}: " if block else ""}{right if ok else wrong} {clean(text, 16)}',
+        Text(f'{f"{block}: " if block else ""}{right if ok else wrong} {fit(text, 16)}',
              style='green' if ok else 'red') for block, (text, ok) in answers.items()])
     if result['method'] == 'cot':
-      cell = Group(cell, Text(clean(p['text'], 160), style='dim', overflow='fold'))
-    grid.add_row(Text(clean(p['question'], 120)), Text(clean(p['answer'], 24)), cell)
+      cell = Group(cell, Text(fit(p['text'], 160), style='dim', overflow='fold'))
+    grid.add_row(Text(fit(p['question'], 120)), Text(fit(p['answer'], 24)), cell)
   console.print(grid)
 
 
@@ -202,7 +174,7 @@ def show_answers(console, question: str, blocks, texts, config: Config) -> None:
   from rim_jax import evaluate
 
   def show(label, text, style=''):
-    text = _clean(text, None, console.encoding) or '(nothing)'
+    text = clean(text, None, console.encoding) or '(nothing)'
     console.print(Text.assemble((label, 'dim'), (text, style)))
   answers = [evaluate.parse_answer(text, config) for text in texts]
   show('question: ', question)
@@ -222,33 +194,18 @@ def write_report(workdir, config: Config) -> epath.Path:
   rules = {result['answer_rule'] for sets in results.values() for result in sets.values()}
   page = [f'<p>{_METHODS[config.method]}.</p>',
           section('Results', _make_headline(results)),
-          *(f'<p><small>Rule: {escape(rule)}.</small></p>' for rule in sorted(rules))]
+          *(f'<p><small>Rule: {escape(rule)}.</small></p>' for rule in sorted(rules)),
+          section('Accuracy against latency', _make_latency(results, workdir),
+                  'not measured: --mode=eval, with --config.eval.num_latency_runs above 0')]
   for name, stage, folder in stages:
     page += [f'<h2>{name}</h2><p>{_METHODS[stage.method]}.</p>',
              section('Accuracy after each block', _make_accuracies(name, results[name], workdir)),
+             *_make_questions(name, stage, folder, results[name], workdir, stages[-1][0]),
              section('Learning curves', _make_curves(name, stage, folder, workdir)),
              section('Examples', _make_examples(folder, results[name], config.eval.num_shown)),
              section('How to reproduce it', _make_card(folder))]
   return write_page(workdir / 'report.html',
                     f'rim_jax: {config.method} on {config.data.source}', page)
-
-
-def write_page(path, title: str, parts) -> epath.Path:
-  """A page of parts in HTML, whole or not at all, light and dark, for a phone too."""
-  storage.write_text(path, '\n'.join([
-      '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
-      '<meta name="viewport" content="width=device-width, initial-scale=1">'
-      f'<title>{escape(title)}</title><style>{_CSS}</style></head><body><h1>{escape(title)}</h1>',
-      *parts, '</body></html>\n']))
-  return epath.Path(path)
-
-
-def section(title, body):
-  return f'<h3>{title}</h3>{body or "<p class=none>no data</p>"}'
-
-
-def escape(text, most=None):
-  return html.escape(_clean(text, most))
 
 
 def _show(key, values):
@@ -259,16 +216,7 @@ def _show(key, values):
   if isinstance(value, dict):
     cells = '<br>'.join(f'{escape(k)}: {_show(k, value)}' for k in value)
     return f'<div class="long">{cells}</div>'
-  return f'<data value="{value!r}">{_format(key, value)}</data>'
-
-
-def make_table(head, rows):
-  """An HTML table that scrolls by itself. Cells are HTML, the first of each row is its header."""
-  head = ''.join(f'<th scope="col">{cell}</th>' for cell in head)
-  body = ''.join(f'<tr><th scope="row">{first}</th>{"".join(f"<td>{c}</td>" for c in rest)}</tr>'
-                 for first, *rest in rows)
-  return (f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-          '</div>')
+  return mark(value, _format(key, value))
 
 
 def _make_headline(results):
@@ -302,7 +250,52 @@ def _make_accuracies(name, sets, folder):
     body += draw(f'{name}: accuracy after each block', 'accuracy, %', 'block', {
         key: (list(values), [100 * v for v in values.values()]) for key, values in lines.items()},
         folder=folder)
-  return f'<div class="figures">{body}</div>'
+  return wrap_figures(body)
+
+
+def _make_latency(results, workdir):
+  """How long each set's answer took, as a figure and with all that it depends on."""
+  lines, rows = {}, []
+  for name, sets in results.items():
+    for key, result in sets.items():
+      for entry in result.get('latency', ()):
+        label = f'{name}: {key}, batch {entry["batch"]}'
+        medians = [entry[part]['median'] for part in ('first_token_ms', 'full_ms')]
+        lines[label] = (medians, [100 * result['final_acc']] * 2)
+        rows.append([f'<div class="long">{escape(label)}<small>'
+                     f'{escape(_CONDITIONS.format(**entry))}</small></div>',
+                     *(_show_time(entry[part]) for part, _ in _PARTS)])
+  return rows and wrap_figures(draw(
+      "accuracy against time: from the answer's first token to its end", 'accuracy, %',
+      'ms, warm, median', lines, folder=workdir, legend_title='set and questions at once')
+  ) + make_table(['', *(f'{label}<small>ms: median (quartiles)</small>' for _, label in _PARTS)],
+                 rows)
+
+
+def _show_time(summary):
+  low, middle, high = (mark(summary[k], f'{summary[k]:.2f}') for k in ('q1', 'median', 'q3'))
+  return f'{middle}<small>({low} to {high})</small>'
+
+
+def _make_questions(name, stage, folder, sets, workdir, last):
+  """What can be asked of blocks; an earlier stage is shown what is there, and asked nothing."""
+  budgets = _make_budgets(name, stage, sets, workdir)
+  asked = name == last and stage.method not in (*rules.WITHOUT_BLOCKS, *rules.COCONUT)
+  parts = [section('Accuracy with more and fewer blocks', budgets,
+                   'not asked yet: --mode=eval --config.eval.budget_blocks=-1')] if (
+                       asked or budgets) else []
+  return parts + (findings.make_parts(name, folder, workdir) if asked else [])
+
+
+def _make_budgets(name, stage, sets, workdir):
+  """The last answer's accuracy with K blocks, from one trained model."""
+  lines = {key: (list(map(int, result['budget_acc'])),
+                 [100 * acc for acc in result['budget_acc'].values()])
+           for key, result in sets.items() if 'budget_acc' in result}
+  trained = ', 1 a step in training' if stage.method == 'rim_stage1' else (
+      f', {stage.layout.num_blocks} in training')
+  return lines and wrap_figures(draw(f'{name}: accuracy with K blocks', 'accuracy, %',
+                                     f'blocks K{trained}', lines, folder=workdir))
 
 
 def _make_curves(name, stage, folder, workdir):
@@ -320,7 +313,7 @@ def _make_curves(name, stage, folder, workdir):
   if accuracies:
     body += draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies,
                  folder=workdir)
-  return body and f'<div class="figures">{body}</div>'
+  return wrap_figures(body)
 
 
 def _get_series(metrics, prefix, scale=1):
@@ -376,60 +369,3 @@ def _make_card(folder):
                             for key, value in flat.items()])
   return card and (f'{tabulate(config_lib.flatten(card))}<details><summary>all {len(settings)} '
                    f'settings</summary>{tabulate(settings)}</details>')
-
-
-def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title=''):
-  """A figure as SVG for a page: label -> (x, y), and lambdas below them.
-
-  Args:
-    folder: also keeps it as figures/NAME.png there, and what it shows as figures/NAME.csv.
-  """
-  import matplotlib
-  from matplotlib import colors, figure as figure_lib, ticker
-  # Legible on light and on dark, in order, and told apart by line style too.
-  ramp = colors.LinearSegmentedColormap.from_list('ramp', ('#2f81f7', '#a86cb8', '#e86a17'))
-  with matplotlib.rc_context(_FIGURE_STYLE | {'svg.hashsalt': caption}):
-    figure = figure_lib.Figure(figsize=(5.2, 4.2 if below else 3.2), layout='constrained')
-    axes = figure.subplots(2 if below else 1, sharex=True, squeeze=False,
-                           height_ratios=(3, 1) if below else None)[:, 0]
-    for ax, panel in zip(axes, (lines, below)):
-      for i, (label, (x, y)) in enumerate(panel.items()):
-        ax.plot(x, y, label=str(label), color=ramp(i / max(len(panel) - 1, 1)),
-                linestyle=('-', '--', '-.', ':')[i % 4], marker='o' if len(x) < 20 else None,
-                markersize=4)
-    axes[0].set(ylabel=ylabel, ylim=(-3, 103) if '%' in ylabel else None)
-    if below:
-      axes[1].set(ylabel='λ', ylim=(-.05, 1.05))
-    axes[-1].set_xlabel(xlabel)
-    if xlabel.startswith('ms'):
-      axes[-1].set_xlim(left=0)  # ratios are what is read off
-    axes[-1].xaxis.set_major_locator(ticker.MaxNLocator(8, integer=xlabel in ('step', 'block')))
-    by_step = xlabel == 'step' and not legend_title
-    if len(lines) > 1:
-      figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center',
-                    ncols=6 if by_step else 1, title='block' if by_step else legend_title or None)
-    out = io.StringIO()
-    figure.savefig(out, format='svg', transparent=True,
-                   metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
-    if folder is not None:
-      _keep_figure(folder, caption, figure, {**lines, **{
-          f'λ {label}': points for label, points in (below or {}).items()}})
-  svg = out.getvalue()
-  svg = re.sub(r' xmlns(:\w+)?="[^"]*"', '', svg[svg.index('<svg'):]).replace('xlink:href', 'href')
-  svg = re.sub(r'<g id="[^"]*"', '<g', svg).replace(_INK, 'currentColor')  # ids must be unique
-  return f'<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
-
-
-def _keep_figure(folder, caption, figure, lines):
-  folder = epath.Path(folder) / 'figures'
-  folder.mkdir(parents=True, exist_ok=True)
-  name = '-'.join(re.findall(r'[a-z0-9]+', caption.partition(';')[0].lower()))
-  picture = io.BytesIO()
-  figure.savefig(picture, format='png', dpi=150, facecolor='white')
-  (folder / f'{name}.png').write_bytes(picture.getvalue())
-  text = io.StringIO()
-  rows = csv.writer(text, lineterminator='\n')
-  rows.writerow(['line', 'x', 'y'])
-  for label, (x, y) in lines.items():
-    rows.writerows((label, float(a), float(b)) for a, b in zip(x, y))
-  storage.write_text(folder / f'{name}.csv', text.getvalue())

@@ -59,9 +59,8 @@ _NOT_NEGATIVE = (
     'icot.smoothing', 'icot.hold_epochs', 'optim.weight_decay',
     'train.num_examples', 'train.num_epochs', 'train.batch_examples', 'train.batch_rows',
     'eval.num_examples', 'eval.num_samples', 'eval.num_shown', 'eval.num_latency_runs',
-    'controls.num_probe_examples', 'checkpoint.every_minutes', 'checkpoint.keep_every_steps',
-    'log.stall_secs',
-    'log.profile_at_step')
+    'controls.num_probe_examples', 'controls.num_attention', 'checkpoint.every_minutes',
+    'checkpoint.keep_every_steps', 'log.stall_secs', 'log.profile_at_step')
 _POSITIVE = ('model.norm_eps', 'model.rope_theta', 'model.rope_factor',
              'model.rope_low_freq_factor', 'model.lora.alpha', 'optim.learning_rate', 'optim.eps',
              'optim.clip_norm', 'export.max_shard_gb', 'curriculum.stage2_learning_rate_scale',

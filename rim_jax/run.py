@@ -61,6 +61,25 @@ def train(config, workdir, command, say, console) -> None:
       f'--question="{_get_example_question(folder)}"')
 
 
+def write_report(config, workdir, say) -> None:
+  """Writes the report anew, from a run's files alone.
+
+  Raises: UserError where there is no run, or another one.
+  """
+  stages = [(stage, epath.Path(workdir) / name if name else epath.Path(workdir))
+            for name, stage in config_lib.make_stages(config)]
+  there = [(stage, folder) for stage, folder in stages if (folder / 'config.json').exists()]
+  if not there:
+    raise UserError(f'{workdir}: there is no run here; train it first with --mode=train, or name '
+                    'another --workdir')
+  problems = [line for stage, folder in there for line in card_lib.find_differences(
+      card_lib.load_card(folder), stage, folder)]
+  if problems:
+    raise UserError('\n'.join(problems))
+  if hosts.is_leader():
+    say(f'report: {_write_summary(config, workdir)}')
+
+
 def _write_summary(config, workdir):
   """The report, and for a curriculum its stages' results in one results.json."""
   stages = [name for name, _ in config_lib.make_stages(config) if name]
@@ -108,8 +127,10 @@ def evaluate(config, workdir, say, console) -> None:
 
 def controls(config, workdir, say, console) -> None:
   """Asks a run's checkpoint whether its memory does the work; writes controls.json."""
-  from rim_jax import controls as controls_lib  # late: only this mode needs it
+  from rim_jax import attended  # late: only this mode needs them
+  from rim_jax import controls as controls_lib
   from rim_jax import probes as probes_lib
+  whole = config
   controls_lib.check_method(_get_last_stage(config, workdir)[0])
   if config.controls.probes:
     probes_lib.check_installed()
@@ -126,6 +147,10 @@ def controls(config, workdir, say, console) -> None:
   found = controls_lib.run_controls(
       graphdef, params, frozen, records, config, task.codec, task.mesh, say)
   found['controls'] |= matched
+  if config.controls.num_attention:
+    found['attention'] = attended.read_attention(
+        graphdef, params, frozen, records[:config.controls.num_attention], config, task.codec,
+        task.mesh)
   points = None
   if config.controls.probes:
     found['probes'], points = _run_probes(task, folder, graphdef, params, frozen, say)
@@ -142,6 +167,7 @@ def controls(config, workdir, say, console) -> None:
     (folder / 'pca.csv').write_text(probes_lib.format_points(*points))
     say(f'points of block states: {folder / "pca.csv"}')
   say(f'files: {epath.Path(workdir) / "controls.json"}')
+  say(f'report: {_write_summary(whole, workdir)}')
 
 
 def _run_probes(task, folder, graphdef, params, frozen, say):

@@ -6,6 +6,7 @@ Reads files (sweep.json's entries, each run's results, metrics, controls and car
 import itertools
 
 from rim_jax import config as config_lib
+from rim_jax import findings
 from rim_jax import metrics as metrics_lib
 from rim_jax import report
 
@@ -113,25 +114,7 @@ def _figure(body):
 def _make_controls(states):
   """The controls of the runs that have some, beside what each should give."""
   found = {s.point.name: report.load_json(s.last[1], 'controls.json') for s in states}
-  found = {name: c['controls'] for name, c in found.items() if c}
-  keys = dict.fromkeys(k for controls in found.values() for k in controls)
-  rows = []
-  for key in keys:
-    given = [controls.get(key, {}) for controls in found.values()]
-    meaning = next(g for g in given if g)
-    rows.append([f'<div class="long"><b>{report.escape(key)}</b><small>'
-                 f'{report.escape(meaning.get("what", ""))}</small></div>',
-                 f'<div class="long">{report.escape(meaning.get("expected", ""))}</div>',
-                 *(_show_control(g) for g in given)])
-  return rows and report.make_table(['', 'if the memory does the work', *map(report.escape, found)],
-                                    rows)
-
-
-def _show_control(control):
-  labels = {'block_acc': '', 'block_donor_acc': "the donor's "}
-  return '<br>'.join(
-      label + ' / '.join(_number(a, f'{100 * a:.1f}') for a in control[key])
-      for key, label in labels.items() if control.get(key)) or '–'
+  return findings.tabulate_controls({name: c['controls'] for name, c in found.items() if c})
 
 
 def _make_runs(states):

@@ -20,6 +20,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from rim_jax import attended
 from rim_jax import batch as batch_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
@@ -506,7 +507,7 @@ def probe_matched(config, tools):
 
 
 def probe_controls(config, tools):
-  """What the probes are given, if they are run."""
+  """What the probes and the reader of attention are given, if they are run."""
   seen, folder = [], tools.make_folder()
 
   def record(decoder, params, frozen, records, *rest):
@@ -517,7 +518,9 @@ def probe_controls(config, tools):
   tools.patch.setattr(controls, 'run_controls', lambda *args: {
       'controls': {}, 'sweeps': {}, 'pairing': {}})
   tools.patch.setattr(run, '_show_controls', lambda *args: None)
+  tools.patch.setattr(run, '_write_summary', lambda *args: None)
   tools.patch.setattr(probes, 'run_probes', record)
+  tools.patch.setattr(attended, 'read_attention', lambda *args: seen.append(len(args[3])) or {})
   run.controls(config, folder, quiet, None)
   return seen
 
@@ -716,6 +719,7 @@ LIVE = {
     'controls.pause_dir': ('matched', '{files}', STAGE2),
     'controls.probes': ('controls', True, STAGE2),
     'controls.num_probe_examples': ('controls', 3, STAGE2 | {'controls.probes': True}),
+    'controls.num_attention': ('controls', 3, STAGE2),
     'log.every_steps': ('loop', 3, SHORT),
     'log.tensorboard': ('loop', True, SHORT),
     'log.wandb': ('loop', 'project', SHORT),

@@ -307,7 +307,7 @@ def test_a_run_that_does_not_match_is_refused(tmp_path):
 
 
 def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
-  config = dataclasses.replace(support.make_config('rim'), method='rim')
+  config = support.make_config('rim', controls__num_attention=0)
   stage = dataclasses.replace(config, method='rim_stage2')
   (tmp_path / 'stage2').mkdir()
   task = train.Task(stage, type('Data', (), {'fingerprint': 'f'}), None, None, None)
@@ -319,14 +319,17 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   monkeypatch.setattr(controls, 'run_controls', lambda *args: {
       'pairing': {'num_pairs': 1, 'num_equal_answers': 2, 'num_without_partner': 3},
       'controls': {'swapped': entry, 'averaged': {'expected': '', 'n': 0, 'none': 'no reason'}},
-      'sweeps': {'swapped_block': {'expected': 'x', 'by_block': [{'block': 1, **entry}]}}})
+      'sweeps': {'swapped_block': {'what': 'one', 'expected': 'x', 'by_block': [
+          {'block': 1, **entry}]}}})
   out = io.StringIO()
   run.controls(config, tmp_path, lambda line: None, rich_console.Console(file=out, width=100))
   inner = json.loads((tmp_path / 'stage2' / 'controls.json').read_text())
   assert json.loads((tmp_path / 'controls.json').read_text()) == {'stage2': inner}
   assert inner['format'] == controls.CONTROLS_VERSION and inner['step'] == 7
   assert inner['set'] == 'test' and inner['num_blocks'] == 3
-  assert not inner['controls']['direct']['given']
+  assert not inner['controls']['direct']['given'] and 'attention' not in inner
+  page = (tmp_path / 'report.html').read_text()  # written anew, with what was found
+  assert 'what [should] come' in page and '<data value="0.125">' in page
   for text in ('25 / 50', '75 / 12', 'what [should] come', 'not given', 'no reason',
                'swapped block 1', '1 pairs; 2 more have equal answers'):
     assert text in out.getvalue(), text

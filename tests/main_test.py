@@ -18,6 +18,7 @@ from rich import console as rich_console
 
 from rim_jax import config as config_lib
 from rim_jax import main
+from rim_jax import train
 from tests import support
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -362,6 +363,13 @@ def test_controls_of_a_run(run_copy, capsys):
   assert found['controls']['as_trained']['block_acc'] == json.loads(
       (run_copy / 'results.json').read_text())['test']['block_acc']
   assert 'question hidden' in out and 'swapped from block 2' in out and 'probes' not in found
+  assert found['attention']['num_questions'] == 4
+  weights = [[sum(layer) for layer in block] for block in found['attention']['mean']]
+  assert weights == [[pytest.approx(1, abs=1e-5)]] * 2  # one layer, after each of two blocks
+  page = (run_copy / 'report.html').read_text()
+  assert f'report: {run_copy}/report.html' in out and 'What an answer attends to' in page
+  for value in found['controls']['as_trained']['block_acc']:
+    assert f'<data value="{value!r}">' in page
   code, out = run_cli(T, f'--workdir={run_copy}', '--mode=controls',
                       '--config.controls.probes=True')
   found = json.loads((run_copy / 'controls.json').read_text())
@@ -422,7 +430,17 @@ def test_stage2_of_another_stage1(run_copy, capsys, tmp_path, change, fragments)
                 (str(run_copy), *fragments))
 
 
-@pytest.mark.parametrize('mode', ['train', 'eval', 'generate'])
+def test_a_report_is_written_anew_from_files_alone(run_copy, monkeypatch):
+  before = (run_copy / 'report.html').read_bytes()
+  (run_copy / 'report.html').unlink()
+  shutil.rmtree(run_copy / 'checkpoints')
+  monkeypatch.setattr(train, 'make_task', None)  # neither data nor a model are opened
+  code, out = run_cli(T, f'--workdir={run_copy}', '--mode=report')
+  assert code == 0 and out == f'report: {run_copy}/report.html\n'
+  assert (run_copy / 'report.html').read_bytes() == before
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval', 'generate', 'report'])
 def test_going_on_with_another_config(run_copy, mode, capsys):
   """Every key that differs, with its old and new value; where and when it runs may differ."""
   check_refused(capsys, [T, f'--workdir={run_copy}', f'--mode={mode}', '--question=1',
@@ -439,7 +457,7 @@ def test_going_on_with_other_data(run_copy, capsys):
                 (str(run_copy), 'the data changed', 'abcd', 'restore it'))
 
 
-@pytest.mark.parametrize('mode', ['train', 'eval'])
+@pytest.mark.parametrize('mode', ['train', 'eval', 'report'])
 def test_a_card_of_another_format(run_copy, mode, capsys):
   edit_json(run_copy / 'config.json', format=99)
   check_refused(capsys, [T, f'--workdir={run_copy}', f'--mode={mode}'],
@@ -486,7 +504,7 @@ def test_a_damaged_manifest_is_damage(run_copy, capsys):
   check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=eval'], ('damaged', 'manifest'))
 
 
-@pytest.mark.parametrize('mode', ['eval', 'generate'])
+@pytest.mark.parametrize('mode', ['eval', 'generate', 'report'])
 def test_no_run_to_read(mode, capsys, tmp_path):
   check_refused(capsys, [T, f'--workdir={tmp_path}/run', f'--mode={mode}', '--question=1'],
                 ('there is no run here', '--mode=train'))

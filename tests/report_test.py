@@ -10,6 +10,7 @@ import pytest
 from rich import console as rich_console
 
 from rim_jax import config as config_lib
+from rim_jax import page as page_lib
 from rim_jax import report
 
 NASTY = '[bold]5[/bold] + <img src=x onerror=alert(1)>&amp; [/] \x1b[31m\x00\ud800'
@@ -29,7 +30,8 @@ GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
     ('integer', 'negative', 'non_integer', 'changed'))} | {
         'pass_at': {'1': 0.31, '2': 0.42}, 'num_samples': 2, 'temperature': 0.7,
         'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33},
-        'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303, 'num_changed': 990}
+        'num_thoughts': 6, 'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303,
+        'num_changed': 990}
 
 
 def make_prediction(i, num_blocks, correct, **fields):
@@ -98,7 +100,7 @@ class Page(html.parser.HTMLParser):
     elif tag in ('td', 'th'):
       self.tables[-1][-1].append(('', ()))
       self.in_cell = True
-    elif tag == 'data':
+    elif tag == 'data' and self.in_cell:
       text, values = self.tables[-1][-1][-1]
       self.tables[-1][-1][-1] = (text, (*values, json.loads(dict(attrs)['value'])))
 
@@ -235,7 +237,7 @@ def test_every_method_fits_80_columns_and_shows_every_block(tmp_path, method, nu
   assert ('2*21=42' in show(tmp_path)) == (method == 'cot')
   page = write_page(tmp_path, method)
   assert ('2*21=42' in page.text) == (method == 'cot')
-  assert len([e for e in page.elements if e[0] == 'svg']) == (3 if num_blocks > 1 else 2)
+  assert len([e for e in page.elements if e[0] == 'svg']) == (4 if num_blocks > 1 else 3)
 
 
 def test_right_and_wrong_are_told_apart_without_colour_or_unicode(tmp_path):
@@ -274,7 +276,7 @@ def test_the_page_needs_no_other_file(tmp_path):
   assert not re.search(r'@import|url\((?!#)', text)
   ids = re.findall(r' id="([^"]*)"', text)
   assert ids and len(ids) == len(set(ids))
-  assert report._INK not in text and 'currentColor' in text
+  assert page_lib._INK not in text and 'currentColor' in text
   assert sorted(p.name for p in tmp_path.iterdir()) == [
       'figures', 'report.html', 'stage1', 'stage2']
 
@@ -290,6 +292,68 @@ def test_every_figure_is_kept_as_a_picture_and_as_its_data(tmp_path):
   want = [f'test,{float(k)},{100 * acc}'
           for k, acc in enumerate(results['stage2']['test']['block_acc'], 1)]
   assert rows[0] == 'line,x,y' and [r for r in rows if r.startswith('test,')] == want
+
+
+def make_latency(batch, start):
+  """An entry as `latency.measure` makes it, with every time another."""
+  return {'device': 'a <chip>', 'num_devices': 2, 'dtype': 'bfloat16', 'batch': batch,
+          'prompt_tokens': 9, 'trunk_tokens': 32, 'num_blocks': 4, 'num_readouts': 1,
+          'prefix_tokens': 5, 'generated_to_first': 17, 'generated_in_full': 19,
+          **{f'{part}_ms': {'median': start + i, 'q1': start + i - 0.25, 'q3': start + i + 0.5,
+                            'runs': 20}
+             for i, part in enumerate(('prefill', 'first_token', 'decode', 'full'))}}
+
+
+def test_latency_is_that_of_results_json_beside_all_it_depends_on(tmp_path):
+  stage1 = make_result('rim_stage1', 4, latency=[make_latency(1, 1.125)], final_acc=0.25)
+  stage2 = make_result('rim_stage2', 4, final_acc=0.75,
+                       latency=[make_latency(1, 2.5), make_latency(8, 5.125)])
+  write_run(tmp_path / 'stage1', 'rim_stage1', 4, test=stage1)
+  write_run(tmp_path / 'stage2', 'rim_stage2', 4, test=stage2)
+  page = write_page(tmp_path, 'rim')
+  table = next(t for t in page.tables if "to the answer's first token" in t[0][1][0])
+  wanted = {'stage1: test, batch 1': (stage1, 0), 'stage2: test, batch 1': (stage2, 0),
+            'stage2: test, batch 8': (stage2, 1)}
+  points = []
+  for row, (label, (result, nth)) in zip(table[1:], wanted.items(), strict=True):
+    entry = result['latency'][nth]
+    assert row[0][0].startswith(label)
+    for part, (_, values) in zip(('first_token', 'full', 'prefill', 'decode'), row[1:]):
+      told = entry[f'{part}_ms']
+      assert values == (told['median'], told['q1'], told['q3'])
+    for told in ('a <chip>, 2 device(s), bfloat16', '9 prompt tokens', 'trunk of 32',
+                 '1 readout(s) of 4 blocks', '5 tokens forced', '17 generated', '19 to its end'):
+      assert told in row[0][0], told
+    points += [f"{label!r},{entry[f'{part}_ms']['median']},{100 * result['final_acc']}".replace(
+        "'", '"') for part in ('first_token', 'full')]
+  name = 'accuracy-against-time-from-the-answer-s-first-token-to-its-end'
+  assert (tmp_path / f'figures/{name}.csv').read_text().split('\n') == ['line,x,y', *points, '']
+
+
+def test_without_latency_the_page_says_how_to_measure_it(tmp_path):
+  write_run(tmp_path, 'direct', 0)
+  assert 'not measured: --mode=eval' in write_page(tmp_path, 'direct').text
+
+
+def test_a_budget_curve_is_that_of_results_json(tmp_path):
+  write_run(tmp_path / 'stage1', 'rim_stage1', 4)
+  write_run(tmp_path / 'stage2', 'rim_stage2', 4)
+  ask = 'not asked yet: --mode=eval --config.eval.budget_blocks=-1'
+  assert write_page(tmp_path, 'rim').text.count(ask) == 1  # of the last stage
+  results = json.loads((tmp_path / 'stage2/results.json').read_text())
+  results['test']['budget_acc'] = {'0': 0.125, '1': 0.25, '10': 0.75}
+  (tmp_path / 'stage2/results.json').write_text(json.dumps(results))
+  assert ask not in write_page(tmp_path, 'rim').text
+  assert (tmp_path / 'figures/stage2-accuracy-with-k-blocks.csv').read_text() == (
+      'line,x,y\ntest,0.0,12.5\ntest,1.0,25.0\ntest,10.0,75.0\n')
+
+
+def test_thoughts_are_counted_in_place_of_the_block_that_holds_them(tmp_path):
+  write_run(tmp_path, 'coconut_stage', 1, test=make_result('coconut_stage', 1, num_thoughts=6))
+  rows = {row[0][0]: row[1] for row in write_page(tmp_path, 'coconut_stage').tables[0][1:]}
+  assert [cell for label, cell in rows.items() if label.startswith('thoughts')] == [('6', (6,))]
+  assert not [label for label in rows if 'blocks K' in label]
+  assert re.search(r'thoughts +6 ', show(tmp_path)) and 'blocks K' not in show(tmp_path)
 
 
 def test_the_page_holds_the_reproduction_card(tmp_path):
