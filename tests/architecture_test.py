@@ -73,6 +73,8 @@ NEVER = {
     'plan': {'rim_jax.data', 'rim_jax.train'},
     'hlo': ALL | {'jax', 'flax'} | IO,
     'summary': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'jax', 'optax', 'grain'},
+    'conclusion': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'rim_jax.report', 'jax',
+                   'optax', 'grain'},
     'points': ALL - {'rim_jax.config'} | {'jax', 'flax', 'optax', 'grain'} | IO,
     'sweep': {'rim_jax.model', 'rim_jax.loss', 'rim_jax.train', 'optax', 'grain'},
 }
