@@ -383,12 +383,13 @@ def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title='
   Args:
     folder: also keeps it as figures/NAME.png there, and what it shows as figures/NAME.csv.
   """
-  import matplotlib
-  from matplotlib import colors, figure as figure_lib, ticker
-  # Legible on light and on dark, in order, and told apart by line style too.
-  ramp = colors.LinearSegmentedColormap.from_list('ramp', ('#2f81f7', '#a86cb8', '#e86a17'))
-  with matplotlib.rc_context(_FIGURE_STYLE | {'svg.hashsalt': caption}):
-    figure = figure_lib.Figure(figsize=(5.2, 4.2 if below else 3.2), layout='constrained')
+  from matplotlib import figure as figure_lib, ticker
+  style, ramp = make_style(caption)
+  with style:
+    by_step = xlabel == 'step' and not legend_title
+    legend = 0.0 if by_step else 0.2 * max(len(lines) - 3, 0)  # inches of one line below another
+    figure = figure_lib.Figure(figsize=(5.2, (4.2 if below else 3.2) + legend),
+                               layout='constrained')
     axes = figure.subplots(2 if below else 1, sharex=True, squeeze=False,
                            height_ratios=(3, 1) if below else None)[:, 0]
     for ax, panel in zip(axes, (lines, below)):
@@ -403,23 +404,42 @@ def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title='
     if xlabel.startswith('ms'):
       axes[-1].set_xlim(left=0)  # ratios are what is read off
     axes[-1].xaxis.set_major_locator(ticker.MaxNLocator(8, integer=xlabel in ('step', 'block')))
-    by_step = xlabel == 'step' and not legend_title
     if len(lines) > 1:
       figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center',
                     ncols=6 if by_step else 1, title='block' if by_step else legend_title or None)
-    out = io.StringIO()
-    figure.savefig(out, format='svg', transparent=True,
-                   metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
-    if folder is not None:
-      _keep_figure(folder, caption, figure, {**lines, **{
-          f'λ {label}': points for label, points in (below or {}).items()}})
+    shown = {**lines, **{f'λ {label}': points for label, points in (below or {}).items()}}
+    return finish(figure, caption, ('line', 'x', 'y'), [
+        (label, float(a), float(b)) for label, (x, y) in shown.items() for a, b in zip(x, y)],
+        folder)
+
+
+def make_style(caption):
+  """(a context to draw a figure in, the colours of its lines from 0 to 1)."""
+  import matplotlib
+  from matplotlib import colors
+  # Legible on light and on dark, in order, and told apart by line style too.
+  ramp = colors.LinearSegmentedColormap.from_list('ramp', ('#2f81f7', '#a86cb8', '#e86a17'))
+  return matplotlib.rc_context(_FIGURE_STYLE | {'svg.hashsalt': caption}), ramp
+
+
+def finish(figure, caption, head, rows, folder=None):
+  """A figure, drawn in `make_style`'s context, as SVG for a page.
+
+  Args:
+    head, rows: what it shows; `folder` keeps it as `draw` does.
+  """
+  out = io.StringIO()
+  figure.savefig(out, format='svg', transparent=True,
+                 metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))
+  if folder is not None:
+    _keep_figure(folder, caption, figure, head, rows)
   svg = out.getvalue()
   svg = re.sub(r' xmlns(:\w+)?="[^"]*"', '', svg[svg.index('<svg'):]).replace('xlink:href', 'href')
   svg = re.sub(r'<g id="[^"]*"', '<g', svg).replace(_INK, 'currentColor')  # ids must be unique
   return f'<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>'
 
 
-def _keep_figure(folder, caption, figure, lines):
+def _keep_figure(folder, caption, figure, head, table_rows):
   folder = epath.Path(folder) / 'figures'
   folder.mkdir(parents=True, exist_ok=True)
   name = '-'.join(re.findall(r'[a-z0-9]+', caption.partition(';')[0].lower()))
@@ -428,7 +448,6 @@ def _keep_figure(folder, caption, figure, lines):
   (folder / f'{name}.png').write_bytes(picture.getvalue())
   text = io.StringIO()
   rows = csv.writer(text, lineterminator='\n')
-  rows.writerow(['line', 'x', 'y'])
-  for label, (x, y) in lines.items():
-    rows.writerows((label, float(a), float(b)) for a, b in zip(x, y))
+  rows.writerow(head)
+  rows.writerows(table_rows)
   storage.write_text(folder / f'{name}.csv', text.getvalue())

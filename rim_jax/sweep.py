@@ -287,7 +287,7 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
   with storage.hold(workdir):
     states = run(points, workdir, source, overrides, num_jobs, retry_failed, say, console)
     conclusion = conclusion_lib.conclude(states, workdir)
-    summary.write_summary(workdir, f'rim_jax: {source}', conclusion['entries'], states)
+    summary.write_summary(workdir, f'rim_jax: {source}', conclusion, states)
   say((workdir / 'sweep.md').read_text())
   say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, figures/, points/)')
   say(f'report: {workdir / "report.html"}')

@@ -28,10 +28,10 @@ def test_the_page_s_numbers_are_those_of_sweep_json(swept):
   _, page, entries = swept
   headline, *_ = page.tables
   for row, entry in zip(headline[1:], entries, strict=True):
-    name, final, any_block, majority, seeds, *_, chances = row
+    name, valid, final, any_block, majority, seeds, *_, chances = row
     assert name[0] == entry['name']
-    for (_, values), key in ((final, 'final_acc'), (any_block, 'any_block_acc'),
-                             (majority, 'majority_acc')):
+    for (_, values), key in ((valid, 'valid_acc'), (final, 'final_acc'),
+                             (any_block, 'any_block_acc'), (majority, 'majority_acc')):
       told = entry[key]
       assert values == tuple(x for x in (told['mean'], told['stderr']) if x is not None)
     assert seeds[0] == f"{entry['num_done']} of 2"
@@ -49,7 +49,7 @@ def test_what_failed_and_what_the_seeds_do_not_support_is_told(swept):
 
 @pytest.mark.parametrize('gap, told', [(0.05, True), (0.2, False)])
 def test_an_order_within_two_standard_errors_is_doubted(gap, told):
-  entries = [{'name': name, 'num_done': 3, 'failed': {},
+  entries = [{'name': name, 'num_done': 3, 'failed': {}, 'halved': {},
               'final_acc': {'mean': mean, 'stderr': 0.04, 'count': 3}}
              for name, mean in (('a', 0.5 + gap), ('b', 0.5))]
   assert ('do not support this order' in summary._make_notes(entries)) == told

@@ -111,6 +111,9 @@ while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
 right = [i % 3 != seed for i in range(30)]
 (folder / 'predictions' / 'test.jsonl').write_text(''.join(json.dumps(
     {'question': str(i), 'answer': '', 'correct': r}) + chr(10) for i, r in enumerate(right)))
+(folder / 'metrics.jsonl').write_text(''.join(json.dumps(
+    {'step': step, 'valid/final_acc': acc}) + chr(10) for step, acc in (
+    (3, 0.25), (7, 0.75 - seed / 4), (9, 0.0))))
 (folder / 'results.json').write_text(json.dumps({'test': {
     'n': 30, 'step': 7, 'final_acc': 0.5 + seed / 10, 'any_block_acc': 0.9, 'majority_acc': 0.5,
     'block_acc': [0.25, 0.5 + seed / 10]}}))
@@ -160,11 +163,12 @@ def test_what_all_say_together(cheap):
     assert entry['final_acc']['mean'] == pytest.approx(0.55)
     assert entry['final_acc']['stderr'] == pytest.approx(0.05)  # of 0.5 and 0.6
     assert entry['block_acc'] == pytest.approx([0.25, 0.55])
+    assert entry['valid_acc']['values'] == [0.75, 0.5]  # at step 7, whose checkpoint is evaluated
   tests = found[1]['against_best']['tests']
   assert [(t['only_a'], t['only_b'], t['p_value']) for t in tests] == [(0, 0, 1.0)] * 2
-  assert '| rate=0.5 | 55.0 ± 5.0 | 25.0 / 55.0 | 90.0 ± 0.0 | 2 of 2 |' in said
+  assert '| rate=0.5 | 62.5 ± 12.5 | 55.0 ± 5.0 | 25.0 / 55.0 | 90.0 ± 0.0 | 2 of 2 |' in said
   rows = (cheap.workdir / 'sweep.csv').read_text().split('\n')
-  assert rows[0] == 'rate,measure,seeds,mean,stderr' and '0.5,final_acc,2,0.55,' in rows[1]
+  assert rows[0] == 'rate,measure,seeds,mean,stderr' and '0.5,final_acc,2,0.55,' in rows[2]
 
 
 def test_runs_of_the_same_seed_are_compared(cheap):
@@ -205,7 +209,7 @@ def test_a_failing_point_is_shown_and_retried_only_when_asked(cheap):
   (cheap.workdir / 'broken').touch()
   said = cheap()
   assert said.count('exit code 1: error: it is broken; its output.txt has more') == 2
-  assert '| rate=0.5 | 50.0 | 25.0 / 50.0 | 90.0 | 1 of 2 |' in said  # the others were run
+  assert '| rate=0.5 | 75.0 | 50.0 | 25.0 / 50.0 | 90.0 | 1 of 2 |' in said  # the others were run
   (cheap.workdir / 'broken').unlink()
   assert '0 to run' in cheap() and set(count_starts(cheap.workdir).values()) == {1}
   assert 'error' not in cheap(retry=True)
