@@ -9,7 +9,9 @@
                            --verify compares it with transformers before it appears
   --mode=generate          answer --question=TEXT, or each line of standard input
   --mode=sweep             every run of a recipe of many (configs/compare.py), --jobs at a time, and
-                           what they say together; again: what is left, --retry_failed, --dry_run.
+                           what they say together; again: what is left, --retry_failed.
+                           --dry_run shows points, commands and cost, in hours on --hardware=h100
+                           (or v5e:2x4, h100:8) at --utilization=0.4 of its peak.
                            --point=NAME is one of them
   --mode=plan              what a step takes on --topology=KIND:SIZE (e.g. v5e:4x4) and
                            --num_slices of it, compiled without that TPU; WORKDIR/plan.json
@@ -69,6 +71,9 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_integer('jobs', 1, 'sweep: runs at a time.', flag_values=values)
   flags.DEFINE_bool('retry_failed', False, 'sweep: failed ones too.', flag_values=values)
   flags.DEFINE_bool('dry_run', False, 'sweep: show the runs.', flag_values=values)
+  flags.DEFINE_string('hardware', 'h100', 'sweep --dry_run: hours on it.', flag_values=values)
+  flags.DEFINE_float('utilization', 0.4, 'sweep --dry_run: assumed share of its peak.',
+                     flag_values=values)
   flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0.', flag_values=values)
   flags.DEFINE_integer('num_processes', 0, 'How many there are.', flag_values=values)
   flags.DEFINE_integer('process_id', -1, 'Which one this is.', flag_values=values)
@@ -214,10 +219,14 @@ def _run(argv, console) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
   if values.mode == 'sweep':  # starts commands and computes nothing
+    if values.dry_run:  # shapes alone: no accelerator is touched
+      os.environ['JAX_PLATFORMS'] = 'cpu'
     from rim_jax import sweep  # late: it loads JAX
     overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
-    sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed,
-                values.dry_run, say, console)
+    if values.dry_run:
+      sweep.show_dry(config, workdir, source, overrides, values.hardware, values.utilization, say)
+      return
+    sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed, say, console)
     return
   command = f'python -m rim_jax.main --config={source}' + (
       f' --point={values.point}' if values.point else '') + (

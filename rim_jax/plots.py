@@ -89,7 +89,7 @@ def list_grids(rows, levels):
   for i, first in enumerate(names):
     for second in names[i + 1:]:
       there = {(f[first], f[second]) for f, _ in rows if first in f and second in f}
-      if len(there) > max(len({a for a, _ in there}), len({b for _, b in there}), 2):
+      if len(there) > max(len({a for a, _ in there}), len({b for _, b in there})):
         yield first, second
 
 

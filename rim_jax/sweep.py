@@ -268,8 +268,8 @@ def make_table(states) -> table.Table:
 # ---- A whole sweep ----
 
 
-def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool, dry_run: bool,
-          say, console) -> None:
+def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool, say,
+          console) -> None:
   """--mode=sweep: runs what is left and shows what all say together.
 
   Raises: UserError for what is wrong with flags or WORKDIR, and where a point failed.
@@ -278,9 +278,6 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
     raise UserError(f'--workdir={workdir}: a sweep is driven from a local directory')
   if num_jobs < 1:
     raise UserError(f'--jobs={num_jobs}: must be 1 or more')
-  if dry_run:
-    show_dry(points, workdir, source, overrides, say)
-    return
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
@@ -298,12 +295,25 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
         for s in failed))
 
 
-def show_dry(points, workdir, source, overrides, say) -> None:
-  """Every point's command, and the examples that it takes."""
-  for point in points:
+def show_dry(points, workdir, source, overrides, hardware: str, utilization: float, say) -> None:
+  """Every point's cost and command, and what all take together.
+
+  Raises: UserError for a machine that is not known.
+  """
+  from rim_jax import estimate, plan  # late: a driver needs no model
+  if not 0 < utilization <= 1:
+    raise UserError(f'--utilization={utilization}: is a share of the peak, above 0 and at most 1')
+  machine = plan.parse_hardware(hardware)
+  found = [estimate.estimate(point.config) for point in points]
+  for point, cost in zip(points, found):
     folder = pathlib.Path(workdir) / 'points' / point.name
-    budget = point.config.train
-    cost = (f'{budget.num_examples:,} examples' if budget.num_examples
-            else f'{budget.num_epochs:g} epochs')
-    say(f'{point.name}: {cost}')
+    say(f'{point.name}: {estimate.describe(cost, machine, utilization)}')
     say('  ' + shlex.join(make_command(point, folder, source, overrides)))
+  known = [cost for cost in found if cost.flops is not None]
+  total = estimate.Estimate(sum(c.num_examples for c in known), sum(c.flops for c in known))
+  say(f'total: {len(points)} points'
+      + (f', {estimate.describe(total, machine, utilization)}' if known else '')
+      + (f'; the FLOPs of {len(found) - len(known)} are not known' * (len(known) < len(found))))
+  say(f'hours: one point after the other on {machine.name} ({machine.num_chips} x '
+      f'{machine.flops_per_sec / machine.num_chips / 1e12:.0f} TFLOP/s bf16), at an assumed '
+      f'{utilization:.0%} of the peak (--utilization); a small model gets far less')

@@ -70,6 +70,7 @@ NEVER = {
     'latency': {'rim_jax.optim', 'rim_jax.train', 'rim_jax.data', 'optax'},
     'metrics': {'rim_jax.model'},
     'report': {'rim_jax.model'},
+    'estimate': {'rim_jax.train', 'rim_jax.sweep', 'rim_jax.model', 'rim_jax.report'},
     'plan': {'rim_jax.data', 'rim_jax.train'},
     'hlo': ALL | {'jax', 'flax'} | IO,
     'summary': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'jax', 'optax', 'grain'},

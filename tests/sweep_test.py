@@ -13,6 +13,7 @@ from rich import console as rich_console
 
 from configs import compare
 from rim_jax import config as config_lib
+from rim_jax import estimate
 from rim_jax import main as main_lib
 from rim_jax import points as points_lib
 from rim_jax import sweep
@@ -125,7 +126,7 @@ def make_points():
                for r in (0.5, 0.1) for s in (0, 1)])
 
 
-def drive(workdir, points, retry=False, dry=False):
+def drive(workdir, points, retry=False):
   """Two runs at a time; a command writes what a run would leave."""
   said = []
   console = rich_console.Console(file=open(os.devnull, 'w'), force_terminal=False)
@@ -134,7 +135,7 @@ def drive(workdir, points, retry=False, dry=False):
         sys.executable, '-c', SCRIPT, str(folder), str(point.factors['seed'])])
     patch.setattr(sweep, '_POLL_SECS', 0.02)
     try:
-      sweep.drive(points, workdir, 'recipe.py', [], 2, retry, dry, said.append, console)
+      sweep.drive(points, workdir, 'recipe.py', [], 2, retry, said.append, console)
     except UserError as e:
       said.append(str(e))
   return '\n'.join(said)
@@ -223,9 +224,19 @@ def test_another_config_under_the_same_name_is_refused(cheap):
   assert 'holds a run of another config than rate=0.5,seed=0 has now' in cheap(points=other)
 
 
-def test_a_dry_run_starts_nothing(cheap):
-  assert '64 examples' in cheap(dry=True)
-  assert not (cheap.workdir / 'points').exists()
+def test_a_dry_run_starts_nothing_and_tells_the_cost(cheap):
+  said = []
+  sweep.show_dry(cheap.points, cheap.workdir, 'recipe.py', ['--config.seed=3'], 'v5e:2x4', 0.5,
+                 said.append)
+  assert not (cheap.workdir / 'points').exists() and len(said) == 10
+  flops = estimate.estimate(cheap.points[0].config).flops
+  hours = flops / (8 * 197e12 * 0.5) / 3600
+  assert said[0] == f'rate=0.5,seed=0: 64 examples, {flops:.2e} FLOPs, {hours:.3g} h'
+  assert '--point=rate=0.5,seed=0' in said[1] and said[1].endswith('--config.seed=3')
+  assert said[8].startswith(f'total: 4 points, 256 examples, {4 * flops:.2e} FLOPs')
+  assert 'v5e:2x4 (8 x 197 TFLOP/s bf16), at an assumed 50%' in said[9]
+  with pytest.raises(UserError, match='kinds: v4, v5e'):
+    sweep.show_dry(cheap.points, cheap.workdir, 'recipe.py', [], 'v5e:0x4', 0.5, said.append)
 
 
 def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
