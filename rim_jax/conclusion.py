@@ -20,13 +20,10 @@ CONCLUSION_VERSION = 2
 MEASURES = ('valid_acc', 'final_acc')  # of effects: what chooses, and what is reported
 
 
-def conclude(states, workdir, decisions=()) -> dict:
+def conclude(states, workdir) -> dict:
   """What the done points say: one entry a combination of factors, over its seeds.
 
   Writes WORKDIR/sweep.json, sweep.csv and sweep.md.
-
-  Args:
-    decisions: of successive halving, as `halving.decide` makes them.
   """
   groups = {}
   for state in states:
@@ -35,7 +32,7 @@ def conclude(states, workdir, decisions=()) -> dict:
   best = choose_best(entries)
   _compare_with_best(entries, best, {s.point.name: s for s in states})
   conclusion = {'format': CONCLUSION_VERSION, 'best': best, 'entries': entries,
-                'effects': find_effects(states), 'halving': list(decisions)}
+                'effects': find_effects(states)}
   workdir = pathlib.Path(workdir)
   storage.write_json(workdir / 'sweep.json', conclusion)
   storage.write_text(workdir / 'sweep.csv', _make_csv(entries))
@@ -61,9 +58,8 @@ def read_valid_acc(state) -> float | None:
 def _make_entry(name, members) -> dict:
   found = [(s, r) for s in members if (r := s.result)]
   entry = {'name': name, 'factors': get_group(members[0].point), 'num_points': len(members),
-           'num_done': len(found)}
-  for status in ('failed', 'halved'):
-    entry[status] = {s.point.name: s.error for s in members if s.status == status}
+           'num_done': len(found),
+           'failed': {s.point.name: s.error for s in members if s.status == 'failed'}}
   if not found:
     return entry
   entry |= _summarize([r | ({} if (acc := read_valid_acc(s)) is None else {'valid_acc': acc})
@@ -190,8 +186,7 @@ def make_markdown(conclusion) -> str:
            '| first token, ms | against the best, p |', '|---|---|---|---|---|---|---|---|---|']
   for entry in conclusion['entries']:
     if not entry['num_done']:
-      told = 'halved' if entry['halved'] else 'not done'
-      lines.append(f"| {entry['name']} | {told} | | | | 0 of {entry['num_points']} | | | |")
+      lines.append(f"| {entry['name']} | not done | | | | 0 of {entry['num_points']} | | | |")
       continue
     blocks = ' / '.join(f'{100 * a:.1f}' for a in entry.get('block_acc', []))
     time_ms = f"{entry['ttft_ms']['mean']:.2f}" if 'ttft_ms' in entry else ''
@@ -206,7 +201,6 @@ def make_markdown(conclusion) -> str:
     for effect in conclusion['effects']:
       lines.append(f'| {describe_change(effect)} | {count_pairs(effect)} | '
                    + ' | '.join(_show_effect(effect.get(m)) for m in MEASURES) + ' |')
-  lines += ['', *map(describe_decision, conclusion['halving'])] if conclusion['halving'] else []
   return '\n'.join(lines) + '\n'
 
 
@@ -230,15 +224,6 @@ def describe_change(effect) -> str:
 
 def count_pairs(effect) -> int:
   return max((effect[m]['count'] for m in MEASURES if m in effect), default=0)
-
-
-def describe_decision(decision) -> str:
-  """What successive halving did at a rung, in one line."""
-  stopped = ', '.join(f'{name} ({100 * acc:.1f})' for name, acc in decision['stopped'].items())
-  kept = ', '.join(f'{name} ({100 * acc:.1f})' for name, acc in decision['kept'].items())
-  return (f"Halving at update {decision['rung']}, by % of valid: kept {kept or 'none'}; stopped "
-          f"{stopped or 'none'}" + (f"; not ranked {', '.join(decision['unranked'])}"
-                                    if decision['unranked'] else '') + '.')
 
 
 def _show(summary) -> str:

@@ -30,7 +30,7 @@ def write_summary(workdir, title: str, conclusion, states):
   done, which = _choose_drawn([e for e in entries if e['num_done']])
   parts = [f'<p>{report.escape(conclusion_lib.describe_best(conclusion["best"]))}</p>',
            report.section('Results', _make_headline(entries)),
-           _make_notes(entries, conclusion['halving']),
+           _make_notes(entries),
            report.section('What each factor does', _make_effects(conclusion['effects'])
                           + _draw_factors(states, workdir)),
            report.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
@@ -84,11 +84,9 @@ def _number(value, shown):
   return f'<data value="{value!r}">{shown}</data>'
 
 
-def _make_notes(entries, decisions=()):
-  """What the table cannot say: what failed or was stopped, and which order seeds do not support."""
-  events = [f'{name}: {status}, {error}' for status in ('failed', 'halved') for e in entries
-            for name, error in e[status].items()]
-  events += map(conclusion_lib.describe_decision, decisions)
+def _make_notes(entries):
+  """What the table cannot say: what failed, and where the seeds do not support an order."""
+  events = [f'{name}: failed, {error}' for e in entries for name, error in e['failed'].items()]
   ranked = sorted((e for e in entries if e['num_done']), key=lambda e: -e['final_acc']['mean'])
   single = [e['name'] for e in ranked if e['final_acc']['stderr'] is None]
   doubts = [f'one seed does not support an order: {", ".join(single)}'] * (

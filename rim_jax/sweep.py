@@ -6,6 +6,7 @@ one starts, and runs as a command of its own in WORKDIR/points/NAME, so that it 
 commands, watches what they leave, and draws the conclusion.
 """
 
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 from rich import box, live, table
 from rich.text import Text
 
@@ -33,6 +35,8 @@ from rim_jax.points import Point
 SWEEP_VERSION = 1
 _POLL_SECS = 0.5
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_AT_WORK = 'is at work here'  # of a run that another process holds
+_WAIT_SECS = 30.0  # before one that another process holds is tried again
 _SHOW_SECS = 3.0  # between two tables
 _TELL_SECS = 30.0  # between two lines where there is no terminal
 
@@ -56,6 +60,7 @@ class State:
   error: str = ''
   process: subprocess.Popen | None = None
   slot: int = -1
+  not_before: float = 0.0  # on time.monotonic's clock
 
   @property
   def result(self) -> dict | None:
@@ -84,7 +89,7 @@ def load_states(points, workdir) -> list[State]:
   """
   states, problems = [], []
   for point in points:
-    folder = pathlib.Path(workdir) / 'points' / point.name
+    folder = epath.Path(workdir) / 'points' / point.name
     state = State(point, folder)
     path = folder / 'point.json'
     if path.exists():
@@ -103,6 +108,33 @@ def _keep(state: State) -> None:
   storage.write_json(state.folder / 'point.json', {
       'format': SWEEP_VERSION, 'identity': identify(state.point.config), 'status': state.status,
       'error': state.error})
+
+
+@contextlib.contextmanager
+def keep_point(point: Point, workdir):
+  """A run that nobody drives (a job of its own) tells its state where a driver looks for it.
+
+  Raises: UserError where the sweep's directory holds another config under its name.
+  """
+  (state,) = hosts.lead(lambda: load_states([point], workdir))
+  if state.status != 'done':
+    _tell(state, 'running')
+  try:
+    yield
+  except BaseException as e:
+    if not isinstance(e, UserError) or _AT_WORK not in str(e):  # else another tells how it goes
+      asked = isinstance(e, (hosts.Stopped, KeyboardInterrupt))
+      _tell(state, 'waiting' if asked else 'failed',
+            '' if asked else f'{type(e).__name__}: {" ".join(str(e).split())}'[:300])
+    raise
+  _tell(state, 'done')
+
+
+def _tell(state, status, error=''):
+  state.status, state.error = status, error
+  if hosts.is_leader():
+    state.folder.mkdir(parents=True, exist_ok=True)
+    _keep(state)
 
 
 def read_progress(state: State) -> str:
@@ -137,8 +169,9 @@ def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bo
   with _Table(states, console) as shown:
     try:
       while waiting or any(s.process for s in states):
-        while waiting and slots:
-          state = waiting.pop(0)
+        while slots and (ready := [s for s in waiting if s.not_before <= time.monotonic()]):
+          state = ready[0]
+          waiting.remove(state)
           state.slot = slots.pop(0)
           _start(state, source, overrides, num_jobs)
         for state in states:
@@ -212,8 +245,10 @@ def _finish(state: State) -> None:
   lines = (state.folder / 'output.txt').read_text().strip().split('\n')
   told = ([line for line in lines if line.startswith('error:')] or lines)[-1][:300]
   # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
-  again = code in (hosts.EXIT_STOPPED, -signal.SIGTERM) or (code == 2 and 'is at work here' in told)
+  again = code in (hosts.EXIT_STOPPED, -signal.SIGTERM) or (code == 2 and _AT_WORK in told)
   state.status = 'done' if code == 0 else 'waiting' if again else 'failed'
+  if _AT_WORK in told and again:
+    state.not_before = time.monotonic() + _WAIT_SECS
   state.error = f'exit code {code}: {told}' if code and code != hosts.EXIT_STOPPED else ''
   _keep(state)
 
@@ -269,8 +304,8 @@ def make_table(states) -> table.Table:
 
 
 def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool, say,
-          console) -> None:
-  """--mode=sweep: runs what is left and shows what all say together.
+          console, conclude_only: bool = False) -> None:
+  """--mode=sweep: runs what is left and shows what all say together; --conclude: shows it only.
 
   Raises: UserError for what is wrong with flags or WORKDIR, and where a point failed.
   """
@@ -282,7 +317,8 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
   workdir.mkdir(parents=True, exist_ok=True)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   with storage.hold(workdir):
-    states = run(points, workdir, source, overrides, num_jobs, retry_failed, say, console)
+    states = load_states(points, workdir) if conclude_only else run(
+        points, workdir, source, overrides, num_jobs, retry_failed, say, console)
     conclusion = conclusion_lib.conclude(states, workdir)
     summary.write_summary(workdir, f'rim_jax: {source}', conclusion, states)
   say((workdir / 'sweep.md').read_text())

@@ -14,6 +14,7 @@ from rich import console as rich_console
 from configs import compare
 from rim_jax import config as config_lib
 from rim_jax import estimate
+from rim_jax import hosts
 from rim_jax import main as main_lib
 from rim_jax import points as points_lib
 from rim_jax import sweep
@@ -107,6 +108,13 @@ with open(folder / 'starts', 'a') as f: f.write('x')
 broken = folder.parent.parent / 'broken'
 if broken.exists() and seed == int(broken.read_text() or 1):
   sys.exit('Traceback...\\nerror: it is broken\\n')
+if seed == 0 and '0.5' in folder.name and (folder.parent.parent / 'full').exists():
+  sys.exit('error: the disk is full; the checkpoints that were finished are whole')
+held = folder.parent.parent / 'held'
+if held.exists():
+  held.unlink()
+  print('error: DIR: process 1 is at work here; wait for it')
+  sys.exit(2)
 while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
 (folder / 'predictions').mkdir(exist_ok=True)
 right = [i % 3 != seed for i in range(30)]
@@ -261,6 +269,82 @@ def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
   assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 2, 2]
 
 
+def test_a_full_disk_is_told_of_its_point_alone_and_the_others_go_on(cheap):
+  """A run says so as it dies, here in the words of main.cli; the reason is on the page too."""
+  (cheap.workdir / 'full').touch()
+  said = cheap()
+  assert said.count('exit code 1: error: the disk is full') == 1
+  states = sweep.load_states(cheap.points, cheap.workdir)
+  assert [s.status for s in states] == ['failed', 'done', 'done', 'done']
+  assert 'the disk is full' in (cheap.workdir / 'report.html').read_text()
+  (cheap.workdir / 'full').unlink()
+  assert 'error' not in cheap(retry=True)
+
+
+def test_a_point_that_runs_as_a_job_of_its_own_is_seen_by_driver_and_conclusion(cheap):
+  """It tells where it stands as it goes; one that ends badly tells why."""
+  def look():
+    return [(s.status, s.error) for s in sweep.load_states(cheap.points, cheap.workdir)]
+  with sweep.keep_point(cheap.points[0], cheap.workdir):
+    assert look()[0] == ('running', '')
+  with pytest.raises(ValueError), sweep.keep_point(cheap.points[1], cheap.workdir):
+    raise ValueError('no\nluck')
+  with pytest.raises(hosts.Stopped), sweep.keep_point(cheap.points[2], cheap.workdir):
+    raise hosts.Stopped('asked to end')
+  assert look() == [('done', ''), ('failed', 'ValueError: no luck'), ('waiting', ''),
+                    ('waiting', '')]
+  # Another process has it: what that one tells stays.
+  with pytest.raises(UserError), sweep.keep_point(cheap.points[3], cheap.workdir):
+    with sweep.keep_point(cheap.points[3], cheap.workdir):
+      raise UserError('DIR: process 1 is at work here; wait for it')
+  assert look()[3] == ('running', '')
+  other = dataclasses.replace(cheap.points[0], config=cheap.points[2].config)
+  with pytest.raises(UserError, match='holds a run of another config'):
+    with sweep.keep_point(other, cheap.workdir):
+      pass
+
+
+def test_a_driver_leaves_a_point_that_another_process_holds_for_a_while(cheap, monkeypatch):
+  (cheap.workdir / 'held').touch()
+  monkeypatch.setattr(sweep, '_WAIT_SECS', 0.5)
+  began = time.monotonic()
+  cheap(points=cheap.points[:1])
+  assert time.monotonic() - began > 0.5
+  assert count_starts(cheap.workdir) == {'rate=0.5,seed=0': 2}
+  assert sweep.load_states(cheap.points[:1], cheap.workdir)[0].status == 'done'
+
+
+def test_a_conclusion_alone_runs_nothing(cheap):
+  cheap(points=cheap.points[:2])
+  before = count_starts(cheap.workdir)
+  console = rich_console.Console(file=open(os.devnull, 'w'))
+  sweep.drive(cheap.points, cheap.workdir, 'recipe.py', [], 1, False, lambda line: None, console,
+              conclude_only=True)
+  assert count_starts(cheap.workdir) == before
+  entries = json.loads((cheap.workdir / 'sweep.json').read_text())['entries']
+  assert [e['num_done'] for e in entries] == [2, 0]
+
+
+@pytest.mark.parametrize('args, told', [
+    (['--point=9'], 'there are 3 points, numbered from 0'),
+    (['--point=1', '--sweep_dir=a', '--workdir=b'], 'give one'),
+    (['--mode=sweep', '--sweep_dir=a'], 'runs all points, in --workdir')])
+def test_a_point_is_one_of_those_there_are_and_lives_in_one_place(tmp_path, args, told):
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  with pytest.raises(UserError, match=told):
+    main_lib._parse(['main', f'--config={recipe}', *args])
+
+
+def test_a_number_is_a_point_in_the_recipe_s_order(tmp_path):
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  values, config, _ = main_lib._parse(['main', f'--config={recipe}', '--point=2',
+                                       '--sweep_dir=gs://bucket/sweep/'])
+  assert values.point == 'method=pause,blocks=4' and config.layout.num_blocks == 4
+  assert values.workdir == 'gs://bucket/sweep/points/method=pause,blocks=4'
+
+
 # ---- Real runs ----
 
 RECIPE = """
@@ -293,3 +377,10 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
   one = ['main', f'--config={recipe}', '--point=method=direct,blocks=2', '--config.seed=3',
          f'--workdir={tmp_path / "run/points/method=direct,blocks=2"}']
   assert main_lib.cli(one) == 0 and 'this run is complete' in capsys.readouterr().out
+  other = ['main', f'--config={recipe}', '--config.seed=3', f'--sweep_dir={tmp_path / "jobs"}']
+  assert main_lib.cli([*other, '--point=1']) == 0  # as an array of jobs would
+  assert main_lib.cli([*other, '--point=2']) == 2
+  assert main_lib.cli([*command, f'--workdir={tmp_path / "jobs"}', '--conclude']) == 2
+  assert 'UserError' in capsys.readouterr().err
+  entries = json.loads((tmp_path / 'jobs/sweep.json').read_text())['entries']
+  assert [(e['num_done'], len(e['failed'])) for e in entries] == [(0, 0), (1, 0), (0, 1)]
