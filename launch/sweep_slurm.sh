@@ -23,13 +23,15 @@ count=$("$@" --mode=sweep --dry_run | sed -n 's/^total: \([0-9]*\) points.*/\1/p
 [ -n "$count" ] || { echo "error: there are no points to run" >&2; exit 2; }
 cd "$(dirname "$0")/.."
 array="0-$((count - 1))${AT_ONCE:+%$AT_ONCE}"
-points=(sbatch --parsable "--array=$array" "${flags[@]}" launch/slurm.sh "${command[@]}"
+points=(sbatch --parsable "--array=$array" "--output=$dir/slurm-%A_%a.out" "${flags[@]}" launch/slurm.sh "${command[@]}"
         "--sweep_dir=$dir")
-conclude=(sbatch --job-name=rim_jax_conclusion "--wrap=$(printf '%q ' "$@" --mode=sweep --conclude)")
+conclude=(sbatch --job-name=rim_jax_conclusion "--output=$dir/slurm-%j.out"
+          "--wrap=$(printf '%q ' "$@" --mode=sweep --conclude)")
 if [ -n "${DRY_RUN:-}" ]; then
   printf '%q ' "${points[@]}"; echo
   printf '%q ' "${conclude[@]:0:1}" --dependency=afterany:ARRAY "${conclude[@]:1}"; echo
   exit 0
 fi
+mkdir -p "$dir"
 job=$("${points[@]}")
 "${conclude[@]:0:1}" "--dependency=afterany:${job%%;*}" "${conclude[@]:1}"

@@ -135,8 +135,10 @@ def test_a_sweep_is_an_array_and_a_conclusion_after_it(tmp_path):
   done = run_script('sweep_slurm.sh', '--nodes=2', '--', *command, DRY_RUN='1', AT_ONCE='3',
                     PYTHONPATH=str(ROOT))
   points, conclude = map(shlex.split, done.stdout.splitlines())
-  assert points == ['sbatch', '--parsable', '--array=0-5%3', '--nodes=2', 'launch/slurm.sh',
-                    *command[:-1], f'--sweep_dir={tmp_path}/a b'], done.stderr
+  assert points == ['sbatch', '--parsable', '--array=0-5%3',
+                    f'--output={tmp_path}/a b/slurm-%A_%a.out', '--nodes=2',
+                    'launch/slurm.sh', *command[:-1],
+                    f'--sweep_dir={tmp_path}/a b'], done.stderr
   assert conclude[1] == '--dependency=afterany:ARRAY'
   assert shlex.split(conclude[-1].removeprefix('--wrap=')) == [
       *command, '--mode=sweep', '--conclude']
