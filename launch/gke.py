@@ -3,7 +3,10 @@
   python launch/gke.py --name=rim --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=4x4 \
       --hosts=4 --chips=4 [--slices=2] [--dry-run] -- \
       python -m rim_jax.main --config=... --workdir=gs://BUCKET/RUN --config.mesh.slice=2
+  ... --points=24 ... -- python -m rim_jax.main --config=configs/sweeps/... --sweep_dir=gs://BUCKET/SWEEP
 
+--points makes as many JobSets, NAME-0 and on, one a point of a sweep, which start, fail and start
+again alone; conclude from a copy of the directory with --mode=sweep --conclude --workdir=COPY.
 --hosts are the machines of one slice and --chips the chips of one machine: 4 and 4 for a v5e of
 4x4. The cluster needs the JobSet controller (https://jobset.sigs.k8s.io) and node pools of that
 accelerator and topology, one a slice. Pods find each other by what GKE sets in them; between slices
@@ -60,6 +63,13 @@ def make_manifest(args, command) -> dict:
   }
 
 
+def make_sweep(args, command) -> dict:
+  """A JobSet for each of `args.points` points."""
+  sets = [make_manifest(argparse.Namespace(**vars(args) | {'name': f'{args.name}-{i}'}),
+                        [*command, f'--point={i}']) for i in range(args.points)]
+  return {'apiVersion': 'v1', 'kind': 'List', 'items': sets}
+
+
 def make_slice_environment(name, slices):
   """What libtpu needs to know of the other slices; the first pod of the first one leads."""
   return [
@@ -82,10 +92,12 @@ def main(argv):
   parser.add_argument('--hosts', type=int, required=True, help='of one slice')
   parser.add_argument('--chips', type=int, default=4, help='of one host')
   parser.add_argument('--slices', type=int, default=1)
+  parser.add_argument('--points', type=int, default=0, help='of a sweep; 0: one run')
   parser.add_argument('--restarts', type=int, default=20)
   parser.add_argument('--dry-run', action='store_true')
   args = parser.parse_args(own)
-  text = json.dumps(make_manifest(args, command), indent=2)  # JSON is YAML
+  make = make_sweep if args.points else make_manifest
+  text = json.dumps(make(args, command), indent=2)  # JSON is YAML
   if args.dry_run:
     print(text)
     return 0

@@ -3,6 +3,9 @@
 #
 #   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh python -m rim_jax.main --config=... --workdir=DIR
 #   DRY_RUN=1 launch/slurm.sh python -m rim_jax.main ...      (prints what srun would get)
+#   sbatch --array=0-11 launch/slurm.sh python -m rim_jax.main --config=configs/sweeps/... --sweep_dir=DIR
+#
+# In an array each task is the point of its number; launch/sweep_slurm.sh submits one for all points.
 #
 # One process a node drives all of the node's GPUs. For one a GPU, add
 #   --ntasks-per-node=8 --gpus-per-task=1
@@ -27,6 +30,7 @@ else
 fi
 # A port of its own for every job, so that two on one node do not meet.
 port=$((15000 + ${SLURM_JOB_ID:-0} % 20000))
+[ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "$@" "--point=$SLURM_ARRAY_TASK_ID"
 
 # Hosts of a pod are found by name, GPUs of a node by CUDA_VISIBLE_DEVICES, which srun sets.
 # --kill-on-bad-exit=0: each supervisor starts its own process again, and they meet anew.

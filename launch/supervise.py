@@ -68,6 +68,8 @@ def find_workdir(command) -> str:
   """--workdir of a command, or where it would be."""
   from rim_jax import main
   flags = {k: v for k, _, v in (a.partition('=') for a in command)}
+  if '--sweep_dir' in flags:
+    return main.get_point_workdir(command)
   return flags.get('--workdir') or str(main.get_workdir(flags.get('--config', '')))
 
 

@@ -10,8 +10,12 @@
                            --verify compares it with transformers before it appears
   --mode=generate          answer --question=TEXT, or each line of standard input
   --mode=sweep             every run of a recipe of many (configs/compare.py), --jobs at a time, and
-                           what they say together; again: what is left, --retry_failed, --dry_run.
-                           --point=NAME is one of them
+                           what they say together; again: what is left, --retry_failed.
+                           --dry_run shows points, commands and cost, in hours on --hardware=h100
+                           (or v5e:2x4, h100:8) at --utilization=0.4 of its peak.
+                           --conclude runs nothing, and concludes from what is there.
+                           --point=NAME, or its number from 0, is one of them, alone (--mode=train);
+                           with --sweep_dir=DIR in place of --workdir it counts among DIR's points
   --mode=plan              what a step takes on --topology=KIND:SIZE (e.g. v5e:4x4) and
                            --num_slices of it, compiled without that TPU; WORKDIR/plan.json
   --debug                  show the traceback of an error
@@ -26,6 +30,7 @@ was asked to end (SIGTERM) and has saved; 76 another process is gone, or none ge
 75 and 76 the same command goes on from the last checkpoint.
 """
 
+import contextlib
 import difflib
 import errno
 import io
@@ -68,9 +73,14 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_string('topology', '', 'plan: the TPU, e.g. v5e:4x4.', flag_values=values)
   flags.DEFINE_integer('num_slices', 1, 'plan: how many of them.', flag_values=values)
   flags.DEFINE_string('point', '', 'One run of a recipe of many.', flag_values=values)
+  flags.DEFINE_string('sweep_dir', '', 'The WORKDIR of the sweep of --point.', flag_values=values)
+  flags.DEFINE_bool('conclude', False, 'sweep: run nothing.', flag_values=values)
   flags.DEFINE_integer('jobs', 1, 'sweep: runs at a time.', flag_values=values)
   flags.DEFINE_bool('retry_failed', False, 'sweep: failed ones too.', flag_values=values)
   flags.DEFINE_bool('dry_run', False, 'sweep: show the runs.', flag_values=values)
+  flags.DEFINE_string('hardware', 'h100', 'sweep --dry_run: hours on it.', flag_values=values)
+  flags.DEFINE_float('utilization', 0.4, 'sweep --dry_run: assumed share of its peak.',
+                     flag_values=values)
   flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0.', flag_values=values)
   flags.DEFINE_integer('num_processes', 0, 'How many there are.', flag_values=values)
   flags.DEFINE_integer('process_id', -1, 'Which one this is.', flag_values=values)
@@ -155,11 +165,20 @@ def _parse(argv):
   if 'points' in config:
     points = points_lib.load_points(config, path)
     if values.mode == 'sweep':
+      if values.point or values.sweep_dir:
+        raise UserError('--mode=sweep runs all points, in --workdir; --point and --sweep_dir are '
+                        'for one of them, without --mode=sweep')
       return values, points, path
-    config = _choose_point(points, values.point, path)
-  elif values.mode == 'sweep' or values.point:
-    raise UserError(f'{path}: is one run, not many; --mode=sweep and --point are for recipes such '
-                    'as configs/compare.py')
+    point = _choose_point(points, values.point, path)
+    values.point, config = point.name, point.config
+    if values.sweep_dir and values.workdir:
+      raise UserError(f'--workdir={values.workdir} and --sweep_dir={values.sweep_dir}: a point '
+                      'lives in --workdir, or in its place below --sweep_dir; give one')
+    if values.sweep_dir:
+      values.workdir = f'{values.sweep_dir.rstrip("/")}/points/{point.name}'
+  elif values.mode == 'sweep' or values.point or values.sweep_dir:
+    raise UserError(f'{path}: is one run, not many; --mode=sweep, --point and --sweep_dir are for '
+                    'recipes such as configs/compare.py')
   else:
     config = config_lib.parse_config(config, path)
   if values.mode == 'plan':  # needs no tokenizer, and no data
@@ -171,7 +190,12 @@ def _parse(argv):
 
 
 def _choose_point(points, name, path):
-  found = [point.config for point in points if point.name == name]
+  """The point of a name, or of a number from 0."""
+  found = [point for point in points if point.name == name]
+  if name.isdecimal() and not found:
+    if int(name) >= len(points):
+      raise UserError(f'{path}: --point={name}: there are {len(points)} points, numbered from 0')
+    return points[int(name)]
   if not found:
     names = [point.name for point in points]
     close = difflib.get_close_matches(name, names, 1) or names[:1]
@@ -204,6 +228,14 @@ def get_workdir(config_path: str, point: str = '') -> pathlib.Path:
   return folder / 'points' / point if point else folder
 
 
+def get_point_workdir(command) -> str:
+  """Where a command with --point and --sweep_dir has its run, by name, also from a number.
+
+  Raises: UserError as the command itself would.
+  """
+  return _parse(['main', *(a for a in command if a.startswith('--'))])[0].workdir
+
+
 def _run(argv, console) -> None:
   values, config, source = _parse(argv)
   if values.help:
@@ -216,10 +248,15 @@ def _run(argv, console) -> None:
     console.print(line, soft_wrap=True, markup=False, highlight=False)
 
   if values.mode == 'sweep':  # starts commands and computes nothing
+    if values.dry_run:  # shapes alone: no accelerator is touched
+      os.environ['JAX_PLATFORMS'] = 'cpu'
     from rim_jax import sweep  # late: it loads JAX
     overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
-    sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed,
-                values.dry_run, say, console)
+    if values.dry_run:
+      sweep.show_dry(config, workdir, source, overrides, values.hardware, values.utilization, say)
+      return
+    sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed, say, console,
+                values.conclude)
     return
   command = f'python -m rim_jax.main --config={source}' + (
       f' --point={values.point}' if values.point else '') + (
@@ -236,7 +273,8 @@ def _run(argv, console) -> None:
   if values.mode == 'plan':
     run.plan(config, workdir, values.topology, values.num_slices, say, console)
   elif values.mode == 'train':
-    run.train(config, workdir, command, say, console)
+    with _keep_point(values, source):
+      run.train(config, workdir, command, say, console)
   elif values.mode == 'eval':
     run.evaluate(config, workdir, say, console)
   elif values.mode == 'controls':
@@ -247,6 +285,15 @@ def _run(argv, console) -> None:
     run.export(config, workdir, values.verify, say)
   else:
     run.generate(config, workdir, values.question, say, console)
+
+
+def _keep_point(values, source):
+  """Around the run of a point that lives in its sweep's directory."""
+  if not values.sweep_dir:
+    return contextlib.nullcontext()
+  from rim_jax import sweep
+  points = points_lib.load_points(values.config, source)
+  return sweep.keep_point(_choose_point(points, values.point, source), values.sweep_dir)
 
 
 def cli(argv, console=None) -> int:

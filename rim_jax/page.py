@@ -114,12 +114,18 @@ def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title='
     marks: 'line', 'points' alone, or 'path', whose end has a ring.
   """
   from matplotlib import figure as figure_lib, ticker
-  with _style(caption):
-    figure = figure_lib.Figure(figsize=(5.2, 4.2 if below else 3.2), layout='constrained')
+  style, ramp = make_style(caption)
+  by_step = xlabel == 'step' and not legend_title
+  num_columns = 6 if by_step or marks != 'line' else 1
+  # Inches of one line of the legend below another.
+  legend = 0.2 * max(len(lines) - 3, 0) if num_columns == 1 else 0.0
+  with style:
+    figure = figure_lib.Figure(figsize=(5.2, (4.2 if below else 3.2) + legend),
+                               layout='constrained')
     axes = figure.subplots(2 if below else 1, sharex=True, squeeze=False,
                            height_ratios=(3, 1) if below else None)[:, 0]
     for ax, panel in zip(axes, (lines, below)):
-      _draw_lines(ax, panel, marks)
+      _draw_lines(ax, panel, marks, ramp)
     axes[0].set(ylabel=ylabel, ylim=(-3, 103) if ylabel.endswith('%') else None)
     if below:
       axes[1].set(ylabel='λ', ylim=(-.05, 1.05))
@@ -128,21 +134,17 @@ def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title='
       axes[-1].set_xlim(left=0)  # ratios are what is read off
     axes[-1].xaxis.set_major_locator(ticker.MaxNLocator(
         8, integer=xlabel.partition(' ')[0] in ('step', 'block', 'blocks')))
-    by_step = xlabel == 'step' and not legend_title
     if len(lines) > 1:
       figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center',
-                    ncols=6 if by_step or marks != 'line' else 1,
-                    title='block' if by_step else legend_title or None)
-    return _finish(figure, caption, folder, ('line', 'x', 'y'), [
-        (label, float(a), float(b)) for label, (x, y) in (lines | {
-            f'λ {label}': points for label, points in (below or {}).items()}).items()
-        for a, b in zip(x, y)])
+                    ncols=num_columns, title='block' if by_step else legend_title or None)
+    shown = lines | {f'λ {label}': points for label, points in (below or {}).items()}
+    return finish(figure, caption, ('line', 'x', 'y'), [
+        (label, float(a), float(b)) for label, (x, y) in shown.items() for a, b in zip(x, y)],
+        folder)
 
 
-def _draw_lines(ax, lines, marks):
-  """Legible on light and on dark, in order, and told apart by line style or marker too."""
-  from matplotlib import colors
-  ramp = colors.LinearSegmentedColormap.from_list('ramp', _RAMP)
+def _draw_lines(ax, lines, marks, ramp):
+  """In order, and told apart by line style or marker too."""
   for i, (label, (x, y)) in enumerate(lines.items()):
     color = ramp(i / max(len(lines) - 1, 1))
     if marks == 'points':
@@ -163,7 +165,8 @@ def draw_map(caption, ylabel, xlabel, rows, columns, values, folder=None):
     folder: as in `draw`.
   """
   from matplotlib import figure as figure_lib, patches
-  with _style(caption):
+  style, _ = make_style(caption)
+  with style:
     figure = figure_lib.Figure(figsize=(5.2, 1.1 + 0.3 * max(len(rows), 2)), layout='constrained')
     ax = figure.subplots()
     ax.grid(False)
@@ -178,17 +181,24 @@ def draw_map(caption, ylabel, xlabel, rows, columns, values, folder=None):
     ax.set_xticks(range(len(columns)), list(map(str, columns)), fontsize=size)
     ax.set_yticks(range(len(rows)), list(map(str, rows)), fontsize=9)
     ax.tick_params(length=0)
-    return _finish(figure, caption, folder, ('row', 'column', 'value'), [
-        (rows[i], columns[j], float(v)) for i, j, v in cells])
+    return finish(figure, caption, ('row', 'column', 'value'), [
+        (rows[i], columns[j], float(v)) for i, j, v in cells], folder)
 
 
-def _style(caption):
+def make_style(caption):
+  """(a context to draw a figure in, its colours from 0 to 1, legible on light and on dark)."""
   import matplotlib
-  return matplotlib.rc_context(_FIGURE_STYLE | {'svg.hashsalt': caption})
+  from matplotlib import colors
+  return (matplotlib.rc_context(_FIGURE_STYLE | {'svg.hashsalt': caption}),
+          colors.LinearSegmentedColormap.from_list('ramp', _RAMP))
 
 
-def _finish(figure, caption, folder, head, rows):
-  """A figure as HTML; kept as a picture and `rows` as its data where there is a folder."""
+def finish(figure, caption, head, rows, folder=None):
+  """A figure, drawn in `make_style`'s context, as HTML.
+
+  Args:
+    folder: as in `draw`; `head` and `rows` are its data.
+  """
   out = io.StringIO()
   figure.savefig(out, format='svg', transparent=True,
                  metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))

@@ -53,6 +53,31 @@ CHIPS = {
     'v6e': Chip(32, 918e12, 1638e9, 400e9, 12.5e9),
 }
 
+# Dense bf16 on tensor cores, without sparsity. Source: NVIDIA's data sheets of the SXM forms.
+GPU_FLOPS_PER_SEC = {'a100': 312e12, 'h100': 989e12, 'h200': 989e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+  """The published bf16 rate of all chips of a machine."""
+  name: str
+  num_chips: int
+  flops_per_sec: float
+
+
+def parse_hardware(name: str) -> Peak:
+  """'v5e:2x4', 'h100' or 'h100:8'.
+
+  Raises: UserError for a kind that is not known, or a size that is none.
+  """
+  kind, _, size = name.partition(':')
+  rates = {k: chip.flops_per_sec for k, chip in CHIPS.items()} | GPU_FLOPS_PER_SEC
+  if kind not in rates or not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)*', size or '1'):
+    raise UserError(f'--hardware={name}: is not KIND or KIND:SIZE, e.g. v5e:2x4 or h100:8; kinds: '
+                    f'{", ".join(rates)}')
+  count = math.prod(map(int, (size or '1').split('x')))
+  return Peak(name, count, count * rates[kind])
+
 
 # ---- The machine ----
 

@@ -34,6 +34,34 @@ def summarize(values) -> Summary:
 
 
 @dataclasses.dataclass(frozen=True)
+class Effect:
+  """What one change does, from pairs of runs that differ in nothing else."""
+  mean: float  # difference, changed less unchanged
+  interval: tuple[float, float] | None  # of the mean
+  confidence: float
+  count: int  # pairs
+  no_interval: str  # why there is none; '' where there is one
+
+
+def summarize_pairs(differences, confidence: float = 0.95) -> Effect:
+  """Mean of paired differences, with the interval of Student's t over the pairs.
+
+  One pair has no interval, and neither have pairs that all differ by the same: a spread of zero
+  over a few runs (both at 100 %, say) is no knowledge of others.
+
+  Raises: ValueError where there are no pairs.
+  """
+  values = [float(d) for d in differences]
+  told = summarize(values)
+  interval = None
+  if told.stderr:
+    reach = float(stats.t.ppf((1 + confidence) / 2, told.count - 1)) * told.stderr
+    interval = (told.mean - reach, told.mean + reach)
+  why = '' if interval else 'one pair' if told.count == 1 else 'every pair differs by the same'
+  return Effect(told.mean, interval, confidence, told.count, why)
+
+
+@dataclasses.dataclass(frozen=True)
 class Comparison:
   """Two runs, a and b, on the same questions."""
   count: int

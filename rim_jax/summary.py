@@ -5,92 +5,155 @@ Reads files (sweep.json's entries, each run's results, metrics, controls and car
 
 import itertools
 
+from rim_jax import conclusion as conclusion_lib
 from rim_jax import config as config_lib
 from rim_jax import findings
 from rim_jax import metrics as metrics_lib
-from rim_jax import report
+from rim_jax import page
+from rim_jax import plots
 
-_HEAD = ('', 'final',
+_HEAD = ('', 'on valid<small>chooses the checkpoint of a run, and the best of all</small>', 'final',
          'any block<small>upper bound: picks the right block by looking at the answer</small>',
          'majority of blocks', 'seeds done', 'updates', "ms to the answer's first token",
          'against the best: p<small>McNemar, exact, a seed each</small>')
 
+_MANY = 8  # notes that are shown at once
+_MOST_LINES = 8  # in one figure
 
-def write_summary(workdir, title: str, entries, states):
+
+def write_summary(workdir, title: str, conclusion, states):
   """Writes WORKDIR/report.html with figures/ beside it.
 
   Args:
-    entries: those of sweep.json; `states` the sweep's points.
+    conclusion: what sweep.json holds; `states` the sweep's points.
   """
-  done = [e for e in entries if e['num_done']]
-  parts = [report.section('Results', _make_headline(entries)), _make_notes(entries),
-           report.section('Accuracy after each block', _draw_blocks(done, workdir)),
-           report.section('Accuracy against latency', _draw_latency(done, workdir)),
-           report.section('Learning', _draw_learning(done, states, workdir)),
-           report.section('Does the memory do the work?', _make_controls(states)),
-           report.section('Runs', _make_runs(states)),
-           report.section('How to reproduce it', _make_card(states))]
-  return report.write_page(workdir / 'report.html', title, parts)
+  entries = conclusion['entries']
+  done, which = _choose_drawn([e for e in entries if e['num_done']])
+  parts = [f'<p>{page.escape(conclusion_lib.describe_best(conclusion["best"]))}</p>',
+           page.section('Results', _make_headline(entries)),
+           _make_notes(entries),
+           page.section('What each factor does', _make_effects(conclusion['effects'])
+                          + _draw_factors(states, workdir)),
+           page.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
+           page.section('Accuracy against latency', _draw_latency(done, which, workdir)),
+           page.section('Learning', _draw_learning(
+               done, which, states, workdir)),
+           page.section('Does the memory do the work?', _make_controls(states)),
+           page.section('Runs', _make_runs(states)),
+           page.section('How to reproduce it', _make_card(states))]
+  return page.write_page(workdir / 'report.html', title, parts)
+
+
+def _choose_drawn(done):
+  """(entries that one figure can tell apart, which those are): all, or the best by valid."""
+  if len(done) <= _MOST_LINES:
+    return done, ''
+  ranked = sorted(done, key=lambda e: -e.get('valid_acc', {'mean': -1})['mean'])[:_MOST_LINES]
+  return [e for e in done if e in ranked], f'; the best {_MOST_LINES} of {len(done)} by valid'
 
 
 def _make_headline(entries):
   rows = []
   for entry in entries:
-    cells = [_show(entry.get(key)) for key in ('final_acc', 'any_block_acc', 'majority_acc')]
+    cells = [_show(entry.get(key)) for key in (
+        'valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')]
     tests = entry.get('against_best', {}).get('tests', ())
     rows.append([
-        report.escape(entry['name']), f'<strong>{cells[0]}</strong>', *cells[1:],
+        _name(entry['name']), cells[0], f'<strong>{cells[1]}</strong>', *cells[2:],
         f'{entry["num_done"]} of {entry["num_points"]}',
         ', '.join(map(str, entry.get('steps', ()))),
         _show(entry.get('ttft_ms'), 1, ''),
-        ', '.join(_number(t['p_value'], f'{t["p_value"]:.2g}') for t in tests) or '–'])
-  return report.make_table(_HEAD, rows)
+        ', '.join(page.mark(t['p_value'], f'{t["p_value"]:.2g}') for t in tests) or '–'])
+  return page.make_table(_HEAD, rows)
+
+
+def _name(text):
+  """A row's name, which may break at its commas."""
+  return f'<div class="long"><b>{page.escape(text).replace(",", ",<wbr>")}</b></div>'
 
 
 def _show(summary, scale=100, unit='%'):
   if not summary:
     return '–'
-  spread = '' if summary['stderr'] is None else ' ± ' + _number(
+  spread = '' if summary['stderr'] is None else '\xa0±\xa0' + page.mark(
       summary['stderr'], f'{scale * summary["stderr"]:.1f}')
-  return _number(summary['mean'], f'{scale * summary["mean"]:.{1 if scale == 100 else 2}f}') + (
+  return page.mark(summary['mean'], f'{scale * summary["mean"]:.{1 if scale == 100 else 2}f}') + (
       f'{spread}{unit}')
-
-
-def _number(value, shown):
-  return f'<data value="{value!r}">{shown}</data>'
 
 
 def _make_notes(entries):
   """What the table cannot say: what failed, and where the seeds do not support an order."""
-  notes = [f'{name}: failed, {error}' for e in entries for name, error in e['failed'].items()]
+  events = [f'{name}: failed, {error}' for e in entries for name, error in e['failed'].items()]
   ranked = sorted((e for e in entries if e['num_done']), key=lambda e: -e['final_acc']['mean'])
+  single = [e['name'] for e in ranked if e['final_acc']['stderr'] is None]
+  doubts = [f'one seed does not support an order: {", ".join(single)}'] * (
+      len(ranked) > 1 and bool(single))
   for better, worse in itertools.pairwise(ranked):
     a, b = better['final_acc'], worse['final_acc']
-    if a['stderr'] is None or b['stderr'] is None:
-      notes.append(f'{better["name"]} above {worse["name"]}: one seed does not support an order')
-    elif a['mean'] - b['mean'] <= 2 * (a['stderr']**2 + b['stderr']**2)**0.5:
-      notes.append(f'{better["name"]} above {worse["name"]}: within two standard errors of the '
-                   'difference; the seeds do not support this order')
-  return '<ul>' + ''.join(f'<li>{report.escape(n)}</li>' for n in notes) + '</ul>' if notes else ''
+    if None not in (a['stderr'], b['stderr']) and not conclusion_lib.is_apart(a, b):
+      doubts.append(f'{better["name"]} above {worse["name"]}: within two standard errors of the '
+                    'difference; the seeds do not support this order')
+  body = _list(doubts)
+  if len(doubts) > _MANY:
+    body = (f'<details><summary>{len(doubts)} neighbours by final accuracy whose order the seeds '
+            f'do not support</summary>{body}</details>')
+  return _list(events) + body
 
 
-def _draw_blocks(entries, workdir):
+def _list(notes):
+  items = ''.join(f'<li>{page.escape(note)}</li>' for note in notes)
+  return items and f'<ul>{items}</ul>'
+
+
+def _make_effects(effects):
+  """Paired differences, a row a level."""
+  rows = [[_name(conclusion_lib.describe_change(e)), conclusion_lib.count_pairs(e),
+           *(_show_effect(e.get(m)) for m in reversed(conclusion_lib.MEASURES))] for e in effects]
+  head = ('', 'pairs<small>of runs that differ in nothing else</small>',
+          'final, points<small>mean difference, its 95% interval</small>', 'on valid, points')
+  return page.make_table(head, rows) + (
+      '<p><small>Student\'s t over the pairs, each interval alone: of twenty, one is expected to '
+      'miss.</small></p>') if rows else ''
+
+
+def _show_effect(effect):
+  if not effect:
+    return '–'
+  mean = page.mark(effect['mean'], f'{100 * effect["mean"]:+.1f}')
+  if not effect['interval']:
+    why = page.escape(effect['no_interval'])
+    return f'<strong>{mean}</strong> <small>no interval: {why}</small>'
+  low, high = (page.mark(x, f'{100 * x:+.1f}') for x in effect['interval'])
+  return f'<strong>{mean}</strong>\xa0[{low},\xa0{high}]'
+
+
+def _draw_factors(states, workdir):
+  """Every point over its factors, and each two factors that were crossed."""
+  levels = conclusion_lib.list_levels([s.point for s in states])
+  rows = [(s.point.factors, s.result['final_acc']) for s in states if s.result]
+  body = plots.draw_parallel(rows, levels, 'accuracy', workdir)
+  for first, second in plots.list_grids(rows, levels):
+    body += plots.draw_heat_map(rows, levels, first, second, 'accuracy', workdir)
+  return page.wrap_figures(body)
+
+
+def _draw_blocks(entries, which, workdir):
   lines = {e['name']: (list(range(1, len(e['block_acc']) + 1)), [100 * a for a in e['block_acc']])
            for e in entries if len(e.get('block_acc', ())) > 1}
-  return _figure(lines and report.draw(
-      'accuracy after each block, mean over seeds', 'accuracy, %', 'block', lines, folder=workdir,
-      legend_title='run'))
+  return page.wrap_figures(lines and page.draw(
+      f'accuracy after each block, mean over seeds{which}', 'accuracy, %', 'block', lines,
+      folder=workdir, legend_title='run'))
 
 
-def _draw_latency(entries, workdir):
+def _draw_latency(entries, which, workdir):
   lines = {e['name']: ([e['ttft_ms']['mean']], [100 * e['final_acc']['mean']])
            for e in entries if 'ttft_ms' in e}
-  return _figure(lines and report.draw(
-      "accuracy against the time to the answer's first token", 'accuracy, %',
+  return page.wrap_figures(lines and page.draw(
+      f"accuracy against the time to the answer's first token{which}", 'accuracy, %',
       'ms, warm, one question', lines, folder=workdir, legend_title='run'))
 
 
-def _draw_learning(entries, states, workdir):
+def _draw_learning(entries, which, states, workdir):
   """Accuracy on valid over the updates of all stages, of each entry's first run."""
   by_name, lines = {s.point.name: s for s in states}, {}
   for entry in entries:
@@ -102,36 +165,32 @@ def _draw_learning(entries, states, workdir):
       before += max((x['step'] for x in metrics), default=0)
     if points:
       lines[state.point.name] = tuple(zip(*points))
-  return _figure(lines and report.draw(
-      'accuracy on valid while learning, one seed each', 'accuracy, %', 'step', lines,
+  return page.wrap_figures(lines and page.draw(
+      f'accuracy on valid while learning, one seed each{which}', 'accuracy, %', 'step', lines,
       folder=workdir, legend_title='run'))
-
-
-def _figure(body):
-  return body and f'<div class="figures">{body}</div>'
 
 
 def _make_controls(states):
   """The controls of the runs that have some, beside what each should give."""
-  found = {s.point.name: report.load_json(s.last[1], 'controls.json') for s in states}
+  found = {s.point.name: page.load_json(s.last[1], 'controls.json') for s in states}
   return findings.tabulate_controls({name: c['controls'] for name, c in found.items() if c})
 
 
 def _make_runs(states):
   rows = []
   for state in states:
-    accuracy = state.result and _number(state.result['final_acc'],
+    accuracy = state.result and page.mark(state.result['final_acc'],
                                         f'{100 * state.result["final_acc"]:.1f}%')
-    rows.append([report.escape(state.point.name), state.status, accuracy or '–',
-                 f'<div class="long">{report.escape(state.folder)}</div>'])
-  return report.make_table(['', 'state', 'final', 'where'], rows)
+    rows.append([_name(state.point.name), state.status, accuracy or '–',
+                 f'<div class="long">{page.escape(state.folder)}</div>'])
+  return page.make_table(['', 'state', 'final', 'where'], rows)
 
 
 def _make_card(states):
   """What all runs share of their reproduction cards; each run's own page has the rest."""
-  cards = [report.load_json(s.last[1], 'config.json') for s in states]
+  cards = [page.load_json(s.last[1], 'config.json') for s in states]
   flat = [config_lib.flatten({k: v for k, v in c.items() if k != 'config'}) for c in cards if c]
   shared = {k: v for k, v in (flat[0].items() if flat else ())
             if k != 'command' and all(f.get(k) == v for f in flat)}
-  return shared and report.make_table((), [
-      [report.escape(k), f'<div class="long">{report.escape(v)}</div>'] for k, v in shared.items()])
+  return shared and page.make_table((), [
+      [page.escape(k), f'<div class="long">{page.escape(v)}</div>'] for k, v in shared.items()])

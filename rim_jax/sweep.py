@@ -6,11 +6,10 @@ one starts, and runs as a command of its own in WORKDIR/points/NAME, so that it 
 commands, watches what they leave, and draws the conclusion.
 """
 
-import csv
+import contextlib
 import ctypes
 import dataclasses
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -20,21 +19,24 @@ import subprocess
 import sys
 import time
 
+from etils import epath
 from rich import box, live, table
 from rich.text import Text
 
+from rim_jax import conclusion as conclusion_lib
 from rim_jax import config as config_lib
 from rim_jax import hosts
 from rim_jax import metrics as metrics_lib
-from rim_jax import stats
 from rim_jax import storage
 from rim_jax import summary
 from rim_jax.config import Config, UserError
-from rim_jax.points import Point, name_point
+from rim_jax.points import Point
 
 SWEEP_VERSION = 1
 _POLL_SECS = 0.5
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_AT_WORK = 'is at work here'  # of a run that another process holds
+_WAIT_SECS = 30.0  # before one that another process holds is tried again
 _SHOW_SECS = 3.0  # between two tables
 _TELL_SECS = 30.0  # between two lines where there is no terminal
 
@@ -58,6 +60,7 @@ class State:
   error: str = ''
   process: subprocess.Popen | None = None
   slot: int = -1
+  not_before: float = 0.0  # on time.monotonic's clock
 
   @property
   def result(self) -> dict | None:
@@ -86,7 +89,7 @@ def load_states(points, workdir) -> list[State]:
   """
   states, problems = [], []
   for point in points:
-    folder = pathlib.Path(workdir) / 'points' / point.name
+    folder = epath.Path(workdir) / 'points' / point.name
     state = State(point, folder)
     path = folder / 'point.json'
     if path.exists():
@@ -105,6 +108,33 @@ def _keep(state: State) -> None:
   storage.write_json(state.folder / 'point.json', {
       'format': SWEEP_VERSION, 'identity': identify(state.point.config), 'status': state.status,
       'error': state.error})
+
+
+@contextlib.contextmanager
+def keep_point(point: Point, workdir):
+  """A run that nobody drives (a job of its own) tells its state where a driver looks for it.
+
+  Raises: UserError where the sweep's directory holds another config under its name.
+  """
+  (state,) = hosts.lead(lambda: load_states([point], workdir))
+  if state.status != 'done':
+    _tell(state, 'running')
+  try:
+    yield
+  except BaseException as e:
+    if not isinstance(e, UserError) or _AT_WORK not in str(e):  # else another tells how it goes
+      asked = isinstance(e, (hosts.Stopped, KeyboardInterrupt))
+      _tell(state, 'waiting' if asked else 'failed',
+            '' if asked else f'{type(e).__name__}: {" ".join(str(e).split())}'[:300])
+    raise
+  _tell(state, 'done')
+
+
+def _tell(state, status, error=''):
+  state.status, state.error = status, error
+  if hosts.is_leader():
+    state.folder.mkdir(parents=True, exist_ok=True)
+    _keep(state)
 
 
 def read_progress(state: State) -> str:
@@ -139,8 +169,9 @@ def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bo
   with _Table(states, console) as shown:
     try:
       while waiting or any(s.process for s in states):
-        while waiting and slots:
-          state = waiting.pop(0)
+        while slots and (ready := [s for s in waiting if s.not_before <= time.monotonic()]):
+          state = ready[0]
+          waiting.remove(state)
           state.slot = slots.pop(0)
           _start(state, source, overrides, num_jobs)
         for state in states:
@@ -214,8 +245,10 @@ def _finish(state: State) -> None:
   lines = (state.folder / 'output.txt').read_text().strip().split('\n')
   told = ([line for line in lines if line.startswith('error:')] or lines)[-1][:300]
   # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
-  again = code in (hosts.EXIT_STOPPED, -signal.SIGTERM) or (code == 2 and 'is at work here' in told)
+  again = code in (hosts.EXIT_STOPPED, -signal.SIGTERM) or (code == 2 and _AT_WORK in told)
   state.status = 'done' if code == 0 else 'waiting' if again else 'failed'
+  if _AT_WORK in told and again:
+    state.not_before = time.monotonic() + _WAIT_SECS
   state.error = f'exit code {code}: {told}' if code and code != hosts.EXIT_STOPPED else ''
   _keep(state)
 
@@ -267,113 +300,12 @@ def make_table(states) -> table.Table:
   return shown
 
 
-# ---- The conclusion ----
+# ---- A whole sweep ----
 
 
-def conclude(states, workdir) -> dict:
-  """What the done points say: one entry a combination of factors, over its seeds.
-
-  Writes WORKDIR/sweep.json, sweep.csv and sweep.md.
-  """
-  groups = {}
-  for state in states:
-    factors = {k: v for k, v in state.point.factors.items() if k != 'seed'}
-    groups.setdefault(name_point(factors), []).append(state)
-  entries = []
-  for name, members in groups.items():
-    found = [(s, r) for s in members if (r := s.result)]
-    entry = {'name': name, 'factors': {k: v for k, v in members[0].point.factors.items()
-                                       if k != 'seed'},
-             'num_points': len(members), 'num_done': len(found),
-             'failed': {s.point.name: s.error for s in members if s.status == 'failed'}}
-    if found:
-      entry |= _summarize([r for _, r in found])
-      entry['steps'] = sorted({_count_steps(s) for s, _ in found})
-      entry['points'] = [s.point.name for s, _ in found]
-    entries.append(entry)
-  _compare_with_best(entries, {s.point.name: s for s in states})
-  conclusion = {'format': SWEEP_VERSION, 'entries': entries}
-  workdir = pathlib.Path(workdir)
-  storage.write_json(workdir / 'sweep.json', conclusion)
-  storage.write_text(workdir / 'sweep.csv', _make_csv(entries))
-  storage.write_text(workdir / 'sweep.md', make_markdown(entries))
-  return conclusion
-
-
-def _summarize(results) -> dict:
-  found = {}
-  for key in ('final_acc', 'any_block_acc', 'majority_acc', 'ttft_ms'):
-    values = [r[key] for r in results if key in r]
-    if values:
-      found[key] = dataclasses.asdict(stats.summarize(values)) | {'values': values}
-  widths = {len(r['block_acc']) for r in results}
-  if len(widths) == 1:
-    found['block_acc'] = [stats.summarize(b).mean for b in zip(*(r['block_acc'] for r in results))]
-  return found | {'n': results[0]['n']}
-
-
-def _count_steps(state: State) -> int:
-  """Updates over all stages."""
-  return sum(max((x['step'] for x in metrics_lib.load_metrics(state.folder / name)), default=0)
-             for name, _ in config_lib.make_stages(state.point.config))
-
-
-def _compare_with_best(entries, states) -> None:
-  """McNemar of each entry against the best, on the same questions, for each seed that both have."""
-  done = [e for e in entries if e['num_done']]
-  if len(done) < 2:
-    return
-  best = max(done, key=lambda e: e['final_acc']['mean'])
-  for entry in done:
-    if entry is best:
-      continue
-    mine, theirs = ({states[n].point.factors.get('seed'): states[n].predictions
-                     for n in e['points']} for e in (entry, best))
-    entry['against_best'] = {'best': best['name'], 'tests': [
-        {'seed': seed, **dataclasses.asdict(stats.compare_files(path, theirs[seed]))}
-        for seed, path in mine.items() if seed in theirs]}
-
-
-def _make_csv(entries) -> str:
-  out = io.StringIO()
-  rows = csv.writer(out, lineterminator='\n')
-  keys = list(dict.fromkeys(k for e in entries for k in e['factors']))
-  rows.writerow([*keys, 'measure', 'seeds', 'mean', 'stderr'])
-  for entry in entries:
-    for measure, found in entry.items():
-      if isinstance(found, dict) and 'mean' in found:
-        rows.writerow([*(entry['factors'].get(k, '') for k in keys), measure, found['count'],
-                       found['mean'], '' if found['stderr'] is None else found['stderr']])
-  return out.getvalue()
-
-
-def make_markdown(entries) -> str:
-  """The table, ready to paste; accuracies in %."""
-  lines = ['| | final | after each block | any block (upper bound) | seeds | steps '
-           '| first token, ms | against the best, p |', '|---|---|---|---|---|---|---|---|']
-  for entry in entries:
-    if not entry['num_done']:
-      lines.append(f"| {entry['name']} | not done | | | 0 of {entry['num_points']} | | | |")
-      continue
-    blocks = ' / '.join(f'{100 * a:.1f}' for a in entry.get('block_acc', []))
-    time_ms = f"{entry['ttft_ms']['mean']:.2f}" if 'ttft_ms' in entry else ''
-    tests = entry.get('against_best', {}).get('tests', [])
-    chances = ', '.join(format(test['p_value'], '.2g') for test in tests)
-    lines.append(
-        f"| {entry['name']} | {_show(entry['final_acc'])} | {blocks} | "
-        f"{_show(entry['any_block_acc'])} | {entry['num_done']} of {entry['num_points']} | "
-        f"{', '.join(map(str, entry['steps']))} | {time_ms} | {chances} |")
-  return '\n'.join(lines) + '\n'
-
-
-def _show(summary) -> str:
-  spread = '' if summary['stderr'] is None else f" ± {100 * summary['stderr']:.1f}"
-  return f"{100 * summary['mean']:.1f}{spread}"
-
-
-def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool, dry_run: bool,
-          say, console) -> None:
-  """--mode=sweep: runs what is left and shows what all say together.
+def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool, say,
+          console, conclude_only: bool = False) -> None:
+  """--mode=sweep: runs what is left and shows what all say together; --conclude: shows it only.
 
   Raises: UserError for what is wrong with flags or WORKDIR, and where a point failed.
   """
@@ -381,16 +313,14 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
     raise UserError(f'--workdir={workdir}: a sweep is driven from a local directory')
   if num_jobs < 1:
     raise UserError(f'--jobs={num_jobs}: must be 1 or more')
-  if dry_run:
-    show_dry(points, workdir, source, overrides, say)
-    return
   workdir = pathlib.Path(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   with storage.hold(workdir):
-    states = run(points, workdir, source, overrides, num_jobs, retry_failed, say, console)
-    conclusion = conclude(states, workdir)
-    summary.write_summary(workdir, f'rim_jax: {source}', conclusion['entries'], states)
+    states = load_states(points, workdir) if conclude_only else run(
+        points, workdir, source, overrides, num_jobs, retry_failed, say, console)
+    conclusion = conclusion_lib.conclude(states, workdir)
+    summary.write_summary(workdir, f'rim_jax: {source}', conclusion, states)
   say((workdir / 'sweep.md').read_text())
   say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, figures/, points/)')
   say(f'report: {workdir / "report.html"}')
@@ -401,12 +331,25 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
         for s in failed))
 
 
-def show_dry(points, workdir, source, overrides, say) -> None:
-  """Every point's command, and the examples that it takes."""
-  for point in points:
+def show_dry(points, workdir, source, overrides, hardware: str, utilization: float, say) -> None:
+  """Every point's cost and command, and what all take together.
+
+  Raises: UserError for a machine that is not known.
+  """
+  from rim_jax import estimate, plan  # late: a driver needs no model
+  if not 0 < utilization <= 1:
+    raise UserError(f'--utilization={utilization}: is a share of the peak, above 0 and at most 1')
+  machine = plan.parse_hardware(hardware)
+  found = [estimate.estimate(point.config) for point in points]
+  for point, cost in zip(points, found):
     folder = pathlib.Path(workdir) / 'points' / point.name
-    budget = point.config.train
-    cost = (f'{budget.num_examples:,} examples' if budget.num_examples
-            else f'{budget.num_epochs:g} epochs')
-    say(f'{point.name}: {cost}')
+    say(f'{point.name}: {estimate.describe(cost, machine, utilization)}')
     say('  ' + shlex.join(make_command(point, folder, source, overrides)))
+  known = [cost for cost in found if cost.flops is not None]
+  total = estimate.Estimate(sum(c.num_examples for c in known), sum(c.flops for c in known))
+  say(f'total: {len(points)} points'
+      + (f', {estimate.describe(total, machine, utilization)}' if known else '')
+      + (f'; the FLOPs of {len(found) - len(known)} are not known' * (len(known) < len(found))))
+  say(f'hours: one point after the other on {machine.name} ({machine.num_chips} x '
+      f'{machine.flops_per_sec / machine.num_chips / 1e12:.0f} TFLOP/s bf16), at an assumed '
+      f'{utilization:.0%} of the peak (--utilization); a small model gets far less')

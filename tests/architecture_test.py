@@ -73,9 +73,13 @@ NEVER = {
     'page': ALL - {'rim_jax.storage'} | {'jax', 'numpy'},
     'findings': ALL - {'rim_jax.page'} | {'jax', 'numpy'},
     'report': {'rim_jax.model'},
+    'estimate': {'rim_jax.train', 'rim_jax.sweep', 'rim_jax.model', 'rim_jax.report'},
     'plan': {'rim_jax.data', 'rim_jax.train'},
     'hlo': ALL | {'jax', 'flax'} | IO,
     'summary': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'jax', 'optax', 'grain'},
+    'conclusion': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'rim_jax.report', 'jax',
+                   'optax', 'grain'},
+    'plots': ALL - {'rim_jax.page'} | {'jax', 'numpy', 'flax', 'optax', 'grain'} | IO,
     'points': ALL - {'rim_jax.config'} | {'jax', 'flax', 'optax', 'grain'} | IO,
     'sweep': {'rim_jax.model', 'rim_jax.loss', 'rim_jax.train', 'optax', 'grain'},
 }

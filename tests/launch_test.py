@@ -123,6 +123,36 @@ def test_the_slurm_script_starts_one_supervised_process_a_task():
   assert run_script('slurm.sh').returncode == 2
 
 
+def test_a_task_of_a_slurm_array_is_the_point_of_its_number():
+  done = run_script('slurm.sh', 'python', '--sweep_dir=d', DRY_RUN='1', SLURM_ARRAY_TASK_ID='7')
+  line = shlex.split(done.stdout)
+  assert line[line.index('task') + 1:][:3] == ['python', '--sweep_dir=d', '--point=7']
+
+
+def test_a_sweep_is_an_array_and_a_conclusion_after_it(tmp_path):
+  command = [sys.executable, '-m', 'rim_jax.main', '--config=configs/sweeps/targets.py',
+             f'--workdir={tmp_path}/a b']
+  done = run_script('sweep_slurm.sh', '--nodes=2', '--', *command, DRY_RUN='1', AT_ONCE='3',
+                    PYTHONPATH=str(ROOT))
+  points, conclude = map(shlex.split, done.stdout.splitlines())
+  assert points == ['sbatch', '--parsable', '--array=0-5%3',
+                    f'--output={tmp_path}/a b/slurm-%A_%a.out', '--nodes=2',
+                    'launch/slurm.sh', *command[:-1],
+                    f'--sweep_dir={tmp_path}/a b'], done.stderr
+  assert conclude[1] == '--dependency=afterany:ARRAY'
+  assert shlex.split(conclude[-1].removeprefix('--wrap=')) == [
+      *command, '--mode=sweep', '--conclude']
+  assert run_script('sweep_slurm.sh', '--', 'python').returncode == 2  # no --workdir
+  broken = [*command, '--config.train.batch_examples=-1']  # refused before anything is submitted
+  assert run_script('sweep_slurm.sh', '--', *broken, PYTHONPATH=str(ROOT)).returncode == 2
+
+
+def test_the_workdir_of_a_point_is_known_by_its_number():
+  command = ['python', '-m', 'rim_jax.main', '--config=configs/sweeps/targets.py', '--point=1']
+  assert supervise.find_workdir([*command, '--sweep_dir=d', '--process_id=0']) == (
+      'd/points/depth0=False,seed=1')
+
+
 def test_the_tpu_script_prints_every_command():
   place = ('name', 'zone', 'v5litepod-16', 'v2-alpha-tpuv5-lite')
   command = ('--', 'python', '-m', 'rim_jax.main', '--config=a b')
@@ -141,7 +171,7 @@ def test_the_tpu_script_prints_every_command():
 @pytest.mark.skipif(not shutil.which('shellcheck'), reason='shellcheck is not installed')
 def test_shell_scripts_are_clean():
   scripts = sorted((ROOT / 'launch').glob('*.sh'))
-  assert len(scripts) == 2
+  assert len(scripts) == 3
   done = subprocess.run(['shellcheck', *scripts], capture_output=True, text=True)
   assert done.returncode == 0, done.stdout
 
@@ -172,3 +202,17 @@ def test_the_jobset_has_a_job_a_slice_and_a_pod_a_host(slices):
   # Exit code 2, a user's mistake, ends the whole set at once.
   assert job['podFailurePolicy']['rules'][0]['onExitCodes']['values'] == [2]
   assert job_set['spec']['failurePolicy']['rules'][0]['action'] == 'FailJobSet'
+
+
+def test_a_sweep_on_gke_is_a_jobset_a_point():
+  sets = make_gke_manifest('--points=3')
+  assert sets['kind'] == 'List' and [s['metadata']['name'] for s in sets['items']] == [
+      'rim-0', 'rim-1', 'rim-2']
+  for i, job_set in enumerate(sets['items']):
+    (group,) = job_set['spec']['replicatedJobs']
+    (container,) = group['template']['spec']['template']['spec']['containers']
+    assert container['command'] == ['python', '--config=x', f'--point={i}', '--distributed']
+  leader = make_gke_manifest('--points=2', '--slices=2')['items'][1]
+  (group,) = leader['spec']['replicatedJobs']
+  env = group['template']['spec']['template']['spec']['containers'][0]['env']
+  assert env[-1]['value'] == 'rim-1-slice-0-0.rim-1'  # its own set's, not another point's

@@ -72,13 +72,16 @@ def test_changes_found_and_made_again_are_the_other_config():
   assert changes['method'] == 'cot' and 'seed' not in changes
 
 
-@pytest.mark.parametrize('name, count', [
-    ('blocks', 24), ('fading', 27), ('stages', 18), ('learning_rate', 12),
-    ('targets', 6), ('reading', 12)])
-def test_the_recipes_of_sweeps_are_points_that_differ(name, count):
+@pytest.mark.parametrize('name, preset, count', [
+    ('blocks', 'chain', 24), ('fading', 'chain', 27), ('stages', 'chain', 18),
+    ('learning_rate', 'chain', 12), ('targets', 'chain', 6), ('reading', 'chain', 12),
+    ('details', 'chain', 24),
+    ('lora', 'chain', 15), ('fading', 'gpt2', 27), ('stages', 'gpt2', 18),
+    ('learning_rate', 'gpt2', 12), ('details', 'gpt2', 21), ('lora', 'gpt2', 15)])
+def test_the_recipes_of_sweeps_are_points_that_differ(name, preset, count):
   path = ROOT / 'configs' / 'sweeps' / f'{name}.py'
   spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  found = points.load_points(module.get_config(), str(path))
+  found = points.load_points(module.get_config(preset), str(path))
   assert len(found) == count == len({sweep.identify(p.config) for p in found})

@@ -31,7 +31,7 @@ GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
         'pass_at': {'1': 0.31, '2': 0.42}, 'num_samples': 2, 'temperature': 0.7,
         'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33},
         'num_thoughts': 6, 'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303,
-        'num_changed': 990}
+        'num_changed': 990, 'chosen_on': 'test <itself>'}
 
 
 def make_prediction(i, num_blocks, correct, **fields):

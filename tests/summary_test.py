@@ -28,10 +28,10 @@ def test_the_page_s_numbers_are_those_of_sweep_json(swept):
   _, page, entries = swept
   headline, *_ = page.tables
   for row, entry in zip(headline[1:], entries, strict=True):
-    name, final, any_block, majority, seeds, *_, chances = row
+    name, valid, final, any_block, majority, seeds, *_, chances = row
     assert name[0] == entry['name']
-    for (_, values), key in ((final, 'final_acc'), (any_block, 'any_block_acc'),
-                             (majority, 'majority_acc')):
+    for (_, values), key in ((valid, 'valid_acc'), (final, 'final_acc'),
+                             (any_block, 'any_block_acc'), (majority, 'majority_acc')):
       told = entry[key]
       assert values == tuple(x for x in (told['mean'], told['stderr']) if x is not None)
     assert seeds[0] == f"{entry['num_done']} of 2"

@@ -13,6 +13,8 @@ from rich import console as rich_console
 
 from configs import compare
 from rim_jax import config as config_lib
+from rim_jax import estimate
+from rim_jax import hosts
 from rim_jax import main as main_lib
 from rim_jax import points as points_lib
 from rim_jax import sweep
@@ -103,14 +105,25 @@ SCRIPT = """
 import json, os, pathlib, sys, time
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 with open(folder / 'starts', 'a') as f: f.write('x')
+with open(folder / 'times', 'a') as f: print(time.time(), file=f)
 broken = folder.parent.parent / 'broken'
 if broken.exists() and seed == int(broken.read_text() or 1):
   sys.exit('Traceback...\\nerror: it is broken\\n')
+if seed == 0 and '0.5' in folder.name and (folder.parent.parent / 'full').exists():
+  sys.exit('error: the disk is full; the checkpoints that were finished are whole')
+held = folder.parent.parent / 'held'
+if held.exists():
+  held.unlink()
+  print('error: DIR: process 1 is at work here; wait for it')
+  sys.exit(2)
 while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
 (folder / 'predictions').mkdir(exist_ok=True)
 right = [i % 3 != seed for i in range(30)]
 (folder / 'predictions' / 'test.jsonl').write_text(''.join(json.dumps(
     {'question': str(i), 'answer': '', 'correct': r}) + chr(10) for i, r in enumerate(right)))
+(folder / 'metrics.jsonl').write_text(''.join(json.dumps(
+    {'step': step, 'valid/final_acc': acc}) + chr(10) for step, acc in (
+    (3, 0.25), (7, 0.75 - seed / 4), (9, 0.0))))
 (folder / 'results.json').write_text(json.dumps({'test': {
     'n': 30, 'step': 7, 'final_acc': 0.5 + seed / 10, 'any_block_acc': 0.9, 'majority_acc': 0.5,
     'block_acc': [0.25, 0.5 + seed / 10]}}))
@@ -122,7 +135,7 @@ def make_points():
                for r in (0.5, 0.1) for s in (0, 1)])
 
 
-def drive(workdir, points, retry=False, dry=False):
+def drive(workdir, points, retry=False):
   """Two runs at a time; a command writes what a run would leave."""
   said = []
   console = rich_console.Console(file=open(os.devnull, 'w'), force_terminal=False)
@@ -131,7 +144,7 @@ def drive(workdir, points, retry=False, dry=False):
         sys.executable, '-c', SCRIPT, str(folder), str(point.factors['seed'])])
     patch.setattr(sweep, '_POLL_SECS', 0.02)
     try:
-      sweep.drive(points, workdir, 'recipe.py', [], 2, retry, dry, said.append, console)
+      sweep.drive(points, workdir, 'recipe.py', [], 2, retry, said.append, console)
     except UserError as e:
       said.append(str(e))
   return '\n'.join(said)
@@ -160,11 +173,12 @@ def test_what_all_say_together(cheap):
     assert entry['final_acc']['mean'] == pytest.approx(0.55)
     assert entry['final_acc']['stderr'] == pytest.approx(0.05)  # of 0.5 and 0.6
     assert entry['block_acc'] == pytest.approx([0.25, 0.55])
+    assert entry['valid_acc']['values'] == [0.75, 0.5]  # at step 7, whose checkpoint is evaluated
   tests = found[1]['against_best']['tests']
   assert [(t['only_a'], t['only_b'], t['p_value']) for t in tests] == [(0, 0, 1.0)] * 2
-  assert '| rate=0.5 | 55.0 ± 5.0 | 25.0 / 55.0 | 90.0 ± 0.0 | 2 of 2 |' in said
+  assert '| rate=0.5 | 62.5 ± 12.5 | 55.0 ± 5.0 | 25.0 / 55.0 | 90.0 ± 0.0 | 2 of 2 |' in said
   rows = (cheap.workdir / 'sweep.csv').read_text().split('\n')
-  assert rows[0] == 'rate,measure,seeds,mean,stderr' and '0.5,final_acc,2,0.55,' in rows[1]
+  assert rows[0] == 'rate,measure,seeds,mean,stderr' and '0.5,final_acc,2,0.55,' in rows[2]
 
 
 def test_runs_of_the_same_seed_are_compared(cheap):
@@ -205,7 +219,7 @@ def test_a_failing_point_is_shown_and_retried_only_when_asked(cheap):
   (cheap.workdir / 'broken').touch()
   said = cheap()
   assert said.count('exit code 1: error: it is broken; its output.txt has more') == 2
-  assert '| rate=0.5 | 50.0 | 25.0 / 50.0 | 90.0 | 1 of 2 |' in said  # the others were run
+  assert '| rate=0.5 | 75.0 | 50.0 | 25.0 / 50.0 | 90.0 | 1 of 2 |' in said  # the others were run
   (cheap.workdir / 'broken').unlink()
   assert '0 to run' in cheap() and set(count_starts(cheap.workdir).values()) == {1}
   assert 'error' not in cheap(retry=True)
@@ -219,9 +233,19 @@ def test_another_config_under_the_same_name_is_refused(cheap):
   assert 'holds a run of another config than rate=0.5,seed=0 has now' in cheap(points=other)
 
 
-def test_a_dry_run_starts_nothing(cheap):
-  assert '64 examples' in cheap(dry=True)
-  assert not (cheap.workdir / 'points').exists()
+def test_a_dry_run_starts_nothing_and_tells_the_cost(cheap):
+  said = []
+  sweep.show_dry(cheap.points, cheap.workdir, 'recipe.py', ['--config.seed=3'], 'v5e:2x4', 0.5,
+                 said.append)
+  assert not (cheap.workdir / 'points').exists() and len(said) == 10
+  flops = estimate.estimate(cheap.points[0].config).flops
+  hours = flops / (8 * 197e12 * 0.5) / 3600
+  assert said[0] == f'rate=0.5,seed=0: 64 examples, {flops:.2e} FLOPs, {hours:.3g} h'
+  assert '--point=rate=0.5,seed=0' in said[1] and said[1].endswith('--config.seed=3')
+  assert said[8].startswith(f'total: 4 points, 256 examples, {4 * flops:.2e} FLOPs')
+  assert 'v5e:2x4 (8 x 197 TFLOP/s bf16), at an assumed 50%' in said[9]
+  with pytest.raises(UserError, match='kinds: v4, v5e'):
+    sweep.show_dry(cheap.points, cheap.workdir, 'recipe.py', [], 'v5e:0x4', 0.5, said.append)
 
 
 def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
@@ -244,6 +268,82 @@ def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
   (cheap.workdir / 'wait').unlink()
   assert '4 points: 0 done before, 4 to run' in cheap()
   assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 2, 2]
+
+
+def test_a_full_disk_is_told_of_its_point_alone_and_the_others_go_on(cheap):
+  """A run says so as it dies, here in the words of main.cli; the reason is on the page too."""
+  (cheap.workdir / 'full').touch()
+  said = cheap()
+  assert said.count('exit code 1: error: the disk is full') == 1
+  states = sweep.load_states(cheap.points, cheap.workdir)
+  assert [s.status for s in states] == ['failed', 'done', 'done', 'done']
+  assert 'the disk is full' in (cheap.workdir / 'report.html').read_text()
+  (cheap.workdir / 'full').unlink()
+  assert 'error' not in cheap(retry=True)
+
+
+def test_a_point_that_runs_as_a_job_of_its_own_is_seen_by_driver_and_conclusion(cheap):
+  """It tells where it stands as it goes; one that ends badly tells why."""
+  def look():
+    return [(s.status, s.error) for s in sweep.load_states(cheap.points, cheap.workdir)]
+  with sweep.keep_point(cheap.points[0], cheap.workdir):
+    assert look()[0] == ('running', '')
+  with pytest.raises(ValueError), sweep.keep_point(cheap.points[1], cheap.workdir):
+    raise ValueError('no\nluck')
+  with pytest.raises(hosts.Stopped), sweep.keep_point(cheap.points[2], cheap.workdir):
+    raise hosts.Stopped('asked to end')
+  assert look() == [('done', ''), ('failed', 'ValueError: no luck'), ('waiting', ''),
+                    ('waiting', '')]
+  # Another process has it: what that one tells stays.
+  with pytest.raises(UserError), sweep.keep_point(cheap.points[3], cheap.workdir):
+    with sweep.keep_point(cheap.points[3], cheap.workdir):
+      raise UserError('DIR: process 1 is at work here; wait for it')
+  assert look()[3] == ('running', '')
+  other = dataclasses.replace(cheap.points[0], config=cheap.points[2].config)
+  with pytest.raises(UserError, match='holds a run of another config'):
+    with sweep.keep_point(other, cheap.workdir):
+      pass
+
+
+def test_a_driver_leaves_a_point_that_another_process_holds_for_a_while(cheap, monkeypatch):
+  (cheap.workdir / 'held').touch()
+  monkeypatch.setattr(sweep, '_WAIT_SECS', 2.0)
+  cheap(points=cheap.points[:1])
+  first, second = map(float, (cheap.workdir / 'points/rate=0.5,seed=0/times').read_text().split())
+  assert second - first > 1.8  # an instant again takes the start of a process
+  assert count_starts(cheap.workdir) == {'rate=0.5,seed=0': 2}
+  assert sweep.load_states(cheap.points[:1], cheap.workdir)[0].status == 'done'
+
+
+def test_a_conclusion_alone_runs_nothing(cheap):
+  cheap(points=cheap.points[:2])
+  before = count_starts(cheap.workdir)
+  console = rich_console.Console(file=open(os.devnull, 'w'))
+  sweep.drive(cheap.points, cheap.workdir, 'recipe.py', [], 1, False, lambda line: None, console,
+              conclude_only=True)
+  assert count_starts(cheap.workdir) == before
+  entries = json.loads((cheap.workdir / 'sweep.json').read_text())['entries']
+  assert [e['num_done'] for e in entries] == [2, 0]
+
+
+@pytest.mark.parametrize('args, told', [
+    (['--point=9'], 'there are 3 points, numbered from 0'),
+    (['--point=1', '--sweep_dir=a', '--workdir=b'], 'give one'),
+    (['--mode=sweep', '--sweep_dir=a'], 'runs all points, in --workdir')])
+def test_a_point_is_one_of_those_there_are_and_lives_in_one_place(tmp_path, args, told):
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  with pytest.raises(UserError, match=told):
+    main_lib._parse(['main', f'--config={recipe}', *args])
+
+
+def test_a_number_is_a_point_in_the_recipe_s_order(tmp_path):
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  values, config, _ = main_lib._parse(['main', f'--config={recipe}', '--point=2',
+                                       '--sweep_dir=gs://bucket/sweep/'])
+  assert values.point == 'method=pause,blocks=4' and config.layout.num_blocks == 4
+  assert values.workdir == 'gs://bucket/sweep/points/method=pause,blocks=4'
 
 
 # ---- Real runs ----
@@ -278,3 +378,10 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
   one = ['main', f'--config={recipe}', '--point=method=direct,blocks=2', '--config.seed=3',
          f'--workdir={tmp_path / "run/points/method=direct,blocks=2"}']
   assert main_lib.cli(one) == 0 and 'this run is complete' in capsys.readouterr().out
+  other = ['main', f'--config={recipe}', '--config.seed=3', f'--sweep_dir={tmp_path / "jobs"}']
+  assert main_lib.cli([*other, '--point=1']) == 0  # as an array of jobs would
+  assert main_lib.cli([*other, '--point=2']) == 2
+  assert main_lib.cli([*command, f'--workdir={tmp_path / "jobs"}', '--conclude']) == 2
+  assert 'UserError' in capsys.readouterr().err
+  entries = json.loads((tmp_path / 'jobs/sweep.json').read_text())['entries']
+  assert [(e['num_done'], len(e['failed'])) for e in entries] == [(0, 0), (1, 0), (0, 1)]

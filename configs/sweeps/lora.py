@@ -1,0 +1,20 @@
+"""The rank of the adapters, of a pretrained model: five ranks, three seeds.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/lora.py:gpt2 \\
+      --config.model.init_from=DIR --config.data.dir=DATA
+
+`model.lora.alpha` stays, so an adapter's output is scaled by alpha / rank. Without a preset: the
+chain task, whose base is random then and stays so: a dry run of the way, which learns little.
+15 runs.
+"""
+
+from configs import presets
+from rim_jax import points
+
+
+def get_config(preset: str = 'chain'):
+  base = presets.make('rim', preset)
+  base.optim.trainable = 'lora'
+  base.model.lora.rank = 128
+  ranks = points.vary('model.lora.rank', (8, 16, 32, 64, 128))
+  return points.make_sweep_dict(base, points.cross(ranks, points.vary_seeds(3)))

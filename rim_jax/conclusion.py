@@ -1,0 +1,246 @@
+"""What the runs of a sweep say together: sweep.json, sweep.csv and sweep.md.
+
+The best is chosen by accuracy on valid; that on the set of the results, test as a rule, stands
+beside it and chooses nothing. Reads what each run has left (results, metrics, predictions), never
+a model.
+"""
+
+import csv
+import dataclasses
+import io
+import pathlib
+
+from rim_jax import config as config_lib
+from rim_jax import metrics as metrics_lib
+from rim_jax import stats
+from rim_jax import storage
+from rim_jax.points import name_point
+
+CONCLUSION_VERSION = 2
+MEASURES = ('valid_acc', 'final_acc')  # of effects: what chooses, and what is reported
+
+
+def conclude(states, workdir) -> dict:
+  """What the done points say: one entry a combination of factors, over its seeds.
+
+  Writes WORKDIR/sweep.json, sweep.csv and sweep.md.
+  """
+  groups = {}
+  for state in states:
+    groups.setdefault(name_point(get_group(state.point)), []).append(state)
+  entries = [_make_entry(name, members) for name, members in groups.items()]
+  best = choose_best(entries)
+  _compare_with_best(entries, best, {s.point.name: s for s in states})
+  conclusion = {'format': CONCLUSION_VERSION, 'best': best, 'entries': entries,
+                'effects': find_effects(states)}
+  workdir = pathlib.Path(workdir)
+  storage.write_json(workdir / 'sweep.json', conclusion)
+  storage.write_text(workdir / 'sweep.csv', _make_csv(entries))
+  storage.write_text(workdir / 'sweep.md', make_markdown(conclusion))
+  return conclusion
+
+
+def get_group(point) -> dict:
+  """The factors that a point shares with those that differ in their seed alone."""
+  return {k: v for k, v in point.factors.items() if k != 'seed'}
+
+
+def read_valid_acc(state) -> float | None:
+  """Accuracy on valid of the checkpoint that a done point's result is of, from its metrics."""
+  result = state.result
+  if result is None:
+    return None
+  told = [x['valid/final_acc'] for x in metrics_lib.load_metrics(state.last[1])
+          if x['step'] == result.get('step') and x.get('valid/final_acc') is not None]
+  return told[-1] if told else None
+
+
+def _make_entry(name, members) -> dict:
+  found = [(s, r) for s in members if (r := s.result)]
+  entry = {'name': name, 'factors': get_group(members[0].point), 'num_points': len(members),
+           'num_done': len(found),
+           'failed': {s.point.name: s.error for s in members if s.status == 'failed'}}
+  if not found:
+    return entry
+  entry |= _summarize([r | ({} if (acc := read_valid_acc(s)) is None else {'valid_acc': acc})
+                       for s, r in found])
+  entry['steps'] = sorted({_count_steps(s) for s, _ in found})
+  entry['points'] = [s.point.name for s, _ in found]
+  return entry
+
+
+def _summarize(results) -> dict:
+  found = {}
+  for key in ('valid_acc', 'final_acc', 'any_block_acc', 'majority_acc', 'ttft_ms'):
+    values = [r[key] for r in results if key in r]
+    if values:
+      found[key] = dataclasses.asdict(stats.summarize(values)) | {'values': values}
+  widths = {len(r['block_acc']) for r in results}
+  if len(widths) == 1:
+    found['block_acc'] = [stats.summarize(b).mean for b in zip(*(r['block_acc'] for r in results))]
+  return found | {'n': results[0]['n']}
+
+
+def _count_steps(state) -> int:
+  """Updates over all stages."""
+  return sum(max((x['step'] for x in metrics_lib.load_metrics(state.folder / name)), default=0)
+             for name, _ in config_lib.make_stages(state.point.config))
+
+
+def choose_best(entries) -> dict:
+  """The entry with the highest mean on valid, and every other with the same; {} where none has any.
+
+  Of equals the recipe's first: test has no say. `doubtful` are those that the seeds do not tell
+  from it: the difference on valid is within two standard errors, or has none, for want of seeds.
+  """
+  known = [e for e in entries if 'valid_acc' in e]
+  if not known:
+    return {}
+  best = max(known, key=lambda e: e['valid_acc']['mean'])  # the first of equals
+  found, others = best['valid_acc'], [e for e in known if e is not best]
+  return {'name': best['name'], 'valid_acc': found, 'final_acc': best['final_acc'],
+          'equal': [e['name'] for e in others if e['valid_acc']['mean'] == found['mean']],
+          'doubtful': [e['name'] for e in others if not is_apart(found, e['valid_acc'])]}
+
+
+def is_apart(high, low) -> bool:
+  """Whether seeds support that one summary is above another: by two standard errors."""
+  if high['stderr'] is None or low['stderr'] is None:
+    return False
+  return high['mean'] - low['mean'] > 2 * (high['stderr']**2 + low['stderr']**2)**0.5
+
+
+def _compare_with_best(entries, best, states) -> None:
+  """McNemar of each entry against the best, on the same questions, for each seed that both have."""
+  chosen = next((e for e in entries if e['name'] == best.get('name')), None)
+  for entry in entries:
+    if chosen is None or entry is chosen or not entry['num_done']:
+      continue
+    mine, theirs = ({states[n].point.factors.get('seed'): states[n].predictions
+                     for n in e['points'] if _has_predictions(states[n])} for e in (entry, chosen))
+    entry['against_best'] = {'best': chosen['name'], 'tests': [
+        {'seed': seed, **dataclasses.asdict(stats.compare_files(path, theirs[seed]))}
+        for seed, path in mine.items() if seed in theirs]}
+
+
+def _has_predictions(state) -> bool:
+  """Splits that choose by themselves have no one checkpoint, and so no one answer a question."""
+  return state.last[0].eval.checkpoint != 'splits'
+
+
+# ---- Effects ----
+
+
+def list_levels(points) -> dict:
+  """Factor -> its values in the recipe's order; of what varies only, and without the seed."""
+  levels = {}
+  for point in points:
+    for key, value in get_group(point).items():
+      if value not in levels.setdefault(key, []):
+        levels[key].append(value)
+  return {key: values for key, values in levels.items() if len(values) > 1}
+
+
+def find_effects(states) -> list[dict]:
+  """What each level of a factor does against the factor's first one.
+
+  From pairs of done points that agree in every other factor and in the seed.
+  """
+  found, effects = {s.point.name: {'final_acc': s.result['final_acc'],
+                                   'valid_acc': read_valid_acc(s)} for s in states if s.result}, []
+  for factor, (reference, *others) in list_levels([s.point for s in states]).items():
+    at = {}  # level -> what else a point is -> its measures
+    for state in states:
+      factors = state.point.factors
+      if state.point.name in found and factor in factors:
+        rest = tuple(sorted((k, str(v)) for k, v in factors.items() if k != factor))
+        at.setdefault(factors[factor], {})[rest] = found[state.point.name]
+    for level in others:
+      pairs = [(mine, at[reference][rest]) for rest, mine in at.get(level, {}).items()
+               if rest in at.get(reference, {})]
+      effect = {'factor': factor, 'level': level, 'reference': reference}
+      for measure in MEASURES:
+        differences = [a[measure] - b[measure] for a, b in pairs
+                       if None not in (a[measure], b[measure])]
+        if differences:
+          effect[measure] = dataclasses.asdict(stats.summarize_pairs(differences))
+      effects.append(effect)
+  return effects
+
+
+# ---- Files ----
+
+
+def _make_csv(entries) -> str:
+  out = io.StringIO()
+  rows = csv.writer(out, lineterminator='\n')
+  keys = list(dict.fromkeys(k for e in entries for k in e['factors']))
+  rows.writerow([*keys, 'measure', 'seeds', 'mean', 'stderr'])
+  for entry in entries:
+    for measure, found in entry.items():
+      if isinstance(found, dict) and 'mean' in found:
+        rows.writerow([*(entry['factors'].get(k, '') for k in keys), measure, found['count'],
+                       found['mean'], '' if found['stderr'] is None else found['stderr']])
+  return out.getvalue()
+
+
+def make_markdown(conclusion) -> str:
+  """The tables, ready to paste; accuracies in %."""
+  lines = [describe_best(conclusion['best']), '',
+           '| | valid | final | after each block | any block (upper bound) | seeds | steps '
+           '| first token, ms | against the best, p |', '|---|---|---|---|---|---|---|---|---|']
+  for entry in conclusion['entries']:
+    if not entry['num_done']:
+      lines.append(f"| {entry['name']} | not done | | | | 0 of {entry['num_points']} | | | |")
+      continue
+    blocks = ' / '.join(f'{100 * a:.1f}' for a in entry.get('block_acc', []))
+    time_ms = f"{entry['ttft_ms']['mean']:.2f}" if 'ttft_ms' in entry else ''
+    tests = entry.get('against_best', {}).get('tests', [])
+    chances = ', '.join(format(test['p_value'], '.2g') for test in tests)
+    lines.append(
+        f"| {entry['name']} | {_show(entry.get('valid_acc'))} | {_show(entry['final_acc'])} | "
+        f"{blocks} | {_show(entry['any_block_acc'])} | {entry['num_done']} of "
+        f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | {time_ms} | {chances} |")
+  if conclusion['effects']:
+    lines += ['', '| changed | pairs | on valid, points | final, points |', '|---|---|---|---|']
+    for effect in conclusion['effects']:
+      lines.append(f'| {describe_change(effect)} | {count_pairs(effect)} | '
+                   + ' | '.join(_show_effect(effect.get(m)) for m in MEASURES) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+def describe_best(best) -> str:
+  """One sentence: what valid chose, what it has elsewhere, and what the seeds do not tell."""
+  if not best:
+    return 'No best point: no run that is done has an accuracy on valid.'
+  told = (f"Best by valid: {best['name']} ({_show(best['valid_acc'])} % of valid, mean of "
+          f"{best['valid_acc']['count']} seed(s); {_show(best['final_acc'])} % final).")
+  if best['equal']:
+    told += f" Equal on valid: {', '.join(best['equal'])}."
+  doubtful = [name for name in best['doubtful'] if name not in best['equal']]
+  if doubtful:
+    told += f" The seeds do not tell it from: {', '.join(doubtful)}."
+  return told
+
+
+def describe_change(effect) -> str:
+  return f"{effect['factor']}: {effect['level']} for {effect['reference']}"
+
+
+def count_pairs(effect) -> int:
+  return max((effect[m]['count'] for m in MEASURES if m in effect), default=0)
+
+
+def _show(summary) -> str:
+  if not summary:
+    return ''
+  spread = '' if summary['stderr'] is None else f" ± {100 * summary['stderr']:.1f}"
+  return f"{100 * summary['mean']:.1f}{spread}"
+
+
+def _show_effect(effect) -> str:
+  if not effect:
+    return ''
+  interval = (f"[{100 * effect['interval'][0]:+.1f}, {100 * effect['interval'][1]:+.1f}]"
+              if effect['interval'] else f"(no interval: {effect['no_interval']})")
+  return f"{100 * effect['mean']:+.1f} {interval}"

@@ -1,0 +1,85 @@
+"""What runs say together: valid alone chooses, effects are paired, by hand and by SciPy."""
+
+import json
+
+import pytest
+from scipy import stats as scipy_stats
+
+from rim_jax import conclusion
+from rim_jax import stats
+from rim_jax import sweep
+from tests import sweep_test
+
+
+def make_states(tmp_path, rows):
+  """Done points of hand-written results: (factors, valid accuracy or None, test accuracy)."""
+  points = sweep_test.load([(factors, {'seed': i}) for i, (factors, _, _) in enumerate(rows)])
+  for point, (_, valid, test) in zip(points, rows):
+    folder = tmp_path / 'points' / point.name
+    (folder / 'predictions').mkdir(parents=True)
+    (folder / 'point.json').write_text(json.dumps({
+        'identity': sweep.identify(point.config), 'status': 'done', 'error': ''}))
+    (folder / 'predictions/test.jsonl').write_text(''.join(json.dumps(
+        {'question': str(i), 'answer': '', 'correct': i < 100 * test}) + '\n' for i in range(100)))
+    (folder / 'results.json').write_text(json.dumps({'test': {
+        'n': 100, 'step': 5, 'final_acc': test, 'any_block_acc': test, 'block_acc': [test]}}))
+    if valid is not None:
+      (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': valid}))
+  return sweep.load_states(points, tmp_path)
+
+
+def test_the_best_is_chosen_by_valid_and_test_has_no_say(tmp_path):
+  states = make_states(tmp_path, [
+      ({'a': 1, 'seed': 0}, 0.50, 0.90), ({'a': 1, 'seed': 1}, 0.52, 0.92),
+      ({'a': 2, 'seed': 0}, 0.70, 0.60), ({'a': 2, 'seed': 1}, 0.72, 0.62),
+      ({'a': 3, 'seed': 0}, 0.80, 0.95), ({'a': 3, 'seed': 1}, 0.62, 0.95),
+      ({'a': 4, 'seed': 0}, None, 0.99), ({'a': 4, 'seed': 1}, None, 0.99)])
+  told = conclusion.conclude(states, tmp_path)
+  best = told['best']
+  assert best['name'] == 'a=2' and best['equal'] == ['a=3'] and best['doubtful'] == ['a=3']
+  assert best['final_acc']['mean'] == pytest.approx(0.61)
+  assert best['valid_acc']['stderr'] == pytest.approx(0.01)
+  against = {e['name']: e['against_best']['best'] for e in told['entries'] if 'against_best' in e}
+  assert against == {'a=1': 'a=2', 'a=3': 'a=2', 'a=4': 'a=2'}
+  text = (tmp_path / 'sweep.md').read_text()
+  assert 'Best by valid: a=2 (71.0 ± 1.0 % of valid, mean of 2 seed(s); 61.0 ± 1.0 % final)' in text
+  assert 'Equal on valid: a=3' in text
+
+
+def test_without_valid_nothing_is_chosen(tmp_path):
+  told = conclusion.conclude(make_states(tmp_path, [({'a': 1}, None, 0.5), ({'a': 2}, None, 0.6)]),
+                             tmp_path)
+  assert told['best'] == {} and not any('against_best' in e for e in told['entries'])
+  assert 'No best point' in (tmp_path / 'sweep.md').read_text()
+
+
+def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
+  """By hand: b's effect has three pairs, one of which lacks valid; a's second level has one."""
+  states = make_states(tmp_path, [
+      ({'a': 1, 'b': 'x', 'seed': 0}, 0.10, 0.25), ({'a': 1, 'b': 'y', 'seed': 0}, 0.30, 0.50),
+      ({'a': 1, 'b': 'x', 'seed': 1}, 0.20, 0.25), ({'a': 1, 'b': 'y', 'seed': 1}, 0.50, 0.75),
+      ({'a': 2, 'b': 'x', 'seed': 0}, 0.40, 0.50), ({'a': 2, 'b': 'y', 'seed': 0}, None, 1.00),
+      ({'a': 3, 'b': 'y', 'seed': 7}, 0.90, 0.90)])
+  effects = {(e['factor'], e['level']): e for e in conclusion.find_effects(states)}
+  assert set(effects) == {('a', 2), ('a', 3), ('b', 'y')}
+  final, valid = (effects['b', 'y'][m] for m in ('final_acc', 'valid_acc'))
+  assert effects['b', 'y']['reference'] == 'x'
+  assert (final['count'], valid['count']) == (3, 2)
+  assert final['mean'] == pytest.approx((0.25 + 0.5 + 0.5) / 3)
+  assert valid['mean'] == pytest.approx(0.25)
+  # t with one degree of freedom is Cauchy: its 97.5 % point is 12.706; a standard error of 0.05
+  assert valid['interval'] == pytest.approx((0.25 - 0.63531, 0.25 + 0.63531), abs=1e-4)
+  assert final['interval'] == pytest.approx(tuple(scipy_stats.ttest_1samp(
+      [0.25, 0.5, 0.5], 0).confidence_interval(0.95)))
+  a = effects['a', 2]['final_acc']
+  assert a['mean'] == pytest.approx((0.25 + 0.5) / 2) and a['count'] == 2
+  assert effects['a', 2]['valid_acc'] == {'mean': pytest.approx(0.3), 'interval': None, 'count': 1,
+                                          'confidence': 0.95, 'no_interval': 'one pair'}
+  assert 'final_acc' not in effects['a', 3]  # no other point has its seed
+
+
+def test_pairs_without_a_spread_have_no_interval():
+  assert stats.summarize_pairs([0.0, 0.0, 0.0]).interval is None
+  assert 'the same' in stats.summarize_pairs([0.5, 0.5]).no_interval
+  with pytest.raises(ValueError):
+    stats.summarize_pairs([])
