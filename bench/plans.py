@@ -45,19 +45,21 @@ MODELS = {  # from the published config.json files
         'rope_scaling': _ROPE | {'factor': 8.0}},
 }
 HOSTS = [('v5e:2x4', 1), ('v6e:2x4', 1), ('v5p:2x2x1', 1)]
-PODS = [('v5e:16x16', 1), ('v5e:8x8', 2)]
+POD = [('v5e:16x16', 1)]
 OTHER_PODS = [('v6e:16x16', 1), ('v5p:4x4x8', 1)]
+SLICES = [('v5e:8x8', 2)]
 ROWS_PER_CHIP = 4
 
 
 def list_rows():
   """Every row's key, in the order in which they are compiled.
 
-  Stage 2 of every model on a host of each kind and on pods of v5e; the largest on pods of the other
-  kinds too; stage 1, whose step is stage 2's but for the number of slots, on one host.
+  Stage 2 of every model on a host of each kind, on a pod and on two slices of v5e; the largest on
+  pods of the other kinds too; stage 1, whose step is stage 2's but for the number of slots, on one
+  host. Two slices take longest to compile.
   """
-  grids = [('stage2', HOSTS + PODS, MODELS), ('stage1', HOSTS[:1], MODELS),
-           ('stage2', OTHER_PODS, list(MODELS)[-1:])]
+  grids = [('stage2', HOSTS + POD, MODELS), ('stage1', HOSTS[:1], MODELS),
+           ('stage2', OTHER_PODS, list(MODELS)[-1:]), ('stage2', SLICES, MODELS)]
   return [(model, stage, trained, *machine) for stage, machines, models in grids
           for trained in ('LoRA', 'full') for machine in machines for model in models]
 
@@ -120,7 +122,7 @@ def main():
     else:
       missing.append(key)
   order = [(m, s, t, *k) for m in MODELS for s in ('stage1', 'stage2') for t in ('LoRA', 'full')
-           for k in HOSTS + PODS + OTHER_PODS]
+           for k in HOSTS + POD + SLICES + OTHER_PODS]
   rows = [line for key, line in sorted(lines, key=lambda row: order.index(row[0]))]
   write_table(rows, missing)
 
