@@ -20,6 +20,7 @@ from rim_jax import evaluate as evaluate_lib
 from rim_jax import hosts
 from rim_jax import layout as layout_lib
 from rim_jax import report
+from rim_jax import results as results_lib
 from rim_jax import state as state_lib
 from rim_jax import storage
 from rim_jax import train as train_lib
@@ -117,7 +118,7 @@ def _open_run(config, workdir, say):
 def evaluate(config, workdir, say, console) -> None:
   """Evaluates a run's checkpoint as config.eval says, and adds to its results.json."""
   task, folder = _open_run(config, workdir, say)
-  results = train_lib.evaluate_run(task, folder, say)
+  results = results_lib.evaluate_run(task, folder, say)
   if not hosts.is_leader():
     return
   _write_summary(config, workdir)
@@ -136,7 +137,7 @@ def controls(config, workdir, say, console) -> None:
     probes_lib.check_installed()
   task, folder = _open_run(config, workdir, say)
   config, name = task.config, _get_last_stage(config, workdir)[1].name
-  records = train_lib.get_records(task, config.eval.split, config.eval.num_examples)
+  records = results_lib.get_records(task, config.eval.split, config.eval.num_examples)
   set_name = config.eval_set
   matched = controls_lib.load_matched(config, task.dataset.fingerprint, {
       method: dataclasses.replace(config, method=method).eval_set
@@ -176,7 +177,7 @@ def _run_probes(task, folder, graphdef, params, frozen, say):
   config = task.config
   limits = {'train': config.controls.num_probe_examples, 'test': config.eval.num_examples,
             'valid': config.controls.num_probe_examples}
-  records = {s: train_lib.get_records(task, s, limit) for s, limit in limits.items()}
+  records = {s: results_lib.get_records(task, s, limit) for s, limit in limits.items()}
 
   def make_load(step):
     return lambda: state_lib.load_params(task, folder, step)[1]
@@ -355,7 +356,7 @@ def export(config, workdir, verify, say) -> None:
                     '--config.export.dir=DIR')
   hosts.lead(lambda: export_lib.check_free(out))
   graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
-  questions = [r.question for r in train_lib.get_records(task, config.eval.split,
+  questions = [r.question for r in results_lib.get_records(task, config.eval.split,
                                                          config.eval.num_examples)]
   references = export_lib.iterate_references(
       config, codec, decode.Decoder(graphdef, config, codec, task.mesh), graphdef, params, frozen,

@@ -61,6 +61,7 @@ NEVER = {
     'checkpoint': {'rim_jax.model', 'rim_jax.train'},
     'storage': ALL - {'rim_jax.config'} | {'jax', 'orbax'},
     'state': {'rim_jax.train', 'rim_jax.run', 'rim_jax.data', 'grain', 'absl'},
+    'results': {'rim_jax.train', 'rim_jax.run', 'rim_jax.optim', 'grain', 'optax', 'absl'},
     'train': {'absl', 'rim_jax.main', 'rim_jax.run'},
     'decode': {'rim_jax.optim', 'optax'},
     'evaluate': {'rim_jax.optim', 'optax'},

@@ -37,6 +37,7 @@ from rim_jax import metrics
 from rim_jax import pipeline
 from rim_jax import pretrained
 from rim_jax import probes
+from rim_jax import results
 from rim_jax import rules
 from rim_jax import run
 from rim_jax import sharding
@@ -415,7 +416,7 @@ def probe_evaluation(config, tools):
   tools.patch.setattr(evaluate, 'evaluate_samples', lambda *args: (
       {'num_samples': args[4].eval.num_samples}, []))
   tools.patch.setattr(latency, 'measure_run', time_runs)
-  return seen, train.evaluate_run(make_task(config), tools.make_folder(), quiet)
+  return seen, results.evaluate_run(make_task(config), tools.make_folder(), quiet)
 
 
 def probe_loop(config, tools):
@@ -470,7 +471,7 @@ def probe_loop(config, tools):
   tools.patch.setattr(pipeline, 'make_batches', record_batches)
   tools.patch.setattr(metrics, 'MetricsWriter', record_writer)
   tools.patch.setattr(evaluate, 'evaluate', decode_records)
-  tools.patch.setattr(train, 'evaluate_run', lambda *args: {})
+  tools.patch.setattr(results, 'evaluate_run', lambda *args: {})
   tools.patch.setattr(train, 'make_task', lambda config, say: make_task(config))
   folder = tools.make_folder()
   train.train(config, folder, None, quiet)

@@ -19,6 +19,7 @@ from rich import console as rich_console
 from rim_jax import controls
 from rim_jax import decode
 from rim_jax import model as model_lib
+from rim_jax import results
 from rim_jax import run
 from rim_jax import sharding
 from rim_jax import state as state_lib
@@ -312,7 +313,7 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   (tmp_path / 'stage2').mkdir()
   task = train.Task(stage, type('Data', (), {'fingerprint': 'f'}), None, None, None)
   monkeypatch.setattr(run, '_open_run', lambda *args: (task, tmp_path / 'stage2'))
-  monkeypatch.setattr(train, 'get_records', lambda *args: DIGITS)
+  monkeypatch.setattr(results, 'get_records', lambda *args: DIGITS)
   monkeypatch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
   entry = {'n': 10, 'final_acc': 0.5, 'block_acc': [0.25, 0.5], 'block_donor_acc': [0.75, 0.125],
            'expected': 'what [should] come'}

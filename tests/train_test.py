@@ -18,13 +18,11 @@ import safetensors.numpy
 from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
-from rim_jax import decode
-from rim_jax import evaluate
 from rim_jax import families
 from rim_jax import pipeline
+from rim_jax import results as results_lib
 from rim_jax import sharding
 from rim_jax import state as state_lib
-from rim_jax import storage
 from rim_jax import train as train_lib
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import MeshConfig, UserError
@@ -137,14 +135,14 @@ def test_killed_between_the_stages(tmp_path, cache, use_devices, monkeypatch):
   use_devices(1)
   config = make_config(cache, 'rim', layout__depth0_readout=True)
   train_lib.train_curriculum(config, tmp_path / 'whole', say=QUIET)
-  real = train_lib.evaluate_run
+  real = results_lib.evaluate_run
   with pytest.MonkeyPatch.context() as patch:
     def stop(task, workdir, say):
       raise Killed
-    patch.setattr(train_lib, 'evaluate_run', stop)
+    patch.setattr(results_lib, 'evaluate_run', stop)
     with pytest.raises(Killed):
       train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
-  assert train_lib.evaluate_run is real
+  assert results_lib.evaluate_run is real
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(state_lib, 'initialize', lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):  # stage 1 is whole now; stage 2 dies before it has a state
@@ -170,7 +168,7 @@ def test_icot_goes_on_bit_for_bit_in_the_midst_of_the_removal(tmp_path, cache, u
       train_lib.train(config, tmp_path / 'parts', say=QUIET)
   task = train_lib.make_task(config, QUIET)
   with pytest.raises(UserError, match='a part of the chain is still written'):
-    train_lib.evaluate_run(task, tmp_path / 'parts', QUIET)
+    results_lib.evaluate_run(task, tmp_path / 'parts', QUIET)
   train_lib.train(config, tmp_path / 'parts', say=QUIET)
   assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
 
@@ -366,44 +364,12 @@ def test_evaluating_a_half_finished_run_does_not_finish_it(tmp_path, cache, use_
     kill_after(patch, 3)
     with pytest.raises(Killed):
       train_lib.train(config, tmp_path / 'run', say=QUIET)
-  train_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path / 'run', QUIET)
+  results_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path / 'run', QUIET)
   assert not state_lib.is_complete(tmp_path / 'run')
   told = []
   train_lib.train(config, tmp_path / 'run', say=told.append)
   assert 'continuing from step 3 of 6' in told
   assert state_lib.is_complete(tmp_path / 'run')
-
-
-def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, cache, use_devices):
-  use_devices(1)
-  config = make_config(cache, checkpoint__every_steps=2, checkpoint__keep_last=3,
-                       data__chain__num_test=24)
-  train_lib.train(config, tmp_path / 'run', say=QUIET)
-  task = train_lib.make_task(config, QUIET)
-  kept = checkpoint_lib.list_counting(tmp_path / 'run')
-  assert len(kept) == 3
-  correct = []
-  for step in kept:
-    graphdef, params, frozen, _ = state_lib.load_params(task, tmp_path / 'run', step)
-    decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
-    correct.append([p['block_correct'] for p in evaluate.evaluate(
-        decoder, params, frozen, train_lib.get_records(task, 'test', 0), config, task.codec,
-        config.eval_blocks)[1]])
-  wanted = evaluate.score_splits(np.asarray(correct), config.seed)
-  before = storage.load_json(tmp_path / 'run' / 'results.json', '')['test']
-
-  splits = dataclasses.replace(config, eval=dataclasses.replace(config.eval, checkpoint='splits'))
-  told = []
-  results = train_lib.evaluate_run(train_lib.make_task(splits, QUIET), tmp_path / 'run',
-                                   told.append)
-  found = results['test-splits']
-  assert results['test'] == before  # what was chosen on valid stays
-  for key in ('final_acc', 'final_acc_stderr', 'block_acc', 'num_choosing'):
-    assert found[key] == wanted[key]
-  assert found['chosen'] == {str(kept[c]): count for c, count in wanted['chosen'].items()}
-  assert found['chosen_on'].startswith('test itself') and found['chosen_on'] in told[-1]
-  with pytest.raises(UserError, match='scores many checkpoints'):
-    state_lib.load_params(task, tmp_path / 'run', 'splits')
 
 
 # ---- Pretrained models ----

@@ -1,0 +1,52 @@
+"""What a run scores, by one checkpoint or by the paper's protocol."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rim_jax import checkpoint as checkpoint_lib
+from rim_jax import decode
+from rim_jax import evaluate
+from rim_jax import results as results_lib
+from rim_jax import state as state_lib
+from rim_jax import storage
+from rim_jax import train as train_lib
+from rim_jax.config import UserError
+from tests import support
+
+QUIET = lambda line: None
+
+
+def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices):
+  use_devices(1)
+  config = support.make_config('rim_stage1', data__cache_dir=str(tmp_path / 'cache'),
+                               train__batch_rows=8, train__num_examples=48, layout__row_tokens=32,
+                               eval__num_valid_examples=4, checkpoint__every_steps=2,
+                               checkpoint__keep_last=3, data__chain__num_test=24)
+  train_lib.train(config, tmp_path / 'run', say=QUIET)
+  task = train_lib.make_task(config, QUIET)
+  kept = checkpoint_lib.list_counting(tmp_path / 'run')
+  assert len(kept) == 3
+  correct = []
+  for step in kept:
+    graphdef, params, frozen, _ = state_lib.load_params(task, tmp_path / 'run', step)
+    decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
+    correct.append([p['block_correct'] for p in evaluate.evaluate(
+        decoder, params, frozen, results_lib.get_records(task, 'test', 0), config, task.codec,
+        config.eval_blocks)[1]])
+  wanted = evaluate.score_splits(np.asarray(correct), config.seed)
+  before = storage.load_json(tmp_path / 'run' / 'results.json', '')['test']
+
+  splits = dataclasses.replace(config, eval=dataclasses.replace(config.eval, checkpoint='splits'))
+  told = []
+  results = results_lib.evaluate_run(train_lib.make_task(splits, QUIET), tmp_path / 'run',
+                                   told.append)
+  found = results['test-splits']
+  assert results['test'] == before  # what was chosen on valid stays
+  for key in ('final_acc', 'final_acc_stderr', 'block_acc', 'num_choosing'):
+    assert found[key] == wanted[key]
+  assert found['chosen'] == {str(kept[c]): count for c, count in wanted['chosen'].items()}
+  assert found['chosen_on'].startswith('test itself') and found['chosen_on'] in told[-1]
+  with pytest.raises(UserError, match='scores many checkpoints'):
+    state_lib.load_params(task, tmp_path / 'run', 'splits')
