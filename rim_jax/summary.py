@@ -63,8 +63,12 @@ def _make_headline(entries):
         f'{entry["num_done"]} of {entry["num_points"]}',
         ', '.join(map(str, entry.get('steps', ()))),
         _show(entry.get('ttft_ms'), 1, ''),
-        ', '.join(page.mark(t['p_value'], f'{t["p_value"]:.2g}') for t in tests) or '–'])
+        '<br>'.join(_show_chance(t['p_value']) for t in tests) or '–'])
   return page.make_table(_HEAD, rows)
+
+
+def _show_chance(value):
+  return page.mark(value, '&lt;\xa01e-6' if value < 1e-6 else f'{value:.2g}')
 
 
 def _name(text):
