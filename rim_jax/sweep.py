@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -34,6 +35,7 @@ from rim_jax.points import Point
 
 SWEEP_VERSION = 1
 _POLL_SECS = 0.5
+_LEFT = re.compile(r' \d+/\d+  .*  (\S+) left$', re.MULTILINE)  # as metrics.Progress tells it
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _AT_WORK = 'is at work here'  # of a run that another process holds
 _WAIT_SECS = 30.0  # before one that another process holds is tried again
@@ -138,13 +140,21 @@ def _tell(state, status, error=''):
 
 
 def read_progress(state: State) -> str:
-  """Stage, step and loss of a run, from its metrics."""
+  """Stage, step, loss and accuracy on valid of a run, and the time left of its stage.
+
+  From its metrics, and the last line of progress in its output.
+  """
   told = ''
   for name, _ in config_lib.make_stages(state.point.config):
-    lines = [x for x in metrics_lib.load_metrics(state.folder / name) if 'train/loss' in x]
-    if lines:
-      told = f'{name or "train"} step {lines[-1]["step"]}, loss {lines[-1]["train/loss"]:.4f}'
-  return told
+    metrics = metrics_lib.load_metrics(state.folder / name)
+    losses = [x for x in metrics if 'train/loss' in x]
+    valid = [x['valid/final_acc'] for x in metrics if x.get('valid/final_acc') is not None]
+    if losses:
+      told = f'{name or "train"} step {losses[-1]["step"]}, loss {losses[-1]["train/loss"]:.4f}'
+      told += f', valid {valid[-1]:.1%}' if valid else ''
+  output = state.folder / 'output.txt'
+  left = _LEFT.findall(output.read_text(errors='replace')) if told and output.exists() else []
+  return told + (f', {left[-1]} left of the stage' if left else '')
 
 
 # ---- Running ----

@@ -16,6 +16,7 @@ from rim_jax import config as config_lib
 from rim_jax import estimate
 from rim_jax import hosts
 from rim_jax import main as main_lib
+from rim_jax import metrics
 from rim_jax import points as points_lib
 from rim_jax import sweep
 from rim_jax.config import UserError
@@ -231,6 +232,23 @@ def test_another_config_under_the_same_name_is_refused(cheap):
   other = [dataclasses.replace(p, config=dataclasses.replace(p.config, method='pause'))
            for p in cheap.points[:1]]
   assert 'holds a run of another config than rate=0.5,seed=0 has now' in cheap(points=other)
+
+
+def test_where_a_run_is_comes_from_its_metrics_and_what_it_tells(tmp_path):
+  [point] = load([({'seed': 0}, {'seed': 0, 'method': 'direct'})])
+  state = sweep.State(point, tmp_path)
+  assert sweep.read_progress(state) == ''
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in (
+      {'step': 20, 'train/loss': 0.5}, {'step': 20, 'valid/final_acc': 0.25},
+      {'step': 30, 'train/loss': 0.25})))
+  assert sweep.read_progress(state) == 'train step 30, loss 0.2500, valid 25.0%'
+  with open(tmp_path / 'output.txt', 'w') as file:
+    progress = metrics.Progress('seed=0', 90, 0, rich_console.Console(file=file, width=80),
+                                clock=iter((0.0, 120.5)).__next__)
+    progress.update(30, 'loss 0.2500  7 examples/s')
+    progress.close()
+    print('evaluating step 30 on 4 questions', file=file)
+  assert sweep.read_progress(state).endswith('valid 25.0%, 4:01 left of the stage')
 
 
 def test_a_dry_run_starts_nothing_and_tells_the_cost(cheap):
