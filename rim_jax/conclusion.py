@@ -199,7 +199,7 @@ def make_markdown(conclusion) -> str:
     chances = ', '.join(format(test['p_value'], '.2g') for test in tests)
     lines.append(
         f"| {entry['name']} | {_show(entry.get('valid_acc'))} | {_show(entry['final_acc'])} | "
-        f"{blocks} | {_show(entry['any_block_acc'])} | {entry['num_done']} of "
+        f"{blocks} | {_show(entry.get('any_block_acc'))} | {entry['num_done']} of "
         f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | {time_ms} | {chances} |")
   if conclusion['effects']:
     lines += ['', '| changed | pairs | on valid, points | final, points |', '|---|---|---|---|']

@@ -53,6 +53,23 @@ def test_without_valid_nothing_is_chosen(tmp_path):
   assert 'No best point' in (tmp_path / 'sweep.md').read_text()
 
 
+def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
+  """`eval.checkpoint='splits'` leaves accuracies alone, in a set of its own."""
+  points = sweep_test.load([({'a': a}, {'seed': a, 'eval.checkpoint': 'splits'}) for a in (1, 2)])
+  for point in points:
+    folder = tmp_path / 'points' / point.name
+    folder.mkdir(parents=True)
+    (folder / 'point.json').write_text(json.dumps({
+        'identity': sweep.identify(point.config), 'status': 'done', 'error': ''}))
+    (folder / 'results.json').write_text(json.dumps({'test-splits': {
+        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5]}}))
+    (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))
+  told = conclusion.conclude(sweep.load_states(points, tmp_path), tmp_path)
+  assert [e['final_acc']['mean'] for e in told['entries']] == [0.5, 0.5]
+  assert told['entries'][1]['against_best']['tests'] == []
+  assert '| a=2 | 50.0 | 50.0 | 25.0 / 50.0 |' in (tmp_path / 'sweep.md').read_text()
+
+
 def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
   """By hand: b's effect has three pairs, one of which lacks valid; a's second level has one."""
   states = make_states(tmp_path, [
