@@ -58,6 +58,7 @@ _MEASURES = (  # key in results.json, label, what it means
     ('num_unfinished', 'unfinished answers', 'cut off at eval.max_new_tokens'),
     ('ttft_ms', 'time to first token', 'of the answer, after its chain where one is written'),
     ('ttft_conditions', 'measured on', ''))
+_LONG = ('ttft_conditions', 'chosen_on')  # sentences
 _MAX_POINTS = 250  # of one curve
 _PARTS = (('first_token_ms', "to the answer's first token"), ('full_ms', 'to its end'),
           ('prefill_ms', 'prefill'), ('decode_ms', 'decode'))
@@ -139,7 +140,7 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
         grid.add_row(_name_block(block, method), _format('', acc), bar * round(20 * acc))
       value, style = f'{value} +- {_format("", result["final_acc_stderr"])}', 'bold'
     meaning = _METHODS.get(method, '') if key == 'method' else meaning
-    if key == 'ttft_conditions' or isinstance(result[key], dict):  # long: in the wide column
+    if key in _LONG or isinstance(result[key], dict):  # long: in the wide column
       value, meaning = '', value
     grid.add_row(label, Text(value, style=style), Text(f'({meaning})' if meaning else ''))
   console.print(grid)

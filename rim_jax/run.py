@@ -123,7 +123,8 @@ def evaluate(config, workdir, say, console) -> None:
     return
   _write_summary(config, workdir)
   report.show_results(console, folder, config.eval.num_shown, list(results)[-1])
-  say(f'files: {folder}/results.json, {folder}/predictions/{list(results)[-1]}.jsonl')
+  answers = folder / 'predictions' / f'{list(results)[-1]}.jsonl'  # the paper's protocol has none
+  say(f'files: {folder}/results.json' + (f', {answers}' if answers.exists() else ''))
 
 
 def controls(config, workdir, say, console) -> None:

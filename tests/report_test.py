@@ -132,6 +132,14 @@ def capture_figures(monkeypatch):
   return figures
 
 
+def test_a_sentence_stands_in_the_wide_column(tmp_path):
+  sentence = 'test itself: 264 of its 1319 questions choose, the others score (arXiv 2605.30343)'
+  write_run(tmp_path, 'rim_stage2', 2, test=make_result('rim_stage2', 2, chosen_on=sentence))
+  lines = show(tmp_path).splitlines()
+  assert any('chosen on' in line and '(test itself: 264 of' in line for line in lines)
+  assert any('final accuracy' in line and '%' in line for line in lines)  # labels are not squeezed
+
+
 def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
   results = write_curriculum(tmp_path)
   page = write_page(tmp_path, 'rim')
