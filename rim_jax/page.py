@@ -157,7 +157,7 @@ def _draw_lines(ax, lines, marks, ramp):
       ax.plot(x[-1:], y[-1:], color=color, marker='o', markersize=10, fillstyle='none')
 
 
-def draw_map(caption, ylabel, xlabel, rows, columns, values, folder=None):
+def draw_map(caption, ylabel, xlabel, rows, columns, values, folder=None, decimals=0):
   """Shares of 1 in %, a cell for each row and column; None is left empty.
 
   Shapes: values [rows][columns].
@@ -176,7 +176,7 @@ def draw_map(caption, ylabel, xlabel, rows, columns, values, folder=None):
     for i, j, value in cells:  # see-through, so that ink is legible on it on any page
       ax.add_patch(patches.Rectangle((j - .47, i - .45), .94, .9, linewidth=0, facecolor=_CELL,
                                      alpha=0.04 + 0.6 * min(max(value, 0), 1)))
-      ax.text(j, i, f'{100 * value:.0f}', ha='center', va='center', fontsize=size)
+      ax.text(j, i, f'{100 * value:.{decimals}f}', ha='center', va='center', fontsize=size)
     ax.set(xlim=(-.5, len(columns) - .5), ylim=(len(rows) - .5, -.5), ylabel=ylabel, xlabel=xlabel)
     ax.set_xticks(range(len(columns)), list(map(str, columns)), fontsize=size)
     ax.set_yticks(range(len(rows)), list(map(str, rows)), fontsize=9)

@@ -8,7 +8,6 @@ import math
 from rim_jax import page
 
 _MOST_TICKS = 8  # named on one axis
-_ON_COLOUR = '#101418'  # text on a cell, legible on every colour of the ramp, light and dark page
 
 
 def draw_parallel(rows, levels, measure: str, folder):
@@ -94,37 +93,18 @@ def list_grids(rows, levels):
 
 
 def average_grid(rows, first: str, second: str) -> dict:
-  """(level, level) -> (mean accuracy over all else, points)."""
+  """(level, level) -> mean accuracy over all else."""
   cells = {}
   for factors, acc in rows:
     if first in factors and second in factors:
       cells.setdefault((factors[first], factors[second]), []).append(acc)
-  return {key: (math.fsum(accs) / len(accs), len(accs)) for key, accs in cells.items()}
+  return {key: math.fsum(accs) / len(accs) for key, accs in cells.items()}
 
 
 def draw_heat_map(rows, levels, first: str, second: str, measure: str, folder):
   """Mean accuracy of each two levels of two factors, over all else that was run with them."""
-  from matplotlib import figure as figure_lib
   cells = average_grid(rows, first, second)
   down, across = (sorted(levels[f], key=place_levels(levels[f]).get) for f in (first, second))
-  low, high = _find_range([mean for mean, _ in cells.values()])
-  caption = f'{measure} by {first} and {second}; %, mean over all else, seeds too'
-  style, ramp = page.make_style(caption)
-  with style:
-    figure = figure_lib.Figure(figsize=(max(4.0, 1.6 + 0.75 * len(across)),
-                                        max(2.2, 1.0 + 0.5 * len(down))), layout='constrained')
-    ax = figure.subplots()
-    for y, a in enumerate(down):
-      for x, b in enumerate(across):
-        mean, _ = cells.get((a, b), (None, 0))
-        if mean is not None:
-          ax.fill_between((x - .48, x + .48), y - .46, y + .46, linewidth=0,
-                          color=ramp((mean - low) / (high - low)))
-        ax.text(x, y, '–' if mean is None else f'{100 * mean:.1f}', ha='center', va='center',
-                **({} if mean is None else {'color': _ON_COLOUR}))
-    ax.set(xlim=(-.5, len(across) - .5), ylim=(len(down) - .5, -.5), xlabel=second, ylabel=first)
-    ax.set_xticks(range(len(across)), map(_format, across), rotation=30 if len(across) > 6 else 0)
-    ax.set_yticks(range(len(down)), map(_format, down))
-    ax.grid(False)
-    return page.finish(figure, caption, [first, second, 'mean', 'points'], [
-        (a, b, *cells[a, b]) for a in down for b in across if (a, b) in cells], folder)
+  return page.draw_map(
+      f'{measure} by {first} and {second}; %, mean over all else, seeds too', first, second, down,
+      across, [[cells.get((a, b)) for b in across] for a in down], folder, decimals=1)
