@@ -4,7 +4,8 @@ import dataclasses
 
 import ml_collections
 
-from rim_jax.config import UserError, make_config_dict, make_stages, parse_config
+from rim_jax.config import UserError, make_config_dict, parse_config
+from rim_jax.stages import make_stages
 
 _WRITTEN = ('cot', 'icot', 'coconut')  # these need room to write steps, at least while they train
 

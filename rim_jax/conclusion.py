@@ -10,8 +10,8 @@ import dataclasses
 import io
 import pathlib
 
-from rim_jax import config as config_lib
 from rim_jax import metrics as metrics_lib
+from rim_jax import stages as stages_lib
 from rim_jax import stats
 from rim_jax import storage
 from rim_jax.points import name_point
@@ -84,7 +84,7 @@ def _summarize(results) -> dict:
 def _count_steps(state) -> int:
   """Updates over all stages."""
   return sum(max((x['step'] for x in metrics_lib.load_metrics(state.folder / name)), default=0)
-             for name, _ in config_lib.make_stages(state.point.config))
+             for name, _ in stages_lib.make_stages(state.point.config))
 
 
 def choose_best(entries) -> dict:

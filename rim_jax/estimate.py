@@ -17,6 +17,7 @@ from rim_jax import families
 from rim_jax import pipeline
 from rim_jax import plan
 from rim_jax import sharding
+from rim_jax import stages as stages_lib
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import Config, UserError
 
@@ -33,12 +34,12 @@ def estimate(config: Config) -> Estimate:
   """Examples and FLOPs of a run. Needs no data file and no weights; says what it lacks."""
   try:
     config = families.resolve_shape(config)
-    stages = [stage for _, stage in config_lib.make_stages(config)]
+    stages = [stage for _, stage in stages_lib.make_stages(config)]
     per_example = [_compute_flops(dataclasses.replace(stage, seed=0)) for stage in stages]
     why = ''
   except UserError as e:  # a model or a tokenizer that is not here
     per_example, why = None, str(e).splitlines()[0]
-  stages = [stage.train for _, stage in config_lib.make_stages(config)]
+  stages = [stage.train for _, stage in stages_lib.make_stages(config)]
   size, lacks = 0, ''
   if any(not train.num_examples for train in stages):
     size, lacks = _count_records(config.data)

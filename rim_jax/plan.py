@@ -20,10 +20,10 @@ import jax
 from jax.experimental import topologies
 
 from rim_jax import batch as batch_lib
-from rim_jax import config as config_lib
 from rim_jax import hlo
 from rim_jax import pipeline
 from rim_jax import sharding
+from rim_jax import stages as stages_lib
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import Config, MeshConfig, UserError
@@ -350,7 +350,7 @@ def make_plans(config: Config, topology: str, num_slices: int, say) -> list[dict
   """
   machine = make_machine(topology, num_slices)
   plans = []
-  for name, stage in config_lib.make_stages(config):
+  for name, stage in stages_lib.make_stages(config):
     say(f'{name or stage.method}: compiling for {len(machine.devices)} chips ({topology}'
         + (f', {num_slices} slices' if num_slices > 1 else '') + '); a minute or more')
     plan = {'stage': name, **make_plan(stage, machine)}

@@ -17,6 +17,7 @@ from rich.text import Text
 from rim_jax import config as config_lib
 from rim_jax import findings
 from rim_jax import rules
+from rim_jax import stages as stages_lib
 from rim_jax.config import Config
 from rim_jax.page import (
     clean, draw, escape, load_json, make_table, mark, section, wrap_figures, write_page)
@@ -190,7 +191,7 @@ def write_report(workdir, config: Config) -> epath.Path:
   """Writes WORKDIR/report.html, whole or not at all: one file that needs no other."""
   workdir = epath.Path(workdir)
   stages = [(name or config.method, stage, workdir / name if name else workdir)
-            for name, stage in config_lib.make_stages(config)]
+            for name, stage in stages_lib.make_stages(config)]
   results = {name: load_json(folder, 'results.json') for name, _, folder in stages}
   rules = {result['answer_rule'] for sets in results.values() for result in sets.values()}
   page = [f'<p>{_METHODS[config.method]}.</p>',

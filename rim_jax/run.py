@@ -14,13 +14,13 @@ from rich.text import Text
 
 from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
-from rim_jax import config as config_lib
 from rim_jax import decode
 from rim_jax import evaluate as evaluate_lib
 from rim_jax import hosts
 from rim_jax import layout as layout_lib
 from rim_jax import report
 from rim_jax import results as results_lib
+from rim_jax import stages as stages_lib
 from rim_jax import state as state_lib
 from rim_jax import storage
 from rim_jax import train as train_lib
@@ -68,7 +68,7 @@ def write_report(config, workdir, say) -> None:
   Raises: UserError where there is no run, or another one.
   """
   stages = [(stage, epath.Path(workdir) / name if name else epath.Path(workdir))
-            for name, stage in config_lib.make_stages(config)]
+            for name, stage in stages_lib.make_stages(config)]
   there = [(stage, folder) for stage, folder in stages if (folder / 'config.json').exists()]
   if not there:
     raise UserError(f'{workdir}: there is no run here; train it first with --mode=train, or name '
@@ -83,7 +83,7 @@ def write_report(config, workdir, say) -> None:
 
 def _write_summary(config, workdir):
   """The report, and for a curriculum its stages' results in one results.json."""
-  stages = [name for name, _ in config_lib.make_stages(config) if name]
+  stages = [name for name, _ in stages_lib.make_stages(config) if name]
   found = {name: epath.Path(workdir) / name / 'results.json' for name in stages}
   if stages:
     storage.write_json(epath.Path(workdir) / 'results.json', {
@@ -99,7 +99,7 @@ def _get_example_question(folder):
 
 def _get_last_stage(config, workdir):
   """(config, WORKDIR) of the stage whose answers count."""
-  name, stage = config_lib.make_stages(config)[-1]
+  name, stage = stages_lib.make_stages(config)[-1]
   return stage, epath.Path(workdir) / name if name else epath.Path(workdir)
 
 

@@ -11,6 +11,7 @@ from rim_jax import findings
 from rim_jax import metrics as metrics_lib
 from rim_jax import page
 from rim_jax import plots
+from rim_jax import stages as stages_lib
 
 _HEAD = ('', 'on valid<small>chooses the checkpoint of a run, and the best of all</small>', 'final',
          'any block<small>upper bound: picks the right block by looking at the answer</small>',
@@ -162,7 +163,7 @@ def _draw_learning(entries, which, states, workdir):
   by_name, lines = {s.point.name: s for s in states}, {}
   for entry in entries:
     state, points, before = by_name[entry['points'][0]], [], 0
-    for name, _ in config_lib.make_stages(state.point.config):
+    for name, _ in stages_lib.make_stages(state.point.config):
       metrics = metrics_lib.load_metrics(state.folder / name)
       points += [(before + x['step'], 100 * x['valid/final_acc']) for x in metrics
                  if 'valid/final_acc' in x]

@@ -28,6 +28,7 @@ from rim_jax import conclusion as conclusion_lib
 from rim_jax import config as config_lib
 from rim_jax import hosts
 from rim_jax import metrics as metrics_lib
+from rim_jax import stages as stages_lib
 from rim_jax import storage
 from rim_jax import summary
 from rim_jax.config import Config, UserError
@@ -80,7 +81,7 @@ class State:
   @property
   def last(self) -> tuple[Config, pathlib.Path]:
     """(config, folder) of the stage whose answers count."""
-    name, config = config_lib.make_stages(self.point.config)[-1]
+    name, config = stages_lib.make_stages(self.point.config)[-1]
     return config, self.folder / name if name else self.folder
 
 
@@ -145,7 +146,7 @@ def read_progress(state: State) -> str:
   From its metrics, and the last line of progress in its output.
   """
   told = ''
-  for name, _ in config_lib.make_stages(state.point.config):
+  for name, _ in stages_lib.make_stages(state.point.config):
     metrics = metrics_lib.load_metrics(state.folder / name)
     losses = [x for x in metrics if 'train/loss' in x]
     valid = [x['valid/final_acc'] for x in metrics if x.get('valid/final_acc') is not None]

@@ -14,7 +14,6 @@ import numpy as np
 
 from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
-from rim_jax import config as config_lib
 from rim_jax import data
 from rim_jax import decode
 from rim_jax import evaluate
@@ -25,6 +24,7 @@ from rim_jax import pipeline
 from rim_jax import pretrained
 from rim_jax import results as results_lib
 from rim_jax import sharding
+from rim_jax import stages as stages_lib
 from rim_jax import state as state_lib
 from rim_jax import storage
 from rim_jax import tokenizer as tokenizer_lib
@@ -309,7 +309,7 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   """
   workdir = epath.Path(workdir)
   results, before = {}, None
-  for name, stage_config in config_lib.make_stages(config):
+  for name, stage_config in stages_lib.make_stages(config):
     folder = workdir / name if name else workdir
     init_from = before if name else state_lib.find_init(stage_config, folder)
     if name:

@@ -27,6 +27,7 @@ NEVER = {
     'run': {'optax', 'grain', 'absl', 'rim_jax.main'},
     'rules': ALL | {'jax', 'numpy', 'flax', 'optax', 'grain', 'ml_collections'} | IO,
     'config': ALL - {'rim_jax.rules'} | {'jax', 'numpy', 'flax', 'optax', 'grain'},
+    'stages': ALL - {'rim_jax.config'} | {'jax', 'numpy', 'flax', 'optax', 'grain'},
     'data': {'rim_jax.model', 'rim_jax.sharding', 'rim_jax.train', 'jax'},
     'records': ALL - {'rim_jax.config'} | {'jax', 'grain'},
     'numerals': ALL | {'jax', 'numpy'} | IO,
@@ -158,8 +159,8 @@ def test_recipes_know_only_the_config():
   """So that a recipe is read, and refused, before anything heavy is loaded."""
   for path in (ROOT / 'configs').rglob('*.py'):
     inside = {i for i in find_imports(path.read_text()) if i.startswith('rim_jax')}
-    assert {i for i in inside if not i.startswith(('rim_jax.config', 'rim_jax.points'))} <= {
-        'rim_jax'}, path
+    light = ('rim_jax.config', 'rim_jax.points', 'rim_jax.stages')
+    assert {i for i in inside if not i.startswith(light)} <= {'rim_jax'}, path
 
 
 @pytest.mark.parametrize('args', [

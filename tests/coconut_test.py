@@ -16,6 +16,7 @@ from rim_jax import layout as layout_lib
 from rim_jax import loss as loss_lib
 from rim_jax import model as model_lib
 from rim_jax import sharding
+from rim_jax import stages as stages_lib
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import MeshConfig, UserError
 from tests import support
@@ -281,7 +282,7 @@ def test_stages_by_hand(budget):
   config = support.make_config('coconut', **{f'train__{k}': v for k, v in (
       {'num_examples': 0} | budget).items()}, coconut__num_stages=2,
                                coconut__thoughts_per_step=3, coconut__stage_frac=0.2)
-  stages = config_lib.make_stages(config)
+  stages = stages_lib.make_stages(config)
   assert [(name, s.method, s.layout.num_blocks, s.layout.block_tokens, s.layout.skip_steps)
           for name, s in stages] == [
               ('stage0', 'coconut_stage', 0, 1, 0), ('stage1', 'coconut_stage', 1, 3, 1),

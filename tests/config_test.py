@@ -41,6 +41,7 @@ from rim_jax import results
 from rim_jax import rules
 from rim_jax import run
 from rim_jax import sharding
+from rim_jax import stages as stages_lib
 from rim_jax import state as state_lib
 from rim_jax import tokenizer as tokenizer_lib
 from rim_jax import train
@@ -71,7 +72,7 @@ def test_every_recipe_is_a_config(name, preset):
   tree = module.get_config() if name == 'smoke' else module.get_config(preset)
   assert tree.is_locked  # or else a typo on the command line would pass
   config = config_lib.parse_config(tree)
-  assert config_lib.make_stages(config)
+  assert stages_lib.make_stages(config)
   methods = {'stage1': 'rim_stage1', 'stage2': 'rim_stage2', 'smoke': 'rim'}
   assert config.method == methods.get(name, name)
 
@@ -79,7 +80,7 @@ def test_every_recipe_is_a_config(name, preset):
 @pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small', 'prosqa'])
 def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
   """So that a stage can be done again alone: same config, to the last key."""
-  stages = config_lib.make_stages(config_lib.parse_config(load_recipe('rim').get_config(preset)))
+  stages = stages_lib.make_stages(config_lib.parse_config(load_recipe('rim').get_config(preset)))
   alone = [config_lib.parse_config(load_recipe(n).get_config(preset)) for n in ('stage1', 'stage2')]
   assert [stage for _, stage in stages] == alone
 
@@ -179,37 +180,6 @@ def find_problems(config, changes):
 def test_the_defaults_lack_only_a_budget():
   problem, = config_lib.find_problems(Config())
   assert 'train.num_examples' in problem
-
-
-# ---- Stages ----
-
-
-def test_a_single_method_is_one_stage():
-  config = support.make_config('pause')
-  assert config_lib.make_stages(config) == [('', config)]
-
-
-@pytest.mark.parametrize('budget', [{'num_examples': 1001}, {'num_epochs': 2.5}])
-def test_stages_share_the_budget_and_change_rate_and_dropout_only(budget):
-  config = support.make_config(
-      'rim', **{f'train__{k}': v for k, v in ({'num_examples': 0} | budget).items()},
-      curriculum__stage1_frac=0.6, curriculum__stage2_learning_rate_scale=0.5,
-      curriculum__stage2_dropout=0.3, model__dropout=0.1, optim__learning_rate=2e-3,
-      curriculum__stage2_lora_dropout=0.2)
-  (name1, stage1), (name2, stage2) = config_lib.make_stages(config)
-  assert (name1, name2) == ('stage1', 'stage2')
-  key, total = next(iter(budget.items()))
-  shares = [getattr(s.train, key) for s in (stage1, stage2)]
-  assert sum(shares) == pytest.approx(total)
-  assert shares[0] == pytest.approx(0.6 * total, abs=0.5 if key == 'num_examples' else 1e-9)
-  changed = []
-  for stage in (stage1, stage2):
-    assert config_lib.find_problems(stage) == []
-    flat, base = config_lib.flatten(stage), config_lib.flatten(config)
-    changed.append({k: v for k, v in flat.items() if v != base[k] and k != f'train.{key}'})
-  assert changed == [{'method': 'rim_stage1'},
-                     {'method': 'rim_stage2', 'model.dropout': 0.3, 'model.lora.dropout': 0.2,
-                      'optim.learning_rate': 1e-3}]
 
 
 def test_eval_blocks():
@@ -375,7 +345,7 @@ def probe_mesh(config, tools):
 
 
 def probe_stages(config, tools):
-  return [(s.train, s.model, s.optim, s.layout) for _, s in config_lib.make_stages(config)]
+  return [(s.train, s.model, s.optim, s.layout) for _, s in stages_lib.make_stages(config)]
 
 
 def probe_stage1(config, tools):

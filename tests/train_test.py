@@ -22,6 +22,7 @@ from rim_jax import families
 from rim_jax import pipeline
 from rim_jax import results as results_lib
 from rim_jax import sharding
+from rim_jax import stages as stages_lib
 from rim_jax import state as state_lib
 from rim_jax import train as train_lib
 from rim_jax import train_step as train_step_lib
@@ -202,7 +203,7 @@ def test_coconut_s_stages_go_on_from_one_another_and_when_killed(tmp_path, cache
   config = make_config(cache, 'coconut', coconut__num_stages=1, coconut__stage_frac=0.3,
                        train__num_examples=120, model__num_layers=1, checkpoint__every_steps=2)
   train_lib.train_curriculum(config, tmp_path / 'whole', say=QUIET)
-  (_, first), (_, second), _ = config_lib.make_stages(config)
+  (_, first), (_, second), _ = stages_lib.make_stages(config)
   train_lib.train(first, tmp_path / 'parts/stage0', say=QUIET)
   with pytest.MonkeyPatch.context() as patch:
     kill_after(patch, 3)
@@ -233,7 +234,7 @@ def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
     tmp_path, cache, use_devices):
   use_devices(1)
   config = make_config(cache, 'rim')
-  (_, first), (_, second) = config_lib.make_stages(config)
+  (_, first), (_, second) = stages_lib.make_stages(config)
   train_lib.train(first, tmp_path / 'stage1', say=QUIET)
   task = train_lib.make_task(second, QUIET)
   program = train_lib.train_step_lib.make_program(second, task.vocab_size, 5, task.mesh)

@@ -1,0 +1,51 @@
+"""The runs that a config stands for: a curriculum is several, one after the other.
+
+A stage is a run of its own: fresh optimizer, on the parameters of the one before. Knows the
+config's form and nothing else.
+"""
+
+import dataclasses
+
+from rim_jax.config import Config, TrainConfig
+
+
+def make_stages(config: Config) -> list[tuple[str, Config]]:
+  """(name, config) of each, in order: ('', itself), or the stages of rim or coconut."""
+  return {'rim': _make_rim_stages, 'coconut': _make_coconut_stages}.get(
+      config.method, lambda config: [('', config)])(config)
+
+
+def _take_share(train: TrainConfig, share: float) -> TrainConfig:
+  return dataclasses.replace(train, num_examples=round(train.num_examples * share),
+                             num_epochs=train.num_epochs * share)
+
+
+def _make_coconut_stages(config):
+  """Stage 0, the numbered ones, and the last, which keeps the thoughts and writes no step.
+
+  Source: arXiv 2412.06769; thoughts are as many for every record (its `pad_latent_to_max`).
+  """
+  coconut, replace, stages = config.coconut, dataclasses.replace, []
+  for k in range(coconut.num_stages + 2):
+    last = k > coconut.num_stages
+    share = 1 - k * coconut.stage_frac if last else coconut.stage_frac
+    thoughts = min(k, coconut.num_stages) * coconut.thoughts_per_step
+    layout = replace(config.layout, num_blocks=int(thoughts > 0), skip_steps=-1 if last else k,
+                     block_tokens=thoughts or config.layout.block_tokens)
+    stages.append((f'stage{k}', replace(config, method='coconut_stage', layout=layout,
+                                        train=_take_share(config.train, share))))
+  return stages
+
+
+def _make_rim_stages(config):
+  """In stage 2 a lower learning rate and a higher dropout (method.md section 5)."""
+  curriculum, replace = config.curriculum, dataclasses.replace
+  stage1 = replace(config, method='rim_stage1',
+                   train=_take_share(config.train, curriculum.stage1_frac))
+  stage2 = replace(
+      config, method='rim_stage2', train=_take_share(config.train, 1 - curriculum.stage1_frac),
+      model=replace(config.model, dropout=curriculum.stage2_dropout, lora=replace(
+          config.model.lora, dropout=curriculum.stage2_lora_dropout)),
+      optim=replace(config.optim, learning_rate=(
+          config.optim.learning_rate * curriculum.stage2_learning_rate_scale)))
+  return [('stage1', stage1), ('stage2', stage2)]
