@@ -154,7 +154,8 @@ def read_progress(state: State) -> str:
       told = f'{name or "train"} step {losses[-1]["step"]}, loss {losses[-1]["train/loss"]:.4f}'
       told += f', valid {valid[-1]:.1%}' if valid else ''
   output = state.folder / 'output.txt'
-  left = _LEFT.findall(output.read_text(errors='replace')) if told and output.exists() else []
+  output = output.read_bytes().decode(errors='replace') if told and output.exists() else ''
+  left = _LEFT.findall(output)
   return told + (f', {left[-1]} left of the stage' if left else '')
 
 

@@ -235,8 +235,10 @@ def test_another_config_under_the_same_name_is_refused(cheap):
 
 
 def test_where_a_run_is_comes_from_its_metrics_and_what_it_tells(tmp_path):
-  [point] = load([({'seed': 0}, {'seed': 0, 'method': 'direct'})])
-  state = sweep.State(point, tmp_path)
+  points = load([({'seed': 0}, {'seed': 0, 'method': 'direct'})])
+  [state] = sweep.load_states(points, tmp_path)
+  tmp_path = tmp_path / 'points/seed=0'
+  tmp_path.mkdir(parents=True)
   assert sweep.read_progress(state) == ''
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in (
       {'step': 20, 'train/loss': 0.5}, {'step': 20, 'valid/final_acc': 0.25},
