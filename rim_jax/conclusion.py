@@ -14,7 +14,7 @@ from rim_jax import metrics as metrics_lib
 from rim_jax import stages as stages_lib
 from rim_jax import stats
 from rim_jax import storage
-from rim_jax.points import name_point
+from rim_jax.points import get_setting, name_setting
 
 CONCLUSION_VERSION = 2
 MEASURES = ('valid_acc', 'final_acc')  # of effects: what chooses, and what is reported
@@ -27,7 +27,7 @@ def conclude(states, workdir) -> dict:
   """
   groups = {}
   for state in states:
-    groups.setdefault(name_point(get_group(state.point)), []).append(state)
+    groups.setdefault(name_setting(state.point), []).append(state)
   entries = [_make_entry(name, members) for name, members in groups.items()]
   best = choose_best(entries)
   _compare_with_best(entries, best, {s.point.name: s for s in states})
@@ -38,11 +38,6 @@ def conclude(states, workdir) -> dict:
   storage.write_text(workdir / 'sweep.csv', _make_csv(entries))
   storage.write_text(workdir / 'sweep.md', make_markdown(conclusion))
   return conclusion
-
-
-def get_group(point) -> dict:
-  """The factors that a point shares with those that differ in their seed alone."""
-  return {k: v for k, v in point.factors.items() if k != 'seed'}
 
 
 def read_valid_acc(state) -> float | None:
@@ -57,9 +52,10 @@ def read_valid_acc(state) -> float | None:
 
 def _make_entry(name, members) -> dict:
   found = [(s, r) for s in members if (r := s.result)]
-  entry = {'name': name, 'factors': get_group(members[0].point), 'num_points': len(members),
+  entry = {'name': name, 'factors': get_setting(members[0].point), 'num_points': len(members),
            'num_done': len(found),
-           'failed': {s.point.name: s.error for s in members if s.status == 'failed'}}
+           'failed': {s.point.name: s.error for s in members if s.status == 'failed'},
+           'dropped': {s.point.name: s.error for s in members if s.status == 'dropped'}}
   if not found:
     return entry
   entry |= _summarize([r | ({} if (acc := read_valid_acc(s)) is None else {'valid_acc': acc})
@@ -92,6 +88,7 @@ def choose_best(entries) -> dict:
 
   Of equals the recipe's first: test has no say. `doubtful` are those that the seeds do not tell
   from it: the difference on valid is within two standard errors, or has none, for want of seeds.
+  `dropped` ended early (halving.py), so that nobody knows what they would have had.
   """
   known = [e for e in entries if 'valid_acc' in e]
   if not known:
@@ -100,7 +97,8 @@ def choose_best(entries) -> dict:
   found, others = best['valid_acc'], [e for e in known if e is not best]
   return {'name': best['name'], 'valid_acc': found, 'final_acc': best['final_acc'],
           'equal': [e['name'] for e in others if e['valid_acc']['mean'] == found['mean']],
-          'doubtful': [e['name'] for e in others if not is_apart(found, e['valid_acc'])]}
+          'doubtful': [e['name'] for e in others if not is_apart(found, e['valid_acc'])],
+          'dropped': [e['name'] for e in entries if e['dropped'] and not e['num_done']]}
 
 
 def is_apart(high, low) -> bool:
@@ -135,7 +133,7 @@ def list_levels(points) -> dict:
   """Factor -> its values in the recipe's order; of what varies only, and without the seed."""
   levels = {}
   for point in points:
-    for key, value in get_group(point).items():
+    for key, value in get_setting(point).items():
       if value not in levels.setdefault(key, []):
         levels[key].append(value)
   return {key: values for key, values in levels.items() if len(values) > 1}
@@ -191,7 +189,8 @@ def make_markdown(conclusion) -> str:
            '| first token, ms | against the best, p |', '|---|---|---|---|---|---|---|---|---|']
   for entry in conclusion['entries']:
     if not entry['num_done']:
-      lines.append(f"| {entry['name']} | not done | | | | 0 of {entry['num_points']} | | | |")
+      why = 'dropped ' + min(entry['dropped'].values()) if entry['dropped'] else 'not done'
+      lines.append(f"| {entry['name']} | {why} | | | | 0 of {entry['num_points']} | | | |")
       continue
     blocks = ' / '.join(f'{100 * a:.1f}' for a in entry.get('block_acc', []))
     time_ms = f"{entry['ttft_ms']['mean']:.2f}" if 'ttft_ms' in entry else ''
@@ -220,6 +219,8 @@ def describe_best(best) -> str:
   doubtful = [name for name in best['doubtful'] if name not in best['equal']]
   if doubtful:
     told += f" The seeds do not tell it from: {', '.join(doubtful)}."
+  if best['dropped']:
+    told += f" Dropped early, and in no comparison: {', '.join(best['dropped'])}."
   return told
 
 

@@ -172,6 +172,7 @@ class CurriculumConfig:
   stage2_learning_rate_scale: float = 0.2  # rim: stage 2's rate over stage 1's
   stage2_dropout: float = 0.2  # rim: model.dropout in stage 2
   stage2_lora_dropout: float = 0.1  # rim: model.lora.dropout in stage 2
+  reset_optimizer: bool = True  # a run that starts from another: fresh moments, not that one's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,6 +234,9 @@ class CheckpointConfig:
   every_minutes: float = 0.0  # and after so many since the last save; 0: by steps alone
   keep_last: int = 2
   keep_every_steps: int = 0  # keep those of every so many steps for good; 0: none
+  # The run ends, saved, once it has taken this share of its budget, over all stages, up to the next
+  # of every_steps: it computes what it would have. The same command with more goes on.
+  stop_frac: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,9 @@
   --mode=generate          answer --question=TEXT, or each line of standard input
   --mode=sweep             every run of a recipe of many (configs/compare.py), --jobs at a time, and
                            what they say together; again: what is left, --retry_failed.
+                           --halve_at=0.25,0.5 drops settings (all seeds of one together) that
+                           are worse on valid than others after these shares of their budget;
+                           --halve_keep=0.5 of them go on.
                            --dry_run shows points, commands and cost, in hours on --hardware=h100
                            (or v5e:2x4, h100:8) at --utilization=0.4 of its peak.
                            --conclude runs nothing, and concludes from what is there.
@@ -77,6 +80,8 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_bool('conclude', False, 'sweep: run nothing.', flag_values=values)
   flags.DEFINE_integer('jobs', 1, 'sweep: runs at a time.', flag_values=values)
   flags.DEFINE_bool('retry_failed', False, 'sweep: failed ones too.', flag_values=values)
+  flags.DEFINE_string('halve_at', '', 'sweep: drop the worst at these shares.', flag_values=values)
+  flags.DEFINE_float('halve_keep', 0.5, 'sweep: the part that goes on.', flag_values=values)
   flags.DEFINE_bool('dry_run', False, 'sweep: show the runs.', flag_values=values)
   flags.DEFINE_string('hardware', 'h100', 'sweep --dry_run: hours on it.', flag_values=values)
   flags.DEFINE_float('utilization', 0.4, 'sweep --dry_run: assumed share of its peak.',
@@ -250,13 +255,15 @@ def _run(argv, console) -> None:
   if values.mode == 'sweep':  # starts commands and computes nothing
     if values.dry_run:  # shapes alone: no accelerator is touched
       os.environ['JAX_PLATFORMS'] = 'cpu'
-    from rim_jax import sweep  # late: it loads JAX
+    from rim_jax import halving, sweep  # late: they load JAX
+    halves = halving.parse_halving(values.halve_at, values.halve_keep)
     overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
     if values.dry_run:
-      sweep.show_dry(config, workdir, source, overrides, values.hardware, values.utilization, say)
+      sweep.show_dry(config, workdir, source, overrides, values.hardware, values.utilization, say,
+                     halves)
       return
     sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed, say, console,
-                values.conclude)
+                values.conclude, halves)
     return
   command = f'python -m rim_jax.main --config={source}' + (
       f' --point={values.point}' if values.point else '') + (

@@ -30,11 +30,11 @@ def make_decay_mask(params):
       lambda path, _: path[-1].key not in _NO_DECAY, params)
 
 
-def reset(state, fresh):
-  """The fresh optimizer state, but at the old one's place in the schedule."""
+def swap_moments(state, other):
+  """An optimizer state with the moments of another one, at its own place in the schedule."""
   def is_schedule(x):
     return isinstance(x, optax.ScaleByScheduleState)
-  return jax.tree.map(lambda old, new: old if is_schedule(old) else new, state, fresh,
+  return jax.tree.map(lambda mine, theirs: mine if is_schedule(mine) else theirs, state, other,
                       is_leaf=is_schedule)
 
 

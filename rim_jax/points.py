@@ -136,3 +136,12 @@ def load_points(tree, source: str) -> list[Point]:
 def name_point(factors: dict) -> str:
   """`lr=0.0003,seed=1`: readable, and a folder's name."""
   return ','.join(f'{key}={value}'.replace('/', '_') for key, value in factors.items())
+
+
+def get_setting(point: Point) -> dict:
+  """The factors that a point shares with those that differ in their seed alone."""
+  return {k: v for k, v in point.factors.items() if k != 'seed'}
+
+
+def name_setting(point: Point) -> str:
+  return name_point(get_setting(point))

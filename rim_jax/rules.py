@@ -88,6 +88,9 @@ def find_problems(config, flat: dict) -> list[str]:
   problems += [f'{k}={flat[k]} must be above 0' for k in _POSITIVE if flat[k] <= 0]
   problems += [f'{k}={flat[k]} must be in [0, 1)' for k in _BELOW_ONE
                if flat[k] < 0 or flat[k] >= 1]
+  if not 0 < flat['checkpoint.stop_frac'] <= 1:
+    problems.append(f"checkpoint.stop_frac={flat['checkpoint.stop_frac']} must be above 0 and at "
+                    'most 1, the whole budget')
   # JAX would drop higher bits without a word, and two seeds would be one.
   problems += [f'{k}={flat[k]} must be below 2**32' for k in ('seed',) if flat[k] >= 2**32]
   # The checks below do arithmetic on values that the ones above vouch for.

@@ -5,14 +5,42 @@ config's form and nothing else.
 """
 
 import dataclasses
+import math
 
-from rim_jax.config import Config, TrainConfig
+from rim_jax.config import CheckpointConfig, Config, TrainConfig
 
 
 def make_stages(config: Config) -> list[tuple[str, Config]]:
   """(name, config) of each, in order: ('', itself), or the stages of rim or coconut."""
-  return {'rim': _make_rim_stages, 'coconut': _make_coconut_stages}.get(
-      config.method, lambda config: [('', config)])(config)
+  make = {'rim': _make_rim_stages, 'coconut': _make_coconut_stages}.get(config.method)
+  return _divide_stop(config, make(config)) if make else [('', config)]
+
+
+def find_stop(num_steps: int, config: CheckpointConfig) -> int:
+  """The step at which a run of `num_steps` ends for now: its last, or one that is evaluated anyway.
+
+  0 where it does not begin.
+  """
+  steps = round(config.stop_frac * num_steps / config.every_steps, 6)  # 1500.0000001 are 1500
+  return min(math.ceil(steps) * config.every_steps, num_steps)
+
+
+def _divide_stop(whole, stages):
+  """`checkpoint.stop_frac` of the whole as each stage's own: 1, a share, or 0 beyond it."""
+  if whole.checkpoint.stop_frac == 1:  # also where shares were rounded to whole examples
+    return stages
+  left, divided, replace = whole.checkpoint.stop_frac * _get_budget(whole.train), [], (
+      dataclasses.replace)
+  for name, stage in stages:
+    budget = _get_budget(stage.train)
+    divided.append((name, replace(stage, checkpoint=replace(
+        stage.checkpoint, stop_frac=min(max(left / budget, 0.0), 1.0)))))
+    left -= budget
+  return divided
+
+
+def _get_budget(train: TrainConfig) -> float:
+  return train.num_examples or train.num_epochs
 
 
 def _take_share(train: TrainConfig, share: float) -> TrainConfig:

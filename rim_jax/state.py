@@ -14,6 +14,7 @@ from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import hosts
+from rim_jax import optim as optim_lib
 from rim_jax import pretrained
 from rim_jax import train_step as train_step_lib
 from rim_jax.config import Config, UserError
@@ -87,8 +88,15 @@ def initialize(task, program, init_from, say):
   if lines:
     raise UserError('\n'.join(lines))
   _, params, frozen, step = load_params(task, init_from, 'last')
-  say(f'parameters from step {step} of {init_from}')
-  return program.make_state(params), frozen
+  state = program.make_state(params)
+  if not task.config.curriculum.reset_optimizer:
+    theirs = checkpoint_lib.restore(checkpoint_lib.choose_checkpoint(init_from, 'last'), 'optim',
+                                    get_optim(program.abstract[0]))
+    state = dataclasses.replace(
+        state, opt_state=optim_lib.swap_moments(state.opt_state, theirs['opt_state']))
+  say(f'parameters{"" if task.config.curriculum.reset_optimizer else " and moments"} from step '
+      f'{step} of {init_from}')
+  return state, frozen
 
 
 def find_init(config: Config, workdir) -> epath.Path | None:

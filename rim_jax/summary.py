@@ -87,8 +87,9 @@ def _show(summary, scale=100, unit='%'):
 
 
 def _make_notes(entries):
-  """What the table cannot say: what failed, and where the seeds do not support an order."""
+  """What the table cannot say: what failed or was dropped, and which order seeds do not support."""
   events = [f'{name}: failed, {error}' for e in entries for name, error in e['failed'].items()]
+  events += [f'{name}: dropped {why}' for e in entries for name, why in e['dropped'].items()]
   ranked = sorted((e for e in entries if e['num_done']), key=lambda e: -e['final_acc']['mean'])
   single = [e['name'] for e in ranked if e['final_acc']['stderr'] is None]
   doubts = [f'one seed does not support an order: {", ".join(single)}'] * (

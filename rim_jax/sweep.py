@@ -26,8 +26,10 @@ from rich.text import Text
 
 from rim_jax import conclusion as conclusion_lib
 from rim_jax import config as config_lib
+from rim_jax import halving as halving_lib
 from rim_jax import hosts
 from rim_jax import metrics as metrics_lib
+from rim_jax import points as points_lib
 from rim_jax import stages as stages_lib
 from rim_jax import storage
 from rim_jax import summary
@@ -56,7 +58,7 @@ def identify(config: Config) -> str:
 
 @dataclasses.dataclass
 class State:
-  """Where a point stands. `status`: waiting | running | done | failed."""
+  """Where a point stands. `status`: waiting | running | done | failed | dropped (halving.py)."""
   point: Point
   folder: pathlib.Path
   status: str = 'waiting'
@@ -162,8 +164,8 @@ def read_progress(state: State) -> str:
 # ---- Running ----
 
 
-def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool, say, console
-        ) -> list[State]:
+def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool,
+        halving: halving_lib.Halving | None, say, console) -> list[State]:
   """Runs what is left, `num_jobs` at a time, devices divided between them.
 
   A stop (Ctrl-C, SIGTERM) ends the runs under way as a stop ends any run: saved.
@@ -174,35 +176,66 @@ def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bo
       state.status, state.error = 'waiting', ''
     elif state.status == 'running':  # its driver was killed
       state.status = 'waiting'
-  waiting = [s for s in states if s.status == 'waiting']
+    elif state.status == 'dropped':  # to be judged anew, or without halving to go on
+      state.status, state.error = 'waiting', ''
   say(f'{len(states)} points: {sum(s.status == "done" for s in states)} done before, '
-      f'{len(waiting)} to run, {num_jobs} at a time')
-  slots = list(range(num_jobs))
+      f'{sum(s.status == "waiting" for s in states)} to run, {num_jobs} at a time')
   with _Table(states, console) as shown:
-    try:
-      while waiting or any(s.process for s in states):
-        while slots and (ready := [s for s in waiting if s.not_before <= time.monotonic()]):
-          state = ready[0]
-          waiting.remove(state)
-          state.slot = slots.pop(0)
-          _start(state, source, overrides, num_jobs)
-        for state in states:
-          if state.process and state.process.poll() is not None:
-            _finish(state)
-            slots.append(state.slot)
-            if state.status == 'waiting':
-              waiting.append(state)
-        shown.update()
-        time.sleep(_POLL_SECS)
-    finally:
-      for state in states:
-        if state.process:
-          state.process.terminate()
-      for state in states:
-        if state.process:
-          state.process.wait()
-          _finish(state)
+    rungs = []
+    for share in halving.shares if halving else ():
+      contenders = [s for s in states if s.status != 'dropped']
+      _run_all(contenders, source, [*overrides, f'--config.checkpoint.stop_frac={share}'],
+               num_jobs, shown, share)
+      rungs.append(halving_lib.judge(contenders, share, halving.keep))
+      storage.write_json(pathlib.Path(workdir) / 'halving.json', {
+          'format': SWEEP_VERSION, 'keep': halving.keep, 'rungs': rungs})
+      _drop(contenders, rungs[-1], say)
+    _run_all(states, source, overrides, num_jobs, shown)
   return states
+
+
+def _drop(states, rung, say) -> None:
+  """Ends the settings that do not go on, and says so of each; what is done stays done."""
+  for setting in rung['settings']:
+    told = halving_lib.describe(setting, rung)
+    say(f"{setting['name']}: {'goes on' if setting['goes_on'] else 'dropped'} {told}")
+    for state in states:
+      if (points_lib.name_setting(state.point) == setting['name'] and not setting['goes_on']
+          and state.status == 'waiting'):
+        state.status, state.error = 'dropped', told
+        _keep(state)
+
+
+def _run_all(states, source, overrides, num_jobs, shown, share: float = 1.0) -> None:
+  """Runs each that waits until it is done or has failed, or has done this share of its budget."""
+  def is_to_run(state):
+    return state.status == 'waiting' and (
+        share == 1 or halving_lib.read_score(state, share) is None)
+  waiting = [s for s in states if is_to_run(s)]
+  slots = list(range(num_jobs))
+  try:
+    while waiting or any(s.process for s in states):
+      while slots and (ready := [s for s in waiting if s.not_before <= time.monotonic()]):
+        state = ready[0]
+        waiting.remove(state)
+        state.slot = slots.pop(0)
+        _start(state, source, overrides, num_jobs)
+      for state in states:
+        if state.process and state.process.poll() is not None:
+          _finish(state)
+          slots.append(state.slot)
+          if is_to_run(state):
+            waiting.append(state)
+      shown.update()
+      time.sleep(_POLL_SECS)
+  finally:
+    for state in states:
+      if state.process:
+        state.process.terminate()
+    for state in states:
+      if state.process:
+        state.process.wait()
+        _finish(state)
 
 
 def make_command(point: Point, folder, source: str, overrides) -> list[str]:
@@ -316,7 +349,7 @@ def make_table(states) -> table.Table:
 
 
 def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool, say,
-          console, conclude_only: bool = False) -> None:
+          console, conclude_only: bool = False, halving: halving_lib.Halving | None = None) -> None:
   """--mode=sweep: runs what is left and shows what all say together; --conclude: shows it only.
 
   Raises: UserError for what is wrong with flags or WORKDIR, and where a point failed.
@@ -330,7 +363,7 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   with storage.hold(workdir):
     states = load_states(points, workdir) if conclude_only else run(
-        points, workdir, source, overrides, num_jobs, retry_failed, say, console)
+        points, workdir, source, overrides, num_jobs, retry_failed, halving, say, console)
     conclusion = conclusion_lib.conclude(states, workdir)
     summary.write_summary(workdir, f'rim_jax: {source}', conclusion, states)
   say((workdir / 'sweep.md').read_text())
@@ -343,7 +376,8 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
         for s in failed))
 
 
-def show_dry(points, workdir, source, overrides, hardware: str, utilization: float, say) -> None:
+def show_dry(points, workdir, source, overrides, hardware: str, utilization: float, say,
+             halving: halving_lib.Halving | None = None) -> None:
   """Every point's cost and command, and what all take together.
 
   Raises: UserError for a machine that is not known.
@@ -362,6 +396,12 @@ def show_dry(points, workdir, source, overrides, hardware: str, utilization: flo
   say(f'total: {len(points)} points'
       + (f', {estimate.describe(total, machine, utilization)}' if known else '')
       + (f'; the FLOPs of {len(found) - len(known)} are not known' * (len(known) < len(found))))
+  if halving:
+    count = len({points_lib.name_setting(point) for point in points})
+    say(f'with --halve_at about {halving_lib.estimate_share(halving, count):.0%} of that: of '
+        f'{count} settings ' + ', '.join(
+            f'{kept} go on after {share:.0%}' for share, kept in halving_lib.list_kept(
+                halving, count)))
   say(f'hours: one point after the other on {machine.name} ({machine.num_chips} x '
       f'{machine.flops_per_sec / machine.num_chips / 1e12:.0f} TFLOP/s bf16), at an assumed '
       f'{utilization:.0%} of the peak (--utilization); a small model gets far less')

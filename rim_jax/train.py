@@ -159,6 +159,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
   Raises: hosts.Stopped once asked to end, after a save.
   """
   config, start, title = task.config, int(state.step), workdir.name
+  end = stages_lib.find_stop(stage.num_steps, config.checkpoint)
   meter = metrics_lib.Meter(start)
   with contextlib.ExitStack() as stack:
     writer = stack.enter_context(contextlib.closing(
@@ -182,7 +183,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
         program, config, stage.num_steps, stage.max_blocks, task.mesh, stage.reset_steps,
         stage.row_examples)
     batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
-    for step in range(start + 1, stage.num_steps + 1):
+    for step in range(start + 1, end + 1):
       ready = time.monotonic()
       with goodput.measure('data'):
         batch = sharding.place_batch(next(batches), task.mesh, source.rows, stage.batch_rows)
@@ -197,7 +198,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
       checkpointer.poll()
       watchdog.beat(step)
       profiler.step(step, metrics)
-      stopped, last = stop.is_set(), step == stage.num_steps
+      stopped, last = stop.is_set(), step == end
       told = step % config.log.every_steps == 0
       due = (last or stopped or step % config.checkpoint.every_steps == 0
              or (told and _is_save_due(config.checkpoint, saved_at)))
@@ -220,6 +221,10 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
                             'the same command goes on')
     with goodput.measure('save'):
       checkpointer.finish()
+    if end < stage.num_steps:
+      raise hosts.Stopped(f'{workdir}: step {max(start, end)} of {stage.num_steps} is saved, and '
+                          f'checkpoint.stop_frac asks for no more; with more the '
+                          'same command goes on')
     spent = goodput.summarize()
     if stage.num_steps > start:
       writer.write(stage.num_steps, spent)
@@ -311,6 +316,9 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   results, before = {}, None
   for name, stage_config in stages_lib.make_stages(config):
     folder = workdir / name if name else workdir
+    if not stage_config.checkpoint.stop_frac:
+      raise hosts.Stopped(f'{before}: is complete, and checkpoint.stop_frac asks for no more; with '
+                          'more the same command goes on')
     init_from = before if name else state_lib.find_init(stage_config, folder)
     if name:
       say(f'== {name}: {folder}')

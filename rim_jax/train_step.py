@@ -193,7 +193,7 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
     opt_state = state.opt_state
     if reset_steps:
       begins = jnp.isin(state.step, jnp.asarray(reset_steps))
-      opt_state = jax.tree.map(lambda a, b: jnp.where(begins, a, b), optim.reset(
+      opt_state = jax.tree.map(lambda a, b: jnp.where(begins, a, b), optim.swap_moments(
           opt_state, program.tx.init(state.params)), opt_state)
     updates, opt_state = program.tx.update(grads, opt_state, state.params)
     new = TrainState(state.step + 1, healthy, optax.apply_updates(state.params, updates),

@@ -46,6 +46,17 @@ def test_the_best_is_chosen_by_valid_and_test_has_no_say(tmp_path):
   assert 'Equal on valid: a=3' in text
 
 
+def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(tmp_path):
+  states = make_states(tmp_path, [
+      ({'a': 1, 'seed': 0}, 0.5, 0.9), ({'a': 2, 'seed': 0}, 0.4, 0.9),
+      ({'a': 2, 'seed': 1}, 0.4, 0.9), ({'a': 3, 'seed': 0}, 0.3, 0.9)])
+  for state in states[2:]:
+    state.status, state.error = 'dropped', 'after 25% of its budget'
+  told = conclusion.conclude(states, tmp_path)
+  assert told['best']['dropped'] == ['a=3']
+  assert [e['num_done'] for e in told['entries']] == [1, 1, 0]
+
+
 def test_without_valid_nothing_is_chosen(tmp_path):
   told = conclusion.conclude(make_states(tmp_path, [({'a': 1}, None, 0.5), ({'a': 2}, None, 0.6)]),
                              tmp_path)

@@ -5,6 +5,7 @@ The probes look at what the program would do (a batch, a plan, the traced step,
 what the loop asks of its parts) and compile no network.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -22,6 +23,7 @@ import pytest
 
 from rim_jax import attended
 from rim_jax import batch as batch_lib
+from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import controls
@@ -355,6 +357,25 @@ def probe_stage1(config, tools):
     return str(e)
 
 
+def probe_start(config, tools):
+  """What is read of the run that another one starts from."""
+  seen, task = [], make_task(config)
+  state = train_step.TrainState(0, True, {}, ())
+
+  def restore(found, name, abstract):
+    seen.append(name)
+    return {'opt_state': ()}
+  tools.patch.setattr(card_lib, 'load_card', lambda folder: {
+      'config': dataclasses.asdict(config), 'tokenizer': task.codec.tokenizer.fingerprint})
+  tools.patch.setattr(state_lib, 'is_complete', lambda folder: True)
+  tools.patch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
+  tools.patch.setattr(checkpoint_lib, 'choose_checkpoint', lambda folder, which: folder)
+  tools.patch.setattr(checkpoint_lib, 'restore', restore)
+  program = types.SimpleNamespace(make_state=lambda params: state, abstract=(state, {}))
+  state_lib.initialize(task, program, tools.folder, seen.append)
+  return seen
+
+
 def make_task(config):
   return train.Task(config, data.load_dataset(config.data, quiet), support.make_codec(config),
                     sharding.make_mesh(config.mesh, jax.devices()[:1]), None)
@@ -444,7 +465,8 @@ def probe_loop(config, tools):
   tools.patch.setattr(results, 'evaluate_run', lambda *args: {})
   tools.patch.setattr(train, 'make_task', lambda config, say: make_task(config))
   folder = tools.make_folder()
-  train.train(config, folder, None, quiet)
+  with contextlib.suppress(hosts.Stopped):
+    train.train(config, folder, None, quiet)
   return seen, [line['step'] for line in metrics.load_metrics(folder)]
 
 
@@ -634,6 +656,7 @@ LIVE = {
     'curriculum.stage2_learning_rate_scale': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_dropout': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_lora_dropout': ('stages', 0.5, {'method': 'rim'}),
+    'curriculum.reset_optimizer': ('start', False, {}),
     'icot.remove_per_epoch': ('removal', 20.0, ICOT),
     'icot.remove_all_beyond_tokens': ('removal', 4, ICOT),
     'icot.smoothing': ('removal', 0.5, ICOT),
@@ -665,6 +688,7 @@ LIVE = {
     'checkpoint.every_minutes': ('loop', 1e-9, SHORT | {'checkpoint.every_steps': 10}),
     'checkpoint.keep_last': ('loop', 3, SHORT),
     'checkpoint.keep_every_steps': ('loop', 1, SHORT),
+    'checkpoint.stop_frac': ('loop', 0.5, SHORT),
     'eval.split': ('evaluation', 'valid', {}),
     'eval.path': ('evaluation', '{files}/harder.jsonl', GSM8K | {
         'eval.split': 'gsm_hard', 'eval.path': '{files}/hard.jsonl'}),

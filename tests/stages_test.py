@@ -33,3 +33,25 @@ def test_stages_share_the_budget_and_change_rate_and_dropout_only(budget):
   assert changed == [{'method': 'rim_stage1'},
                      {'method': 'rim_stage2', 'model.dropout': 0.3, 'model.lora.dropout': 0.2,
                       'optim.learning_rate': 1e-3}]
+
+
+def test_a_run_ends_at_a_step_that_is_evaluated_anyway():
+  def find(stop_frac, num_steps, every_steps=500):
+    return stages_lib.find_stop(num_steps, config_lib.CheckpointConfig(
+        stop_frac=stop_frac, every_steps=every_steps))
+  assert [find(f, 3000) for f in (0.0, 0.1, 0.5, 0.51, 1.0)] == [0, 500, 1500, 2000, 3000]
+  assert find(0.9, 667) == 667 and find(1.0, 667) == 667  # the next of 500 would be 1,000
+  assert find(0.1 + 0.2, 5000) == 1500  # 0.30000000000000004
+
+
+@pytest.mark.parametrize('method, stop_frac, stops', [
+    ('rim', 0.3, [0.4, 0.0]), ('rim', 0.75, [1.0, 0.0]), ('rim', 0.9, [1.0, 0.6]),
+    ('rim', 1.0, [1.0, 1.0]), ('coconut', 0.5, [1.0, 1.0, 0.5, 0.0])])
+@pytest.mark.parametrize('budget', [{'num_examples': 1000}, {'num_epochs': 2.5}])
+def test_a_share_of_the_budget_is_each_stage_s_own(method, stop_frac, stops, budget):
+  config = support.make_config(
+      method, **{f'train__{k}': v for k, v in ({'num_examples': 0} | budget).items()},
+      curriculum__stage1_frac=0.75, coconut__num_stages=2, coconut__stage_frac=0.2,
+      checkpoint__stop_frac=stop_frac)
+  stages = stages_lib.make_stages(config)
+  assert [s.checkpoint.stop_frac for _, s in stages] == pytest.approx(stops)

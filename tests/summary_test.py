@@ -49,7 +49,7 @@ def test_what_failed_and_what_the_seeds_do_not_support_is_told(swept):
 
 @pytest.mark.parametrize('gap, told', [(0.05, True), (0.2, False)])
 def test_an_order_within_two_standard_errors_is_doubted(gap, told):
-  entries = [{'name': name, 'num_done': 3, 'failed': {},
+  entries = [{'name': name, 'num_done': 3, 'failed': {}, 'dropped': {},
               'final_acc': {'mean': mean, 'stderr': 0.04, 'count': 3}}
              for name, mean in (('a', 0.5 + gap), ('b', 0.5))]
   assert ('do not support this order' in summary._make_notes(entries)) == told

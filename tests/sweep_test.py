@@ -14,6 +14,7 @@ from rich import console as rich_console
 from configs import compare
 from rim_jax import config as config_lib
 from rim_jax import estimate
+from rim_jax import halving as halving_lib
 from rim_jax import hosts
 from rim_jax import main as main_lib
 from rim_jax import metrics
@@ -118,6 +119,10 @@ if held.exists():
   print('error: DIR: process 1 is at work here; wait for it')
   sys.exit(2)
 while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
+if len(sys.argv) > 3:  # to a share of the budget; the higher rate is the better one
+  share = sys.argv[3].removeprefix('--config.checkpoint.stop_frac=')
+  (folder / ('valid' + share)).write_text(folder.name[5:8])
+  sys.exit(75)
 (folder / 'predictions').mkdir(exist_ok=True)
 right = [i % 3 != seed for i in range(30)]
 (folder / 'predictions' / 'test.jsonl').write_text(''.join(json.dumps(
@@ -131,21 +136,28 @@ right = [i % 3 != seed for i in range(30)]
 """
 
 
+def read_score(state, share):
+  path = state.folder / f'valid{share}'
+  return float(path.read_text()) if path.exists() else None
+
+
 def make_points():
   return load([({'rate': r, 'seed': s}, {'optim.learning_rate': r, 'seed': s})
                for r in (0.5, 0.1) for s in (0, 1)])
 
 
-def drive(workdir, points, retry=False):
+def drive(workdir, points, retry=False, halving=None):
   """Two runs at a time; a command writes what a run would leave."""
   said = []
   console = rich_console.Console(file=open(os.devnull, 'w'), force_terminal=False)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(sweep, 'make_command', lambda point, folder, *rest: [
-        sys.executable, '-c', SCRIPT, str(folder), str(point.factors['seed'])])
+    patch.setattr(sweep, 'make_command', lambda point, folder, source, overrides: [
+        sys.executable, '-c', SCRIPT, str(folder), str(point.factors['seed']), *overrides])
+    patch.setattr(halving_lib, 'read_score', read_score)
     patch.setattr(sweep, '_POLL_SECS', 0.02)
     try:
-      sweep.drive(points, workdir, 'recipe.py', [], 2, retry, said.append, console)
+      sweep.drive(points, workdir, 'recipe.py', [], 2, retry, said.append, console,
+                  halving=halving)
     except UserError as e:
       said.append(str(e))
   return '\n'.join(said)
@@ -302,6 +314,45 @@ def test_a_full_disk_is_told_of_its_point_alone_and_the_others_go_on(cheap):
   assert 'error' not in cheap(retry=True)
 
 
+def test_settings_that_are_worse_early_end_and_are_told_of(cheap):
+  """The second setting ends; every other run goes on, and again nothing is run."""
+  halving = halving_lib.Halving((0.25, 0.5), 0.5)
+  said = cheap(halving=halving)
+  assert 'rate=0.5: goes on after 25% of its budget: 50.0% of valid, place 1 of 2' in said
+  why = 'after 25% of its budget: 10.0% of valid, place 2 of 2, of which 1 go on'
+  assert f'rate=0.1: dropped {why}' in said
+  states = sweep.load_states(cheap.points, cheap.workdir)
+  assert [s.status for s in states] == ['done', 'done', 'dropped', 'dropped']
+  assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 3, 3]  # two shares, and to the end
+  told = json.loads((cheap.workdir / 'sweep.json').read_text())
+  assert told['best']['name'] == 'rate=0.5' and told['best']['dropped'] == ['rate=0.1']
+  assert told['entries'][1]['dropped'] == {f'rate=0.1,seed={s}': why for s in (0, 1)}
+  assert f'| rate=0.1 | dropped {why} |' in said and 'in no comparison: rate=0.1.' in said
+  assert f'rate=0.1,seed=0: dropped {why}' in (cheap.workdir / 'report.html').read_text()
+  # What ended early stays out, also where it had gone further in a sweep without halving.
+  (cheap.workdir / 'points/rate=0.1,seed=0/valid0.5').write_text('0.9')
+  cheap(halving=halving)
+  assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 3, 3]
+  rungs = json.loads((cheap.workdir / 'halving.json').read_text())['rungs']
+  assert [(r['share'], [(s['name'], s['seeds'], s['goes_on']) for s in r['settings']])
+          for r in rungs] == [(0.25, [('rate=0.5', 2, True), ('rate=0.1', 2, False)]),
+                              (0.5, [('rate=0.5', 2, True)])]
+  cheap()  # without halving all go to the end
+  assert sorted(count_starts(cheap.workdir).values()) == [2, 2, 3, 3]
+  cheap(halving=halving)  # and what is done stays done
+  assert {s.status for s in sweep.load_states(cheap.points, cheap.workdir)} == {'done'}
+
+
+def test_a_setting_that_failed_is_not_judged(cheap):
+  """Its place is nobody's: of one setting that is left one goes on."""
+  (cheap.workdir / 'broken').write_text('0')
+  cheap(points=cheap.points[2:3])
+  (cheap.workdir / 'broken').unlink()
+  cheap(points=cheap.points[:3], halving=halving_lib.Halving((0.5,), 0.5))
+  states = sweep.load_states(cheap.points[:3], cheap.workdir)
+  assert [s.status for s in states] == ['done', 'done', 'failed']
+
+
 def test_a_point_that_runs_as_a_job_of_its_own_is_seen_by_driver_and_conclusion(cheap):
   """It tells where it stands as it goes; one that ends badly tells why."""
   def look():
@@ -405,3 +456,34 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
   assert 'UserError' in capsys.readouterr().err
   entries = json.loads((tmp_path / 'jobs/sweep.json').read_text())['entries']
   assert [(e['num_done'], len(e['failed'])) for e in entries] == [(0, 0), (1, 0), (0, 1)]
+
+
+def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
+  """A rate of nearly nothing never learns to write one of three digits."""
+  base = make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=512,
+                   train__batch_rows=8, checkpoint__every_steps=4, data__chain__modulus=3,
+                   eval__num_valid_examples=40)
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(
+      'import ml_collections\nfrom rim_jax import points\n'
+      f'def get_config():\n  return points.make_sweep_dict(ml_collections.ConfigDict('
+      f'{base.to_dict()!r}), points.vary("optim.learning_rate", (1e-2, 1e-12), "lr"))\n')
+  command = ['main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--mode=sweep',
+             '--jobs=2']
+  assert main_lib.cli([*command, '--halve_at=0.5,0.25']) == 2
+  assert 'ascending' in capsys.readouterr().err and not (tmp_path / 'run').exists()
+  assert main_lib.cli([*command, '--halve_at=0.25', '--dry_run']) == 0
+  assert 'with --halve_at about 62% of that: of 2 settings 1 go on after 25%' in (
+      capsys.readouterr().out)
+  assert main_lib.cli([*command, '--halve_at=0.25']) == 0
+  capsys.readouterr()
+  num_steps = metrics.load_metrics(tmp_path / 'run/points/lr=0.01')[-1]['step']
+  assert num_steps > 8
+  (rung,) = json.loads((tmp_path / 'run/halving.json').read_text())['rungs']
+  for setting in rung['settings']:
+    told = metrics.load_metrics(tmp_path / 'run/points' / setting['name'])
+    valid = {x['step']: x['valid/final_acc'] for x in told if 'valid/final_acc' in x}
+    stop = next(step for step in valid if step >= 0.25 * num_steps)
+    assert valid[stop] == setting['valid_acc']
+    assert max(valid) == (num_steps if setting['goes_on'] else stop)
+  assert [s['goes_on'] for s in rung['settings']] == [True, False]

@@ -19,6 +19,7 @@ from rim_jax import card as card_lib
 from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
 from rim_jax import families
+from rim_jax import hosts
 from rim_jax import pipeline
 from rim_jax import results as results_lib
 from rim_jax import sharding
@@ -105,6 +106,25 @@ def test_six_steps_are_three_and_a_restore_and_three(
   train_lib.train(config, tmp_path / 'parts', say=told.append)
   assert 'continuing from step 3 of 6' in told
   assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+
+
+@pytest.mark.parametrize('shares, told', [
+    ((0.2, 0.3), ['stage1: step 3 of 5 is saved', 'stage1: step 3 of 5 is saved']),
+    ((0.5, 0.7), ['stage1: is complete', 'stage2: step 3 of 5 is saved'])])
+def test_a_run_that_ends_early_goes_on_bit_for_bit(tmp_path, cache, use_devices, shares, told):
+  """At a share of the whole budget, in either stage or between them; once there it stays."""
+  use_devices(1)
+  config = make_config(cache, 'rim', train__num_examples=80, curriculum__stage1_frac=0.5,
+                       checkpoint__every_steps=3)
+  train_lib.train_curriculum(config, tmp_path / 'whole', QUIET)
+  for share, line in zip(shares, told):
+    early = dataclasses.replace(config, checkpoint=dataclasses.replace(
+        config.checkpoint, stop_frac=share))
+    with pytest.raises(hosts.Stopped, match=line):
+      train_lib.train_curriculum(early, tmp_path / 'parts', QUIET)
+  train_lib.train_curriculum(config, tmp_path / 'parts', QUIET)
+  for name in ('stage1', 'stage2'):
+    assert_same_run(tmp_path / 'whole' / name, tmp_path / 'parts' / name)
 
 
 def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
@@ -246,6 +266,16 @@ def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
   assert all((np.asarray(x) == 0).all() for x in jax.tree.leaves(state.opt_state))
   assert second.optim.learning_rate == pytest.approx(first.optim.learning_rate / 5)
   assert second.model.dropout == 0.2
+  # Or with its moments: all of its optimizer but the place in the schedule, which begins anew.
+  kept = support.set_keys(second, {'curriculum.reset_optimizer': False})
+  state, _ = state_lib.initialize(dataclasses.replace(task, config=kept), program,
+                                  tmp_path / 'stage1', QUIET)
+  theirs = checkpoint_lib.restore(
+      checkpoint_lib.choose_checkpoint(tmp_path / 'stage1', 'last'), 'optim',
+      state_lib.get_optim(program.abstract[0]))['opt_state']
+  pairs = list(zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(theirs), strict=True))
+  changed = [(int(mine), int(old)) for mine, old in pairs if not np.array_equal(mine, old)]
+  assert changed == [(0, 5)] and len(pairs) > 20 and int(state.step) == 0
 
 
 def test_what_is_frozen_is_bit_identical_after_training(tmp_path, cache, use_devices):

@@ -5,9 +5,10 @@
       --config.model.init_from=DIR --config.data.dir=DATA
 
 How much each block's answer counts (alpha), whether readouts see the question, whether tokens of a
-block see each other, where the memory rows begin. Each level is compared with `none`. Hiding the
+block see each other, where the memory rows begin, whether stage 2 goes on with stage 1's moments of
+the optimizer. Each level is compared with `none`. Hiding the
 question asks for something that is forced before an answer, which the chain has not: there see
-reading.py. 18 runs on the chain, of about five minutes of one core; 21 on a preset.
+reading.py. 21 runs on the chain, of about five minutes of one core; 24 on a preset.
 """
 
 from configs import presets
@@ -20,6 +21,7 @@ CHANGES = {
     'blocks bidirectional': {'layout.bidirectional_blocks': True},
     'rows from a token': {'model.memory_init': 'token'},
     'rows from noise': {'model.memory_init': 'normal'},
+    'optimizer kept': {'curriculum.reset_optimizer': False},
 }
 
 
