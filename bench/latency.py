@@ -11,10 +11,12 @@ their FLOPs, counted in the compiled programs. Leave the machine alone meanwhile
   direct   the answer right after the question
   rim      K blocks, the last block's readout (pause is the same program)
   rim_all  K blocks, all K readouts from the one prefill
+  coconut  thoughts one after the other (the chain's four; six, as on GSM8K), then the answer
   cot      --chain_tokens written out one by one, then the answer
 """
 
 import argparse
+import dataclasses
 import json
 import pathlib
 
@@ -31,6 +33,7 @@ from rim_jax import train_step
 
 # preset -> (ids, tokens of the question, of the forced prefix, of a chain, of the answer with eos)
 SIZES = {'chain': (16, 9, 0, 8, 2), 'gpt2shape': (50257, 64, 8, 60, 5)}
+NUM_THOUGHTS = {'chain': 4, 'gpt2shape': 6}
 
 
 def make_config(preset, dtype):
@@ -54,14 +57,17 @@ def make_methods(config, args, mesh, batch):
   prefix = tuple(rng.integers(0, num_ids, num_prefix).tolist())
   blocks = tuple(range(1, config.layout.num_blocks + 1))
 
-  def make(name, **settings):
+  def make(name, config=config, **settings):
     return latency.make_method(
         name, program.graphdef, config, mesh, state.params, frozen, questions,
         num_answer=num_answer, memory_start=num_ids, num_ids=num_ids, **settings)
+  coconut = dataclasses.replace(config, method='coconut_stage', layout=dataclasses.replace(
+      config.layout, num_blocks=1, block_tokens=NUM_THOUGHTS[args.preset], skip_steps=-1))
   return [
       make('direct', prefix=prefix),
       make('rim', prefix=prefix, num_blocks=len(blocks), blocks=blocks[-1:]),
       make('rim_all', prefix=prefix, num_blocks=len(blocks), blocks=blocks),
+      make('coconut', coconut, prefix=prefix, num_blocks=1, blocks=(1,)),
       make('cot', num_chain=num_chain + num_prefix)]  # it writes the prefix itself
 
 

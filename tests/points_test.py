@@ -73,7 +73,7 @@ def test_changes_found_and_made_again_are_the_other_config():
 
 
 @pytest.mark.parametrize('name, preset, count', [
-    ('blocks', 'chain', 24), ('fading', 'chain', 27), ('stages', 'chain', 18),
+    ('blocks', 'chain', 21), ('fading', 'chain', 27), ('stages', 'chain', 18),
     ('learning_rate', 'chain', 12), ('targets', 'chain', 6), ('reading', 'chain', 12),
     ('details', 'chain', 21),
     ('lora', 'chain', 15), ('fading', 'gpt2', 27), ('stages', 'gpt2', 18),
