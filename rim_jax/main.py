@@ -168,13 +168,12 @@ def _parse(argv):
     raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
                     'that rim_jax.config.make_config_dict makes')
   if 'points' in config:
-    points = points_lib.load_points(config, path)
     if values.mode == 'sweep':
       if values.point or values.sweep_dir:
         raise UserError('--mode=sweep runs all points, in --workdir; --point and --sweep_dir are '
                         'for one of them, without --mode=sweep')
-      return values, points, path
-    point = _choose_point(points, values.point, path)
+      return values, points_lib.load_points(config, path), path
+    (point,) = points_lib.load_points(config, path, _choose_point(config, values.point, path))
     values.point, config = point.name, point.config
     if values.sweep_dir and values.workdir:
       raise UserError(f'--workdir={values.workdir} and --sweep_dir={values.sweep_dir}: a point '
@@ -194,19 +193,18 @@ def _parse(argv):
   return values, families.resolve(config), path
 
 
-def _choose_point(points, name, path):
-  """The point of a name, or of a number from 0."""
-  found = [point for point in points if point.name == name]
-  if name.isdecimal() and not found:
-    if int(name) >= len(points):
-      raise UserError(f'{path}: --point={name}: there are {len(points)} points, numbered from 0')
-    return points[int(name)]
-  if not found:
-    names = [point.name for point in points]
+def _choose_point(recipe, name, path) -> str:
+  """The name of the point of a name, or of a number from 0."""
+  names = points_lib.list_names(recipe, path)
+  if name.isdecimal() and name not in names:
+    if int(name) >= len(names):
+      raise UserError(f'{path}: --point={name}: there are {len(names)} points, numbered from 0')
+    return names[int(name)]
+  if name not in names:
     close = difflib.get_close_matches(name, names, 1) or names[:1]
     raise UserError(f'{path}: is a recipe of {len(names)} runs; run them with --mode=sweep, or one '
                     f'with --point=NAME, e.g. --point={close[0]}')
-  return found[0]
+  return name
 
 
 def _flatten_message(error):
@@ -299,8 +297,8 @@ def _keep_point(values, source):
   if not values.sweep_dir:
     return contextlib.nullcontext()
   from rim_jax import sweep
-  points = points_lib.load_points(values.config, source)
-  return sweep.keep_point(_choose_point(points, values.point, source), values.sweep_dir)
+  (point,) = points_lib.load_points(values.config, source, values.point)
+  return sweep.keep_point(point, values.sweep_dir)
 
 
 def cli(argv, console=None) -> int:

@@ -108,16 +108,28 @@ class Point:
   config: Config
 
 
-def load_points(tree, source: str) -> list[Point]:
-  """The points of a recipe's ConfigDict, all validated.
+def list_names(tree, source: str) -> list[str]:
+  """The points of a recipe's ConfigDict by name, in order, whether they can be or not.
+
+  Raises: UserError where there is none.
+  """
+  names = [name_point(entry['factors']) for entry in tree.to_dict()['points']]
+  if not names:
+    raise UserError(f'{source}: has no points; its grid is empty')
+  return names
+
+
+def load_points(tree, source: str, only: str = '') -> list[Point]:
+  """The points of a recipe's ConfigDict, or the one that is named, validated.
 
   Raises: UserError with every problem of every point.
   """
-  tree = tree.to_dict()
-  points, problems, names = [], [], collections.Counter()
+  names = collections.Counter(list_names(tree, source))
+  tree, points, problems = tree.to_dict(), [], []
   for entry in tree.pop('points'):
     name = name_point(entry['factors'])
-    names[name] += 1
+    if only not in ('', name):
+      continue
     try:
       config = parse_config(change(tree, entry['set']), f'{source}: {name}')
     except UserError as e:
@@ -126,8 +138,6 @@ def load_points(tree, source: str) -> list[Point]:
     points.append(Point(name, dict(entry['factors']), config))
   problems += [f'{source}: {count} points are named {name}; give them factors that differ'
                for name, count in names.items() if count > 1]
-  if not names:
-    problems.append(f'{source}: has no points; its grid is empty')
   if problems:
     raise UserError('\n'.join(problems))
   return points

@@ -111,6 +111,7 @@ with open(folder / 'times', 'a') as f: print(time.time(), file=f)
 broken = folder.parent.parent / 'broken'
 if broken.exists() and seed == int(broken.read_text() or 1):
   sys.exit('Traceback...\\nerror: it is broken\\n')
+if seed == 0 and (folder.parent.parent / 'kill').exists(): os.kill(os.getpid(), 9)
 if seed == 0 and '0.5' in folder.name and (folder.parent.parent / 'full').exists():
   sys.exit('error: the disk is full; the checkpoints that were finished are whole')
 held = folder.parent.parent / 'held'
@@ -237,6 +238,23 @@ def test_a_failing_point_is_shown_and_retried_only_when_asked(cheap):
   assert '0 to run' in cheap() and set(count_starts(cheap.workdir).values()) == {1}
   assert 'error' not in cheap(retry=True)
   assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 2, 2]
+
+
+def test_a_run_that_is_killed_is_shown_the_others_go_on_and_asked_again_it_does(cheap):
+  (cheap.workdir / 'kill').touch()
+  said = cheap()
+  assert said.count('exit code -9') == 2
+  assert [s.status for s in sweep.load_states(cheap.points, cheap.workdir)] == [
+      'failed', 'done', 'failed', 'done']
+  (cheap.workdir / 'kill').unlink()
+  assert 'exit code' not in cheap(retry=True)
+  assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 2, 2]
+
+
+def test_two_points_do_not_share_a_folder():
+  """Names are folders, where a '/' cannot be: what differs in it alone would be one."""
+  with pytest.raises(UserError, match='2 points are named target=a_b; give them factors that'):
+    load([({'target': 'a/b'}, {'seed': 1}), ({'target': 'a_b'}, {'seed': 2})])
 
 
 def test_another_config_under_the_same_name_is_refused(cheap):
@@ -406,6 +424,24 @@ def test_a_point_is_one_of_those_there_are_and_lives_in_one_place(tmp_path, args
   recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
   with pytest.raises(UserError, match=told):
     main_lib._parse(['main', f'--config={recipe}', *args])
+
+
+def test_a_key_that_other_points_cannot_have_is_no_matter_to_one(tmp_path):
+  """A budget of blocks is refused where a method has none: of all together, and of that one."""
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  command = ['main', f'--config={recipe}', '--config.eval.budget_blocks=3']
+  config = main_lib._parse([*command, '--point=1'])[1]
+  assert (config.method, config.eval.budget_blocks) == ('pause', 3)
+  for args in (['--mode=sweep'], ['--point=0']):
+    with pytest.raises(UserError, match='method=direct,blocks=2: eval.budget_blocks=3'):
+      main_lib._parse([*command, *args])
+  recipe.write_text(recipe.read_text().replace("'blocks': k}", "'blocks': 1}"))
+  with pytest.raises(UserError, match='2 points are named method=pause,blocks=1'):
+    main_lib._parse([*command, '--point=1'])
+  recipe.write_text(recipe.read_text().replace('in ((', 'in () and (('))
+  with pytest.raises(UserError, match='its grid is empty'):
+    main_lib._parse([*command, '--point=1'])
 
 
 def test_a_number_is_a_point_in_the_recipe_s_order(tmp_path):
