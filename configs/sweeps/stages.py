@@ -12,7 +12,8 @@ from rim_jax import points
 
 def get_config(preset: str = 'chain'):
   base = presets.make('rim', preset)
-  shares = points.vary('curriculum.stage1_frac', (0.25, 0.5, 0.75, 0.9), 'stage1')
+  # What configs/rim.py runs comes first: the others are compared with it.
+  shares = points.vary('curriculum.stage1_frac', (0.75, 0.25, 0.5, 0.9), 'stage1')
   alone = [({'stage1': 'none'}, {'method': 'pause', 'layout.depth0_readout': False}),
            ({'stage1': 'all'}, {'method': 'rim_stage1'})]
   return points.make_sweep_dict(base, points.cross([*shares, *alone], points.vary_seeds(3)))
