@@ -15,7 +15,11 @@ while [ $# -gt 0 ] && [ "$1" != -- ]; do flags+=("$1"); shift; done
 shift
 dir='' command=()
 for arg in "$@"; do
-  case $arg in --workdir=*) dir=${arg#*=} ;; *) command+=("$arg") ;; esac
+  case $arg in
+    --workdir=*) dir=${arg#*=} ;;
+    --halve_at=*) echo "error: $arg: an array runs all points to their end; --mode=sweep drops the worst" >&2; exit 2 ;;
+    *) command+=("$arg") ;;
+  esac
 done
 [ -n "$dir" ] || { echo "error: name the sweep's directory with --workdir=DIR" >&2; exit 2; }
 

@@ -14,6 +14,7 @@ from rim_jax import metrics as metrics_lib
 from rim_jax import stages as stages_lib
 from rim_jax import stats
 from rim_jax import storage
+from rim_jax.config import UserError
 from rim_jax.points import get_setting, name_setting
 
 CONCLUSION_VERSION = 2
@@ -32,7 +33,7 @@ def conclude(states, workdir) -> dict:
   best = choose_best(entries)
   _compare_with_best(entries, best, {s.point.name: s for s in states})
   conclusion = {'format': CONCLUSION_VERSION, 'best': best, 'entries': entries,
-                'effects': find_effects(states)}
+                'effects': find_effects(states), 'warnings': find_mixtures(states)}
   workdir = pathlib.Path(workdir)
   storage.write_json(workdir / 'sweep.json', conclusion)
   storage.write_text(workdir / 'sweep.csv', _make_csv(entries))
@@ -88,7 +89,7 @@ def choose_best(entries) -> dict:
 
   Of equals the recipe's first: test has no say. `doubtful` are those that the seeds do not tell
   from it: the difference on valid is within two standard errors, or has none, for want of seeds.
-  `dropped` ended early (halving.py), so that nobody knows what they would have had.
+  `dropped` counts the runs that ended early (halving.py): nobody knows what they would have had.
   """
   known = [e for e in entries if 'valid_acc' in e]
   if not known:
@@ -98,7 +99,7 @@ def choose_best(entries) -> dict:
   return {'name': best['name'], 'valid_acc': found, 'final_acc': best['final_acc'],
           'equal': [e['name'] for e in others if e['valid_acc']['mean'] == found['mean']],
           'doubtful': [e['name'] for e in others if not is_apart(found, e['valid_acc'])],
-          'dropped': [e['name'] for e in entries if e['dropped'] and not e['num_done']]}
+          'dropped': {e['name']: len(e['dropped']) for e in entries if e['dropped']}}
 
 
 def is_apart(high, low) -> bool:
@@ -116,9 +117,37 @@ def _compare_with_best(entries, best, states) -> None:
       continue
     mine, theirs = ({states[n].point.factors.get('seed'): states[n].predictions
                      for n in e['points'] if _has_predictions(states[n])} for e in (entry, chosen))
-    entry['against_best'] = {'best': chosen['name'], 'tests': [
-        {'seed': seed, **dataclasses.asdict(stats.compare_files(path, theirs[seed]))}
-        for seed, path in mine.items() if seed in theirs]}
+    found = {'best': chosen['name'], 'tests': [], 'not_compared': {}}
+    for seed, path in mine.items():
+      try:
+        if seed in theirs:
+          found['tests'].append(
+              {'seed': seed, **dataclasses.asdict(stats.compare_files(path, theirs[seed]))})
+      except UserError as e:  # other questions, or files that are gone: the rest still stands
+        found['not_compared'][f'seed {seed}'] = str(e)
+    entry['against_best'] = found
+
+
+def find_mixtures(states) -> list[str]:
+  """Runs that one recipe names alike and that stand on other weights or another tokenizer.
+
+  A path is no part of what a run is, its content is; a sweep that goes on after the path came to
+  mean another model would mix the two.
+  """
+  found = {}
+  for state in states:
+    path = state.last[1] / 'config.json'
+    if state.result is None or not path.exists():
+      continue
+    card, config = storage.load_json(path, "the run's card"), state.point.config
+    asked = (config.model.init_from, config.tokenizer)
+    for what, digest in (('bases', card['base'] and card['base']['fingerprint']),
+                         ('tokenizers', card['tokenizer'])):
+      found.setdefault((what, asked), {}).setdefault(digest, []).append(state.point.name)
+  return [f'runs of different {what}: ' + '; '.join(
+      f"{', '.join(names)} on {digest}" for digest, names in digests.items())
+          + '; run them again in another --workdir'
+          for (what, _), digests in found.items() if len(digests) > 1]
 
 
 def _has_predictions(state) -> bool:
@@ -184,12 +213,14 @@ def _make_csv(entries) -> str:
 
 def make_markdown(conclusion) -> str:
   """The tables, ready to paste; accuracies in %."""
-  lines = [describe_best(conclusion['best']), '',
+  lines = [*conclusion['warnings'], describe_best(conclusion['best']), '',
            '| | valid | final | after each block | any block (upper bound) | seeds | steps '
            '| first token, ms | against the best, p |', '|---|---|---|---|---|---|---|---|---|']
   for entry in conclusion['entries']:
     if not entry['num_done']:
-      why = 'dropped ' + min(entry['dropped'].values()) if entry['dropped'] else 'not done'
+      why = ('dropped ' + min(entry['dropped'].values()) if entry['dropped'] else
+             'failed: ' + min(entry['failed'].values()).replace('|', '/') if entry['failed'] else
+             'not done')
       lines.append(f"| {entry['name']} | {why} | | | | 0 of {entry['num_points']} | | | |")
       continue
     blocks = ' / '.join(f'{100 * a:.1f}' for a in entry.get('block_acc', []))
@@ -220,7 +251,8 @@ def describe_best(best) -> str:
   if doubtful:
     told += f" The seeds do not tell it from: {', '.join(doubtful)}."
   if best['dropped']:
-    told += f" Dropped early, and in no comparison: {', '.join(best['dropped'])}."
+    told += ' Runs dropped early, which are in no comparison: ' + ', '.join(
+        f'{count} of {name}' for name, count in best['dropped'].items()) + '.'
   return told
 
 

@@ -7,6 +7,7 @@ others. Source: K. Jamieson, A. Talwalkar, arXiv 1502.07943, in the form where a
 by shares of a run.
 """
 
+import collections
 import dataclasses
 import math
 
@@ -60,9 +61,12 @@ def read_score(state, share: float) -> float | None:
   name, config = begun[-1]
   folder = checkpoint_lib.get_folder(state.folder / name)
   saved = checkpoint_lib.list_whole(folder)
-  if not saved:
+  try:
+    num_steps = checkpoint_lib.load_checkpoint(folder, saved[0]).card['num_steps'] if saved else 0
+  except UserError:  # damaged: its run, started again, says so
+    num_steps = 0
+  if not num_steps:
     return None
-  num_steps = checkpoint_lib.load_checkpoint(folder, saved[0]).card['num_steps']
   stop = stages_lib.find_stop(num_steps, config.checkpoint)
   told = [x['valid/final_acc'] for x in metrics_lib.load_metrics(state.folder / name)
           if x['step'] == stop and x.get('valid/final_acc') is not None]
@@ -75,24 +79,26 @@ def judge(states, share: float, keep: float) -> dict:
   A setting's score is the mean over its seeds; one as good as the last that goes on goes on too.
   Settings without a score (every seed failed) are not judged.
   """
-  scores = {}
+  scores, sizes = {}, collections.Counter()
   for state in states:
-    score = read_score(state, share)
+    name, score = points_lib.name_setting(state.point), read_score(state, share)
+    sizes[name] += 1
     if score is not None:
-      scores.setdefault(points_lib.name_setting(state.point), []).append(score)
+      scores.setdefault(name, []).append(score)
   means = {name: math.fsum(found) / len(found) for name, found in scores.items()}
   ranked = sorted(means, key=lambda name: -means[name])  # equals stay in the recipe's order
   limit = means[ranked[_count_kept(keep, len(ranked)) - 1]] if ranked else 0.0
   return {'share': share, 'settings': [
-      {'name': name, 'valid_acc': means[name], 'seeds': len(scores[name]), 'rank': rank,
-       'goes_on': means[name] >= limit} for rank, name in enumerate(ranked, 1)]}
+      {'name': name, 'valid_acc': means[name], 'seeds': len(scores[name]), 'of_seeds': sizes[name],
+       'rank': rank, 'goes_on': means[name] >= limit} for rank, name in enumerate(ranked, 1)]}
 
 
 def describe(setting: dict, rung: dict) -> str:
   """Why a setting went on or not."""
   kept = sum(s['goes_on'] for s in rung['settings'])
-  return (f"after {rung['share']:.0%} of its budget: {setting['valid_acc']:.1%} of valid, place "
-          f"{setting['rank']} of {len(rung['settings'])}, of which {kept} go on")
+  return (f"after {rung['share']:.0%} of its budget: {setting['valid_acc']:.1%} of valid over "
+          f"{setting['seeds']} of {setting['of_seeds']} seed(s), place {setting['rank']} of "
+          f"{len(rung['settings'])}, of which {kept} go on")
 
 
 def list_kept(halving: Halving, num_settings: int) -> list[tuple[float, int]]:
@@ -114,4 +120,4 @@ def estimate_share(halving: Halving, num_settings: int) -> float:
 
 
 def _count_kept(keep: float, count: int) -> int:
-  return math.ceil(round(keep * count, 6))
+  return max(1, math.ceil(round(keep * count, 6)))

@@ -59,6 +59,8 @@ PLAN_ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
+_SWEEP_FLAGS = ('jobs', 'retry_failed', 'conclude', 'dry_run', 'halve_at', 'halve_keep', 'hardware',
+                'utilization')
 # By name: their modules load JAX.
 _EXIT_CODES = {'NonFiniteError': 1, 'HostError': 1, 'Stopped': 75}
 _LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
@@ -77,6 +79,7 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_integer('num_slices', 1, 'plan: how many of them.', flag_values=values)
   flags.DEFINE_string('point', '', 'One run of a recipe of many.', flag_values=values)
   flags.DEFINE_string('sweep_dir', '', 'The WORKDIR of the sweep of --point.', flag_values=values)
+  flags.DEFINE_string('identity', '', 'What the run of --point must be.', flag_values=values)
   flags.DEFINE_bool('conclude', False, 'sweep: run nothing.', flag_values=values)
   flags.DEFINE_integer('jobs', 1, 'sweep: runs at a time.', flag_values=values)
   flags.DEFINE_bool('retry_failed', False, 'sweep: failed ones too.', flag_values=values)
@@ -112,6 +115,8 @@ def _find_override_problems(argv):
   problems = []
   for arg in argv:
     name, equals, value = arg.lstrip('-').partition('=')
+    if arg.startswith('-') and name.startswith('noconfig.'):
+      problems.append(f'{arg}: write --{name.removeprefix("no")}=False')
     if not arg.startswith('-') or not name.startswith('config.'):
       continue
     key = name.removeprefix('config.')
@@ -121,6 +126,8 @@ def _find_override_problems(argv):
       hint = (f"it is a group of keys, e.g. '{group[0]}'" if group else
               f"did you mean '{close[0]}'?" if close else 'see rim_jax/config.py for all keys')
       problems.append(f"--config.{key}: there is no key '{key}'; {hint}")
+    elif not equals and not isinstance(defaults[key], bool):
+      problems.append(f'{arg}: write --config.{key}=VALUE')
     elif equals:
       kind = type(defaults[key])
       try:
@@ -167,6 +174,9 @@ def _parse(argv):
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
                     'that rim_jax.config.make_config_dict makes')
+  alone = [name for name in _SWEEP_FLAGS if values.mode != 'sweep' and values[name].present]
+  if alone:
+    raise UserError(f'--{alone[0]}: is for --mode=sweep')
   if 'points' in config:
     if values.mode == 'sweep':
       if values.point or values.sweep_dir:
@@ -175,6 +185,9 @@ def _parse(argv):
       return values, points_lib.load_points(config, path), path
     (point,) = points_lib.load_points(config, path, _choose_point(config, values.point, path))
     values.point, config = point.name, point.config
+    if values.identity not in ('', points_lib.identify(config)):
+      raise UserError(f'{path}: --point={point.name} is another run now than its sweep began; end '
+                      'that sweep and begin it again')
     if values.sweep_dir and values.workdir:
       raise UserError(f'--workdir={values.workdir} and --sweep_dir={values.sweep_dir}: a point '
                       'lives in --workdir, or in its place below --sweep_dir; give one')

@@ -7,13 +7,15 @@ and added to, as lists are. Knows the config's form and nothing else, as recipes
 
 import collections
 import dataclasses
+import hashlib
 import itertools
+import json
 import math
 
 import ml_collections
 import numpy as np
 
-from rim_jax.config import Config, UserError, flatten, parse_config
+from rim_jax.config import Config, UserError, flatten, is_runtime, parse_config
 
 
 def vary(key: str, values, name: str = '') -> list:
@@ -111,11 +113,18 @@ class Point:
 def list_names(tree, source: str) -> list[str]:
   """The points of a recipe's ConfigDict by name, in order, whether they can be or not.
 
-  Raises: UserError where there is none.
+  Raises: UserError where there is none, or a name is no folder's.
   """
   names = [name_point(entry['factors']) for entry in tree.to_dict()['points']]
   if not names:
     raise UserError(f'{source}: has no points; its grid is empty')
+  problems = [f'{source}: a point has no factors; give it one, which names its run and folder'
+              for name in names if not name]
+  problems += [f'{source}: {name[:40]}...: a name of {len(name.encode())} bytes is no folder, 255 '
+               "are; name its factors shorter, as vary(KEY, VALUES, 'lr')"
+               for name in names if len(name.encode()) > 255]
+  if problems:
+    raise UserError('\n'.join(problems))
   return names
 
 
@@ -155,3 +164,9 @@ def get_setting(point: Point) -> dict:
 
 def name_setting(point: Point) -> str:
   return name_point(get_setting(point))
+
+
+def identify(config: Config) -> str:
+  """A hash of what a run computes; where and when it does is left out."""
+  flat = {key: value for key, value in flatten(config).items() if not is_runtime(key)}
+  return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]

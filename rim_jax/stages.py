@@ -21,8 +21,10 @@ def find_stop(num_steps: int, config: CheckpointConfig) -> int:
 
   0 where it does not begin.
   """
-  steps = round(config.stop_frac * num_steps / config.every_steps, 6)  # 1500.0000001 are 1500
-  return min(math.ceil(steps) * config.every_steps, num_steps)
+  if not config.stop_frac:
+    return 0
+  saves = math.ceil(round(config.stop_frac * num_steps / config.every_steps, 6))  # 3.0000001 are 3
+  return min(max(saves, 1) * config.every_steps, num_steps)
 
 
 def _divide_stop(whole, stages):
@@ -34,7 +36,7 @@ def _divide_stop(whole, stages):
   for name, stage in stages:
     budget = _get_budget(stage.train)
     divided.append((name, replace(stage, checkpoint=replace(
-        stage.checkpoint, stop_frac=min(max(left / budget, 0.0), 1.0)))))
+        stage.checkpoint, stop_frac=min(max(round(left / budget, 9), 0.0), 1.0)))))
     left -= budget
   return divided
 

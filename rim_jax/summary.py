@@ -32,7 +32,7 @@ def write_summary(workdir, title: str, conclusion, states):
   done, which = _choose_drawn([e for e in entries if e['num_done']])
   parts = [f'<p>{page.escape(conclusion_lib.describe_best(conclusion["best"]))}</p>',
            page.section('Results', _make_headline(entries)),
-           _make_notes(entries),
+           _list(conclusion['warnings']) + _make_notes(entries),
            page.section('What each factor does', _make_effects(conclusion['effects'])
                           + _draw_factors(states, workdir)),
            page.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
@@ -90,6 +90,8 @@ def _make_notes(entries):
   """What the table cannot say: what failed or was dropped, and which order seeds do not support."""
   events = [f'{name}: failed, {error}' for e in entries for name, error in e['failed'].items()]
   events += [f'{name}: dropped {why}' for e in entries for name, why in e['dropped'].items()]
+  events += [f'{e["name"]}: not compared with the best, {told}' for e in entries
+             for told in e.get('against_best', {}).get('not_compared', {}).values()]
   ranked = sorted((e for e in entries if e['num_done']), key=lambda e: -e['final_acc']['mean'])
   single = [e['name'] for e in ranked if e['final_acc']['stderr'] is None]
   doubts = [f'one seed does not support an order: {", ".join(single)}'] * (

@@ -9,8 +9,6 @@ commands, watches what they leave, and draws the conclusion.
 import contextlib
 import ctypes
 import dataclasses
-import hashlib
-import json
 import os
 import pathlib
 import re
@@ -25,7 +23,6 @@ from rich import box, live, table
 from rich.text import Text
 
 from rim_jax import conclusion as conclusion_lib
-from rim_jax import config as config_lib
 from rim_jax import halving as halving_lib
 from rim_jax import hosts
 from rim_jax import metrics as metrics_lib
@@ -38,19 +35,13 @@ from rim_jax.points import Point
 
 SWEEP_VERSION = 1
 _POLL_SECS = 0.5
-_LEFT = re.compile(r' \d+/\d+  .*  (\S+) left$', re.MULTILINE)  # as metrics.Progress tells it
+_LEFT = re.compile(r'(\S+) \d+/\d+  .*  (\S+) left$', re.MULTILINE)  # as metrics.Progress tells it
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _AT_WORK = 'is at work here'  # of a run that another process holds
+_NO_MORE = 'checkpoint.stop_frac asks for no more'  # of one that ended where it was to
 _WAIT_SECS = 30.0  # before one that another process holds is tried again
 _SHOW_SECS = 3.0  # between two tables
 _TELL_SECS = 30.0  # between two lines where there is no terminal
-
-
-def identify(config: Config) -> str:
-  """A hash of what a run computes; where and when it does is left out."""
-  flat = {key: value for key, value in config_lib.flatten(config).items()
-          if not config_lib.is_runtime(key)}
-  return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]
 
 
 # ---- What a point has left ----
@@ -65,6 +56,7 @@ class State:
   error: str = ''
   process: subprocess.Popen | None = None
   slot: int = -1
+  output_at: int = 0  # where in its output.txt the run under way begins
   not_before: float = 0.0  # on time.monotonic's clock
 
   @property
@@ -94,25 +86,33 @@ def load_states(points, workdir) -> list[State]:
   """
   states, problems = [], []
   for point in points:
-    folder = epath.Path(workdir) / 'points' / point.name
-    state = State(point, folder)
-    path = folder / 'point.json'
-    if path.exists():
-      told = storage.load_json(path, 'the state of a point')
-      if told['identity'] != identify(point.config):
-        problems.append(f'{folder}: holds a run of another config than {point.name} has now; use '
-                        'another --workdir, or remove that folder')
-      state.status, state.error = told['status'], told['error']
+    state = State(point, epath.Path(workdir) / 'points' / point.name)
+    try:
+      state.status, state.error = _read_told(state)
+    except UserError as e:
+      problems.append(str(e))
     states.append(state)
   if problems:
     raise UserError('\n'.join(problems))
   return states
 
 
+def _read_told(state: State) -> tuple[str, str]:
+  """(status, error) of a point as it was told last, if it was."""
+  path = state.folder / 'point.json'
+  if not path.exists():
+    return state.status, state.error
+  told = storage.load_json(path, 'the state of a point')
+  if told['identity'] != points_lib.identify(state.point.config):
+    raise UserError(f'{state.folder}: holds a run of another config than {state.point.name} has '
+                    'now; use another --workdir, or remove that folder')
+  return told['status'], told['error']
+
+
 def _keep(state: State) -> None:
   storage.write_json(state.folder / 'point.json', {
-      'format': SWEEP_VERSION, 'identity': identify(state.point.config), 'status': state.status,
-      'error': state.error})
+      'format': SWEEP_VERSION, 'identity': points_lib.identify(state.point.config),
+      'status': state.status, 'error': state.error})
 
 
 @contextlib.contextmanager
@@ -121,7 +121,8 @@ def keep_point(point: Point, workdir):
 
   Raises: UserError where the sweep's directory holds another config under its name.
   """
-  (state,) = hosts.lead(lambda: load_states([point], workdir))
+  state = State(point, epath.Path(workdir) / 'points' / point.name)
+  state.status, state.error = hosts.lead(lambda: _read_told(state))
   if state.status != 'done':
     _tell(state, 'running')
   try:
@@ -153,11 +154,12 @@ def read_progress(state: State) -> str:
     losses = [x for x in metrics if 'train/loss' in x]
     valid = [x['valid/final_acc'] for x in metrics if x.get('valid/final_acc') is not None]
     if losses:
+      title = name or state.folder.name
       told = f'{name or "train"} step {losses[-1]["step"]}, loss {losses[-1]["train/loss"]:.4f}'
       told += f', valid {valid[-1]:.1%}' if valid else ''
   output = state.folder / 'output.txt'
   output = output.read_bytes().decode(errors='replace') if told and output.exists() else ''
-  left = _LEFT.findall(output)
+  left = [secs for begun, secs in _LEFT.findall(output) if begun == title]
   return told + (f', {left[-1]} left of the stage' if left else '')
 
 
@@ -181,29 +183,36 @@ def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bo
   say(f'{len(states)} points: {sum(s.status == "done" for s in states)} done before, '
       f'{sum(s.status == "waiting" for s in states)} to run, {num_jobs} at a time')
   with _Table(states, console) as shown:
-    rungs = []
+    contenders, rungs = states, []
+    (pathlib.Path(workdir) / 'halving.json').unlink(missing_ok=True)
     for share in halving.shares if halving else ():
-      contenders = [s for s in states if s.status != 'dropped']
       _run_all(contenders, source, [*overrides, f'--config.checkpoint.stop_frac={share}'],
                num_jobs, shown, share)
       rungs.append(halving_lib.judge(contenders, share, halving.keep))
       storage.write_json(pathlib.Path(workdir) / 'halving.json', {
           'format': SWEEP_VERSION, 'keep': halving.keep, 'rungs': rungs})
-      _drop(contenders, rungs[-1], say)
+      contenders = _drop(contenders, rungs[-1], say)
     _run_all(states, source, overrides, num_jobs, shown)
   return states
 
 
-def _drop(states, rung, say) -> None:
-  """Ends the settings that do not go on, and says so of each; what is done stays done."""
+def _drop(states, rung, say) -> list[State]:
+  """Ends the settings that do not go on, and says so of each; returns those that do.
+
+  What is done stays done, but takes no place of the next share.
+  """
+  ended = {}
   for setting in rung['settings']:
     told = halving_lib.describe(setting, rung)
-    say(f"{setting['name']}: {'goes on' if setting['goes_on'] else 'dropped'} {told}")
-    for state in states:
-      if (points_lib.name_setting(state.point) == setting['name'] and not setting['goes_on']
-          and state.status == 'waiting'):
-        state.status, state.error = 'dropped', told
-        _keep(state)
+    say(f"{setting['name']}: {'goes on' if setting['goes_on'] else 'ends'} {told}")
+    if not setting['goes_on']:
+      ended[setting['name']] = told
+  for state in states:
+    name = points_lib.name_setting(state.point)
+    if name in ended and state.status == 'waiting':
+      state.status, state.error = 'dropped', ended[name]
+      _keep(state)
+  return [s for s in states if points_lib.name_setting(s.point) not in ended]
 
 
 def _run_all(states, source, overrides, num_jobs, shown, share: float = 1.0) -> None:
@@ -222,7 +231,7 @@ def _run_all(states, source, overrides, num_jobs, shown, share: float = 1.0) -> 
         _start(state, source, overrides, num_jobs)
       for state in states:
         if state.process and state.process.poll() is not None:
-          _finish(state)
+          _finish(state, share)
           slots.append(state.slot)
           if is_to_run(state):
             waiting.append(state)
@@ -235,13 +244,13 @@ def _run_all(states, source, overrides, num_jobs, shown, share: float = 1.0) -> 
     for state in states:
       if state.process:
         state.process.wait()
-        _finish(state)
+        _finish(state, share)
 
 
 def make_command(point: Point, folder, source: str, overrides) -> list[str]:
   """The command of one point, as anyone can run it."""
   return [sys.executable, '-m', 'rim_jax.main', f'--config={source}', f'--point={point.name}',
-          f'--workdir={folder}', *overrides]
+          f'--identity={points_lib.identify(point.config)}', f'--workdir={folder}', *overrides]
 
 
 def _start(state: State, source, overrides, num_jobs) -> None:
@@ -253,10 +262,12 @@ def _start(state: State, source, overrides, num_jobs) -> None:
     if num_jobs > 1:
       os.sched_setaffinity(0, _share(sorted(os.sched_getaffinity(0)), state.slot, num_jobs))
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-  with open(state.folder / 'output.txt', 'a') as log:
+  with open(state.folder / 'output.txt', 'ab') as log:
+    state.output_at = log.tell()
     state.process = subprocess.Popen(
         make_command(state.point, state.folder, source, overrides), stdout=log,
         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is the driver's, which asks its runs to end and save
         preexec_fn=prepare if sys.platform == 'linux' else None,
         env=dict(os.environ, **divide_gpus(list_gpus(os.environ), state.slot, num_jobs)))
 
@@ -284,10 +295,11 @@ def _share(items, slot: int, num_jobs: int):
   return items[slot::num_jobs] or [items[slot % len(items)]]
 
 
-def _finish(state: State) -> None:
+def _finish(state: State, share: float) -> None:
   code = state.process.returncode
   state.process = None
-  lines = (state.folder / 'output.txt').read_text().strip().split('\n')
+  output = (state.folder / 'output.txt').read_bytes()[state.output_at:]
+  lines = output.decode(errors='replace').strip().split('\n')
   told = ([line for line in lines if line.startswith('error:')] or lines)[-1][:300]
   # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
   again = code in (hosts.EXIT_STOPPED, -signal.SIGTERM) or (code == 2 and _AT_WORK in told)
@@ -295,6 +307,11 @@ def _finish(state: State) -> None:
   if _AT_WORK in told and again:
     state.not_before = time.monotonic() + _WAIT_SECS
   state.error = f'exit code {code}: {told}' if code and code != hosts.EXIT_STOPPED else ''
+  if share < 1 and code == hosts.EXIT_STOPPED and _NO_MORE in told and (
+      halving_lib.read_score(state, share) is None):  # or it would be started again for ever
+    state.status = 'failed'
+    state.error = (f'ended at {share:.0%} of its budget without an accuracy on valid of that step; '
+                   'is checkpoint.every_steps other than it was?')
   _keep(state)
 
 
@@ -358,17 +375,32 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
     raise UserError(f'--workdir={workdir}: a sweep is driven from a local directory')
   if num_jobs < 1:
     raise UserError(f'--jobs={num_jobs}: must be 1 or more')
+  early = [p.name for p in points if p.config.checkpoint.stop_frac < 1]
+  if early:
+    raise UserError(f'{early[0]}: checkpoint.stop_frac below 1: the runs of a sweep go to their '
+                    'end; drop the worst with --halve_at, or run one with --point')
   workdir = pathlib.Path(workdir)
+  if conclude_only and not workdir.exists():
+    raise UserError(f'{workdir}: there is no sweep here; name its --workdir')
   workdir.mkdir(parents=True, exist_ok=True)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   with storage.hold(workdir):
-    states = load_states(points, workdir) if conclude_only else run(
-        points, workdir, source, overrides, num_jobs, retry_failed, halving, say, console)
+    try:
+      states = load_states(points, workdir) if conclude_only else run(
+          points, workdir, source, overrides, num_jobs, retry_failed, halving, say, console)
+    except KeyboardInterrupt:
+      raise hosts.Stopped(f'{workdir}: asked to end; the runs under way are saved, and the same '
+                          'command goes on') from None
     conclusion = conclusion_lib.conclude(states, workdir)
     summary.write_summary(workdir, f'rim_jax: {source}', conclusion, states)
   say((workdir / 'sweep.md').read_text())
   say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, figures/, points/)')
   say(f'report: {workdir / "report.html"}')
+  for state in states:
+    if state.status == 'done' and state.result is None:
+      say(f'{state.point.name}: is done, and was not evaluated as eval now says: '
+          + shlex.join([*make_command(state.point, state.folder, source, overrides),
+                        '--mode=eval']))
   failed = [s for s in states if s.status == 'failed']
   if failed:
     raise UserError('\n'.join(
@@ -398,10 +430,10 @@ def show_dry(points, workdir, source, overrides, hardware: str, utilization: flo
       + (f'; the FLOPs of {len(found) - len(known)} are not known' * (len(known) < len(found))))
   if halving:
     count = len({points_lib.name_setting(point) for point in points})
-    say(f'with --halve_at about {halving_lib.estimate_share(halving, count):.0%} of that: of '
-        f'{count} settings ' + ', '.join(
-            f'{kept} go on after {share:.0%}' for share, kept in halving_lib.list_kept(
-                halving, count)))
+    say(f'with --halve_at about {halving_lib.estimate_share(halving, count):.0%} of that, and more '
+        f'where a share ends between two of checkpoint.every_steps: of {count} settings '
+        + ', '.join(f'{kept} go on after {share:.0%}' for share, kept in halving_lib.list_kept(
+            halving, count)))
   say(f'hours: one point after the other on {machine.name} ({machine.num_chips} x '
       f'{machine.flops_per_sec / machine.num_chips / 1e12:.0f} TFLOP/s bf16), at an assumed '
       f'{utilization:.0%} of the peak (--utilization); a small model gets far less')

@@ -83,7 +83,7 @@ NEVER = {
                    'optax', 'grain'},
     'halving': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'jax', 'optax', 'grain'},
     'plots': ALL - {'rim_jax.page'} | {'jax', 'numpy', 'flax', 'optax', 'grain'} | IO,
-    'points': ALL - {'rim_jax.config'} | {'jax', 'flax', 'optax', 'grain'} | IO,
+    'points': ALL - {'rim_jax.config'} | {'jax', 'flax', 'optax', 'grain'} | IO - {'json'},
     'sweep': {'rim_jax.model', 'rim_jax.loss', 'rim_jax.train', 'optax', 'grain'},
 }
 

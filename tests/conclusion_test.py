@@ -6,6 +6,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from rim_jax import conclusion
+from rim_jax import points as points_lib
 from rim_jax import stats
 from rim_jax import sweep
 from tests import sweep_test
@@ -18,7 +19,7 @@ def make_states(tmp_path, rows):
     folder = tmp_path / 'points' / point.name
     (folder / 'predictions').mkdir(parents=True)
     (folder / 'point.json').write_text(json.dumps({
-        'identity': sweep.identify(point.config), 'status': 'done', 'error': ''}))
+        'identity': points_lib.identify(point.config), 'status': 'done', 'error': ''}))
     (folder / 'predictions/test.jsonl').write_text(''.join(json.dumps(
         {'question': str(i), 'answer': '', 'correct': i < 100 * test}) + '\n' for i in range(100)))
     (folder / 'results.json').write_text(json.dumps({'test': {
@@ -53,8 +54,36 @@ def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(t
   for state in states[2:]:
     state.status, state.error = 'dropped', 'after 25% of its budget'
   told = conclusion.conclude(states, tmp_path)
-  assert told['best']['dropped'] == ['a=3']
+  assert told['best']['dropped'] == {'a=2': 1, 'a=3': 1}
   assert [e['num_done'] for e in told['entries']] == [1, 1, 0]
+
+
+def test_runs_of_other_questions_are_told_and_all_else_is_concluded(tmp_path):
+  states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9), ({'a': 3}, 0.3, 0.9)])
+  path = states[1].predictions
+  path.write_text(path.read_text().replace('"0"', '"another"'))
+  states[2].predictions.unlink()
+  told = conclusion.conclude(states, tmp_path)
+  other, gone = (e['against_best'] for e in told['entries'][1:])
+  assert other['tests'] == gone['tests'] == []
+  assert 'other questions than' in other['not_compared']['seed None']
+  assert 'no predictions' in gone['not_compared']['seed None']
+  assert [e['num_done'] for e in told['entries']] == [1, 1, 1]
+
+
+def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
+  states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9), ({'a': 3}, 0.4, 0.9)])
+  for state, base, tokenizer in zip(states, ('x', 'x', 'y'), ('t', 't', 't')):
+    (state.folder / 'config.json').write_text(json.dumps(
+        {'base': {'fingerprint': base}, 'tokenizer': tokenizer}))
+  (told,) = conclusion.conclude(states, tmp_path)['warnings']
+  assert told == ('runs of different bases: a=1, a=2 on x; a=3 on y; run them again in another '
+                  '--workdir')
+  assert told in (tmp_path / 'sweep.md').read_text()
+  (states[2].folder / 'config.json').write_text(json.dumps(
+      {'base': None, 'tokenizer': 't'}))
+  assert 'a=3 on None' in conclusion.find_mixtures(states)[0]
+  assert conclusion.find_mixtures(states[:2]) == []
 
 
 def test_without_valid_nothing_is_chosen(tmp_path):
@@ -71,7 +100,7 @@ def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
     folder = tmp_path / 'points' / point.name
     folder.mkdir(parents=True)
     (folder / 'point.json').write_text(json.dumps({
-        'identity': sweep.identify(point.config), 'status': 'done', 'error': ''}))
+        'identity': points_lib.identify(point.config), 'status': 'done', 'error': ''}))
     (folder / 'results.json').write_text(json.dumps({'test-splits': {
         'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5]}}))
     (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))

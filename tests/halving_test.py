@@ -39,6 +39,8 @@ def test_a_score_is_that_of_the_step_where_a_run_ends_for_a_share(tmp_path):
   assert halving.read_score(state, 0.9) is None  # in stage 2
   leave(tmp_path / 'stage2', 100, 60, {60: 0.5})
   assert halving.read_score(state, 0.9) == 0.5
+  (tmp_path / 'stage2/checkpoints/60/card/metadata').unlink()  # its run will say so
+  assert halving.read_score(state, 0.9) is None
 
 
 def test_what_is_told_but_not_saved_is_not_there_yet(tmp_path):
@@ -65,6 +67,9 @@ def make_settings(scores, monkeypatch):
 def test_the_best_by_the_mean_of_their_seeds_go_on(scores, keep, kept, monkeypatch):
   rung = halving.judge(make_settings(scores, monkeypatch), 0.25, keep)
   assert [s['name'] for s in rung['settings'] if s['goes_on']] == kept
+  assert [(s['seeds'], s['of_seeds']) for s in rung['settings']] == [
+      (sum(x is not None for x in scores[int(s['name'][2:])]), len(scores[int(s['name'][2:])]))
+      for s in rung['settings']]
   assert len(rung['settings']) == sum(any(x is not None for x in s) for s in scores.values())
 
 
@@ -72,6 +77,7 @@ def test_what_it_spends():
   """By hand: 8 settings to a quarter, 4 to a half, 2 to the end."""
   found = halving.Halving((0.25, 0.5), 0.5)
   assert halving.list_kept(found, 8) == [(0.25, 4), (0.5, 2)]
+  assert halving.list_kept(halving.Halving((0.5,), 1e-9), 3) == [(0.5, 1)]
   assert halving.list_kept(halving.Halving((0.5,), 0.4), 3) == [(0.5, 2)]  # rounded up
   assert halving.list_kept(halving.Halving((0.5,), 0.07), 100) == [(0.5, 7)]  # 7.000000000000001
   assert halving.estimate_share(found, 8) == pytest.approx((8 / 4 + 4 / 4 + 2 / 2) / 8)

@@ -9,7 +9,6 @@ from scipy import stats
 
 from configs import presets
 from rim_jax import points
-from rim_jax import sweep
 from rim_jax.config import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -76,7 +75,8 @@ def test_changes_found_and_made_again_are_the_other_config():
     ('blocks', 'chain', 21), ('fading', 'chain', 27), ('stages', 'chain', 18),
     ('learning_rate', 'chain', 12), ('targets', 'chain', 6), ('reading', 'chain', 12),
     ('details', 'chain', 21),
-    ('lora', 'chain', 15), ('fading', 'gpt2', 27), ('stages', 'gpt2', 18),
+    ('lora', 'chain', 15), ('learning_rate', 'chain,cot', 12), ('blocks', 'gpt2', 21),
+    ('fading', 'gpt2', 27), ('stages', 'gpt2', 18),
     ('learning_rate', 'gpt2', 12), ('details', 'gpt2', 24), ('lora', 'gpt2', 15)])
 def test_the_recipes_of_sweeps_are_points_that_differ(name, preset, count):
   path = ROOT / 'configs' / 'sweeps' / f'{name}.py'
@@ -84,4 +84,4 @@ def test_the_recipes_of_sweeps_are_points_that_differ(name, preset, count):
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   found = points.load_points(module.get_config(preset), str(path))
-  assert len(found) == count == len({sweep.identify(p.config) for p in found})
+  assert len(found) == count == len({points.identify(p.config) for p in found})

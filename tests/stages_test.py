@@ -41,12 +41,14 @@ def test_a_run_ends_at_a_step_that_is_evaluated_anyway():
         stop_frac=stop_frac, every_steps=every_steps))
   assert [find(f, 3000) for f in (0.0, 0.1, 0.5, 0.51, 1.0)] == [0, 500, 1500, 2000, 3000]
   assert find(0.9, 667) == 667 and find(1.0, 667) == 667  # the next of 500 would be 1,000
+  assert find(1e-9, 3000) == 500  # one that begins has something to show
   assert find(0.1 + 0.2, 5000) == 1500  # 0.30000000000000004
 
 
 @pytest.mark.parametrize('method, stop_frac, stops', [
     ('rim', 0.3, [0.4, 0.0]), ('rim', 0.75, [1.0, 0.0]), ('rim', 0.9, [1.0, 0.6]),
-    ('rim', 1.0, [1.0, 1.0]), ('coconut', 0.5, [1.0, 1.0, 0.5, 0.0])])
+    ('rim', 1.0, [1.0, 1.0]), ('rim', 0.75 + 1e-12, [1.0, 0.0]),
+    ('coconut', 0.5, [1.0, 1.0, 0.5, 0.0])])
 @pytest.mark.parametrize('budget', [{'num_examples': 1000}, {'num_epochs': 2.5}])
 def test_a_share_of_the_budget_is_each_stage_s_own(method, stop_frac, stops, budget):
   config = support.make_config(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -63,7 +64,7 @@ def test_every_problem_of_every_point_is_told():
 
 def test_identity_is_what_is_computed():
   def identify(**changes):
-    return sweep.identify(support.make_config(**changes))
+    return points_lib.identify(support.make_config(**changes))
   assert identify() == identify(eval__split='valid', mesh__fsdp=2, model__remat='full')
   assert len({identify(), identify(seed=1), identify(optim__learning_rate=0.5)}) == 3
 
@@ -110,6 +111,7 @@ with open(folder / 'starts', 'a') as f: f.write('x')
 with open(folder / 'times', 'a') as f: print(time.time(), file=f)
 broken = folder.parent.parent / 'broken'
 if broken.exists() and seed == int(broken.read_text() or 1):
+  sys.stdout.buffer.write(b'\\xff no text')
   sys.exit('Traceback...\\nerror: it is broken\\n')
 if seed == 0 and (folder.parent.parent / 'kill').exists(): os.kill(os.getpid(), 9)
 if seed == 0 and '0.5' in folder.name and (folder.parent.parent / 'full').exists():
@@ -122,7 +124,9 @@ if held.exists():
 while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
 if len(sys.argv) > 3:  # to a share of the budget; the higher rate is the better one
   share = sys.argv[3].removeprefix('--config.checkpoint.stop_frac=')
-  (folder / ('valid' + share)).write_text(folder.name[5:8])
+  if not (folder.parent.parent / 'mute').exists():
+    (folder / ('valid' + share)).write_text(folder.name[5:8])
+  print('stopped: DIR: step 3 of 7 is saved, and checkpoint.stop_frac asks for no more')
   sys.exit(75)
 (folder / 'predictions').mkdir(exist_ok=True)
 right = [i % 3 != seed for i in range(30)]
@@ -242,19 +246,28 @@ def test_a_failing_point_is_shown_and_retried_only_when_asked(cheap):
 
 def test_a_run_that_is_killed_is_shown_the_others_go_on_and_asked_again_it_does(cheap):
   (cheap.workdir / 'kill').touch()
+  (cheap.workdir / 'points/rate=0.5,seed=0').mkdir(parents=True)
+  (cheap.workdir / 'points/rate=0.5,seed=0/output.txt').write_text('error: of old')
   said = cheap()
-  assert said.count('exit code -9') == 2
+  assert said.count('exit code -9') == 2 and 'of old' not in said
   assert [s.status for s in sweep.load_states(cheap.points, cheap.workdir)] == [
       'failed', 'done', 'failed', 'done']
   (cheap.workdir / 'kill').unlink()
+  (cheap.workdir / 'broken').write_text('0')
+  assert cheap(retry=True).count('exit code 1: error: it is broken') == 2
+  (cheap.workdir / 'broken').unlink()
   assert 'exit code' not in cheap(retry=True)
-  assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 2, 2]
+  assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 3, 3]
 
 
 def test_two_points_do_not_share_a_folder():
   """Names are folders, where a '/' cannot be: what differs in it alone would be one."""
   with pytest.raises(UserError, match='2 points are named target=a_b; give them factors that'):
     load([({'target': 'a/b'}, {'seed': 1}), ({'target': 'a_b'}, {'seed': 2})])
+  with pytest.raises(UserError, match='a point has no factors'):  # its folder would hold all
+    load([({}, {}), ({'a': 1}, {'seed': 1})])
+  with pytest.raises(UserError, match='a name of 302 bytes is no folder'):
+    load([({'x': 300 * 'y'}, {'seed': 1})])
 
 
 def test_another_config_under_the_same_name_is_refused(cheap):
@@ -336,16 +349,18 @@ def test_settings_that_are_worse_early_end_and_are_told_of(cheap):
   """The second setting ends; every other run goes on, and again nothing is run."""
   halving = halving_lib.Halving((0.25, 0.5), 0.5)
   said = cheap(halving=halving)
-  assert 'rate=0.5: goes on after 25% of its budget: 50.0% of valid, place 1 of 2' in said
-  why = 'after 25% of its budget: 10.0% of valid, place 2 of 2, of which 1 go on'
-  assert f'rate=0.1: dropped {why}' in said
+  assert ('rate=0.5: goes on after 25% of its budget: 50.0% of valid over 2 of 2 seed(s), place 1 '
+          'of 2, of which 1 go on') in said
+  why = ('after 25% of its budget: 10.0% of valid over 2 of 2 seed(s), place 2 of 2, of which 1 go '
+         'on')
+  assert f'rate=0.1: ends {why}' in said
   states = sweep.load_states(cheap.points, cheap.workdir)
   assert [s.status for s in states] == ['done', 'done', 'dropped', 'dropped']
   assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 3, 3]  # two shares, and to the end
   told = json.loads((cheap.workdir / 'sweep.json').read_text())
-  assert told['best']['name'] == 'rate=0.5' and told['best']['dropped'] == ['rate=0.1']
+  assert told['best']['name'] == 'rate=0.5' and told['best']['dropped'] == {'rate=0.1': 2}
   assert told['entries'][1]['dropped'] == {f'rate=0.1,seed={s}': why for s in (0, 1)}
-  assert f'| rate=0.1 | dropped {why} |' in said and 'in no comparison: rate=0.1.' in said
+  assert f'| rate=0.1 | dropped {why} |' in said and 'in no comparison: 2 of rate=0.1.' in said
   assert f'rate=0.1,seed=0: dropped {why}' in (cheap.workdir / 'report.html').read_text()
   # What ended early stays out, also where it had gone further in a sweep without halving.
   (cheap.workdir / 'points/rate=0.1,seed=0/valid0.5').write_text('0.9')
@@ -357,8 +372,45 @@ def test_settings_that_are_worse_early_end_and_are_told_of(cheap):
                               (0.5, [('rate=0.5', 2, True)])]
   cheap()  # without halving all go to the end
   assert sorted(count_starts(cheap.workdir).values()) == [2, 2, 3, 3]
+  cheap()
+  assert not (cheap.workdir / 'halving.json').exists()  # nothing was judged
   cheap(halving=halving)  # and what is done stays done
   assert {s.status for s in sweep.load_states(cheap.points, cheap.workdir)} == {'done'}
+
+
+def test_a_run_that_ends_without_a_score_is_not_started_for_ever(cheap):
+  (cheap.workdir / 'mute').touch()
+  said = cheap(points=cheap.points[:2], halving=halving_lib.Halving((0.5,), 0.5))
+  assert said.count('of that step; is checkpoint.every_steps other than it was?; its output') == 2
+  assert count_starts(cheap.workdir) == {p.name: 1 for p in cheap.points[:2]}
+
+
+def test_the_runs_of_a_sweep_go_to_their_end(cheap):
+  point = cheap.points[0]
+  early = dataclasses.replace(point, config=support.set_keys(
+      point.config, {'checkpoint.stop_frac': 0.5}))
+  assert 'checkpoint.stop_frac below 1' in cheap(points=[early])
+  assert not (cheap.workdir / 'points').exists()
+
+
+def test_ctrl_c_ends_the_runs_saved_and_the_same_command_goes_on(cheap):
+  """A terminal sends it to the driver and to all that it started alike."""
+  (cheap.workdir / 'wait').touch()
+  driver = subprocess.Popen(
+      [sys.executable, '-c', 'import sys; from tests import sweep_test as t; '
+       't.drive(sys.argv[1], t.make_points())', cheap.workdir], cwd=ROOT, start_new_session=True,
+      stderr=subprocess.PIPE)
+  deadline = time.monotonic() + 60
+  while len(count_starts(cheap.workdir)) < 2:
+    assert time.monotonic() < deadline
+    time.sleep(0.02)
+  os.killpg(driver.pid, signal.SIGINT)
+  assert b'Stopped' in driver.communicate(timeout=60)[1]
+  states = sweep.load_states(cheap.points, cheap.workdir)
+  assert [s.status for s in states] == ['waiting'] * 4
+  assert all(s.error == f'exit code {-signal.SIGTERM}: ' for s in states[:2])  # not SIGINT
+  (cheap.workdir / 'wait').unlink()
+  assert '0 done before, 4 to run' in cheap()
 
 
 def test_a_setting_that_failed_is_not_judged(cheap):
@@ -371,8 +423,11 @@ def test_a_setting_that_failed_is_not_judged(cheap):
   assert [s.status for s in states] == ['done', 'done', 'failed']
 
 
-def test_a_point_that_runs_as_a_job_of_its_own_is_seen_by_driver_and_conclusion(cheap):
+def test_a_point_that_runs_as_a_job_of_its_own_is_seen_by_driver_and_conclusion(
+    cheap, monkeypatch):
   """It tells where it stands as it goes; one that ends badly tells why."""
+  # As with several processes, where what process 0 finds travels as JSON.
+  monkeypatch.setattr(hosts, 'lead', lambda fn: json.loads(json.dumps(fn())))
   def look():
     return [(s.status, s.error) for s in sweep.load_states(cheap.points, cheap.workdir)]
   with sweep.keep_point(cheap.points[0], cheap.workdir):
@@ -404,6 +459,14 @@ def test_a_driver_leaves_a_point_that_another_process_holds_for_a_while(cheap, m
   assert sweep.load_states(cheap.points[:1], cheap.workdir)[0].status == 'done'
 
 
+def test_what_is_done_and_was_evaluated_otherwise_is_told_with_the_command(cheap):
+  cheap(points=cheap.points[:1])
+  point = cheap.points[0]
+  other = dataclasses.replace(point, config=support.set_keys(
+      point.config, {'eval.num_examples': 7}))
+  assert f'{point.name}: is done, and was not evaluated as eval now says: ' in cheap(points=[other])
+
+
 def test_a_conclusion_alone_runs_nothing(cheap):
   cheap(points=cheap.points[:2])
   before = count_starts(cheap.workdir)
@@ -413,6 +476,10 @@ def test_a_conclusion_alone_runs_nothing(cheap):
   assert count_starts(cheap.workdir) == before
   entries = json.loads((cheap.workdir / 'sweep.json').read_text())['entries']
   assert [e['num_done'] for e in entries] == [2, 0]
+  with pytest.raises(UserError, match='there is no sweep here'):
+    sweep.drive(cheap.points, cheap.workdir / 'typo', 'recipe.py', [], 1, False, lambda line: None,
+                console, conclude_only=True)
+  assert not (cheap.workdir / 'typo').exists()
 
 
 @pytest.mark.parametrize('args, told', [
@@ -442,6 +509,32 @@ def test_a_key_that_other_points_cannot_have_is_no_matter_to_one(tmp_path):
   recipe.write_text(recipe.read_text().replace('in ((', 'in () and (('))
   with pytest.raises(UserError, match='its grid is empty'):
     main_lib._parse([*command, '--point=1'])
+
+
+@pytest.mark.parametrize('args, told', [
+    (['--point=1', '--identity=0123456789abcdef'], 'is another run now than its sweep began'),
+    (['--point=1', '--dry_run'], '--dry_run: is for --mode=sweep'),
+    (['--point=1', '--halve_at=0.5'], '--halve_at: is for --mode=sweep'),
+    (['--point=1', '--noconfig.eval.num_blocks'], 'write --config.eval.num_blocks=False'),
+    (['--mode=sweep', '--config.seed', '3'], 'write --config.seed=VALUE')])
+def test_a_command_that_a_sweep_and_its_runs_would_take_otherwise_is_refused(
+    tmp_path, args, told):
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  with pytest.raises(UserError, match=told):
+    main_lib._parse(['main', f'--config={recipe}', *args])
+
+
+def test_a_run_that_a_sweep_starts_is_the_point_that_it_began(tmp_path):
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  points = main_lib._parse(['main', f'--config={recipe}', '--mode=sweep'])[1]
+  command = sweep.make_command(points[1], tmp_path, str(recipe), [])
+  assert main_lib._parse(['main', *command[3:]])[1] == points[1].config
+  text = recipe.read_text()
+  recipe.write_text(text.replace("'layout.num_blocks': k", "'layout.num_blocks': k + 1"))
+  with pytest.raises(UserError, match='another run now'):
+    main_lib._parse(['main', *command[3:]])
 
 
 def test_a_number_is_a_point_in_the_recipe_s_order(tmp_path):

@@ -12,8 +12,8 @@ from rim_jax import points
 
 def get_config(preset: str = 'chain'):
   base = presets.make('rim', preset)
-  longest = 9 + 8 * 5 + 4  # question, the most tokens of blocks, readouts
-  base.layout.row_tokens = longest
+  if preset == 'chain':  # its rows are one example, exactly; those of others hold 8 blocks of 2
+    base.layout.row_tokens = 9 + 8 * 5 + 4  # question, the most tokens of blocks, readouts
   sizes = [({'K': k, 'M': m}, {'layout.num_blocks': k, 'layout.block_tokens': m})
            for k, m in ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (4, 3))]
   grid = points.cross(sizes, points.vary_seeds(3))

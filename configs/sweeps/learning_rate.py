@@ -1,9 +1,10 @@
 """The paper's search for a learning rate in [1e-5, 1e-3], for a method on a preset.
 
-  python -m rim_jax.main --mode=sweep --config=configs/sweeps/learning_rate.py:gpt2 \\
-      --config.model.init_from=DIR --config.data.dir=DATA --config.method=direct
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/learning_rate.py:gpt2,direct \\
+      --config.model.init_from=DIR --config.data.dir=DATA
 
-Twelve rates, log-uniform, one seed. Without a preset: the chain task, as a dry run of the way.
+PRESET,METHOD; rim without a method. Twelve rates, log-uniform, one seed. Without a preset: the
+chain task, as a dry run of the way.
 """
 
 from configs import presets
@@ -11,6 +12,7 @@ from rim_jax import points
 
 
 def get_config(preset: str = 'chain'):
-  base = presets.make('rim', preset)
+  preset, _, method = preset.partition(',')
+  base = presets.make(method or 'rim', preset)
   return points.make_sweep_dict(base, points.sample(
       'optim.learning_rate', 1e-5, 1e-3, 12, name='lr'))

@@ -12,9 +12,13 @@ a readout before block 1. Twelve runs of about five minutes of one core; ask eac
 
 from configs import presets
 from rim_jax import points
+from rim_jax.config import UserError
 
 
 def get_config(preset: str = 'chain'):
+  if preset != 'chain':
+    raise UserError(f"preset '{preset}': its template forces a prefix as it is; compare there with "
+                    'details.py')
   base = presets.make('rim', preset)
   own = {'layout.answer_prefix': '\n', 'layout.row_tokens': 31}  # room for a prefix each
   hidden = {**own, 'layout.readout_sees_question': False}

@@ -2,8 +2,9 @@
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/stages.py --jobs=2
 
-Stage 2 alone is `pause`: the same blocks, answers only. Stage 1 alone is asked for the answer as
-any run is, after `eval.num_blocks` blocks. 18 runs of about five minutes of one core.
+Stage 2 alone is `pause`: the same blocks, answers only, at stage 1's learning rate and dropout.
+Stage 1 alone is asked for the answer as any run is, after `eval.num_blocks` blocks. 18 runs of
+about five minutes of one core.
 """
 
 from configs import presets
