@@ -11,7 +11,6 @@ import ctypes
 import dataclasses
 import os
 import pathlib
-import re
 import shlex
 import signal
 import subprocess
@@ -19,13 +18,11 @@ import sys
 import time
 
 from etils import epath
-from rich import box, live, table
-from rich.text import Text
 
+from rim_jax import board
 from rim_jax import conclusion as conclusion_lib
 from rim_jax import halving as halving_lib
 from rim_jax import hosts
-from rim_jax import metrics as metrics_lib
 from rim_jax import points as points_lib
 from rim_jax import stages as stages_lib
 from rim_jax import storage
@@ -35,13 +32,10 @@ from rim_jax.points import Point
 
 SWEEP_VERSION = 1
 _POLL_SECS = 0.5
-_LEFT = re.compile(r'(\S+) \d+/\d+  .*  (\S+) left$', re.MULTILINE)  # as metrics.Progress tells it
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _AT_WORK = 'is at work here'  # of a run that another process holds
 _NO_MORE = 'checkpoint.stop_frac asks for no more'  # of one that ended where it was to
 _WAIT_SECS = 30.0  # before one that another process holds is tried again
-_SHOW_SECS = 3.0  # between two tables
-_TELL_SECS = 30.0  # between two lines where there is no terminal
 
 
 # ---- What a point has left ----
@@ -143,26 +137,6 @@ def _tell(state, status, error=''):
     _keep(state)
 
 
-def read_progress(state: State) -> str:
-  """Stage, step, loss and accuracy on valid of a run, and the time left of its stage.
-
-  From its metrics, and the last line of progress in its output.
-  """
-  told = ''
-  for name, _ in stages_lib.make_stages(state.point.config):
-    metrics = metrics_lib.load_metrics(state.folder / name)
-    losses = [x for x in metrics if 'train/loss' in x]
-    valid = [x['valid/final_acc'] for x in metrics if x.get('valid/final_acc') is not None]
-    if losses:
-      title = name or state.folder.name
-      told = f'{name or "train"} step {losses[-1]["step"]}, loss {losses[-1]["train/loss"]:.4f}'
-      told += f', valid {valid[-1]:.1%}' if valid else ''
-  output = state.folder / 'output.txt'
-  output = output.read_bytes().decode(errors='replace') if told and output.exists() else ''
-  left = [secs for begun, secs in _LEFT.findall(output) if begun == title]
-  return told + (f', {left[-1]} left of the stage' if left else '')
-
-
 # ---- Running ----
 
 
@@ -182,7 +156,7 @@ def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bo
       state.status, state.error = 'waiting', ''
   say(f'{len(states)} points: {sum(s.status == "done" for s in states)} done before, '
       f'{sum(s.status == "waiting" for s in states)} to run, {num_jobs} at a time')
-  with _Table(states, console) as shown:
+  with board.Board(states, console) as shown:
     contenders, rungs = states, []
     (pathlib.Path(workdir) / 'halving.json').unlink(missing_ok=True)
     for share in halving.shares if halving else ():
@@ -313,53 +287,6 @@ def _finish(state: State, share: float) -> None:
     state.error = (f'ended at {share:.0%} of its budget without an accuracy on valid of that step; '
                    'is checkpoint.every_steps other than it was?')
   _keep(state)
-
-
-class _Table:
-  """One live table on a terminal; elsewhere a line as a point changes, and every 30 s."""
-
-  def __init__(self, states, console):
-    self._states, self._console = states, console
-    self._live = live.Live(console=console, auto_refresh=False) if console.is_terminal else None
-    self._told, self._at = {}, 0.0
-
-  def __enter__(self):
-    if self._live:
-      self._live.__enter__()
-    return self
-
-  def __exit__(self, *error):
-    self.update(last=True)
-    if self._live:
-      self._live.__exit__(*error)
-
-  def update(self, last=False):
-    now = time.monotonic()
-    if self._live:  # every table reads the metrics of what runs
-      if last or now - self._at >= _SHOW_SECS:
-        self._live.update(make_table(self._states), refresh=True)
-        self._at = now
-      return
-    for state in self._states:
-      changed = self._told.get(state.point.name) != state.status
-      due = state.status == 'running' and now - self._at >= _TELL_SECS and not last
-      if (changed and (state.status != 'waiting' or state.error)) or due:
-        self._console.print(
-            f'{state.point.name}: {state.status}  {state.error or read_progress(state)}',
-            soft_wrap=True, markup=False, highlight=False)
-      self._told[state.point.name] = state.status
-    if now - self._at >= _TELL_SECS:
-      self._at = now
-
-
-def make_table(states) -> table.Table:
-  shown = table.Table('point', 'state', 'where it is', box=box.SIMPLE)
-  for state in states:
-    result = state.result
-    told = (f"{result['final_acc']:.1%} after {result['step']} steps" if result else
-            state.error or (read_progress(state) if state.status == 'running' else ''))
-    shown.add_row(Text(state.point.name), Text(state.status), Text(told))
-  return shown
 
 
 # ---- A whole sweep ----

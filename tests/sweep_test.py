@@ -277,25 +277,6 @@ def test_another_config_under_the_same_name_is_refused(cheap):
   assert 'holds a run of another config than rate=0.5,seed=0 has now' in cheap(points=other)
 
 
-def test_where_a_run_is_comes_from_its_metrics_and_what_it_tells(tmp_path):
-  points = load([({'seed': 0}, {'seed': 0, 'method': 'direct'})])
-  [state] = sweep.load_states(points, tmp_path)
-  tmp_path = tmp_path / 'points/seed=0'
-  tmp_path.mkdir(parents=True)
-  assert sweep.read_progress(state) == ''
-  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in (
-      {'step': 20, 'train/loss': 0.5}, {'step': 20, 'valid/final_acc': 0.25},
-      {'step': 30, 'train/loss': 0.25})))
-  assert sweep.read_progress(state) == 'train step 30, loss 0.2500, valid 25.0%'
-  with open(tmp_path / 'output.txt', 'w') as file:
-    progress = metrics.Progress('seed=0', 90, 0, rich_console.Console(file=file, width=80),
-                                clock=iter((0.0, 120.5)).__next__)
-    progress.update(30, 'loss 0.2500  7 examples/s')
-    progress.close()
-    print('evaluating step 30 on 4 questions', file=file)
-  assert sweep.read_progress(state).endswith('valid 25.0%, 4:01 left of the stage')
-
-
 def test_a_dry_run_starts_nothing_and_tells_the_cost(cheap):
   said = []
   sweep.show_dry(cheap.points, cheap.workdir, 'recipe.py', ['--config.seed=3'], 'v5e:2x4', 0.5,
