@@ -80,9 +80,15 @@ def load_card(workdir) -> dict:
 def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
   """Every key of a config that another run had otherwise, with both values; a line each."""
   old, new = (config_lib.flatten(c) for c in (card['config'], config))
-  return [f"{where}: was run with {key}={old.get(key, 'nothing')!r}, now it is "
-          f"{new.get(key, 'nothing')!r}; use another --workdir, or --config.{key}={old.get(key)}"
-          for key in sorted(old.keys() | new.keys())
+
+  def describe(key):
+    if key in old and key in new:
+      return (f'with {key}={old[key]!r}, now it is {new[key]!r}; use another --workdir, or '
+              f'--config.{key}={old[key]}')
+    changed = f'no {key}, which now is {new[key]!r}' if key in new else f'{key}={old[key]!r}'
+    return (f'by a version of rim_jax that has {changed}; go on with that version, or use another '
+            '--workdir')
+  return [f'{where}: was run {describe(key)}' for key in sorted(old.keys() | new.keys())
           if old.get(key) != new.get(key) and not config_lib.is_runtime(key)]
 
 

@@ -1,0 +1,30 @@
+"""What another run had otherwise is told by key, with what to do about it."""
+
+import copy
+import dataclasses
+
+from rim_jax import card
+from tests import support
+
+
+def test_what_differs_is_told_with_both_values_and_what_only_says_where_is_not():
+  config = support.make_config()
+  mine = {'config': dataclasses.asdict(config)}
+  other = support.set_keys(config, {'optim.learning_rate': 0.5, 'eval.batch_size': 9,
+                                    'model.remat': 'dots'})
+  assert card.find_differences(mine, config, 'run') == []
+  assert card.find_differences(mine, other, 'run') == [
+      f'run: was run with optim.learning_rate={config.optim.learning_rate!r}, now it is 0.5; use '
+      f'another --workdir, or --config.optim.learning_rate={config.optim.learning_rate!r}']
+
+
+def test_a_key_of_another_version_is_no_value_to_set():
+  config = support.make_config()
+  mine = {'config': copy.deepcopy(dataclasses.asdict(config))}
+  del mine['config']['curriculum']['alpha']
+  mine['config']['curriculum']['beta'] = 2
+  assert card.find_differences(mine, config, 'run') == [
+      "run: was run by a version of rim_jax that has no curriculum.alpha, which now is 'linear'; go "
+      'on with that version, or use another --workdir',
+      'run: was run by a version of rim_jax that has curriculum.beta=2; go on with that version, or '
+      'use another --workdir']
