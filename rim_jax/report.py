@@ -6,7 +6,6 @@ Text from data is shown as it is: never as markup, HTML or a terminal's control 
 Modules that bring JAX or matplotlib are imported where they are used.
 """
 
-import json
 import shlex
 
 from etils import epath
@@ -18,7 +17,8 @@ from rim_jax import config as config_lib
 from rim_jax import findings
 from rim_jax import rules
 from rim_jax import stages as stages_lib
-from rim_jax.config import Config
+from rim_jax import stats
+from rim_jax.config import Config, UserError
 from rim_jax.page import (
     clean, draw, escape, load_json, make_table, mark, section, wrap_figures, write_page)
 
@@ -71,11 +71,22 @@ _CONDITIONS = (
 
 
 def load_predictions(folder, name=None) -> list[dict]:
-  """The predictions on a set, by default the first of results.json; [] where there are none."""
-  name = name or next(iter(load_json(folder, 'results.json')), '')
+  """The predictions on a set, by default the first of results.json.
+
+  [] where there should be none: no such set, or one whose result is of several checkpoints.
+
+  Raises: UserError where they are missing, damaged, or not as many as results.json says.
+  """
+  results = load_json(folder, 'results.json')
+  name = name or next(iter(results), '')
+  if name not in results or results[name].get('checkpoint') == 'splits':
+    return []
   path = epath.Path(folder) / 'predictions' / f'{name}.jsonl'
-  lines = path.read_text().split('\n') if path.exists() else []
-  return [json.loads(line) for line in lines if line.strip()]
+  predictions, count = stats.load_predictions(path), results[name]['n']
+  if len(predictions) != count:
+    raise UserError(f'{path}: has {len(predictions)} predictions, and results.json is of {count}; '
+                    'evaluate the run with --mode=eval')
+  return predictions
 
 
 def _choose_examples(predictions, count):

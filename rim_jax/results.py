@@ -108,7 +108,7 @@ def _write_results(workdir, name, result, predictions) -> dict:
   if predictions is not None:
     (workdir / 'predictions').mkdir(exist_ok=True)
     lines = (json.dumps(p, allow_nan=False) + '\n' for p in predictions)
-    (workdir / 'predictions' / f'{name}.jsonl').write_text(''.join(lines))
+    storage.write_text(workdir / 'predictions' / f'{name}.jsonl', ''.join(lines))
   path = workdir / 'results.json'
   results = storage.load_json(path, 'the results') if path.exists() else {}
   results.pop(name, None)  # the set evaluated last stands last

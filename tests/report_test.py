@@ -12,6 +12,7 @@ from rich import console as rich_console
 from rim_jax import config as config_lib
 from rim_jax import page as page_lib
 from rim_jax import report
+from rim_jax.config import UserError
 
 NASTY = '[bold]5[/bold] + <img src=x onerror=alert(1)>&amp; [/] \x1b[31m\x00\ud800'
 RULE = 'numbers are compared as numbers'
@@ -58,7 +59,8 @@ def write_run(folder, method, num_blocks, predictions=None, metrics=None, **resu
   (folder / 'predictions').mkdir(parents=True)
   results = results or {'test': make_result(method, num_blocks)}
   if predictions is None:
-    predictions = [make_prediction(i, num_blocks, i % 4 == 0) for i in range(20)]
+    predictions = [make_prediction(i, num_blocks, i % 4 == 0) for i in range(1319)]
+  results = {name: result | {'n': len(predictions)} for name, result in results.items()}
   blocks = range(1, num_blocks + 1) or (0,)
   metrics = make_metrics(blocks) if metrics is None else metrics
   card = {'format': 1, 'config': dataclasses.asdict(config_lib.Config(method=method)),
@@ -415,14 +417,34 @@ def test_curves_are_the_logged_ones_and_lambda_is_stage_1s(tmp_path, monkeypatch
 
 
 def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
-  write_run(tmp_path, 'direct', 0, test=make_result('direct', 0),
-            other=make_result('direct', 0, n=7))
-  (tmp_path / 'predictions' / 'other.jsonl').write_text('{"correct": true}\n')
-  assert len(report.load_predictions(tmp_path)) == 20
-  assert report.load_predictions(tmp_path, 'other') == [{'correct': True}]
+  results = write_run(tmp_path, 'direct', 0, test=make_result('direct', 0),
+                      other=make_result('direct', 0))
+  one = make_prediction(7, 0, True)
+  (tmp_path / 'predictions' / 'other.jsonl').write_text(json.dumps(one) + '\n')
+  results['other']['n'] = 1
+  results['chosen'] = make_result('direct', 0, checkpoint='splits')  # of many checkpoints: none
+  (tmp_path / 'results.json').write_text(json.dumps(results))
+  assert len(report.load_predictions(tmp_path)) == 1319
+  assert report.load_predictions(tmp_path, 'other') == [one]
   assert report.load_predictions(tmp_path, 'absent') == []
+  assert report.load_predictions(tmp_path, 'chosen') == []
   assert 'Results on test' in show(tmp_path)
   assert 'Results on other' in show(tmp_path, num_shown=0, name='other')
+
+
+@pytest.mark.parametrize('damage, told', [
+    (lambda path, text: path.unlink(), ': no predictions (No such file or directory)'),
+    (lambda path, text: path.write_text(text[:-9]), ':1319: not a prediction'),
+    (lambda path, text: path.write_text(text[:text.rindex('\n', 0, -1) + 1]),
+     ': has 1318 predictions, and results.json is of 1319')])
+def test_predictions_that_are_not_all_there_are_told_in_one_line(tmp_path, damage, told):
+  write_run(tmp_path, 'direct', 0)
+  path = tmp_path / 'predictions' / 'test.jsonl'
+  damage(path, path.read_text())
+  for act in (show, lambda folder: write_page(folder, 'direct')):
+    with pytest.raises(UserError) as error:
+      act(tmp_path)
+    assert str(error.value) == f'{path}{told}; evaluate the run with --mode=eval'
 
 
 def test_generated_answers_are_parsed_and_the_last_is_the_answer():
