@@ -214,7 +214,7 @@ def write_report(workdir, config: Config) -> epath.Path:
     page += [f'<h2>{name}</h2><p>{_METHODS[stage.method]}.</p>',
              section('Accuracy after each block', _make_accuracies(name, results[name], workdir)),
              *_make_questions(name, stage, folder, results[name], workdir, stages[-1][0]),
-             section('Learning curves', _make_curves(name, stage, folder, workdir)),
+             section('Learning curves', _make_curves(name, stage, folder, results[name], workdir)),
              section('Examples', _make_examples(folder, results[name], config.eval.num_shown)),
              section('How to reproduce it', _make_card(folder))]
   return write_page(workdir / 'report.html',
@@ -311,22 +311,36 @@ def _make_budgets(name, stage, sets, workdir):
                                      f'blocks K{trained}', lines, folder=workdir))
 
 
-def _make_curves(name, stage, folder, workdir):
+def _make_curves(name, stage, folder, sets, workdir):
   """Loss, lambda and accuracy of each block over the steps of a stage."""
   from rim_jax import metrics as metrics_lib
   metrics = metrics_lib.load_metrics(folder)
   losses = _get_series(metrics, 'train/nll_block_')
   accuracies = _get_series(metrics, 'valid/acc_block_', 100)
   body, caption, lambdas = '', f'{name}: training loss after each block', None
-  if losses and stage.method == 'rim_stage1':
+  num_steps = losses and stage.method == 'rim_stage1' and _find_num_steps(folder, sets, metrics)
+  if num_steps:
     caption += f'; below, its weight λ for a record of {max(losses)} steps'
-    lambdas = _compute_lambdas(list(losses), metrics[-1]['step'], stage)
+    lambdas = _compute_lambdas(list(losses), num_steps, stage)
   if losses:
     body = draw(caption, 'loss, nats a token', 'step', losses, lambdas, folder=workdir)
   if accuracies:
     body += draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies,
                  folder=workdir)
   return wrap_figures(body)
+
+
+def _find_num_steps(folder, sets, metrics):
+  """S of a stage, which may be unfinished: as its newest checkpoint says.
+
+  Where none is left of a run that has results, the last step that it told; else None.
+  """
+  from rim_jax import checkpoint as checkpoint_lib
+  saved = checkpoint_lib.get_folder(folder)
+  steps = checkpoint_lib.list_whole(saved)
+  if steps:
+    return checkpoint_lib.load_checkpoint(saved, steps[0]).card['num_steps']
+  return metrics[-1]['step'] if sets else None
 
 
 def _get_series(metrics, prefix, scale=1):

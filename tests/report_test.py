@@ -13,6 +13,7 @@ from rim_jax import config as config_lib
 from rim_jax import page as page_lib
 from rim_jax import report
 from rim_jax.config import UserError
+from tests import halving_test
 
 NASTY = '[bold]5[/bold] + <img src=x onerror=alert(1)>&amp; [/] \x1b[31m\x00\ud800'
 RULE = 'numbers are compared as numbers'
@@ -414,6 +415,28 @@ def test_curves_are_the_logged_ones_and_lambda_is_stage_1s(tmp_path, monkeypatch
                                           tuple(1 / i for i in range(1, 9))]
   accuracies = [f for f in figures if 'accuracy on valid' in f[0]]
   assert accuracies[1][3][4][1] == (50.0,) * 8
+
+
+@pytest.mark.parametrize('saved, evaluated, zero', [
+    (True, False, 160), (True, True, 160), (False, True, 80), (False, False, None)])
+def test_lambda_is_drawn_over_all_steps_though_a_run_be_unfinished(
+    tmp_path, monkeypatch, saved, evaluated, zero):
+  """80 of 160 steps are taken: block 4 of 4 counts until the last one, if it is known."""
+  write_run(tmp_path, 'rim_stage1', 4)
+  if saved:
+    halving_test.leave(tmp_path, 160, 80, {})
+  (tmp_path / 'metrics.jsonl').write_text(''.join(
+      json.dumps(line) + '\n' for line in make_metrics((1, 2, 3, 4))))
+  if not evaluated:
+    (tmp_path / 'results.json').unlink()
+  figures = capture_figures(monkeypatch)
+  report.write_report(tmp_path, config_lib.Config(method='rim_stage1'))
+  (caption, _, _, _, lambdas), = (f for f in figures if 'training loss' in f[0])
+  assert ('λ' in caption) == bool(lambdas) == bool(zero)
+  if zero:
+    steps, weights = lambdas[4]
+    assert steps[-1] == zero and weights[-1] == pytest.approx(0, abs=1e-5)
+    assert weights[0] == 1 and weights[-2] > 0
 
 
 def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
