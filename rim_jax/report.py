@@ -47,6 +47,8 @@ _MEASURES = (  # key in results.json, label, what it means
     ('num_samples', 'drawn answers', 'of each question'),
     ('temperature', 'drawn at temperature', ''),
     ('budget_acc', 'accuracy with K blocks', 'the same model, its last answer'),
+    ('beyond_positions', 'K beyond the trained positions',
+     'read at rows of the position table that no training example reached'),
     ('integer_acc', 'whole answers', 'GSM-Hard, 0 or more'),
     ('num_integer', 'how many are whole', ''),
     ('negative_acc', 'negative answers', 'GSM-Hard, whole or not'),
@@ -100,6 +102,8 @@ def _choose_examples(predictions, count):
 def _format(key, value):
   if isinstance(value, dict):
     return ', '.join(f'{k}: {_format(key, v)}' for k, v in value.items())
+  if isinstance(value, list):
+    return ', '.join(_format('', v) for v in value)
   if key == 'temperature':
     return f'{value:g}'
   if isinstance(value, float):
@@ -152,7 +156,7 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
         grid.add_row(_name_block(block, method), _format('', acc), bar * round(20 * acc))
       value, style = f'{value} +- {_format("", result["final_acc_stderr"])}', 'bold'
     meaning = _METHODS.get(method, '') if key == 'method' else meaning
-    if key in _LONG or isinstance(result[key], dict):  # long: in the wide column
+    if key in _LONG or isinstance(result[key], (dict, list)):  # long: in the wide column
       value, meaning = '', value
     grid.add_row(label, Text(value, style=style), Text(f'({meaning})' if meaning else ''))
   console.print(grid)
@@ -229,6 +233,8 @@ def _show(key, values):
   if isinstance(value, dict):
     cells = '<br>'.join(f'{escape(k)}: {_show(k, value)}' for k in value)
     return f'<div class="long">{cells}</div>'
+  if isinstance(value, list):
+    return f'<div class="long">{", ".join(map(mark, value))}</div>'
   return mark(value, _format(key, value))
 
 
@@ -307,6 +313,9 @@ def _make_budgets(name, stage, sets, workdir):
            for key, result in sets.items() if 'budget_acc' in result}
   trained = ', 1 a step in training' if stage.method == 'rim_stage1' else (
       f', {stage.layout.num_blocks} in training')
+  beyond = [k for key in lines for k in sets[key].get('beyond_positions', ())]
+  if beyond:
+    trained += f'; from {min(beyond)} on beyond the trained positions'
   return lines and wrap_figures(draw(f'{name}: accuracy with K blocks', 'accuracy, %',
                                      f'blocks K{trained}', lines, folder=workdir))
 

@@ -31,7 +31,7 @@ def make_result(method, num_blocks, **fields):
 GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
     ('integer', 'negative', 'non_integer', 'changed'))} | {
         'pass_at': {'1': 0.31, '2': 0.42}, 'num_samples': 2, 'temperature': 0.7,
-        'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33},
+        'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33}, 'beyond_positions': [1, 2],
         'num_thoughts': 6, 'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303,
         'num_changed': 990, 'chosen_on': 'test <itself>'}
 
@@ -162,6 +162,8 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
       elif isinstance(result[key], dict):
         assert values == tuple(result[key].values())
         assert re.findall(r'(\d+): ', text) == list(result[key])
+      elif isinstance(result[key], list):
+        assert values == tuple(result[key])
       else:
         errors = (result['final_acc_stderr'],) if key == 'final_acc' else ()
         assert values == (result[key], *errors)
@@ -357,6 +359,20 @@ def test_a_budget_curve_is_that_of_results_json(tmp_path):
   assert ask not in write_page(tmp_path, 'rim').text
   assert (tmp_path / 'figures/stage2-accuracy-with-k-blocks.csv').read_text() == (
       'line,x,y\ntest,0.0,12.5\ntest,1.0,25.0\ntest,10.0,75.0\n')
+
+
+def test_blocks_beyond_the_trained_positions_are_marked(tmp_path, monkeypatch):
+  budgets = {str(k): 0.5 for k in range(9)}
+  result = make_result('rim_stage2', 4, budget_acc=budgets, beyond_positions=[6, 7, 8])
+  write_run(tmp_path, 'rim_stage2', 4, test=result, **{
+      'test-k12': make_result('rim_stage2', 12, beyond_positions=[12])})
+  shown = ' '.join(show(tmp_path).split())
+  assert 'K beyond the trained positions (6, 7, 8)' in shown
+  assert 'K beyond the trained positions' in write_page(tmp_path, 'rim_stage2').text
+  figures = capture_figures(monkeypatch)
+  report.write_report(tmp_path, config_lib.Config(method='rim_stage2'))
+  label, = (f[2] for f in figures if 'accuracy with K blocks' in f[0])
+  assert label == 'blocks K, 8 in training; from 6 on beyond the trained positions'
 
 
 def test_thoughts_are_counted_in_place_of_the_block_that_holds_them(tmp_path):
