@@ -70,6 +70,7 @@ _CONDITIONS = (
     '{trunk_tokens}; {num_readouts} readout(s) of {num_blocks} blocks; {prefix_tokens} tokens '
     'forced, {generated_to_first} generated to the first of the answer and {generated_in_full} to '
     'its end')
+_THOUGHTS = '; {num_thoughts} thoughts, found one after the other before it'  # in their one block
 
 
 def load_predictions(folder, name=None) -> list[dict]:
@@ -281,8 +282,8 @@ def _make_latency(results, workdir):
         label = f'{name}: {key}, batch {entry["batch"]}'
         medians = [entry[part]['median'] for part in ('first_token_ms', 'full_ms')]
         lines[label] = (medians, [100 * result['final_acc']] * 2)
-        rows.append([f'<div class="long">{escape(label)}<small>'
-                     f'{escape(_CONDITIONS.format(**entry))}</small></div>',
+        told = (_CONDITIONS + _THOUGHTS * bool(entry.get('num_thoughts'))).format(**entry)
+        rows.append([f'<div class="long">{escape(label)}<small>{escape(told)}</small></div>',
                      *(_show_time(entry[part]) for part, _ in _PARTS)])
   return rows and wrap_figures(draw(
       "accuracy against time: from the answer's first token to its end", 'accuracy, %',

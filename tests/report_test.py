@@ -343,6 +343,14 @@ def test_latency_is_that_of_results_json_beside_all_it_depends_on(tmp_path):
   assert (tmp_path / f'figures/{name}.csv').read_text().split('\n') == ['line,x,y', *points, '']
 
 
+def test_thoughts_stand_beside_their_latency(tmp_path):
+  for name, count in (('coconut_stage', 6), ('rim_stage2', 0), ('pause', None)):  # None: an old run
+    entry = make_latency(1, 1.0) | ({} if count is None else {'num_thoughts': count})
+    write_run(tmp_path / name, name, 1, test=make_result(name, 1, latency=[entry]))
+    text = write_page(tmp_path / name, name).text
+    assert ('6 thoughts, found one after the other' in text) == (name == 'coconut_stage')
+
+
 def test_without_latency_the_page_says_how_to_measure_it(tmp_path):
   write_run(tmp_path, 'direct', 0)
   assert 'not measured: --mode=eval' in write_page(tmp_path, 'direct').text
