@@ -400,6 +400,27 @@ def test_the_page_holds_the_reproduction_card(tmp_path):
   assert rows['optim.learning_rate'] == '0.001' and rows['method'] == 'direct'
 
 
+@pytest.mark.parametrize('source', ['gsm8k', 'gsm8k_perturbed', 'chain', 'prosqa'])
+def test_what_the_paper_reports_stands_beside_the_own_accuracy(tmp_path, source):
+  results = write_curriculum(tmp_path)['stage2']
+  config = dataclasses.replace(config_lib.Config(method='rim'),
+                               data=config_lib.DataConfig(source=source))
+  page = Page(report.write_report(tmp_path, config))
+  found = [t for t in page.tables if t[0] and t[0][0][0] == '% right']
+  assert len(found) == page.text.count('arXiv 2605.30343') == (source.startswith('gsm8k'))
+  if not found:
+    return
+  head, *rows = found[0]
+  assert [text for text, _ in head[1:]] == ['direct', 'Coconut', 'RiM', 'CoT']
+  told = {row[0][0]: [values for _, values in row[1:]] for row in rows}
+  assert told['Llama-3.2-1B, GSM8K'] == [(23.9,), (36.9,), (42.1,), (49.1,)]
+  assert told['GPT-2, GSM-Hard'] == [(3.5,), (7.1,), (7.8,), ()] and len(told) == 6
+  values = [json.loads(dict(attrs)['value']) for tag, attrs in page.elements if tag == 'data']
+  assert values.count(results['test']['final_acc']) > 1  # in the headline, and here
+  assert 'This run (rim_stage2) on GSM8K: 98.8% of 1,319 questions' in page.text
+  assert 'This run (rim_stage2) on GSM-Hard: 43.2% of 1,319 questions' in page.text
+
+
 @pytest.mark.parametrize('content', [None, ''])
 def test_a_run_without_data_says_so(tmp_path, content):
   for stage in ('stage1', 'stage2'):

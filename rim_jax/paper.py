@@ -1,0 +1,21 @@
+"""What the paper reports on GSM8K: the target beside which a run's own accuracy stands.
+
+Source: L. Aichberger, S. Hochreiter, arXiv 2605.30343: greedy decoding, models fine-tuned on
+GSM8K-Aug. Nothing here was measured by this project.
+"""
+
+SOURCE = 'arXiv 2605.30343'
+METHODS = ('direct', 'Coconut', 'RiM', 'CoT')
+# Set, as results.json calls it -> model -> % right with each of METHODS; None: not reported.
+REPORTED = {
+    'test': {
+        'GPT-2': (15.4, 31.1, 33.6, 42.9),
+        'Llama-3.2-1B': (23.9, 36.9, 42.1, 49.1),
+        'Llama-3.2-3B': (36.2, 41.3, 48.8, None)},
+    'gsm_hard': {
+        'GPT-2': (3.5, 7.1, 7.8, None),
+        'Llama-3.2-1B': (5.3, 8.5, 10.5, 11.2),
+        'Llama-3.2-3B': (8.5, 10.2, 12.0, None)}}
+NAMES = {'test': 'GSM8K', 'gsm_hard': 'GSM-Hard'}
+NOTE = ("GPT-2's CoT on GSM8K is taken there from Coconut's paper, arXiv 2412.06769; RiM's 48.8 of "
+        'Llama-3.2-3B is derived from figures given there')
