@@ -4,6 +4,9 @@ Source: L. Aichberger, S. Hochreiter, arXiv 2605.30343: greedy decoding, models 
 GSM8K-Aug. Nothing here was measured by this project.
 """
 
+from rim_jax.config import Config
+from rim_jax.page import escape, make_table, mark, section, show_share
+
 SOURCE = 'arXiv 2605.30343'
 METHODS = ('direct', 'Coconut', 'RiM', 'CoT')
 # Set, as results.json calls it -> model -> % right with each of METHODS; None: not reported.
@@ -19,3 +22,22 @@ REPORTED = {
 NAMES = {'test': 'GSM8K', 'gsm_hard': 'GSM-Hard'}
 NOTE = ("GPT-2's CoT on GSM8K is taken there from Coconut's paper, arXiv 2412.06769; RiM's 48.8 of "
         'Llama-3.2-3B is derived from figures given there')
+
+
+def make_target(config: Config, sets: dict) -> list[str]:
+  """The figures as a part of a page, below a run's own on the same sets; of other data nothing.
+
+  Args:
+    sets: what results.json holds.
+  """
+  if not config.data.source.startswith('gsm8k'):
+    return []
+  own = ''.join(
+      f'<p>This run ({escape(r["method"])}) on {name}: <strong>'
+      f'{show_share(r["final_acc"])}%</strong> of {mark(r["n"])} '
+      'questions.</p>' for key, name in NAMES.items() if (r := sets.get(key)))
+  rows = [[f'{model}, {NAMES[key]}', *('–' if x is None else mark(x) for x in values)]
+          for key, models in REPORTED.items() for model, values in models.items()]
+  return [section('What the paper reports', own + make_table(['% right', *METHODS], rows)
+                  + f'<p><small>{SOURCE}: models fine-tuned on GSM8K-Aug, greedy. {escape(NOTE)}. '
+                  "This run's own model and data stand below.</small></p>")]

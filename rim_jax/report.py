@@ -222,7 +222,7 @@ def write_report(workdir, config: Config) -> epath.Path:
              *_make_questions(name, stage, folder, results[name], workdir, stages[-1][0]),
              section('Learning curves', _make_curves(name, stage, folder, results[name], workdir)),
              section('Examples', _make_examples(folder, results[name], config.eval.num_shown)),
-             *_make_target(stage, results[name], name == stages[-1][0]),
+             *(paper.make_target(stage, results[name]) if name == stages[-1][0] else ()),
              section('How to reproduce it', _make_card(folder))]
   return write_page(workdir / 'report.html',
                     f'rim_jax: {config.method} on {config.data.source}', page)
@@ -394,21 +394,6 @@ def _make_examples(folder, sets, num_shown):
     rows.append([f'<div class="long">{escape(p["question"])}</div>', escape(p['answer']),
                  f'<div class="long">{answers}</div>'])
   return rows and make_table(['question', 'gold', 'answers read (✓ right, ✗ wrong)'], rows)
-
-
-def _make_target(stage, sets, is_last):
-  """What the paper reports on GSM8K beside this run's own accuracy; of other data nothing."""
-  if not is_last or not stage.data.source.startswith('gsm8k'):
-    return []
-  own = ''.join(
-      f'<p>This run ({escape(sets[key]["method"])}) on {name}: <strong>'
-      f'{_show("final_acc", sets[key])}</strong> of {_show("n", sets[key])} questions.</p>'
-      for key, name in paper.NAMES.items() if key in sets)
-  rows = [[f'{model}, {paper.NAMES[key]}', *('–' if x is None else mark(x) for x in values)]
-          for key, models in paper.REPORTED.items() for model, values in models.items()]
-  return [section('What the paper reports', own + make_table(['% right', *paper.METHODS], rows)
-                  + f'<p><small>{paper.SOURCE}: models fine-tuned on GSM8K-Aug, greedy. '
-                  f'{escape(paper.NOTE)}. This run\'s own model and data stand below.</small></p>')]
 
 
 def _make_card(folder):
