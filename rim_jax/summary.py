@@ -85,10 +85,10 @@ def _name(text):
 def _show(summary, scale=100, unit='%'):
   if not summary:
     return '–'
+  decimals = 1 if scale == 100 else 2
   spread = '' if summary['stderr'] is None else '\xa0±\xa0' + page.mark(
-      summary['stderr'], f'{scale * summary["stderr"]:.1f}')
-  return page.mark(summary['mean'], f'{scale * summary["mean"]:.{1 if scale == 100 else 2}f}') + (
-      f'{spread}{unit}')
+      summary['stderr'], f'{scale * summary["stderr"]:.{decimals}f}')
+  return page.mark(summary['mean'], f'{scale * summary["mean"]:.{decimals}f}') + f'{spread}{unit}'
 
 
 def _make_notes(entries):

@@ -113,7 +113,7 @@ def test_times_stand_beside_what_they_were_measured_on(time_methods, tmp_path):
   assert rows['method=direct'][1][1] == (1.0,) and rows['method=pause'][1][1] == (7 / 3,)
   assert 'a <chip>, trunk of 2' in rows['method=pause'][2][0]
   assert 'Measured: a <chip>, 1 device(s), float32, batch 1.' in text
-  assert headline['method=pause'][1][0] == 7.0
+  assert headline['method=pause'] == ('7.00\xa0±\xa01.00', (7.0, 1.0))
   name = 'accuracy-against-the-time-to-the-answer-s-first-token'
   assert 'method=pause,7.0,55.0' in (tmp_path / f'figures/{name}.csv').read_text()
   assert 'one question' not in text
