@@ -20,7 +20,7 @@ REPORTED = {
         'Llama-3.2-1B': (5.3, 8.5, 10.5, 11.2),
         'Llama-3.2-3B': (8.5, 10.2, 12.0, None)}}
 NAMES = {'test': 'GSM8K', 'gsm_hard': 'GSM-Hard'}
-NOTE = ("GPT-2's CoT on GSM8K is taken there from Coconut's paper, arXiv 2412.06769; RiM's 48.8 of "
+NOTE = ("GPT-2's CoT on GSM8K is that of Coconut's paper, arXiv 2412.06769; RiM's 48.8 of "
         'Llama-3.2-3B is derived from figures given there')
 
 
