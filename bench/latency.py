@@ -76,10 +76,11 @@ def show(console, entries, preset):
   grid = rich_table.Table(title=(
       f"{preset}, {first['device']}, {first['num_devices']} device(s), {first['dtype']}, batch "
       f"{first['batch']}, prompt {first['prompt_tokens']} tokens; ms: median (quartiles) of "
-      f"{first['full_ms']['runs']} runs; trunk: its padded tokens; written: tokens up to the "
-      "answer's first, and in full; random weights"))
-  for column in ('method', 'trunk', 'written', 'prefill', 'first token', 'decode', 'full',
-                 'first token: x direct (FLOPs)', 'full: x direct (FLOPs)'):
+      f"{first['full_ms']['runs']} runs; trunk: its padded tokens; thoughts: hidden states "
+      "found one by one before the answer; written: tokens up to the answer's first, and in full; "
+      'random weights'))
+  for column in ('method', 'trunk', 'thoughts', 'written', 'prefill', 'first token', 'decode',
+                 'full', 'first token: x direct (FLOPs)', 'full: x direct (FLOPs)'):
     grid.add_column(column)
 
   def ms(entry, part):
@@ -90,7 +91,7 @@ def show(console, entries, preset):
     r, flops = entry[f'{part}_ratio'], entry.get(f'{part}_flops_ratio')
     return f"{r['median']:.3f}" + (f' ({flops:.3f})' if flops else '')
   for e in entries:
-    grid.add_row(e['method'], f"{e['trunk_tokens']}",
+    grid.add_row(e['method'], f"{e['trunk_tokens']}", f"{e['num_thoughts']}",
                  f"{e['generated_to_first']}; {e['generated_in_full']}",
                  *(ms(e, part) for part in latency.PARTS), ratio(e, 'first_token'),
                  ratio(e, 'full'))

@@ -109,7 +109,13 @@ def make_prosqa_small(method: str):
   config.layout.depth0_readout = method == 'rim'
   config.curriculum.hold_frac = 0.75
   config.curriculum.update({'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
-  config.eval.max_new_tokens = 32 if method == 'cot' else 8
+  # A chain of h hops has 7 h - 1 tokens: 5 words and signs in its first step, 6 in the others, and
+  # a line break after each; at most 20 here. iCoT: of 2.67 epochs a quarter with the whole chain,
+  # 20 / 15 epochs, half, to remove it, and a quarter bare.
+  config.icot.update({'hold_epochs': 0.6667, 'remove_per_epoch': 15.0})
+  # Coconut: a thought for each of 3 hops; 4 stages of 17.5 %, and 30 % for the last, as in :prosqa
+  config.coconut.update({'num_stages': 3, 'thoughts_per_step': 1, 'stage_frac': 0.175})
+  config.eval.max_new_tokens = 32 if method in _WRITTEN else 8
   return config
 
 
@@ -135,7 +141,14 @@ def make_prosqa(method: str):
   config.train.update({'num_epochs': 50.0, 'batch_examples': 128})
   config.layout.depth0_readout = method == 'rim'
   config.curriculum.hold_frac = 0.75
-  config.eval.max_new_tokens = 64 if method == 'cot' else 8
+  # Chains of up to 6 hops have at most 7 * 6 - 1 = 41 tokens (see prosqa_small). iCoT: of 50 epochs
+  # a quarter with the whole chain, 41 / 1.64 = 25 to remove it, and a quarter bare.
+  config.icot.update({'hold_epochs': 12.5, 'remove_per_epoch': 1.64,
+                      'remove_all_beyond_tokens': 41})
+  # Coconut's own schedule (arXiv 2412.06769): a thought for each of 6 hops; stages 0 to 6 have 5
+  # epochs each, the last one the 15 that are left.
+  config.coconut.update({'num_stages': 6, 'thoughts_per_step': 1, 'stage_frac': 0.1})
+  config.eval.max_new_tokens = 64 if method in _WRITTEN else 8
   return config
 
 

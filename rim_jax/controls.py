@@ -25,17 +25,30 @@ from rim_jax import decode as decode_lib
 from rim_jax import evaluate
 from rim_jax import layout as layout_lib
 from rim_jax import packing
+from rim_jax import rules
 from rim_jax import sharding
 from rim_jax import storage
-from rim_jax.config import Config, UserError, flatten
+from rim_jax.config import Config, UserError, flatten, is_runtime
 from rim_jax.lora import fold_in_name
 from rim_jax.train_step import merge_model
 
 CONTROLS_VERSION = 1
 METHODS = ('rim_stage1', 'rim_stage2', 'pause')  # those with blocks
 
-# Keys of `model` that are no part of a network's shape.
-_FREE_KEYS = ('dropout', 'remat', 'attention_tile_tokens', 'dtype', 'init_from')
+# Keys that a matched run may have otherwise, each as a whole or as how some begin: of steps and of
+# stages, which it has not; of other methods; which examples share a row, not what they are; and
+# data, whose fingerprint must agree.
+_NOT_COMPARED = (
+    'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
+    'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
+    'curriculum.reset_optimizer', 'train.init_from', 'icot.', 'coconut.', 'layout.row_',
+    'layout.pack_window_rows')
+# Of blocks, which `direct` has not.
+_OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',
+              'layout.bidirectional_blocks', 'layout.stage2_depth0_readout', 'curriculum.alpha',
+              'model.memory_')
+# A stage that is a run by itself has its own budget, rate and dropout; the whole's are not in it.
+_OF_A_STAGE = ('train.num_', 'optim.learning_rate', 'model.dropout', 'model.lora.dropout')
 # name -> (what is done, what it should give if the memory does the work). `chain` is what that
 # means on the chain task modulo 10, in %: no network answers it without its steps, so that chance
 # is 10; pairs with equal answers are not counted, so that following the donor leaves the own at 0.
@@ -322,12 +335,15 @@ def check_method(config: Config) -> None:
                     'the controls')
 
 
-def load_matched(config: Config, fingerprint: str, set_names: dict) -> dict:
+def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
   """Entries of the matched direct and pause runs; `given` False for one that no key names.
 
-  An entry's `differs` lists the keys of the network's shape in which that run differs from this.
+  An entry's `differs` lists what that run has otherwise than this, of all that could make its
+  accuracy another one and that the two methods share.
 
   Args:
+    config: of the whole run, a curriculum's own and not its last stage's.
+    prints: fingerprints of this run: data, tokenizer, base (None without one).
     set_names: what results.json calls this set, by method.
   Raises: UserError for a directory without such a run, on other data, or without this set.
   """
@@ -348,21 +364,32 @@ def load_matched(config: Config, fingerprint: str, set_names: dict) -> dict:
     if card['config']['method'] != method:
       problems.append(f"{key}: was run with method '{card['config']['method']}'; name a {method} "
                       'run, or leave the key out')
-    elif theirs != fingerprint:
+    elif theirs != prints['data']:
       problems.append(f'{key}: its data are not this run\'s (fingerprint {theirs}, here '
-                      f'{fingerprint}); train it on the same data, or leave the key out')
+                      f'{prints["data"]}); train it on the same data, or leave the key out')
     elif set_names[method] not in results:
       problems.append(f"{key}: has no results on '{set_names[method]}', only on "
                       f'{", ".join(results) or "nothing"}; evaluate it there with --mode=eval')
     else:
-      shape = flatten(card['config']['model'])
       entries[method] |= {
           'run': folder, 'seed': card['config']['seed'], **_pick(results[set_names[method]]),
-          'differs': [f'model.{k}' for k, v in flatten(config.model).items()
-                      if shape.get(k) != v and not k.endswith(_FREE_KEYS)]}
+          'differs': _find_differences(card, config, prints)}
   if problems:
     raise UserError('\n'.join(problems))
   return entries
+
+
+def _find_differences(card, config: Config, prints) -> list[str]:
+  """Keys in which a matched run's card is not as this run, and fingerprints that are others."""
+  theirs, left_out = flatten(card['config']), _NOT_COMPARED
+  if theirs['method'] in rules.WITHOUT_BLOCKS:
+    left_out += _OF_BLOCKS
+  if config.method in ('rim_stage1', 'rim_stage2'):
+    left_out += _OF_A_STAGE
+  found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
+  return [k for k, v in flatten(config).items()
+          if theirs.get(k) != v and not is_runtime(k) and not k.startswith(left_out)] + [
+              k for k, v in found.items() if v != prints[k]]
 
 
 def _pick(result) -> dict:

@@ -58,8 +58,8 @@ def check_positions(num_question: int, num_blocks: int, num_more: int, config: C
   if config.model.positions == 'learned' and need > config.model.max_positions:
     raise UserError(
         f'{where}: a question of {num_question} tokens with {num_blocks} blocks and {num_more} '
-        f'more to decode needs {need} positions; model.max_positions={config.model.max_positions} '
-        'is all that was trained; use fewer eval.num_blocks, eval.budget_blocks or '
+        f'more to decode needs {need} positions, and the table has model.max_positions='
+        f'{config.model.max_positions}; use fewer eval.num_blocks, eval.budget_blocks or '
         'eval.max_new_tokens, or shorter questions')
 
 

@@ -145,6 +145,18 @@ def evaluate_budgets(decoder: decode_lib.Decoder, params, frozen, records, confi
   return {'budget_acc': dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))}
 
 
+def find_beyond(records, config: Config, codec, blocks, num_positions: int) -> list[int]:
+  """Those of `blocks` after which some question is read at a position that training did not reach.
+
+  Args:
+    num_positions: those that it reached.
+  """
+  longest = max(len(layout_lib.encode_question(r.question, codec.tokenizer, codec.template))
+                for r in records) + len(get_answer_prefix(config, codec))
+  size = layout_lib.get_block_size(config.layout)
+  return [k for k in blocks if longest + size * k > num_positions]
+
+
 def evaluate_samples(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
                      num_blocks: int) -> tuple[dict, list[int]]:
   """pass@k of the final block: is any of k answers right that are drawn at eval.temperature?

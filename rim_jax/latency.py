@@ -2,7 +2,8 @@
 
 Timed are four programs of each method, warm, with what they wait for:
 
-  prefill      the trunk alone: question, and blocks where there are any
+  prefill      the trunk alone: question, and blocks where there are any; of Coconut with its
+               thoughts, one after the other
   first_token  from ids to the answer's first token: prefill, forced prefix, one token; a written
                chain of thought is decoded first, token by token
   decode       from a prefill that is there to the end of the answer
@@ -131,6 +132,7 @@ def make_method(name: str, graphdef, config: Config, mesh, params, frozen, quest
   """
   size = len(questions)
   longest = max(map(len, questions))
+  num_thoughts = num_blocks * config.layout.block_tokens if config.method == 'coconut_stage' else 0
   width = decode_lib.choose_width(
       longest + num_blocks * layout_lib.get_block_size(config.layout))
   trunks = sharding.place_batch(decode_lib.make_trunks(
@@ -169,6 +171,7 @@ def make_method(name: str, graphdef, config: Config, mesh, params, frozen, quest
       'device': device.device_kind, 'num_devices': mesh.size,
       'dtype': config.model.compute_dtype, 'batch': size, 'prompt_tokens': longest,
       'trunk_tokens': width, 'num_blocks': num_blocks, 'num_readouts': len(blocks),
+      'num_thoughts': num_thoughts,  # hidden states that are found one after the other first
       'prefix_tokens': len(prefix), 'generated_to_first': until_first,
       'generated_in_full': until_end}, count_flops)
 
@@ -215,6 +218,8 @@ def measure_run(graphdef, params, frozen, records, config: Config, codec, mesh, 
     entries += measure([method], num_runs)
   first = entries[0]
   chain = f'{num_chain} tokens of chain decoded first, ' if num_chain else ''
+  if first['num_thoughts']:
+    chain = f"{first['num_thoughts']} thoughts found one by one first, {chain}"
   return {'ttft_ms': round(first['first_token_ms']['median'], 3),
           'ttft_conditions': (
               f"{first['device']}, {first['num_devices']} device(s), {first['dtype']}, batch "

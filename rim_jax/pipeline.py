@@ -109,6 +109,13 @@ def measure(lengths: Lengths, codec: Codec, removed: int = 0) -> np.ndarray:
   return sizes
 
 
+def count_positions(split, codec: Codec, say=print) -> int:
+  """Positions that training on a split reaches: the largest of any example, plus 1."""
+  sizes = measure(load_lengths(split, codec.tokenizer, codec.config.data.cache_dir, say), codec)
+  usable, _ = find_usable(sizes, split, codec, codec.config.layout.row_slots)
+  return int(sizes[usable, 2].max())
+
+
 def find_usable(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[np.ndarray, list]:
   """Numbers of the records that fit, and one line for each that does not.
 

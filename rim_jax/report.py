@@ -6,7 +6,6 @@ Text from data is shown as it is: never as markup, HTML or a terminal's control 
 Modules that bring JAX or matplotlib are imported where they are used.
 """
 
-import json
 import shlex
 
 from etils import epath
@@ -16,9 +15,11 @@ from rich.text import Text
 
 from rim_jax import config as config_lib
 from rim_jax import findings
+from rim_jax import paper
 from rim_jax import rules
 from rim_jax import stages as stages_lib
-from rim_jax.config import Config
+from rim_jax import stats
+from rim_jax.config import Config, UserError
 from rim_jax.page import (
     clean, draw, escape, load_json, make_table, mark, section, wrap_figures, write_page)
 
@@ -47,6 +48,8 @@ _MEASURES = (  # key in results.json, label, what it means
     ('num_samples', 'drawn answers', 'of each question'),
     ('temperature', 'drawn at temperature', ''),
     ('budget_acc', 'accuracy with K blocks', 'the same model, its last answer'),
+    ('beyond_positions', 'K beyond the trained positions',
+     'read at rows of the position table that no training example reached'),
     ('integer_acc', 'whole answers', 'GSM-Hard, 0 or more'),
     ('num_integer', 'how many are whole', ''),
     ('negative_acc', 'negative answers', 'GSM-Hard, whole or not'),
@@ -68,14 +71,26 @@ _CONDITIONS = (
     '{trunk_tokens}; {num_readouts} readout(s) of {num_blocks} blocks; {prefix_tokens} tokens '
     'forced, {generated_to_first} generated to the first of the answer and {generated_in_full} to '
     'its end')
+_THOUGHTS = '; {num_thoughts} thoughts, found one after the other before it'  # in their one block
 
 
 def load_predictions(folder, name=None) -> list[dict]:
-  """The predictions on a set, by default the first of results.json; [] where there are none."""
-  name = name or next(iter(load_json(folder, 'results.json')), '')
+  """The predictions on a set, by default the first of results.json.
+
+  [] where there should be none: no such set, or one whose result is of several checkpoints.
+
+  Raises: UserError where they are missing, damaged, or not as many as results.json says.
+  """
+  results = load_json(folder, 'results.json')
+  name = name or next(iter(results), '')
+  if name not in results or results[name].get('checkpoint') == 'splits':
+    return []
   path = epath.Path(folder) / 'predictions' / f'{name}.jsonl'
-  lines = path.read_text().split('\n') if path.exists() else []
-  return [json.loads(line) for line in lines if line.strip()]
+  predictions, count = stats.load_predictions(path), results[name]['n']
+  if len(predictions) != count:
+    raise UserError(f'{path}: has {len(predictions)} predictions, and results.json is of {count}; '
+                    'evaluate the run with --mode=eval')
+  return predictions
 
 
 def _choose_examples(predictions, count):
@@ -89,6 +104,8 @@ def _choose_examples(predictions, count):
 def _format(key, value):
   if isinstance(value, dict):
     return ', '.join(f'{k}: {_format(key, v)}' for k, v in value.items())
+  if isinstance(value, list):
+    return ', '.join(_format('', v) for v in value)
   if key == 'temperature':
     return f'{value:g}'
   if isinstance(value, float):
@@ -141,7 +158,7 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
         grid.add_row(_name_block(block, method), _format('', acc), bar * round(20 * acc))
       value, style = f'{value} +- {_format("", result["final_acc_stderr"])}', 'bold'
     meaning = _METHODS.get(method, '') if key == 'method' else meaning
-    if key in _LONG or isinstance(result[key], dict):  # long: in the wide column
+    if key in _LONG or isinstance(result[key], (dict, list)):  # long: in the wide column
       value, meaning = '', value
     grid.add_row(label, Text(value, style=style), Text(f'({meaning})' if meaning else ''))
   console.print(grid)
@@ -203,8 +220,9 @@ def write_report(workdir, config: Config) -> epath.Path:
     page += [f'<h2>{name}</h2><p>{_METHODS[stage.method]}.</p>',
              section('Accuracy after each block', _make_accuracies(name, results[name], workdir)),
              *_make_questions(name, stage, folder, results[name], workdir, stages[-1][0]),
-             section('Learning curves', _make_curves(name, stage, folder, workdir)),
+             section('Learning curves', _make_curves(name, stage, folder, results[name], workdir)),
              section('Examples', _make_examples(folder, results[name], config.eval.num_shown)),
+             *(paper.make_target(stage, results[name]) if name == stages[-1][0] else ()),
              section('How to reproduce it', _make_card(folder))]
   return write_page(workdir / 'report.html',
                     f'rim_jax: {config.method} on {config.data.source}', page)
@@ -218,6 +236,8 @@ def _show(key, values):
   if isinstance(value, dict):
     cells = '<br>'.join(f'{escape(k)}: {_show(k, value)}' for k in value)
     return f'<div class="long">{cells}</div>'
+  if isinstance(value, list):
+    return f'<div class="long">{", ".join(map(mark, value))}</div>'
   return mark(value, _format(key, value))
 
 
@@ -264,8 +284,8 @@ def _make_latency(results, workdir):
         label = f'{name}: {key}, batch {entry["batch"]}'
         medians = [entry[part]['median'] for part in ('first_token_ms', 'full_ms')]
         lines[label] = (medians, [100 * result['final_acc']] * 2)
-        rows.append([f'<div class="long">{escape(label)}<small>'
-                     f'{escape(_CONDITIONS.format(**entry))}</small></div>',
+        told = (_CONDITIONS + _THOUGHTS * bool(entry.get('num_thoughts'))).format(**entry)
+        rows.append([f'<div class="long">{escape(label)}<small>{escape(told)}</small></div>',
                      *(_show_time(entry[part]) for part, _ in _PARTS)])
   return rows and wrap_figures(draw(
       "accuracy against time: from the answer's first token to its end", 'accuracy, %',
@@ -296,26 +316,43 @@ def _make_budgets(name, stage, sets, workdir):
            for key, result in sets.items() if 'budget_acc' in result}
   trained = ', 1 a step in training' if stage.method == 'rim_stage1' else (
       f', {stage.layout.num_blocks} in training')
+  beyond = [k for key in lines for k in sets[key].get('beyond_positions', ())]
+  if beyond:
+    trained += f'; from {min(beyond)} on beyond the trained positions'
   return lines and wrap_figures(draw(f'{name}: accuracy with K blocks', 'accuracy, %',
                                      f'blocks K{trained}', lines, folder=workdir))
 
 
-def _make_curves(name, stage, folder, workdir):
+def _make_curves(name, stage, folder, sets, workdir):
   """Loss, lambda and accuracy of each block over the steps of a stage."""
   from rim_jax import metrics as metrics_lib
   metrics = metrics_lib.load_metrics(folder)
   losses = _get_series(metrics, 'train/nll_block_')
   accuracies = _get_series(metrics, 'valid/acc_block_', 100)
   body, caption, lambdas = '', f'{name}: training loss after each block', None
-  if losses and stage.method == 'rim_stage1':
+  num_steps = losses and stage.method == 'rim_stage1' and _find_num_steps(folder, sets, metrics)
+  if num_steps:
     caption += f'; below, its weight λ for a record of {max(losses)} steps'
-    lambdas = _compute_lambdas(list(losses), metrics[-1]['step'], stage)
+    lambdas = _compute_lambdas(list(losses), num_steps, stage)
   if losses:
     body = draw(caption, 'loss, nats a token', 'step', losses, lambdas, folder=workdir)
   if accuracies:
     body += draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies,
                  folder=workdir)
   return wrap_figures(body)
+
+
+def _find_num_steps(folder, sets, metrics):
+  """S of a stage, which may be unfinished: as its newest checkpoint says.
+
+  Where none is left of a run that has results, the last step that it told; else None.
+  """
+  from rim_jax import checkpoint as checkpoint_lib
+  saved = checkpoint_lib.get_folder(folder)
+  steps = checkpoint_lib.list_whole(saved)
+  if steps:
+    return checkpoint_lib.load_checkpoint(saved, steps[0]).card['num_steps']
+  return metrics[-1]['step'] if sets else None
 
 
 def _get_series(metrics, prefix, scale=1):

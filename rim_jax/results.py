@@ -13,6 +13,7 @@ from rim_jax import decode
 from rim_jax import evaluate
 from rim_jax import hosts
 from rim_jax import latency
+from rim_jax import pipeline
 from rim_jax import records as records_lib
 from rim_jax import rules
 from rim_jax import state as state_lib
@@ -49,6 +50,8 @@ def evaluate_run(task, workdir, say=print) -> dict:
   if config.eval_budget:
     result |= evaluate.evaluate_budgets(decoder, params, frozen, records, config, task.codec,
                                         config.eval_budget)
+  if config.model.positions == 'learned' and not config.model.init_from:
+    result |= _mark_beyond(task, records, {blocks, *range(config.eval_budget + 1)}, say)
   if config.eval.num_samples:
     sampled, num_right = evaluate.evaluate_samples(
         decoder, params, frozen, records, config, task.codec, blocks)
@@ -70,6 +73,21 @@ def evaluate_run(task, workdir, say=print) -> dict:
   result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': evaluate.RESULTS_VERSION}
   return hosts.lead(lambda: _write_results(workdir, name, result, predictions))
+
+
+def _mark_beyond(task, records, asked, say) -> dict:
+  """Which numbers of blocks, of those asked for, are read where no position was ever trained.
+
+  A learned table has rows up to model.max_positions, whether training reached them or not.
+  """
+  if not any(asked):
+    return {}
+  reached = hosts.lead_first(lambda: pipeline.count_positions(
+      task.dataset.splits['train'], task.codec, say))
+  beyond = evaluate.find_beyond(records, task.config, task.codec, sorted(asked), reached)
+  if beyond:
+    say(f'K={", ".join(map(str, beyond))}: beyond the {reached} positions that were trained')
+  return {'beyond_positions': beyond} if beyond else {}
 
 
 def _evaluate_splits(task, workdir, say) -> dict:
@@ -108,7 +126,7 @@ def _write_results(workdir, name, result, predictions) -> dict:
   if predictions is not None:
     (workdir / 'predictions').mkdir(exist_ok=True)
     lines = (json.dumps(p, allow_nan=False) + '\n' for p in predictions)
-    (workdir / 'predictions' / f'{name}.jsonl').write_text(''.join(lines))
+    storage.write_text(workdir / 'predictions' / f'{name}.jsonl', ''.join(lines))
   path = workdir / 'results.json'
   results = storage.load_json(path, 'the results') if path.exists() else {}
   results.pop(name, None)  # the set evaluated last stands last

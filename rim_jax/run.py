@@ -140,7 +140,9 @@ def controls(config, workdir, say, console) -> None:
   config, name = task.config, _get_last_stage(config, workdir)[1].name
   records = results_lib.get_records(task, config.eval.split, config.eval.num_examples)
   set_name = config.eval_set
-  matched = controls_lib.load_matched(config, task.dataset.fingerprint, {
+  prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,
+            'base': task.base and task.base.fingerprint}
+  matched = controls_lib.load_matched(whole, prints, {
       method: dataclasses.replace(config, method=method).eval_set
       for method in ('direct', 'pause')})
   graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)

@@ -6,8 +6,8 @@ Reads prediction files, never models.
 import dataclasses
 import json
 import math
-import pathlib
 
+from etils import epath
 from scipy import stats
 
 from rim_jax.config import UserError
@@ -124,12 +124,12 @@ def load_predictions(path) -> list[dict]:
 
   Raises: UserError where the file is missing or holds anything else.
   """
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   fix = 'evaluate the run with --mode=eval'
   try:
     lines = path.read_text().rstrip('\n').split('\n')
   except OSError as error:
-    raise UserError(f'{path}: no predictions ({error.strerror}); {fix}') from None
+    raise UserError(f'{path}: no predictions ({error.strerror or error}); {fix}') from None
   rows = []
   for number, line in enumerate(lines, 1):
     try:
@@ -144,7 +144,7 @@ def load_predictions(path) -> list[dict]:
 
 def _find_fingerprint(path):
   """That of a prediction file's data, where its run's results.json has it."""
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   try:
     return json.loads((path.parents[1] / 'results.json').read_text())[path.stem][
         'data_fingerprint']

@@ -20,6 +20,7 @@ _HEAD = ('', 'on valid<small>chooses the checkpoint of a run, and the best of al
 
 _MANY = 8  # notes that are shown at once
 _MOST_LINES = 8  # in one figure
+_UNLIKE = 'no mean: its runs were measured on unlike machines'
 
 
 def write_summary(workdir, title: str, conclusion, states):
@@ -29,14 +30,17 @@ def write_summary(workdir, title: str, conclusion, states):
     conclusion: what sweep.json holds; `states` the sweep's points.
   """
   entries = conclusion['entries']
-  done, which = _choose_drawn([e for e in entries if e['num_done']])
+  finished = [e for e in entries if e['num_done']]
+  done, which = _choose_drawn(finished)
+  conditions = _read_conditions(finished, states)
   parts = [f'<p>{page.escape(conclusion_lib.describe_best(conclusion["best"]))}</p>',
-           page.section('Results', _make_headline(entries)),
+           page.section('Results', _make_headline(entries, conditions)),
            _list(conclusion['warnings']) + _make_notes(entries),
            page.section('What each factor does', _make_effects(conclusion['effects'])
                           + _draw_factors(states, workdir)),
            page.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
-           page.section('Accuracy against latency', _draw_latency(done, which, workdir)),
+           page.section('Accuracy against latency', _make_latency(
+               finished, done, which, conditions, workdir)),
            page.section('Learning', _draw_learning(
                done, which, states, workdir)),
            page.section('Does the memory do the work?', _make_controls(states)),
@@ -53,9 +57,10 @@ def _choose_drawn(done):
   return [e for e in done if e in ranked], f'; the best {_MOST_LINES} of {len(done)} by valid'
 
 
-def _make_headline(entries):
+def _make_headline(entries, conditions):
   rows = []
   for entry in entries:
+    alike = len({machine for machine, _ in conditions.get(entry['name'], ())}) < 2
     cells = [_show(entry.get(key)) for key in (
         'valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')]
     tests = entry.get('against_best', {}).get('tests', ())
@@ -63,7 +68,7 @@ def _make_headline(entries):
         _name(entry['name']), cells[0], f'<strong>{cells[1]}</strong>', *cells[2:],
         f'{entry["num_done"]} of {entry["num_points"]}',
         ', '.join(map(str, entry.get('steps', ()))),
-        _show(entry.get('ttft_ms'), 1, ''),
+        _show(entry.get('ttft_ms'), 1, '') if alike else _UNLIKE,
         '<br>'.join(_show_chance(t['p_value']) for t in tests) or '–'])
   return page.make_table(_HEAD, rows)
 
@@ -80,10 +85,10 @@ def _name(text):
 def _show(summary, scale=100, unit='%'):
   if not summary:
     return '–'
+  decimals = 1 if scale == 100 else 2
   spread = '' if summary['stderr'] is None else '\xa0±\xa0' + page.mark(
-      summary['stderr'], f'{scale * summary["stderr"]:.1f}')
-  return page.mark(summary['mean'], f'{scale * summary["mean"]:.{1 if scale == 100 else 2}f}') + (
-      f'{spread}{unit}')
+      summary['stderr'], f'{scale * summary["stderr"]:.{decimals}f}')
+  return page.mark(summary['mean'], f'{scale * summary["mean"]:.{decimals}f}') + f'{spread}{unit}'
 
 
 def _make_notes(entries):
@@ -153,12 +158,51 @@ def _draw_blocks(entries, which, workdir):
       folder=workdir, legend_title='run'))
 
 
-def _draw_latency(entries, which, workdir):
-  lines = {e['name']: ([e['ttft_ms']['mean']], [100 * e['final_acc']['mean']])
-           for e in entries if 'ttft_ms' in e}
-  return page.wrap_figures(lines and page.draw(
-      f"accuracy against the time to the answer's first token{which}", 'accuracy, %',
-      'ms, warm, one question', lines, folder=workdir, legend_title='run'))
+def _make_latency(entries, drawn, which, conditions, workdir):
+  """Times to the answer's first token beside what they were measured on, and their figure."""
+  timed = [e for e in entries if 'ttft_ms' in e]
+  machines = {e['name']: {machine for machine, _ in conditions[e['name']]} for e in timed}
+  bases = {_leave_out_method(e): e for e in timed if e['factors'].get('method') == 'direct'}
+  rows, lines = [], {}
+  for entry in timed:
+    name, cells = entry['name'], [_UNLIKE, '–']
+    if len(machines[name]) == 1:
+      base = bases.get(_leave_out_method(entry))
+      ratio = base and machines[base['name']] == machines[name] and (
+          entry['ttft_ms']['mean'] / base['ttft_ms']['mean'])
+      cells = [_show(entry['ttft_ms'], 1, ''), page.mark(ratio, f'{ratio:.2f}') if ratio else '–']
+      if entry in drawn:
+        lines[name] = [entry['ttft_ms']['mean']], [100 * entry['final_acc']['mean']]
+    told = '<br>'.join(page.escape(text) for _, text in conditions[name])
+    rows.append([_name(name), *cells, f'<div class="long">{told}</div>'])
+  everywhere = set().union(*machines.values())
+  note = next(iter(everywhere)) if len(everywhere) == 1 else (
+      'not all measured alike; only those that were can be compared')
+  return rows and page.wrap_figures(lines and page.draw(
+      f"accuracy against the time to the answer's first token; {note}{which}", 'accuracy, %',
+      'ms, warm', lines, folder=workdir, legend_title='run')) + page.make_table(
+          ('', "ms to the answer's first token",
+           'x direct<small>of means; runs were not timed side by side</small>', 'measured on'),
+          rows) + f'<p><small>Measured: {page.escape(note)}.</small></p>'
+
+
+def _leave_out_method(entry):
+  return tuple(sorted((k, str(v)) for k, v in entry['factors'].items() if k != 'method'))
+
+
+def _read_conditions(entries, states):
+  """Entry -> what its runs were timed on, each once: (machine, dtype and batch; all, in words)."""
+  results = {s.point.name: s.result for s in states}
+  return {e['name']: list(dict.fromkeys(
+      (_describe_machine(r), r.get('ttft_conditions', 'not told'))
+      for r in (results[name] for name in e['points']) if 'ttft_ms' in r)) for e in entries}
+
+
+def _describe_machine(result):
+  """What every method's time depends on; of a run that has no entries of latency, all it says."""
+  for entry in result.get('latency', ())[:1]:
+    return '{device}, {num_devices} device(s), {dtype}, batch {batch}'.format(**entry)
+  return result.get('ttft_conditions', 'not told')
 
 
 def _draw_learning(entries, which, states, workdir):

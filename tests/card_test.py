@@ -24,7 +24,7 @@ def test_a_key_of_another_version_is_no_value_to_set():
   del mine['config']['curriculum']['alpha']
   mine['config']['curriculum']['beta'] = 2
   assert card.find_differences(mine, config, 'run') == [
-      "run: was run by a version of rim_jax that has no curriculum.alpha, which now is 'linear'; go "
-      'on with that version, or use another --workdir',
-      'run: was run by a version of rim_jax that has curriculum.beta=2; go on with that version, or '
-      'use another --workdir']
+      "run: was run by a version of rim_jax that has no curriculum.alpha, which now is 'linear'; "
+      'go on with that version, or use another --workdir',
+      'run: was run by a version of rim_jax that has curriculum.beta=2; go on with that version, '
+      'or use another --workdir']

@@ -494,7 +494,7 @@ def probe_export(config, tools):
 
 def probe_matched(config, tools):
   try:
-    return controls.load_matched(config, '', dict.fromkeys(('direct', 'pause'), 'test'))
+    return controls.load_matched(config, {'data': ''}, dict.fromkeys(('direct', 'pause'), 'test'))
   except UserError as e:
     return str(e)
 

@@ -165,5 +165,5 @@ def test_widths_are_few_and_large_enough():
 def test_positions_beyond_the_table_are_refused():
   config = support.make_config('rim_stage2')
   decode.check_positions(10, 3, 45, config, 'here')
-  with pytest.raises(UserError, match='here: a question of 10 tokens with 3 blocks'):
+  with pytest.raises(UserError, match='here: a question of 10 tokens .* and the table has '):
     decode.check_positions(10, 3, 46, config, 'here')

@@ -9,6 +9,7 @@ import pytest
 
 from rim_jax import evaluate
 from rim_jax import packing
+from rim_jax import pipeline
 from rim_jax.config import UserError
 from tests import support
 
@@ -186,6 +187,32 @@ def test_a_budget_beyond_the_position_table_is_told():
   evaluate.evaluate_budgets(decoder, params, {}, support.RECORDS[1:2], config, codec, 6)
   with pytest.raises(UserError, match='r:2: a question of 1 tokens with 7 blocks .*budget_blocks'):
     evaluate.evaluate_budgets(decoder, params, {}, support.RECORDS[1:2], config, codec, 7)
+
+
+@pytest.mark.parametrize('method, prefix, trained', [
+    # The question, three blocks of three, a forced prefix and the answer; eos is no input.
+    ('rim_stage2', '+', 7 + 9 + 2), ('rim_stage1', '+', 7 + 9 + 2), ('rim_stage2', '', 7 + 9 + 1),
+    ('pause', '+++', 7 + 9 + 4)])
+def test_blocks_beyond_the_positions_of_training_by_hand(method, prefix, trained, tmp_path):
+  """The longest training question has 7 tokens and 3 steps."""
+  config = support.make_config(method, layout__answer_prefix=prefix, data__cache_dir=str(tmp_path))
+  codec = support.make_codec(config)
+
+  class Split(list):
+    fingerprint = name = 'made'
+    __getitems__ = lambda self, numbers: [self[i] for i in numbers]
+  records = Split(r for r in support.RECORDS if r.answer != '92')
+  reached = pipeline.count_positions(records, codec, lambda line: None)
+  assert reached == trained
+  batch = support.make_batch(config, [[r] for r in records])
+  assert reached == 1 + np.asarray(batch.positions).max()
+
+  def find(*questions):
+    asked = [dataclasses.replace(records[0], question=q) for q in questions]
+    return evaluate.find_beyond(asked, config, codec, range(7), reached)
+  assert find('1+1+1+1') == [4, 5, 6]  # as in training, and three more positions for each block
+  assert find('1', '1+1+1+1') == [4, 5, 6] and find('1') == [6]  # by the longest
+  assert find('1+1+1+1+1+1') == [3, 4, 5, 6]
 
 
 def test_gsm_hard_by_kind_of_answer_by_hand():

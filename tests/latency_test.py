@@ -97,8 +97,9 @@ def test_all_readouts_are_compared_with_one():
 # ---- The programs ----
 
 
-def make_method(name='m', **settings):
-  config = support.make_config('rim_stage2', model__num_layers=1, model__attention_tile_tokens=0)
+def make_method(name='m', method='rim_stage2', changes=(), **settings):
+  config = support.make_config(method, model__num_layers=1, model__attention_tile_tokens=0,
+                               **dict(changes))
   graphdef, params = nnx.split(support.make_model(config))
   params = nnx.to_pure_dict(params)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
@@ -108,24 +109,31 @@ def make_method(name='m', **settings):
   return method, config, graphdef, params, mesh, questions
 
 
-def test_a_method_writes_as_many_tokens_as_it_says():
+@pytest.mark.parametrize('name, changes, num_blocks, blocks, num_thoughts', [
+    ('rim_stage2', {}, 3, (2, 3), 0), ('coconut_stage', {'layout__block_tokens': 4}, 1, (1,), 4),
+    ('coconut_stage', {'layout__block_tokens': 4}, 0, (0,), 0)])
+def test_a_method_writes_as_many_tokens_as_it_says(name, changes, num_blocks, blocks, num_thoughts):
   method, config, graphdef, params, _, questions = make_method(
-      prefix=(10,), num_blocks=3, blocks=(2, 3), num_chain=2, num_answer=3)
+      method=name, changes=changes, prefix=(10,), num_blocks=num_blocks, blocks=blocks,
+      num_chain=2, num_answer=3)
   assert method.facts['generated_to_first'] == 3 and method.facts['generated_in_full'] == 5
   assert method.facts['prompt_tokens'] == 3 and method.facts['trunk_tokens'] == 32
-  assert method.facts['batch'] == 2 and method.facts['num_readouts'] == 2
+  assert method.facts['batch'] == 2 and method.facts['num_readouts'] == len(blocks)
+  assert method.facts['num_thoughts'] == num_thoughts
   assert method.facts['dtype'] == 'float32' and method.facts['prefix_tokens'] == 1
   ids = {part: np.asarray(method.parts[part]()) for part in ('first_token', 'decode', 'full')}
   assert {part: x.shape for part, x in ids.items()} == {
-      'first_token': (2, 2, 3), 'decode': (2, 2, 5), 'full': (2, 2, 5)}
+      part: (2, len(blocks), count)
+      for part, count in (('first_token', 3), ('decode', 5), ('full', 5))}
   assert (ids['full'] >= 0).all() and latency._NO_EOS < 0  # nothing ended early, nor could it
   # They are the ids of plain decoding, until its eos.
   np.testing.assert_array_equal(ids['full'][:, :, :3], ids['first_token'])
   np.testing.assert_array_equal(ids['full'], ids['decode'])
-  trunks = jax.tree.map(jax.numpy.asarray, decode.make_trunks(questions, 3, 32, 2, config, 16))
+  trunks = jax.tree.map(jax.numpy.asarray, decode.make_trunks(
+      questions, num_blocks, 32, 2, config, 16))
   np.testing.assert_array_equal(ids['full'], jax.jit(
       decode.decode, static_argnums=(0, 1, 2, 3, 4, 5, 6))(
-          graphdef, config, (10,), 99, 16, (2, 3), 5, params, {}, trunks))
+          graphdef, config, (10,), 99, 16, blocks, 5, params, {}, trunks))
 
 
 def test_flops_of_a_chain_are_those_of_its_steps():
@@ -147,7 +155,9 @@ def test_flops_of_a_chain_are_those_of_its_steps():
 
 
 @pytest.mark.parametrize('method, changes, chain', [
-    ('rim_stage2', {}, 0), ('direct', {}, 0), ('cot', {'layout__answer_prefix': '*'}, 5),
+    ('rim_stage2', {}, 0), ('direct', {}, 0),
+    ('coconut_stage', {'layout__answer_prefix': '*', 'layout__skip_steps': -1}, 0),
+    ('cot', {'layout__answer_prefix': '*'}, 5),
     ('cot', {'layout__answer_prefix': '*', 'eval__max_new_tokens': 3}, 2)])
 def test_a_run_says_how_it_was_measured(method, changes, chain, monkeypatch):
   """r:1 has the steps 3 and 6, written with a separator each, and then the answer's prefix."""
@@ -159,7 +169,8 @@ def test_a_run_says_how_it_was_measured(method, changes, chain, monkeypatch):
     seen.append(settings | {'questions': args[-1]})
     return latency.Method(name, {}, {
         'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': len(args[-1]),
-        'trunk_tokens': 32, 'prefix_tokens': 0}, dict)
+        'trunk_tokens': 32, 'prefix_tokens': 0,
+        'num_thoughts': 3 * (name == 'coconut_stage')}, dict)
   monkeypatch.setattr(latency, 'make_method', make)
   monkeypatch.setattr(latency, 'measure', lambda methods, runs: [
       {**m.facts, 'first_token_ms': latency.summarize([1.23456])} for m in methods])
@@ -168,8 +179,9 @@ def test_a_run_says_how_it_was_measured(method, changes, chain, monkeypatch):
                               mesh, config.eval_blocks, (1, 4), 7)
   assert [len(s['questions']) for s in seen] == [1, 4]
   assert seen[0]['num_chain'] == chain and seen[0]['num_answer'] == 2  # '6', eos
-  assert seen[0]['blocks'] == ((3,) if method == 'rim_stage2' else (0,))
+  assert seen[0]['blocks'] == ({'rim_stage2': (3,), 'coconut_stage': (1,)}.get(method, (0,)))
   assert found['ttft_ms'] == 1.235 and len(found['latency']) == 2
   assert found['ttft_conditions'] == (
       'cpu, 1 device(s), float32, batch 1, 32 trunk tokens, 0 prefix tokens, '
+      + ('3 thoughts found one by one first, ' if method == 'coconut_stage' else '')
       + (f'{chain} tokens of chain decoded first, ' if chain else '') + 'median of 7 warm runs')

@@ -6,8 +6,10 @@ What a problem says is read and searched here by code that shares nothing with w
 import collections
 import itertools
 import json
+import math
 import types
 
+import numpy as np
 import pytest
 
 from configs import presets
@@ -16,6 +18,8 @@ from rim_jax import data
 from rim_jax import evaluate
 from rim_jax import layout as layout_lib
 from rim_jax import prosqa
+from rim_jax import removal
+from rim_jax import stages as stages_lib
 from rim_jax.config import DataConfig, ProsqaConfig, UserError
 from tests import support
 
@@ -291,20 +295,56 @@ def test_what_cannot_be_drawn_is_told_in_one_line(tmp_path, monkeypatch):
 # The presets.
 
 
-@pytest.mark.parametrize('method', ['rim_stage1', 'rim_stage2', 'direct', 'cot'])
+@pytest.mark.parametrize('method', ['rim', 'direct', 'pause', 'cot', 'icot', 'coconut'])
 @pytest.mark.parametrize('preset', ['prosqa_small', 'prosqa'])
 def test_a_preset_has_room_for_what_it_draws(preset, method):
-  """Question, answer and row; a small question takes at most 100 tokens, a word each."""
-  config = config_lib.parse_config(presets.make(method, preset))
+  """Question, answer and row, in every stage; a small question has at most 100 tokens."""
+  whole = config_lib.parse_config(presets.make(method, preset))
+  records, _ = prosqa.Problems(whole.data.prosqa, ()).draw_split('train', 60)
+  for _, config in stages_lib.make_stages(whole):
+    codec = support.make_codec(config)
+    for record in records:
+      encoded = codec.encode(record)
+      assert len(encoded.question) == len(record.question.replace('.', ' .').replace(
+          '?', ' ?').split())
+      example = codec.lay_out(encoded)
+      assert layout_lib.count_example(example, config.layout)[0] <= config.layout.row_tokens
+      assert preset == 'prosqa' or len(encoded.question) <= 100
+      answer = example.readouts[-1]
+      assert len(answer.target) <= config.eval.max_new_tokens
+      assert evaluate.parse_answer(codec.tokenizer.decode(answer.target), config) == record.answer
+
+
+@pytest.mark.parametrize('preset', ['prosqa_small', 'prosqa'])
+def test_icot_has_a_good_part_of_its_budget_without_a_chain(preset):
+  config = config_lib.parse_config(presets.make('icot', preset))
   codec = support.make_codec(config)
   records, _ = prosqa.Problems(config.data.prosqa, ()).draw_split('train', 60)
-  for record in records:
-    encoded = codec.encode(record)
-    assert len(encoded.question) == len(record.question.replace('.', ' .').replace(
-        '?', ' ?').split())
-    example = codec.lay_out(encoded)
-    assert layout_lib.count_example(example, config.layout)[0] <= config.layout.row_tokens
-    assert preset == 'prosqa' or len(encoded.question) <= 100
-    answer = example.readouts[-1]
-    assert len(answer.target) <= config.eval.max_new_tokens
-    assert evaluate.parse_answer(codec.tokenizer.decode(answer.target), config) == record.answer
+  for record in records:  # the arithmetic of the preset's comment
+    chain = len(codec.lay_out(codec.encode(record)).readouts[0].target) - len(
+        codec.tokenizer.encode(record.answer)) - 1
+    assert chain == 7 * len(record.steps) - 1
+  longest = 7 * config.data.prosqa.max_hops - 1
+  count = config.data.prosqa.num_train
+  epochs = config.train.num_epochs or config.train.num_examples / count
+  levels = np.concatenate([removal.compute_levels(epoch, count, min(
+      longest, config.icot.remove_all_beyond_tokens), config.icot) for epoch in range(
+          math.ceil(epochs))])[:round(epochs * count)]
+  held, bare = (np.mean(levels == level) for level in (removal.HELD, removal.ALL))
+  assert 0.2 < held < 0.3 and 0.2 < bare < 0.3
+  written = levels[(levels != removal.HELD) & (levels != removal.ALL)]
+  assert set(written) == set(range(longest))  # one after the other, to the longest chain's last
+
+
+@pytest.mark.parametrize('preset, thoughts', [('prosqa_small', 3), ('prosqa', 6)])
+def test_coconut_has_a_thought_for_every_hop(preset, thoughts):
+  config = config_lib.parse_config(presets.make('coconut', preset))
+  assert thoughts == config.data.prosqa.max_hops
+  stages = [stage for _, stage in stages_lib.make_stages(config)]
+  assert [s.layout.skip_steps for s in stages] == [*range(thoughts + 1), -1]
+  assert [s.layout.num_blocks * s.layout.block_tokens for s in stages] == [
+      *range(thoughts + 1), thoughts]
+  budgets = [s.train.num_examples or s.train.num_epochs for s in stages]
+  assert sum(budgets) == pytest.approx(config.train.num_examples or config.train.num_epochs)
+  assert budgets[-1] == pytest.approx(0.3 * sum(budgets))
+  assert preset == 'prosqa_small' or budgets == pytest.approx([5.0] * 7 + [15.0])

@@ -12,6 +12,8 @@ from rich import console as rich_console
 from rim_jax import config as config_lib
 from rim_jax import page as page_lib
 from rim_jax import report
+from rim_jax.config import UserError
+from tests import halving_test
 
 NASTY = '[bold]5[/bold] + <img src=x onerror=alert(1)>&amp; [/] \x1b[31m\x00\ud800'
 RULE = 'numbers are compared as numbers'
@@ -29,7 +31,7 @@ def make_result(method, num_blocks, **fields):
 GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
     ('integer', 'negative', 'non_integer', 'changed'))} | {
         'pass_at': {'1': 0.31, '2': 0.42}, 'num_samples': 2, 'temperature': 0.7,
-        'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33},
+        'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33}, 'beyond_positions': [1, 2],
         'num_thoughts': 6, 'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303,
         'num_changed': 990, 'chosen_on': 'test <itself>'}
 
@@ -58,7 +60,8 @@ def write_run(folder, method, num_blocks, predictions=None, metrics=None, **resu
   (folder / 'predictions').mkdir(parents=True)
   results = results or {'test': make_result(method, num_blocks)}
   if predictions is None:
-    predictions = [make_prediction(i, num_blocks, i % 4 == 0) for i in range(20)]
+    predictions = [make_prediction(i, num_blocks, i % 4 == 0) for i in range(1319)]
+  results = {name: result | {'n': len(predictions)} for name, result in results.items()}
   blocks = range(1, num_blocks + 1) or (0,)
   metrics = make_metrics(blocks) if metrics is None else metrics
   card = {'format': 1, 'config': dataclasses.asdict(config_lib.Config(method=method)),
@@ -159,6 +162,8 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
       elif isinstance(result[key], dict):
         assert values == tuple(result[key].values())
         assert re.findall(r'(\d+): ', text) == list(result[key])
+      elif isinstance(result[key], list):
+        assert values == tuple(result[key])
       else:
         errors = (result['final_acc_stderr'],) if key == 'final_acc' else ()
         assert values == (result[key], *errors)
@@ -338,6 +343,14 @@ def test_latency_is_that_of_results_json_beside_all_it_depends_on(tmp_path):
   assert (tmp_path / f'figures/{name}.csv').read_text().split('\n') == ['line,x,y', *points, '']
 
 
+def test_thoughts_stand_beside_their_latency(tmp_path):
+  for name, count in (('coconut_stage', 6), ('rim_stage2', 0), ('pause', None)):  # None: an old run
+    entry = make_latency(1, 1.0) | ({} if count is None else {'num_thoughts': count})
+    write_run(tmp_path / name, name, 1, test=make_result(name, 1, latency=[entry]))
+    text = write_page(tmp_path / name, name).text
+    assert ('6 thoughts, found one after the other' in text) == (name == 'coconut_stage')
+
+
 def test_without_latency_the_page_says_how_to_measure_it(tmp_path):
   write_run(tmp_path, 'direct', 0)
   assert 'not measured: --mode=eval' in write_page(tmp_path, 'direct').text
@@ -356,6 +369,20 @@ def test_a_budget_curve_is_that_of_results_json(tmp_path):
       'line,x,y\ntest,0.0,12.5\ntest,1.0,25.0\ntest,10.0,75.0\n')
 
 
+def test_blocks_beyond_the_trained_positions_are_marked(tmp_path, monkeypatch):
+  budgets = {str(k): 0.5 for k in range(9)}
+  result = make_result('rim_stage2', 4, budget_acc=budgets, beyond_positions=[6, 7, 8])
+  write_run(tmp_path, 'rim_stage2', 4, test=result, **{
+      'test-k12': make_result('rim_stage2', 12, beyond_positions=[12])})
+  shown = ' '.join(show(tmp_path).split())
+  assert 'K beyond the trained positions (6, 7, 8)' in shown
+  assert 'K beyond the trained positions' in write_page(tmp_path, 'rim_stage2').text
+  figures = capture_figures(monkeypatch)
+  report.write_report(tmp_path, config_lib.Config(method='rim_stage2'))
+  label, = (f[2] for f in figures if 'accuracy with K blocks' in f[0])
+  assert label == 'blocks K, 8 in training; from 6 on beyond the trained positions'
+
+
 def test_thoughts_are_counted_in_place_of_the_block_that_holds_them(tmp_path):
   write_run(tmp_path, 'coconut_stage', 1, test=make_result('coconut_stage', 1, num_thoughts=6))
   rows = {row[0][0]: row[1] for row in write_page(tmp_path, 'coconut_stage').tables[0][1:]}
@@ -371,6 +398,27 @@ def test_the_page_holds_the_reproduction_card(tmp_path):
   assert rows['data.fingerprint'] == '4c732d53bf67afe4' and rows['commit'] == 'c0ffee+'
   assert rows['command'] == "main.py '--config=a b.py'"
   assert rows['optim.learning_rate'] == '0.001' and rows['method'] == 'direct'
+
+
+@pytest.mark.parametrize('source', ['gsm8k', 'gsm8k_perturbed', 'chain', 'prosqa'])
+def test_what_the_paper_reports_stands_beside_the_own_accuracy(tmp_path, source):
+  results = write_curriculum(tmp_path)['stage2']
+  config = dataclasses.replace(config_lib.Config(method='rim'),
+                               data=config_lib.DataConfig(source=source))
+  page = Page(report.write_report(tmp_path, config))
+  found = [t for t in page.tables if t[0] and t[0][0][0] == '% right']
+  assert len(found) == page.text.count('arXiv 2605.30343') == (source.startswith('gsm8k'))
+  if not found:
+    return
+  head, *rows = found[0]
+  assert [text for text, _ in head[1:]] == ['direct', 'Coconut', 'RiM', 'CoT']
+  told = {row[0][0]: [values for _, values in row[1:]] for row in rows}
+  assert told['Llama-3.2-1B, GSM8K'] == [(23.9,), (36.9,), (42.1,), (49.1,)]
+  assert told['GPT-2, GSM-Hard'] == [(3.5,), (7.1,), (7.8,), ()] and len(told) == 6
+  values = [json.loads(dict(attrs)['value']) for tag, attrs in page.elements if tag == 'data']
+  assert values.count(results['test']['final_acc']) > 1  # in the headline, and here
+  assert 'This run (rim_stage2) on GSM8K: 98.8% of 1,319 questions' in page.text
+  assert 'This run (rim_stage2) on GSM-Hard: 43.2% of 1,319 questions' in page.text
 
 
 @pytest.mark.parametrize('content', [None, ''])
@@ -414,15 +462,57 @@ def test_curves_are_the_logged_ones_and_lambda_is_stage_1s(tmp_path, monkeypatch
   assert accuracies[1][3][4][1] == (50.0,) * 8
 
 
+@pytest.mark.parametrize('saved, evaluated, zero', [
+    (True, False, 160), (True, True, 160), (False, True, 80), (False, False, None)])
+def test_lambda_is_drawn_over_all_steps_though_a_run_be_unfinished(
+    tmp_path, monkeypatch, saved, evaluated, zero):
+  """80 of 160 steps are taken: block 4 of 4 counts until the last one, if it is known."""
+  write_run(tmp_path, 'rim_stage1', 4)
+  if saved:
+    halving_test.leave(tmp_path, 160, 80, {})
+  (tmp_path / 'metrics.jsonl').write_text(''.join(
+      json.dumps(line) + '\n' for line in make_metrics((1, 2, 3, 4))))
+  if not evaluated:
+    (tmp_path / 'results.json').unlink()
+  figures = capture_figures(monkeypatch)
+  report.write_report(tmp_path, config_lib.Config(method='rim_stage1'))
+  (caption, _, _, _, lambdas), = (f for f in figures if 'training loss' in f[0])
+  assert ('λ' in caption) == bool(lambdas) == bool(zero)
+  if zero:
+    steps, weights = lambdas[4]
+    assert steps[-1] == zero and weights[-1] == pytest.approx(0, abs=1e-5)
+    assert weights[0] == 1 and weights[-2] > 0
+
+
 def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
-  write_run(tmp_path, 'direct', 0, test=make_result('direct', 0),
-            other=make_result('direct', 0, n=7))
-  (tmp_path / 'predictions' / 'other.jsonl').write_text('{"correct": true}\n')
-  assert len(report.load_predictions(tmp_path)) == 20
-  assert report.load_predictions(tmp_path, 'other') == [{'correct': True}]
+  results = write_run(tmp_path, 'direct', 0, test=make_result('direct', 0),
+                      other=make_result('direct', 0))
+  one = make_prediction(7, 0, True)
+  (tmp_path / 'predictions' / 'other.jsonl').write_text(json.dumps(one) + '\n')
+  results['other']['n'] = 1
+  results['chosen'] = make_result('direct', 0, checkpoint='splits')  # of many checkpoints: none
+  (tmp_path / 'results.json').write_text(json.dumps(results))
+  assert len(report.load_predictions(tmp_path)) == 1319
+  assert report.load_predictions(tmp_path, 'other') == [one]
   assert report.load_predictions(tmp_path, 'absent') == []
+  assert report.load_predictions(tmp_path, 'chosen') == []
   assert 'Results on test' in show(tmp_path)
   assert 'Results on other' in show(tmp_path, num_shown=0, name='other')
+
+
+@pytest.mark.parametrize('damage, told', [
+    (lambda path, text: path.unlink(), ': no predictions (No such file or directory)'),
+    (lambda path, text: path.write_text(text[:-9]), ':1319: not a prediction'),
+    (lambda path, text: path.write_text(text[:text.rindex('\n', 0, -1) + 1]),
+     ': has 1318 predictions, and results.json is of 1319')])
+def test_predictions_that_are_not_all_there_are_told_in_one_line(tmp_path, damage, told):
+  write_run(tmp_path, 'direct', 0)
+  path = tmp_path / 'predictions' / 'test.jsonl'
+  damage(path, path.read_text())
+  for act in (show, lambda folder: write_page(folder, 'direct')):
+    with pytest.raises(UserError) as error:
+      act(tmp_path)
+    assert str(error.value) == f'{path}{told}; evaluate the run with --mode=eval'
 
 
 def test_generated_answers_are_parsed_and_the_last_is_the_answer():

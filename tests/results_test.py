@@ -1,7 +1,9 @@
 """What a run scores, by one checkpoint or by the paper's protocol."""
 
 import dataclasses
+import json
 
+from etils import epath
 import numpy as np
 import pytest
 
@@ -50,3 +52,36 @@ def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices)
   assert found['chosen_on'].startswith('test itself') and found['chosen_on'] in told[-1]
   with pytest.raises(UserError, match='scores many checkpoints'):
     state_lib.load_params(task, tmp_path / 'run', 'splits')
+
+
+def test_predictions_are_whole_whenever_a_run_is_killed(tmp_path, monkeypatch):
+  """Half of a file is written, and then nothing more: what was there is still there."""
+  first = [{'question': f'{i}?', 'correct': True} for i in range(9)]
+  results_lib._write_results(tmp_path, 'test', {'n': 9}, first)
+  path = tmp_path / 'predictions' / 'test.jsonl'
+  before = path.read_text()
+  assert [json.loads(line) for line in before.splitlines()] == first
+
+  def die(self, text):
+    self.write_bytes(text[:len(text) // 2].encode())
+    raise KeyboardInterrupt
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'write_text', die)
+  with pytest.raises(KeyboardInterrupt):
+    results_lib._write_results(epath.Path(tmp_path), 'test', {'n': 5}, first[:5])
+  assert path.read_text() == before
+
+
+@pytest.mark.parametrize('positions, asked, beyond', [
+    ('learned', {'eval__budget_blocks': 6}, [4, 5, 6]), ('learned', {'eval__num_blocks': 5}, [5]),
+    ('learned', {}, None), ('rope', {'eval__budget_blocks': 6}, None)])
+def test_blocks_beyond_the_trained_positions_are_marked(tmp_path, monkeypatch, positions, asked,
+                                                        beyond):
+  """A question of 9 tokens and 3 blocks of 3: a table has rows for more, and RoPE has none."""
+  config = support.make_config('rim_stage2', data__cache_dir=str(tmp_path / 'cache'),
+                               model__positions=positions, **asked)
+  monkeypatch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
+  monkeypatch.setattr(evaluate, 'evaluate', lambda *args: ({'n': 8}, []))
+  monkeypatch.setattr(evaluate, 'evaluate_budgets', lambda *args: {})
+  result = results_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path, QUIET)[
+      config.eval_set]
+  assert result.get('beyond_positions') == beyond

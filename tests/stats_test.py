@@ -42,10 +42,14 @@ def test_mcnemar_by_hand(counts, p_value):
   assert back.interval == pytest.approx((-found.interval[1], -found.interval[0]))
 
 
-@pytest.mark.parametrize('only_a, only_b', [(40, 25), (3, 11), (0, 1)])
-def test_mcnemar_is_scipys_binomial_test(only_a, only_b):
+@pytest.mark.parametrize('only_a, only_b', [(40, 25), (3, 11), (0, 1), (25, 40), (8, 8), (7, 8)])
+def test_mcnemar_is_a_sum_over_fair_coins(only_a, only_b):
+  """Exactly, in whole numbers: every split of the tosses that is no likelier than the one seen."""
+  tosses = only_a + only_b
+  seen = math.comb(tosses, only_a)
+  far = sum(ways for k in range(tosses + 1) if (ways := math.comb(tosses, k)) <= seen)
   found = stats.compare(*make_pair(100, only_a, only_b, 50))
-  assert found.p_value == pytest.approx(scipy_stats.binomtest(only_a, only_a + only_b, 0.5).pvalue)
+  assert found.p_value == pytest.approx(far / 2**tosses, rel=1e-9)
 
 
 def test_an_interval_by_hand():

@@ -74,3 +74,64 @@ def test_controls_stand_beside_what_they_should_give(swept):
   text = summary._make_controls(states)
   assert [float(x) for x in re.findall(r'<data value="([^"]*)"', text)] == [0.5, 0.25, 0.125, 0.75]
   assert report.escape(entry['expected']) in text and 'rate=0.1,seed=0' in text
+
+
+# ---- Times ----
+
+
+def add_times(folder, points, devices):
+  """ttft_ms 2, 4, 6, ... of each point in turn, measured on a device, or in words alone."""
+  for nth, (point, device) in enumerate(zip(points, devices)):
+    path = folder / 'points' / point.name / 'results.json'
+    results = json.loads(path.read_text())
+    results['test'] |= {'ttft_ms': 2.0 * nth + 2, 'ttft_conditions': f'{device}, trunk of {nth}'}
+    if device:
+      results['test']['latency'] = [{'device': device, 'num_devices': 1, 'dtype': 'float32',
+                                     'batch': 1 + 7 * (device == 'b8')}]
+    path.write_text(json.dumps(results))
+
+
+@pytest.fixture
+def time_methods(tmp_path):
+  """(rows of the table of times by name, the page's text) of methods timed on some devices."""
+  def run(*devices):
+    points = sweep_test.load([({'method': m, 'seed': s}, {'method': m, 'seed': s})
+                              for m in ('direct', 'pause') for s in (0, 1)])
+    sweep_test.drive(tmp_path, points)
+    add_times(tmp_path, points, devices)
+    sweep_test.drive(tmp_path, points)  # nothing is left to run: it concludes anew
+    page = report_test.Page(tmp_path / 'report.html')
+    table, = (t for t in page.tables if t[0][-1][0] == 'measured on')
+    headline = {row[0][0]: row[7] for row in page.tables[0][1:]}
+    return {row[0][0]: row[1:] for row in table[1:]}, headline, page.text
+  return run
+
+
+def test_times_stand_beside_what_they_were_measured_on(time_methods, tmp_path):
+  rows, headline, text = time_methods('a <chip>', 'a <chip>', 'a <chip>', 'a <chip>')
+  assert rows['method=direct'][0][1][0] == 3.0 and rows['method=pause'][0][1][0] == 7.0
+  assert rows['method=direct'][1][1] == (1.0,) and rows['method=pause'][1][1] == (7 / 3,)
+  assert 'a <chip>, trunk of 2' in rows['method=pause'][2][0]
+  assert 'Measured: a <chip>, 1 device(s), float32, batch 1.' in text
+  assert headline['method=pause'] == ('7.00\xa0±\xa01.00', (7.0, 1.0))
+  name = 'accuracy-against-the-time-to-the-answer-s-first-token'
+  assert 'method=pause,7.0,55.0' in (tmp_path / f'figures/{name}.csv').read_text()
+  assert 'one question' not in text
+
+
+@pytest.mark.parametrize('other', ['b', 'b8', ''])
+def test_times_of_unlike_machines_are_not_averaged(time_methods, tmp_path, other):
+  rows, headline, text = time_methods('a', 'a', 'a', other)
+  assert rows['method=direct'][0][1][0] == 3.0
+  assert rows['method=pause'][0][1] == ()
+  assert rows['method=pause'][0][0].startswith('no mean') and rows['method=pause'][1][0] == '–'
+  assert 'a, trunk of 2' in rows['method=pause'][2][0]
+  assert headline['method=pause'][1] == () and 'not all measured alike' in text
+  name = 'accuracy-against-the-time-to-the-answer-s-first-token'
+  assert 'pause' not in (tmp_path / f'figures/{name}.csv').read_text()
+
+
+def test_a_ratio_is_to_direct_on_a_like_machine(time_methods):
+  rows, _, text = time_methods('a', 'a', 'b', 'b')
+  assert rows['method=pause'][0][1][0] == 7.0 and rows['method=pause'][1][0] == '–'
+  assert rows['method=direct'][1][1] == (1.0,) and 'not all measured alike' in text

@@ -1,0 +1,43 @@
+"""What the paper reports on GSM8K: the target beside which a run's own accuracy stands.
+
+Source: L. Aichberger, S. Hochreiter, arXiv 2605.30343: greedy decoding, models fine-tuned on
+GSM8K-Aug. Nothing here was measured by this project.
+"""
+
+from rim_jax.config import Config
+from rim_jax.page import escape, make_table, mark, section, show_share
+
+SOURCE = 'arXiv 2605.30343'
+METHODS = ('direct', 'Coconut', 'RiM', 'CoT')
+# Set, as results.json calls it -> model -> % right with each of METHODS; None: not reported.
+REPORTED = {
+    'test': {
+        'GPT-2': (15.4, 31.1, 33.6, 42.9),
+        'Llama-3.2-1B': (23.9, 36.9, 42.1, 49.1),
+        'Llama-3.2-3B': (36.2, 41.3, 48.8, None)},
+    'gsm_hard': {
+        'GPT-2': (3.5, 7.1, 7.8, None),
+        'Llama-3.2-1B': (5.3, 8.5, 10.5, 11.2),
+        'Llama-3.2-3B': (8.5, 10.2, 12.0, None)}}
+NAMES = {'test': 'GSM8K', 'gsm_hard': 'GSM-Hard'}
+NOTE = ("GPT-2's CoT on GSM8K is that of Coconut's paper, arXiv 2412.06769; RiM's 48.8 of "
+        'Llama-3.2-3B is derived from figures given there')
+
+
+def make_target(config: Config, sets: dict) -> list[str]:
+  """The figures as a part of a page, below a run's own on the same sets; of other data nothing.
+
+  Args:
+    sets: what results.json holds.
+  """
+  if not config.data.source.startswith('gsm8k'):
+    return []
+  own = ''.join(
+      f'<p>This run ({escape(r["method"])}) on {name}: <strong>'
+      f'{show_share(r["final_acc"])}%</strong> of {mark(r["n"])} '
+      'questions.</p>' for key, name in NAMES.items() if (r := sets.get(key)))
+  rows = [[f'{model}, {NAMES[key]}', *('–' if x is None else mark(x) for x in values)]
+          for key, models in REPORTED.items() for model, values in models.items()]
+  return [section('What the paper reports', own + make_table(['% right', *METHODS], rows)
+                  + f'<p><small>{SOURCE}: models fine-tuned on GSM8K-Aug, greedy. {escape(NOTE)}. '
+                  "This run's own model and data stand below.</small></p>")]
