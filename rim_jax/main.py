@@ -267,6 +267,10 @@ def _run(argv, console) -> None:
     if values.dry_run:  # shapes alone: no accelerator is touched
       os.environ['JAX_PLATFORMS'] = 'cpu'
     from rim_jax import halving, sweep  # late: they load JAX
+    if values['halve_keep'].present and not values.halve_at:
+      raise UserError('--halve_keep: goes with --halve_at')
+    if values.conclude and values.halve_at:
+      raise UserError('--conclude runs nothing, so it drops nothing: leave out --halve_at')
     halves = halving.parse_halving(values.halve_at, values.halve_keep)
     overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
     if values.dry_run:

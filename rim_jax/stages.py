@@ -10,6 +10,10 @@ import math
 from rim_jax.config import CheckpointConfig, Config, TrainConfig
 
 
+# How a run says that it ended where it was to; a sweep's driver reads it.
+NO_MORE = 'checkpoint.stop_frac asks for no more'
+
+
 def make_stages(config: Config) -> list[tuple[str, Config]]:
   """(name, config) of each, in order: ('', itself), or the stages of rim or coconut."""
   make = {'rim': _make_rim_stages, 'coconut': _make_coconut_stages}.get(config.method)
@@ -31,12 +35,12 @@ def _divide_stop(whole, stages):
   """`checkpoint.stop_frac` of the whole as each stage's own: 1, a share, or 0 beyond it."""
   if whole.checkpoint.stop_frac == 1:  # also where shares were rounded to whole examples
     return stages
-  left, divided, replace = whole.checkpoint.stop_frac * _get_budget(whole.train), [], (
-      dataclasses.replace)
+  left, divided = whole.checkpoint.stop_frac * _get_budget(whole.train), []
   for name, stage in stages:
     budget = _get_budget(stage.train)
-    divided.append((name, replace(stage, checkpoint=replace(
-        stage.checkpoint, stop_frac=min(max(round(left / budget, 9), 0.0), 1.0)))))
+    share = min(max(round(left / budget, 9), 0.0), 1.0)
+    divided.append((name, dataclasses.replace(stage, checkpoint=dataclasses.replace(
+        stage.checkpoint, stop_frac=share))))
     left -= budget
   return divided
 

@@ -34,7 +34,6 @@ SWEEP_VERSION = 1
 _POLL_SECS = 0.5
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _AT_WORK = 'is at work here'  # of a run that another process holds
-_NO_MORE = 'checkpoint.stop_frac asks for no more'  # of one that ended where it was to
 _WAIT_SECS = 30.0  # before one that another process holds is tried again
 
 
@@ -281,7 +280,7 @@ def _finish(state: State, share: float) -> None:
   if _AT_WORK in told and again:
     state.not_before = time.monotonic() + _WAIT_SECS
   state.error = f'exit code {code}: {told}' if code and code != hosts.EXIT_STOPPED else ''
-  if share < 1 and code == hosts.EXIT_STOPPED and _NO_MORE in told and (
+  if share < 1 and code == hosts.EXIT_STOPPED and stages_lib.NO_MORE in told and (
       halving_lib.read_score(state, share) is None):  # or it would be started again for ever
     state.status = 'failed'
     state.error = (f'ended at {share:.0%} of its budget without an accuracy on valid of that step; '

@@ -223,8 +223,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
       checkpointer.finish()
     if end < stage.num_steps:
       raise hosts.Stopped(f'{workdir}: step {max(start, end)} of {stage.num_steps} is saved, and '
-                          f'checkpoint.stop_frac asks for no more; with more the '
-                          'same command goes on')
+                          f'{stages_lib.NO_MORE}; with more the same command goes on')
     spent = goodput.summarize()
     if stage.num_steps > start:
       writer.write(stage.num_steps, spent)
@@ -317,8 +316,8 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   for name, stage_config in stages_lib.make_stages(config):
     folder = workdir / name if name else workdir
     if not stage_config.checkpoint.stop_frac:
-      raise hosts.Stopped(f'{before}: is complete, and checkpoint.stop_frac asks for no more; with '
-                          'more the same command goes on')
+      raise hosts.Stopped(f'{before}: is complete, and {stages_lib.NO_MORE}; with more the same '
+                          'command goes on')
     init_from = before if name else state_lib.find_init(stage_config, folder)
     if name:
       say(f'== {name}: {folder}')

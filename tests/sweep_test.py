@@ -126,7 +126,8 @@ if len(sys.argv) > 3:  # to a share of the budget; the higher rate is the better
   share = sys.argv[3].removeprefix('--config.checkpoint.stop_frac=')
   if not (folder.parent.parent / 'mute').exists():
     (folder / ('valid' + share)).write_text(folder.name[5:8])
-  print('stopped: DIR: step 3 of 7 is saved, and checkpoint.stop_frac asks for no more')
+  from rim_jax import stages  # the words of a run
+  print(f'stopped: DIR: step 3 of 7 is saved, and {stages.NO_MORE}')
   sys.exit(75)
 (folder / 'predictions').mkdir(exist_ok=True)
 right = [i % 3 != seed for i in range(30)]
@@ -467,8 +468,14 @@ def test_a_conclusion_alone_runs_nothing(cheap):
 @pytest.mark.parametrize('args, told', [
     (['--point=9'], 'there are 3 points, numbered from 0'),
     (['--point=1', '--sweep_dir=a', '--workdir=b'], 'give one'),
-    (['--mode=sweep', '--sweep_dir=a'], 'runs all points, in --workdir')])
-def test_a_point_is_one_of_those_there_are_and_lives_in_one_place(tmp_path, args, told):
+    (['--mode=sweep', '--sweep_dir=a'], 'runs all points, in --workdir'),
+    # A sweep and its runs would take these otherwise than one another, or not at all.
+    (['--point=1', '--identity=0123456789abcdef'], 'is another run now than its sweep began'),
+    (['--point=1', '--dry_run'], '--dry_run: is for --mode=sweep'),
+    (['--point=1', '--halve_at=0.5'], '--halve_at: is for --mode=sweep'),
+    (['--point=1', '--noconfig.layout.depth0_readout'], 'write --config.layout.depth0_readout=F'),
+    (['--mode=sweep', '--config.seed', '3'], 'write --config.seed=VALUE')])
+def test_a_command_that_is_no_sweep_s_and_no_point_s_is_refused(tmp_path, args, told):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
   with pytest.raises(UserError, match=told):
@@ -491,20 +498,6 @@ def test_a_key_that_other_points_cannot_have_is_no_matter_to_one(tmp_path):
   recipe.write_text(recipe.read_text().replace('in ((', 'in () and (('))
   with pytest.raises(UserError, match='its grid is empty'):
     main_lib._parse([*command, '--point=1'])
-
-
-@pytest.mark.parametrize('args, told', [
-    (['--point=1', '--identity=0123456789abcdef'], 'is another run now than its sweep began'),
-    (['--point=1', '--dry_run'], '--dry_run: is for --mode=sweep'),
-    (['--point=1', '--halve_at=0.5'], '--halve_at: is for --mode=sweep'),
-    (['--point=1', '--noconfig.eval.num_blocks'], 'write --config.eval.num_blocks=False'),
-    (['--mode=sweep', '--config.seed', '3'], 'write --config.seed=VALUE')])
-def test_a_command_that_a_sweep_and_its_runs_would_take_otherwise_is_refused(
-    tmp_path, args, told):
-  recipe = tmp_path / 'recipe.py'
-  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
-  with pytest.raises(UserError, match=told):
-    main_lib._parse(['main', f'--config={recipe}', *args])
 
 
 def test_a_run_that_a_sweep_starts_is_the_point_that_it_began(tmp_path):
@@ -581,8 +574,10 @@ def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
       f'{base.to_dict()!r}), points.vary("optim.learning_rate", (1e-2, 1e-12), "lr"))\n')
   command = ['main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--mode=sweep',
              '--jobs=2']
-  assert main_lib.cli([*command, '--halve_at=0.5,0.25']) == 2
-  assert 'ascending' in capsys.readouterr().err and not (tmp_path / 'run').exists()
+  for args, told in ((['--halve_at=0.5,0.25'], 'ascending'), (['--halve_keep=0.5'], 'goes with'),
+                     (['--halve_at=0.5', '--conclude'], 'leave out --halve_at')):
+    assert main_lib.cli([*command, *args]) == 2 and told in capsys.readouterr().err
+  assert not (tmp_path / 'run').exists()
   assert main_lib.cli([*command, '--halve_at=0.25', '--dry_run']) == 0
   told = capsys.readouterr().out
   assert 'with --halve_at about 62% of that' in told and 'of 2 settings 1 go on after 25%' in told
