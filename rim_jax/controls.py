@@ -20,35 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from rim_jax import batch as batch_lib
-from rim_jax import card as card_lib
 from rim_jax import decode as decode_lib
 from rim_jax import evaluate
 from rim_jax import layout as layout_lib
 from rim_jax import packing
-from rim_jax import rules
 from rim_jax import sharding
-from rim_jax import storage
-from rim_jax.config import Config, UserError, flatten, is_runtime
+from rim_jax.config import Config, UserError
 from rim_jax.lora import fold_in_name
 from rim_jax.train_step import merge_model
 
 CONTROLS_VERSION = 1
 METHODS = ('rim_stage1', 'rim_stage2', 'pause')  # those with blocks
 
-# Keys that a matched run may have otherwise, each as a whole or as how some begin: of steps and of
-# stages, which it has not; of other methods; which examples share a row, not what they are; and
-# data, whose fingerprint must agree.
-_NOT_COMPARED = (
-    'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
-    'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
-    'curriculum.reset_optimizer', 'train.init_from', 'icot.', 'coconut.', 'layout.row_',
-    'layout.pack_window_rows')
-# Of blocks, which `direct` has not.
-_OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',
-              'layout.bidirectional_blocks', 'layout.stage2_depth0_readout', 'curriculum.alpha',
-              'model.memory_')
-# A stage that is a run by itself has its own budget, rate and dropout; the whole's are not in it.
-_OF_A_STAGE = ('train.num_', 'optim.learning_rate', 'model.dropout', 'model.lora.dropout')
 # name -> (what is done, what it should give if the memory does the work). `chain` is what that
 # means on the chain task modulo 10, in %: no network answers it without its steps, so that chance
 # is 10; pairs with equal answers are not counted, so that following the donor leaves the own at 0.
@@ -288,7 +271,8 @@ def _match(answers, wanted):
                      for row, want in zip(answers, wanted)])
 
 
-def _describe(name, **found) -> dict:
+def describe(name, **found) -> dict:
+  """An entry: what was done and what it should give, beside what was found."""
   what, expected = (CONTROLS | SWEEPS)[name]
   return {'what': what, 'expected': expected, **found}
 
@@ -335,64 +319,8 @@ def check_method(config: Config) -> None:
                     'the controls')
 
 
-def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
-  """Entries of the matched direct and pause runs; `given` False for one that no key names.
-
-  An entry's `differs` lists what that run has otherwise than this, of all that could make its
-  accuracy another one and that the two methods share.
-
-  Args:
-    config: of the whole run, a curriculum's own and not its last stage's.
-    prints: fingerprints of this run: data, tokenizer, base (None without one).
-    set_names: what results.json calls this set, by method.
-  Raises: UserError for a directory without such a run, on other data, or without this set.
-  """
-  entries, problems = {}, []
-  for method in ('direct', 'pause'):
-    folder = getattr(config.controls, f'{method}_dir')
-    entries[method] = _describe(method, given=bool(folder))
-    if not folder:
-      continue
-    key = f'--config.controls.{method}_dir={folder}'
-    try:
-      card = card_lib.load_card(folder)
-      results = storage.load_json(f'{folder}/results.json', 'the results')
-    except UserError as e:
-      problems.append(f'{key}: {e}')
-      continue
-    theirs = card['data']['fingerprint']
-    if card['config']['method'] != method:
-      problems.append(f"{key}: was run with method '{card['config']['method']}'; name a {method} "
-                      'run, or leave the key out')
-    elif theirs != prints['data']:
-      problems.append(f'{key}: its data are not this run\'s (fingerprint {theirs}, here '
-                      f'{prints["data"]}); train it on the same data, or leave the key out')
-    elif set_names[method] not in results:
-      problems.append(f"{key}: has no results on '{set_names[method]}', only on "
-                      f'{", ".join(results) or "nothing"}; evaluate it there with --mode=eval')
-    else:
-      entries[method] |= {
-          'run': folder, 'seed': card['config']['seed'], **_pick(results[set_names[method]]),
-          'differs': _find_differences(card, config, prints)}
-  if problems:
-    raise UserError('\n'.join(problems))
-  return entries
-
-
-def _find_differences(card, config: Config, prints) -> list[str]:
-  """Keys in which a matched run's card is not as this run, and fingerprints that are others."""
-  theirs, left_out = flatten(card['config']), _NOT_COMPARED
-  if theirs['method'] in rules.WITHOUT_BLOCKS:
-    left_out += _OF_BLOCKS
-  if config.method in ('rim_stage1', 'rim_stage2'):
-    left_out += _OF_A_STAGE
-  found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
-  return [k for k, v in flatten(config).items()
-          if theirs.get(k) != v and not is_runtime(k) and not k.startswith(left_out)] + [
-              k for k, v in found.items() if v != prints[k]]
-
-
-def _pick(result) -> dict:
+def pick(result) -> dict:
+  """What an entry has of an evaluation's result."""
   return {k: result[k] for k in ('n', 'final_acc', 'final_acc_stderr', 'block_acc')}
 
 
@@ -426,9 +354,9 @@ def run_controls(graphdef, params, frozen, records, config: Config, codec, mesh,
   scorer = Scorer(records, reader.donors, [p['block_predictions'] for p in predictions])
   trained = config.method != 'rim_stage1' and config.layout.stage2_depth0_readout
   entries = {
-      'as_trained': _pick(base),
-      'no_blocks': _pick(evaluate_with(params, 0)[0]) | {'readout_trained': trained},
-      'untrained_rows': _pick(evaluate_with(
+      'as_trained': pick(base),
+      'no_blocks': pick(evaluate_with(params, 0)[0]) | {'readout_trained': trained},
+      'untrained_rows': pick(evaluate_with(
           reset_rows(graphdef, config, params, frozen), num_blocks)[0]),
   }
   for name, (change, sees_question) in _CHANGES.items():
@@ -447,8 +375,8 @@ def run_controls(graphdef, params, frozen, records, config: Config, codec, mesh,
       'pairing': {'num_pairs': len(scorer.telling),
                   'num_equal_answers': len(scorer.paired) - len(scorer.telling),
                   'num_without_partner': len(records) - len(scorer.paired)},
-      'controls': {name: _describe(name, **entries[name]) for name in CONTROLS if name in entries},
-      'sweeps': {name: _describe(name, by_block=[
+      'controls': {name: describe(name, **entries[name]) for name in CONTROLS if name in entries},
+      'sweeps': {name: describe(name, by_block=[
           {'block': k, **scorer.score_swap(reader.read(swap, swapped=swapped))}
           for k, swapped in wanted.items()]) for name, wanted in sweeps.items()},
   }

@@ -131,6 +131,7 @@ def controls(config, workdir, say, console) -> None:
   """Asks a run's checkpoint whether its memory does the work; writes controls.json."""
   from rim_jax import attended  # late: only this mode needs them
   from rim_jax import controls as controls_lib
+  from rim_jax import matched as matched_lib
   from rim_jax import probes as probes_lib
   whole = config
   controls_lib.check_method(_get_last_stage(config, workdir)[0])
@@ -142,7 +143,7 @@ def controls(config, workdir, say, console) -> None:
   set_name = config.eval_set
   prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,
             'base': task.base and task.base.fingerprint}
-  matched = controls_lib.load_matched(whole, prints, {
+  matched = matched_lib.load_matched(whole, prints, {
       method: dataclasses.replace(config, method=method).eval_set
       for method in ('direct', 'pause')})
   graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)

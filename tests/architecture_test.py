@@ -67,6 +67,7 @@ NEVER = {
     'decode': {'rim_jax.optim', 'optax'},
     'evaluate': {'rim_jax.optim', 'optax'},
     'controls': {'rim_jax.optim', 'optax'},
+    'matched': {'rim_jax.optim', 'rim_jax.train', 'rim_jax.decode', 'jax', 'optax'},
     'attended': {'rim_jax.optim', 'rim_jax.controls', 'optax'} | IO,
     'stats': ALL - {'rim_jax.config'} | {'jax', 'numpy'},
     'probes': {'rim_jax.optim', 'optax', 'jax', 'flax'} | IO - {'io'},

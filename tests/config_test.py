@@ -35,6 +35,7 @@ from rim_jax import export
 from rim_jax import families
 from rim_jax import hosts
 from rim_jax import latency
+from rim_jax import matched
 from rim_jax import metrics
 from rim_jax import pipeline
 from rim_jax import pretrained
@@ -494,7 +495,7 @@ def probe_export(config, tools):
 
 def probe_matched(config, tools):
   try:
-    return controls.load_matched(config, {'data': ''}, dict.fromkeys(('direct', 'pause'), 'test'))
+    return matched.load_matched(config, {'data': ''}, dict.fromkeys(('direct', 'pause'), 'test'))
   except UserError as e:
     return str(e)
 

@@ -1,0 +1,83 @@
+"""The matched direct and pause runs that stand beside the controls, and what they have otherwise.
+
+Reads what those runs have left (card, results), never a model.
+"""
+
+from rim_jax import card as card_lib
+from rim_jax import controls
+from rim_jax import rules
+from rim_jax import storage
+from rim_jax.config import Config, UserError, flatten, is_runtime
+
+# Keys that a matched run may have otherwise, each as a whole or as how some begin: of steps and of
+# stages, which it has not; of other methods; which examples share a row, not what they are; and
+# data, whose fingerprint must agree.
+_NOT_COMPARED = (
+    'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
+    'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
+    'curriculum.reset_optimizer', 'train.init_from', 'icot.', 'coconut.', 'layout.row_',
+    'layout.pack_window_rows')
+# Of blocks, which `direct` has not.
+_OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',
+              'layout.bidirectional_blocks', 'layout.stage2_depth0_readout', 'curriculum.alpha',
+              'model.memory_')
+# A stage that is a run by itself has its own budget, rate and dropout; the whole's are not in it.
+_OF_A_STAGE = ('train.num_', 'optim.learning_rate', 'model.dropout', 'model.lora.dropout')
+
+
+def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
+  """Entries of the matched direct and pause runs; `given` False for one that no key names.
+
+  An entry's `differs` lists what that run has otherwise than this, of all that could make its
+  accuracy another one and that the two methods share.
+
+  Args:
+    config: of the whole run, a curriculum's own and not its last stage's.
+    prints: fingerprints of this run: data, tokenizer, base (None without one).
+    set_names: what results.json calls this set, by method.
+  Raises: UserError for a directory without such a run, on other data, or without this set.
+  """
+  entries, problems = {}, []
+  for method in ('direct', 'pause'):
+    folder = getattr(config.controls, f'{method}_dir')
+    entries[method] = controls.describe(method, given=bool(folder))
+    if not folder:
+      continue
+    key = f'--config.controls.{method}_dir={folder}'
+    try:
+      card = card_lib.load_card(folder)
+      results = storage.load_json(f'{folder}/results.json', 'the results')
+    except UserError as e:
+      problems.append(f'{key}: {e}')
+      continue
+    theirs = card['data']['fingerprint']
+    if card['config']['method'] != method:
+      problems.append(f"{key}: was run with method '{card['config']['method']}'; name a {method} "
+                      'run, or leave the key out')
+    elif theirs != prints['data']:
+      problems.append(f'{key}: its data are not this run\'s (fingerprint {theirs}, here '
+                      f'{prints["data"]}); train it on the same data, or leave the key out')
+    elif set_names[method] not in results:
+      problems.append(f"{key}: has no results on '{set_names[method]}', only on "
+                      f'{", ".join(results) or "nothing"}; evaluate it there with --mode=eval')
+    else:
+      entries[method] |= {
+          'run': folder, 'seed': card['config']['seed'],
+          **controls.pick(results[set_names[method]]),
+          'differs': _find_differences(card, config, prints)}
+  if problems:
+    raise UserError('\n'.join(problems))
+  return entries
+
+
+def _find_differences(card, config: Config, prints) -> list[str]:
+  """Keys in which a matched run's card is not as this run, and fingerprints that are others."""
+  theirs, left_out = flatten(card['config']), _NOT_COMPARED
+  if theirs['method'] in rules.WITHOUT_BLOCKS:
+    left_out += _OF_BLOCKS
+  if config.method in ('rim_stage1', 'rim_stage2'):
+    left_out += _OF_A_STAGE
+  found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
+  return [k for k, v in flatten(config).items()
+          if theirs.get(k) != v and not is_runtime(k) and not k.startswith(left_out)] + [
+              k for k, v in found.items() if v != prints[k]]

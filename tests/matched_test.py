@@ -1,0 +1,95 @@
+"""What a matched run has otherwise is named: all that the two methods share, and nothing else."""
+
+import dataclasses
+import json
+
+import pytest
+
+from rim_jax import matched
+from rim_jax.config import UserError
+from tests import support
+
+SETS = {'direct': 'test', 'pause': 'test-k2'}
+PRINTS = {'data': 'f', 'tokenizer': 't', 'base': None}
+
+
+def write_run(folder, method, fingerprint='f', sets=('test',), tokenizer='t', base=None,
+              **changes):
+  folder.mkdir()
+  config = support.make_config(method, **changes)
+  (folder / 'config.json').write_text(json.dumps({
+      'format': 2, 'config': dataclasses.asdict(config), 'data': {'fingerprint': fingerprint},
+      'tokenizer': tokenizer, 'base': base}))
+  (folder / 'results.json').write_text(json.dumps({name: {
+      'n': 8, 'final_acc': 0.25, 'final_acc_stderr': 0.1, 'block_acc': [0.25]} for name in sets}))
+  return str(folder)
+
+
+def test_matched_runs_stand_beside_the_controls(tmp_path):
+  config = support.make_config('rim', controls__direct_dir=write_run(
+      tmp_path / 'direct', 'direct', seed=3, model__num_layers=1, model__remat='full'))
+  entries = matched.load_matched(config, PRINTS, SETS)
+  assert entries['direct']['differs'] == ['seed', 'model.num_layers']
+  assert entries['direct']['final_acc'] == 0.25 and entries['direct']['seed'] == 3
+  assert entries['direct']['given'] and not entries['pause']['given']
+  assert 'final_acc' not in entries['pause']
+  config = support.make_config('rim', controls__pause_dir=write_run(
+      tmp_path / 'pause', 'pause', sets=('test-k2',)))
+  found = matched.load_matched(config, PRINTS, SETS)['pause']
+  assert found['final_acc'] == 0.25 and found['differs'] == []
+
+
+# changes of the matched run -> what it differs in from rim, from rim's second stage alone; direct
+# and pause
+STEPS = {'layout__depth0_readout': True, 'layout__step_separator': '*', 'layout__step_prefix': '+',
+         'curriculum__schedule': 'uniform', 'curriculum__hold_frac': 0.5,
+         'curriculum__stage1_frac': 0.5, 'curriculum__stage2_dropout': 0.5,
+         'icot__smoothing': 1.0, 'coconut__num_stages': 2, 'layout__row_tokens': 63}
+BLOCKS = {'layout__num_blocks': 2, 'layout__block_tokens': 2, 'curriculum__alpha': 'final',
+          'layout__stage2_depth0_readout': True, 'model__memory_init': 'normal'}
+RATE = {'train__num_examples': 32, 'optim__learning_rate': 0.5, 'model__dropout': 0.1}
+
+
+@pytest.mark.parametrize('changes, rim, stage2', [
+    ({'optim__weight_decay': 0.5}, 'both', 'both'),
+    ({'layout__answer_prefix': '+'}, 'both', 'both'),
+    ({'train__batch_rows': 8}, 'both', 'both'), ({'tokenizer__add_bos': True}, 'both', 'both'),
+    ({'model__compute_dtype': 'bfloat16'}, 'both', 'both'),
+    ({'curriculum__normalize': 'readouts'}, 'both', 'both'), (RATE, 'both', 'none'),
+    (BLOCKS, 'pause', 'pause'), (STEPS, 'none', 'none'),
+    ({'eval__batch_size': 9, 'train__num_micro_batches': 2}, 'none', 'none')])
+def test_a_matched_run_differs_in_what_it_shares_and_not_in_what_it_must(
+    tmp_path, changes, rim, stage2):
+  keys = {f'controls__{method}_dir': write_run(tmp_path / method, method, sets=(
+      SETS[method],), **changes) for method in ('direct', 'pause')}
+  for whole, told in (('rim', rim), ('rim_stage2', stage2)):
+    entries = matched.load_matched(support.make_config(whole, **keys), PRINTS, SETS)
+    for method, entry in entries.items():
+      assert set(entry['differs']) == ({k.replace('__', '.') for k in changes} if told in (
+          'both', method) else set()), (whole, method)
+
+
+def test_a_matched_run_of_another_tokenizer_or_base_says_so(tmp_path):
+  config = support.make_config('rim', controls__direct_dir=write_run(
+      tmp_path / 'direct', 'direct', tokenizer='u', base={'fingerprint': 'b'}))
+  assert matched.load_matched(config, PRINTS, SETS)['direct']['differs'] == ['tokenizer', 'base']
+  assert matched.load_matched(config, PRINTS | {'tokenizer': 'u', 'base': 'b'}, SETS)['direct'][
+      'differs'] == []
+
+
+def test_a_run_that_does_not_match_is_refused(tmp_path):
+  def refuse(fragments, **keys):
+    config = support.make_config('rim_stage2', **{
+        f'controls__{k}_dir': v for k, v in keys.items()})
+    with pytest.raises(UserError) as error:
+      matched.load_matched(config, PRINTS, SETS)
+    lines = str(error.value).split('\n')
+    assert len(lines) == len(fragments)
+    for line, fragment in zip(lines, fragments):
+      assert fragment in line
+  other = write_run(tmp_path / 'other', 'direct', fingerprint='g')
+  refuse(['its data are not this run\'s (fingerprint g, here f)', 'config.json'], direct=other,
+         pause=str(tmp_path / 'nowhere'))
+  refuse(["was run with method 'direct'; name a pause run"], pause=other)
+  refuse(["has no results on 'test-k2', only on test"], pause=write_run(
+      tmp_path / 'other_k', 'pause'))
