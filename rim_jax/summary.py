@@ -16,7 +16,7 @@ from rim_jax import stages as stages_lib
 _HEAD = ('', 'on valid<small>chooses the checkpoint of a run, and the best of all</small>', 'final',
          'any block<small>upper bound: picks the right block by looking at the answer</small>',
          'majority of blocks', 'seeds done', 'updates', "ms to the answer's first token",
-         'against the best: p<small>McNemar, exact, a seed each</small>')
+         'against the best: p<small>McNemar, exact, a seed each, each test alone</small>')
 
 _MANY = 8  # notes that are shown at once
 _MOST_LINES = 8  # in one figure
@@ -36,6 +36,9 @@ def write_summary(workdir, title: str, conclusion, states):
   parts = [f'<p>{page.escape(conclusion_lib.describe_best(conclusion["best"]))}</p>',
            page.section('Results', _make_headline(entries, conditions)),
            _list(conclusion['warnings']) + _make_notes(entries),
+           page.section('Any two', _make_pairs(conclusion),
+                        conclusion_lib.describe_unpaired(conclusion)
+                        or 'no two settings have answers to the same questions by the same seed'),
            page.section('What each factor does', _make_effects(conclusion['effects'])
                           + _draw_factors(states, workdir)),
            page.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
@@ -73,8 +76,29 @@ def _make_headline(entries, conditions):
   return page.make_table(_HEAD, rows)
 
 
+def _make_pairs(conclusion):
+  """Differences of any two settings that were compared, below the diagonal, and their tests."""
+  names, cells = conclusion_lib.arrange_pairs(conclusion)
+  rows = [[_name(f'{i + 1}: {name}'), *(_show_pair(cells.get((i, j))) for j in range(i))]
+          for i, name in enumerate(names)]
+  reasons = dict.fromkeys(f'{p["a"]} and {p["b"]}, {seed}: not compared, {why}'
+                          for p in conclusion['pairs'] for seed, why in p['not_compared'].items())
+  return (page.make_table(['', *map(str, range(1, len(names)))], rows)
+          + f'<p><small>Row less column: {page.escape(conclusion_lib.PAIRS_MEAN)}. Bold: p below '
+          '0.05 on every seed that both have.</small></p>' if cells else '') + _list(reasons)
+
+
+def _show_pair(pair):
+  if not pair:
+    return '–'
+  mean = page.mark(pair['difference']['mean'], f'{100 * pair["difference"]["mean"]:+.1f}')
+  values = [t['p_value_holm'] for t in pair['tests']]
+  tag = 'b' if max(values) < 0.05 else 'span'
+  return f'<{tag}>{mean}</{tag}><small>{"<br>".join(map(_show_chance, values))}</small>'
+
+
 def _show_chance(value):
-  return page.mark(value, '&lt;\xa01e-6' if value < 1e-6 else f'{value:.2g}')
+  return page.mark(value, page.escape(conclusion_lib.show_chance(value)).replace(' ', '\xa0'))
 
 
 def _name(text):
@@ -95,9 +119,10 @@ def _make_notes(entries):
   """What the table cannot say: what failed or was dropped, and which order seeds do not support."""
   events = [f'{name}: failed, {error}' for e in entries for name, error in e['failed'].items()]
   events += [f'{name}: dropped {why}' for e in entries for name, why in e['dropped'].items()]
-  events += [f'{e["name"]}: not compared with the best, {told}' for e in entries
-             for told in e.get('against_best', {}).get('not_compared', {}).values()]
   ranked = sorted((e for e in entries if e['num_done']), key=lambda e: -e['final_acc']['mean'])
+  if len(ranked) > conclusion_lib.MOST_PAIRED:  # else the table of pairs has them
+    events += [f'{e["name"]}: not compared with the best, {told}' for e in ranked
+               for told in e.get('against_best', {}).get('not_compared', {}).values()]
   single = [e['name'] for e in ranked if e['final_acc']['stderr'] is None]
   doubts = [f'one seed does not support an order: {", ".join(single)}'] * (
       len(ranked) > 1 and bool(single))

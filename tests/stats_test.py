@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
@@ -78,6 +79,21 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
 def test_what_cannot_be_compared(a, b):
   with pytest.raises(ValueError):
     stats.compare(a, b)
+
+
+@pytest.mark.parametrize('values, by_hand', [
+    # The least times 4, the next times 3, ...; never below one before it, never above 1.
+    ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]), ([0.9, 0.6], [1.0, 1.0]),
+    ([0.02], [0.02]), ([], [])])
+def test_holm_by_hand(values, by_hand):
+  assert stats.adjust_holm(values) == pytest.approx(by_hand)
+
+
+def test_holm_errs_together_as_often_as_its_level():
+  """Of five tests where nothing differs, independent: any is found in 1 - (1 - level / 5)^5."""
+  draws = np.random.default_rng(0).random((4000, 5)).tolist()
+  found = np.mean([min(stats.adjust_holm(values)) <= 0.2 for values in draws])
+  assert found == pytest.approx(1 - 0.96**5, abs=0.02)
 
 
 # Files.

@@ -5,9 +5,11 @@ import re
 
 import pytest
 
+from rim_jax import conclusion
 from rim_jax import report
 from rim_jax import summary
 from rim_jax import sweep
+from tests import conclusion_test
 from tests import report_test
 from tests import sweep_test
 
@@ -53,6 +55,40 @@ def test_an_order_within_two_standard_errors_is_doubted(gap, told):
               'final_acc': {'mean': mean, 'stderr': 0.04, 'count': 3}}
              for name, mean in (('a', 0.5 + gap), ('b', 0.5))]
   assert ('do not support this order' in summary._make_notes(entries)) == told
+
+
+def test_any_two_settings_stand_below_the_diagonal_with_what_sweep_json_says(tmp_path):
+  states = conclusion_test.make_states(tmp_path, [
+      ({'a': a, 'seed': s}, 0.5, accs[s]) for s in (0, 1)
+      for a, accs in enumerate(((0.3, 0.29), (0.32, 0.45), (0.5, 0.5)), 1)])
+  states[-1].predictions.unlink()
+  told = conclusion.conclude(states, tmp_path)
+  page = report_test.Page(summary.write_summary(tmp_path, 'any', told, states))
+  table = page.tables[1]
+  assert [cell for cell, _ in table[0]] == ['', '1', '2']
+  assert [row[0][0] for row in table[1:]] == ['1: a=1', '2: a=2', '3: a=3']
+  assert [len(row) for row in table] == [3, 1, 2, 3]
+  by_pair = {(p['a'], p['b']): p for p in told['pairs']}
+  for row, column in ((2, 1), (3, 1), (3, 2)):
+    pair, (text, values) = by_pair[f'a={row}', f'a={column}'], table[row][column]
+    assert values == (pair['difference']['mean'], *(t['p_value_holm'] for t in pair['tests']))
+    assert text.startswith(f"{100 * values[0]:+.1f}")
+  assert (len(table[2][1][1]), len(table[3][1][1])) == (3, 2)  # a=3 has one seed left
+  assert 'a=3 and a=1, seed 1: not compared, ' in page.text and 'no predictions' in page.text
+  html = (tmp_path / 'report.html').read_text()
+  bold = {p['a']: f'<b><data value="{p["difference"]["mean"]!r}">' in html
+          for p in told['pairs'][:2]}
+  assert bold == {'a=2': False, 'a=3': True}
+
+
+def test_a_page_of_more_settings_than_a_table_holds_says_so(tmp_path):
+  states = conclusion_test.make_states(tmp_path, [({'a': i}, 0.5, 0.5) for i in range(11)])
+  states[3].predictions.unlink()
+  told = conclusion.conclude(states, tmp_path)
+  page = report_test.Page(summary.write_summary(tmp_path, 'many', told, states))
+  assert '11 settings are too many for a table of any two; each is compared' in page.text
+  assert 'a=3: not compared with the best, ' in page.text
+  assert [cell for cell, _ in page.tables[1][0]] != ['', *map(str, range(1, 11))]
 
 
 def test_figures_hold_the_means_over_seeds(swept):
