@@ -217,12 +217,12 @@ def measure_run(graphdef, params, frozen, records, config: Config, codec, mesh, 
         memory_start=codec.memory_start, num_ids=codec.tokenizer.vocab_size)
     entries += measure([method], num_runs)
   first = entries[0]
-  chain = f'{num_chain} tokens of chain decoded first, ' if num_chain else ''
-  if first['num_thoughts']:
-    chain = f"{first['num_thoughts']} thoughts found one by one first, {chain}"
+  thoughts = first['num_thoughts'] and f"{first['num_thoughts']} thoughts found one by one first, "
   return {'ttft_ms': round(first['first_token_ms']['median'], 3),
           'ttft_conditions': (
               f"{first['device']}, {first['num_devices']} device(s), {first['dtype']}, batch "
-              f"{first['batch']}, {first['trunk_tokens']} trunk tokens, {first['prefix_tokens']} "
-              f'prefix tokens, {chain}median of {num_runs} warm runs'),
+              f"{first['batch']}, {first['prompt_tokens']} prompt tokens in a trunk of "
+              f"{first['trunk_tokens']}, {first['prefix_tokens']} forced, {thoughts or ''}"
+              f"{first['generated_to_first']} generated to the first of the answer, median of "
+              f'{num_runs} warm runs'),
           'latency': entries}

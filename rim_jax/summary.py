@@ -20,7 +20,6 @@ _HEAD = ('', 'on valid<small>chooses the checkpoint of a run, and the best of al
 
 _MANY = 8  # notes that are shown at once
 _MOST_LINES = 8  # in one figure
-_UNLIKE = 'no mean: its runs were measured on unlike machines'
 
 
 def write_summary(workdir, title: str, conclusion, states):
@@ -32,9 +31,8 @@ def write_summary(workdir, title: str, conclusion, states):
   entries = conclusion['entries']
   finished = [e for e in entries if e['num_done']]
   done, which = _choose_drawn(finished)
-  conditions = _read_conditions(finished, states)
   parts = [f'<p>{page.escape(conclusion_lib.describe_best(conclusion["best"]))}</p>',
-           page.section('Results', _make_headline(entries, conditions)),
+           page.section('Results', _make_headline(entries)),
            _list(conclusion['warnings']) + _make_notes(entries),
            page.section('Any two', _make_pairs(conclusion),
                         conclusion_lib.describe_unpaired(conclusion)
@@ -43,7 +41,7 @@ def write_summary(workdir, title: str, conclusion, states):
                           + _draw_factors(states, workdir)),
            page.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
            page.section('Accuracy against latency', _make_latency(
-               finished, done, which, conditions, workdir)),
+               finished, done, which, workdir)),
            page.section('Learning', _draw_learning(
                done, which, states, workdir)),
            page.section('Does the memory do the work?', _make_controls(states)),
@@ -60,10 +58,9 @@ def _choose_drawn(done):
   return [e for e in done if e in ranked], f'; the best {_MOST_LINES} of {len(done)} by valid'
 
 
-def _make_headline(entries, conditions):
+def _make_headline(entries):
   rows = []
   for entry in entries:
-    alike = len({machine for machine, _ in conditions.get(entry['name'], ())}) < 2
     cells = [_show(entry.get(key)) for key in (
         'valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')]
     tests = entry.get('against_best', {}).get('tests', ())
@@ -71,9 +68,21 @@ def _make_headline(entries, conditions):
         _name(entry['name']), cells[0], f'<strong>{cells[1]}</strong>', *cells[2:],
         f'{entry["num_done"]} of {entry["num_points"]}',
         ', '.join(map(str, entry.get('steps', ()))),
-        _show(entry.get('ttft_ms'), 1, '') if alike else _UNLIKE,
+        _show_time(entry) + f'<small>{_show_ratio(entry)} x direct</small>' * (
+            'ttft_ratio' in entry),
         '<br>'.join(_show_chance(t['p_value']) for t in tests) or '–'])
   return page.make_table(_HEAD, rows)
+
+
+def _show_time(entry):
+  if 'ttft_ms' not in entry:
+    return conclusion_lib.UNLIKE if 'measured_on' in entry else '–'
+  return _show(entry['ttft_ms'], 1, '')
+
+
+def _show_ratio(entry):
+  return page.mark(entry['ttft_ratio'], f'{entry["ttft_ratio"]:.2f}') if (
+      'ttft_ratio' in entry) else '–'
 
 
 def _make_pairs(conclusion):
@@ -183,25 +192,15 @@ def _draw_blocks(entries, which, workdir):
       folder=workdir, legend_title='run'))
 
 
-def _make_latency(entries, drawn, which, conditions, workdir):
+def _make_latency(entries, drawn, which, workdir):
   """Times to the answer's first token beside what they were measured on, and their figure."""
-  timed = [e for e in entries if 'ttft_ms' in e]
-  machines = {e['name']: {machine for machine, _ in conditions[e['name']]} for e in timed}
-  bases = {_leave_out_method(e): e for e in timed if e['factors'].get('method') == 'direct'}
-  rows, lines = [], {}
-  for entry in timed:
-    name, cells = entry['name'], [_UNLIKE, '–']
-    if len(machines[name]) == 1:
-      base = bases.get(_leave_out_method(entry))
-      ratio = base and machines[base['name']] == machines[name] and (
-          entry['ttft_ms']['mean'] / base['ttft_ms']['mean'])
-      cells = [_show(entry['ttft_ms'], 1, ''), page.mark(ratio, f'{ratio:.2f}') if ratio else '–']
-      if entry in drawn:
-        lines[name] = [entry['ttft_ms']['mean']], [100 * entry['final_acc']['mean']]
-    told = '<br>'.join(page.escape(text) for _, text in conditions[name])
-    rows.append([_name(name), *cells, f'<div class="long">{told}</div>'])
-  everywhere = set().union(*machines.values())
-  note = next(iter(everywhere)) if len(everywhere) == 1 else (
+  timed = [e for e in entries if 'measured_on' in e]
+  lines = {e['name']: ([e['ttft_ms']['mean']], [100 * e['final_acc']['mean']])
+           for e in drawn if 'ttft_ms' in e}
+  rows = [[_name(e['name']), _show_time(e), _show_ratio(e), '<div class="long">' + '<br>'.join(
+      page.escape(m['conditions']) for m in e['measured_on']) + '</div>'] for e in timed]
+  everywhere = {m['machine'] for e in timed for m in e['measured_on']}
+  note = everywhere.pop() if len(everywhere) == 1 else (
       'not all measured alike; only those that were can be compared')
   return rows and page.wrap_figures(lines and page.draw(
       f"accuracy against the time to the answer's first token; {note}{which}", 'accuracy, %',
@@ -209,25 +208,6 @@ def _make_latency(entries, drawn, which, conditions, workdir):
           ('', "ms to the answer's first token",
            'x direct<small>of means; runs were not timed side by side</small>', 'measured on'),
           rows) + f'<p><small>Measured: {page.escape(note)}.</small></p>'
-
-
-def _leave_out_method(entry):
-  return tuple(sorted((k, str(v)) for k, v in entry['factors'].items() if k != 'method'))
-
-
-def _read_conditions(entries, states):
-  """Entry -> what its runs were timed on, each once: (machine, dtype and batch; all, in words)."""
-  results = {s.point.name: s.result for s in states}
-  return {e['name']: list(dict.fromkeys(
-      (_describe_machine(r), r.get('ttft_conditions', 'not told'))
-      for r in (results[name] for name in e['points']) if 'ttft_ms' in r)) for e in entries}
-
-
-def _describe_machine(result):
-  """What every method's time depends on; of a run that has no entries of latency, all it says."""
-  for entry in result.get('latency', ())[:1]:
-    return '{device}, {num_devices} device(s), {dtype}, batch {batch}'.format(**entry)
-  return result.get('ttft_conditions', 'not told')
 
 
 def _draw_learning(entries, which, states, workdir):

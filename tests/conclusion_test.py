@@ -99,6 +99,36 @@ def test_any_two_settings_are_compared_by_seed_and_corrected_for_all_pairs_of_th
   assert '| 3: a=3 | +14.0; p 0.00037 | +9.0; p 0.0078 |' in text
 
 
+FACTS = {'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': 1, 'prompt_tokens': 9,
+         'trunk_tokens': 32, 'first_token_ms': {'median': 1.0}}
+
+
+@pytest.mark.parametrize('other', [
+    {'device': 'gpu'}, {'num_devices': 2}, {'dtype': 'bfloat16'}, {'batch': 8},
+    {'prompt_tokens': 10}, {'trunk_tokens': 48}, None])
+def test_times_that_differ_in_any_one_condition_have_no_mean(tmp_path, other):
+  """None: one run has words alone, as the other has; both without entries are told by them."""
+  states = make_states(tmp_path, [({'a': 1, 'seed': s}, 0.5, 0.5) for s in (0, 1)])
+
+  def conclude(*found):
+    for state, times in zip(states, found):
+      path = state.folder / 'results.json'
+      result = json.loads(path.read_text())['test'] | {'ttft_ms': 2.0}
+      result.pop('latency', None)
+      path.write_text(json.dumps({'test': result | times}))
+    entry, = conclusion.conclude(states, tmp_path)['entries']
+    return 'ttft_ms' in entry, len(entry['measured_on'])
+  one = {'latency': [FACTS | {'first_token_ms': {'median': 2.0}}], 'ttft_conditions': 'here'}
+  two = {'latency': [FACTS], 'ttft_conditions': 'here, in other words'}
+  assert conclude(one, two) == (True, 1)  # times and words may differ
+  if other:
+    assert conclude(one, one | {'latency': [FACTS | other]}) == (False, 2)
+  else:
+    words = {'ttft_conditions': 'here'}
+    assert conclude(words, words) == (True, 1) and conclude(words, one) == (False, 2)
+    assert conclude(words, {'ttft_conditions': 'there'}) == (False, 2)
+
+
 def test_of_more_settings_than_a_table_holds_each_is_compared_with_the_best_alone(tmp_path):
   states = make_states(tmp_path, [({'a': i}, 0.5 - i / 100, 0.5) for i in range(11)])
   told = conclusion.conclude(states[:10], tmp_path)

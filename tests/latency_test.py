@@ -169,7 +169,8 @@ def test_a_run_says_how_it_was_measured(method, changes, chain, monkeypatch):
     seen.append(settings | {'questions': args[-1]})
     return latency.Method(name, {}, {
         'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': len(args[-1]),
-        'trunk_tokens': 32, 'prefix_tokens': 0,
+        'prompt_tokens': 3, 'trunk_tokens': 32, 'prefix_tokens': 0,
+        'generated_to_first': settings['num_chain'] + 1,
         'num_thoughts': 3 * (name == 'coconut_stage')}, dict)
   monkeypatch.setattr(latency, 'make_method', make)
   monkeypatch.setattr(latency, 'measure', lambda methods, runs: [
@@ -182,6 +183,6 @@ def test_a_run_says_how_it_was_measured(method, changes, chain, monkeypatch):
   assert seen[0]['blocks'] == ({'rim_stage2': (3,), 'coconut_stage': (1,)}.get(method, (0,)))
   assert found['ttft_ms'] == 1.235 and len(found['latency']) == 2
   assert found['ttft_conditions'] == (
-      'cpu, 1 device(s), float32, batch 1, 32 trunk tokens, 0 prefix tokens, '
+      'cpu, 1 device(s), float32, batch 1, 3 prompt tokens in a trunk of 32, 0 forced, '
       + ('3 thoughts found one by one first, ' if method == 'coconut_stage' else '')
-      + (f'{chain} tokens of chain decoded first, ' if chain else '') + 'median of 7 warm runs')
+      + f'{chain + 1} generated to the first of the answer, median of 7 warm runs')

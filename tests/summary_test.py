@@ -120,10 +120,12 @@ def add_times(folder, points, devices):
   for nth, (point, device) in enumerate(zip(points, devices)):
     path = folder / 'points' / point.name / 'results.json'
     results = json.loads(path.read_text())
-    results['test'] |= {'ttft_ms': 2.0 * nth + 2, 'ttft_conditions': f'{device}, trunk of {nth}'}
+    results['test'] |= {'ttft_ms': 2.0 * nth + 2,
+                        'ttft_conditions': f'{device}, trunk of {nth // 2}'}
     if device:
       results['test']['latency'] = [{'device': device, 'num_devices': 1, 'dtype': 'float32',
-                                     'batch': 1 + 7 * (device == 'b8')}]
+                                     'batch': 1 + 7 * (device == 'b8'),
+                                     'prompt_tokens': 9 + (device == 'longer')}]
     path.write_text(json.dumps(results))
 
 
@@ -139,35 +141,49 @@ def time_methods(tmp_path):
     page = report_test.Page(tmp_path / 'report.html')
     table, = (t for t in page.tables if t[0][-1][0] == 'measured on')
     headline = {row[0][0]: row[7] for row in page.tables[0][1:]}
-    return {row[0][0]: row[1:] for row in table[1:]}, headline, page.text
+    told = {e['name']: e for e in json.loads((tmp_path / 'sweep.json').read_text())['entries']}
+    return {row[0][0]: row[1:] for row in table[1:]}, headline, page.text, told
   return run
 
 
 def test_times_stand_beside_what_they_were_measured_on(time_methods, tmp_path):
-  rows, headline, text = time_methods('a <chip>', 'a <chip>', 'a <chip>', 'a <chip>')
+  rows, headline, text, told = time_methods(*['a <chip>'] * 4)
   assert rows['method=direct'][0][1][0] == 3.0 and rows['method=pause'][0][1][0] == 7.0
   assert rows['method=direct'][1][1] == (1.0,) and rows['method=pause'][1][1] == (7 / 3,)
-  assert 'a <chip>, trunk of 2' in rows['method=pause'][2][0]
-  assert 'Measured: a <chip>, 1 device(s), float32, batch 1.' in text
-  assert headline['method=pause'] == ('7.00\xa0±\xa01.00', (7.0, 1.0))
+  assert 'a <chip>, trunk of 1' in rows['method=pause'][2][0]
+  assert 'Measured: a <chip>, 1 device(s), float32, batch 1, prompt of 9 tokens.' in text
+  assert headline['method=pause'] == ('7.00\xa0±\xa01.002.33 x direct', (7.0, 1.0, 7 / 3))
   name = 'accuracy-against-the-time-to-the-answer-s-first-token'
   assert 'method=pause,7.0,55.0' in (tmp_path / f'figures/{name}.csv').read_text()
-  assert 'one question' not in text
+  assert told['method=pause']['ttft_ms'] == {
+      'mean': 7.0, 'stderr': 1.0, 'count': 2, 'values': [6.0, 8.0]}
+  assert told['method=pause']['ttft_ratio'] == 7 / 3
+  markdown = (tmp_path / 'sweep.md').read_text()
+  assert '| 7.00 (2.33 x) |' in markdown and '| 3.00 (1.00 x) |' in markdown
+  assert 'Measured: method=pause: a <chip>, trunk of 1.' in markdown
 
 
-@pytest.mark.parametrize('other', ['b', 'b8', ''])
+@pytest.mark.parametrize('other', ['b', 'b8', 'longer', ''])
 def test_times_of_unlike_machines_are_not_averaged(time_methods, tmp_path, other):
-  rows, headline, text = time_methods('a', 'a', 'a', other)
+  rows, headline, text, told = time_methods('a', 'a', 'a', other)
   assert rows['method=direct'][0][1][0] == 3.0
   assert rows['method=pause'][0][1] == ()
   assert rows['method=pause'][0][0].startswith('no mean') and rows['method=pause'][1][0] == '–'
-  assert 'a, trunk of 2' in rows['method=pause'][2][0]
+  assert 'a, trunk of 1' in rows['method=pause'][2][0]
   assert headline['method=pause'][1] == () and 'not all measured alike' in text
   name = 'accuracy-against-the-time-to-the-answer-s-first-token'
   assert 'pause' not in (tmp_path / f'figures/{name}.csv').read_text()
+  assert 'ttft_ms' in told['method=direct'] and not {'ttft_ms', 'ttft_ratio'} & set(
+      told['method=pause'])
+  assert len(told['method=pause']['measured_on']) == 2
+  row, = (line for line in (tmp_path / 'sweep.md').read_text().split('\n')
+          if line.startswith('| method=pause'))
+  assert '| no mean: its runs were not measured alike |' in row
+  assert 'pause,ttft_ms' not in (tmp_path / 'sweep.csv').read_text()
 
 
 def test_a_ratio_is_to_direct_on_a_like_machine(time_methods):
-  rows, _, text = time_methods('a', 'a', 'b', 'b')
+  rows, _, text, told = time_methods('a', 'a', 'b', 'b')
   assert rows['method=pause'][0][1][0] == 7.0 and rows['method=pause'][1][0] == '–'
   assert rows['method=direct'][1][1] == (1.0,) and 'not all measured alike' in text
+  assert 'ttft_ratio' not in told['method=pause'] and told['method=direct']['ttft_ratio'] == 1.0
