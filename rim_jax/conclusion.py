@@ -25,6 +25,9 @@ PAIRS_MEAN = ("mean difference in points; p of each seed, McNemar's, exact, corr
 UNLIKE = 'no mean: its runs were not measured alike'
 _MACHINE = ('{device}, {num_devices} device(s), {dtype}, batch {batch}, prompt of {prompt_tokens} '
             'tokens')  # what every method's time depends on
+SHOWN = ('valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')  # of every run
+MORE = ('integer_acc', 'negative_acc', 'non_integer_acc', 'changed_acc')  # of GSM-Hard
+BY_NUMBER = ('pass_at', 'budget_acc')  # of those that were asked: k, or K, as text -> accuracy
 MEASURES = ('valid_acc', 'final_acc')  # of effects: what chooses, and what is reported
 
 
@@ -43,7 +46,7 @@ def conclude(states, workdir) -> dict:
   _compare_with_best(entries, best, by_name)
   conclusion = {'format': CONCLUSION_VERSION, 'best': best, 'entries': entries,
                 'pairs': _compare_pairs(entries, by_name), 'effects': find_effects(states),
-                'warnings': find_mixtures(states)}
+                'warnings': find_mixtures(states) + find_touched(states)}
   workdir = pathlib.Path(workdir)
   storage.write_json(workdir / 'sweep.json', conclusion)
   storage.write_text(workdir / 'sweep.csv', _make_csv(entries))
@@ -78,10 +81,15 @@ def _make_entry(name, members) -> dict:
 
 def _summarize(results) -> dict:
   found = {}
-  for key in ('valid_acc', 'final_acc', 'any_block_acc', 'majority_acc'):
+  for key in SHOWN + MORE:
     values = [r[key] for r in results if key in r]
     if values:
       found[key] = dataclasses.asdict(stats.summarize(values)) | {'values': values}
+  for key in BY_NUMBER:
+    told = [r[key] for r in results if key in r]
+    if told:
+      found[key] = {k: dataclasses.asdict(stats.summarize([t[k] for t in told if k in t]))
+                    for k in dict.fromkeys(itertools.chain(*told))}
   widths = {len(r['block_acc']) for r in results}
   if len(widths) == 1:
     found['block_acc'] = [stats.summarize(b).mean for b in zip(*(r['block_acc'] for r in results))]
@@ -227,6 +235,16 @@ def find_mixtures(states) -> list[str]:
           for (what, _), digests in found.items() if len(digests) > 1]
 
 
+def find_touched(states) -> list[str]:
+  """Runs whose checkpoint was not chosen on valid, by what their results say."""
+  found = {}
+  for state in states:
+    if state.result and 'chosen_on' in state.result:
+      found.setdefault(state.result['chosen_on'], []).append(state.point.name)
+  return [f"checkpoints of {', '.join(names)} were chosen on {told}"
+          for told, names in found.items()]
+
+
 def _has_predictions(state) -> bool:
   """Splits that choose by themselves have no one checkpoint, and so no one answer a question."""
   return state.last[0].eval.checkpoint != 'splits'
@@ -282,9 +300,11 @@ def _make_csv(entries) -> str:
   rows.writerow([*keys, 'measure', 'seeds', 'mean', 'stderr'])
   for entry in entries:
     for measure, found in entry.items():
-      if isinstance(found, dict) and 'mean' in found:
-        rows.writerow([*(entry['factors'].get(k, '') for k in keys), measure, found['count'],
-                       found['mean'], '' if found['stderr'] is None else found['stderr']])
+      told = ({f'{measure} {k}': x for k, x in found.items()} if measure in BY_NUMBER else
+              {measure: found} if isinstance(found, dict) and 'mean' in found else {})
+      for name, x in told.items():
+        rows.writerow([*(entry['factors'].get(k, '') for k in keys), name, x['count'], x['mean'],
+                       '' if x['stderr'] is None else x['stderr']])
   return out.getvalue()
 
 

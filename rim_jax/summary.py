@@ -37,6 +37,7 @@ def write_summary(workdir, title: str, conclusion, states):
            page.section('Any two', _make_pairs(conclusion),
                         conclusion_lib.describe_unpaired(conclusion)
                         or 'no two settings have answers to the same questions by the same seed'),
+           *([page.section('More measures', more)] if (more := _make_more(finished)) else []),
            page.section('What each factor does', _make_effects(conclusion['effects'])
                           + _draw_factors(states, workdir)),
            page.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
@@ -61,8 +62,7 @@ def _choose_drawn(done):
 def _make_headline(entries):
   rows = []
   for entry in entries:
-    cells = [_show(entry.get(key)) for key in (
-        'valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')]
+    cells = [_show(entry.get(key)) for key in conclusion_lib.SHOWN]
     tests = entry.get('against_best', {}).get('tests', ())
     rows.append([
         _name(entry['name']), cells[0], f'<strong>{cells[1]}</strong>', *cells[2:],
@@ -72,6 +72,21 @@ def _make_headline(entries):
             'ttft_ratio' in entry),
         '<br>'.join(_show_chance(t['p_value']) for t in tests) or '–'])
   return page.make_table(_HEAD, rows)
+
+
+def _make_more(entries):
+  """What was measured of some runs only: GSM-Hard by kind of answer, pass@k, a number of blocks."""
+  labels = {key: (key.removesuffix('_acc').replace('_', ' ') + ' answers' if key != 'changed_acc'
+                  else 'changed questions') for key in conclusion_lib.MORE}
+  found = {}  # entry -> label -> summary
+  for entry in entries:
+    mine = found[entry['name']] = {labels[k]: entry[k] for k in labels if k in entry}
+    for key, label in zip(conclusion_lib.BY_NUMBER, ('pass@{}', 'K = {}')):
+      mine |= {label.format(k): told for k, told in entry.get(key, {}).items()}
+  head = list(dict.fromkeys(label for told in found.values() for label in told))
+  return head and page.make_table(['', *head], [
+      [_name(name), *(_show(told.get(label)) for label in head)]
+      for name, told in found.items() if told])
 
 
 def _show_time(entry):

@@ -170,11 +170,14 @@ def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
     (folder / 'point.json').write_text(json.dumps({
         'identity': points_lib.identify(point.config), 'status': 'done', 'error': ''}))
     (folder / 'results.json').write_text(json.dumps({'test-splits': {
-        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5]}}))
+        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5],
+        'chosen_on': 'test itself, 264 of it'}}))
     (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))
   told = conclusion.conclude(sweep.load_states(points, tmp_path), tmp_path)
   assert [e['final_acc']['mean'] for e in told['entries']] == [0.5, 0.5]
-  assert told['entries'][1]['against_best']['tests'] == []
+  assert told['entries'][1]['against_best']['tests'] == [] and told['pairs'][0]['tests'] == []
+  assert told['warnings'] == ['checkpoints of a=1, a=2 were chosen on test itself, 264 of it']
+  assert told['warnings'][0] in (tmp_path / 'sweep.md').read_text()
   assert '| a=2 | 50.0 | 50.0 | 25.0 / 50.0 |' in (tmp_path / 'sweep.md').read_text()
 
 

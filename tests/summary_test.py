@@ -81,6 +81,34 @@ def test_any_two_settings_stand_below_the_diagonal_with_what_sweep_json_says(tmp
   assert bold == {'a=2': False, 'a=3': True}
 
 
+def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
+  """Of a=1 on two seeds; a=2 was asked for nothing more."""
+  states = conclusion_test.make_states(tmp_path, [
+      ({'a': 1, 'seed': 0}, 0.5, 0.5), ({'a': 1, 'seed': 1}, 0.5, 0.5), ({'a': 2}, 0.5, 0.5)])
+  assert summary._make_more(conclusion.conclude(states, tmp_path)['entries']) == []
+  for state, more in zip(states, (0.0, 0.25)):
+    path = state.folder / 'results.json'
+    results = json.loads(path.read_text())
+    results['test'] |= {'integer_acc': 0.5 + more, 'negative_acc': 0.25 + more,
+                        'non_integer_acc': 0.125 + more, 'changed_acc': 0.375 + more,
+                        'pass_at': {'1': 0.5 + more}, 'budget_acc': {'0': 0.0, '8': more}}
+    path.write_text(json.dumps(results))
+  told = conclusion.conclude(states, tmp_path)
+  page = report_test.Page(summary.write_summary(tmp_path, 'more', told, states))
+  table, = (t for t in page.tables if any(cell == 'pass@1' for cell, _ in t[0]))
+  assert [cell for cell, _ in table[0]] == [
+      '', 'integer answers', 'negative answers', 'non integer answers', 'changed questions',
+      'pass@1', 'K = 0', 'K = 8']
+  assert [values for _, values in table[1][1:]] == [
+      (mean, 0.125 * (mean > 0)) for mean in (0.625, 0.375, 0.25, 0.5, 0.625, 0.0, 0.125)]
+  assert len(table) == 2
+  one = told['entries'][0]
+  assert one['budget_acc']['8'] == {'mean': 0.125, 'stderr': 0.125, 'count': 2}
+  assert one['negative_acc']['values'] == [0.25, 0.5]
+  rows = (tmp_path / 'sweep.csv').read_text().split('\n')
+  assert '1,budget_acc 8,2,0.125,0.125' in rows and '1,negative_acc,2,0.375,0.125' in rows
+
+
 def test_a_page_of_more_settings_than_a_table_holds_says_so(tmp_path):
   states = conclusion_test.make_states(tmp_path, [({'a': i}, 0.5, 0.5) for i in range(11)])
   states[3].predictions.unlink()
