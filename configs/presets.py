@@ -96,16 +96,17 @@ def make_prosqa_small(method: str):
   config.data.source = 'prosqa'
   config.data.prosqa.update({
       'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.3,
-      'extra_names': 0.0, 'max_facts': 15, 'num_names': 2, 'num_concepts': 8,
-      'num_train': 30_000, 'num_valid': 500, 'num_test': 1_000})
+      'max_children': 1, 'extra_names': 1.0, 'max_facts': 15, 'num_names': 3, 'num_concepts': 8,
+      'num_train': 15_000, 'num_valid': 500, 'num_test': 1_000})
   config.tokenizer.kind = 'words'
   config.layout.update({'num_blocks': 3, 'block_tokens': 1, 'separator': '', 'answer_prefix': '',
                         'answer_suffix': '', 'row_tokens': 256})
-  config.model.update({'num_layers': 4, 'embed_dim': 64, 'num_heads': 4, 'mlp_dim': 256,
+  config.model.update({'num_layers': 6, 'embed_dim': 64, 'num_heads': 4, 'mlp_dim': 256,
                        'activation': 'gelu_tanh', 'positions': 'rope', 'rope_theta': 100.0,
                        'bias': 'qkv'})
-  config.optim.update({'learning_rate': 3e-3, 'decay': 'cosine'})
-  config.train.update({'num_examples': 80_000, 'batch_examples': 16})
+  config.optim.update({'learning_rate': 2e-3, 'decay': 'cosine'})
+  config.train.update({'num_examples': 40_000, 'batch_examples': 16,
+                       'init_from': 'runs/cot-prosqa_reading'})
   config.layout.depth0_readout = method == 'rim'
   config.curriculum.hold_frac = 0.75
   config.curriculum.update({'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
@@ -116,6 +117,14 @@ def make_prosqa_small(method: str):
   # Coconut: a thought for each of 3 hops; 4 stages of 17.5 %, and 30 % for the last, as in :prosqa
   config.coconut.update({'num_stages': 3, 'thoughts_per_step': 1, 'stage_frac': 0.175})
   config.eval.max_new_tokens = 32 if method in _WRITTEN else 8
+  return config
+
+
+def make_prosqa_reading(method: str):
+  config = make_prosqa_small(method)
+  config.data.prosqa.update({'steps': 'facts', 'num_train': 30_000})
+  config.optim.learning_rate = 3e-3
+  config.train.update({'num_examples': 32_000, 'init_from': ''})
   return config
 
 
@@ -215,8 +224,9 @@ def make_llama3_2_3b(method: str):
 
 
 PRESETS = {'chain': make_chain, 'gsm8k': make_gsm8k, 'gsm8k_perturbed': make_gsm8k_perturbed,
-           'prosqa_small': make_prosqa_small, 'prosqa': make_prosqa, 'gpt2': make_gpt2,
-           'llama3_2_1b': make_llama3_2_1b, 'llama3_2_3b': make_llama3_2_3b}
+           'prosqa_small': make_prosqa_small, 'prosqa_reading': make_prosqa_reading,
+           'prosqa': make_prosqa, 'gpt2': make_gpt2, 'llama3_2_1b': make_llama3_2_1b,
+           'llama3_2_3b': make_llama3_2_3b}
 
 
 def make(method: str, preset: str):

@@ -4,7 +4,9 @@
 """
 
 import dataclasses
+import hashlib
 import importlib.metadata
+import json
 import platform
 import subprocess
 import sys
@@ -23,8 +25,8 @@ from rim_jax.config import UserError
 CARD_VERSION = 2
 
 
-def make_card(task) -> dict:
-  """The reproduction card: what config.json holds."""
+def make_card(task, start=None) -> dict:
+  """The reproduction card: what config.json holds. `start` is the run that this one begins with."""
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ml-collections',
               'tensorflow-datasets', 'numpy')
   device = jax.devices()[0]
@@ -36,6 +38,7 @@ def make_card(task) -> dict:
                'num_dropped': dict(task.dataset.num_dropped)},
       'tokenizer': task.codec.tokenizer.fingerprint,
       'base': task.base and {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint},
+      'start': start and {'path': str(start), 'fingerprint': fingerprint_run(load_card(start))},
       'versions': {'rim_jax': rim_jax.__version__, 'python': platform.python_version(),
                    'layout': layout_lib.LAYOUT_VERSION, 'plan': packing.PLAN_VERSION,
                    'batch': batch_lib.BATCH_VERSION,
@@ -77,6 +80,19 @@ def load_card(workdir) -> dict:
   return card
 
 
+def fingerprint_run(card: dict) -> str:
+  """A hash of what a run computed, as its card tells it: config, data, tokenizer, base, start.
+
+  Where its own start lay is no part of it, what that computed is.
+  """
+  flat = {key: value for key, value in config_lib.flatten(card['config']).items()
+          if not config_lib.is_runtime(key) and key != 'train.init_from'}
+  prints = [value and value['fingerprint'] for value in (
+      card['data'], card['base'], card.get('start'))]
+  return hashlib.sha256(json.dumps([flat, card['tokenizer'], prints], sort_keys=True).encode()
+                        ).hexdigest()[:16]
+
+
 def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
   """Every key of a config that another run had otherwise, with both values; a line each."""
   old, new = (config_lib.flatten(c) for c in (card['config'], config))
@@ -90,6 +106,17 @@ def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
             '--workdir')
   return [f'{where}: was run {describe(key)}' for key in sorted(old.keys() | new.keys())
           if old.get(key) != new.get(key) and not config_lib.is_runtime(key)]
+
+
+def check_start(card: dict, start: dict | None, where) -> None:
+  """Refuses to begin a run anew with another one's parameters than it did before.
+
+  Raises: UserError with both fingerprints.
+  """
+  theirs, mine = ((found or {}).get('fingerprint') for found in (card.get('start'), start))
+  if theirs != mine:
+    raise UserError(f'{where}: began with another run than what {start and start["path"]} now is '
+                    f'(fingerprint {theirs}, now {mine}); restore that, or use another --workdir')
 
 
 def check_card(card: dict, task, where) -> None:

@@ -214,19 +214,21 @@ def _compare(entry, other, states) -> dict:
 
 
 def find_mixtures(states) -> list[str]:
-  """Runs that one recipe names alike and that stand on other weights or another tokenizer.
+  """Runs that one recipe names alike and that stand on other weights, start or tokenizer.
 
   A path is no part of what a run is, its content is; a sweep that goes on after the path came to
   mean another model would mix the two.
   """
   found = {}
   for state in states:
-    path = state.last[1] / 'config.json'
+    first, _ = stages_lib.make_stages(state.point.config)[0]  # what lay before is its start
+    path = state.folder / first / 'config.json'
     if state.result is None or not path.exists():
       continue
     card, config = storage.load_json(path, "the run's card"), state.point.config
-    asked = (config.model.init_from, config.tokenizer)
+    asked = (config.model.init_from, config.tokenizer, config.train.init_from)
     for what, digest in (('bases', card['base'] and card['base']['fingerprint']),
+                         ('starts', config.train.init_from and card['start']['fingerprint']),
                          ('tokenizers', card['tokenizer'])):
       found.setdefault((what, asked), {}).setdefault(digest, []).append(state.point.name)
   return [f'runs of different {what}: ' + '; '.join(

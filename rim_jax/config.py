@@ -54,6 +54,10 @@ class ProsqaConfig:
   parent_rate: float = 1.45  # of a Poisson number, not 0, of sentences that end in a concept
   extra_names: float = 0.6  # rate of a Poisson number of names that nobody asks about
   max_facts: int = 54  # sentences of one problem
+  max_children: int = 0  # sentences that begin with one word; 0: any number, 1: nothing to choose
+  # path: a shortest one, as published; facts: every sentence again, in another order, which is
+  # practice in reading: it needs no search, and has more to look up in each problem.
+  steps: str = 'path'
   num_names: int = 17  # words to draw from
   num_concepts: int = 38
   num_train: int = 18_000
@@ -215,7 +219,8 @@ class TrainConfig:
   batch_examples: int = 128  # mean records of a step, realised by packed rows; or
   batch_rows: int = 0  # packed rows of a step, exactly
   num_micro_batches: int = 1  # of a step, one after the other
-  init_from: str = ''  # rim_stage2: the stage 1 run, '' finds it; coconut_stage: that before it
+  # A complete run whose parameters this one begins with; rim_stage2: its stage 1, '' finds it
+  init_from: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

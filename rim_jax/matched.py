@@ -15,14 +15,16 @@ from rim_jax.config import Config, UserError, flatten, is_runtime
 _NOT_COMPARED = (
     'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
     'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
-    'curriculum.reset_optimizer', 'train.init_from', 'icot.', 'coconut.', 'layout.row_',
+    'curriculum.reset_optimizer', 'icot.', 'coconut.', 'layout.row_',
     'layout.pack_window_rows')
 # Of blocks, which `direct` has not.
 _OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',
               'layout.bidirectional_blocks', 'layout.stage2_depth0_readout', 'curriculum.alpha',
               'model.memory_')
-# A stage that is a run by itself has its own budget, rate and dropout; the whole's are not in it.
-_OF_A_STAGE = ('train.num_', 'optim.learning_rate', 'model.dropout', 'model.lora.dropout')
+# A stage that is a run by itself has its own budget, start, rate and dropout; the whole's are not
+# in it.
+_OF_A_STAGE = ('train.num_', 'train.init_from', 'optim.learning_rate', 'model.dropout',
+               'model.lora.dropout')
 
 
 def load_matched(config: Config, prints: dict, set_names: dict) -> dict:

@@ -278,7 +278,8 @@ def _make_typical_example(config: Config):
         (6, 5) if config.tokenizer.kind == 'words' else (26, 18))
     parents = prosqa.parent_rate / (1 - math.exp(-prosqa.parent_rate))
     concepts = (prosqa.min_nodes + prosqa.max_nodes) / 2 - 2
-    steps, question = prosqa.min_hops + 1, step * round(1 + parents * concepts)
+    facts = round(parents * concepts)
+    steps, question = prosqa.min_hops + 1 if prosqa.steps == 'path' else facts, step * (1 + facts)
   else:
     steps, question, step, answer = 4, 240, 12, 3
   if config.tokenizer.kind == 'file' or config.model.init_from:

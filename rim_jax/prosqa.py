@@ -81,23 +81,31 @@ class Words:
       chance *= rate / (n + 1)
 
 
-def draw_graph(config: ProsqaConfig, words: Words) -> tuple[list[list[int]], int]:
-  """(parents of every node, number of names): the names come first and have none."""
+def draw_graph(config: ProsqaConfig, words: Words) -> tuple[list[list[int]], int] | None:
+  """(parents of every node, number of names): the names come first and have none.
+
+  None where every node that could be a parent has all the children that it may have.
+  """
   size = config.min_nodes + words.draw(config.max_nodes - config.min_nodes + 1)
   most = min(size - 2 * config.min_hops, config.num_names)  # the chains need their concepts
   num_names = min(2 + words.draw_poisson(config.extra_names), most)
   parents = [[] for _ in range(num_names)]
   reached_by = [1, 2] + [0] * (num_names - 2)  # bits: the two roots of the alternatives
   depth = [0] * num_names
+  num_children = [0] * size
   for node in range(num_names, size):
     side = words.draw(20)
     without = 2 if side < _SIDES[0] else 1 if side < _SIDES[1] else 0
     # Deep nodes are preferred, or chains would be short; other names are seldom taken.
     weights = {i: 5 * depth[i] + (1 if 2 <= i < num_names else 2)
-               for i in range(node) if not reached_by[i] & without}
+               for i in range(node) if not reached_by[i] & without
+               and num_children[i] < (config.max_children or size)}
+    if not weights:
+      return None
     mine = []
     for _ in range(min(words.draw_poisson(config.parent_rate, 1), len(weights))):
       mine.append(words.choose(weights))
+      num_children[mine[-1]] += 1
       del weights[mine[-1]]
     parents.append(mine)
     bits = 0
@@ -120,7 +128,10 @@ def measure_distances(parents, root: int) -> list[float]:
 
 def draw_problem(config: ProsqaConfig, words: Words) -> tuple[str, tuple[str, ...], str] | None:
   """(question, steps, answer), or None where the graph drawn holds no such problem."""
-  parents, num_names = draw_graph(config, words)
+  graph = draw_graph(config, words)
+  if not graph:
+    return None
+  parents, num_names = graph
   num_facts = sum(map(len, parents))
   inner = {i for mine in parents for i in mine}
   if num_facts > config.max_facts or not inner.issuperset(range(num_names)):
@@ -149,9 +160,10 @@ def draw_problem(config: ProsqaConfig, words: Words) -> tuple[str, tuple[str, ..
   facts = [write(i, node) for node, mine in enumerate(parents) for i in mine]
   first, second = (text[node] for node in words.shuffle(alternatives))
   asked = f'Is {text[root]} a {first} or {second}?'
-  return (' '.join([*words.shuffle(facts), asked]),
-          tuple(write(*edge) for edge in itertools.pairwise(reversed(path))),
-          write(root, alternatives[root]))
+  question = ' '.join([*words.shuffle(facts), asked])
+  steps = ([write(*edge) for edge in itertools.pairwise(reversed(path))]
+           if config.steps == 'path' else words.shuffle(facts))
+  return question, tuple(steps), write(root, alternatives[root])
 
 
 def parse_question(question: str):

@@ -20,6 +20,7 @@ _CHOICES = {
     'method': METHODS,
     'data.source': ('chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa'),
     'data.on_bad_rows': ('stop', 'drop'),
+    'data.prosqa.steps': ('path', 'facts'),
     'tokenizer.kind': ('bytes', 'chain', 'words', 'file'),
     'model.norm': ('rmsnorm', 'layernorm'),
     'model.activation': ('gelu', 'gelu_tanh', 'swiglu'),
@@ -53,7 +54,7 @@ _AT_LEAST_ONE = (
     'log.every_steps', 'log.prefetch_batches', 'log.profile_num_steps')
 _NOT_NEGATIVE = (
     'seed', 'data.chain.seed', 'data.perturbed.seed', 'data.perturbed.total', 'data.prosqa.seed',
-    'data.prosqa.extra_names', 'layout.num_blocks',
+    'data.prosqa.extra_names', 'data.prosqa.max_children', 'layout.num_blocks',
     'layout.row_slots', 'model.num_kv_heads', 'model.head_dim', 'model.vocab_size',
     'model.memory_token', 'model.memory_noise', 'model.attention_tile_tokens', 'model.lora.rank',
     'icot.smoothing', 'icot.hold_epochs', 'optim.weight_decay',
@@ -267,9 +268,6 @@ def _find_training_problems(config):
                     f'train.num_micro_batches={train.num_micro_batches}; use {fix}')
   if not 0 < curriculum.stage1_frac < 1:
     problems.append(f'curriculum.stage1_frac={curriculum.stage1_frac} must be between 0 and 1')
-  if train.init_from and config.method not in ('rim_stage2', 'coconut_stage'):
-    problems.append(f"train.init_from='{train.init_from}' is only read by the methods 'rim_stage2' "
-                    "and 'coconut_stage'")
   axes = dataclasses.asdict(mesh)
   if any(size < 1 and size != -1 for size in axes.values()):
     problems.append(f'mesh={axes}: an axis is 1 or more, or -1 for the rest')

@@ -49,9 +49,11 @@ def _get_budget(train: TrainConfig) -> float:
   return train.num_examples or train.num_epochs
 
 
-def _take_share(train: TrainConfig, share: float) -> TrainConfig:
+def _take_share(train: TrainConfig, share: float, first: bool) -> TrainConfig:
+  """A stage's budget; only the first begins with the run that is named."""
   return dataclasses.replace(train, num_examples=round(train.num_examples * share),
-                             num_epochs=train.num_epochs * share)
+                             num_epochs=train.num_epochs * share,
+                             init_from=train.init_from if first else '')
 
 
 def _make_coconut_stages(config):
@@ -67,7 +69,7 @@ def _make_coconut_stages(config):
     layout = replace(config.layout, num_blocks=int(thoughts > 0), skip_steps=-1 if last else k,
                      block_tokens=thoughts or config.layout.block_tokens)
     stages.append((f'stage{k}', replace(config, method='coconut_stage', layout=layout,
-                                        train=_take_share(config.train, share))))
+                                        train=_take_share(config.train, share, k == 0))))
   return stages
 
 
@@ -75,9 +77,10 @@ def _make_rim_stages(config):
   """In stage 2 a lower learning rate and a higher dropout (method.md section 5)."""
   curriculum, replace = config.curriculum, dataclasses.replace
   stage1 = replace(config, method='rim_stage1',
-                   train=_take_share(config.train, curriculum.stage1_frac))
+                   train=_take_share(config.train, curriculum.stage1_frac, True))
   stage2 = replace(
-      config, method='rim_stage2', train=_take_share(config.train, 1 - curriculum.stage1_frac),
+      config, method='rim_stage2',
+      train=_take_share(config.train, 1 - curriculum.stage1_frac, False),
       model=replace(config.model, dropout=curriculum.stage2_dropout, lora=replace(
           config.model.lora, dropout=curriculum.stage2_lora_dropout)),
       optim=replace(config.optim, learning_rate=(

@@ -102,12 +102,14 @@ def initialize(task, program, init_from, say):
 def find_init(config: Config, workdir) -> epath.Path | None:
   """The run that a stage starts from: named, or for rim's stage 2 beside its own WORKDIR.
 
-  Raises: UserError with the command that makes it.
+  Raises: UserError with the command that makes it. One that has begun need not find it any more.
   """
   workdir, named = epath.Path(workdir), config.train.init_from
   if config.method != 'rim_stage2':
-    if named and not (epath.Path(named) / 'config.json').exists():
-      raise UserError(f'{named}: there is no run here to start from; name another one with '
+    if named and not any((epath.Path(folder) / 'config.json').exists()
+                         for folder in (named, workdir)):
+      raise UserError(f'{named}: there is no run here to start from; {_tell_command(named)}name '
+                      'another one, a stage of it where it has several, with '
                       '--config.train.init_from=DIR')
     return epath.Path(named) if named else None
   path = epath.Path(named) if named else workdir.parent / workdir.name.replace('stage2', 'stage1')
@@ -118,6 +120,16 @@ def find_init(config: Config, workdir) -> epath.Path | None:
         f'python -m rim_jax.main --config=configs/stage1.py{":" + preset if preset else ""}, or '
         'name one with --config.train.init_from=DIR')
   return path
+
+
+def _tell_command(workdir):
+  """What makes a run that lies where main.py puts those without a --workdir; '' elsewhere."""
+  where, _, name = str(workdir).rpartition('/')
+  config, _, preset = name.partition('-')
+  if where != 'runs':
+    return ''
+  return (f'make it with python -m rim_jax.main --config=configs/{config}.py'
+          f'{":" + preset if preset else ""}, or ')
 
 
 def describe_params(state, frozen) -> str:

@@ -119,7 +119,7 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
       say(f'continuing from step {latest.step} of {stage.num_steps}')
     else:
       state, frozen = state_lib.initialize(task, program, init_from, say)
-      hosts.lead(lambda: _write_card(task, workdir))
+      hosts.lead(lambda: _write_card(task, workdir, init_from))
       if jax.tree.leaves(frozen) and not task.base:
         checkpoint_lib.save_base(workdir, frozen)
     say(state_lib.describe_params(state, frozen))
@@ -146,10 +146,16 @@ def _check_workdir(task: Task, workdir):
                     ) from None
 
 
-def _write_card(task: Task, workdir):
-  """Only once a run has its plan and its state: a refused one must not bind its WORKDIR."""
-  if not (workdir / 'config.json').exists():
-    storage.write_json(workdir / 'config.json', card_lib.make_card(task))
+def _write_card(task: Task, workdir, start):
+  """Only once a run has its plan and its state: a refused one must not bind its WORKDIR.
+
+  Raises: UserError where a run that was cut off before its first checkpoint began with another.
+  """
+  card = card_lib.make_card(task, start)
+  if (workdir / 'config.json').exists():
+    card_lib.check_start(card_lib.load_card(workdir), card['start'], workdir)
+  else:
+    storage.write_json(workdir / 'config.json', card)
 
 
 def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, began, say,
@@ -318,7 +324,7 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
     if not stage_config.checkpoint.stop_frac:
       raise hosts.Stopped(f'{before}: is complete, and {stages_lib.NO_MORE}; with more the same '
                           'command goes on')
-    init_from = before if name else state_lib.find_init(stage_config, folder)
+    init_from = before or state_lib.find_init(stage_config, folder)
     if name:
       say(f'== {name}: {folder}')
     results[name] = train(stage_config, folder, init_from, say, console,

@@ -18,6 +18,19 @@ def test_what_differs_is_told_with_both_values_and_what_only_says_where_is_not()
       f'another --workdir, or --config.optim.learning_rate={config.optim.learning_rate!r}']
 
 
+def test_a_run_s_fingerprint_is_what_it_computed_and_not_where():
+  def make(start=None, data='d', **changes):
+    return {'config': dataclasses.asdict(support.make_config(**changes)), 'tokenizer': 't',
+            'data': {'fingerprint': data}, 'base': None, 'start': start}
+  mine = card.fingerprint_run(make())
+  assert mine == card.fingerprint_run(make(eval__batch_size=9, train__init_from='elsewhere'))
+  others = [make(seed=9), make(data='e'), make({'path': 'p', 'fingerprint': 's'}),
+            make() | {'tokenizer': 'u'}, make() | {'base': {'fingerprint': 'b'}}]
+  prints = {mine, *map(card.fingerprint_run, others)}
+  assert len(prints) == 6
+  assert card.fingerprint_run(make({'path': 'q', 'fingerprint': 's'})) in prints
+
+
 def test_a_key_of_another_version_is_no_value_to_set():
   config = support.make_config()
   mine = {'config': copy.deepcopy(dataclasses.asdict(config))}

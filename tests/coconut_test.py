@@ -306,7 +306,6 @@ def test_stages_by_hand(budget):
     ({'layout.skip_steps': -2}, 'must be -1'),
     ({'eval.num_blocks': 1}, 'use -1 or 0'),
     ({'coconut.stage_frac': 0.25}, 'leave the last one nothing'),
-    ({'method': 'coconut', 'train.init_from': 'x'}, 'only read by'),
     ({'method': 'coconut', 'layout.readout_sees_question': False}, 'changes nothing')])
 def test_what_cannot_be_is_told_in_one_line(changes, told):
   config = make_config()

@@ -1,6 +1,8 @@
 """What runs say together: valid alone chooses, effects are paired, by hand and by SciPy."""
 
+import dataclasses
 import json
+import shutil
 
 import pytest
 from scipy import stats as scipy_stats
@@ -9,6 +11,7 @@ from rim_jax import conclusion
 from rim_jax import points as points_lib
 from rim_jax import stats
 from rim_jax import sweep
+from tests import support
 from tests import sweep_test
 
 
@@ -152,6 +155,21 @@ def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
       {'base': None, 'tokenizer': 't'}))
   assert 'a=3 on None' in conclusion.find_mixtures(states)[0]
   assert conclusion.find_mixtures(states[:2]) == []
+
+
+def test_runs_that_began_with_another_run_under_the_same_path_are_told(tmp_path):
+  """Of a curriculum its first stage's card says it: the later ones begin with those before."""
+  states = make_states(tmp_path, [({'a': i}, 0.5, 0.9) for i in (1, 2)])
+  states = [dataclasses.replace(state, point=dataclasses.replace(
+      state.point, config=support.make_config('rim', train__init_from='mine'))) for state in states]
+  for state, start in zip(states, ('x', 'y')):
+    for stage in ('stage1', 'stage2'):
+      (state.folder / stage).mkdir()
+    shutil.copy(state.folder / 'results.json', state.folder / 'stage2')
+    (state.folder / 'stage1/config.json').write_text(json.dumps(
+        {'base': None, 'tokenizer': 't', 'start': {'path': 'mine', 'fingerprint': start}}))
+  assert conclusion.find_mixtures(states) == [
+      'runs of different starts: a=1 on x; a=2 on y; run them again in another --workdir']
 
 
 def test_without_valid_nothing_is_chosen(tmp_path):

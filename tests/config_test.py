@@ -583,6 +583,9 @@ LIVE = {
     'data.prosqa.parent_rate': ('dataset', 0.5, PROSQA),
     'data.prosqa.extra_names': ('dataset', 1.0, PROSQA),
     'data.prosqa.max_facts': ('dataset', 9, PROSQA),
+    'data.prosqa.max_children': ('dataset', 1, PROSQA | {
+        'data.prosqa.num_names': 3, 'data.prosqa.extra_names': 1.0}),
+    'data.prosqa.steps': ('dataset', 'facts', PROSQA),
     'data.prosqa.num_names': ('dataset', 3, PROSQA),
     'data.prosqa.num_concepts': ('dataset', 9, PROSQA),
     'data.prosqa.num_train': ('dataset', 21, PROSQA),

@@ -65,8 +65,10 @@ def walk(edges, start):
   return found
 
 
-CONFIGS = {'small': SMALL, 'published size': {}, 'distractors': SMALL | {
-    'extra_names': 1.0, 'min_hops': 1, 'num_names': 4, 'num_concepts': 8, 'min_nodes': 6}}
+NO_CHOICE = SMALL | {'max_children': 1, 'extra_names': 1.0, 'num_names': 3}
+CONFIGS = {'small': SMALL, 'nothing to choose': NO_CHOICE, 'published size': {},
+           'distractors': SMALL | {'extra_names': 1.0, 'min_hops': 1, 'num_names': 4,
+                                   'num_concepts': 8, 'min_nodes': 6}}
 
 
 @pytest.mark.parametrize('fields', CONFIGS.values(), ids=CONFIGS)
@@ -78,6 +80,8 @@ def test_every_problem_has_one_answer_and_its_steps_lead_there(fields):
     edges, name, right, wrong, steps = read(record)
     nodes = set(itertools.chain(*edges))
     names = {node for node in nodes if node[0].isupper()}
+    assert max(collections.Counter(begin for begin, _ in edges).values()) <= (
+        config.max_children or len(edges))
     assert len(set(edges)) == len(edges) <= config.max_facts
     assert config.min_nodes <= len(nodes) <= config.max_nodes
     assert names == nodes - {end for _, end in edges}  # the roots, and they alone
@@ -102,6 +106,18 @@ def test_every_problem_has_one_answer_and_its_steps_lead_there(fields):
   assert 115 < first < 185  # alternatives are in either order: 150 +- 4 standard deviations
   assert 0 < begins < 220  # sentences are in any order, too
   assert (extra > 20) == (config.extra_names > 0)
+
+
+def test_practice_in_reading_writes_every_sentence_again():
+  records, _ = draw(200, **SMALL, steps='facts')
+  as_asked = 0
+  for record in records:
+    sentences = [f'{sentence}.' for sentence in record.question.split('. ')[:-1]]
+    assert sorted(record.steps) == sorted(sentences)
+    as_asked += list(record.steps) == sentences
+    edges, name, right, _, _ = read(record)
+    assert right in walk(edges, name)
+  assert as_asked < 5  # in an order of its own: 1 of 720 by chance, or fewer
 
 
 def find_parents(concept, way):

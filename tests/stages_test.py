@@ -35,6 +35,14 @@ def test_stages_share_the_budget_and_change_rate_and_dropout_only(budget):
                       'optim.learning_rate': 1e-3}]
 
 
+@pytest.mark.parametrize('method', ['rim', 'coconut'])
+def test_only_the_first_stage_begins_with_the_run_that_is_named(method):
+  config = support.make_config(method, train__init_from='mine')
+  assert config_lib.find_problems(config) == []
+  named = [stage.train.init_from for _, stage in stages_lib.make_stages(config)]
+  assert named == ['mine'] + [''] * (len(named) - 1) and len(named) > 1
+
+
 def test_a_run_ends_at_a_step_that_is_evaluated_anyway():
   def find(stop_frac, num_steps, every_steps=500):
     return stages_lib.find_stop(num_steps, config_lib.CheckpointConfig(

@@ -250,6 +250,41 @@ def test_a_coconut_stage_alone_starts_from_the_run_that_is_named(tmp_path, cache
   assert state_lib.find_init(named, tmp_path / 'run') == tmp_path / 'cot'
 
 
+def test_any_method_begins_with_the_run_that_is_named_and_its_card_says_which(
+    tmp_path, cache, use_devices):
+  use_devices(1)
+  mine, places = tmp_path / 'mine', ('rim/stage1', 'rim/stage2', 'direct')
+  train_lib.train(make_config(cache, 'cot'), mine, say=QUIET)
+  told = []
+  for method in ('rim', 'direct'):
+    train_lib.train_curriculum(make_config(cache, method, train__init_from=str(mine)),
+                               tmp_path / method, say=told.append)
+  step = checkpoint_lib.choose_checkpoint(mine, 'last').step
+  assert [line.rpartition(' of ')[2] for line in told if line.startswith('parameters from')] == [
+      str(mine), f'{tmp_path}/rim/stage1', str(mine)]
+  assert f'parameters from step {step} of {mine}' in told
+  cards = {place: card_lib.load_card(tmp_path / place) for place in ('mine', *places)}
+  starts = [cards[place]['start'] for place in places]
+  assert [start['path'] for start in starts] == [
+      str(mine), f'{tmp_path}/rim/stage1', str(mine)]
+  prints = [start['fingerprint'] for start in starts]
+  assert prints[0] == prints[2] == card_lib.fingerprint_run(cards['mine']) != prints[1]
+  assert cards['mine']['start'] is None
+  # Begun and cut off before its first checkpoint: not with what has come to lie there since.
+  (tmp_path / 'direct/config.json').rename(tmp_path / 'card')
+  (tmp_path / 'again').mkdir()
+  (tmp_path / 'card').rename(tmp_path / 'again/config.json')
+  shutil.rmtree(mine)
+  train_lib.train(make_config(cache, 'cot', seed=5), mine, say=QUIET)
+  config = make_config(cache, 'direct', train__init_from=str(mine))
+  with pytest.raises(UserError, match='again: began with another run than what .*mine now is'):
+    train_lib.train_curriculum(config, tmp_path / 'again', say=QUIET)
+  # One that has taken its steps needs no start any more.
+  shutil.rmtree(mine)
+  assert train_lib.train_curriculum(
+      make_config(cache, 'rim', train__init_from=str(mine)), tmp_path / 'rim', say=QUIET)
+
+
 def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
     tmp_path, cache, use_devices):
   use_devices(1)
