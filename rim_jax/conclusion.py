@@ -12,16 +12,13 @@ import itertools
 import pathlib
 
 from rim_jax import metrics as metrics_lib
+from rim_jax import pairs
 from rim_jax import stages as stages_lib
 from rim_jax import stats
 from rim_jax import storage
-from rim_jax.config import UserError
 from rim_jax.points import get_setting, name_setting
 
 CONCLUSION_VERSION = 3  # counted up where a key changes its meaning or goes
-MOST_PAIRED = 10  # settings of which any two are compared; of more, each with the best alone
-PAIRS_MEAN = ("mean difference in points; p of each seed, McNemar's, exact, corrected (Holm) for "
-              'all pairs of that seed')
 UNLIKE = 'no mean: its runs were not measured alike'
 _MACHINE = ('{device}, {num_devices} device(s), {dtype}, batch {batch}, prompt of {prompt_tokens} '
             'tokens')  # what every method's time depends on
@@ -43,9 +40,9 @@ def conclude(states, workdir) -> dict:
   _relate_times(entries)
   best = choose_best(entries)
   by_name = {s.point.name: s for s in states}
-  _compare_with_best(entries, best, by_name)
+  pairs.compare_with_best(entries, best, by_name)
   conclusion = {'format': CONCLUSION_VERSION, 'best': best, 'entries': entries,
-                'pairs': _compare_pairs(entries, by_name), 'effects': find_effects(states),
+                'pairs': pairs.compare_pairs(entries, by_name), 'effects': find_effects(states),
                 'warnings': find_mixtures(states) + find_touched(states)}
   workdir = pathlib.Path(workdir)
   storage.write_json(workdir / 'sweep.json', conclusion)
@@ -164,55 +161,6 @@ def is_apart(high, low) -> bool:
   return high['mean'] - low['mean'] > 2 * (high['stderr']**2 + low['stderr']**2)**0.5
 
 
-def _compare_with_best(entries, best, states) -> None:
-  """McNemar of each entry against the best, each test alone: nothing is corrected for several."""
-  chosen = next((e for e in entries if e['name'] == best.get('name')), None)
-  for entry in entries:
-    if chosen is not None and entry is not chosen and entry['num_done']:
-      entry['against_best'] = {'best': chosen['name'], **_compare(entry, chosen, states)}
-
-
-def _compare_pairs(entries, states) -> list[dict]:
-  """Any two entries, a the recipe's later: tests as against the best, with Holm's correction.
-
-  `p_value_holm` is corrected for all pairs that have the seed; seeds are not pooled, for the
-  questions are the same ones. `difference` is that of accuracies, a less b, over seeds.
-
-  Returns: [] for more than MOST_PAIRED entries.
-  """
-  done = [e for e in entries if e['num_done']]
-  if len(done) > MOST_PAIRED:
-    return []
-  pairs = [{'a': a['name'], 'b': b['name'], **_compare(a, b, states)}
-           for b, a in itertools.combinations(done, 2)]
-  by_seed = {}
-  for pair in pairs:
-    if pair['tests']:
-      pair['difference'] = dataclasses.asdict(
-          stats.summarize([t['difference'] for t in pair['tests']]))
-    for test in pair['tests']:
-      by_seed.setdefault(test['seed'], []).append(test)
-  for tests in by_seed.values():
-    for test, value in zip(tests, stats.adjust_holm([t['p_value'] for t in tests])):
-      test['p_value_holm'] = value
-  return pairs
-
-
-def _compare(entry, other, states) -> dict:
-  """McNemar of two entries on the same questions, for each seed that both have."""
-  mine, theirs = ({states[n].point.factors.get('seed'): states[n].predictions
-                   for n in e['points'] if _has_predictions(states[n])} for e in (entry, other))
-  found = {'tests': [], 'not_compared': {}}
-  for seed, path in mine.items():
-    try:
-      if seed in theirs:
-        found['tests'].append(
-            {'seed': seed, **dataclasses.asdict(stats.compare_files(path, theirs[seed]))})
-    except UserError as e:  # other questions, or files that are gone: the rest still stands
-      found['not_compared'][f'seed {seed}'] = str(e)
-  return found
-
-
 def find_mixtures(states) -> list[str]:
   """Runs that one recipe names alike and that stand on other weights, start or tokenizer.
 
@@ -245,11 +193,6 @@ def find_touched(states) -> list[str]:
       found.setdefault(state.result['chosen_on'], []).append(state.point.name)
   return [f"checkpoints of {', '.join(names)} were chosen on {told}"
           for told, names in found.items()]
-
-
-def _has_predictions(state) -> bool:
-  """Splits that choose by themselves have no one checkpoint, and so no one answer a question."""
-  return state.last[0].eval.checkpoint != 'splits'
 
 
 # ---- Effects ----
@@ -328,12 +271,12 @@ def make_markdown(conclusion) -> str:
     if 'ttft_ratio' in entry:
       time_ms += f" ({entry['ttft_ratio']:.2f} x)"
     tests = entry.get('against_best', {}).get('tests', [])
-    chances = ', '.join(show_chance(test['p_value']) for test in tests)
+    chances = ', '.join(pairs.show_chance(test['p_value']) for test in tests)
     lines.append(
         f"| {entry['name']} | {_show(entry.get('valid_acc'))} | {_show(entry['final_acc'])} | "
         f"{blocks} | {_show(entry.get('any_block_acc'))} | {entry['num_done']} of "
         f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | {time_ms} | {chances} |")
-  lines += _list_conditions(conclusion['entries']) + _tabulate_pairs(conclusion)
+  lines += _list_conditions(conclusion['entries']) + pairs.tabulate(conclusion)
   if conclusion['effects']:
     lines += ['', '| changed | pairs | on valid, points | final, points |', '|---|---|---|---|']
     for effect in conclusion['effects']:
@@ -350,38 +293,6 @@ def _list_conditions(entries) -> list[str]:
       names.setdefault(measured['conditions'], []).append(entry['name'])
   return ([''] if names else []) + [f"Measured: {', '.join(who)}: {what}."
                                     for what, who in names.items()]
-
-
-def _tabulate_pairs(conclusion) -> list[str]:
-  """Rows of the table of pairs, below its own sentence; none without pairs that were compared."""
-  names, cells = arrange_pairs(conclusion)
-  if not cells:
-    told = describe_unpaired(conclusion)
-    return ['', told] if told else []
-  lines = ['', f'Any two, row less column: {PAIRS_MEAN}.', '',
-           '| |' + ''.join(f' {i} |' for i in range(1, len(names))), '|---' * len(names) + '|']
-  for i, name in enumerate(names):
-    row = [f"{100 * pair['difference']['mean']:+.1f}; p "
-           + ', '.join(show_chance(t['p_value_holm']) for t in pair['tests'])
-           if (pair := cells.get((i, j))) else '' for j in range(len(names) - 1)]
-    lines.append(f'| {i + 1}: {name} | ' + ' | '.join(row) + ' |')
-  return lines
-
-
-def arrange_pairs(conclusion) -> tuple[list[str], dict]:
-  """(names of the settings that are done, (row, column) -> the pair, where it was compared)."""
-  names = [e['name'] for e in conclusion['entries'] if e['num_done']]
-  return names, {(names.index(p['a']), names.index(p['b'])): p
-                 for p in conclusion['pairs'] if p['tests']}
-
-
-def describe_unpaired(conclusion) -> str:
-  """Why there is no table of pairs, where more settings are done than it has room for; or ''."""
-  count = sum(e['num_done'] > 0 for e in conclusion['entries'])
-  if count <= MOST_PAIRED:
-    return ''
-  told = f'{count} settings are too many for a table of any two'
-  return told + '; each is compared with the best alone.' * bool(conclusion['best'])
 
 
 def describe_best(best) -> str:
@@ -407,10 +318,6 @@ def describe_change(effect) -> str:
 
 def count_pairs(effect) -> int:
   return max((effect[m]['count'] for m in MEASURES if m in effect), default=0)
-
-
-def show_chance(value) -> str:
-  return '< 1e-6' if value < 1e-6 else f'{value:.2g}'
 
 
 def _show(summary) -> str:

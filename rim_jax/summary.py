@@ -10,6 +10,7 @@ from rim_jax import config as config_lib
 from rim_jax import findings
 from rim_jax import metrics as metrics_lib
 from rim_jax import page
+from rim_jax import pairs
 from rim_jax import plots
 from rim_jax import stages as stages_lib
 
@@ -35,7 +36,7 @@ def write_summary(workdir, title: str, conclusion, states):
            page.section('Results', _make_headline(entries)),
            _list(conclusion['warnings']) + _make_notes(entries),
            page.section('Any two', _make_pairs(conclusion),
-                        conclusion_lib.describe_unpaired(conclusion)
+                        pairs.describe_unpaired(conclusion)
                         or 'no two settings have answers to the same questions by the same seed'),
            *([page.section('More measures', more)] if (more := _make_more(finished)) else []),
            page.section('What each factor does', _make_effects(conclusion['effects'])
@@ -102,13 +103,13 @@ def _show_ratio(entry):
 
 def _make_pairs(conclusion):
   """Differences of any two settings that were compared, below the diagonal, and their tests."""
-  names, cells = conclusion_lib.arrange_pairs(conclusion)
+  names, cells = pairs.arrange(conclusion)
   rows = [[_name(f'{i + 1}: {name}'), *(_show_pair(cells.get((i, j))) for j in range(i))]
           for i, name in enumerate(names)]
   reasons = dict.fromkeys(f'{p["a"]} and {p["b"]}, {seed}: not compared, {why}'
                           for p in conclusion['pairs'] for seed, why in p['not_compared'].items())
   return (page.make_table(['', *map(str, range(1, len(names)))], rows)
-          + f'<p><small>Row less column: {page.escape(conclusion_lib.PAIRS_MEAN)}. Bold: p below '
+          + f'<p><small>Row less column: {page.escape(pairs.PAIRS_MEAN)}. Bold: p below '
           '0.05 on every seed that both have.</small></p>' if cells else '') + _list(reasons)
 
 
@@ -122,7 +123,7 @@ def _show_pair(pair):
 
 
 def _show_chance(value):
-  return page.mark(value, page.escape(conclusion_lib.show_chance(value)).replace(' ', '\xa0'))
+  return page.mark(value, page.escape(pairs.show_chance(value)).replace(' ', '\xa0'))
 
 
 def _name(text):
@@ -144,7 +145,7 @@ def _make_notes(entries):
   events = [f'{name}: failed, {error}' for e in entries for name, error in e['failed'].items()]
   events += [f'{name}: dropped {why}' for e in entries for name, why in e['dropped'].items()]
   ranked = sorted((e for e in entries if e['num_done']), key=lambda e: -e['final_acc']['mean'])
-  if len(ranked) > conclusion_lib.MOST_PAIRED:  # else the table of pairs has them
+  if len(ranked) > pairs.MOST_PAIRED:  # else the table of pairs has them
     events += [f'{e["name"]}: not compared with the best, {told}' for e in ranked
                for told in e.get('against_best', {}).get('not_compared', {}).values()]
   single = [e['name'] for e in ranked if e['final_acc']['stderr'] is None]

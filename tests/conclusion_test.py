@@ -61,47 +61,6 @@ def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(t
   assert [e['num_done'] for e in told['entries']] == [1, 1, 0]
 
 
-def test_runs_of_other_questions_are_told_and_all_else_is_concluded(tmp_path):
-  states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9), ({'a': 3}, 0.3, 0.9)])
-  path = states[1].predictions
-  path.write_text(path.read_text().replace('"0"', '"another"'))
-  states[2].predictions.unlink()
-  told = conclusion.conclude(states, tmp_path)
-  other, gone = (e['against_best'] for e in told['entries'][1:])
-  assert other['tests'] == gone['tests'] == []
-  assert 'other questions than' in other['not_compared']['seed None']
-  assert 'no predictions' in gone['not_compared']['seed None']
-  assert [e['num_done'] for e in told['entries']] == [1, 1, 1]
-  assert all(p['tests'] == [] and 'difference' not in p and list(p['not_compared']) == ['seed None']
-             for p in told['pairs']) and len(told['pairs']) == 3
-
-
-def test_any_two_settings_are_compared_by_seed_and_corrected_for_all_pairs_of_the_seed(tmp_path):
-  """Without valid there is no best, and still every pair; seed 1 has two settings, so one pair."""
-  states = make_states(tmp_path, [
-      ({'a': 1, 'seed': 0}, None, 0.10), ({'a': 1, 'seed': 1}, None, 0.20),
-      ({'a': 2, 'seed': 0}, None, 0.15), ({'a': 2, 'seed': 1}, None, 0.26),
-      ({'a': 3, 'seed': 0}, None, 0.24)])
-  told = conclusion.conclude(states, tmp_path)
-  assert json.loads((tmp_path / 'sweep.json').read_text()) == json.loads(json.dumps(told))
-  by_pair = {(p['a'], p['b']): p for p in told['pairs']}
-  assert list(by_pair) == [('a=2', 'a=1'), ('a=3', 'a=1'), ('a=3', 'a=2')]
-  # The better one is right wherever the other is: 2 / 2^(how many it has alone).
-  raw = {('a=2', 'a=1'): 2 / 2**5, ('a=3', 'a=1'): 2 / 2**14, ('a=3', 'a=2'): 2 / 2**9}
-  for pair, factor in zip(raw, (1, 3, 2)):
-    test = by_pair[pair]['tests'][0]
-    assert (test['seed'], test['only_b']) == (0, 0)
-    assert test['p_value'] == pytest.approx(raw[pair])
-    assert test['p_value_holm'] == pytest.approx(factor * raw[pair])
-  alone = by_pair['a=2', 'a=1']['tests'][1]
-  assert alone['seed'] == 1 and alone['p_value_holm'] == alone['p_value'] == pytest.approx(2 / 2**6)
-  assert by_pair['a=2', 'a=1']['difference'] == {
-      'mean': pytest.approx(0.055), 'stderr': pytest.approx(0.005), 'count': 2}
-  text = (tmp_path / 'sweep.md').read_text()
-  assert '| 2: a=2 | +5.5; p 0.062, 0.031 |  |' in text
-  assert '| 3: a=3 | +14.0; p 0.00037 | +9.0; p 0.0078 |' in text
-
-
 FACTS = {'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': 1, 'prompt_tokens': 9,
          'trunk_tokens': 32, 'first_token_ms': {'median': 1.0}}
 
@@ -130,16 +89,6 @@ def test_times_that_differ_in_any_one_condition_have_no_mean(tmp_path, other):
     words = {'ttft_conditions': 'here'}
     assert conclude(words, words) == (True, 1) and conclude(words, one) == (False, 2)
     assert conclude(words, {'ttft_conditions': 'there'}) == (False, 2)
-
-
-def test_of_more_settings_than_a_table_holds_each_is_compared_with_the_best_alone(tmp_path):
-  states = make_states(tmp_path, [({'a': i}, 0.5 - i / 100, 0.5) for i in range(11)])
-  told = conclusion.conclude(states[:10], tmp_path)
-  assert len(told['pairs']) == 45 and conclusion.describe_unpaired(told) == ''
-  told = conclusion.conclude(states, tmp_path)
-  assert told['pairs'] == [] and sum('against_best' in e for e in told['entries']) == 10
-  assert ('11 settings are too many for a table of any two; each is compared with the best alone.'
-          in (tmp_path / 'sweep.md').read_text())
 
 
 def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
@@ -179,26 +128,6 @@ def test_without_valid_nothing_is_chosen(tmp_path):
   assert 'No best point' in (tmp_path / 'sweep.md').read_text()
 
 
-def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
-  """`eval.checkpoint='splits'` leaves accuracies alone, in a set of its own."""
-  points = sweep_test.load([({'a': a}, {'seed': a, 'eval.checkpoint': 'splits'}) for a in (1, 2)])
-  for point in points:
-    folder = tmp_path / 'points' / point.name
-    folder.mkdir(parents=True)
-    (folder / 'point.json').write_text(json.dumps({
-        'identity': points_lib.identify(point.config), 'status': 'done', 'error': ''}))
-    (folder / 'results.json').write_text(json.dumps({'test-splits': {
-        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5],
-        'chosen_on': 'test itself, 264 of it'}}))
-    (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))
-  told = conclusion.conclude(sweep.load_states(points, tmp_path), tmp_path)
-  assert [e['final_acc']['mean'] for e in told['entries']] == [0.5, 0.5]
-  assert told['entries'][1]['against_best']['tests'] == [] and told['pairs'][0]['tests'] == []
-  assert told['warnings'] == ['checkpoints of a=1, a=2 were chosen on test itself, 264 of it']
-  assert told['warnings'][0] in (tmp_path / 'sweep.md').read_text()
-  assert '| a=2 | 50.0 | 50.0 | 25.0 / 50.0 |' in (tmp_path / 'sweep.md').read_text()
-
-
 def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
   """By hand: b's effect has three pairs, one of which lacks valid; a's second level has one."""
   states = make_states(tmp_path, [
@@ -229,3 +158,23 @@ def test_pairs_without_a_spread_have_no_interval():
   assert 'the same' in stats.summarize_pairs([0.5, 0.5]).no_interval
   with pytest.raises(ValueError):
     stats.summarize_pairs([])
+
+
+def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
+  """`eval.checkpoint='splits'` leaves accuracies alone, in a set of its own."""
+  points = sweep_test.load([({'a': a}, {'seed': a, 'eval.checkpoint': 'splits'}) for a in (1, 2)])
+  for point in points:
+    folder = tmp_path / 'points' / point.name
+    folder.mkdir(parents=True)
+    (folder / 'point.json').write_text(json.dumps({
+        'identity': points_lib.identify(point.config), 'status': 'done', 'error': ''}))
+    (folder / 'results.json').write_text(json.dumps({'test-splits': {
+        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5],
+        'chosen_on': 'test itself, 264 of it'}}))
+    (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))
+  told = conclusion.conclude(sweep.load_states(points, tmp_path), tmp_path)
+  assert [e['final_acc']['mean'] for e in told['entries']] == [0.5, 0.5]
+  assert told['entries'][1]['against_best']['tests'] == [] and told['pairs'][0]['tests'] == []
+  assert told['warnings'] == ['checkpoints of a=1, a=2 were chosen on test itself, 264 of it']
+  assert told['warnings'][0] in (tmp_path / 'sweep.md').read_text()
+  assert '| a=2 | 50.0 | 50.0 | 25.0 / 50.0 |' in (tmp_path / 'sweep.md').read_text()
