@@ -80,7 +80,8 @@ def test_every_recipe_is_a_config(name, preset):
   assert config.method == methods.get(name, name)
 
 
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small', 'prosqa'])
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small',
+                                    'prosqa_reading', 'prosqa'])
 def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
   """So that a stage can be done again alone: same config, to the last key."""
   stages = stages_lib.make_stages(config_lib.parse_config(load_recipe('rim').get_config(preset)))
