@@ -29,6 +29,7 @@ from rim_jax import storage
 from rim_jax import sweep
 from rim_jax.config import UserError
 from tests import support
+from tests import train_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -691,6 +692,54 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
   assert 'UserError' in capsys.readouterr().err
   entries = json.loads((tmp_path / 'jobs/sweep.json').read_text())['entries']
   assert [(e['num_done'], len(e['failed'])) for e in entries] == [(0, 0), (1, 0), (0, 1)]
+
+
+def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
+    tmp_path, monkeypatch):
+  """kill -9 of the first point's run, then of the driver while the second is in its midst."""
+  monkeypatch.setenv('XLA_FLAGS', '')  # of the commands: one device
+  base = make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=96,
+                   train__batch_rows=8, model__dropout=0.1, eval__num_valid_examples=4)
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(
+      'import ml_collections\nfrom rim_jax import points\n'
+      f'def get_config():\n  return points.make_sweep_dict(ml_collections.ConfigDict('
+      f'{base.to_dict()!r}), points.vary_seeds(2))\n')
+  command = [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', '--mode=sweep']
+  folders = [tmp_path / 'parts/points' / name for name in ('seed=0', 'seed=1')]
+  driver = subprocess.Popen([*command, f'--workdir={tmp_path / "parts"}'], cwd=ROOT,
+                            stdout=subprocess.DEVNULL)
+  deadline = time.monotonic() + 240
+  for folder in folders:
+    while not (folder / 'checkpoints/3/manifest.json').exists():
+      assert driver.poll() is None and time.monotonic() < deadline
+      time.sleep(0.01)
+    run = int((folder / '.lock').read_text().split()[1])
+    victim = run if folder == folders[0] else driver.pid
+    os.kill(victim, signal.SIGKILL)
+  driver.wait()
+  while pathlib.Path(f'/proc/{run}').exists():  # SIGTERM has come to it
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  told = [json.loads((folder / 'point.json').read_text()) for folder in folders]
+  assert [t['status'] for t in told] == ['failed', 'running'] and 'code -9' in told[0]['error']
+  assert not any((folder / 'results.json').exists() for folder in folders)
+  for name in ('whole', 'parts'):
+    subprocess.run([*command, f'--workdir={tmp_path / name}', '--jobs=2', '--retry_failed'],
+                   cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=240)
+  for folder in folders:
+    whole = tmp_path / 'whole/points' / folder.name
+    assert (folder / 'output.txt').read_text().count('continuing from step') == 1
+    train_test.assert_same_run(whole, folder)
+    mine, other = (json.loads((f / 'results.json').read_text())['test'] for f in (whole, folder))
+    numbers = [k for k, v in mine.items() if 'ms' not in k.split('_')]
+    assert 'final_acc' in numbers
+    assert {k: mine[k] for k in numbers} == {k: other[k] for k in numbers}
+    name = 'predictions/test.jsonl'
+    assert (whole / name).read_text() == (folder / name).read_text()
+  entries = [json.loads((tmp_path / name / 'sweep.json').read_text()) for name in (
+      'whole', 'parts')]
+  assert entries[0] == entries[1]
 
 
 def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
