@@ -46,6 +46,6 @@ setuptools.setup(
         'hf': ['torch', 'transformers', 'peft', 'jinja2'],
         'analysis': ['scikit-learn'],  # probes of --mode=controls
         'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2', 'gcsfs', 'wandb',
-                 'scikit-learn'],
+                 'scikit-learn', 'hypothesis'],
     },
 )

@@ -295,7 +295,7 @@ def _run(argv, console) -> None:
   if values.mode == 'plan':
     run.plan(config, workdir, values.topology, values.num_slices, say, console)
   elif values.mode == 'train':
-    with _keep_point(values, source):
+    with _keep_point(values, source, say):
       run.train(config, workdir, command, say, console)
   elif values.mode == 'eval':
     run.evaluate(config, workdir, say, console)
@@ -309,13 +309,14 @@ def _run(argv, console) -> None:
     run.generate(config, workdir, values.question, say, console)
 
 
-def _keep_point(values, source):
+def _keep_point(values, source, say):
   """Around the run of a point that lives in its sweep's directory."""
   if not values.sweep_dir:
     return contextlib.nullcontext()
   from rim_jax import sweep
   (point,) = points_lib.load_points(values.config, source, values.point)
-  return sweep.keep_point(point, values.sweep_dir)
+  return sweep.keep_point(point, points_lib.list_names(values.config, source), values.sweep_dir,
+                          say)
 
 
 def cli(argv, console=None) -> int:

@@ -39,8 +39,10 @@ def sample(key: str, low: float, high: float, count: int, seed: int = 0, name: s
                     'high')
   # Raw words: numpy does not promise that the draws of its generators stay the same.
   words = np.random.Philox(np.random.SeedSequence(seed)).random_raw(count)
-  return vary(key, [float(f'{math.exp(math.log(low) + w / 2**64 * math.log(high / low)):.3g}')
-                    for w in words.astype(float)], name)
+  values = [float(f'{math.exp(math.log(low) + w / 2**64 * math.log(high / low)):.3g}')
+            for w in words.astype(float)]
+  # Three digits may lie beyond an end that has more.
+  return vary(key, [min(max(value, low), high) for value in values], name)
 
 
 def cross(*axes) -> list:

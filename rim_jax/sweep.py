@@ -102,6 +102,39 @@ def _read_told(state: State) -> tuple[str, str]:
   return told['status'], told['error']
 
 
+def adopt(points, workdir, say) -> None:
+  """Gives each point that has no folder the one of a point that is named otherwise now.
+
+  A run is what it computes, so a factor that was renamed, or was added where it changes nothing,
+  runs nothing anew. Only a folder that is no point's of the recipe is taken; where several would
+  do, one that is done. A move is one rename: killed between two, the next start goes on.
+  Raises: UserError where such a folder is still at work.
+  """
+  folder, names = epath.Path(workdir) / 'points', {point.name for point in points}
+  left = _find_left(folder, names)
+  for point in points:
+    found, to = left.get(points_lib.identify(point.config)), folder / point.name
+    if found and not to.exists():
+      old = found.pop(0)
+      with contextlib.ExitStack() as stack:
+        for name, _ in stages_lib.make_stages(point.config):  # each is held by itself
+          if (old / name).exists():
+            stack.enter_context(storage.hold(old / name))
+        storage.move(old, to)
+      say(f'{point.name}: is the run that was named {old.name}; its folder is moved')
+
+
+def _find_left(folder, names) -> dict[str, list]:
+  """Identity -> folders below `folder` that hold such a run under none of `names`, done first."""
+  left = {}
+  for path in sorted(folder.iterdir()) if folder.exists() else ():
+    if path.name not in names and (path / 'point.json').exists():
+      told = storage.load_json(path / 'point.json', 'the state of a point')
+      left.setdefault(told['identity'], []).append((told['status'] != 'done', path))
+  return {identity: [path for _, path in sorted(found, key=lambda f: f[0])]
+          for identity, found in left.items()}
+
+
 def _keep(state: State) -> None:
   storage.write_json(state.folder / 'point.json', {
       'format': SWEEP_VERSION, 'identity': points_lib.identify(state.point.config),
@@ -109,13 +142,26 @@ def _keep(state: State) -> None:
 
 
 @contextlib.contextmanager
-def keep_point(point: Point, workdir):
+def keep_point(point: Point, names, workdir, say=print):
   """A run that nobody drives (a job of its own) tells its state where a driver looks for it.
 
+  It looks for itself by name alone: jobs begin at once, and a bucket has no renames. So one that
+  was renamed begins anew, and says which folder a driver would have moved.
+
+  Args:
+    names: of all points of the recipe.
   Raises: UserError where the sweep's directory holds another config under its name.
   """
-  state = State(point, epath.Path(workdir) / 'points' / point.name)
-  state.status, state.error = hosts.lead(lambda: _read_told(state))
+  folder = epath.Path(workdir) / 'points'
+  state = State(point, folder / point.name)
+
+  def look():
+    left = {} if state.folder.exists() else _find_left(folder, names)
+    return *_read_told(state), [str(f) for f in left.get(points_lib.identify(point.config), ())]
+  state.status, state.error, left = hosts.lead(look)
+  if left:
+    say(f'{left[0]}: is this run under the name that it had; a job begins anew. To go on from it, '
+        f'end this one and move it to {state.folder}, as --mode=sweep does on a disk')
   if state.status != 'done':
     _tell(state, 'running')
   try:
@@ -311,6 +357,7 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
   workdir.mkdir(parents=True, exist_ok=True)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   with storage.hold(workdir):
+    adopt(points, workdir, say)
     try:
       states = load_states(points, workdir) if conclude_only else run(
           points, workdir, source, overrides, num_jobs, retry_failed, halving, say, console)

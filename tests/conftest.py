@@ -1,4 +1,7 @@
-"""Eight fake CPU devices for every test, no silent rank promotion, compilations kept."""
+"""Eight fake CPU devices for every test, no silent rank promotion, compilations kept.
+
+What is drawn at random (hypothesis) is the same in every run.
+"""
 
 import os
 import pathlib
@@ -8,6 +11,7 @@ os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
                            + ' --xla_force_host_platform_device_count=8').strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
 
+import hypothesis
 import jax
 import pytest
 
@@ -20,6 +24,9 @@ jax.config.update('jax_compilation_cache_dir',
                   str(pathlib.Path(tempfile.gettempdir()) / f'rim_jax_tests_{os.getuid()}'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+hypothesis.settings.register_profile('same', derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.load_profile('same')
 
 
 @pytest.fixture

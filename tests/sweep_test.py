@@ -1,5 +1,6 @@
 """A sweep's points are what its recipe says, and no run is lost, taken twice or mixed up."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -7,8 +8,12 @@ import pathlib
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import types
 
+import hypothesis
+from hypothesis import strategies as st
 import pytest
 from rich import console as rich_console
 
@@ -20,9 +25,11 @@ from rim_jax import hosts
 from rim_jax import main as main_lib
 from rim_jax import metrics
 from rim_jax import points as points_lib
+from rim_jax import storage
 from rim_jax import sweep
 from rim_jax.config import UserError
 from tests import support
+from tests import train_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -179,6 +186,18 @@ def cheap(tmp_path):
   return run
 
 
+def keep(cheap, point, said=None):
+  """A job of a point's own."""
+  return sweep.keep_point(point, [p.name for p in cheap.points], cheap.workdir,
+                          (said if said is not None else []).append)
+
+
+def rename(point, **factors):
+  """The same run under another name."""
+  factors = {{'rate': 'lr'}.get(k, k): v for k, v in point.factors.items()} | factors
+  return dataclasses.replace(point, name=points_lib.name_point(factors), factors=factors)
+
+
 def count_starts(workdir):
   return {p.parent.name: len(p.read_text()) for p in (workdir / 'points').glob('*/starts')}
 
@@ -232,6 +251,119 @@ def test_what_is_done_stays_and_a_larger_grid_runs_what_is_new(cheap):
   said = cheap()
   assert '4 points: 2 done before, 2 to run' in said
   assert count_starts(cheap.workdir) == {p.name: 1 for p in cheap.points}
+
+
+def test_a_point_that_is_named_otherwise_now_goes_on_as_it_was(cheap):
+  """Done stays done; and names that change with the grid run nothing twice."""
+  cheap(points=cheap.points[:3])
+  renamed, real = [rename(p) for p in cheap.points], storage.move
+  with pytest.MonkeyPatch.context() as patch:
+    def move(folder, target):  # and is killed
+      real(folder, target)
+      raise KeyboardInterrupt
+    patch.setattr(storage, 'move', move)
+    with pytest.raises(KeyboardInterrupt):
+      cheap(points=renamed)
+  said = cheap(points=renamed)
+  assert said.count('is the run that was named') == 2  # of three; one was moved before
+  assert 'lr=0.5,seed=1: is the run that was named rate=0.5,seed=1; its folder is moved' in said
+  assert '4 points: 3 done before, 1 to run' in said
+  assert count_starts(cheap.workdir) == {p.name: 1 for p in renamed}
+  assert 'is the run' not in cheap(points=renamed)  # and no more
+  # What is a point of the recipe is nobody else's: a second name of one run is a run.
+  twice = [*renamed, rename(renamed[0], again=1)]
+  said = cheap(points=twice)
+  assert '5 points: 4 done before, 1 to run' in said and 'is the run' not in said
+  assert '0 to run' in cheap(points=twice[:3] + twice[4:])  # without what was a point until now
+
+
+def test_of_several_folders_of_a_run_the_one_that_is_done_goes_on(cheap):
+  cheap(points=cheap.points[:1])
+  begun = [rename(cheap.points[0], name=name) for name in 'az']
+  for point in begun:
+    with pytest.raises(hosts.Stopped), keep(cheap, point):
+      raise hosts.Stopped('asked to end')
+  assert '1 done before, 0 to run' in cheap(points=[rename(cheap.points[0], name='b')])
+  # And one that was begun only, where the done one is another point's.
+  said = cheap(points=[rename(cheap.points[0], name=name) for name in 'cb'])
+  assert '1 done before, 1 to run' in said and f'was named {begun[0].name};' in said
+
+
+def test_a_run_that_is_at_work_under_its_former_name_is_not_moved(cheap):
+  """It is held as runs are, here by its second stage; and no second run begins beside it."""
+  points = load([({'rate': 1, 'seed': 0}, {'method': 'rim', 'layout.num_blocks': 4})])
+  with pytest.raises(hosts.Stopped), keep(cheap, points[0]):
+    raise hosts.Stopped('asked to end')
+  folder = cheap.workdir / 'points' / points[0].name
+  (folder / 'stage2').mkdir()
+  with storage.hold(folder / 'stage2'):
+    said = cheap(points=[rename(points[0])])
+    assert 'stage2: process' in said and 'is at work here' in said
+  assert count_starts(cheap.workdir) == {} and folder.exists()
+  assert '1 to run' in cheap(points=[rename(points[0])]) and not folder.exists()
+
+
+def test_a_job_of_its_own_begins_anew_under_a_new_name_and_says_what_would_serve(cheap):
+  cheap(points=cheap.points[:2])
+  old, cheap.points[0] = cheap.points[0], rename(cheap.points[0])
+  said = []
+  for point in [*cheap.points[:2], cheap.points[0]]:  # the third has a folder
+    with keep(cheap, point, said):
+      pass
+  assert len(said) == 1 and said[0].startswith(
+      f'{cheap.workdir}/points/{old.name}: is this run under the name that it had')
+  assert (cheap.workdir / 'points' / old.name / 'results.json').exists()  # and stays
+
+
+FATES = ('untouched', 'done', 'failed', 'stopped', 'killed')
+
+
+def leave(point, fate, cheap):
+  """What a run leaves that ended so, by what a run itself calls."""
+  path = cheap.workdir / 'points' / point.name / 'point.json'
+  if fate != 'untouched':
+    with contextlib.suppress(ValueError, hosts.Stopped), keep(cheap, point):
+      while_it_ran = path.read_text()
+      if fate != 'done':
+        raise {'failed': ValueError, 'stopped': hosts.Stopped}.get(fate, ValueError)('so')
+    if fate == 'killed':  # it told nothing after that
+      path.write_text(while_it_ran)
+
+
+@hypothesis.settings(max_examples=15)
+@hypothesis.given(st.lists(st.tuples(st.sampled_from(FATES), st.booleans(), st.booleans()),
+                           min_size=1, max_size=6), st.booleans())
+def test_what_starts_is_what_is_left(drawn, retry):
+  """Whatever became of each point, whichever are new in the grid, whichever have another name."""
+  points = load([({'rate': r}, {'optim.learning_rate': r})
+                 for r in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)[:len(drawn)]])
+  to_run = {'untouched', 'stopped', 'killed'} | ({'failed'} if retry else set())
+  with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+    workdir = pathlib.Path(folder)
+    cheap = types.SimpleNamespace(points=points, workdir=workdir)
+    patch.setattr(sweep, '_POLL_SECS', 0.002)
+    patch.setattr(sweep, 'make_command', lambda point, folder, source, overrides: [
+        'sh', '-c', f'printf x >> {folder}/starts'])
+
+    def run(points, retry=retry):
+      sweep.adopt(points, workdir, lambda line: None)
+      return sweep.run(points, workdir, 'recipe.py', [], 3, retry, None, lambda line: None,
+                       rich_console.Console(file=open(os.devnull, 'w')))
+    for point, (fate, is_new, _) in zip(points, drawn):
+      if not is_new:
+        leave(point, fate, cheap)
+    now = [rename(p) if renamed else p for p, (_, _, renamed) in zip(points, drawn)]
+    expected = {p.name for p, (fate, is_new, _) in zip(now, drawn) if is_new or fate in to_run}
+    if any(not is_new for _, is_new, _ in drawn):  # the grid before it grew
+      before = [p for p, (_, is_new, _) in zip(now, drawn) if not is_new]
+      run(before)
+      assert count_starts(workdir) == {p.name: 1 for p in before if p.name in expected}
+    states = run(now)
+    assert count_starts(workdir) == dict.fromkeys(expected, 1)
+    assert [s.status for s in states] == [
+        'failed' if p.name not in expected and fate == 'failed' else 'done'
+        for p, (fate, _, _) in zip(now, drawn)]
+    assert sorted(p.name for p in (workdir / 'points').iterdir()) == sorted(p.name for p in now)
 
 
 def test_a_failing_point_is_shown_and_retried_only_when_asked(cheap):
@@ -413,22 +545,22 @@ def test_a_point_that_runs_as_a_job_of_its_own_is_seen_by_driver_and_conclusion(
   monkeypatch.setattr(hosts, 'lead', lambda fn: json.loads(json.dumps(fn())))
   def look():
     return [(s.status, s.error) for s in sweep.load_states(cheap.points, cheap.workdir)]
-  with sweep.keep_point(cheap.points[0], cheap.workdir):
+  with keep(cheap, cheap.points[0]):
     assert look()[0] == ('running', '')
-  with pytest.raises(ValueError), sweep.keep_point(cheap.points[1], cheap.workdir):
+  with pytest.raises(ValueError), keep(cheap, cheap.points[1]):
     raise ValueError('no\nluck')
-  with pytest.raises(hosts.Stopped), sweep.keep_point(cheap.points[2], cheap.workdir):
+  with pytest.raises(hosts.Stopped), keep(cheap, cheap.points[2]):
     raise hosts.Stopped('asked to end')
   assert look() == [('done', ''), ('failed', 'ValueError: no luck'), ('waiting', ''),
                     ('waiting', '')]
   # Another process has it: what that one tells stays.
-  with pytest.raises(UserError), sweep.keep_point(cheap.points[3], cheap.workdir):
-    with sweep.keep_point(cheap.points[3], cheap.workdir):
+  with pytest.raises(UserError), keep(cheap, cheap.points[3]):
+    with keep(cheap, cheap.points[3]):
       raise UserError('DIR: process 1 is at work here; wait for it')
   assert look()[3] == ('running', '')
   other = dataclasses.replace(cheap.points[0], config=cheap.points[2].config)
   with pytest.raises(UserError, match='holds a run of another config'):
-    with sweep.keep_point(other, cheap.workdir):
+    with keep(cheap, other):
       pass
 
 
@@ -560,6 +692,54 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
   assert 'UserError' in capsys.readouterr().err
   entries = json.loads((tmp_path / 'jobs/sweep.json').read_text())['entries']
   assert [(e['num_done'], len(e['failed'])) for e in entries] == [(0, 0), (1, 0), (0, 1)]
+
+
+def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
+    tmp_path, monkeypatch):
+  """kill -9 of the first point's run, then of the driver while the second is in its midst."""
+  monkeypatch.setenv('XLA_FLAGS', '')  # of the commands: one device
+  base = make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=96,
+                   train__batch_rows=8, model__dropout=0.1, eval__num_valid_examples=4)
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(
+      'import ml_collections\nfrom rim_jax import points\n'
+      f'def get_config():\n  return points.make_sweep_dict(ml_collections.ConfigDict('
+      f'{base.to_dict()!r}), points.vary_seeds(2))\n')
+  command = [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', '--mode=sweep']
+  folders = [tmp_path / 'parts/points' / name for name in ('seed=0', 'seed=1')]
+  driver = subprocess.Popen([*command, f'--workdir={tmp_path / "parts"}'], cwd=ROOT,
+                            stdout=subprocess.DEVNULL)
+  deadline = time.monotonic() + 240
+  for folder in folders:
+    while not (folder / 'checkpoints/3/manifest.json').exists():
+      assert driver.poll() is None and time.monotonic() < deadline
+      time.sleep(0.01)
+    run = int((folder / '.lock').read_text().split()[1])
+    victim = run if folder == folders[0] else driver.pid
+    os.kill(victim, signal.SIGKILL)
+  driver.wait()
+  while pathlib.Path(f'/proc/{run}').exists():  # SIGTERM has come to it
+    assert time.monotonic() < deadline
+    time.sleep(0.01)
+  told = [json.loads((folder / 'point.json').read_text()) for folder in folders]
+  assert [t['status'] for t in told] == ['failed', 'running'] and 'code -9' in told[0]['error']
+  assert not any((folder / 'results.json').exists() for folder in folders)
+  for name in ('whole', 'parts'):
+    subprocess.run([*command, f'--workdir={tmp_path / name}', '--jobs=2', '--retry_failed'],
+                   cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=240)
+  for folder in folders:
+    whole = tmp_path / 'whole/points' / folder.name
+    assert (folder / 'output.txt').read_text().count('continuing from step') == 1
+    train_test.assert_same_run(whole, folder)
+    mine, other = (json.loads((f / 'results.json').read_text())['test'] for f in (whole, folder))
+    numbers = [k for k, v in mine.items() if 'ms' not in k.split('_')]
+    assert 'final_acc' in numbers
+    assert {k: mine[k] for k in numbers} == {k: other[k] for k in numbers}
+    name = 'predictions/test.jsonl'
+    assert (whole / name).read_text() == (folder / name).read_text()
+  entries = [json.loads((tmp_path / name / 'sweep.json').read_text()) for name in (
+      'whole', 'parts')]
+  assert entries[0] == entries[1]
 
 
 def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
