@@ -83,7 +83,7 @@ def load_card(workdir) -> dict:
 def fingerprint_run(card: dict) -> str:
   """A hash of what a run computed, as its card tells it: config, data, tokenizer, base, start.
 
-  Where its own start lay is no part of it, what that computed is.
+  Where its own start lay is no part of this hash, what that computed is.
   """
   flat = {key: value for key, value in config_lib.flatten(card['config']).items()
           if not config_lib.is_runtime(key) and key != 'train.init_from'}
@@ -115,7 +115,7 @@ def check_start(card: dict, start: dict | None, where) -> None:
   """
   theirs, mine = ((found or {}).get('fingerprint') for found in (card.get('start'), start))
   if theirs != mine:
-    raise UserError(f'{where}: began with another run than what {start and start["path"]} now is '
+    raise UserError(f'{where}: began with another run than what {start["path"]} now is '
                     f'(fingerprint {theirs}, now {mine}); restore that, or use another --workdir')
 
 

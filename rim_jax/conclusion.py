@@ -176,7 +176,7 @@ def find_mixtures(states) -> list[str]:
     card, config = storage.load_json(path, "the run's card"), state.point.config
     asked = (config.model.init_from, config.tokenizer, config.train.init_from)
     for what, digest in (('bases', card['base'] and card['base']['fingerprint']),
-                         ('starts', config.train.init_from and card['start']['fingerprint']),
+                         ('starts', (card.get('start') or {}).get('fingerprint')),
                          ('tokenizers', card['tokenizer'])):
       found.setdefault((what, asked), {}).setdefault(digest, []).append(state.point.name)
   return [f'runs of different {what}: ' + '; '.join(
@@ -257,7 +257,8 @@ def make_markdown(conclusion) -> str:
   """The tables, ready to paste; accuracies in %."""
   lines = [*conclusion['warnings'], describe_best(conclusion['best']), '',
            '| | valid | final | after each block | any block (upper bound) | seeds | steps '
-           '| first token, ms (x direct) | against the best, p |', '|---' * 9 + '|']
+           '| first token, ms (x direct) | against the best, p (each test alone) |',
+           '|---' * 9 + '|']
   for entry in conclusion['entries']:
     if not entry['num_done']:
       why = ('dropped ' + min(entry['dropped'].values()) if entry['dropped'] else

@@ -219,7 +219,8 @@ class TrainConfig:
   batch_examples: int = 128  # mean records of a step, realised by packed rows; or
   batch_rows: int = 0  # packed rows of a step, exactly
   num_micro_batches: int = 1  # of a step, one after the other
-  # A complete run whose parameters this one begins with; rim_stage2: its stage 1, '' finds it
+  # A complete run whose last parameters, memory rows too, this one begins with, of the same model,
+  # tokenizer and base; rim_stage2: its stage 1, '' finds it. Say it in later commands as well.
   init_from: str = ''
 
 

@@ -21,10 +21,8 @@ _NOT_COMPARED = (
 _OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',
               'layout.bidirectional_blocks', 'layout.stage2_depth0_readout', 'curriculum.alpha',
               'model.memory_')
-# A stage that is a run by itself has its own budget, start, rate and dropout; the whole's are not
-# in it.
-_OF_A_STAGE = ('train.num_', 'train.init_from', 'optim.learning_rate', 'model.dropout',
-               'model.lora.dropout')
+# A stage that is a run by itself has its own budget, rate and dropout; the whole's are not in it.
+_OF_A_STAGE = ('train.num_', 'optim.learning_rate', 'model.dropout', 'model.lora.dropout')
 
 
 def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
@@ -79,6 +77,8 @@ def _find_differences(card, config: Config, prints) -> list[str]:
     left_out += _OF_BLOCKS
   if config.method in ('rim_stage1', 'rim_stage2'):
     left_out += _OF_A_STAGE
+  if config.method == 'rim_stage2':  # begins with its stage 1, whatever that began with
+    left_out += ('train.init_from',)
   found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
   return [k for k, v in flatten(config).items()
           if theirs.get(k) != v and not is_runtime(k) and not k.startswith(left_out)] + [

@@ -238,7 +238,8 @@ class Problems:
       else:
         raise UserError(
             f'data.prosqa: no problem {i + 1} of {size} for {name} in {_MAX_DRAWS:,} graphs; '
-            'widen min_nodes..max_nodes or min_hops..max_hops, raise max_facts, or lower '
+            'widen min_nodes..max_nodes or min_hops..max_hops, raise max_facts, '
+            'max_children, num_names or extra_names, or lower '
             f'num_{name}')
       self._facts.add(_get_facts(problem[0]))
       found.append(Record(*problem, origin=f'rim_prosqa/{name}:{i + 1}'))

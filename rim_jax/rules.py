@@ -241,6 +241,9 @@ def _find_lora_problems(config):
   if lora.init_from and not (lora.rank and config.model.init_from):
     problems.append(f"model.lora.init_from='{lora.init_from}' needs model.init_from, the model "
                     'that the adapters belong to, and model.lora.rank')
+  if lora.init_from and config.train.init_from and config.method != 'rim_stage2':
+    problems.append(f"model.lora.init_from='{lora.init_from}' and train.init_from="
+                    f"'{config.train.init_from}' both say what adapters begin with; set one")
   try:
     pattern = re.compile(lora.targets)
   except re.error as e:

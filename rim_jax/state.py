@@ -79,6 +79,10 @@ def initialize(task, program, init_from, say):
   lines = [f'{init_from}: has model.{k}={theirs.get(k)!r}, this run has {v!r}; '
            f'set --config.model.{k} to agree' for k, v in model.items()
            if k not in _MODEL_RUNTIME_KEYS and theirs.get(k) != v]
+  trainable, trained = task.config.optim.trainable, card['config']['optim']['trainable']
+  if trainable != trained:
+    lines.append(f'{init_from}: has optim.trainable={trained!r}, this run has {trainable!r}; set '
+                 '--config.optim.trainable to agree')
   if task.base and (card['base'] or {}).get('fingerprint') != task.base.fingerprint:
     lines.append(f'{init_from}: was trained on another base than {task.base.folder}; set '
                  '--config.model.init_from to the same model')
@@ -102,15 +106,14 @@ def initialize(task, program, init_from, say):
 def find_init(config: Config, workdir) -> epath.Path | None:
   """The run that a stage starts from: named, or for rim's stage 2 beside its own WORKDIR.
 
-  Raises: UserError with the command that makes it. One that has begun need not find it any more.
+  One that has begun need not find a named one any more. Raises: UserError with what to do.
   """
   workdir, named = epath.Path(workdir), config.train.init_from
   if config.method != 'rim_stage2':
     if named and not any((epath.Path(folder) / 'config.json').exists()
                          for folder in (named, workdir)):
-      raise UserError(f'{named}: there is no run here to start from; {_tell_command(named)}name '
-                      'another one, a stage of it where it has several, with '
-                      '--config.train.init_from=DIR')
+      raise UserError(f'{named}: there is no run here to start from; name another one, or a stage '
+                      'of one that has several, with --config.train.init_from=DIR')
     return epath.Path(named) if named else None
   path = epath.Path(named) if named else workdir.parent / workdir.name.replace('stage2', 'stage1')
   if path == workdir or not (path / 'config.json').exists():
@@ -120,16 +123,6 @@ def find_init(config: Config, workdir) -> epath.Path | None:
         f'python -m rim_jax.main --config=configs/stage1.py{":" + preset if preset else ""}, or '
         'name one with --config.train.init_from=DIR')
   return path
-
-
-def _tell_command(workdir):
-  """What makes a run that lies where main.py puts those without a --workdir; '' elsewhere."""
-  where, _, name = str(workdir).rpartition('/')
-  config, _, preset = name.partition('-')
-  if where != 'runs':
-    return ''
-  return (f'make it with python -m rim_jax.main --config=configs/{config}.py'
-          f'{":" + preset if preset else ""}, or ')
 
 
 def describe_params(state, frozen) -> str:

@@ -108,9 +108,10 @@ def _make_pairs(conclusion):
           for i, name in enumerate(names)]
   reasons = dict.fromkeys(f'{p["a"]} and {p["b"]}, {seed}: not compared, {why}'
                           for p in conclusion['pairs'] for seed, why in p['not_compared'].items())
-  return (page.make_table(['', *map(str, range(1, len(names)))], rows)
-          + f'<p><small>Row less column: {page.escape(pairs.PAIRS_MEAN)}. Bold: p below '
-          '0.05 on every seed that both have.</small></p>' if cells else '') + _list(reasons)
+  table = (page.make_table(['', *map(str, range(1, len(names)))], rows)
+           + f'<p><small>Row less column: {page.escape(pairs.PAIRS_MEAN)}. Bold: p below '
+           '0.05 on every seed that both have, in one direction.</small></p>')
+  return table * bool(cells) + _list(reasons)
 
 
 def _show_pair(pair):
@@ -118,7 +119,8 @@ def _show_pair(pair):
     return '–'
   mean = page.mark(pair['difference']['mean'], f'{100 * pair["difference"]["mean"]:+.1f}')
   values = [t['p_value_holm'] for t in pair['tests']]
-  tag = 'b' if max(values) < 0.05 else 'span'
+  ways = {test['difference'] > 0 for test in pair['tests']}
+  tag = 'b' if max(values) < 0.05 and len(ways) == 1 else 'span'
   return f'<{tag}>{mean}</{tag}><small>{"<br>".join(map(_show_chance, values))}</small>'
 
 
