@@ -3,10 +3,11 @@
   python launch/gke.py --name=rim --image=IMAGE --accelerator=tpu-v5-lite-podslice --topology=4x4 \
       --hosts=4 --chips=4 [--slices=2] [--dry-run] -- \
       python -m rim_jax.main --config=... --workdir=gs://BUCKET/RUN --config.mesh.slice=2
-  ... --points=24 ... -- python -m rim_jax.main --config=configs/sweeps/... --sweep_dir=gs://BUCKET/SWEEP
+  ... -- python -m rim_jax.main --config=configs/sweeps/... --sweep_dir=gs://BUCKET/SWEEP
 
---points makes as many JobSets, NAME-0 and on, one a point of a sweep, which start, fail and start
-again alone; conclude from a copy of the directory with --mode=sweep --conclude --workdir=COPY.
+With --sweep_dir there are as many JobSets, NAME-0 and on, as the recipe has points, which start,
+fail and start again alone; conclude from a copy of the directory with --mode=sweep --conclude
+--workdir=COPY. Where the recipe cannot be read here, --points=N says how many; else it must agree.
 --hosts are the machines of one slice and --chips the chips of one machine: 4 and 4 for a v5e of
 4x4. The cluster needs the JobSet controller (https://jobset.sigs.k8s.io) and node pools of that
 accelerator and topology, one a slice. Pods find each other by what GKE sets in them; between slices
@@ -16,9 +17,12 @@ again; exit code 2, a user's mistake, ends the set.
 
 import argparse
 import json
+import pathlib
 import subprocess
 import sys
 
+from rim_jax import main as main_lib
+from rim_jax.config import UserError
 import supervise
 
 _PORT, _MEGASCALE_PORT = 8471, 8080
@@ -63,6 +67,30 @@ def make_manifest(args, command) -> dict:
   }
 
 
+def count_points(command, told: int) -> int:
+  """The points of the recipe of a command with --sweep_dir; 0 for one run, also of a point.
+
+  Args:
+    told: how many are said to be; 0 for nothing said.
+  Raises: UserError where they are not as many, or cannot be counted here.
+  """
+  flags = {k: v for k, _, v in (a.partition('=') for a in command)}
+  if '--sweep_dir' not in flags or '--point' in flags:
+    if told:
+      raise UserError(f'--points={told}: is for a sweep; name its directory with --sweep_dir=DIR, '
+                      'and no --point')
+    return 0
+  config = flags.get('--config', '')
+  if not pathlib.Path(config.partition(':')[0]).is_file():
+    if not told:
+      raise UserError(f'--config={config}: is not here; say with --points=N how many it has')
+    return told
+  count = main_lib.count_points(command)
+  if told not in (0, count):
+    raise UserError(f'--points={told}: {config} has {count}; leave --points out, or correct it')
+  return count
+
+
 def make_sweep(args, command) -> dict:
   """A JobSet for each of `args.points` points."""
   sets = [make_manifest(argparse.Namespace(**vars(args) | {'name': f'{args.name}-{i}'}),
@@ -92,10 +120,15 @@ def main(argv):
   parser.add_argument('--hosts', type=int, required=True, help='of one slice')
   parser.add_argument('--chips', type=int, default=4, help='of one host')
   parser.add_argument('--slices', type=int, default=1)
-  parser.add_argument('--points', type=int, default=0, help='of a sweep; 0: one run')
+  parser.add_argument('--points', type=int, default=0, help='of a sweep; 0: count them')
   parser.add_argument('--restarts', type=int, default=20)
   parser.add_argument('--dry-run', action='store_true')
   args = parser.parse_args(own)
+  try:
+    args.points = count_points(command, args.points)
+  except UserError as e:
+    print('\n'.join(f'error: {line}' for line in str(e).split('\n')), file=sys.stderr)
+    return supervise.MISTAKE
   make = make_sweep if args.points else make_manifest
   text = json.dumps(make(args, command), indent=2)  # JSON is YAML
   if args.dry_run:

@@ -252,6 +252,15 @@ def get_point_workdir(command) -> str:
   return _parse(['main', *(a for a in command if a.startswith('--'))])[0].workdir
 
 
+def count_points(command) -> int:
+  """How many points the recipe of a command with --sweep_dir has, all of them validated.
+
+  Raises: UserError as --mode=sweep would.
+  """
+  flags = [a for a in command if a.startswith('--') and not a.startswith('--sweep_dir=')]
+  return len(_parse(['main', *flags, '--mode=sweep'])[1])
+
+
 def _run(argv, console) -> None:
   values, config, source = _parse(argv)
   if values.help:

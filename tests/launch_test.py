@@ -176,11 +176,16 @@ def test_shell_scripts_are_clean():
   assert done.returncode == 0, done.stdout
 
 
-def make_gke_manifest(*flags):
-  done = subprocess.run(
+def run_gke(*flags, command=('python', '--config=x')):
+  return subprocess.run(
       [sys.executable, ROOT / 'launch/gke.py', '--name=rim', '--image=i', '--topology=4x4',
-       '--accelerator=tpu-v5-lite-podslice', '--hosts=4', *flags, '--dry-run', '--', 'python',
-       '--config=x'], capture_output=True, text=True, timeout=120)
+       '--accelerator=tpu-v5-lite-podslice', '--hosts=4', *flags, '--dry-run', '--', *command],
+      capture_output=True, text=True, timeout=120, cwd=ROOT,
+      env=dict(os.environ, PYTHONPATH=str(ROOT)))
+
+
+def make_gke_manifest(*flags, **kwargs):
+  done = run_gke(*flags, **kwargs)
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
 
@@ -205,14 +210,31 @@ def test_the_jobset_has_a_job_a_slice_and_a_pod_a_host(slices):
 
 
 def test_a_sweep_on_gke_is_a_jobset_a_point():
-  sets = make_gke_manifest('--points=3')
+  command = ('python', '--config=x', '--sweep_dir=d')
+  sets = make_gke_manifest('--points=3', command=command)
   assert sets['kind'] == 'List' and [s['metadata']['name'] for s in sets['items']] == [
       'rim-0', 'rim-1', 'rim-2']
   for i, job_set in enumerate(sets['items']):
     (group,) = job_set['spec']['replicatedJobs']
     (container,) = group['template']['spec']['template']['spec']['containers']
-    assert container['command'] == ['python', '--config=x', f'--point={i}', '--distributed']
-  leader = make_gke_manifest('--points=2', '--slices=2')['items'][1]
+    assert container['command'] == [*command, f'--point={i}', '--distributed']
+  leader = make_gke_manifest('--points=2', '--slices=2', command=command)['items'][1]
   (group,) = leader['spec']['replicatedJobs']
   env = group['template']['spec']['template']['spec']['containers'][0]['env']
   assert env[-1]['value'] == 'rim-1-slice-0-0.rim-1'  # its own set's, not another point's
+
+
+def test_the_points_of_a_sweep_on_gke_are_those_of_its_recipe():
+  """Counted where it is here; a point that is no run is told before anything is submitted."""
+  command = ('python', '-m', 'rim_jax.main', '--config=configs/sweeps/targets.py', '--sweep_dir=d')
+  for flags in ((), ('--points=6',)):
+    assert len(make_gke_manifest(*flags, command=command)['items']) == 6
+  assert make_gke_manifest(command=(*command, '--point=3'))['kind'] == 'JobSet'
+  for flags, asked, told in (
+      (['--points=7'], command, '--points=7: configs/sweeps/targets.py has 6; leave --points out'),
+      ([], ('--config=x.py', '--sweep_dir=d'), '--config=x.py: is not here; say with --points=N'),
+      (['--points=2'], command[:-1], 'name its directory with --sweep_dir=DIR'),
+      ([], (*command, '--config.train.batch_examples=-1'), 'batch_examples=-1')):
+    done = run_gke(*flags, command=asked)
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith('error: ') and told in done.stderr
