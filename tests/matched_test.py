@@ -69,6 +69,15 @@ def test_a_matched_run_differs_in_what_it_shares_and_not_in_what_it_must(
           'both', method) else set()), (whole, method)
 
 
+@pytest.mark.parametrize('method, told', [
+    ('rim', ['train.init_from']), ('rim_stage1', ['train.init_from']), ('rim_stage2', [])])
+def test_a_matched_run_begins_as_the_whole_does(tmp_path, method, told):
+  """A second stage begins with its first, whatever that began with."""
+  config = support.make_config(method, train__init_from='mine', controls__direct_dir=write_run(
+      tmp_path / 'direct', 'direct'))
+  assert matched.load_matched(config, PRINTS, SETS)['direct']['differs'] == told
+
+
 def test_a_matched_run_of_another_tokenizer_or_base_says_so(tmp_path):
   config = support.make_config('rim', controls__direct_dir=write_run(
       tmp_path / 'direct', 'direct', tokenizer='u', base={'fingerprint': 'b'}))

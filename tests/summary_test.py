@@ -81,6 +81,16 @@ def test_any_two_settings_stand_below_the_diagonal_with_what_sweep_json_says(tmp
   assert bold == {'a=2': False, 'a=3': True}
 
 
+def test_seeds_that_say_opposite_things_are_not_bold(tmp_path):
+  states = conclusion_test.make_states(tmp_path, [
+      ({'a': a, 'seed': s}, 0.5, accs[s]) for s in (0, 1)
+      for a, accs in enumerate(((0.3, 0.7), (0.5, 0.4)), 1)])
+  told = conclusion.conclude(states, tmp_path)
+  assert all(test['p_value_holm'] < 0.05 for test in told['pairs'][0]['tests'])
+  summary.write_summary(tmp_path, 'any', told, states)
+  assert '<b><data value=' not in (tmp_path / 'report.html').read_text()
+
+
 def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
   """Of a=1 on two seeds; a=2 was asked for nothing more."""
   states = conclusion_test.make_states(tmp_path, [

@@ -270,6 +270,9 @@ def test_any_method_begins_with_the_run_that_is_named_and_its_card_says_which(
   prints = [start['fingerprint'] for start in starts]
   assert prints[0] == prints[2] == card_lib.fingerprint_run(cards['mine']) != prints[1]
   assert cards['mine']['start'] is None
+  other = make_config(cache, 'direct', train__init_from=str(mine), optim__trainable='memory')
+  with pytest.raises(UserError, match="mine: has optim.trainable='all', this run has 'memory'"):
+    train_lib.train_curriculum(other, tmp_path / 'memory', say=QUIET)
   # Begun and cut off before its first checkpoint: not with what has come to lie there since.
   (tmp_path / 'direct/config.json').rename(tmp_path / 'card')
   (tmp_path / 'again').mkdir()
