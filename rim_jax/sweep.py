@@ -21,6 +21,7 @@ from etils import epath
 
 from rim_jax import board
 from rim_jax import conclusion as conclusion_lib
+from rim_jax import devices
 from rim_jax import halving as halving_lib
 from rim_jax import hosts
 from rim_jax import points as points_lib
@@ -191,7 +192,7 @@ def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bo
 
   A stop (Ctrl-C, SIGTERM) ends the runs under way as a stop ends any run: saved.
   """
-  states = load_states(points, workdir)
+  states, places = load_states(points, workdir), devices.divide(num_jobs)
   for state in states:
     if state.status == 'failed' and retry_failed:
       state.status, state.error = 'waiting', ''
@@ -206,12 +207,12 @@ def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bo
     (pathlib.Path(workdir) / 'halving.json').unlink(missing_ok=True)
     for share in halving.shares if halving else ():
       _run_all(contenders, source, [*overrides, f'--config.checkpoint.stop_frac={share}'],
-               num_jobs, shown, share)
+               places, shown, share)
       rungs.append(halving_lib.judge(contenders, share, halving.keep))
       storage.write_json(pathlib.Path(workdir) / 'halving.json', {
           'format': SWEEP_VERSION, 'keep': halving.keep, 'rungs': rungs})
       contenders = _drop(contenders, rungs[-1], say)
-    _run_all(states, source, overrides, num_jobs, shown)
+    _run_all(states, source, overrides, places, shown)
   return states
 
 
@@ -234,20 +235,20 @@ def _drop(states, rung, say) -> list[State]:
   return [s for s in states if points_lib.name_setting(s.point) not in ended]
 
 
-def _run_all(states, source, overrides, num_jobs, shown, share: float = 1.0) -> None:
+def _run_all(states, source, overrides, places, shown, share: float = 1.0) -> None:
   """Runs each that waits until it is done or has failed, or has done this share of its budget."""
   def is_to_run(state):
     return state.status == 'waiting' and (
         share == 1 or halving_lib.read_score(state, share) is None)
   waiting = [s for s in states if is_to_run(s)]
-  slots = list(range(num_jobs))
+  slots = list(range(len(places)))
   try:
     while waiting or any(s.process for s in states):
       while slots and (ready := [s for s in waiting if s.not_before <= time.monotonic()]):
         state = ready[0]
         waiting.remove(state)
         state.slot = slots.pop(0)
-        _start(state, source, overrides, num_jobs)
+        _start(state, source, overrides, places[state.slot])
       for state in states:
         if state.process and state.process.poll() is not None:
           _finish(state, share)
@@ -272,14 +273,14 @@ def make_command(point: Point, folder, source: str, overrides) -> list[str]:
           f'--identity={points_lib.identify(point.config)}', f'--workdir={folder}', *overrides]
 
 
-def _start(state: State, source, overrides, num_jobs) -> None:
+def _start(state: State, source, overrides, place) -> None:
   state.folder.mkdir(parents=True, exist_ok=True)
   state.status = 'running'
   _keep(state)
 
   def prepare():  # in the new process; a run that outlives its driver would hold its folder
-    if num_jobs > 1:
-      os.sched_setaffinity(0, _share(sorted(os.sched_getaffinity(0)), state.slot, num_jobs))
+    if place.cores:
+      os.sched_setaffinity(0, place.cores)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
   with open(state.folder / 'output.txt', 'ab') as log:
     state.output_at = log.tell()
@@ -288,30 +289,7 @@ def _start(state: State, source, overrides, num_jobs) -> None:
         stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C is the driver's, which asks its runs to end and save
         preexec_fn=prepare if sys.platform == 'linux' else None,
-        env=dict(os.environ, **divide_gpus(list_gpus(os.environ), state.slot, num_jobs)))
-
-
-def list_gpus(environ) -> list[str]:
-  """Those that are to be used here, as CUDA_VISIBLE_DEVICES has them, or all."""
-  if 'CUDA_VISIBLE_DEVICES' in environ:
-    return [gpu for gpu in environ['CUDA_VISIBLE_DEVICES'].split(',') if gpu]
-  try:
-    return subprocess.run(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'],
-                          capture_output=True, text=True, check=True).stdout.split()
-  except (OSError, subprocess.SubprocessError):
-    return []
-
-
-def divide_gpus(gpus, slot: int, num_jobs: int) -> dict:
-  """The GPUs of one of several runs at a time; with fewer GPUs than runs they are shared."""
-  if num_jobs == 1 or not gpus:
-    return {}
-  return {'CUDA_VISIBLE_DEVICES': ','.join(_share(gpus, slot, num_jobs))}
-
-
-def _share(items, slot: int, num_jobs: int):
-  """One run's part of what there is; where that is less than a run each, one that others share."""
-  return items[slot::num_jobs] or [items[slot % len(items)]]
+        env=dict(os.environ, **place.environ))
 
 
 def _finish(state: State, share: float) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -89,26 +90,6 @@ def test_the_comparison_has_every_method_at_equal_network_data_and_examples():
     assert dataclasses.replace(config.model, lora=first.model.lora) == first.model
 
 
-def test_gpus_are_divided_and_shared_where_they_are_few():
-  def divide(gpus, jobs):
-    listed = sweep.list_gpus({'CUDA_VISIBLE_DEVICES': gpus})
-    return [sweep.divide_gpus(listed, slot, jobs).get('CUDA_VISIBLE_DEVICES')
-            for slot in range(jobs)]
-  assert divide('0,1,2,3', 2) == ['0,2', '1,3']
-  assert divide('4', 2) == ['4', '4'] and divide('4,5', 4) == ['4', '5', '4', '5']
-  assert divide('0,1', 1) == [None] and divide('', 2) == [None, None]
-
-
-def test_all_gpus_are_found_where_none_are_named(tmp_path, monkeypatch):
-  tool = tmp_path / 'nvidia-smi'
-  tool.write_text('#!/bin/sh\necho 0\necho 1\n')
-  tool.chmod(0o755)
-  monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
-  assert sweep.list_gpus({}) == ['0', '1'] and sweep.list_gpus({'CUDA_VISIBLE_DEVICES': ''}) == []
-  tool.write_text('#!/bin/sh\nexit 9\n')  # there is a driver, and no GPU
-  assert sweep.list_gpus({}) == []
-
-
 # ---- The driver, on commands that cost nothing ----
 
 SCRIPT = """
@@ -116,6 +97,8 @@ import json, os, pathlib, sys, time
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 with open(folder / 'starts', 'a') as f: f.write('x')
 with open(folder / 'times', 'a') as f: print(time.time(), file=f)
+if (folder.parent.parent / 'gpus').exists():
+  (folder / 'gpus').write_text(os.environ['CUDA_VISIBLE_DEVICES'])
 broken = folder.parent.parent / 'broken'
 if broken.exists() and seed == int(broken.read_text() or 1):
   sys.stdout.buffer.write(b'\\xff no text')
@@ -244,6 +227,14 @@ def test_a_result_is_of_the_set_that_the_config_names(cheap):
       state.point.config, {'eval.num_examples': 7}))
   other = dataclasses.replace(state, point=named)
   assert other.result is None and other.predictions.name == 'test-n7.jsonl'
+
+
+def test_runs_at_a_time_get_the_devices_of_their_places(cheap, monkeypatch):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,5')
+  (cheap.workdir / 'gpus').touch()
+  cheap(points=cheap.points[:2])
+  folders = [cheap.workdir / 'points' / p.name for p in cheap.points[:2]]
+  assert [(folder / 'gpus').read_text() for folder in folders] == ['4', '5']
 
 
 def test_what_is_done_stays_and_a_larger_grid_runs_what_is_new(cheap):
@@ -698,7 +689,7 @@ def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
     tmp_path, monkeypatch):
   """kill -9 of the first point's run, then of the driver while the second is in its midst."""
   monkeypatch.setenv('XLA_FLAGS', '')  # of the commands: one device
-  base = make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=96,
+  base = make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=960,
                    train__batch_rows=8, model__dropout=0.1, eval__num_valid_examples=4)
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(
@@ -729,7 +720,9 @@ def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
                    cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=240)
   for folder in folders:
     whole = tmp_path / 'whole/points' / folder.name
-    assert (folder / 'output.txt').read_text().count('continuing from step') == 1
+    [(at, end)] = re.findall(r'continuing from step (\d+) of (\d+)',
+                             (folder / 'output.txt').read_text())
+    assert 3 <= int(at) < int(end)  # in its midst
     train_test.assert_same_run(whole, folder)
     mine, other = (json.loads((f / 'results.json').read_text())['test'] for f in (whole, folder))
     numbers = [k for k, v in mine.items() if 'ms' not in k.split('_')]
