@@ -113,8 +113,8 @@ def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix)
     total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
   support.assert_close(logits, np.concatenate(expected))
   flat, flat_by_hand = (dict(nnx.to_flat_state(g)) for g in (grads, total))
-  for path, gradient in flat.items():
-    support.assert_close(gradient.get_value(), flat_by_hand[path].get_value())
+  for path, gradient in flat.items():  # sums of more terms than logits, in another order
+    support.assert_close(gradient.get_value(), flat_by_hand[path].get_value(), relative=4e-5)
   # A thought's own row is never an input: it does not train; those around it do.
   memory = np.abs(flat['memory',].get_value()).max(1)
   assert memory[0] > 0 == memory[1] and memory[2] > 0

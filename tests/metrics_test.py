@@ -6,6 +6,7 @@ import math
 import os
 import signal
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -117,8 +118,11 @@ def test_weights_and_biases_gets_the_same_scalars_and_one_run_a_workdir(tmp_path
   files = sorted((folder / 'wandb').rglob('*.wandb'))
   assert len(files) == 2 and len({path.name for path in files}) == 1  # run-ID.wandb
   for path in files:
-    stored = path.read_bytes()
-    assert all(text in stored for text in (b'train/loss', b'0.4321', b'a-project', b'seed'))
+    wanted, late = (b'train/loss', b'0.4321', b'a-project', b'seed'), time.monotonic() + 60
+    while (missing := [text for text in wanted if text not in path.read_bytes()]) and (
+        time.monotonic() < late):  # its service is another process, which may still be writing
+      time.sleep(0.1)
+    assert not missing
   assert get_steps(folder) == [1, 2]
 
 
