@@ -115,7 +115,8 @@ def check_start(card: dict, start: dict | None, where) -> None:
   """
   theirs, mine = ((found or {}).get('fingerprint') for found in (card.get('start'), start))
   if theirs != mine:
-    raise UserError(f'{where}: began with another run than what {start["path"]} now is '
+    path = (start or card['start'])['path']
+    raise UserError(f'{where}: began with another run than what {path} now is '
                     f'(fingerprint {theirs}, now {mine}); restore that, or use another --workdir')
 
 

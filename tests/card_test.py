@@ -3,7 +3,10 @@
 import copy
 import dataclasses
 
+import pytest
+
 from rim_jax import card
+from rim_jax.config import UserError
 from tests import support
 
 
@@ -29,6 +32,15 @@ def test_a_run_s_fingerprint_is_what_it_computed_and_not_where():
   prints = {mine, *map(card.fingerprint_run, others)}
   assert len(prints) == 6
   assert card.fingerprint_run(make({'path': 'q', 'fingerprint': 's'})) in prints
+
+
+def test_a_run_that_begins_anew_begins_with_what_it_did():
+  x, y = ({'path': 'p', 'fingerprint': f} for f in 'xy')
+  card.check_start({'start': x}, x | {'path': 'moved'}, 'run')
+  card.check_start({'start': None}, None, 'run')
+  for theirs, mine in ((x, y), (x, None), (None, y)):
+    with pytest.raises(UserError, match='run: began with another run than what p now is'):
+      card.check_start({'start': theirs}, mine, 'run')
 
 
 def test_a_key_of_another_version_is_no_value_to_set():
