@@ -125,7 +125,8 @@ def _show_pair(pair):
 
 
 def _show_chance(value):
-  return page.mark(value, page.escape(pairs.show_chance(value)).replace(' ', '\xa0'))
+  text = page.escape(pairs.show_chance(value))
+  return page.mark(value, text.replace(' ', '\xa0').replace('-', '\u2011'))  # one line on a phone
 
 
 def _name(text):
