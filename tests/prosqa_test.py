@@ -110,14 +110,16 @@ def test_every_problem_has_one_answer_and_its_steps_lead_there(fields):
 
 def test_practice_in_reading_writes_every_sentence_again():
   records, _ = draw(200, **SMALL, steps='facts')
-  as_asked = 0
+  as_asked = as_drawn = 0
   for record in records:
     sentences = [f'{sentence}.' for sentence in record.question.split('. ')[:-1]]
     assert sorted(record.steps) == sorted(sentences)
     as_asked += list(record.steps) == sentences
-    edges, name, right, _, _ = read(record)
+    edges, name, right, _, steps = read(record)
     assert right in walk(edges, name)
-  assert as_asked < 5  # in an order of its own: 1 of 720 by chance, or fewer
+    as_drawn += all(begin != end for i, (_, end) in enumerate(steps) for begin, _ in steps[:i])
+  # In an order of its own: 1 of 720 by chance, or fewer; nor from the names to the ends.
+  assert as_asked < 5 and as_drawn < 20
 
 
 def find_parents(concept, way):
