@@ -20,6 +20,8 @@ from rim_jax.config import Config, UserError
 
 CHOICES_OF_C = (0.01, 0.1, 1.0, 10.0)
 NUM_POINTS = 200  # questions whose states are kept as points, for a plot
+# A step's text -> its result, a class of the probes for r_t; of the tasks whose results are few.
+_NAME_RESULT = {'chain': str, 'prosqa': lambda step: step.rstrip('.').split()[-1]}
 
 
 def check_installed() -> None:
@@ -54,9 +56,10 @@ def run_probes(decoder: decode_lib.Decoder, params, frozen, records: dict, confi
   few = questions['test'][:NUM_POINTS]
   pca, points = project({step: decoder.compute_states(load(), frozen, few, num_blocks)
                          for step, load in kept.items()}, max(kept))
-  # Only where results are few: a class a value.
-  steps = probe_steps(states, {s: [r.steps for r in rows] for s, rows in records.items()}) if (
-      config.data.source == 'chain') else {'none': "this task's results are not few classes"}
+  name_result = _NAME_RESULT.get(config.data.source)
+  steps = probe_steps(states, {s: [tuple(map(name_result, r.steps)) for r in rows]
+                               for s, rows in records.items()}) if name_result else {
+      'none': "this task's results are not few classes"}
   return {'state': "a block's closing token, before the last layer",
           'num_questions': {s: len(rows) for s, rows in records.items()},
           'right': probe_right(states, right), 'steps': steps, 'pca': pca}, (

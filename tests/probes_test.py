@@ -1,6 +1,7 @@
 """Probes on states whose content is known, and what is said where there is nothing to fit."""
 
 import csv
+import dataclasses
 import sys
 
 from flax import nnx
@@ -115,6 +116,25 @@ def test_a_result_that_never_varies_is_not_probed():
   none_valid = {s: [['1'], ['2']] * (len(x) // 2) for s, x in states.items()}
   none_valid['valid'] = [[] for _ in states['valid']]
   assert 'valid' in probes.probe_steps(states, none_valid)['none']['1']
+
+
+def test_a_step_of_prosqa_has_the_class_that_it_finds():
+  """Its last word, whatever led there; GSM8K's results are no few classes, and are not probed."""
+  config = support.make_config('rim_stage2', eval__max_new_tokens=1)
+  (_, params, decoder), codec = support.make_decoder(config), support.make_codec(config)
+  ends = ('yumpus.', 'rempus.', 'lempus.')
+  records = {s: [Record(f'{i}', (f'{"Tom" if i % 2 else "Sam"} is a {ends[i % 3]}',), '1', '')
+                 for i in range(n)] for s, n in (('train', 60), ('valid', 12), ('test', 18))}
+
+  def find_steps(source):
+    asked = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
+    found, _ = probes.run_probes(decoder, params, {}, records, asked, codec, {1: lambda: params},
+                                 lambda line: None)
+    return found['steps']
+  found = find_steps('prosqa')
+  assert found['n'] == [18] and not found['none']
+  assert found['majority'] == [pytest.approx(1 / 3)]  # of three ends, and not of six sentences
+  assert 'few classes' in find_steps('gsm8k')['none']
 
 
 def test_components_are_the_last_checkpoints_and_all_are_projected_on_them():
