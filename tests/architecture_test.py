@@ -73,6 +73,8 @@ NEVER = {
     'probes': {'rim_jax.optim', 'optax', 'jax', 'flax'} | IO - {'io'},
     'latency': {'rim_jax.optim', 'rim_jax.train', 'rim_jax.data', 'optax'},
     'metrics': {'rim_jax.model'},
+    'examples': ALL - {'rim_jax.config', 'rim_jax.page', 'rim_jax.pairs', 'rim_jax.stats'} | {
+        'jax', 'flax', 'optax', 'grain'},
     'paper': ALL - {'rim_jax.config', 'rim_jax.page'} | {'jax', 'numpy'} | IO,
     'page': ALL - {'rim_jax.storage'} | {'jax', 'numpy'},
     'findings': ALL - {'rim_jax.page'} | {'jax', 'numpy'},
