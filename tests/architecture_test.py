@@ -83,6 +83,8 @@ NEVER = {
     'plan': {'rim_jax.data', 'rim_jax.train'},
     'hlo': ALL | {'jax', 'flax'} | IO,
     'summary': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'jax', 'optax', 'grain'},
+    'compare': {'rim_jax.model', 'rim_jax.data', 'rim_jax.train', 'rim_jax.run', 'jax', 'flax',
+                'optax', 'grain', 'absl'},
     'conclusion': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'rim_jax.report', 'jax',
                    'optax', 'grain'},
     'pairs': ALL - {'rim_jax.stats', 'rim_jax.config'} | {'jax', 'flax', 'optax', 'grain'},
