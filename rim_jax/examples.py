@@ -40,7 +40,7 @@ def make_examples(runs) -> str:
        f'<div class="long">{page.escape(asked[i][0])}</div>'],
       [[label, _show_answers(predictions[i], state.result)] for label, state, predictions in group])
                  for i in choose_questions(right, _NUM_SHOWN))
-  return body + _describe(right) * bool(body) + ''.join(
+  return _describe(right) * bool(body) + body + ''.join(
       f'<p><small>Left out: {page.escape(why)}.</small></p>' for why in left_out)
 
 
