@@ -6,6 +6,8 @@
   --mode=eval              evaluate a checkpoint; any K with --config.eval.num_blocks=K
   --mode=controls          does the memory do the work? (config.controls); WORKDIR/controls.json
   --mode=report            write WORKDIR/report.html anew, from the files that are there
+  --mode=compare           does it differ from the run in --with=DIR, by McNemar's exact test on the
+                           questions of the set that config.eval names? WORKDIR/compare.json
   --mode=export            write the run as a Hugging Face model (config.export);
                            --verify compares it with transformers before it appears
   --mode=generate          answer --question=TEXT, or each line of standard input
@@ -52,7 +54,7 @@ from rim_jax import families
 from rim_jax import points as points_lib
 from rim_jax.config import UserError
 
-MODES = ('train', 'eval', 'generate', 'controls', 'report', 'export', 'plan',
+MODES = ('train', 'eval', 'generate', 'controls', 'report', 'compare', 'export', 'plan',
          'sweep')
 # A plan touches no TPU: neither its lock nor the questions that libtpu asks of a cloud are needed.
 PLAN_ENVIRONMENT = {
@@ -74,6 +76,7 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_string('workdir', '', 'Where the run lives.', flag_values=values)
   flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
   flags.DEFINE_string('question', '', 'generate: the question.', flag_values=values)
+  flags.DEFINE_string('with', '', 'compare: the WORKDIR of the other run.', flag_values=values)
   flags.DEFINE_bool('verify', False, 'export: compare with transformers.', flag_values=values)
   flags.DEFINE_string('topology', '', 'plan: the TPU, e.g. v5e:4x4.', flag_values=values)
   flags.DEFINE_integer('num_slices', 1, 'plan: how many of them.', flag_values=values)
@@ -177,6 +180,10 @@ def _parse(argv):
   alone = [name for name in _SWEEP_FLAGS if values.mode != 'sweep' and values[name].present]
   if alone:
     raise UserError(f'--{alone[0]}: is for --mode=sweep')
+  if values['with'].value and values.mode != 'compare':
+    raise UserError('--with: is for --mode=compare')
+  if values.mode == 'compare' and not values['with'].value:
+    raise UserError('--mode=compare: with which run? name its WORKDIR with --with=DIR')
   if 'points' in config:
     if values.mode == 'sweep':
       if values.point or values.sweep_dir:
@@ -288,6 +295,10 @@ def _run(argv, console) -> None:
       return
     sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed, say, console,
                 values.conclude, halves)
+    return
+  if values.mode == 'compare':  # of files alone: no accelerator is touched
+    from rim_jax import compare
+    compare.compare(config, workdir, values['with'].value, say, console)
     return
   command = f'python -m rim_jax.main --config={source}' + (
       f' --point={values.point}' if values.point else '') + (

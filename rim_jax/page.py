@@ -89,6 +89,20 @@ def show_share(value):
   return '–' if value is None else mark(value, f'{100 * value:.1f}')
 
 
+def mark_answers(answers) -> str:
+  """Answers read, block -> (text, whether it is right); block 0 is none, and has no number."""
+  return ''.join(
+      f'<span class="{"right" if ok else "wrong"}">{f"{block}: " if block else ""}'
+      f'{"✓" if ok else "✗"} {escape(text, 24)}</span> ' for block, (text, ok) in answers.items())
+
+
+def describe_trained(config, beyond) -> str:
+  """The K of training, beside accuracies by K; `beyond`: those K beyond its positions."""
+  told = '1 a step' if config.method == 'rim_stage1' else str(config.layout.num_blocks)
+  return f'{told} in training' + (
+      f'; from {min(beyond)} on beyond the trained positions' if beyond else '')
+
+
 def wrap_figures(body):
   """Figures side by side where there is room."""
   return body and f'<div class="figures">{body}</div>'
@@ -133,7 +147,7 @@ def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title='
     if xlabel.startswith('ms'):
       axes[-1].set_xlim(left=0)  # ratios are what is read off
     axes[-1].xaxis.set_major_locator(ticker.MaxNLocator(
-        8, integer=xlabel.partition(' ')[0] in ('step', 'block', 'blocks')))
+        8, integer=xlabel.partition(' ')[0] in ('step', 'block', 'blocks', 'answers')))
     if len(lines) > 1:
       figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center',
                     ncols=num_columns, title='block' if by_step else legend_title or None)

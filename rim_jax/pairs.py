@@ -51,7 +51,7 @@ def compare_pairs(entries, states) -> list[dict]:
 def _compare(entry, other, states) -> dict:
   """McNemar of two entries on the same questions, for each seed that both have."""
   mine, theirs = ({states[n].point.factors.get('seed'): states[n].predictions
-                   for n in e['points'] if _has_predictions(states[n])} for e in (entry, other))
+                   for n in e['points'] if has_predictions(states[n])} for e in (entry, other))
   found = {'tests': [], 'not_compared': {}}
   for seed, path in mine.items():
     try:
@@ -63,7 +63,7 @@ def _compare(entry, other, states) -> dict:
   return found
 
 
-def _has_predictions(state) -> bool:
+def has_predictions(state) -> bool:
   """Splits that choose by themselves have no one checkpoint, and so no one answer a question."""
   return state.last[0].eval.checkpoint != 'splits'
 

@@ -1,4 +1,4 @@
-"""What the paper reports on GSM8K: the target beside which a run's own accuracy stands.
+"""What the paper reports on GSM8K: the target beside which the accuracy of own runs stands.
 
 Source: L. Aichberger, S. Hochreiter, arXiv 2605.30343: greedy decoding, models fine-tuned on
 GSM8K-Aug. Nothing here was measured by this project.
@@ -24,20 +24,53 @@ NOTE = ("GPT-2's CoT on GSM8K is that of Coconut's paper, arXiv 2412.06769; RiM'
         'Llama-3.2-3B is derived from figures given there')
 
 
+_COLUMNS = {'direct': 'direct', 'coconut': 'Coconut', 'rim': 'RiM', 'rim_stage2': 'RiM',
+            'cot': 'CoT'}  # method of a config -> that of METHODS
+
+
 def make_target(config: Config, sets: dict) -> list[str]:
   """The figures as a part of a page, below a run's own on the same sets; of other data nothing.
 
   Args:
     sets: what results.json holds.
   """
-  if not config.data.source.startswith('gsm8k'):
+  if not _has_target(config):
     return []
   own = ''.join(
       f'<p>This run ({escape(r["method"])}) on {name}: <strong>'
       f'{show_share(r["final_acc"])}%</strong> of {mark(r["n"])} '
       'questions.</p>' for key, name in NAMES.items() if (r := sets.get(key)))
-  rows = [[f'{model}, {NAMES[key]}', *('–' if x is None else mark(x) for x in values)]
-          for key, models in REPORTED.items() for model, values in models.items()]
-  return [section('What the paper reports', own + make_table(['% right', *METHODS], rows)
-                  + f'<p><small>{SOURCE}: models fine-tuned on GSM8K-Aug, greedy. {escape(NOTE)}. '
-                  "This run's own model and data stand below.</small></p>")]
+  return [_make_section(own, [], "This run's own model and data stand below.")]
+
+
+def make_targets(found) -> list[str]:
+  """The same for settings of many runs: each a row, its mean below the paper's of its method.
+
+  Args:
+    found: (name, config, set, summary of its accuracy over seeds) of each; one of other data, on
+      another set or of a method that the paper has not is left out.
+  """
+  rows = []
+  for name, config, key, summary in found:
+    known = NAMES.get(key.removesuffix('-splits'))  # by the paper's own choice of checkpoints
+    if known and _has_target(config) and config.method in _COLUMNS:
+      spread = '' if summary['stderr'] is None else f' ± {show_share(summary["stderr"])}'
+      cells = dict.fromkeys(METHODS, '') | {
+          _COLUMNS[config.method]: f'<strong>{show_share(summary["mean"])}</strong>{spread}'}
+      rows.append([f'<div class="long">{escape(name)}, {known}<small>found here on {key}, seeds: '
+                   f'{mark(summary["count"])}</small></div>', *cells.values()])
+  return [_make_section('', rows, 'What was found here is a mean over seeds, ± its standard error; '
+                        'its own model and data stand below.')] if rows else []
+
+
+def _has_target(config):
+  return config.data.source.startswith('gsm8k')
+
+
+def _make_section(own, rows, note):
+  """The paper's figures, `rows` of own ones below them in the same columns."""
+  reported = [[f'{model}, {NAMES[key]}', *('–' if x is None else mark(x) for x in values)]
+              for key, models in REPORTED.items() for model, values in models.items()]
+  return section('What the paper reports', own + make_table(['% right', *METHODS], reported + rows)
+                 + f'<p><small>{SOURCE}: models fine-tuned on GSM8K-Aug, greedy. {escape(NOTE)}. '
+                 f'{note}</small></p>')

@@ -21,7 +21,8 @@ from rim_jax import stages as stages_lib
 from rim_jax import stats
 from rim_jax.config import Config, UserError
 from rim_jax.page import (
-    clean, draw, escape, load_json, make_table, mark, section, wrap_figures, write_page)
+    clean, describe_trained, draw, escape, load_json, make_table, mark, mark_answers, section,
+    wrap_figures, write_page)
 
 _METHODS = {
     'rim': 'memory blocks after the question: stage 1, then stage 2',
@@ -314,13 +315,10 @@ def _make_budgets(name, stage, sets, workdir):
   lines = {key: (list(map(int, result['budget_acc'])),
                  [100 * acc for acc in result['budget_acc'].values()])
            for key, result in sets.items() if 'budget_acc' in result}
-  trained = ', 1 a step in training' if stage.method == 'rim_stage1' else (
-      f', {stage.layout.num_blocks} in training')
-  beyond = [k for key in lines for k in sets[key].get('beyond_positions', ())]
-  if beyond:
-    trained += f'; from {min(beyond)} on beyond the trained positions'
+  trained = describe_trained(
+      stage, [k for key in lines for k in sets[key].get('beyond_positions', ())])
   return lines and wrap_figures(draw(f'{name}: accuracy with K blocks', 'accuracy, %',
-                                     f'blocks K{trained}', lines, folder=workdir))
+                                     f'blocks K, {trained}', lines, folder=workdir))
 
 
 def _make_curves(name, stage, folder, sets, workdir):
@@ -385,10 +383,8 @@ def _make_examples(folder, sets, num_shown):
   rows = []
   for p in _choose_examples(load_predictions(folder), 2 * num_shown):
     result = next(iter(sets.values()))
-    answers = ''.join(
-        f'<span class="{"right" if ok else "wrong"}">{f"{block}: " if block else ""}'
-        f'{"✓" if ok else "✗"} {escape(text, 24)}</span> ' for block, (text, ok) in _by_block(
-            zip(p['block_predictions'], p['block_correct']), result['num_blocks']).items())
+    answers = mark_answers(_by_block(
+        zip(p['block_predictions'], p['block_correct']), result['num_blocks']))
     if result['method'] == 'cot':
       answers += f'<pre>{"<br>".join(map(escape, p["text"].split(chr(10))))}</pre>'
     rows.append([f'<div class="long">{escape(p["question"])}</div>', escape(p['answer']),

@@ -7,10 +7,12 @@ import itertools
 
 from rim_jax import conclusion as conclusion_lib
 from rim_jax import config as config_lib
+from rim_jax import examples
 from rim_jax import findings
 from rim_jax import metrics as metrics_lib
 from rim_jax import page
 from rim_jax import pairs
+from rim_jax import paper
 from rim_jax import plots
 from rim_jax import stages as stages_lib
 
@@ -32,20 +34,27 @@ def write_summary(workdir, title: str, conclusion, states):
   entries = conclusion['entries']
   finished = [e for e in entries if e['num_done']]
   done, which = _choose_drawn(finished)
+  by_name = {s.point.name: s for s in states}
+  firsts = {_name(e['points'][0]): by_name[e['points'][0]] for e in done}
   parts = [f'<p>{page.escape(conclusion_lib.describe_best(conclusion["best"]))}</p>',
            page.section('Results', _make_headline(entries)),
            _list(conclusion['warnings']) + _make_notes(entries),
            page.section('Any two', _make_pairs(conclusion),
                         pairs.describe_unpaired(conclusion)
                         or 'no two settings have answers to the same questions by the same seed'),
+           *paper.make_targets(
+               (e['name'], (run := by_name[e['points'][0]]).point.config, run.last[0].eval_set,
+                e['final_acc']) for e in finished),
            *([page.section('More measures', more)] if (more := _make_more(finished)) else []),
            page.section('What each factor does', _make_effects(conclusion['effects'])
                           + _draw_factors(states, workdir)),
            page.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
+           *_make_by_number(done, which, by_name, workdir),
            page.section('Accuracy against latency', _make_latency(
                finished, done, which, workdir)),
            page.section('Learning', _draw_learning(
                done, which, states, workdir)),
+           page.section('Where they differ, by example' + which, examples.make_examples(firsts)),
            page.section('Does the memory do the work?', _make_controls(states)),
            page.section('Runs', _make_runs(states)),
            page.section('How to reproduce it', _make_card(states))]
@@ -209,6 +218,30 @@ def _draw_blocks(entries, which, workdir):
   return page.wrap_figures(lines and page.draw(
       f'accuracy after each block, mean over seeds{which}', 'accuracy, %', 'block', lines,
       folder=workdir, legend_title='run'))
+
+
+def _make_by_number(entries, which, states, workdir) -> list[str]:
+  """Accuracies with K blocks, and of k answers drawn, where some were asked for."""
+  told = {e['name']: page.describe_trained(states[e['points'][0]].last[0], [
+      k for point in e['points'] for k in states[point].result.get('beyond_positions', ())])
+          for e in entries if 'budget_acc' in e}
+  alike = set(told.values()) if len(set(told.values())) == 1 else ()
+  budgets = _draw_by_number(
+      entries, 'budget_acc', f'accuracy with K blocks, mean over seeds{which}',
+      ', '.join(['blocks K', *alike]), workdir)
+  drawn = _draw_by_number(entries, 'pass_at', f'pass@k, mean over seeds{which}',
+                          'answers drawn, k', workdir)
+  notes = [] if alike else [f'{name}: {how}' for name, how in told.items()]
+  return [page.section(title, body) for title, body in (
+      ('Accuracy with more and fewer blocks', budgets + _list(notes)),
+      ('One of k answers is right', drawn)) if body]
+
+
+def _draw_by_number(entries, key, caption, xlabel, workdir):
+  lines = {e['name']: (sorted(map(int, e[key])), [
+      100 * e[key][k]['mean'] for k in sorted(e[key], key=int)]) for e in entries if key in e}
+  return page.wrap_figures(page.draw(caption, 'accuracy, %', xlabel, lines, folder=workdir,
+                                     legend_title='run') if lines else '')
 
 
 def _make_latency(entries, drawn, which, workdir):

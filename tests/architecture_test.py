@@ -73,6 +73,8 @@ NEVER = {
     'probes': {'rim_jax.optim', 'optax', 'jax', 'flax'} | IO - {'io'},
     'latency': {'rim_jax.optim', 'rim_jax.train', 'rim_jax.data', 'optax'},
     'metrics': {'rim_jax.model'},
+    'examples': ALL - {'rim_jax.config', 'rim_jax.page', 'rim_jax.pairs', 'rim_jax.stats'} | {
+        'jax', 'flax', 'optax', 'grain'},
     'paper': ALL - {'rim_jax.config', 'rim_jax.page'} | {'jax', 'numpy'} | IO,
     'page': ALL - {'rim_jax.storage'} | {'jax', 'numpy'},
     'findings': ALL - {'rim_jax.page'} | {'jax', 'numpy'},
@@ -81,6 +83,8 @@ NEVER = {
     'plan': {'rim_jax.data', 'rim_jax.train'},
     'hlo': ALL | {'jax', 'flax'} | IO,
     'summary': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'jax', 'optax', 'grain'},
+    'compare': {'rim_jax.model', 'rim_jax.data', 'rim_jax.train', 'rim_jax.run', 'jax', 'flax',
+                'optax', 'grain', 'absl'},
     'conclusion': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'rim_jax.report', 'jax',
                    'optax', 'grain'},
     'pairs': ALL - {'rim_jax.stats', 'rim_jax.config'} | {'jax', 'flax', 'optax', 'grain'},

@@ -1,16 +1,19 @@
 """A sweep's page says what its files say, and warns where they do not carry an order."""
 
+import dataclasses
 import json
 import re
 
 import pytest
 
 from rim_jax import conclusion
+from rim_jax import paper
 from rim_jax import report
 from rim_jax import summary
 from rim_jax import sweep
 from tests import conclusion_test
 from tests import report_test
+from tests import support
 from tests import sweep_test
 
 
@@ -117,6 +120,82 @@ def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
   assert one['negative_acc']['values'] == [0.25, 0.5]
   rows = (tmp_path / 'sweep.csv').read_text().split('\n')
   assert '1,budget_acc 8,2,0.125,0.125' in rows and '1,negative_acc,2,0.375,0.125' in rows
+
+
+def add_results(state, **fields):
+  path = state.folder / 'results.json'
+  results = json.loads(path.read_text())
+  results['test'] |= fields
+  path.write_text(json.dumps(results))
+
+
+def test_accuracy_by_blocks_and_by_answers_drawn_is_a_mean_over_seeds(tmp_path):
+  """K stand by size; the K of training is told once where it is one, else for each setting."""
+  states = conclusion_test.make_states(tmp_path, [
+      ({'a': a, 'seed': s}, 0.5, 0.5) for a in (1, 2, 3) for s in (0, 1)])
+
+  def write(*changes):
+    for state, change in zip(states, changes):
+      state.point = dataclasses.replace(state.point, config=support.make_config(**change))
+    told = conclusion.conclude(states, tmp_path)
+    return report_test.Page(summary.write_summary(tmp_path, 'K', told, states)).text
+  assert 'with more and fewer blocks' not in write() and 'One of k answers' not in write()
+  for i, state in enumerate(states[:4]):
+    add_results(state, budget_acc={'10': i / 8, '2': 0.5, '0': 0.0}, pass_at={'1': 0.25, '2': 0.5})
+  add_results(states[1], beyond_positions=[8, 10])
+  page = write(*[{'method': 'pause', 'layout__num_blocks': 4}] * 6)
+  lines = (tmp_path / 'figures/accuracy-with-k-blocks-mean-over-seeds.csv').read_text().split()
+  assert lines == ['line,x,y', 'a=1,0.0,0.0', 'a=1,2.0,50.0', 'a=1,10.0,6.25',
+                   'a=2,0.0,0.0', 'a=2,2.0,50.0', 'a=2,10.0,31.25']
+  lines = (tmp_path / 'figures/pass-k-mean-over-seeds.csv').read_text().split()
+  assert lines[1:] == ['a=1,1.0,25.0', 'a=1,2.0,50.0', 'a=2,1.0,25.0', 'a=2,2.0,50.0']
+  assert 'a=1: 4 in training; from 8 on beyond the trained positions' in page
+  assert 'a=2: 4 in training' in page and 'blocks K, ' not in page and 'a=3: 4' not in page
+  add_results(states[3], beyond_positions=[10, 8])
+  page = write()
+  assert 'blocks K, 4 in training; from 8 on beyond the trained positions' in page
+  assert 'a=1: 4 in training' not in page
+  page = write(*[{'method': 'rim_stage1'}] * 2)
+  assert 'a=1: 1 a step in training; from 8 on' in page and 'a=2: 4 in training; from' in page
+
+
+def test_the_paper_s_figures_stand_above_those_found_in_the_columns_of_their_methods(tmp_path):
+  """On its sets, of its methods, on its data: a mean over seeds."""
+  methods = ('direct', 'cot', 'pause', 'rim_stage2')
+  states = conclusion_test.make_states(tmp_path, [
+      ({'a': f'{method}<', 'seed': s}, 0.5, accs[s]) for method, accs in zip(
+          methods, ((0.25, 0.5), (0.5, 0.5), (0.25, 0.25), (0.75, 0.25))) for s in (0, 1)])
+
+  def write(*configs):
+    for i, state in enumerate(states):
+      changes = {'tokenizer__kind': 'bytes', 'data__source': 'gsm8k'} | configs[i // 2]
+      state.point = dataclasses.replace(state.point, config=support.make_config(
+          methods[i // 2], **changes))
+    told = conclusion.conclude(states, tmp_path)
+    page = report_test.Page(summary.write_summary(tmp_path, 'paper', told, states))
+    return told, page, [t for t in page.tables if t[0] and t[0][0][0] == '% right']
+  told, page, (table,) = write({}, {}, {}, {})
+  assert [text for text, _ in table[0]] == ['% right', 'direct', 'Coconut', 'RiM', 'CoT']
+  assert [values for _, values in table[2]] == [(), (23.9,), (36.9,), (42.1,), (49.1,)]
+  assert page.text.count('arXiv 2605.30343') == 1
+  found = {e['name']: (e['final_acc']['mean'], e['final_acc']['stderr']) for e in told['entries']}
+  assert [row[0][0] for row in table[7:]] == [
+      f'a={m}<, GSM8Kfound here on test, seeds: 2' for m in ('direct', 'cot', 'rim_stage2')]
+  for row, place, name in zip(table[7:], (1, 4, 3), ('a=direct<', 'a=cot<', 'a=rim_stage2<')):
+    assert {i: values for i, (_, values) in enumerate(row[1:], 1) if values} == {place: found[name]}
+  other = {'tokenizer__kind': 'chain', 'data__source': 'chain'}
+  *_, (table,) = write(other, {}, {}, other)
+  assert [row[0][0] for row in table[7:]] == ['a=cot<, GSM8Kfound here on test, seeds: 2']
+  *_, tables = write(other, other, {}, other)
+  assert tables == []
+
+
+def test_only_the_whole_of_the_paper_s_sets_stands_beside_its_figures():
+  config = support.make_config('direct', tokenizer__kind='bytes', data__source='gsm8k')
+  summary_ = {'mean': 0.5, 'stderr': None, 'count': 1}
+  for name, there in (('test', 1), ('test-splits', 1), ('gsm_hard', 1), ('test-n100', 0),
+                      ('test-k2', 0), ('valid', 0)):
+    assert len(paper.make_targets([('a', config, name, summary_)])) == there, name
 
 
 def test_a_page_of_more_settings_than_a_table_holds_says_so(tmp_path):
