@@ -16,12 +16,10 @@ from rim_jax import pairs
 from rim_jax import stages as stages_lib
 from rim_jax import stats
 from rim_jax import storage
+from rim_jax import timings
 from rim_jax.points import get_setting, name_setting
 
-CONCLUSION_VERSION = 3  # counted up where a key changes its meaning or goes
-UNLIKE = 'no mean: its runs were not measured alike'
-_MACHINE = ('{device}, {num_devices} device(s), {dtype}, batch {batch}, prompt of {prompt_tokens} '
-            'tokens')  # what every method's time depends on
+CONCLUSION_VERSION = 4  # counted up where a key changes its meaning or goes
 SHOWN = ('valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')  # of every run
 MORE = ('integer_acc', 'negative_acc', 'non_integer_acc', 'changed_acc')  # of GSM-Hard
 BY_NUMBER = ('pass_at', 'budget_acc')  # of those that were asked: k, or K, as text -> accuracy
@@ -37,7 +35,7 @@ def conclude(states, workdir) -> dict:
   for state in states:
     groups.setdefault(name_setting(state.point), []).append(state)
   entries = [_make_entry(name, members) for name, members in groups.items()]
-  _relate_times(entries)
+  timings.relate(entries)
   best = choose_best(entries)
   by_name = {s.point.name: s for s in states}
   pairs.compare_with_best(entries, best, by_name)
@@ -90,44 +88,7 @@ def _summarize(results) -> dict:
   widths = {len(r['block_acc']) for r in results}
   if len(widths) == 1:
     found['block_acc'] = [stats.summarize(b).mean for b in zip(*(r['block_acc'] for r in results))]
-  return found | {'n': results[0]['n']} | _summarize_times(results)
-
-
-def _summarize_times(results) -> dict:
-  """What runs were timed on, each once, and the mean time to the answer's first token.
-
-  There is no mean of runs that were not measured alike: the same machine, dtype, batch, tokens.
-  """
-  timed = [r for r in results if 'ttft_ms' in r]
-  if not timed:
-    return {}
-  alike = {}  # what was measured on -> what it is in words
-  for result in timed:
-    words = result.get('ttft_conditions', 'not told')
-    first = next(iter(result.get('latency', ())), {})
-    facts = {key: value for key, value in first.items() if isinstance(value, (str, int))}
-    alike.setdefault(tuple(sorted(facts.items())) or words, {
-        'machine': _MACHINE.format(**facts) if facts else words, 'conditions': words})
-  found = {'measured_on': list(alike.values())}
-  if len(alike) == 1:
-    values = [r['ttft_ms'] for r in timed]
-    found['ttft_ms'] = dataclasses.asdict(stats.summarize(values)) | {'values': values}
-  return found
-
-
-def _relate_times(entries) -> None:
-  """Ratios of mean times to those of `direct` with all other factors alike, on a like machine.
-
-  Those runs were not timed side by side.
-  """
-  def leave_out_method(entry):
-    return tuple(sorted((k, str(v)) for k, v in entry['factors'].items() if k != 'method'))
-  timed = [e for e in entries if 'ttft_ms' in e]
-  bases = {leave_out_method(e): e for e in timed if e['factors'].get('method') == 'direct'}
-  for entry in timed:
-    base = bases.get(leave_out_method(entry))
-    if base and base['measured_on'][0]['machine'] == entry['measured_on'][0]['machine']:
-      entry['ttft_ratio'] = entry['ttft_ms']['mean'] / base['ttft_ms']['mean']
+  return found | {'n': results[0]['n']} | timings.summarize(results)
 
 
 def _count_steps(state) -> int:
@@ -246,6 +207,8 @@ def _make_csv(entries) -> str:
   for entry in entries:
     for measure, found in entry.items():
       told = ({f'{measure} {k}': x for k, x in found.items()} if measure in BY_NUMBER else
+              {f'{k} batch {row["batch"]}': x for row in found for k, x in row.items()
+               if isinstance(x, dict)} if measure == 'latency' and 'ttft_ms' in entry else
               {measure: found} if isinstance(found, dict) and 'mean' in found else {})
       for name, x in told.items():
         rows.writerow([*(entry['factors'].get(k, '') for k in keys), name, x['count'], x['mean'],
@@ -267,33 +230,20 @@ def make_markdown(conclusion) -> str:
       lines.append(f"| {entry['name']} | {why} | | | | 0 of {entry['num_points']} | | | |")
       continue
     blocks = ' / '.join(f'{100 * a:.1f}' for a in entry.get('block_acc', []))
-    time_ms = (f"{entry['ttft_ms']['mean']:.2f}" if 'ttft_ms' in entry else
-               UNLIKE if 'measured_on' in entry else '')
-    if 'ttft_ratio' in entry:
-      time_ms += f" ({entry['ttft_ratio']:.2f} x)"
     tests = entry.get('against_best', {}).get('tests', [])
     chances = ', '.join(pairs.show_chance(test['p_value']) for test in tests)
     lines.append(
         f"| {entry['name']} | {_show(entry.get('valid_acc'))} | {_show(entry['final_acc'])} | "
         f"{blocks} | {_show(entry.get('any_block_acc'))} | {entry['num_done']} of "
-        f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | {time_ms} | {chances} |")
-  lines += _list_conditions(conclusion['entries']) + pairs.tabulate(conclusion)
+        f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | "
+        f'{timings.show_first(entry)} | {chances} |')
+  lines += timings.tabulate(conclusion['entries']) + pairs.tabulate(conclusion)
   if conclusion['effects']:
     lines += ['', '| changed | pairs | on valid, points | final, points |', '|---|---|---|---|']
     for effect in conclusion['effects']:
       lines.append(f'| {describe_change(effect)} | {count_pairs(effect)} | '
                    + ' | '.join(_show_effect(effect.get(m)) for m in MEASURES) + ' |')
   return '\n'.join(lines) + '\n'
-
-
-def _list_conditions(entries) -> list[str]:
-  """What each time was measured on, a line for those that were measured alike."""
-  names = {}
-  for entry in entries:
-    for measured in entry.get('measured_on', ()):
-      names.setdefault(measured['conditions'], []).append(entry['name'])
-  return ([''] if names else []) + [f"Measured: {', '.join(who)}: {what}."
-                                    for what, who in names.items()]
 
 
 def describe_best(best) -> str:

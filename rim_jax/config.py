@@ -264,7 +264,7 @@ class EvalConfig:
   num_examples: int = 0  # of the split; 0: all
   num_valid_examples: int = 250  # at each checkpoint
   num_shown: int = 4  # questions shown with each block's answer
-  num_latency_runs: int = 20  # behind ttft_ms and latency; 0 leaves them out
+  num_latency_runs: int = 20  # behind ttft_ms, ttft_ratio and latency; 0 leaves them out
   latency_batch_sizes: str = '1'  # questions at once, e.g. '1,8'; the first is ttft_ms's
 
 

@@ -190,12 +190,19 @@ def _count_flops(program, args, num_loops, num_devices) -> float | None:
 
 def measure_run(graphdef, params, frozen, records, config: Config, codec, mesh, num_blocks: int,
                 sizes: tuple, num_runs: int) -> dict:
-  """Latency of a run's final readout, for results.json, on its first question.
+  """Latency of a run's final readout beside direct answering, for results.json.
 
-  A chain of thought is as long as that question's own, so far as eval.max_new_tokens reaches.
+  On the run's first question. A chain of thought is as long as that question's own, so far as
+  eval.max_new_tokens reaches. Direct answering is the run's own network (adapters and all) without
+  its blocks, thoughts or chain, timed in turn with it: weights do not change how long a program
+  takes, so that is the program of a run that was trained to answer directly. Where the run's own
+  program is that one (direct, iCoT, no blocks), it is its own base, and every ratio is 1.
 
-  Returns: {'ttft_ms': median time to the answer's first token at the smallest batch,
-    'ttft_conditions': in words, 'latency': an entry a batch size}.
+  Args:
+    sizes: questions at once; the first is what ttft is of.
+  Returns: {'ttft_ms': median time to the answer's first token at the first batch size,
+    'ttft_ratio': median of its ratios to direct answering's, 'ttft_conditions': in words,
+    'latency': an entry a batch size, as `measure` makes it}.
   Units: milliseconds.
   """
   encoded = codec.encode(records[0])
@@ -205,20 +212,26 @@ def measure_run(graphdef, params, frozen, records, config: Config, codec, mesh, 
     steps = encoded.steps[max(config.layout.skip_steps, 0):]
     num_chain = min(config.eval.max_new_tokens - 1, len(template.answer_prefix) + sum(
         len(step) + len(template.step_separator) for step in steps))
+  own = {'prefix': tuple(evaluate.get_answer_prefix(config, codec)), 'num_blocks': num_blocks,
+         'blocks': evaluate.get_blocks(num_blocks)[-1:], 'num_chain': num_chain}
+  direct = {'prefix': tuple(template.answer_prefix), 'num_blocks': 0, 'blocks': (0,),
+            'num_chain': 0}
   shards = sharding.count_shards(sharding.BATCH, mesh)
   entries = []
   for size in sizes:
-    method = make_method(
-        config.method, graphdef, config, mesh, params, frozen,
-        [encoded.question] * (-(-size // shards) * shards),
-        prefix=evaluate.get_answer_prefix(config, codec), num_blocks=num_blocks,
-        blocks=evaluate.get_blocks(num_blocks)[-1:], num_chain=num_chain,
-        num_answer=len(encoded.answer) + len(template.answer_suffix) + 1,
-        memory_start=codec.memory_start, num_ids=codec.tokenizer.vocab_size)
-    entries += measure([method], num_runs)
+    def make(config, settings, size=-(-size // shards) * shards):
+      return make_method(
+          config.method, graphdef, config, mesh, params, frozen, [encoded.question] * size,
+          num_answer=len(encoded.answer) + len(template.answer_suffix) + 1,
+          memory_start=codec.memory_start, num_ids=codec.tokenizer.vocab_size, **settings)
+    methods = [make(config, own)]
+    if own != direct:
+      methods.append(make(dataclasses.replace(config, method='direct'), direct))
+    entries.append(measure(methods, num_runs, base=methods[-1].name)[0])
   first = entries[0]
   thoughts = first['num_thoughts'] and f"{first['num_thoughts']} thoughts found one by one first, "
   return {'ttft_ms': round(first['first_token_ms']['median'], 3),
+          'ttft_ratio': first['first_token_ratio']['median'],
           'ttft_conditions': (
               f"{first['device']}, {first['num_devices']} device(s), {first['dtype']}, batch "
               f"{first['batch']}, {first['prompt_tokens']} prompt tokens in a trunk of "

@@ -19,6 +19,7 @@ from rim_jax import paper
 from rim_jax import rules
 from rim_jax import stages as stages_lib
 from rim_jax import stats
+from rim_jax import timings
 from rim_jax.config import Config, UserError
 from rim_jax.page import (
     clean, describe_trained, draw, escape, load_json, make_table, mark, mark_answers, section,
@@ -62,17 +63,12 @@ _MEASURES = (  # key in results.json, label, what it means
     ('step_acc_gold_count', 'step accuracy', 'given the gold number of steps'),
     ('num_unfinished', 'unfinished answers', 'cut off at eval.max_new_tokens'),
     ('ttft_ms', 'time to first token', 'of the answer, after its chain where one is written'),
+    ('ttft_ratio', 'x direct answering',
+     'that time, timed side by side in one process; 1 where this is its own program'),
     ('ttft_conditions', 'measured on', ''))
 _LONG = ('ttft_conditions', 'chosen_on')  # sentences
 _MAX_POINTS = 250  # of one curve
-_PARTS = (('first_token_ms', "to the answer's first token"), ('full_ms', 'to its end'),
-          ('prefill_ms', 'prefill'), ('decode_ms', 'decode'))
-_CONDITIONS = (
-    '{device}, {num_devices} device(s), {dtype}; {prompt_tokens} prompt tokens, in a trunk of '
-    '{trunk_tokens}; {num_readouts} readout(s) of {num_blocks} blocks; {prefix_tokens} tokens '
-    'forced, {generated_to_first} generated to the first of the answer and {generated_in_full} to '
-    'its end')
-_THOUGHTS = '; {num_thoughts} thoughts, found one after the other before it'  # in their one block
+_UNITS = {'ttft_ms': '{:,.2f} ms', 'ttft_ratio': '{:.2f}'}
 
 
 def load_predictions(folder, name=None) -> list[dict]:
@@ -110,7 +106,7 @@ def _format(key, value):
   if key == 'temperature':
     return f'{value:g}'
   if isinstance(value, float):
-    return f'{value:,.2f} ms' if key == 'ttft_ms' else f'{100 * value:.1f}%'
+    return _UNITS[key].format(value) if key in _UNITS else f'{100 * value:.1f}%'
   return f'{value:,}' if isinstance(value, int) else clean(value)
 
 
@@ -285,19 +281,23 @@ def _make_latency(results, workdir):
         label = f'{name}: {key}, batch {entry["batch"]}'
         medians = [entry[part]['median'] for part in ('first_token_ms', 'full_ms')]
         lines[label] = (medians, [100 * result['final_acc']] * 2)
-        told = (_CONDITIONS + _THOUGHTS * bool(entry.get('num_thoughts'))).format(**entry)
-        rows.append([f'<div class="long">{escape(label)}<small>{escape(told)}</small></div>',
-                     *(_show_time(entry[part]) for part, _ in _PARTS)])
+        told = escape(timings.describe(entry))
+        rows.append([f'<div class="long">{escape(label)}<small>{told}</small></div>',
+                     *(_show_time(entry, part) for part, _ in timings.PARTS)])
   return rows and wrap_figures(draw(
       "accuracy against time: from the answer's first token to its end", 'accuracy, %',
       'ms, warm, median', lines, folder=workdir, legend_title='set and questions at once')
-  ) + make_table(['', *(f'{label}<small>ms: median (quartiles)</small>' for _, label in _PARTS)],
-                 rows)
+  ) + make_table(['', *(f'{label}<small>ms, and x direct: median (quartiles)</small>'
+                        for _, label in timings.PARTS)], rows) + (
+      f'<p><small>{timings.X_DIRECT}.</small></p>')
 
 
-def _show_time(summary):
-  low, middle, high = (mark(summary[k], f'{summary[k]:.2f}') for k in ('q1', 'median', 'q3'))
-  return f'{middle}<small>({low} to {high})</small>'
+def _show_time(entry, part):
+  def show(summary, unit=''):
+    low, middle, high = (mark(summary[k], f'{summary[k]:.2f}') for k in ('q1', 'median', 'q3'))
+    return f'{middle}{unit}<small>({low} to {high})</small>'
+  ratio = entry.get(f'{part}_ratio')  # not in older results
+  return show(entry[f'{part}_ms']) + (show(ratio, '\xa0x\xa0direct') if ratio else '')
 
 
 def _make_questions(name, stage, folder, sets, workdir, last):

@@ -15,6 +15,7 @@ from rim_jax import pairs
 from rim_jax import paper
 from rim_jax import plots
 from rim_jax import stages as stages_lib
+from rim_jax import timings
 
 _HEAD = ('', 'on valid<small>chooses the checkpoint of a run, and the best of all</small>', 'final',
          'any block<small>upper bound: picks the right block by looking at the answer</small>',
@@ -78,8 +79,7 @@ def _make_headline(entries):
         _name(entry['name']), cells[0], f'<strong>{cells[1]}</strong>', *cells[2:],
         f'{entry["num_done"]} of {entry["num_points"]}',
         ', '.join(map(str, entry.get('steps', ()))),
-        _show_time(entry) + f'<small>{_show_ratio(entry)} x direct</small>' * (
-            'ttft_ratio' in entry),
+        _show_time(entry),
         '<br>'.join(_show_chance(t['p_value']) for t in tests) or '–'])
   return page.make_table(_HEAD, rows)
 
@@ -100,14 +100,12 @@ def _make_more(entries):
 
 
 def _show_time(entry):
+  """The mean time to the first token, and below it its ratio to direct answering's."""
   if 'ttft_ms' not in entry:
-    return conclusion_lib.UNLIKE if 'measured_on' in entry else '–'
-  return _show(entry['ttft_ms'], 1, '')
-
-
-def _show_ratio(entry):
-  return page.mark(entry['ttft_ratio'], f'{entry["ttft_ratio"]:.2f}') if (
-      'ttft_ratio' in entry) else '–'
+    return timings.UNLIKE if 'measured_on' in entry else '–'
+  ratio = 'ttft_ratio' in entry and page.mark(entry['ttft_ratio'], f'{entry["ttft_ratio"]:.2f}')
+  return _show(entry['ttft_ms'], 1, '') + (
+      f'<small>{ratio} x direct, {entry["ttft_ratio_how"]}</small>' if ratio else '')
 
 
 def _make_pairs(conclusion):
@@ -245,21 +243,42 @@ def _draw_by_number(entries, key, caption, xlabel, workdir):
 
 
 def _make_latency(entries, drawn, which, workdir):
-  """Times to the answer's first token beside what they were measured on, and their figure."""
-  timed = [e for e in entries if 'measured_on' in e]
-  lines = {e['name']: ([e['ttft_ms']['mean']], [100 * e['final_acc']['mean']])
-           for e in drawn if 'ttft_ms' in e}
-  rows = [[_name(e['name']), _show_time(e), _show_ratio(e), '<div class="long">' + '<br>'.join(
-      page.escape(m['conditions']) for m in e['measured_on']) + '</div>'] for e in timed]
-  everywhere = {m['machine'] for e in timed for m in e['measured_on']}
-  note = everywhere.pop() if len(everywhere) == 1 else (
-      'not all measured alike; only those that were can be compared')
-  return rows and page.wrap_figures(lines and page.draw(
-      f"accuracy against the time to the answer's first token; {note}{which}", 'accuracy, %',
-      'ms, warm', lines, folder=workdir, legend_title='run')) + page.make_table(
-          ('', "ms to the answer's first token",
-           'x direct<small>of means; runs were not timed side by side</small>', 'measured on'),
-          rows) + f'<p><small>Measured: {page.escape(note)}.</small></p>'
+  """Times beside what they were measured on, a row a batch size, and their figure."""
+  rows = [[_name(e['name']), page.mark(row['batch']) if 'batch' in row else '–',
+           *(_show_part(row, part) for part, _ in timings.PARTS),
+           f'<div class="long">{page.escape(row["conditions"])}</div>']
+          for e in entries for row in timings.list_rows(e)]
+  if not rows:
+    return ''
+  lines = {e['name']: _list_points(e) for e in drawn if 'ttft_ms' in e}
+  machines = {m['machine'] for e in entries for m in e.get('measured_on', ())}
+  warning = 'not all measured alike; only those that were can be compared' * (len(machines) > 1)
+  figure = page.draw(
+      "accuracy against time, from the answer's first token to its end; "
+      f'{warning or machines.pop()}{which}', 'accuracy, %', 'ms, warm', lines, folder=workdir,
+      legend_title='run') if lines else ''
+  notes = '; '.join(filter(None, (timings.TIMES_MEAN, warning)))
+  head = (f'{label}<small>ms, and x direct</small>' for _, label in timings.PARTS)
+  return (page.wrap_figures(figure)
+          + page.make_table(['', 'questions at once', *head, 'measured on'], rows)
+          + f'<p><small>{page.escape(notes)}.</small></p>')
+
+
+def _list_points(entry):
+  """Mean times to the answer's first token and, where it is known, to its end; and accuracies."""
+  full = next(iter(entry.get('latency', ())), {}).get('full_ms')
+  times = [entry['ttft_ms']['mean'], *([full['mean']] if full else ())]
+  return times, [100 * entry['final_acc']['mean']] * len(times)
+
+
+def _show_part(row, part):
+  """A mean time, and below it its ratio to direct answering's."""
+  if 'first_token_ms' not in row:
+    return timings.UNLIKE if part == 'first_token' else '–'
+  ratio = row.get(f'{part}_ratio')
+  how = f', {ratio["how"]}' if ratio and 'how' in ratio else ''
+  return _show(row.get(f'{part}_ms'), 1, '') + (
+      f'<small>{_show(ratio, 1, " x direct")}{how}</small>' if ratio else '')
 
 
 def _draw_learning(entries, which, states, workdir):

@@ -88,6 +88,7 @@ NEVER = {
     'conclusion': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'rim_jax.report', 'jax',
                    'optax', 'grain'},
     'pairs': ALL - {'rim_jax.stats', 'rim_jax.config'} | {'jax', 'flax', 'optax', 'grain'},
+    'timings': ALL - {'rim_jax.stats'} | {'jax', 'numpy', 'flax', 'optax', 'grain'} | IO,
     'devices': ALL - {'rim_jax.config'} | {'flax', 'optax', 'grain', 'etils', 'numpy'},
     'board': ALL - {'rim_jax.metrics', 'rim_jax.stages'} | {'jax', 'flax', 'optax', 'grain'},
     'halving': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'jax', 'optax', 'grain'},

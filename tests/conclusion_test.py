@@ -61,36 +61,6 @@ def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(t
   assert [e['num_done'] for e in told['entries']] == [1, 1, 0]
 
 
-FACTS = {'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': 1, 'prompt_tokens': 9,
-         'trunk_tokens': 32, 'first_token_ms': {'median': 1.0}}
-
-
-@pytest.mark.parametrize('other', [
-    {'device': 'gpu'}, {'num_devices': 2}, {'dtype': 'bfloat16'}, {'batch': 8},
-    {'prompt_tokens': 10}, {'trunk_tokens': 48}, None])
-def test_times_that_differ_in_any_one_condition_have_no_mean(tmp_path, other):
-  """None: one run has words alone, as the other has; both without entries are told by them."""
-  states = make_states(tmp_path, [({'a': 1, 'seed': s}, 0.5, 0.5) for s in (0, 1)])
-
-  def conclude(*found):
-    for state, times in zip(states, found):
-      path = state.folder / 'results.json'
-      result = json.loads(path.read_text())['test'] | {'ttft_ms': 2.0}
-      result.pop('latency', None)
-      path.write_text(json.dumps({'test': result | times}))
-    entry, = conclusion.conclude(states, tmp_path)['entries']
-    return 'ttft_ms' in entry, len(entry['measured_on'])
-  one = {'latency': [FACTS | {'first_token_ms': {'median': 2.0}}], 'ttft_conditions': 'here'}
-  two = {'latency': [FACTS], 'ttft_conditions': 'here, in other words'}
-  assert conclude(one, two) == (True, 1)  # times and words may differ
-  if other:
-    assert conclude(one, one | {'latency': [FACTS | other]}) == (False, 2)
-  else:
-    words = {'ttft_conditions': 'here'}
-    assert conclude(words, words) == (True, 1) and conclude(words, one) == (False, 2)
-    assert conclude(words, {'ttft_conditions': 'there'}) == (False, 2)
-
-
 def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
   states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9), ({'a': 3}, 0.4, 0.9)])
   for state, base, tokenizer in zip(states, ('x', 'x', 'y'), ('t', 't', 't')):

@@ -1,5 +1,7 @@
 """The timing logic on a clock that is known, and what the timed programs compute."""
 
+import dataclasses
+import functools
 import statistics
 
 from flax import nnx
@@ -10,6 +12,7 @@ import pytest
 from rim_jax import decode
 from rim_jax import latency
 from rim_jax import sharding
+from rim_jax import train_step
 from rim_jax.config import MeshConfig
 from tests import support
 
@@ -154,35 +157,120 @@ def test_flops_of_a_chain_are_those_of_its_steps():
   assert flops[4]['decode'] == flops[4]['full'] - prefill
 
 
+# ---- A run's own figures ----
+
+
+@pytest.fixture
+def fake_time(monkeypatch):
+  """Programs that take a clock's seconds: direct's 1, 1.1, ..., others 2, 3, 4 or 5 times as long.
+
+  Returns: (the clock, what each method was made with).
+  """
+  clock, seen = Clock(), []
+
+  def make(name, graphdef, config, mesh, params, frozen, questions, **settings):
+    seen.append(settings | {'name': name, 'config': config, 'questions': questions})
+    return latency.Method(name, {
+        part: clock.make_program((name, part), [
+            (1 if name == 'direct' else 2 + i) * (1 + 0.1 * n) for n in range(9)])
+        for i, part in enumerate(latency.PARTS)}, {
+            'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': len(questions),
+            'prompt_tokens': 3, 'trunk_tokens': 32, 'prefix_tokens': len(settings['prefix']),
+            'generated_to_first': settings['num_chain'] + 1,
+            'num_thoughts': 3 * (name == 'coconut_stage')}, dict)
+  monkeypatch.setattr(latency, 'make_method', make)
+  monkeypatch.setattr(latency, 'measure', functools.partial(latency.measure, clock=clock))
+  return clock, seen
+
+
+def measure_run(config, sizes=(1, 4), num_runs=7, state=(None, {}, {}), devices=1):
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+  return latency.measure_run(*state, support.RECORDS, config, support.make_codec(config), mesh,
+                             config.eval_blocks, sizes, num_runs)
+
+
 @pytest.mark.parametrize('method, changes, chain', [
-    ('rim_stage2', {}, 0), ('direct', {}, 0),
+    ('rim_stage2', {}, 0),
     ('coconut_stage', {'layout__answer_prefix': '*', 'layout__skip_steps': -1}, 0),
     ('cot', {'layout__answer_prefix': '*'}, 5),
     ('cot', {'layout__answer_prefix': '*', 'eval__max_new_tokens': 3}, 2)])
-def test_a_run_says_how_it_was_measured(method, changes, chain, monkeypatch):
+def test_a_run_is_timed_in_turn_with_direct_answering(method, changes, chain, fake_time):
   """r:1 has the steps 3 and 6, written with a separator each, and then the answer's prefix."""
   config = support.make_config(method, model__num_layers=1, **(
       {'eval__max_new_tokens': 8} | changes))
+  (clock, seen), found = fake_time, measure_run(config)
+  own, direct, *more = seen
+  assert len(more) == 2 and [len(s['questions']) for s in seen] == [1, 1, 4, 4]
+  assert own['num_chain'] == chain and own['num_answer'] == 2  # '6', eos
+  assert own['blocks'] == ({'rim_stage2': (3,), 'coconut_stage': (1,)}.get(method, (0,)))
+  assert own['config'] == config and own['num_blocks'] == config.eval_blocks
+  prefix = tuple(support.make_codec(config).template.answer_prefix)
+  assert len(prefix) == ('layout__answer_prefix' in changes)
+  assert own['prefix'] == (() if method == 'cot' else prefix)  # a chain writes it
+  # Direct answering: the same network, question, number of answer tokens and batch; nothing else.
+  assert {k: direct[k] for k in ('name', 'prefix', 'num_blocks', 'blocks', 'num_chain')} == {
+      'name': 'direct', 'prefix': prefix, 'num_blocks': 0, 'blocks': (0,), 'num_chain': 0}
+  assert direct['config'] == dataclasses.replace(config, method='direct')
+  assert direct['questions'] == own['questions'] and direct['num_answer'] == own['num_answer']
+  assert clock.order[:16] == [(name, part) for name in (method, 'direct')
+                              for part in latency.PARTS] * 2
+  assert clock.order.count(('direct', 'full')) == 2 * (latency.NUM_WARM + 7)
+
+  assert [(e['method'], e['batch']) for e in found['latency']] == [(method, 1), (method, 4)]
+  for entry in found['latency']:
+    for i, part in enumerate(latency.PARTS):  # of runs 3 to 9
+      assert entry[f'{part}_ms']['median'] == pytest.approx(1500 * (2 + i))
+      assert entry[f'{part}_ratio'] == pytest.approx(
+          {'median': 2 + i, 'q1': 2 + i, 'q3': 2 + i, 'runs': 7})
+  assert found['ttft_ms'] == 4500.0
+  assert found['ttft_ratio'] == found['latency'][0]['first_token_ratio']['median']
+  assert found['ttft_conditions'] == (
+      f'cpu, 1 device(s), float32, batch 1, 3 prompt tokens in a trunk of 32, {len(own["prefix"])} '
+      'forced, ' + ('3 thoughts found one by one first, ' if method == 'coconut_stage' else '')
+      + f'{chain + 1} generated to the first of the answer, median of 7 warm runs')
+
+
+@pytest.mark.parametrize('method, changes', [
+    ('direct', {}), ('icot', {'layout__answer_prefix': '*'}),
+    ('rim_stage2', {'eval__num_blocks': 0}), ('coconut_stage', {'eval__num_blocks': 0,
+                                                                'layout__skip_steps': -1})])
+def test_what_is_direct_answerings_program_is_its_own_base(method, changes, fake_time):
+  config = support.make_config(method, model__num_layers=1, **changes)
+  (clock, seen), found = fake_time, measure_run(config, (1,), 3)
+  assert [s['name'] for s in seen] == [method] and len(clock.order) == 4 * (latency.NUM_WARM + 3)
+  assert found['ttft_ratio'] == 1.0
+  assert all(found['latency'][0][f'{part}_ratio'] == {
+      'median': 1.0, 'q1': 1.0, 'q3': 1.0, 'runs': 3} for part in latency.PARTS)
+
+
+@pytest.mark.parametrize('method, changes', [
+    ('rim_stage2', {'model__lora__rank': 2, 'optim__trainable': 'lora',
+                    'layout__readout_sees_question': False}),
+    ('coconut_stage', {'layout__block_tokens': 4, 'layout__skip_steps': -1})])
+def test_the_base_is_what_direct_answering_decodes_with_the_same_network(method, changes,
+                                                                         monkeypatch):
+  config = support.make_config(method, model__num_layers=1, layout__answer_prefix='*', **changes)
+  codec = support.make_codec(config)
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  program = train_step.make_program(config, codec.tokenizer.vocab_size, 1, mesh)
+  state, frozen = program.init(jax.random.key(0))
+  assert bool(jax.tree.leaves(frozen)) == (method == 'rim_stage2')
   seen = []
 
-  def make(name, *args, **settings):
-    seen.append(settings | {'questions': args[-1]})
-    return latency.Method(name, {}, {
-        'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': len(args[-1]),
-        'prompt_tokens': 3, 'trunk_tokens': 32, 'prefix_tokens': 0,
-        'generated_to_first': settings['num_chain'] + 1,
-        'num_thoughts': 3 * (name == 'coconut_stage')}, dict)
-  monkeypatch.setattr(latency, 'make_method', make)
-  monkeypatch.setattr(latency, 'measure', lambda methods, runs: [
-      {**m.facts, 'first_token_ms': latency.summarize([1.23456])} for m in methods])
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  found = latency.measure_run(None, {}, {}, support.RECORDS, config, support.make_codec(config),
-                              mesh, config.eval_blocks, (1, 4), 7)
-  assert [len(s['questions']) for s in seen] == [1, 4]
-  assert seen[0]['num_chain'] == chain and seen[0]['num_answer'] == 2  # '6', eos
-  assert seen[0]['blocks'] == ({'rim_stage2': (3,), 'coconut_stage': (1,)}.get(method, (0,)))
-  assert found['ttft_ms'] == 1.235 and len(found['latency']) == 2
-  assert found['ttft_conditions'] == (
-      'cpu, 1 device(s), float32, batch 1, 3 prompt tokens in a trunk of 32, 0 forced, '
-      + ('3 thoughts found one by one first, ' if method == 'coconut_stage' else '')
-      + f'{chain + 1} generated to the first of the answer, median of 7 warm runs')
+  def measure(methods, num_runs, base):
+    seen.extend(methods)
+    assert base == methods[1].name
+    return [m.facts | {f'first_token_{key}': latency.summarize([1.0]) for key in ('ms', 'ratio')}
+            for m in methods]
+  monkeypatch.setattr(latency, 'measure', measure)
+  measure_run(config, (1,), state=(program.graphdef, state.params, frozen))
+  direct = support.make_config('direct', model__num_layers=1, layout__answer_prefix='*')
+  question = codec.encode(support.RECORDS[0]).question
+  trunks = jax.tree.map(jax.numpy.asarray, decode.make_trunks(
+      [question], 0, 32, 1, direct, codec.memory_start))
+  expected = jax.jit(decode.decode, static_argnums=range(7))(
+      program.graphdef, direct, tuple(codec.template.answer_prefix), latency._NO_EOS,
+      codec.tokenizer.vocab_size, (0,), 2, state.params, frozen, trunks)
+  np.testing.assert_array_equal(seen[1].parts['full'](), expected)
+  assert {k: seen[1].facts[k] for k in ('num_blocks', 'num_readouts', 'num_thoughts')} == {
+      'num_blocks': 0, 'num_readouts': 1, 'num_thoughts': 0}

@@ -24,7 +24,8 @@ def make_result(method, num_blocks, **fields):
   return {'n': 1319, 'num_blocks': num_blocks, 'final_acc': 0.4321455648218347,
           'final_acc_stderr': 0.013640, 'block_acc': [(k + 1.23456) / 41 for k in range(readings)],
           'any_block_acc': 0.765432, 'majority_acc': 0.45678, 'num_unfinished': 17,
-          'answer_rule': RULE, 'ttft_ms': 12.379, 'ttft_conditions': 'a device <of> [b]mine[/b]',
+          'answer_rule': RULE, 'ttft_ms': 12.379, 'ttft_ratio': 1.2376,
+          'ttft_conditions': 'a device <of> [b]mine[/b]',
           'step': 1234, 'checkpoint': 'best', 'method': method, 'format': 1, **fields}
 
 
@@ -169,6 +170,7 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
         assert values == (result[key], *errors)
   assert rows['final_acc'][0][0] == '43.2% ± 1.4%'
   assert rows['n'][0][0] == '1,319' and rows['ttft_ms'][0][0] == '12.38 ms'
+  assert rows['ttft_ratio'][0][0] == '1.24'
   assert 'upper bound: picks the right block by looking at the answer' in page.text
   # The tables by block, of both stages.
   tables = [t for t in rest if t[1][0][0].startswith('after ')]
@@ -193,10 +195,12 @@ def test_every_number_on_the_terminal_is_that_of_results_json(tmp_path):
            for key, label in (('n', 'questions'), ('final_acc', 'final accuracy'),
                               ('any_block_acc', 'any block'), ('majority_acc', 'majority'),
                               ('step_acc_gold_count', 'step accuracy'),
-                              ('num_unfinished', 'unfinished'), ('ttft_ms', 'time to first'))}
+                              ('num_unfinished', 'unfinished'), ('ttft_ms', 'time to first'),
+                              ('ttft_ratio', 'x direct answering'))}
   assert '43.2% +- 1.4%' in shown['final_acc'] and ' 1,319 ' in shown['n']
   assert ' 45.7% ' in shown['majority_acc'] and ' 17 ' in shown['num_unfinished']
   assert ' 81.2% ' in shown['step_acc_gold_count'] and ' ms' in shown['ttft_ms']
+  assert ' 1.24 ' in shown['ttft_ratio'] and '(that time, timed side' in shown['ttft_ratio']
   assert ' 76.5% ' in shown['any_block_acc'] and '(upper bound: picks' in shown['any_block_acc']
   for k, acc in enumerate(result['block_acc'], 1):
     assert any(re.match(rf' *after block {k} +{100 * acc:.1f}%', line) for line in lines)
@@ -307,20 +311,23 @@ def test_every_figure_is_kept_as_a_picture_and_as_its_data(tmp_path):
   assert rows[0] == 'line,x,y' and [r for r in rows if r.startswith('test,')] == want
 
 
-def make_latency(batch, start):
-  """An entry as `latency.measure` makes it, with every time another."""
+def make_latency(batch, start, ratio=None):
+  """An entry as `latency.measure` makes it, with every time, and every ratio, another."""
+  def summarize(value):
+    return {'median': value, 'q1': value - 0.25, 'q3': value + 0.5, 'runs': 20}
+  parts = ('prefill', 'first_token', 'decode', 'full')
+  ratios = {} if ratio is None else {f'{part}_ratio': summarize(ratio + 0.125 * i)
+                                     for i, part in enumerate(parts)}
   return {'device': 'a <chip>', 'num_devices': 2, 'dtype': 'bfloat16', 'batch': batch,
           'prompt_tokens': 9, 'trunk_tokens': 32, 'num_blocks': 4, 'num_readouts': 1,
           'prefix_tokens': 5, 'generated_to_first': 17, 'generated_in_full': 19,
-          **{f'{part}_ms': {'median': start + i, 'q1': start + i - 0.25, 'q3': start + i + 0.5,
-                            'runs': 20}
-             for i, part in enumerate(('prefill', 'first_token', 'decode', 'full'))}}
+          **{f'{part}_ms': summarize(start + i) for i, part in enumerate(parts)}, **ratios}
 
 
 def test_latency_is_that_of_results_json_beside_all_it_depends_on(tmp_path):
   stage1 = make_result('rim_stage1', 4, latency=[make_latency(1, 1.125)], final_acc=0.25)
   stage2 = make_result('rim_stage2', 4, final_acc=0.75,
-                       latency=[make_latency(1, 2.5), make_latency(8, 5.125)])
+                       latency=[make_latency(1, 2.5, 1.0625), make_latency(8, 5.125, 1.5)])
   write_run(tmp_path / 'stage1', 'rim_stage1', 4, test=stage1)
   write_run(tmp_path / 'stage2', 'rim_stage2', 4, test=stage2)
   page = write_page(tmp_path, 'rim')
@@ -331,14 +338,17 @@ def test_latency_is_that_of_results_json_beside_all_it_depends_on(tmp_path):
   for row, (label, (result, nth)) in zip(table[1:], wanted.items(), strict=True):
     entry = result['latency'][nth]
     assert row[0][0].startswith(label)
-    for part, (_, values) in zip(('first_token', 'full', 'prefill', 'decode'), row[1:]):
-      told = entry[f'{part}_ms']
-      assert values == (told['median'], told['q1'], told['q3'])
+    for part, (text, values) in zip(('first_token', 'full', 'prefill', 'decode'), row[1:]):
+      told = [entry[key] for key in (f'{part}_ms', f'{part}_ratio') if key in entry]
+      assert values == tuple(t[key] for t in told for key in ('median', 'q1', 'q3'))
+      assert len(told) == 1 + label.startswith('stage2')  # stage 1's is an older result
+      assert text.count('x\xa0direct') == len(told) - 1
     for told in ('a <chip>, 2 device(s), bfloat16', '9 prompt tokens', 'trunk of 32',
                  '1 readout(s) of 4 blocks', '5 tokens forced', '17 generated', '19 to its end'):
       assert told in row[0][0], told
     points += [f"{label!r},{entry[f'{part}_ms']['median']},{100 * result['final_acc']}".replace(
         "'", '"') for part in ('first_token', 'full')]
+  assert report.timings.X_DIRECT in page.text
   name = 'accuracy-against-time-from-the-answer-s-first-token-to-its-end'
   assert (tmp_path / f'figures/{name}.csv').read_text().split('\n') == ['line,x,y', *points, '']
 

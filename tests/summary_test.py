@@ -11,10 +11,12 @@ from rim_jax import paper
 from rim_jax import report
 from rim_jax import summary
 from rim_jax import sweep
+from rim_jax import timings
 from tests import conclusion_test
 from tests import report_test
 from tests import support
 from tests import sweep_test
+from tests import timings_test
 
 
 @pytest.fixture
@@ -232,75 +234,124 @@ def test_controls_stand_beside_what_they_should_give(swept):
 # ---- Times ----
 
 
-def add_times(folder, points, devices):
-  """ttft_ms 2, 4, 6, ... of each point in turn, measured on a device, or in words alone."""
-  for nth, (point, device) in enumerate(zip(points, devices)):
+def add_times(folder, points, devices, ratios=(None,) * 4):
+  """ttft_ms 2, 4, 6, ... of each point in turn, measured on a device, or in words alone.
+
+  Where there is a ratio to direct answering's, also 10 times that at a batch of 8.
+  """
+  for nth, (point, device, ratio) in enumerate(zip(points, devices, ratios)):
     path = folder / 'points' / point.name / 'results.json'
     results = json.loads(path.read_text())
     results['test'] |= {'ttft_ms': 2.0 * nth + 2,
                         'ttft_conditions': f'{device}, trunk of {nth // 2}'}
     if device:
-      results['test']['latency'] = [{'device': device, 'num_devices': 1, 'dtype': 'float32',
-                                     'batch': 1 + 7 * (device == 'b8'),
-                                     'prompt_tokens': 9 + (device == 'longer')}]
+      facts = {'device': device, 'batch': 1 + 7 * (device == 'b8'),
+               'prompt_tokens': 9 + (device == 'longer'), 'trunk_tokens': 32 + 16 * (nth // 2)}
+      results['test']['latency'] = [timings_test.make_latency(2.0 * nth + 2, ratio, **facts)]
+      if ratio:
+        results['test']['latency'].append(timings_test.make_latency(
+            20.0 * nth + 20, 10 * ratio, **facts | {'batch': 8}))
     path.write_text(json.dumps(results))
 
 
 @pytest.fixture
 def time_methods(tmp_path):
-  """(rows of the table of times by name, the page's text) of methods timed on some devices."""
-  def run(*devices):
+  """(rows of the table of times by name, the headline's cells, the page's text, sweep.json)."""
+  def run(*devices, **settings):
     points = sweep_test.load([({'method': m, 'seed': s}, {'method': m, 'seed': s})
                               for m in ('direct', 'pause') for s in (0, 1)])
     sweep_test.drive(tmp_path, points)
-    add_times(tmp_path, points, devices)
+    add_times(tmp_path, points, devices, **settings)
     sweep_test.drive(tmp_path, points)  # nothing is left to run: it concludes anew
     page = report_test.Page(tmp_path / 'report.html')
     table, = (t for t in page.tables if t[0][-1][0] == 'measured on')
     headline = {row[0][0]: row[7] for row in page.tables[0][1:]}
     told = {e['name']: e for e in json.loads((tmp_path / 'sweep.json').read_text())['entries']}
-    return {row[0][0]: row[1:] for row in table[1:]}, headline, page.text, told
+    rows = {}
+    for row in table[1:]:
+      rows.setdefault(row[0][0], []).append(row[1:])
+    return rows, headline, page.text, told
   return run
 
 
-def test_times_stand_beside_what_they_were_measured_on(time_methods, tmp_path):
-  rows, headline, text, told = time_methods(*['a <chip>'] * 4)
-  assert rows['method=direct'][0][1][0] == 3.0 and rows['method=pause'][0][1][0] == 7.0
-  assert rows['method=direct'][1][1] == (1.0,) and rows['method=pause'][1][1] == (7 / 3,)
-  assert 'a <chip>, trunk of 1' in rows['method=pause'][2][0]
-  assert 'Measured: a <chip>, 1 device(s), float32, batch 1, prompt of 9 tokens.' in text
-  assert headline['method=pause'] == ('7.00\xa0±\xa01.002.33 x direct', (7.0, 1.0, 7 / 3))
-  name = 'accuracy-against-the-time-to-the-answer-s-first-token'
-  assert 'method=pause,7.0,55.0' in (tmp_path / f'figures/{name}.csv').read_text()
+FIGURE = 'figures/accuracy-against-time-from-the-answer-s-first-token-to-its-end.csv'
+
+
+def test_times_and_ratios_of_every_part_are_those_of_sweep_json(time_methods, tmp_path):
+  rows, headline, text, told = time_methods(*['a <chip>'] * 4, ratios=(1.0, 1.0, 1.25, 1.75))
+  for name, entry in told.items():
+    assert [row[0] for row in rows[name]] == [('1', (1,)), ('8', (8,))]
+    for row, found in zip(rows[name], entry['latency'], strict=True):
+      for (cell, values), part in zip(row[1:], timings_test.PARTS):
+        assert values == tuple(found[f'{part}_{what}'][key] for what in ('ms', 'ratio')
+                               for key in ('mean', 'stderr'))
+        assert cell.endswith(' x direct')
+      assert row[5][0] == timings.describe(found) and row[5][0].startswith('a <chip>, 1 device(s)')
+  pause = told['method=pause']
+  assert pause['latency'][0]['full_ms'] == {'mean': 8.0, 'stderr': 1.0, 'count': 2}
+  assert pause['latency'][1]['decode_ratio']['mean'] == 15.0 + 1.5
+  assert headline['method=pause'] == (
+      '7.00\xa0±\xa01.001.50 x direct, side by side', (7.0, 1.0, 1.5))
+  assert 'a <chip>, 1 device(s), float32, batch 1, prompt of 9 tokens' in text  # the figure's
+  assert timings.TIMES_MEAN in text and 'not all measured alike' not in text
+  figure = (tmp_path / FIGURE).read_text()
+  assert [line.rpartition(',')[0] for line in figure.split('\n')[1:-1]] == [
+      'method=direct,3.0', 'method=direct,4.0', 'method=pause,7.0', 'method=pause,8.0']
+  markdown = (tmp_path / 'sweep.md').read_text()
+  assert '| 7.00 (1.50 x side by side) |' in markdown
+  assert '\n'.join(timings.tabulate(list(told.values()))) in markdown
+  rows = (tmp_path / 'sweep.csv').read_text()
+  assert 'pause,ttft_ms,2,7.0,1.0\n' in rows and 'pause,full_ms batch 8,2,71.0,10.0\n' in rows
+  assert 'pause,first_token_ratio batch 1,2,1.5,0.25\n' in rows
+
+
+def test_older_times_have_a_ratio_of_means(time_methods, tmp_path):
+  rows, headline, _, told = time_methods(*['a'] * 4)
+  (pause,), (direct,) = rows['method=pause'], rows['method=direct']
+  assert pause[1] == ('7.00\xa0±\xa01.002.33 x direct, of means', (7.0, 1.0, 7 / 3))
+  assert direct[1][1] == (3.0, 1.0, 1.0) and pause[2] == ('8.00\xa0±\xa01.00', (8.0, 1.0))
+  assert headline['method=pause'] == (
+      '7.00\xa0±\xa01.002.33 x direct, of means', (7.0, 1.0, 7 / 3))
   assert told['method=pause']['ttft_ms'] == {
       'mean': 7.0, 'stderr': 1.0, 'count': 2, 'values': [6.0, 8.0]}
   assert told['method=pause']['ttft_ratio'] == 7 / 3
   markdown = (tmp_path / 'sweep.md').read_text()
-  assert '| 7.00 (2.33 x) |' in markdown and '| 3.00 (1.00 x) |' in markdown
-  assert 'Measured: method=pause: a <chip>, trunk of 1.' in markdown
+  assert '| 7.00 (2.33 x of means) |' in markdown and '| 3.00 (1.00 x of means) |' in markdown
 
 
 @pytest.mark.parametrize('other', ['b', 'b8', 'longer', ''])
 def test_times_of_unlike_machines_are_not_averaged(time_methods, tmp_path, other):
   rows, headline, text, told = time_methods('a', 'a', 'a', other)
-  assert rows['method=direct'][0][1][0] == 3.0
-  assert rows['method=pause'][0][1] == ()
-  assert rows['method=pause'][0][0].startswith('no mean') and rows['method=pause'][1][0] == '–'
-  assert 'a, trunk of 1' in rows['method=pause'][2][0]
-  assert headline['method=pause'][1] == () and 'not all measured alike' in text
-  name = 'accuracy-against-the-time-to-the-answer-s-first-token'
-  assert 'pause' not in (tmp_path / f'figures/{name}.csv').read_text()
+  assert rows['method=direct'][0][1][1][0] == 3.0
+  assert [row[1][1] for row in rows['method=pause']] == [(6.0,), (8.0,)][:2 if other else 1]
+  assert headline['method=pause'] == (timings.UNLIKE, ()) and 'not all measured alike' in text
+  assert 'pause' not in (tmp_path / FIGURE).read_text()
   assert 'ttft_ms' in told['method=direct'] and not {'ttft_ms', 'ttft_ratio'} & set(
       told['method=pause'])
   assert len(told['method=pause']['measured_on']) == 2
   row, = (line for line in (tmp_path / 'sweep.md').read_text().split('\n')
-          if line.startswith('| method=pause'))
-  assert '| no mean: its runs were not measured alike |' in row
+          if line.startswith('| method=pause') and ' of 2 |' in line)
+  assert f'| {timings.UNLIKE} |' in row
   assert 'pause,ttft_ms' not in (tmp_path / 'sweep.csv').read_text()
+  assert 'pause,full_ms' not in (tmp_path / 'sweep.csv').read_text()
 
 
-def test_a_ratio_is_to_direct_on_a_like_machine(time_methods):
+def test_times_in_words_alone_stand_beside_them(time_methods):
+  rows, *_ = time_methods('a', 'a', '', '')
+  (row,) = rows['method=pause']
+  assert row[0] == ('–', ()) and row[1] == ('7.00\xa0±\xa01.00', (7.0, 1.0))
+  assert row[2:] == [('–', ())] * 3 + [(', trunk of 1', ())]
+
+
+def test_unlike_times_in_words_have_no_mean():
+  entry = {'name': 'x', **timings.summarize(
+      [{'ttft_ms': 1.0, 'ttft_conditions': words} for words in ('<here>', 'there')])}
+  table = summary._make_latency([entry], [entry], '', None)
+  assert f'<td>{timings.UNLIKE}</td>' in table and '&lt;here&gt;; there' in table
+  assert 'not all measured alike' in table and '<data' not in table and '<figure' not in table
+
+
+def test_a_ratio_of_means_is_to_direct_on_a_like_machine(time_methods):
   rows, _, text, told = time_methods('a', 'a', 'b', 'b')
-  assert rows['method=pause'][0][1][0] == 7.0 and rows['method=pause'][1][0] == '–'
-  assert rows['method=direct'][1][1] == (1.0,) and 'not all measured alike' in text
+  assert rows['method=pause'][0][1][1] == (7.0, 1.0) and 'not all measured alike' in text
   assert 'ttft_ratio' not in told['method=pause'] and told['method=direct']['ttft_ratio'] == 1.0
