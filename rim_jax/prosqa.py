@@ -227,12 +227,13 @@ class Problems:
 
     Raises: UserError where graphs of the config's kind hold no further problem.
     """
-    number, found, again = SPLITS.index(name), [], collections.Counter()
+    number, found, again, kinds = SPLITS.index(name), [], collections.Counter(), set()
     for i in range(size):
       words = Words(self._config.seed, number, i)
       for _ in range(_MAX_DRAWS):
         problem = draw_problem(self._config, words)
-        if problem and not (reason := self._find_fault(problem[0], number)):
+        key = problem and compute_key(problem[0])
+        if problem and not (reason := self._find_fault(problem[0], key, number)):
           break
         again[reason if problem else 'without two such chains'] += 1
       else:
@@ -242,13 +243,15 @@ class Problems:
             'max_children, num_names or extra_names, or lower '
             f'num_{name}')
       self._facts.add(_get_facts(problem[0]))
+      kinds.add(key)
       found.append(Record(*problem, origin=f'rim_prosqa/{name}:{i + 1}'))
-    return found, f'{name}: {size} problems drawn; graphs drawn again: ' + ', '.join(
+    # Few kinds: another split, which has none of them, may be easier or harder by chance.
+    return found, (f'{name}: {size} problems drawn; {len(kinds)} kinds of graph; graphs drawn '
+                   'again: ') + ', '.join(
         f'{again[reason]} {reason}' for reason in ('without two such chains', *_FAULTS))
 
-  def _find_fault(self, question, number):
+  def _find_fault(self, question, key, number):
     """Why a problem cannot be in a split; '' if it can."""
-    key = compute_key(question)
     faults = (key in self._given, find_home(key) != number, _get_facts(question) in self._facts)
     return next(itertools.compress(_FAULTS, faults), '')
 

@@ -212,6 +212,8 @@ def test_splits_share_no_problem_even_with_other_names(tmp_path):
   assert all(len(set(f)) < len(f) for f in forms.values())  # though each has some more than once
   note, = (n for n in dataset.notes if n.startswith('test: 20 problems drawn; '))
   assert int(note.split(', ')[2].removesuffix(' kept for other splits')) > 40
+  kinds = {prosqa.compute_key(r.question) for r in dataset.splits['test']}
+  assert 1 < len(kinds) < 20 and f'; {len(kinds)} kinds of graph; ' in note
 
 
 def rename(record, number):
