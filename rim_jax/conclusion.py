@@ -18,7 +18,7 @@ from rim_jax import stats
 from rim_jax import storage
 from rim_jax.points import get_setting, name_setting
 
-CONCLUSION_VERSION = 3  # counted up where a key changes its meaning or goes
+CONCLUSION_VERSION = 4  # counted up where a key changes its meaning or goes
 UNLIKE = 'no mean: its runs were not measured alike'
 _MACHINE = ('{device}, {num_devices} device(s), {dtype}, batch {batch}, prompt of {prompt_tokens} '
             'tokens')  # what every method's time depends on
@@ -89,7 +89,8 @@ def _summarize(results) -> dict:
                     for k in dict.fromkeys(itertools.chain(*told))}
   widths = {len(r['block_acc']) for r in results}
   if len(widths) == 1:
-    found['block_acc'] = [stats.summarize(b).mean for b in zip(*(r['block_acc'] for r in results))]
+    found['block_acc'] = [dataclasses.asdict(stats.summarize(accs))
+                          for accs in zip(*(r['block_acc'] for r in results))]
   return found | {'n': results[0]['n']} | _summarize_times(results)
 
 
@@ -245,28 +246,34 @@ def _make_csv(entries) -> str:
   rows.writerow([*keys, 'measure', 'seeds', 'mean', 'stderr'])
   for entry in entries:
     for measure, found in entry.items():
-      told = ({f'{measure} {k}': x for k, x in found.items()} if measure in BY_NUMBER else
-              {measure: found} if isinstance(found, dict) and 'mean' in found else {})
-      for name, x in told.items():
+      for name, x in () if measure == 'factors' else _list_summaries(measure, found):
         rows.writerow([*(entry['factors'].get(k, '') for k in keys), name, x['count'], x['mean'],
                        '' if x['stderr'] is None else x['stderr']])
   return out.getvalue()
 
 
+def _list_summaries(name, found):
+  """(name, summary) of each in a measure: of a list's by their places, which are blocks."""
+  if isinstance(found, dict) and {'mean', 'stderr', 'count'} <= found.keys():
+    yield name, found
+  elif isinstance(found, (dict, list)):
+    for key, part in found.items() if isinstance(found, dict) else enumerate(found, 1):
+      yield from _list_summaries(f'{name} {key}', part)
+
+
 def make_markdown(conclusion) -> str:
   """The tables, ready to paste; accuracies in %."""
   lines = [*conclusion['warnings'], describe_best(conclusion['best']), '',
-           '| | valid | final | after each block | any block (upper bound) | seeds | steps '
+           '| | valid | final | any block (upper bound) | seeds | steps '
            '| first token, ms (x direct) | against the best, p (each test alone) |',
-           '|---' * 9 + '|']
+           '|---' * 8 + '|']
   for entry in conclusion['entries']:
     if not entry['num_done']:
       why = ('dropped ' + min(entry['dropped'].values()) if entry['dropped'] else
              'failed: ' + min(entry['failed'].values()).replace('|', '/') if entry['failed'] else
              'not done')
-      lines.append(f"| {entry['name']} | {why} | | | | 0 of {entry['num_points']} | | | |")
+      lines.append(f"| {entry['name']} | {why} | | | 0 of {entry['num_points']} | | | |")
       continue
-    blocks = ' / '.join(f'{100 * a:.1f}' for a in entry.get('block_acc', []))
     time_ms = (f"{entry['ttft_ms']['mean']:.2f}" if 'ttft_ms' in entry else
                UNLIKE if 'measured_on' in entry else '')
     if 'ttft_ratio' in entry:
@@ -275,15 +282,26 @@ def make_markdown(conclusion) -> str:
     chances = ', '.join(pairs.show_chance(test['p_value']) for test in tests)
     lines.append(
         f"| {entry['name']} | {_show(entry.get('valid_acc'))} | {_show(entry['final_acc'])} | "
-        f"{blocks} | {_show(entry.get('any_block_acc'))} | {entry['num_done']} of "
+        f"{_show(entry.get('any_block_acc'))} | {entry['num_done']} of "
         f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | {time_ms} | {chances} |")
-  lines += _list_conditions(conclusion['entries']) + pairs.tabulate(conclusion)
+  lines += (_tabulate_blocks(conclusion['entries']) + _list_conditions(conclusion['entries'])
+            + pairs.tabulate(conclusion))
   if conclusion['effects']:
     lines += ['', '| changed | pairs | on valid, points | final, points |', '|---|---|---|---|']
     for effect in conclusion['effects']:
       lines.append(f'| {describe_change(effect)} | {count_pairs(effect)} | '
                    + ' | '.join(_show_effect(effect.get(m)) for m in MEASURES) + ' |')
   return '\n'.join(lines) + '\n'
+
+
+def _tabulate_blocks(entries) -> list[str]:
+  """Accuracy after each block, where there is more than one to read after."""
+  rows = {e['name']: e['block_acc'] for e in entries if len(e.get('block_acc', ())) > 1}
+  width = max(map(len, rows.values()), default=0)
+  return ['', '| after block |' + ''.join(f' {k} |' for k in range(1, width + 1)),
+          '|---' * (width + 1) + '|'] * bool(rows) + [
+              f'| {name} | ' + ' | '.join([*map(_show, told), *[''] * (width - len(told))]) + ' |'
+              for name, told in rows.items()]
 
 
 def _list_conditions(entries) -> list[str]:

@@ -41,7 +41,8 @@ def write_summary(workdir, title: str, conclusion, states):
            *([page.section('More measures', more)] if (more := _make_more(finished)) else []),
            page.section('What each factor does', _make_effects(conclusion['effects'])
                           + _draw_factors(states, workdir)),
-           page.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
+           page.section('Accuracy after each block', _make_blocks(
+               finished, done, which, workdir)),
            page.section('Accuracy against latency', _make_latency(
                finished, done, which, workdir)),
            page.section('Learning', _draw_learning(
@@ -203,12 +204,20 @@ def _draw_factors(states, workdir):
   return page.wrap_figures(body)
 
 
-def _draw_blocks(entries, which, workdir):
-  lines = {e['name']: (list(range(1, len(e['block_acc']) + 1)), [100 * a for a in e['block_acc']])
-           for e in entries if len(e.get('block_acc', ())) > 1}
-  return page.wrap_figures(lines and page.draw(
-      f'accuracy after each block, mean over seeds{which}', 'accuracy, %', 'block', lines,
-      folder=workdir, legend_title='run'))
+def _make_blocks(entries, drawn, which, workdir):
+  """Accuracies after each block, where there is more than one: all in a table, `drawn` as lines."""
+  told = {e['name']: e['block_acc'] for e in entries if len(e.get('block_acc', ())) > 1}
+  if not told:
+    return ''
+  blocks = range(1, max(map(len, told.values())) + 1)
+  lines = {e['name']: (list(blocks)[:len(accs)], *(
+      [None if a[part] is None else 100 * a[part] for a in accs] for part in ('mean', 'stderr')))
+           for e in drawn if (accs := told.get(e['name']))}
+  return page.make_table(['', *(f'block {k}' for k in blocks)], [
+      [_name(name), *(_show(accs[k - 1]) if k <= len(accs) else '–' for k in blocks)]
+      for name, accs in told.items()]) + page.wrap_figures(lines and page.draw(
+          f'accuracy after each block, mean over seeds{which}; bars: one standard error',
+          'accuracy, %', 'block', lines, folder=workdir, legend_title='run'))
 
 
 def _make_latency(entries, drawn, which, workdir):

@@ -129,12 +129,20 @@ def test_a_page_of_more_settings_than_a_table_holds_says_so(tmp_path):
   assert [cell for cell, _ in page.tables[1][0]] != ['', *map(str, range(1, 11))]
 
 
-def test_figures_hold_the_means_over_seeds(swept):
-  folder, _, entries = swept
+def test_accuracies_after_blocks_are_means_over_seeds_with_their_errors(swept):
+  """In the table and in the figure; the setting of one seed has no error."""
+  folder, page, entries = swept
   rows = (folder / 'figures/accuracy-after-each-block-mean-over-seeds.csv').read_text().split('\n')
-  want = {f"{e['name']},{float(k)},{100 * a}" for e in entries
-          for k, a in enumerate(e['block_acc'], 1)}
-  assert want == set(rows) - {'line,x,y', ''}
+  want = {f"{e['name']},{float(k)},{100 * a['mean']},"
+          + ('' if a['stderr'] is None else f"{100 * a['stderr']}")
+          for e in entries for k, a in enumerate(e['block_acc'], 1)}
+  assert want == set(rows) - {'line,x,y,stderr', ''} and len(want) == 4
+  table, = (t for t in page.tables if [c for c, _ in t[0]] == ['', 'block 1', 'block 2'])
+  assert [row[0][0] for row in table[1:]] == [e['name'] for e in entries]
+  for row, entry in zip(table[1:], entries, strict=True):
+    assert [values for _, values in row[1:]] == [
+        tuple(x for x in (a['mean'], a['stderr']) if x is not None) for a in entry['block_acc']]
+  assert [a['count'] for e in entries for a in e['block_acc']] == [1, 1, 2, 2]
   assert (folder / 'figures/accuracy-after-each-block-mean-over-seeds.png').exists()
 
 
@@ -214,7 +222,7 @@ def test_times_of_unlike_machines_are_not_averaged(time_methods, tmp_path, other
   assert 'ttft_ms' in told['method=direct'] and not {'ttft_ms', 'ttft_ratio'} & set(
       told['method=pause'])
   assert len(told['method=pause']['measured_on']) == 2
-  row, = (line for line in (tmp_path / 'sweep.md').read_text().split('\n')
+  row, _ = (line for line in (tmp_path / 'sweep.md').read_text().split('\n')
           if line.startswith('| method=pause'))
   assert '| no mean: its runs were not measured alike |' in row
   assert 'pause,ttft_ms' not in (tmp_path / 'sweep.csv').read_text()
