@@ -11,6 +11,7 @@ import io
 import itertools
 import pathlib
 
+from rim_jax import evidence
 from rim_jax import metrics as metrics_lib
 from rim_jax import pairs
 from rim_jax import stages as stages_lib
@@ -69,8 +70,11 @@ def _make_entry(name, members) -> dict:
            'dropped': {s.point.name: s.error for s in members if s.status == 'dropped'}}
   if not found:
     return entry
+  asked = {s.point.name: evidence.load_asked(s.last[1], s.last[0].eval_set, r) for s, r in found}
   entry |= _summarize([r | ({} if (acc := read_valid_acc(s)) is None else {'valid_acc': acc})
-                       for s, r in found])
+                       | evidence.get_selected(asked[s.point.name][0]) for s, r in found])
+  entry |= evidence.summarize([told for told, _ in asked.values()])
+  entry['not_carried'] = {name: why for name, (_, why) in asked.items() if why}
   entry['steps'] = sorted({_count_steps(s) for s, _ in found})
   entry['points'] = [s.point.name for s, _ in found]
   return entry
@@ -78,7 +82,7 @@ def _make_entry(name, members) -> dict:
 
 def _summarize(results) -> dict:
   found = {}
-  for key in SHOWN + MORE:
+  for key in (*SHOWN, evidence.SELECTED, *MORE):
     values = [r[key] for r in results if key in r]
     if values:
       found[key] = dataclasses.asdict(stats.summarize(values)) | {'values': values}
@@ -295,13 +299,16 @@ def make_markdown(conclusion) -> str:
 
 
 def _tabulate_blocks(entries) -> list[str]:
-  """Accuracy after each block, where there is more than one to read after."""
-  rows = {e['name']: e['block_acc'] for e in entries if len(e.get('block_acc', ())) > 1}
-  width = max(map(len, rows.values()), default=0)
-  return ['', '| after block |' + ''.join(f' {k} |' for k in range(1, width + 1)),
-          '|---' * (width + 1) + '|'] * bool(rows) + [
-              f'| {name} | ' + ' | '.join([*map(_show, told), *[''] * (width - len(told))]) + ' |'
-              for name, told in rows.items()]
+  """Accuracy after each block, where there is more than one, and after that which a probe chooses.
+  """
+  rows = [e for e in entries if len(e.get('block_acc', ())) > 1]
+  chosen = [evidence.SELECTED] * any(evidence.SELECTED in e for e in rows)
+  width = max((len(e['block_acc']) for e in rows), default=0)
+  head = ['after block', *map(str, range(1, width + 1)), *('selected by a probe' for _ in chosen)]
+  return ['', f"| {' | '.join(head)} |", '|---' * len(head) + '|'] * bool(rows) + [
+      f"| {' | '.join([e['name'], *map(_show, told), *(_show_of(e, key) for key in chosen)])} |"
+      for e in rows for told in [e['block_acc'] + [None] * (width - len(e['block_acc']))]] + [
+          '', f'Selected by a probe: {evidence.SELECTED_BY}.'] * bool(chosen)
 
 
 def _list_conditions(entries) -> list[str]:
@@ -344,6 +351,13 @@ def _show(summary) -> str:
     return ''
   spread = '' if summary['stderr'] is None else f" ± {100 * summary['stderr']:.1f}"
   return f"{100 * summary['mean']:.1f}{spread}"
+
+
+def _show_of(entry, key) -> str:
+  """A measure that not every run of an entry need have."""
+  told, done = entry.get(key), entry['num_done']
+  return _show(told) + (f" ({told['count']} of {done} seeds)" if told and told['count'] < done
+                        else '')
 
 
 def _show_effect(effect) -> str:

@@ -90,6 +90,21 @@ def show_share(value):
   return '–' if value is None else mark(value, f'{100 * value:.1f}')
 
 
+def show_mean(summary, scale=100, unit='%', of=None):
+  """A mean over seeds and its standard error; a dash for none.
+
+  Args:
+    of: how many runs there are: where fewer have a value, their number is shown.
+  """
+  if not summary:
+    return '–'
+  decimals = 1 if scale == 100 else 2
+  spread = '' if summary['stderr'] is None else '\xa0±\xa0' + mark(
+      summary['stderr'], f'{scale * summary["stderr"]:.{decimals}f}')
+  few = f'<small>{summary["count"]} of {of} seeds</small>' if summary['count'] < (of or 0) else ''
+  return mark(summary['mean'], f'{scale * summary["mean"]:.{decimals}f}') + f'{spread}{unit}{few}'
+
+
 def wrap_figures(body):
   """Figures side by side where there is room."""
   return body and f'<div class="figures">{body}</div>'

@@ -83,6 +83,7 @@ NEVER = {
     'summary': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'jax', 'optax', 'grain'},
     'conclusion': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'rim_jax.report', 'jax',
                    'optax', 'grain'},
+    'evidence': ALL - {'rim_jax.page', 'rim_jax.stats'} | {'jax', 'numpy', 'flax', 'optax'},
     'pairs': ALL - {'rim_jax.stats', 'rim_jax.config'} | {'jax', 'flax', 'optax', 'grain'},
     'devices': ALL - {'rim_jax.config'} | {'flax', 'optax', 'grain', 'etils', 'numpy'},
     'board': ALL - {'rim_jax.metrics', 'rim_jax.stages'} | {'jax', 'flax', 'optax', 'grain'},
