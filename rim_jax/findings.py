@@ -272,7 +272,7 @@ def _show_shares(control, count):
       ('final_acc', ''), ('final_donor_acc', "donor's ")) if key in control]
   lines += [escape(why) for why in control.get('none', ())]
   differs = ', '.join(control.get('differs', ()))
-  return ('<br>'.join(lines) or '–') + (
+  return (''.join(f'<div>{line}</div>' for line in lines) or '–') + (
       f'<small>DIFFERS in {escape(differs)}</small>' if differs else '')
 
 
