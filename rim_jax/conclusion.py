@@ -11,6 +11,7 @@ import io
 import itertools
 import pathlib
 
+from rim_jax import evidence
 from rim_jax import metrics as metrics_lib
 from rim_jax import pairs
 from rim_jax import stages as stages_lib
@@ -67,8 +68,11 @@ def _make_entry(name, members) -> dict:
            'dropped': {s.point.name: s.error for s in members if s.status == 'dropped'}}
   if not found:
     return entry
+  asked = {s.point.name: evidence.load_asked(s.last[1], s.last[0].eval_set, r) for s, r in found}
   entry |= _summarize([r | ({} if (acc := read_valid_acc(s)) is None else {'valid_acc': acc})
-                       for s, r in found])
+                       | evidence.get_selected(asked[s.point.name][0]) for s, r in found])
+  entry |= evidence.summarize([told for told, _ in asked.values()])
+  entry['not_carried'] = {name: why for name, (_, why) in asked.items() if why}
   entry['steps'] = sorted({_count_steps(s) for s, _ in found})
   entry['points'] = [s.point.name for s, _ in found]
   return entry
@@ -76,7 +80,7 @@ def _make_entry(name, members) -> dict:
 
 def _summarize(results) -> dict:
   found = {}
-  for key in SHOWN + MORE:
+  for key in (*SHOWN, evidence.SELECTED, *MORE):
     values = [r[key] for r in results if key in r]
     if values:
       found[key] = dataclasses.asdict(stats.summarize(values)) | {'values': values}
@@ -87,7 +91,8 @@ def _summarize(results) -> dict:
                     for k in dict.fromkeys(itertools.chain(*told))}
   widths = {len(r['block_acc']) for r in results}
   if len(widths) == 1:
-    found['block_acc'] = [stats.summarize(b).mean for b in zip(*(r['block_acc'] for r in results))]
+    found['block_acc'] = [dataclasses.asdict(stats.summarize(accs))
+                          for accs in zip(*(r['block_acc'] for r in results))]
   return found | {'n': results[0]['n']} | timings.summarize(results)
 
 
@@ -206,44 +211,65 @@ def _make_csv(entries) -> str:
   rows.writerow([*keys, 'measure', 'seeds', 'mean', 'stderr'])
   for entry in entries:
     for measure, found in entry.items():
-      told = ({f'{measure} {k}': x for k, x in found.items()} if measure in BY_NUMBER else
-              {f'{k} batch {row["batch"]}': x for row in found for k, x in row.items()
-               if isinstance(x, dict)} if measure == 'latency' and 'ttft_ms' in entry else
-              {measure: found} if isinstance(found, dict) and 'mean' in found else {})
-      for name, x in told.items():
+      told = (() if measure == 'factors' else
+              [(f'{k} batch {row["batch"]}', x) for row in found for k, x in row.items()
+               if isinstance(x, dict) and 'ttft_ms' in entry] if measure == 'latency' else
+              _list_summaries(measure, found))
+      for name, x in told:
         rows.writerow([*(entry['factors'].get(k, '') for k in keys), name, x['count'], x['mean'],
                        '' if x['stderr'] is None else x['stderr']])
   return out.getvalue()
 
 
+def _list_summaries(name, found):
+  """(name, summary) of each in a measure: of a list's by their places, which are blocks."""
+  if isinstance(found, dict) and {'mean', 'stderr', 'count'} <= found.keys():
+    yield name, found
+  elif isinstance(found, (dict, list)):
+    for key, part in found.items() if isinstance(found, dict) else enumerate(found, 1):
+      yield from _list_summaries(f'{name} {key}', part)
+
+
 def make_markdown(conclusion) -> str:
   """The tables, ready to paste; accuracies in %."""
   lines = [*conclusion['warnings'], describe_best(conclusion['best']), '',
-           '| | valid | final | after each block | any block (upper bound) | seeds | steps '
+           '| | valid | final | any block (upper bound) | seeds | steps '
            '| first token, ms (x direct) | against the best, p (each test alone) |',
-           '|---' * 9 + '|']
+           '|---' * 8 + '|']
   for entry in conclusion['entries']:
     if not entry['num_done']:
       why = ('dropped ' + min(entry['dropped'].values()) if entry['dropped'] else
              'failed: ' + min(entry['failed'].values()).replace('|', '/') if entry['failed'] else
              'not done')
-      lines.append(f"| {entry['name']} | {why} | | | | 0 of {entry['num_points']} | | | |")
+      lines.append(f"| {entry['name']} | {why} | | | 0 of {entry['num_points']} | | | |")
       continue
-    blocks = ' / '.join(f'{100 * a:.1f}' for a in entry.get('block_acc', []))
     tests = entry.get('against_best', {}).get('tests', [])
     chances = ', '.join(pairs.show_chance(test['p_value']) for test in tests)
     lines.append(
         f"| {entry['name']} | {_show(entry.get('valid_acc'))} | {_show(entry['final_acc'])} | "
-        f"{blocks} | {_show(entry.get('any_block_acc'))} | {entry['num_done']} of "
+        f"{_show(entry.get('any_block_acc'))} | {entry['num_done']} of "
         f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | "
         f'{timings.show_first(entry)} | {chances} |')
-  lines += timings.tabulate(conclusion['entries']) + pairs.tabulate(conclusion)
+  lines += (_tabulate_blocks(conclusion['entries']) + timings.tabulate(conclusion['entries'])
+            + pairs.tabulate(conclusion))
   if conclusion['effects']:
     lines += ['', '| changed | pairs | on valid, points | final, points |', '|---|---|---|---|']
     for effect in conclusion['effects']:
       lines.append(f'| {describe_change(effect)} | {count_pairs(effect)} | '
                    + ' | '.join(_show_effect(effect.get(m)) for m in MEASURES) + ' |')
   return '\n'.join(lines) + '\n'
+
+
+def _tabulate_blocks(entries) -> list[str]:
+  """Accuracy after each block, where there is more than one, and after the one a probe selects."""
+  rows = [e for e in entries if len(e.get('block_acc', ())) > 1]
+  chosen = [evidence.SELECTED] * any(evidence.SELECTED in e for e in rows)
+  width = max((len(e['block_acc']) for e in rows), default=0)
+  head = ['after block', *map(str, range(1, width + 1)), *('selected by a probe' for _ in chosen)]
+  return ['', f"| {' | '.join(head)} |", '|---' * len(head) + '|'] * bool(rows) + [
+      f"| {' | '.join([e['name'], *map(_show, told), *(_show_of(e, key) for key in chosen)])} |"
+      for e in rows for told in [e['block_acc'] + [None] * (width - len(e['block_acc']))]] + [
+          '', f'Selected by a probe: {evidence.SELECTED_BY}.'] * bool(chosen)
 
 
 def describe_best(best) -> str:
@@ -276,6 +302,13 @@ def _show(summary) -> str:
     return ''
   spread = '' if summary['stderr'] is None else f" ± {100 * summary['stderr']:.1f}"
   return f"{100 * summary['mean']:.1f}{spread}"
+
+
+def _show_of(entry, key) -> str:
+  """A measure that not every run of an entry need have."""
+  told, done = entry.get(key), entry['num_done']
+  return _show(told) + (f" ({told['count']} of {done} seeds)" if told and told['count'] < done
+                        else '')
 
 
 def _show_effect(effect) -> str:

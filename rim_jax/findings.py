@@ -1,6 +1,7 @@
 """What was found about a run's memory, as parts of a page: controls, attention, probes, PCA.
 
-Reads what `--mode=controls` left (controls.json, pca.csv), never a model.
+Reads what `--mode=controls` left (controls.json, pca.csv), never a model; and of a sweep what its
+entries have of it over seeds (evidence.py).
 """
 
 import csv
@@ -8,8 +9,10 @@ import csv
 from etils import epath
 
 from rim_jax.page import (
-    draw, draw_map, escape, load_json, make_table, mark, section, show_share, wrap_figures)
+    draw, draw_map, escape, load_json, make_table, mark, section, show_mean, show_share,
+    wrap_figures)
 
+_SHOULD = 'if the memory does the work'
 _ASK = 'not asked yet: --mode=controls'
 _MAX_MAPS = 4  # questions that have a map of their own
 _MAX_POINTS = 1000  # of one figure
@@ -44,11 +47,16 @@ def tabulate_controls(found: dict) -> str:
   for key in dict.fromkeys(k for controls in found.values() for k in controls):
     given = [controls.get(key, {}) for controls in found.values()]
     meaning = next(g for g in given if g)
-    rows.append([f'<div class="long"><b>{escape(key.replace("_", " "))}</b>'
-                 f'<small>{escape(meaning.get("what", ""))}</small></div>',
-                 f'<div class="long">{escape(meaning.get("expected", ""))}</div>',
+    rows.append([*_show_meaning(key, meaning),
                  *(f'<div class="long">{_show_control(key, g)}</div>' for g in given)])
-  return rows and make_table(['', 'if the memory does the work', *map(escape, found)], rows)
+  return rows and make_table(['', _SHOULD, *map(escape, found)], rows)
+
+
+def _show_meaning(key, control):
+  """What is done, and what it should give."""
+  return [f'<div class="long"><b>{escape(key.replace("_", " "))}</b>'
+          f'<small>{escape(control.get("what", ""))}</small></div>',
+          f'<div class="long">{escape(control.get("expected", ""))}</div>']
 
 
 def _show_control(key, control):
@@ -236,3 +244,70 @@ def _load_points(folder, step, num_blocks):
     points.setdefault(int(row['block']), []).append((float(row['x']), float(row['y'])))
   return {k: tuple(zip(*xy)) for k, xy in sorted(points.items())}, len(
       {row['question'] for row in rows})
+
+
+# ---- Over the seeds of a sweep ----
+
+
+def tabulate_over_seeds(found: dict) -> str:
+  """Controls beside what each should give, the last answer's shares as means over seeds.
+
+  Args:
+    found: setting -> (the controls of its entry, how many runs it has).
+  """
+  rows = []
+  for key in dict.fromkeys(k for controls, _ in found.values() for k in controls):
+    meaning = next(controls[key] for controls, _ in found.values() if key in controls)
+    rows.append([*_show_meaning(key, meaning), *(
+        f'<div class="long">{_show_shares(controls.get(key, {}), count)}</div>'
+        for controls, count in found.values())])
+  return make_table(['', _SHOULD, *map(escape, found)], rows) + (
+      '<p><small>The last answer, in % right, or of questions on which it is the donor\'s: means '
+      'over seeds.</small></p>') if rows else ''
+
+
+def _show_shares(control, count):
+  """The own answer's share and the donor's; of another run that is one for all seeds, once."""
+  lines = [label + show_mean(control[key], of=count) for key, label in (
+      ('final_acc', ''), ('final_donor_acc', "donor's ")) if key in control]
+  lines += [escape(why) for why in control.get('none', ())]
+  differs = ', '.join(control.get('differs', ()))
+  return (''.join(f'<div>{line}</div>' for line in lines) or '–') + (
+      f'<small>DIFFERS in {escape(differs)}</small>' if differs else '')
+
+
+def make_probes_over_seeds(entries, workdir) -> str:
+  """What probes read off block states, as means over seeds; '' where no entry has any."""
+  probed = [e for e in entries if 'probes' in e]
+  if not probed:
+    return ''
+  width = max(len(e['probes']['auroc']) for e in probed)
+  rows = []
+  for entry in probed:
+    found, count = entry['probes'], entry['num_done']
+    blocks = found['auroc'] + [None] * (width - len(found['auroc']))
+    rows.append([f'<div class="long"><b>{escape(entry["name"])}</b></div>', *(
+        show_mean(x, of=count) for x in (*blocks, found['pooled_auroc'], found['recoverable_acc'],
+                                         found['recoverable_final_acc']))])
+  head = ['', *(f'AUROC, block {k}' for k in range(1, width + 1)), 'all blocks',
+          'right picks<small>by the probe, where some block is right</small>',
+          'the last block<small>there</small>']
+  return ('<p>Is this block\'s readout right? Linear probes of its state, fitted on train, C '
+          f'chosen on valid, in % on test; means over seeds.</p>{make_table(head, rows)}'
+          + ''.join(_make_steps_over_seeds(e, workdir) for e in probed if 'steps' in e['probes']))
+
+
+def _make_steps_over_seeds(entry, workdir):
+  """Which intermediate result each block holds: a map of means, and a table with their errors."""
+  steps, count = entry['probes']['steps'], entry['num_done']
+  columns = [f'r{t}' for t in range(1, len(steps['majority']) + 1)]
+  rows = {f'block {k}': row for k, row in enumerate(steps['acc'], 1)}
+  rows['frequent'] = steps['majority']
+  means = [[x and x['mean'] for x in row] for row in rows.values()]
+  return wrap_figures(draw_map(
+      f'{entry["name"]}: intermediate results that a probe reads off a block, %, mean over seeds; '
+      'frequent: always the class most frequent in train', 'state of', 'intermediate result',
+      list(rows), columns, means, workdir)) + (
+          f'<details><summary>{escape(entry["name"])}: with standard errors</summary>'
+          + make_table(['', *columns], [[name, *(show_mean(x, of=count) for x in row)]
+                                        for name, row in rows.items()]) + '</details>')

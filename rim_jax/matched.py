@@ -33,7 +33,8 @@ def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
 
   Args:
     config: of the whole run, a curriculum's own and not its last stage's.
-    prints: fingerprints of this run: data, tokenizer, base (None without one).
+    prints: fingerprints of this run: data, tokenizer, base and start (None without one). Where its
+      card is too old to tell the start, there is none, and its path is compared.
     set_names: what results.json calls this set, by method.
   Raises: UserError for a directory without such a run, on other data, or without this set.
   """
@@ -77,9 +78,13 @@ def _find_differences(card, config: Config, prints) -> list[str]:
     left_out += _OF_BLOCKS
   if config.method in ('rim_stage1', 'rim_stage2'):
     left_out += _OF_A_STAGE
-  if config.method == 'rim_stage2':  # begins with its stage 1, whatever that began with
-    left_out += ('train.init_from',)
   found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
+  # A second stage begins with its stage 1, whatever that began with. A path is no identity.
+  told = 'start' in prints and 'start' in card
+  if told or config.method == 'rim_stage2':
+    left_out += ('train.init_from',)
+  if told and config.method != 'rim_stage2':
+    found['start'] = (card['start'] or {}).get('fingerprint')
   return [k for k, v in flatten(config).items()
           if theirs.get(k) != v and not is_runtime(k) and not k.startswith(left_out)] + [
               k for k, v in found.items() if v != prints[k]]

@@ -6,6 +6,7 @@ Text from data is shown as it is: never as markup. matplotlib is imported where 
 import csv
 import html
 import io
+import math
 import re
 
 from etils import epath
@@ -103,6 +104,21 @@ def describe_trained(config, beyond) -> str:
       f'; from {min(beyond)} on beyond the trained positions' if beyond else '')
 
 
+def show_mean(summary, scale=100, unit='%', of=None):
+  """A mean over seeds and its standard error; a dash for none.
+
+  Args:
+    of: how many runs there are: where fewer have a value, their number is shown.
+  """
+  if not summary:
+    return '–'
+  decimals = 1 if scale == 100 else 2
+  spread = '' if summary['stderr'] is None else '\xa0±\xa0' + mark(
+      summary['stderr'], f'{scale * summary["stderr"]:.{decimals}f}')
+  few = f'<small>{summary["count"]} of {of} seeds</small>' if of and summary['count'] < of else ''
+  return mark(summary['mean'], f'{scale * summary["mean"]:.{decimals}f}') + f'{spread}{unit}{few}'
+
+
 def wrap_figures(body):
   """Figures side by side where there is room."""
   return body and f'<div class="figures">{body}</div>'
@@ -121,7 +137,7 @@ def make_table(head, rows):
 
 
 def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title='', marks='line'):
-  """Lines, label -> (x, y), and lambdas below them.
+  """Lines, label -> (x, y) or (x, y, standard errors or None), and lambdas below them.
 
   Args:
     folder: also keeps it as figures/NAME.png there, and what it shows as figures/NAME.csv.
@@ -152,14 +168,15 @@ def draw(caption, ylabel, xlabel, lines, below=None, folder=None, legend_title='
       figure.legend(*axes[0].get_legend_handles_labels(), loc='outside lower center',
                     ncols=num_columns, title='block' if by_step else legend_title or None)
     shown = lines | {f'λ {label}': points for label, points in (below or {}).items()}
-    return finish(figure, caption, ('line', 'x', 'y'), [
-        (label, float(a), float(b)) for label, (x, y) in shown.items() for a, b in zip(x, y)],
-        folder)
+    head = ('line', 'x', 'y', 'stderr')[:max(map(len, shown.values())) + 1]
+    return finish(figure, caption, head, [
+        (label, *('' if value is None else float(value) for value in point))
+        for label, points in shown.items() for point in zip(*points)], folder)
 
 
 def _draw_lines(ax, lines, marks, ramp):
   """In order, and told apart by line style or marker too."""
-  for i, (label, (x, y)) in enumerate(lines.items()):
+  for i, (label, (x, y, *errors)) in enumerate(lines.items()):
     color = ramp(i / max(len(lines) - 1, 1))
     if marks == 'points':
       ax.plot(x, y, label=str(label), color=color, linestyle='', marker=_MARKERS[i % len(_MARKERS)],
@@ -167,6 +184,9 @@ def _draw_lines(ax, lines, marks, ramp):
       continue
     ax.plot(x, y, label=str(label), color=color, linestyle=('-', '--', '-.', ':')[i % 4],
             marker='o' if len(x) < 20 else None, markersize=4)
+    for bars in errors:
+      ax.errorbar(x, y, [math.nan if bar is None else bar for bar in bars], fmt='none',
+                  ecolor=color, capsize=3)
     if marks == 'path':
       ax.plot(x[-1:], y[-1:], color=color, marker='o', markersize=10, fillstyle='none')
 

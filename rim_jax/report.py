@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.text import Text
 
 from rim_jax import config as config_lib
+from rim_jax import evidence
 from rim_jax import findings
 from rim_jax import paper
 from rim_jax import rules
@@ -46,6 +47,7 @@ _MEASURES = (  # key in results.json, label, what it means
     ('final_acc', 'final accuracy', 'of the last answer read, +- one standard error'),
     ('majority_acc', 'majority of blocks', 'the answer that most blocks give'),
     ('any_block_acc', 'any block', 'upper bound: picks the right block by looking at the answer'),
+    (evidence.SELECTED, 'selected by a probe', evidence.SELECTED_BY),
     ('pass_at', 'pass@k', 'one of k answers is right that were drawn from the last block'),
     ('num_samples', 'drawn answers', 'of each question'),
     ('temperature', 'drawn at temperature', ''),
@@ -126,7 +128,8 @@ def _get_measures(result):
 
   Thoughts stand in one block, whose number would say nothing.
   """
-  idle = ('majority_acc', 'any_block_acc') if len(result['block_acc']) == 1 else ()
+  idle = ('majority_acc', 'any_block_acc', evidence.SELECTED) if (
+      len(result['block_acc']) == 1) else ()
   idle += ('num_blocks',) if 'num_thoughts' in result else ()
   return [m for m in _MEASURES if m[0] in result and m[0] not in idle]
 
@@ -135,9 +138,15 @@ def _make_grid(console, title, **settings):
   return table.Table(title=Text(title), box=box.SIMPLE, width=min(console.width, 100), **settings)
 
 
+def _load_results(folder) -> dict:
+  """results.json, with what a probe selects beside each set that controls.json is of."""
+  return {name: result | evidence.get_selected(evidence.load_asked(folder, name, result)[0])
+          for name, result in load_json(folder, 'results.json').items()}
+
+
 def show_results(console, folder, num_shown: int, name=None) -> None:
   """Shows the accuracies on a set, and `num_shown` of its questions with the answers read."""
-  results = load_json(folder, 'results.json')
+  results = _load_results(folder)
   name = name or next(iter(results), '')
   if name not in results:
     console.print(Text(f'{folder}: no results to show'))
@@ -206,7 +215,7 @@ def write_report(workdir, config: Config) -> epath.Path:
   workdir = epath.Path(workdir)
   stages = [(name or config.method, stage, workdir / name if name else workdir)
             for name, stage in stages_lib.make_stages(config)]
-  results = {name: load_json(folder, 'results.json') for name, _, folder in stages}
+  results = {name: _load_results(folder) for name, _, folder in stages}
   rules = {result['answer_rule'] for sets in results.values() for result in sets.values()}
   page = [f'<p>{_METHODS[config.method]}.</p>',
           section('Results', _make_headline(results)),

@@ -9,6 +9,7 @@ from etils import epath
 import numpy as np
 
 from rim_jax import checkpoint as checkpoint_lib
+from rim_jax import data as data_lib
 from rim_jax import decode
 from rim_jax import evaluate
 from rim_jax import hosts
@@ -29,6 +30,12 @@ def get_records(task, split: str, limit: int):
     return records[:limit or None]
   count = min(limit, len(source)) if limit else len(source)
   return source.__getitems__(range(count))
+
+
+def fingerprint_set(task, records) -> str:
+  """By what two runs are known to have had the same: the whole split's, or GSM-Hard's as read."""
+  source = task.dataset.splits.get(task.config.eval.split)
+  return data_lib.fingerprint_records(records) if source is None else source.fingerprint
 
 
 def evaluate_run(task, workdir, say=print) -> dict:
@@ -68,9 +75,8 @@ def evaluate_run(task, workdir, say=print) -> dict:
     result |= latency.measure_run(
         graphdef, params, frozen, records, config, task.codec, task.mesh, blocks,
         rules.parse_sizes(config.eval.latency_batch_sizes), config.eval.num_latency_runs)
-  if config.eval.split in task.dataset.splits:  # so that two runs are known to have had the same
-    result['data_fingerprint'] = task.dataset.splits[config.eval.split].fingerprint
-  result |= {'step': step, 'checkpoint': config.eval.checkpoint, 'method': config.method,
+  result |= {'data_fingerprint': fingerprint_set(task, records), 'step': step,
+             'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': evaluate.RESULTS_VERSION}
   return hosts.lead(lambda: _write_results(workdir, name, result, predictions))
 

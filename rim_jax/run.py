@@ -142,7 +142,7 @@ def controls(config, workdir, say, console) -> None:
   records = results_lib.get_records(task, config.eval.split, config.eval.num_examples)
   set_name = config.eval_set
   prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,
-            'base': task.base and task.base.fingerprint}
+            'base': task.base and task.base.fingerprint, **_find_start(whole, workdir)}
   matched = matched_lib.load_matched(whole, prints, {
       method: dataclasses.replace(config, method=method).eval_set
       for method in ('direct', 'pause')})
@@ -161,7 +161,8 @@ def controls(config, workdir, say, console) -> None:
     found['probes'], points = _run_probes(task, folder, graphdef, params, frozen, say)
   found = {'format': controls_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
            'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
-           'checkpoint': config.eval.checkpoint, 'answer_rule': evaluate_lib.ANSWER_RULE, **found}
+           'checkpoint': config.eval.checkpoint, 'answer_rule': evaluate_lib.ANSWER_RULE,
+           'data_fingerprint': results_lib.fingerprint_set(task, records), **found}
   if not hosts.is_leader():
     return
   storage.write_json(folder / 'controls.json', found)
@@ -173,6 +174,13 @@ def controls(config, workdir, say, console) -> None:
     say(f'points of block states: {folder / "pca.csv"}')
   say(f'files: {epath.Path(workdir) / "controls.json"}')
   say(f'report: {_write_summary(whole, workdir)}')
+
+
+def _find_start(config, workdir) -> dict:
+  """{'start': fingerprint of what a whole run began with, or None}; {} where no card tells it."""
+  path = epath.Path(workdir) / stages_lib.make_stages(config)[0][0]
+  card = card_lib.load_card(path) if (path / 'config.json').exists() else {}
+  return {'start': (card['start'] or {}).get('fingerprint')} if 'start' in card else {}
 
 
 def _run_probes(task, folder, graphdef, params, frozen, say):

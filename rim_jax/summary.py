@@ -7,6 +7,7 @@ import itertools
 
 from rim_jax import conclusion as conclusion_lib
 from rim_jax import config as config_lib
+from rim_jax import evidence
 from rim_jax import examples
 from rim_jax import findings
 from rim_jax import metrics as metrics_lib
@@ -22,6 +23,7 @@ _HEAD = ('', 'on valid<small>chooses the checkpoint of a run, and the best of al
          'majority of blocks', 'seeds done', 'updates', "ms to the answer's first token",
          'against the best: p<small>McNemar, exact, a seed each, each test alone</small>')
 
+_show = page.show_mean
 _MANY = 8  # notes that are shown at once
 _MOST_LINES = 8  # in one figure
 
@@ -49,14 +51,17 @@ def write_summary(workdir, title: str, conclusion, states):
            *([page.section('More measures', more)] if (more := _make_more(finished)) else []),
            page.section('What each factor does', _make_effects(conclusion['effects'])
                           + _draw_factors(states, workdir)),
-           page.section('Accuracy after each block', _draw_blocks(done, which, workdir)),
+           page.section('Accuracy after each block', _make_blocks(
+               finished, done, which, workdir)),
            *_make_by_number(done, which, by_name, workdir),
            page.section('Accuracy against latency', _make_latency(
                finished, done, which, workdir)),
            page.section('Learning', _draw_learning(
                done, which, states, workdir)),
            page.section('Where they differ, by example' + which, examples.make_examples(firsts)),
-           page.section('Does the memory do the work?', _make_controls(states)),
+           page.section('Does the memory do the work?', _make_controls(finished, states)),
+           *([page.section('What block states hold', held)] if (
+               held := findings.make_probes_over_seeds(finished, workdir)) else []),
            page.section('Runs', _make_runs(states)),
            page.section('How to reproduce it', _make_card(states))]
   return page.write_page(workdir / 'report.html', title, parts)
@@ -71,9 +76,12 @@ def _choose_drawn(done):
 
 
 def _make_headline(entries):
-  rows = []
+  rows, chosen = [], any(evidence.SELECTED in e for e in entries)
+  head = [*_HEAD[:5], *[f'selected by a probe<small>{evidence.SELECTED_BY}</small>'] * chosen,
+          *_HEAD[5:]]
   for entry in entries:
     cells = [_show(entry.get(key)) for key in conclusion_lib.SHOWN]
+    cells += [_show(entry.get(evidence.SELECTED), of=entry['num_done'])] * chosen
     tests = entry.get('against_best', {}).get('tests', ())
     rows.append([
         _name(entry['name']), cells[0], f'<strong>{cells[1]}</strong>', *cells[2:],
@@ -81,7 +89,7 @@ def _make_headline(entries):
         ', '.join(map(str, entry.get('steps', ()))),
         _show_time(entry),
         '<br>'.join(_show_chance(t['p_value']) for t in tests) or '–'])
-  return page.make_table(_HEAD, rows)
+  return page.make_table(head, rows)
 
 
 def _make_more(entries):
@@ -139,15 +147,6 @@ def _show_chance(value):
 def _name(text):
   """A row's name, which may break at its commas."""
   return f'<div class="long"><b>{page.escape(text).replace(",", ",<wbr>")}</b></div>'
-
-
-def _show(summary, scale=100, unit='%'):
-  if not summary:
-    return '–'
-  decimals = 1 if scale == 100 else 2
-  spread = '' if summary['stderr'] is None else '\xa0±\xa0' + page.mark(
-      summary['stderr'], f'{scale * summary["stderr"]:.{decimals}f}')
-  return page.mark(summary['mean'], f'{scale * summary["mean"]:.{decimals}f}') + f'{spread}{unit}'
 
 
 def _make_notes(entries):
@@ -210,12 +209,20 @@ def _draw_factors(states, workdir):
   return page.wrap_figures(body)
 
 
-def _draw_blocks(entries, which, workdir):
-  lines = {e['name']: (list(range(1, len(e['block_acc']) + 1)), [100 * a for a in e['block_acc']])
-           for e in entries if len(e.get('block_acc', ())) > 1}
-  return page.wrap_figures(lines and page.draw(
-      f'accuracy after each block, mean over seeds{which}', 'accuracy, %', 'block', lines,
-      folder=workdir, legend_title='run'))
+def _make_blocks(entries, drawn, which, workdir):
+  """Accuracies after each block, where there is more than one: all in a table, `drawn` as lines."""
+  told = {e['name']: e['block_acc'] for e in entries if len(e.get('block_acc', ())) > 1}
+  if not told:
+    return ''
+  blocks = range(1, max(map(len, told.values())) + 1)
+  lines = {e['name']: (list(blocks)[:len(accs)], *(
+      [None if a[part] is None else 100 * a[part] for a in accs] for part in ('mean', 'stderr')))
+           for e in drawn if (accs := told.get(e['name']))}
+  return page.make_table(['', *(f'block {k}' for k in blocks)], [
+      [_name(name), *(_show(accs[k - 1]) if k <= len(accs) else '–' for k in blocks)]
+      for name, accs in told.items()]) + page.wrap_figures(lines and page.draw(
+          f'accuracy after each block, mean over seeds{which}; bars: one standard error',
+          'accuracy, %', 'block', lines, folder=workdir, legend_title='run'))
 
 
 def _make_by_number(entries, which, states, workdir) -> list[str]:
@@ -298,10 +305,16 @@ def _draw_learning(entries, which, states, workdir):
       folder=workdir, legend_title='run'))
 
 
-def _make_controls(states):
-  """The controls of the runs that have some, beside what each should give."""
-  found = {s.point.name: page.load_json(s.last[1], 'controls.json') for s in states}
-  return findings.tabulate_controls({name: c['controls'] for name, c in found.items() if c})
+def _make_controls(entries, states):
+  """Controls beside what each should give: means over seeds, and each run's, after each block."""
+  found = {s.point.name: evidence.load_asked(s.last[1], s.last[0].eval_set, s.result)[0]
+           for s in states if s.result}
+  body = findings.tabulate_over_seeds({e['name']: (e['controls'], e['num_done'])
+                                       for e in entries if 'controls' in e})
+  runs = findings.tabulate_controls({name: c['controls'] for name, c in found.items() if c})
+  return body + (f'<details><summary>each run, after each block</summary>{runs}</details>'
+                 if runs else '') + _list([f'{name}: not shown, {why}' for e in entries
+                                           for name, why in e.get('not_carried', {}).items()])
 
 
 def _make_runs(states):

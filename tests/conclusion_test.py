@@ -147,4 +147,33 @@ def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
   assert told['entries'][1]['against_best']['tests'] == [] and told['pairs'][0]['tests'] == []
   assert told['warnings'] == ['checkpoints of a=1, a=2 were chosen on test itself, 264 of it']
   assert told['warnings'][0] in (tmp_path / 'sweep.md').read_text()
-  assert '| a=2 | 50.0 | 50.0 | 25.0 / 50.0 |' in (tmp_path / 'sweep.md').read_text()
+  assert '| a=2 | 25.0 | 50.0 |' in (tmp_path / 'sweep.md').read_text()
+
+
+def test_what_a_probe_selects_is_a_column_of_the_blocks(tmp_path):
+  """A setting none of whose runs was asked has an empty cell; with no other run there is no column.
+  """
+  def conclude(*selected):
+    states = make_states(tmp_path, [({'a': a, 'seed': seed}, 0.5, 0.5)
+                                    for a, seed in ((1, 0), (1, 1), (2, 0))])
+    for state, acc in zip(states, selected):
+      (state.folder / 'controls.json').write_text(json.dumps({
+          'set': 'test', 'step': 5, 'controls': {}, 'probes': {
+              'right': {'by_block': [], 'pooled': {}, 'selection': {'acc': acc}},
+              'steps': {'none': ''}}}))
+    for state in states:
+      path = state.folder / 'results.json'
+      result = json.loads(path.read_text())['test'] | {'block_acc': [0.25, 0.5]}
+      path.write_text(json.dumps({'test': result}))
+    conclusion.conclude(states, tmp_path)
+    return (tmp_path / 'sweep.md').read_text()
+  text = conclude()
+  assert '| after block | 1 | 2 |\n' in text and 'probe' not in text
+  shutil.rmtree(tmp_path / 'points')
+  text = conclude(0.75)
+  assert '| after block | 1 | 2 | selected by a probe |\n|---|---|---|---|\n' in text
+  assert ('| a=1 | 25.0 ± 0.0 | 50.0 ± 0.0 | 75.0 (1 of 2 seeds) |\n'
+          '| a=2 | 25.0 | 50.0 |  |\n') in text
+  assert 'probes fitted on train, C chosen on valid' in text
+  shutil.rmtree(tmp_path / 'points')
+  assert '| 50.0 ± 0.0 | 62.5 ± 12.5 |' in conclude(0.75, 0.5)

@@ -266,7 +266,7 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   config = support.make_config('rim', controls__num_attention=0)
   stage = dataclasses.replace(config, method='rim_stage2')
   (tmp_path / 'stage2').mkdir()
-  data = type('Data', (), {'fingerprint': 'f'})
+  data = type('Data', (), {'fingerprint': 'f', 'splits': {}})
   task = train.Task(stage, data, support.make_codec(stage), None, None)
   monkeypatch.setattr(run, '_open_run', lambda *args: (task, tmp_path / 'stage2'))
   monkeypatch.setattr(results, 'get_records', lambda *args: DIGITS)
@@ -284,12 +284,26 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   assert json.loads((tmp_path / 'controls.json').read_text()) == {'stage2': inner}
   assert inner['format'] == controls.CONTROLS_VERSION and inner['step'] == 7
   assert inner['set'] == 'test' and inner['num_blocks'] == 3
+  assert inner['data_fingerprint'] == results.fingerprint_set(task, DIGITS)
   assert not inner['controls']['direct']['given'] and 'attention' not in inner
   page = (tmp_path / 'report.html').read_text()  # written anew, with what was found
   assert 'what [should] come' in page and '<data value="0.125">' in page
   for text in ('25 / 50', '75 / 12', 'what [should] come', 'not given', 'no reason',
                'swapped block 1', '1 pairs; 2 more have equal answers'):
     assert text in out.getvalue(), text
+
+
+@pytest.mark.parametrize('card, told', [
+    ({'start': {'path': 'p', 'fingerprint': 's'}}, {'start': 's'}), ({'start': None},
+                                                                    {'start': None}), ({}, {})])
+def test_what_a_curriculum_began_with_is_its_first_stage_s_start(tmp_path, card, told):
+  config = support.make_config('rim')
+  assert run._find_start(config, tmp_path) == {}
+  for name, more in (('stage1', card), ('stage2', {'start': {'fingerprint': 'of stage 1'}})):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'config.json').write_text(json.dumps({
+        'format': 2, 'config': {}, 'data': {}, 'tokenizer': 't', 'base': None, **more}))
+  assert run._find_start(config, tmp_path) == told
 
 
 def test_probes_are_shown_and_what_is_missing_says_so():

@@ -301,6 +301,13 @@ def test_held_out_questions_do_not_depend_on_row_order(tmp_path):
 # GSM-Hard.
 
 
+def test_records_that_are_no_split_have_the_fingerprint_of_one(tmp_path):
+  split = data.load_dataset(make_chain_data(tmp_path), quiet).splits['test']
+  rows = split.__getitems__(range(len(split)))
+  assert data.fingerprint_records(rows) == split.fingerprint
+  assert data.fingerprint_records(rows[:-1]) != split.fingerprint
+
+
 def test_gsm_hard_in_both_forms(tmp_path):
   path = tmp_path / 'hard.jsonl'
   path.write_text('{"question": "Tom\\u2028 has?", "answer": "-9867630"}\n'

@@ -14,12 +14,14 @@ PRINTS = {'data': 'f', 'tokenizer': 't', 'base': None}
 
 
 def write_run(folder, method, fingerprint='f', sets=('test',), tokenizer='t', base=None,
-              **changes):
+              begun=False, **changes):
+  """`begun`: the fingerprint of what it began with, or None; False: its card is too old to say."""
   folder.mkdir()
   config = support.make_config(method, **changes)
   (folder / 'config.json').write_text(json.dumps({
       'format': 2, 'config': dataclasses.asdict(config), 'data': {'fingerprint': fingerprint},
-      'tokenizer': tokenizer, 'base': base}))
+      'tokenizer': tokenizer, 'base': base, **({} if begun is False else {
+          'start': begun and {'path': 'theirs', 'fingerprint': begun}})}))
   (folder / 'results.json').write_text(json.dumps({name: {
       'n': 8, 'final_acc': 0.25, 'final_acc_stderr': 0.1, 'block_acc': [0.25]} for name in sets}))
   return str(folder)
@@ -76,6 +78,24 @@ def test_a_matched_run_begins_as_the_whole_does(tmp_path, method, told):
   config = support.make_config(method, train__init_from='mine', controls__direct_dir=write_run(
       tmp_path / 'direct', 'direct'))
   assert matched.load_matched(config, PRINTS, SETS)['direct']['differs'] == told
+
+
+# this run's path and start, the other's -> what differs; False is a card too old to tell
+STARTS = [('mine', 's', 'theirs', 's', []), ('mine', 's', 'mine', 'r', ['start']),
+          ('mine', 's', '', None, ['start']), ('', None, '', None, []),
+          ('mine', 's', 'theirs', False, ['train.init_from']), ('mine', 's', 'mine', False, []),
+          ('mine', False, 'theirs', 's', ['train.init_from']), ('mine', False, 'mine', 's', [])]
+
+
+@pytest.mark.parametrize('path, start, other, begun, told', STARTS)
+def test_starts_are_compared_by_what_they_computed_and_by_path_on_old_cards_alone(
+    tmp_path, path, start, other, begun, told):
+  folder = write_run(tmp_path / 'direct', 'direct', begun=begun, train__init_from=other)
+  prints = PRINTS | ({} if start is False else {'start': start})
+  for method in ('rim', 'rim_stage2'):
+    config = support.make_config(method, train__init_from=path, controls__direct_dir=folder)
+    assert matched.load_matched(config, prints, SETS)['direct']['differs'] == (
+        told if method == 'rim' else [])  # a second stage begins with its first
 
 
 def test_a_matched_run_of_another_tokenizer_or_base_says_so(tmp_path):

@@ -153,7 +153,7 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
   assert [text for text, _ in headline[0]] == ['', *sets]
   rows = {next(key for key, label, _ in report._MEASURES if row[0][0].startswith(label)): row[1:]
           for row in headline[1:]}
-  assert set(rows) == {key for key, _, _ in report._MEASURES}
+  assert set(rows) == {key for key, _, _ in report._MEASURES} - {'selected_acc'}  # controls.json's
   for key, cells in rows.items():
     for (text, values), result in zip(cells, sets.values(), strict=True):
       if key not in result:
@@ -537,3 +537,27 @@ def test_generated_answers_are_parsed_and_the_last_is_the_answer():
   assert show_one((0,), ['1+1=2\nThe final answer is \\boxed{2}'], method='cot') == [
       'question: q?', '  written: 1+1=2', '  written: The final answer is \\boxed{2}',
       '  after the written steps: 2', 'answer: 2']
+
+
+@pytest.mark.parametrize('changes, shown', [
+    ({}, True), ({'step': 7}, False), ({'set': 'test-k0'}, False), ({'probes': {}}, False)])
+def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(tmp_path, changes, shown):
+  write_curriculum(tmp_path)
+  (tmp_path / 'stage2/controls.json').write_text(json.dumps({
+      'set': 'test', 'step': 1234, 'n': 9, 'num_blocks': 4, 'checkpoint': 'best', 'controls': {},
+      'sweeps': {}, 'pairing': {'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0},
+      'probes': {'state': '', 'num_questions': {'train': 1, 'valid': 1, 'test': 1}, 'pca': {
+          'none': 'no'}, 'steps': {'none': 'no'}, 'right': {
+              'by_block': [], 'pooled': {'none': 'no'}, 'selection': {
+                  'acc': 0.8125, 'final_acc': 0.5, 'any_block_acc': 0.75, 'num_recoverable': 3,
+                  'recoverable_acc': None, 'recoverable_final_acc': None, 'chosen_blocks': [1]}}},
+      **changes}))
+  page, out = write_page(tmp_path, 'rim'), show(tmp_path / 'stage2')
+  head, *rows = page.tables[0]
+  found = {row[0][0]: row[1:] for row in rows if row[0][0].startswith('selected by a probe')}
+  assert ('selected by a probe' in out) == bool(found) == shown
+  if shown:
+    (name, cells), = found.items()
+    assert 'fitted on train, C chosen on valid' in name
+    at = [text for text, _ in head[1:]].index('stage2: test')
+    assert cells[at] == ('81.2%', (0.8125,)) and [v for _, v in cells].count(()) == len(cells) - 1

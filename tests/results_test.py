@@ -12,6 +12,7 @@ from rim_jax import decode
 from rim_jax import evaluate
 from rim_jax import results as results_lib
 from rim_jax import state as state_lib
+from rim_jax import stats
 from rim_jax import storage
 from rim_jax import train as train_lib
 from rim_jax.config import UserError
@@ -85,3 +86,32 @@ def test_blocks_beyond_the_trained_positions_are_marked(tmp_path, monkeypatch, p
   result = results_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path, QUIET)[
       config.eval_set]
   assert result.get('beyond_positions') == beyond
+
+
+def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(tmp_path,
+                                                                               monkeypatch):
+  """They are of the records read, wherever those lie; a split has that of the whole."""
+  task = train_lib.make_task(support.make_config(
+      'rim_stage2', data__cache_dir=str(tmp_path / 'cache'), model__positions='rope'), QUIET)
+  assert results_lib.fingerprint_set(task, []) == task.dataset.splits['test'].fingerprint
+  monkeypatch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
+  monkeypatch.setattr(evaluate, 'evaluate', lambda d, p, f, records, *args: ({'n': len(records)}, [
+      {'question': r.question, 'answer': r.answer, 'correct': True} for r in records]))
+
+  def run(name, *answers):
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / f'{name}.jsonl'
+    path.write_text(''.join(json.dumps({'input': f'{i}+1', 'target': a}) + '\n'
+                            for i, a in enumerate(answers)))
+    hard = dataclasses.replace(task, config=dataclasses.replace(task.config, eval=(
+        dataclasses.replace(task.config.eval, split='gsm_hard', path=str(path)))))
+    told = results_lib.evaluate_run(hard, tmp_path / name, QUIET)['gsm_hard']['data_fingerprint']
+    return told, tmp_path / name / 'predictions/gsm_hard.jsonl'
+  (one, a), (same, b), (other, c) = run('a', 1, 2), run('b', 1.0, 2.0), run('c', 1, 3)
+  assert one == same != other and len(other) == 16
+  assert stats.compare_files(a, b).count == 2
+  with pytest.raises(UserError) as error:
+    stats.compare_files(a, c)
+  assert str(error.value) == (
+      f'{c}: of another data set than {a} (fingerprints {other} and {one}); '
+      'evaluate both runs on the same data')

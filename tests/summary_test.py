@@ -2,17 +2,16 @@
 
 import dataclasses
 import json
-import re
 
 import pytest
 
 from rim_jax import conclusion
+from rim_jax import findings
 from rim_jax import paper
-from rim_jax import report
 from rim_jax import summary
-from rim_jax import sweep
 from rim_jax import timings
 from tests import conclusion_test
+from tests import findings_test
 from tests import report_test
 from tests import support
 from tests import sweep_test
@@ -210,25 +209,119 @@ def test_a_page_of_more_settings_than_a_table_holds_says_so(tmp_path):
   assert [cell for cell, _ in page.tables[1][0]] != ['', *map(str, range(1, 11))]
 
 
-def test_figures_hold_the_means_over_seeds(swept):
-  folder, _, entries = swept
+def test_accuracies_after_blocks_are_means_over_seeds_with_their_errors(swept):
+  """In the table and in the figure; the setting of one seed has no error."""
+  folder, page, entries = swept
   rows = (folder / 'figures/accuracy-after-each-block-mean-over-seeds.csv').read_text().split('\n')
-  want = {f"{e['name']},{float(k)},{100 * a}" for e in entries
-          for k, a in enumerate(e['block_acc'], 1)}
-  assert want == set(rows) - {'line,x,y', ''}
+  want = {f"{e['name']},{float(k)},{100 * a['mean']},"
+          + ('' if a['stderr'] is None else f"{100 * a['stderr']}")
+          for e in entries for k, a in enumerate(e['block_acc'], 1)}
+  assert want == set(rows) - {'line,x,y,stderr', ''} and len(want) == 4
+  table, = (t for t in page.tables if [c for c, _ in t[0]] == ['', 'block 1', 'block 2'])
+  assert [row[0][0] for row in table[1:]] == [e['name'] for e in entries]
+  for row, entry in zip(table[1:], entries, strict=True):
+    assert [values for _, values in row[1:]] == [
+        tuple(x for x in (a['mean'], a['stderr']) if x is not None) for a in entry['block_acc']]
+  assert [a['count'] for e in entries for a in e['block_acc']] == [1, 1, 2, 2]
   assert (folder / 'figures/accuracy-after-each-block-mean-over-seeds.png').exists()
 
 
-def test_controls_stand_beside_what_they_should_give(swept):
-  folder, _, _ = swept
-  states = sweep.load_states(sweep_test.make_points(), folder)
-  assert summary._make_controls(states) == []
-  entry = {'what': 'blocks come from another', 'expected': "the donor's answer",
-           'block_acc': [0.5, 0.25], 'block_donor_acc': [0.125, 0.75]}
-  (states[2].folder / 'controls.json').write_text(json.dumps({'controls': {'swapped': entry}}))
-  text = summary._make_controls(states)
-  assert [float(x) for x in re.findall(r'<data value="([^"]*)"', text)] == [0.5, 0.25, 0.125, 0.75]
-  assert report.escape(entry['expected']) in text and 'rate=0.1,seed=0' in text
+def ask_controls(state, own, donor, selected, **changes):
+  """What --mode=controls leaves beside a result of `conclusion_test.make_states`."""
+  probes = findings_test.make_probes()
+  probes['right']['selection']['acc'] = selected
+  probes['right']['by_block'][0]['auroc'] = selected / 2
+  found = {'set': 'test', 'step': 5, 'probes': probes, 'controls': {'swapped': {
+      'what': 'blocks come from another', 'expected': "the donor's answer", 'n': 9,
+      'final_acc': own, 'final_donor_acc': donor, 'block_acc': [0.0625, own],
+      'block_donor_acc': [0.03125, donor]}}, **changes}
+  (state.folder / 'controls.json').write_text(json.dumps(found))
+
+
+@pytest.fixture
+def asked(tmp_path):
+  """(what sweep.json holds, the page, where) of three seeds, the last asked of another step."""
+  states = conclusion_test.make_states(tmp_path, [
+      *(({'a': 1, 'seed': s}, 0.5, 0.5) for s in (0, 1, 2)), ({'a': 2, 'seed': 0}, 0.4, 0.25)])
+  for state, accs, step in zip(states, ((0.25, 0.5, 0.75), (0.5, 0.75, 0.5), (0.0, 1.0, 1.0)),
+                               (5, 5, 4)):
+    ask_controls(state, *accs, step=step)
+  told = conclusion.conclude(states, tmp_path)
+  return told, report_test.Page(summary.write_summary(tmp_path, 'asked', told, states)), tmp_path
+
+
+def find_table(page, *head):
+  found = [t for t in page.tables if [c for c, _ in t[0]][:len(head)] == list(head)]
+  assert len(found) == 1
+  return found[0]
+
+
+def test_controls_over_seeds_stand_beside_what_they_should_give(asked):
+  """And so does each run below; what is of another checkpoint is in neither, and is told."""
+  told, page, folder = asked
+  (swapped,) = told['entries'][0]['controls'].values()
+  assert swapped['final_acc'] == {'mean': 0.375, 'stderr': 0.125, 'count': 2}
+  assert swapped['final_donor_acc'] == {'mean': 0.625, 'stderr': 0.125, 'count': 2}
+  head, row = find_table(page, '', 'if the memory does the work', 'a=1')
+  assert len(head) == 3 and row[1][0] == swapped['expected'] == "the donor's answer"
+  assert row[2][1] == (0.375, 0.125, 0.625, 0.125)
+  assert row[2][0].count('2 of 3 seeds') == 2
+  head, row = find_table(page, '', 'if the memory does the work', 'a=1,seed=0', 'a=1,seed=1')
+  assert len(head) == 4 and row[2][1] == (0.0625, 0.25, 0.03125, 0.5, 9)
+  why = told['entries'][0]['not_carried']
+  assert list(why) == ['a=1,seed=2'] and 'step 4 on test, the result of step 5' in why['a=1,seed=2']
+  assert f"a=1,seed=2: not shown, {why['a=1,seed=2']}" in page.text
+  assert 'controls' not in told['entries'][1] and told['entries'][1]['not_carried'] == {}
+  rows = (folder / 'sweep.csv').read_text().split('\n')
+  assert '1,controls swapped final_donor_acc,2,0.625,0.125' in rows
+
+
+def test_what_a_probe_selects_stands_in_the_headline(asked):
+  told, page, folder = asked
+  first, second = told['entries']
+  assert first['selected_acc'] == {
+      'mean': 0.625, 'stderr': 0.125, 'count': 2, 'values': [0.75, 0.5]}
+  head, one, two = page.tables[0]
+  at = next(i for i, (text, _) in enumerate(head) if text.startswith('selected by a probe'))
+  assert 'fitted on train, C chosen on valid' in head[at][0]
+  assert [head[at + i][0] for i in (-1, 1)] == ['majority of blocks', 'seeds done']
+  assert one[at] == ('62.5\xa0±\xa012.5%2 of 3 seeds', (0.625, 0.125)) and two[at][0] == '–'
+  assert 'selected_acc' not in second
+  assert '1,selected_acc,2,0.625,0.125' in (folder / 'sweep.csv').read_text().split('\n')
+
+
+def test_nothing_asked_leaves_the_headline_as_it_is(swept):
+  _, page, _ = swept
+  assert len(page.tables[0][0]) == 9 and 'selected by a probe' not in page.text
+  assert 'What block states hold' not in page.text
+
+
+def test_probes_over_seeds_are_those_of_sweep_json(asked):
+  told, page, folder = asked
+  probes = told['entries'][0]['probes']
+  assert probes['auroc'][0] == {'mean': 0.3125, 'stderr': 0.0625, 'count': 2}
+  _, row = find_table(page, '', 'AUROC, block 1', 'AUROC, block 2', 'AUROC, block 3')
+  for (_, values), key in zip(row[1:], (*probes['auroc'], *(probes[k] for k in (
+      'pooled_auroc', 'recoverable_acc', 'recoverable_final_acc'))), strict=True):
+    assert values == ((key['mean'], key['stderr']) if key else ())
+  table = find_table(page, '', 'r1', 'r2')
+  steps = [*probes['steps']['acc'], probes['steps']['majority']]
+  assert [[values for _, values in row[1:]] for row in table[1:]] == [
+      [(x['mean'], x['stderr']) if x else () for x in row] for row in steps]
+  name = 'a-1-intermediate-results-that-a-probe-reads-off-a-block-mean-over-seeds'
+  rows = (folder / f'figures/{name}.csv').read_text().split('\n')
+  assert 'block 1,r1,0.5' in rows and 'frequent,r1,0.0625' in rows and len(rows) == 6
+
+
+def test_names_and_reasons_are_inert_over_seeds(tmp_path):
+  bad = '<img src=x>'
+  text = findings.tabulate_over_seeds({bad: ({bad: {
+      'what': bad, 'expected': bad, 'none': [bad], 'differs': [bad]}}, 2)})
+  probes = {'auroc': [None], 'pooled_auroc': None, 'recoverable_acc': None,
+            'recoverable_final_acc': None, 'steps': {'acc': [[None]], 'majority': [None]}}
+  text += findings.make_probes_over_seeds([{'name': bad, 'num_done': 1, 'probes': probes}],
+                                          tmp_path)
+  assert '<img' not in text and text.count('&lt;img') >= 8
 
 
 # ---- Times ----

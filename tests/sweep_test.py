@@ -193,13 +193,19 @@ def test_what_all_say_together(cheap):
     assert (entry['num_points'], entry['num_done'], entry['failed']) == (2, 2, {})
     assert entry['final_acc']['mean'] == pytest.approx(0.55)
     assert entry['final_acc']['stderr'] == pytest.approx(0.05)  # of 0.5 and 0.6
-    assert entry['block_acc'] == pytest.approx([0.25, 0.55])
+    assert [b['mean'] for b in entry['block_acc']] == pytest.approx([0.25, 0.55])
+    assert [b['stderr'] for b in entry['block_acc']] == pytest.approx([0.0, 0.05])
+    assert [b['count'] for b in entry['block_acc']] == [2, 2]
     assert entry['valid_acc']['values'] == [0.75, 0.5]  # at step 7, whose checkpoint is evaluated
   tests = found[1]['against_best']['tests']
   assert [(t['only_a'], t['only_b'], t['p_value']) for t in tests] == [(0, 0, 1.0)] * 2
-  assert '| rate=0.5 | 62.5 ± 12.5 | 55.0 ± 5.0 | 25.0 / 55.0 | 90.0 ± 0.0 | 2 of 2 |' in said
+  assert '| rate=0.5 | 62.5 ± 12.5 | 55.0 ± 5.0 | 90.0 ± 0.0 | 2 of 2 |' in said
+  assert '| after block | 1 | 2 |' in said and '| rate=0.1 | 25.0 ± 0.0 | 55.0 ± 5.0 |' in said
   rows = (cheap.workdir / 'sweep.csv').read_text().split('\n')
   assert rows[0] == 'rate,measure,seeds,mean,stderr' and '0.5,final_acc,2,0.55,' in rows[2]
+  assert '0.5,block_acc 1,2,0.25,0.0' in rows
+  assert sum(row.startswith(('0.5,block_acc 2,2,0.55,0.0', '0.1,block_acc 2,2,0.55,0.0'))
+             for row in rows) == 2
 
 
 def test_runs_of_the_same_seed_are_compared(cheap):
