@@ -42,6 +42,7 @@ svg text { font-family: system-ui, sans-serif !important }
 .right, .wrong { display: inline-block; margin-right: .8rem; color: var(--right) }
 .wrong { color: var(--wrong) }
 @media (max-width: 30rem) { table, small { font-size: .8rem } .long { min-width: 6.5rem }
+  td:last-child .long { min-width: 14rem }
   th, td { padding-right: .6rem } }
 .token { padding: .1rem .25rem; margin-right: 1px; border-radius: .2rem }'''
 

@@ -145,8 +145,9 @@ def _show_chance(value):
 
 
 def _name(text):
-  """A row's name, which may break at its commas."""
-  return f'<div class="long"><b>{page.escape(text).replace(",", ",<wbr>")}</b></div>'
+  """A row's name, which may break at its commas and, where it must, after an equals sign."""
+  text = page.escape(text).replace(',', ',<wbr>').replace('=', '=<wbr>')
+  return f'<div class="long"><b>{text}</b></div>'
 
 
 def _make_notes(entries):
@@ -285,7 +286,7 @@ def _show_part(row, part):
   ratio = row.get(f'{part}_ratio')
   how = f', {ratio["how"]}' if ratio and 'how' in ratio else ''
   return _show(row.get(f'{part}_ms'), 1, '') + (
-      f'<small>{_show(ratio, 1, " x direct")}{how}</small>' if ratio else '')
+      f'<small>{_show(ratio, 1, " x")}{how}</small>' if ratio else '')
 
 
 def _draw_learning(entries, which, states, workdir):
