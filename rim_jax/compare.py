@@ -33,9 +33,6 @@ def compare(config: Config, workdir, other, say, console) -> None:
     raise UserError("eval.checkpoint='splits': several checkpoints were scored, so that there is "
                     'no one answer a question to compare; take best, or last')
   folder = epath.Path(workdir) / name if name else epath.Path(workdir)
-  if not (folder / 'config.json').exists():
-    raise UserError(f'{folder}: there is no run here; train it first with --mode=train, or name '
-                    'another --workdir')
   problems = card_lib.find_differences(card_lib.load_card(folder), config, folder)
   if problems:
     raise UserError('\n'.join(problems))

@@ -70,7 +70,8 @@ def _make_entry(name, members) -> dict:
     return entry
   asked = {s.point.name: evidence.load_asked(s.last[1], s.last[0].eval_set, r) for s, r in found}
   entry |= _summarize([r | ({} if (acc := read_valid_acc(s)) is None else {'valid_acc': acc})
-                       | evidence.get_selected(asked[s.point.name][0]) for s, r in found])
+                       | (evidence.get_selected(asked[s.point.name][0]) if (
+                           len(r['block_acc']) > 1) else {}) for s, r in found])
   entry |= evidence.summarize([told for told, _ in asked.values()])
   entry['not_carried'] = {name: why for name, (_, why) in asked.items() if why}
   entry['steps'] = sorted({_count_steps(s) for s, _ in found})
@@ -211,7 +212,8 @@ def _make_csv(entries) -> str:
   rows.writerow([*keys, 'measure', 'seeds', 'mean', 'stderr'])
   for entry in entries:
     for measure, found in entry.items():
-      told = (() if measure == 'factors' else
+      alone = measure == 'block_acc' and len(found) == 1  # no blocks, and final_acc itself
+      told = (() if measure == 'factors' or alone else
               [(f'{k} batch {row["batch"]}', x) for row in found for k, x in row.items()
                if isinstance(x, dict) and 'ttft_ms' in entry] if measure == 'latency' else
               _list_summaries(measure, found))
@@ -222,7 +224,7 @@ def _make_csv(entries) -> str:
 
 
 def _list_summaries(name, found):
-  """(name, summary) of each in a measure: of a list's by their places, which are blocks."""
+  """(name, summary) of each in a measure: of a list's by their places: blocks, or steps."""
   if isinstance(found, dict) and {'mean', 'stderr', 'count'} <= found.keys():
     yield name, found
   elif isinstance(found, (dict, list)):

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 
 from rim_jax import stats
+from rim_jax.config import UserError
 from rim_jax.page import load_json
 
 PROBED = 'test'  # the split that probes are reported on, whichever the controls are of
@@ -23,9 +24,14 @@ def load_asked(folder, set_name: str, result: dict) -> tuple[dict, str]:
 
   The reason is '' where nothing was asked.
   """
-  found = load_json(folder, 'controls.json')
+  try:
+    found = load_json(folder, 'controls.json')
+  except UserError as e:  # optional, so that a damaged one takes nothing else with it
+    return {}, f'{e}; ask it again with --mode=controls'
   if not found:
     return {}, ''
+  if result.get('checkpoint') == 'splits':
+    return {}, 'the result is of several checkpoints, and controls are of one'
   asked, told = ((of.get('step'), name) for of, name in (
       (found, found.get('set')), (result, set_name)))
   prints = [of.get('data_fingerprint') for of in (found, result)]

@@ -38,7 +38,8 @@ def make_examples(runs) -> str:
   body = ''.join(page.make_table(
       [f'<div class="long">gold: {page.escape(asked[i][1])}</div>',
        f'<div class="long">{page.escape(asked[i][0])}</div>'],
-      [[label, _show_answers(predictions[i], state.result)] for label, state, predictions in group])
+      [[label, f'<div class="long">{page.mark_answers(predictions[i], state.result)}</div>']
+       for label, state, predictions in group])
                  for i in choose_questions(right, _NUM_SHOWN))
   return _describe(right) * bool(body) + body + ''.join(
       f'<p><small>Left out: {page.escape(why)}.</small></p>' for why in left_out)
@@ -60,14 +61,6 @@ def choose_questions(right, count: int) -> list[int]:
     ranked.append((smaller == 0, seen[way], -smaller, -often[way], i))
     seen[way] += 1
   return [i for *_, i in sorted(ranked)[:count]]
-
-
-def _show_answers(prediction, result):
-  """After each block where there are some, else the one; old files may have the mark alone."""
-  first = 1 if result.get('num_blocks') else 0
-  answers = zip(prediction.get('block_predictions', ['']),
-                prediction.get('block_correct', [prediction['correct']]))
-  return f'<div class="long">{page.mark_answers(dict(enumerate(answers, first)))}</div>'
 
 
 def _describe(right):

@@ -42,7 +42,7 @@ svg text { font-family: system-ui, sans-serif !important }
 .right, .wrong { display: inline-block; margin-right: .8rem; color: var(--right) }
 .wrong { color: var(--wrong) }
 @media (max-width: 30rem) { table, small { font-size: .8rem } .long { min-width: 6.5rem }
-  td:last-child .long { min-width: 14rem }
+  .wide { min-width: 14rem }
   th, td { padding-right: .6rem } }
 .token { padding: .1rem .25rem; margin-right: 1px; border-radius: .2rem }'''
 
@@ -91,11 +91,22 @@ def show_share(value):
   return '–' if value is None else mark(value, f'{100 * value:.1f}')
 
 
-def mark_answers(answers) -> str:
-  """Answers read, block -> (text, whether it is right); block 0 is none, and has no number."""
+def list_answers(prediction, result) -> dict:
+  """Block -> (answer read, whether it is right); 0 is none: the question alone, or thoughts.
+
+  Old files may have the mark alone.
+  """
+  first = int(bool(result.get('num_blocks')) and 'num_thoughts' not in result)
+  return dict(enumerate(zip(prediction.get('block_predictions', ['']),
+                            prediction.get('block_correct', [prediction['correct']])), first))
+
+
+def mark_answers(prediction, result) -> str:
+  """What `list_answers` gives, as HTML; block 0 has no number."""
   return ''.join(
       f'<span class="{"right" if ok else "wrong"}">{f"{block}: " if block else ""}'
-      f'{"✓" if ok else "✗"} {escape(text, 24)}</span> ' for block, (text, ok) in answers.items())
+      f'{"✓" if ok else "✗"} {escape(text, 24)}</span> '
+      for block, (text, ok) in list_answers(prediction, result).items())
 
 
 def describe_trained(config, beyond) -> str:

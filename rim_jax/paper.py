@@ -39,7 +39,7 @@ def make_target(config: Config, sets: dict) -> list[str]:
   own = ''.join(
       f'<p>This run ({escape(r["method"])}) on {name}: <strong>'
       f'{show_share(r["final_acc"])}%</strong> of {mark(r["n"])} '
-      'questions.</p>' for key, name in NAMES.items() if (r := sets.get(key)))
+      'questions.</p>' for key, r in sets.items() if (name := _name_set(key)))
   return [_make_section(own, [], "This run's own model and data stand below.")]
 
 
@@ -52,7 +52,7 @@ def make_targets(found) -> list[str]:
   """
   rows = []
   for name, config, key, summary in found:
-    known = NAMES.get(key.removesuffix('-splits'))  # by the paper's own choice of checkpoints
+    known = _name_set(key)
     if known and _has_target(config) and config.method in _COLUMNS:
       spread = '' if summary['stderr'] is None else f' ± {show_share(summary["stderr"])}'
       cells = dict.fromkeys(METHODS, '') | {
@@ -61,6 +61,11 @@ def make_targets(found) -> list[str]:
                    f'{mark(summary["count"])}</small></div>', *cells.values()])
   return [_make_section('', rows, 'What was found here is a mean over seeds, ± its standard error; '
                         'its own model and data stand below.')] if rows else []
+
+
+def _name_set(key):
+  """The paper's name for a set, also where checkpoints were chosen by its own protocol; or None."""
+  return NAMES.get(key.removesuffix('-splits'))
 
 
 def _has_target(config):

@@ -23,8 +23,8 @@ from rim_jax import stats
 from rim_jax import timings
 from rim_jax.config import Config, UserError
 from rim_jax.page import (
-    clean, describe_trained, draw, escape, load_json, make_table, mark, mark_answers, section,
-    wrap_figures, write_page)
+    clean, describe_trained, draw, escape, list_answers, load_json, make_table, mark, mark_answers,
+    section, wrap_figures, write_page)
 
 _METHODS = {
     'rim': 'memory blocks after the question: stage 1, then stage 2',
@@ -184,7 +184,7 @@ def _show_examples(console, examples, result):
   def fit(text, most):
     return clean(text, most, console.encoding)
   for p in examples:
-    answers = _by_block(zip(p['block_predictions'], p['block_correct']), result['num_blocks'])
+    answers = list_answers(p, result)
     cell = columns.Columns([
         Text(f'{f"{block}: " if block else ""}{right if ok else wrong} {fit(text, 16)}',
              style='green' if ok else 'red') for block, (text, ok) in answers.items()])
@@ -392,8 +392,7 @@ def _make_examples(folder, sets, num_shown):
   rows = []
   for p in _choose_examples(load_predictions(folder), 2 * num_shown):
     result = next(iter(sets.values()))
-    answers = mark_answers(_by_block(
-        zip(p['block_predictions'], p['block_correct']), result['num_blocks']))
+    answers = mark_answers(p, result)
     if result['method'] == 'cot':
       answers += f'<pre>{"<br>".join(map(escape, p["text"].split(chr(10))))}</pre>'
     rows.append([f'<div class="long">{escape(p["question"])}</div>', escape(p['answer']),

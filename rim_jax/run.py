@@ -106,9 +106,6 @@ def _get_last_stage(config, workdir):
 def _open_run(config, workdir, say):
   """The task of a finished or half-finished run, checked against its card."""
   config, folder = _get_last_stage(config, workdir)
-  if not (folder / 'config.json').exists():
-    raise UserError(f'{folder}: there is no run here; train it first with --mode=train, or name '
-                    'another --workdir')
   card = card_lib.load_card(folder)
   task = train_lib.make_task(config, say)
   card_lib.check_card(card, task, folder)

@@ -254,7 +254,7 @@ def _make_latency(entries, drawn, which, workdir):
   """Times beside what they were measured on, a row a batch size, and their figure."""
   rows = [[_name(e['name']), page.mark(row['batch']) if 'batch' in row else '–',
            *(_show_part(row, part) for part, _ in timings.PARTS),
-           f'<div class="long">{page.escape(row["conditions"])}</div>']
+           f'<div class="long wide">{page.escape(row["conditions"])}</div>']
           for e in entries for row in timings.list_rows(e)]
   if not rows:
     return ''

@@ -42,8 +42,8 @@ def summarize(results) -> dict:
   There is no mean of runs that were not measured alike: the same machine, dtype, batch, tokens.
 
   Returns: `measured_on`; `ttft_ms` over all runs; `latency`, an entry for each batch size and all
-    else that times depend on: these facts, and of each of PARTS `<part>_ms` and, of runs that have
-    it, `<part>_ratio`, each the mean over runs of medians.
+    else that times depend on: these facts, and of each of PARTS `<part>_ms` and, where all runs
+    have it, `<part>_ratio`, each the mean over runs of medians.
   """
   timed = [r for r in results if 'ttft_ms' in r]
   if not timed:
@@ -72,7 +72,7 @@ def _summarize_latency(results) -> list[dict]:
     told = {}
     for key in (f'{part}_{what}' for part, _ in PARTS for what in ('ms', 'ratio')):
       medians = [e[key]['median'] for e in entries if key in e]
-      if medians:
+      if len(medians) == len(entries):  # a ratio of some would not be that of the mean time
         told[key] = dataclasses.asdict(stats.summarize(medians))
     found += [dict(facts) | told] if told else []
   return found

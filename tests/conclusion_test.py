@@ -177,3 +177,13 @@ def test_what_a_probe_selects_is_a_column_of_the_blocks(tmp_path):
   assert 'probes fitted on train, C chosen on valid' in text
   shutil.rmtree(tmp_path / 'points')
   assert '| 50.0 ± 0.0 | 62.5 ± 12.5 |' in conclude(0.75, 0.5)
+
+
+def test_an_answer_after_no_block_is_none_of_a_block_in_the_table():
+  """The one reading of a method without blocks is its final answer, and no `block_acc 1`."""
+  told = {'mean': 0.25, 'stderr': None, 'count': 1}
+  entries = [{'factors': {'method': name}, 'block_acc': [told] * count, 'final_acc': told}
+             for name, count in (('direct', 1), ('rim', 2))]
+  rows = conclusion._make_csv(entries).splitlines()[1:]
+  assert rows == ['direct,final_acc,1,0.25,', 'rim,block_acc 1,1,0.25,', 'rim,block_acc 2,1,0.25,',
+                  'rim,final_acc,1,0.25,']

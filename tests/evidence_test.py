@@ -25,6 +25,17 @@ def test_another_checkpoint_set_or_data_is_not_the_result_s(tmp_path, changes, s
   assert evidence.get_selected(asked) == ({} if told else {'selected_acc': 0.5})
 
 
+def test_a_damaged_file_and_several_checkpoints_are_told_and_take_nothing_along(tmp_path):
+  findings_test.write_findings(tmp_path)
+  asked, why = evidence.load_asked(tmp_path, 'test-splits', RESULT | {'checkpoint': 'splits'})
+  assert asked == {} and why == (
+      'the result is of several checkpoints, and controls are of one')
+  (tmp_path / 'controls.json').write_text('{')
+  asked, why = evidence.load_asked(tmp_path, 'test', RESULT)
+  assert asked == {} and 'controls.json: this file is damaged' in why
+  assert why.endswith('; ask it again with --mode=controls')
+
+
 @pytest.mark.parametrize('set_name', ['valid', 'valid-n7', 'gsm_hard'])
 def test_probes_are_reported_on_test_and_stand_beside_no_other_set(set_name):
   found = {'step': 7, 'probes': findings_test.make_probes()}

@@ -27,6 +27,23 @@ def test_a_map_has_a_cell_for_each_value_and_none_for_none(tmp_path):
   assert found == pytest.approx([0.115, 0.64, 0.04, 0.34])
 
 
+def test_bars_are_drawn_where_an_error_is_known(tmp_path):
+  def count_upright(errors):
+    figure = page.draw('bars', 'y', 'x', {'a': ([1, 2], [0.25, 4], errors)}, folder=tmp_path)
+    return len(re.findall(r'd="M ([\d.]+) [\d.]+\s+L \1 [\d.]+', figure))
+  none, one, both = map(count_upright, ([None, None], [0.5, None], [0.5, 1.0]))
+  assert (one - none, both - none) == (1, 2)
+  assert read_csv(tmp_path, 'bars')[1:] == [['a', '1.0', '0.25', '0.5'], ['a', '2.0', '4.0', '1.0']]
+
+
+def test_thoughts_and_the_question_alone_have_no_block():
+  prediction = {'block_predictions': ['7'], 'block_correct': [True], 'correct': True}
+  assert page.list_answers(prediction, {'num_blocks': 1}) == {1: ('7', True)}
+  assert page.list_answers(prediction, {'num_blocks': 1, 'num_thoughts': 3}) == {0: ('7', True)}
+  assert page.list_answers(prediction, {'num_blocks': 0}) == {0: ('7', True)}
+  assert page.list_answers({'correct': False}, {}) == {0: ('', False)}
+
+
 @pytest.mark.parametrize('marks', ['line', 'points', 'path'])
 def test_lines_are_kept_as_they_are_drawn(tmp_path, marks):
   lines = {'a': ([1, 2], [0.25, 4]), 'b': ([3], [5])}

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from configs import presets
+from rim_jax import config as config_lib
 from rim_jax import paper
 
 
@@ -21,3 +22,11 @@ def test_every_figure_is_a_share_in_percent_and_rim_is_below_cot():
   for models in paper.REPORTED.values():
     for direct, coconut, rim, cot in models.values():
       assert 1 < direct < coconut < rim < (cot or 100)
+
+
+def test_a_run_that_the_papers_protocol_chose_stands_beside_its_figures():
+  config = config_lib.parse_config(presets.make('rim', 'gsm8k'))
+  sets = {key: {'method': 'rim_stage2', 'final_acc': acc, 'n': 1319} for key, acc in (
+      ('test-splits', 0.3125), ('test-n50', 0.75))}
+  (found,) = paper.make_target(config, sets)
+  assert '31.2' in found and '75.0' not in found

@@ -55,7 +55,7 @@ def test_times_and_ratios_are_means_over_seeds_for_each_batch_and_part():
     assert one[f'{part}_ratio'] == pytest.approx(
         {'mean': 1.5 + 0.5 * i, 'stderr': 0.25 / 3**0.5, 'count': 3})
     assert eight[f'{part}_ms'] == pytest.approx({'mean': 11.0 + i, 'stderr': 1.0, 'count': 2})
-    assert eight[f'{part}_ratio'] == {'mean': 2.0 + 0.5 * i, 'stderr': None, 'count': 1}
+    assert f'{part}_ratio' not in eight  # which one of two runs alone has
 
 
 def test_a_batch_that_was_measured_twice_in_a_run_counts_once():
