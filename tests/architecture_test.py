@@ -87,7 +87,8 @@ NEVER = {
                 'optax', 'grain', 'absl'},
     'conclusion': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'rim_jax.report', 'jax',
                    'optax', 'grain'},
-    'evidence': ALL - {'rim_jax.page', 'rim_jax.stats'} | {'jax', 'numpy', 'flax', 'optax'},
+    'evidence': ALL - {'rim_jax.config', 'rim_jax.page', 'rim_jax.stats'} | {
+        'jax', 'numpy', 'flax', 'optax'},
     'pairs': ALL - {'rim_jax.stats', 'rim_jax.config'} | {'jax', 'flax', 'optax', 'grain'},
     'timings': ALL - {'rim_jax.stats'} | {'jax', 'numpy', 'flax', 'optax', 'grain'} | IO,
     'devices': ALL - {'rim_jax.config'} | {'flax', 'optax', 'grain', 'etils', 'numpy'},

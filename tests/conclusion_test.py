@@ -179,6 +179,16 @@ def test_what_a_probe_selects_is_a_column_of_the_blocks(tmp_path):
   assert '| 50.0 ± 0.0 | 62.5 ± 12.5 |' in conclude(0.75, 0.5)
 
 
+def test_where_there_is_one_answer_a_probe_selects_nothing(tmp_path):
+  states = make_states(tmp_path, [({'a': 1, 'seed': 0}, 0.5, 0.5)])
+  (states[0].folder / 'controls.json').write_text(json.dumps({
+      'set': 'test', 'step': 5, 'controls': {}, 'probes': {
+          'right': {'by_block': [], 'pooled': {}, 'selection': {'acc': 0.5}},
+          'steps': {'none': ''}}}))
+  (entry,) = conclusion.conclude(states, tmp_path)['entries']
+  assert 'selected_acc' not in entry and 'probes' in entry and not entry['not_carried']
+
+
 def test_an_answer_after_no_block_is_none_of_a_block_in_the_table():
   """The one reading of a method without blocks is its final answer, and no `block_acc 1`."""
   told = {'mean': 0.25, 'stderr': None, 'count': 1}

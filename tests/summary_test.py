@@ -246,6 +246,9 @@ def asked(tmp_path):
   for state, accs, step in zip(states, ((0.25, 0.5, 0.75), (0.5, 0.75, 0.5), (0.0, 1.0, 1.0)),
                                (5, 5, 4)):
     ask_controls(state, *accs, step=step)
+    path = state.folder / 'results.json'  # a probe chooses among blocks
+    result = json.loads(path.read_text())['test']
+    path.write_text(json.dumps({'test': result | {'block_acc': [0.25, *result['block_acc']]}}))
   told = conclusion.conclude(states, tmp_path)
   return told, report_test.Page(summary.write_summary(tmp_path, 'asked', told, states)), tmp_path
 
