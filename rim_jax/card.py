@@ -72,7 +72,7 @@ def load_card(workdir) -> dict:
   path = epath.Path(workdir) / 'config.json'
   if not path.exists():
     raise UserError(f'{workdir}: there is no run here; train it first with --mode=train, or name '
-                    'another --workdir')
+                    'another')
   card = storage.load_json(path, 'the run\'s card')
   found = card.get('format') if isinstance(card, dict) else None
   if found not in (CARD_VERSION, None):
