@@ -117,8 +117,8 @@ def test_a_run_that_does_not_match_is_refused(tmp_path):
     for line, fragment in zip(lines, fragments):
       assert fragment in line
   other = write_run(tmp_path / 'other', 'direct', fingerprint='g')
-  refuse(['its data are not this run\'s (fingerprint g, here f)', 'there is no run here'], direct=other,
-         pause=str(tmp_path / 'nowhere'))
+  refuse(['its data are not this run\'s (fingerprint g, here f)', 'there is no run here'],
+         direct=other, pause=str(tmp_path / 'nowhere'))
   refuse(["was run with method 'direct'; name a pause run"], pause=other)
   refuse(["has no results on 'test-k2', only on test"], pause=write_run(
       tmp_path / 'other_k', 'pause'))
