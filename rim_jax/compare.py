@@ -28,11 +28,10 @@ def compare(config: Config, workdir, other, say, console) -> None:
   Raises: UserError where there is no run, another one than config says, no predictions on the
     set, or the two were asked other questions.
   """
-  name, config = stages_lib.make_stages(config)[-1]
+  config, folder = stages_lib.get_last(config, epath.Path(workdir))
   if config.eval.checkpoint == 'splits':
     raise UserError("eval.checkpoint='splits': several checkpoints were scored, so that there is "
                     'no one answer a question to compare; take best, or last')
-  folder = epath.Path(workdir) / name if name else epath.Path(workdir)
   problems = card_lib.find_differences(card_lib.load_card(folder), config, folder)
   if problems:
     raise UserError('\n'.join(problems))

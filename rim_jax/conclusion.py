@@ -70,8 +70,7 @@ def _make_entry(name, members) -> dict:
     return entry
   asked = {s.point.name: evidence.load_asked(s.last[1], s.last[0].eval_set, r) for s, r in found}
   entry |= _summarize([r | ({} if (acc := read_valid_acc(s)) is None else {'valid_acc': acc})
-                       | (evidence.get_selected(asked[s.point.name][0]) if (
-                           len(r['block_acc']) > 1) else {}) for s, r in found])
+                       | evidence.get_selected(asked[s.point.name][0], r) for s, r in found])
   entry |= evidence.summarize([told for told, _ in asked.values()])
   entry['not_carried'] = {name: why for name, (_, why) in asked.items() if why}
   entry['steps'] = sorted({_count_steps(s) for s, _ in found})

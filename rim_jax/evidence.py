@@ -49,8 +49,10 @@ def get_probes(found: dict) -> dict:
   return probes if of_set and 'right' in probes else {}
 
 
-def get_selected(found: dict) -> dict:
-  """{SELECTED: accuracy of the readout that a probe chooses}, or {}."""
+def get_selected(found: dict, result: dict) -> dict:
+  """{SELECTED: accuracy of the readout that a probe chooses}, or {}; of one there is no choice."""
+  if len(result['block_acc']) == 1:
+    return {}
   selection = get_probes(found).get('right', {}).get('selection', {})
   return {SELECTED: selection['acc']} if 'acc' in selection else {}
 

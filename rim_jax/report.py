@@ -128,8 +128,7 @@ def _get_measures(result):
 
   Thoughts stand in one block, whose number would say nothing.
   """
-  idle = ('majority_acc', 'any_block_acc', evidence.SELECTED) if (
-      len(result['block_acc']) == 1) else ()
+  idle = ('majority_acc', 'any_block_acc') if len(result['block_acc']) == 1 else ()
   idle += ('num_blocks',) if 'num_thoughts' in result else ()
   return [m for m in _MEASURES if m[0] in result and m[0] not in idle]
 
@@ -140,7 +139,8 @@ def _make_grid(console, title, **settings):
 
 def _load_results(folder) -> dict:
   """results.json, with what a probe selects beside each set that controls.json is of."""
-  return {name: result | evidence.get_selected(evidence.load_asked(folder, name, result)[0])
+  return {name: result | evidence.get_selected(
+      evidence.load_asked(folder, name, result)[0], result)
           for name, result in load_json(folder, 'results.json').items()}
 
 

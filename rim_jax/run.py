@@ -53,7 +53,7 @@ def train(config, workdir, command, say, console) -> None:
   train_lib.train_curriculum(config, workdir, say, console)
   if not hosts.is_leader():
     return
-  folder = _get_last_stage(config, workdir)[1]
+  folder = stages_lib.get_last(config, epath.Path(workdir))[1]
   path = _write_summary(config, workdir)
   report.show_results(console, folder, config.eval.num_shown)
   say(f'files: {folder}/ (config.json, metrics.jsonl, checkpoints/, results.json, predictions/)')
@@ -97,15 +97,9 @@ def _get_example_question(folder):
   return predictions[0]['question'] if predictions else '...'
 
 
-def _get_last_stage(config, workdir):
-  """(config, WORKDIR) of the stage whose answers count."""
-  name, stage = stages_lib.make_stages(config)[-1]
-  return stage, epath.Path(workdir) / name if name else epath.Path(workdir)
-
-
 def _open_run(config, workdir, say):
   """The task of a finished or half-finished run, checked against its card."""
-  config, folder = _get_last_stage(config, workdir)
+  config, folder = stages_lib.get_last(config, epath.Path(workdir))
   card = card_lib.load_card(folder)
   task = train_lib.make_task(config, say)
   card_lib.check_card(card, task, folder)
@@ -131,11 +125,11 @@ def controls(config, workdir, say, console) -> None:
   from rim_jax import matched as matched_lib
   from rim_jax import probes as probes_lib
   whole = config
-  controls_lib.check_method(_get_last_stage(config, workdir)[0])
+  controls_lib.check_method(stages_lib.get_last(config, epath.Path(workdir))[0])
   if config.controls.probes:
     probes_lib.check_installed()
   task, folder = _open_run(config, workdir, say)
-  config, name = task.config, _get_last_stage(config, workdir)[1].name
+  config, name = task.config, stages_lib.get_last(config, epath.Path(workdir))[1].name
   records = results_lib.get_records(task, config.eval.split, config.eval.num_examples)
   set_name = config.eval_set
   prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,

@@ -20,6 +20,12 @@ def make_stages(config: Config) -> list[tuple[str, Config]]:
   return _divide_stop(config, make(config)) if make else [('', config)]
 
 
+def get_last(config: Config, folder):
+  """(config, folder) of the stage whose answers count; `folder`: the path of the whole run."""
+  name, stage = make_stages(config)[-1]
+  return stage, folder / name if name else folder
+
+
 def find_stop(num_steps: int, config: CheckpointConfig) -> int:
   """The step at which a run of `num_steps` ends for now: its last, or one that is evaluated anyway.
 

@@ -69,8 +69,7 @@ class State:
   @property
   def last(self) -> tuple[Config, pathlib.Path]:
     """(config, folder) of the stage whose answers count."""
-    name, config = stages_lib.make_stages(self.point.config)[-1]
-    return config, self.folder / name if name else self.folder
+    return stages_lib.get_last(self.point.config, self.folder)
 
 
 def load_states(points, workdir) -> list[State]:

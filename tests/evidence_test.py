@@ -7,7 +7,7 @@ import pytest
 from rim_jax import evidence
 from tests import findings_test
 
-RESULT = {'step': 1000, 'final_acc': 0.375, 'data_fingerprint': 'd'}
+RESULT = {'step': 1000, 'final_acc': 0.375, 'block_acc': [0.25, 0.375], 'data_fingerprint': 'd'}
 
 
 @pytest.mark.parametrize('changes, set_name, told', [
@@ -22,7 +22,7 @@ def test_another_checkpoint_set_or_data_is_not_the_result_s(tmp_path, changes, s
   asked, why = evidence.load_asked(tmp_path, set_name, RESULT)
   assert asked == ({} if told else json.loads(json.dumps(found)))
   assert (told in why and why.startswith('controls.json is ')) if told else why == ''
-  assert evidence.get_selected(asked) == ({} if told else {'selected_acc': 0.5})
+  assert evidence.get_selected(asked, RESULT) == ({} if told else {'selected_acc': 0.5})
 
 
 def test_a_damaged_file_and_several_checkpoints_are_told_and_take_nothing_along(tmp_path):
@@ -39,16 +39,18 @@ def test_a_damaged_file_and_several_checkpoints_are_told_and_take_nothing_along(
 @pytest.mark.parametrize('set_name', ['valid', 'valid-n7', 'gsm_hard'])
 def test_probes_are_reported_on_test_and_stand_beside_no_other_set(set_name):
   found = {'step': 7, 'probes': findings_test.make_probes()}
-  assert evidence.get_selected(found | {'set': set_name}) == {}
+  assert evidence.get_selected(found | {'set': set_name}, RESULT) == {}
   assert evidence.summarize([found | {'set': set_name}]) == {}
   for name in ('test', 'test-k2', 'test-n9'):
-    assert evidence.get_selected(found | {'set': name}) == {'selected_acc': 0.5}
+    asked = found | {'set': name}
+    assert evidence.get_selected(asked, RESULT) == {'selected_acc': 0.5}
+    assert evidence.get_selected(asked, RESULT | {'block_acc': [0.375]}) == {}
 
 
 @pytest.mark.parametrize('probes', [
     {}, {'none': 'one layer'}, {'right': {'selection': {'none': 'no block has a probe'}}}])
 def test_what_chose_no_block_selected_nothing(probes):
-  assert evidence.get_selected({'set': 'test', 'probes': probes}) == {}
+  assert evidence.get_selected({'set': 'test', 'probes': probes}, RESULT) == {}
 
 
 def test_means_are_over_the_runs_that_have_a_number_place_by_place():
