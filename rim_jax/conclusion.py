@@ -252,7 +252,7 @@ def make_markdown(conclusion) -> str:
         f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | "
         f'{timings.show_first(entry)} | {chances} |')
   lines += (_tabulate_blocks(conclusion['entries']) + timings.tabulate(conclusion['entries'])
-            + pairs.tabulate(conclusion))
+            + _tabulate_controls(conclusion['entries']) + pairs.tabulate(conclusion))
   if conclusion['effects']:
     lines += ['', '| changed | pairs | on valid, points | final, points |', '|---|---|---|---|']
     for effect in conclusion['effects']:
@@ -271,6 +271,25 @@ def _tabulate_blocks(entries) -> list[str]:
       f"| {' | '.join([e['name'], *map(_show, told), *(_show_of(e, key) for key in chosen)])} |"
       for e in rows for told in [e['block_acc'] + [None] * (width - len(e['block_acc']))]] + [
           '', f'Selected by a probe: {evidence.SELECTED_BY}.'] * bool(chosen)
+
+
+def _tabulate_controls(entries) -> list[str]:
+  """Each control of the last answer: what it should give, and its share right and the donor's."""
+  asked = [e for e in entries if e.get('controls')]
+  names = dict.fromkeys(name for e in asked for name in e['controls'])
+  head = ['control', 'should give', *(e['name'] for e in asked)]
+  lines = ['', f"| {' | '.join(head)} |", '|---' * len(head) + '|'] * bool(names)
+  for name in names:
+    expected = next(e['controls'][name]['expected'] for e in asked if name in e['controls'])
+    told = [_show_control(e, e['controls'].get(name, {})) for e in asked]
+    lines.append(f"| {' | '.join([name, expected, *told])} |".replace('\n', ' '))
+  return lines
+
+
+def _show_control(entry, control) -> str:
+  shares = [label + _show_of(entry | control, key)
+            for label, key in zip(('', "the donor's "), evidence.SHARES) if control.get(key)]
+  return ', '.join(shares) or '; '.join(control.get('none', ())).replace('|', '/')
 
 
 def describe_best(best) -> str:

@@ -15,7 +15,7 @@ PROBED = 'test'  # the split that probes are reported on, whichever the controls
 # What a readout that a probe chooses has right; the choice looks at no answer of the set.
 SELECTED = 'selected_acc'
 SELECTED_BY = 'the block whose probe is most confident; probes fitted on train, C chosen on valid'
-_SHARES = ('final_acc', 'final_donor_acc')  # of a control: own answers that are right, and donors'
+SHARES = ('final_acc', 'final_donor_acc')  # of a control: own answers that are right, and donors'
 _OF_SELECTION = ('recoverable_acc', 'recoverable_final_acc')  # where some block is right
 
 
@@ -78,7 +78,7 @@ def _summarize_controls(asked) -> dict:
     given = [controls[name] for controls in asked if name in controls]
     # A matched run that stands beside several seeds is one run, not several.
     own = list({entry.get('run', i): entry for i, entry in enumerate(given)}.values())
-    shares = {key: average([entry.get(key) for entry in own]) for key in _SHARES}
+    shares = {key: average([entry.get(key) for entry in own]) for key in SHARES}
     told = {key: share for key, share in shares.items() if share}
     for key in ('none', 'differs'):
       reasons = [entry[key] for entry in own if entry.get(key)]

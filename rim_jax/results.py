@@ -122,6 +122,7 @@ def _evaluate_splits(task, workdir, say) -> dict:
   say(f'the checkpoint was chosen on {touched}')
   result |= {'n': len(records), 'num_blocks': config.eval_blocks, 'chosen': chosen,
              'chosen_on': touched, 'answer_rule': evaluate.ANSWER_RULE,
+             'data_fingerprint': fingerprint_set(task, records),
              'step': int(max(chosen, key=chosen.get)), 'checkpoint': 'splits',
              'method': config.method, 'format': evaluate.RESULTS_VERSION}
   return hosts.lead(lambda: _write_results(workdir, config.eval_set, result, None))

@@ -25,9 +25,10 @@ def _in_place(tmp_path, monkeypatch):
   monkeypatch.setattr(hosts, 'start', lambda *args: pytest.fail('a process began'))
 
 
-def write_run(folder, method, right, name='test', fingerprint='f1', questions=None, stage=-1):
+def write_run(folder, method, right, name='test', fingerprint='f1', questions=None, stage=-1,
+              flags=()):
   """What a run of the recipe leaves, of a curriculum one stage's."""
-  _, config, _ = main._parse(['main.py', f'--config=tiny.py:{method}'])
+  _, config, _ = main._parse(['main.py', f'--config=tiny.py:{method}', *flags])
   below, config = stages_lib.make_stages(config)[stage]
   folder = folder / below if below else folder
   (folder / 'predictions').mkdir(parents=True, exist_ok=True)
@@ -83,6 +84,22 @@ def test_each_run_has_its_own_name_for_the_set(tmp_path):
     assert code == 0
     told = json.loads((tmp_path / 'mine/compare.json').read_text())
     assert (told['a']['set'], told['b']['set'], told['only_a']) == ('test-k1', 'test', 12)
+
+
+def test_runs_are_compared_on_the_set_that_eval_names(tmp_path):
+  """GSM-Hard's answers, not test's, which say the opposite."""
+  gsm8k = ['--config.data.source=gsm8k', '--config.tokenizer.kind=bytes']
+  for name, method, test, hard in (('mine', 'pause', RIGHT_B, RIGHT_A),
+                                   ('theirs', 'direct', RIGHT_A, RIGHT_B)):
+    write_run(tmp_path / name, method, hard, 'gsm_hard')
+    folder = write_run(tmp_path / name, method, test, flags=gsm8k)
+    (folder / 'results.json').write_text(json.dumps({key: {
+        'step': 7, 'checkpoint': 'best', 'data_fingerprint': key} for key in ('test', 'gsm_hard')}))
+  hard = ['--config.eval.split=gsm_hard', '--config.eval.path=hard.jsonl']
+  for flags, name, only_mine in ((hard, 'gsm_hard', 12), ([], 'test', 2)):
+    assert main_test.run_cli(*ask('pause', '--with=theirs', *gsm8k, *flags))[0] == 0
+    told = json.loads((tmp_path / 'mine/compare.json').read_text())
+    assert (told['a']['set'], told['b']['set'], told['only_a']) == (name, name, only_mine)
 
 
 def test_a_run_of_a_sweep_is_compared_as_any(tmp_path):

@@ -61,6 +61,26 @@ def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(t
   assert [e['num_done'] for e in told['entries']] == [1, 1, 0]
 
 
+def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
+  states = make_states(tmp_path, [
+      ({'a': 1, 'seed': 0}, 0.5, 0.9), ({'a': 1, 'seed': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9)])
+  shares = iter([(0.1, 0.5), (0.2, 0.7)])
+  for state in states[:2]:
+    own, donor = next(shares)
+    (state.folder / 'controls.json').write_text(json.dumps({'set': 'test', 'step': 5, 'controls': {
+        'swap': {'what': 'w', 'expected': "the donor's", 'final_acc': own, 'final_donor_acc': donor},
+        'direct': {'what': 'w', 'expected': 'less', 'none': 'not a|run'}}}))
+  conclusion.conclude(states, tmp_path)
+  text = (tmp_path / 'sweep.md').read_text()
+  assert ("\n\n| control | should give | a=1 |\n|---|---|---|\n"
+          "| swap | the donor's | 15.0 ± 5.0, the donor's 60.0 ± 10.0 |\n"
+          '| direct | less | not a/run |\n') in text
+  for state in states[:2]:
+    (state.folder / 'controls.json').unlink()
+  conclusion.conclude(states, tmp_path)
+  assert '| control |' not in (tmp_path / 'sweep.md').read_text()
+
+
 def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
   states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9), ({'a': 3}, 0.4, 0.9)])
   for state, base, tokenizer in zip(states, ('x', 'x', 'y'), ('t', 't', 't')):

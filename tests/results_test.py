@@ -51,6 +51,7 @@ def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices)
     assert found[key] == wanted[key]
   assert found['chosen'] == {str(kept[c]): count for c, count in wanted['chosen'].items()}
   assert found['chosen_on'].startswith('test itself') and found['chosen_on'] in told[-1]
+  assert found['data_fingerprint'] == before['data_fingerprint']
   with pytest.raises(UserError, match='scores many checkpoints'):
     state_lib.load_params(task, tmp_path / 'run', 'splits')
 
