@@ -68,7 +68,8 @@ def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
   for state in states[:2]:
     own, donor = next(shares)
     (state.folder / 'controls.json').write_text(json.dumps({'set': 'test', 'step': 5, 'controls': {
-        'swap': {'what': 'w', 'expected': "the donor's", 'final_acc': own, 'final_donor_acc': donor},
+        'swap': {'what': 'w', 'expected': "the donor's", 'final_acc': own,
+                 'final_donor_acc': donor},
         'direct': {'what': 'w', 'expected': 'less', 'none': 'not a|run'}}}))
   conclusion.conclude(states, tmp_path)
   text = (tmp_path / 'sweep.md').read_text()
