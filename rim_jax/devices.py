@@ -3,13 +3,16 @@
 By what a process reads as it starts; nothing here touches a device.
 """
 
+import ctypes
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 
 from rim_jax.config import UserError
 
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _FIRST_PORT = 8476  # that of a run's libtpu; one a run, by its first chip
 # (chips here, chips of a run) -> the form that they have. Source: jax/_src/test_multiprocess.py,
 # whose 4 of 8 are a v6e's. What stands nowhere is not guessed: such a run gets one chip.
@@ -35,6 +38,19 @@ def divide(num_jobs: int, environ=os.environ) -> list[Place]:
   return [Place(tuple(share(cores, slot, num_jobs)),
                 divide_gpus(gpus, slot, num_jobs) | divide_chips(chips, slot, num_jobs))
           for slot in range(num_jobs)]
+
+
+def start(command, place: Place, log) -> subprocess.Popen:
+  """A command on its part of the machine, which ends with this process; output goes to `log`."""
+  def prepare():  # in the new process; a run that outlives its driver would hold its folder
+    if place.cores:
+      os.sched_setaffinity(0, place.cores)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+  return subprocess.Popen(
+      command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+      start_new_session=True,  # Ctrl-C is the driver's, which asks its runs to end and save
+      preexec_fn=prepare if sys.platform == 'linux' else None,
+      env=dict(os.environ, **place.environ))
 
 
 def share(items, slot: int, num_jobs: int):

@@ -18,6 +18,8 @@
                            --halve_keep=0.5 of them go on.
                            --dry_run shows points, commands and cost, in hours on --hardware=h100
                            (or v5e:2x4, h100:8) at --utilization=0.4 of its peak.
+                           --controls then asks every run with memory what it does, as
+                           --mode=controls, beside the direct and pause runs that match it.
                            --conclude runs nothing, and concludes from what is there.
                            --point=NAME, or its number from 0, is one of them, alone (--mode=train);
                            with --sweep_dir=DIR in place of --workdir it counts among DIR's points
@@ -61,8 +63,8 @@ PLAN_ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
-_SWEEP_FLAGS = ('jobs', 'retry_failed', 'conclude', 'dry_run', 'halve_at', 'halve_keep', 'hardware',
-                'utilization')
+_SWEEP_FLAGS = ('jobs', 'retry_failed', 'conclude', 'controls', 'dry_run', 'halve_at', 'halve_keep',
+                'hardware', 'utilization')
 # By name: their modules load JAX.
 _EXIT_CODES = {'NonFiniteError': 1, 'HostError': 1, 'Stopped': 75}
 _LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
@@ -84,6 +86,7 @@ def _define_flags(argv) -> flags.FlagValues:
   flags.DEFINE_string('sweep_dir', '', 'The WORKDIR of the sweep of --point.', flag_values=values)
   flags.DEFINE_string('identity', '', 'What the run of --point must be.', flag_values=values)
   flags.DEFINE_bool('conclude', False, 'sweep: run nothing.', flag_values=values)
+  flags.DEFINE_bool('controls', False, 'sweep: ask the memory of each.', flag_values=values)
   flags.DEFINE_integer('jobs', 1, 'sweep: runs at a time.', flag_values=values)
   flags.DEFINE_bool('retry_failed', False, 'sweep: failed ones too.', flag_values=values)
   flags.DEFINE_string('halve_at', '', 'sweep: drop the worst at these shares.', flag_values=values)
@@ -287,6 +290,8 @@ def _run(argv, console) -> None:
       raise UserError('--halve_keep: goes with --halve_at')
     if values.conclude and values.halve_at:
       raise UserError('--conclude runs nothing, so it drops nothing: leave out --halve_at')
+    if values.conclude and values.controls:
+      raise UserError('--conclude runs nothing, so it asks nothing: leave out --controls')
     halves = halving.parse_halving(values.halve_at, values.halve_keep)
     overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
     if values.dry_run:
@@ -294,7 +299,7 @@ def _run(argv, console) -> None:
                      halves)
       return
     sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed, say, console,
-                values.conclude, halves)
+                values.conclude, halves, values.controls)
     return
   if values.mode == 'compare':  # of files alone: no accelerator is touched
     from rim_jax import compare

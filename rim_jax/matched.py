@@ -71,20 +71,40 @@ def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
   return entries
 
 
+def find_matched(config: Config, others: dict) -> dict:
+  """The runs that belong beside this one's controls: method -> the first name of such a run.
+
+  It is otherwise in nothing that the two methods share; what they were run on is checked as they
+  are loaded.
+
+  Args:
+    config: of the whole run, and `others` those of others, by name.
+  """
+  fits = {name: other.method for name, other in others.items()
+          if other.method in ('direct', 'pause') and other != config
+          and not _list_changed(flatten(other), config)}
+  return {method: name for name, method in reversed(fits.items())}
+
+
 def _find_differences(card, config: Config, prints) -> list[str]:
   """Keys in which a matched run's card is not as this run, and fingerprints that are others."""
-  theirs, left_out = flatten(card['config']), _NOT_COMPARED
+  found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
+  # A second stage begins with its stage 1, whatever that began with. A path is no identity.
+  told = 'start' in prints and 'start' in card
+  if told and config.method != 'rim_stage2':
+    found['start'] = (card['start'] or {}).get('fingerprint')
+  return _list_changed(flatten(card['config']), config, ('train.init_from',) * told) + [
+      k for k, v in found.items() if v != prints[k]]
+
+
+def _list_changed(theirs: dict, config: Config, left_out=()) -> list[str]:
+  """Keys that both methods have and that change what is computed, where another run's differ."""
+  left_out += _NOT_COMPARED
   if theirs['method'] in rules.WITHOUT_BLOCKS:
     left_out += _OF_BLOCKS
   if config.method in ('rim_stage1', 'rim_stage2'):
     left_out += _OF_A_STAGE
-  found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
-  # A second stage begins with its stage 1, whatever that began with. A path is no identity.
-  told = 'start' in prints and 'start' in card
-  if told or config.method == 'rim_stage2':
+  if config.method == 'rim_stage2':
     left_out += ('train.init_from',)
-  if told and config.method != 'rim_stage2':
-    found['start'] = (card['start'] or {}).get('fingerprint')
   return [k for k, v in flatten(config).items()
-          if theirs.get(k) != v and not is_runtime(k) and not k.startswith(left_out)] + [
-              k for k, v in found.items() if v != prints[k]]
+          if theirs.get(k) != v and not is_runtime(k) and not k.startswith(left_out)]

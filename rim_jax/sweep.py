@@ -7,9 +7,8 @@ commands, watches what they leave, and draws the conclusion.
 """
 
 import contextlib
-import ctypes
 import dataclasses
-import os
+import functools
 import pathlib
 import shlex
 import signal
@@ -33,7 +32,6 @@ from rim_jax.points import Point
 
 SWEEP_VERSION = 1
 _POLL_SECS = 0.5
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _AT_WORK = 'is at work here'  # of a run that another process holds
 _WAIT_SECS = 30.0  # before one that another process holds is tried again
 
@@ -277,18 +275,10 @@ def _start(state: State, source, overrides, place) -> None:
   state.status = 'running'
   _keep(state)
 
-  def prepare():  # in the new process; a run that outlives its driver would hold its folder
-    if place.cores:
-      os.sched_setaffinity(0, place.cores)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
   with open(state.folder / 'output.txt', 'ab') as log:
     state.output_at = log.tell()
-    state.process = subprocess.Popen(
-        make_command(state.point, state.folder, source, overrides), stdout=log,
-        stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C is the driver's, which asks its runs to end and save
-        preexec_fn=prepare if sys.platform == 'linux' else None,
-        env=dict(os.environ, **place.environ))
+    state.process = devices.start(
+        make_command(state.point, state.folder, source, overrides), place, log)
 
 
 def _finish(state: State, share: float) -> None:
@@ -315,8 +305,11 @@ def _finish(state: State, share: float) -> None:
 
 
 def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool, say,
-          console, conclude_only: bool = False, halving: halving_lib.Halving | None = None) -> None:
+          console, conclude_only: bool = False, halving: halving_lib.Halving | None = None,
+          controls: bool = False) -> None:
   """--mode=sweep: runs what is left and shows what all say together; --conclude: shows it only.
+
+  With `controls` every run that has memory is asked before that, too, what it does (inquiry.py).
 
   Raises: UserError for what is wrong with flags or WORKDIR, and where a point failed.
   """
@@ -338,6 +331,11 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
     try:
       states = load_states(points, workdir) if conclude_only else run(
           points, workdir, source, overrides, num_jobs, retry_failed, halving, say, console)
+      unanswered = []
+      if controls:
+        from rim_jax import inquiry  # late: runs are driven without a model
+        unanswered = inquiry.ask(states, functools.partial(
+            make_command, source=source, overrides=overrides), devices.divide(num_jobs), say)
     except KeyboardInterrupt:
       raise hosts.Stopped(f'{workdir}: asked to end; the runs under way are saved, and the same '
                           'command goes on') from None
@@ -351,11 +349,10 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
       say(f'{state.point.name}: is done, and was not evaluated as eval now says: '
           + shlex.join([*make_command(state.point, state.folder, source, overrides),
                         '--mode=eval']))
-  failed = [s for s in states if s.status == 'failed']
-  if failed:
-    raise UserError('\n'.join(
-        f'{s.folder}: {s.error}; its output.txt has more; run again with --retry_failed'
-        for s in failed))
+  failed = [f'{s.folder}: {s.error}; its output.txt has more; run again with --retry_failed'
+            for s in states if s.status == 'failed']
+  if failed or unanswered:
+    raise UserError('\n'.join(failed + unanswered))
 
 
 def show_dry(points, workdir, source, overrides, hardware: str, utilization: float, say,

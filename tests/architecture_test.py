@@ -68,6 +68,8 @@ NEVER = {
     'evaluate': {'rim_jax.optim', 'optax'},
     'controls': {'rim_jax.optim', 'optax'},
     'matched': {'rim_jax.optim', 'rim_jax.train', 'rim_jax.decode', 'jax', 'optax'},
+    'inquiry': {'rim_jax.model', 'rim_jax.train', 'rim_jax.sweep', 'rim_jax.run', 'jax', 'optax',
+                'grain'},
     'attended': {'rim_jax.optim', 'rim_jax.controls', 'optax'} | IO,
     'stats': ALL - {'rim_jax.config'} | {'jax', 'numpy'},
     'probes': {'rim_jax.optim', 'optax', 'jax', 'flax'} | IO - {'io'},

@@ -602,6 +602,7 @@ def test_a_conclusion_alone_runs_nothing(cheap):
     # A sweep and its runs would take these otherwise than one another, or not at all.
     (['--point=1', '--identity=0123456789abcdef'], 'is another run now than its sweep began'),
     (['--point=1', '--dry_run'], '--dry_run: is for --mode=sweep'),
+    (['--point=1', '--controls'], '--controls: is for --mode=sweep'),
     (['--point=1', '--halve_at=0.5'], '--halve_at: is for --mode=sweep'),
     (['--point=1', '--noconfig.layout.depth0_readout'], 'write --config.layout.depth0_readout=F'),
     (['--mode=sweep', '--config.seed', '3'], 'write --config.seed=VALUE')])
@@ -672,12 +673,16 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
   recipe.write_text(RECIPE.format(base=base.to_dict(), last=30))
   command = ['main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--mode=sweep',
              '--jobs=2', '--config.seed=3']
-  assert main_lib.cli(command) == 2
+  assert main_lib.cli([*command, '--controls']) == 2
   assert 'max_positions' in capsys.readouterr().err
+  asked = json.loads((tmp_path / 'run/points/method=pause,blocks=2/controls.json').read_text())
+  assert asked['controls']['direct']['run'] == str(tmp_path / 'run/points/method=direct,blocks=2')
+  assert asked['controls']['direct']['differs'] == [] and asked['controls']['swapped']['n']
   entries = json.loads((tmp_path / 'run/sweep.json').read_text())['entries']
   assert [e['num_done'] for e in entries] == [1, 1, 0]
   results = json.loads((tmp_path / 'run/points/method=pause,blocks=2/results.json').read_text())
   assert entries[1]['final_acc']['values'] == [results['test']['final_acc']]
+  assert entries[1]['controls']['as_trained']['final_acc']['mean'] == results['test']['final_acc']
   card = json.loads((tmp_path / 'run/points/method=direct,blocks=2/config.json').read_text())
   assert card['config']['seed'] == 3  # from the command line
   one = ['main', f'--config={recipe}', '--point=method=direct,blocks=2', '--config.seed=3',
