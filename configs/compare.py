@@ -4,6 +4,8 @@
       The built-in chain task, three seeds.
   python -m rim_jax.main --mode=sweep --config=configs/compare.py:prosqa_small --jobs=2
       Any preset of configs/presets.py.
+  ... --controls
+      And then, of each run with memory, whether it does the work.
 
 Resumable: the same command again runs what is left. One of its runs, by hand:
 --point=method=rim,seed=0 in place of --mode=sweep.
