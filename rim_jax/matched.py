@@ -81,7 +81,7 @@ def find_matched(config: Config, others: dict) -> dict:
     config: of the whole run, and `others` those of others, by name.
   """
   fits = {name: other.method for name, other in others.items()
-          if other.method in ('direct', 'pause') and other != config
+          if other.method in {'direct', 'pause'} - {config.method}
           and not _list_changed(flatten(other), config)}
   return {method: name for name, method in reversed(fits.items())}
 

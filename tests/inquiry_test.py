@@ -63,11 +63,12 @@ def read_beside(state):
 
 
 def test_runs_with_memory_are_asked_beside_those_that_match(tmp_path, ask):
-  direct, _, pause, rim, other, _ = states = [
+  direct, _, pause, rim, other, *_ = states = [
       *(make_state(tmp_path, method) for method in ('direct', 'cot', 'pause', 'rim')),
-      make_state(tmp_path, 'rim', seed=1), make_state(tmp_path, 'rim', 'failed', seed=2)]
+      make_state(tmp_path, 'rim', seed=1), make_state(tmp_path, 'rim', 'failed', seed=2),
+      make_state(tmp_path, 'rim', seed=1, eval__num_blocks=0)]  # no block to change
   problems, said = ask(states)
-  assert problems == [] and count(states) == [0, 0, 1, 1, 1, 0]
+  assert problems == [] and count(states) == [0, 0, 1, 1, 1, 0, 0]
   assert said[0] == 'controls: 3 runs with memory, 0 asked before, 3 to ask, 2 at a time'
   assert [line.rpartition(': ')[2].partition(',')[0] for line in said[1:]] == [
       '1 of 3', '2 of 3', '3 of 3']
