@@ -297,6 +297,8 @@ def _run(argv, console) -> None:
     if values.dry_run:
       sweep.show_dry(config, workdir, source, overrides, values.hardware, values.utilization, say,
                      halves)
+      if values.controls:
+        say('--controls: then the command of every run with memory again, with --mode=controls')
       return
     sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed, say, console,
                 values.conclude, halves, values.controls)

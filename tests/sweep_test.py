@@ -760,11 +760,13 @@ def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
   command = ['main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--mode=sweep',
              '--jobs=2']
   for args, told in ((['--halve_at=0.5,0.25'], 'ascending'), (['--halve_keep=0.5'], 'goes with'),
-                     (['--halve_at=0.5', '--conclude'], 'leave out --halve_at')):
+                     (['--halve_at=0.5', '--conclude'], 'leave out --halve_at'),
+                     (['--controls', '--conclude'], 'leave out --controls')):
     assert main_lib.cli([*command, *args]) == 2 and told in capsys.readouterr().err
   assert not (tmp_path / 'run').exists()
-  assert main_lib.cli([*command, '--halve_at=0.25', '--dry_run']) == 0
+  assert main_lib.cli([*command, '--halve_at=0.25', '--controls', '--dry_run']) == 0
   told = capsys.readouterr().out
+  assert 'of every run with memory again, with --mode=controls' in told
   assert 'with --halve_at about 62% of that' in told and 'of 2 settings 1 go on after 25%' in told
   assert main_lib.cli([*command, '--halve_at=0.25']) == 0
   capsys.readouterr()
