@@ -283,13 +283,15 @@ def _tabulate_controls(entries) -> list[str]:
     expected = next(e['controls'][name]['expected'] for e in asked if name in e['controls'])
     told = [_show_control(e, e['controls'].get(name, {})) for e in asked]
     lines.append(f"| {' | '.join([name, expected, *told])} |".replace('\n', ' '))
-  return lines
+  told = "Controls: the last answer, % right and, of swaps, the donor's."
+  return lines + ['', told] * bool(names)
 
 
 def _show_control(entry, control) -> str:
   shares = [label + _show_of(entry | control, key)
             for label, key in zip(('', "the donor's "), evidence.SHARES) if control.get(key)]
-  return ', '.join(shares) or '; '.join(control.get('none', ())).replace('|', '/')
+  told = ', '.join(shares) or '; '.join(control.get('none', ())).replace('|', '/')
+  return told + (f" (DIFFERS in {', '.join(control['differs'])})" if control.get('differs') else '')
 
 
 def describe_best(best) -> str:

@@ -41,7 +41,10 @@ def divide(num_jobs: int, environ=os.environ) -> list[Place]:
 
 
 def start(command, place: Place, log) -> subprocess.Popen:
-  """A command on its part of the machine, which ends with this process; output goes to `log`."""
+  """A command on its part of the machine; its output goes to `log`.
+
+  On Linux it is asked to end (SIGTERM) when this process ends, whatever ends that.
+  """
   def prepare():  # in the new process; a run that outlives its driver would hold its folder
     if place.cores:
       os.sched_setaffinity(0, place.cores)
@@ -51,6 +54,14 @@ def start(command, place: Place, log) -> subprocess.Popen:
       start_new_session=True,  # Ctrl-C is the driver's, which asks its runs to end and save
       preexec_fn=prepare if sys.platform == 'linux' else None,
       env=dict(os.environ, **place.environ))
+
+
+def read_told(path, start: int = 0) -> str:
+  """What a command said last in its log, from byte `start` on: its last error, or last line."""
+  with open(path, 'rb') as log:
+    log.seek(start)
+    lines = log.read().decode(errors='replace').strip().split('\n')
+  return ([line for line in lines if line.startswith('error:')] or lines)[-1][:300]
 
 
 def share(items, slot: int, num_jobs: int):

@@ -12,6 +12,9 @@ from rim_jax import controls
 from rim_jax import devices
 from rim_jax import evidence
 from rim_jax import matched
+from rim_jax import probes
+from rim_jax import storage
+from rim_jax.config import UserError
 
 _POLL_SECS = 0.5
 
@@ -26,6 +29,16 @@ class Question:
   process: subprocess.Popen | None = None
 
 
+def check(points) -> None:
+  """Before anything runs. Raises: UserError where no run could be asked as its config says."""
+  for point in points:
+    if point.config.eval.checkpoint == 'splits':
+      raise UserError(f"--controls: {point.name}: eval.checkpoint='splits' is of several "
+                      'checkpoints, and controls are of one; take best, or last')
+  if any(point.config.controls.probes for point in points):
+    probes.check_installed()
+
+
 def ask(states, make_command, places, say) -> list[str]:
   """Asks each run that is done and has memory; the matched runs of the same sweep stand beside it.
 
@@ -36,28 +49,46 @@ def ask(states, make_command, places, say) -> list[str]:
   Returns: a line for each that could not be asked.
   """
   done = [s for s in states if s.result is not None]
-  asked = [s for s in done if s.last[0].method in controls.METHODS and s.last[0].eval_blocks]
-  waiting = [Question(s.point.name, [*make_command(s.point, s.folder), '--mode=controls', *flags],
-                      str(s.folder / 'controls.txt'))
-             for s in asked if (flags := list_flags(s, done)) is not None]
-  say(f'controls: {len(asked)} runs with memory, {len(asked) - len(waiting)} asked before, '
-      f'{len(waiting)} to ask, {len(places)} at a time')
-  return _run_all(waiting, places, say)
+  waiting, problems, num_before = [], [], 0
+  for state in done:
+    config, told = state.last[0], state.result['checkpoint']
+    if config.method not in controls.METHODS or not config.eval_blocks:
+      continue
+    if told != config.eval.checkpoint:
+      problems.append(f'{state.folder}: its result is of the {told} checkpoint, now it is '
+                      f'{config.eval.checkpoint}; evaluate that with --mode=eval, and ask again')
+    elif (flags := list_flags(state, done)) is None:
+      num_before += 1
+    else:
+      command = [*make_command(state.point, state.folder), '--mode=controls', *flags]
+      waiting.append(Question(state.point.name, command, str(state.folder / 'controls.txt')))
+  say(f'controls: {num_before} runs with memory asked before, {len(waiting)} to ask, '
+      f'{len(places)} at a time')
+  return problems + _run_all(waiting, places, say)
 
 
 def list_flags(state, done) -> list[str] | None:
-  """What a run is asked with: the matched runs there are. None where it has been asked so."""
-  own = state.point.config
-  names = matched.find_matched(own, {s.point.name: s.point.config for s in done})
-  folders = {s.point.name: str(s.last[1]) for s in done}
-  beside = {method: folders[name] for method, name in names.items()
-            if not getattr(own.controls, f'{method}_dir')}
-  config, folder = state.last
+  """The flags that name a run's matched runs. None where it has been asked beside just these.
+
+  Args:
+    done: every state that has a result, this one among them.
+  """
+  own, (config, folder) = state.point.config, state.last
   found, _ = evidence.load_asked(folder, config.eval_set, state.result)
-  if found and (not config.controls.probes or 'probes' in found) and all(
-      found['controls'].get(method, {}).get('run') == run for method, run in beside.items()):
-    return None
-  return [f'--config.controls.{method}_dir={run}' for method, run in beside.items()]
+  fresh = found and (not config.controls.probes or 'probes' in found)
+  names = matched.find_matched(own, {s.point.name: s.point.config for s in done})
+  flags, by_name = [], {s.point.name: s for s in done}
+  for method in ('direct', 'pause'):
+    run, told = getattr(own.controls, f'{method}_dir'), found.get('controls', {}).get(method, {})
+    if not run and method in names:
+      other = by_name[names[method]]
+      run = str(other.last[1])
+      flags.append(f'--config.controls.{method}_dir={run}')
+      fresh = fresh and told.get('final_acc') == other.result['final_acc']  # not evaluated anew
+    if run:
+      fresh = fresh and 'run' in told and (
+          storage.get_absolute(told['run']) == storage.get_absolute(run))
+  return None if fresh else flags
 
 
 def _run_all(waiting, places, say) -> list[str]:
@@ -90,11 +121,6 @@ def _run_all(waiting, places, say) -> list[str]:
 
 
 def _read_problem(question) -> list[str]:
-  """What a command that failed said last, in one line."""
-  if not question.process.returncode:
-    return []
-  with open(question.output, errors='replace') as file:
-    lines = file.read().strip().split('\n')
-  told = ([line for line in lines if line.startswith('error:')] or lines)[-1][:300]
-  return [f'{question.output}: exit code {question.process.returncode}: {told}; --controls again '
-          'asks what was not answered']
+  code = question.process.returncode
+  return [f'{question.output}: exit code {code}: {devices.read_told(question.output)}; --controls '
+          'again asks what was not answered'] if code else []

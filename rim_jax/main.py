@@ -13,13 +13,13 @@
   --mode=generate          answer --question=TEXT, or each line of standard input
   --mode=sweep             every run of a recipe of many (configs/compare.py), --jobs at a time, and
                            what they say together; again: what is left, --retry_failed.
+                           --controls: when they are done, every run with memory is asked what it
+                           does, as by --mode=controls, beside direct and pause runs that match it.
                            --halve_at=0.25,0.5 drops settings (all seeds of one together) that
                            are worse on valid than others after these shares of their budget;
                            --halve_keep=0.5 of them go on.
                            --dry_run shows points, commands and cost, in hours on --hardware=h100
                            (or v5e:2x4, h100:8) at --utilization=0.4 of its peak.
-                           --controls then asks every run with memory what it does, as
-                           --mode=controls, beside the direct and pause runs that match it.
                            --conclude runs nothing, and concludes from what is there.
                            --point=NAME, or its number from 0, is one of them, alone (--mode=train);
                            with --sweep_dir=DIR in place of --workdir it counts among DIR's points
@@ -182,7 +182,8 @@ def _parse(argv):
                     'that rim_jax.config.make_config_dict makes')
   alone = [name for name in _SWEEP_FLAGS if values.mode != 'sweep' and values[name].present]
   if alone:
-    raise UserError(f'--{alone[0]}: is for --mode=sweep')
+    raise UserError(f'--{alone[0]}: is for --mode=sweep' + (
+        '; one run is asked with --mode=controls' if alone[0] == 'controls' else ''))
   if values['with'].value and values.mode != 'compare':
     raise UserError('--with: is for --mode=compare')
   if values.mode == 'compare' and not values['with'].value:

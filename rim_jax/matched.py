@@ -3,6 +3,8 @@
 Reads what those runs have left (card, results), never a model.
 """
 
+import dataclasses
+
 from rim_jax import card as card_lib
 from rim_jax import controls
 from rim_jax import rules
@@ -74,16 +76,19 @@ def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
 def find_matched(config: Config, others: dict) -> dict:
   """The runs that belong beside this one's controls: method -> the first name of such a run.
 
-  It is otherwise in nothing that the two methods share; what they were run on is checked as they
-  are loaded.
+  It has the same data, base and evaluation, without which `load_matched` would refuse it, and
+  differs in nothing that the two methods share.
 
   Args:
     config: of the whole run, and `others` those of others, by name.
   """
-  fits = {name: other.method for name, other in others.items()
-          if other.method in {'direct', 'pause'} - {config.method}
-          and not _list_changed(flatten(other), config)}
-  return {method: name for name, method in reversed(fits.items())}
+  def fits(other):
+    return (other.method in {'direct', 'pause'} - {config.method}
+            and other.data == config.data and other.tokenizer == config.tokenizer
+            and other.model.init_from == config.model.init_from
+            and other.eval_set == dataclasses.replace(config, method=other.method).eval_set
+            and not _list_changed(flatten(other), config))
+  return {other.method: name for name, other in reversed(others.items()) if fits(other)}
 
 
 def _find_differences(card, config: Config, prints) -> list[str]:

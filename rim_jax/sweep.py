@@ -274,7 +274,6 @@ def _start(state: State, source, overrides, place) -> None:
   state.folder.mkdir(parents=True, exist_ok=True)
   state.status = 'running'
   _keep(state)
-
   with open(state.folder / 'output.txt', 'ab') as log:
     state.output_at = log.tell()
     state.process = devices.start(
@@ -284,9 +283,7 @@ def _start(state: State, source, overrides, place) -> None:
 def _finish(state: State, share: float) -> None:
   code = state.process.returncode
   state.process = None
-  output = (state.folder / 'output.txt').read_bytes()[state.output_at:]
-  lines = output.decode(errors='replace').strip().split('\n')
-  told = ([line for line in lines if line.startswith('error:')] or lines)[-1][:300]
+  told = devices.read_told(state.folder / 'output.txt', state.output_at)
   # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
   again = code in (hosts.EXIT_STOPPED, -signal.SIGTERM) or (code == 2 and _AT_WORK in told)
   state.status = 'done' if code == 0 else 'waiting' if again else 'failed'
@@ -321,9 +318,12 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
   if early:
     raise UserError(f'{early[0]}: checkpoint.stop_frac below 1: the runs of a sweep go to their '
                     'end; drop the worst with --halve_at, or run one with --point')
-  workdir = pathlib.Path(workdir)
+  workdir, unanswered = pathlib.Path(workdir), []
   if conclude_only and not workdir.exists():
     raise UserError(f'{workdir}: there is no sweep here; name its --workdir')
+  if controls:
+    from rim_jax import inquiry  # late: runs are driven without a model
+    inquiry.check(points)
   workdir.mkdir(parents=True, exist_ok=True)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   with storage.hold(workdir):
@@ -331,16 +331,14 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
     try:
       states = load_states(points, workdir) if conclude_only else run(
           points, workdir, source, overrides, num_jobs, retry_failed, halving, say, console)
-      unanswered = []
+      _conclude(states, workdir, source)
       if controls:
-        from rim_jax import inquiry  # late: runs are driven without a model
         unanswered = inquiry.ask(states, functools.partial(
             make_command, source=source, overrides=overrides), devices.divide(num_jobs), say)
+        _conclude(states, workdir, source)
     except KeyboardInterrupt:
       raise hosts.Stopped(f'{workdir}: asked to end; the runs under way are saved, and the same '
-                          'command goes on') from None
-    conclusion = conclusion_lib.conclude(states, workdir)
-    summary.write_summary(workdir, f'rim_jax: {source}', conclusion, states)
+                          'command goes on; controls under way are asked anew') from None
   say((workdir / 'sweep.md').read_text())
   say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, figures/, points/)')
   say(f'report: {workdir / "report.html"}')
@@ -353,6 +351,11 @@ def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: 
             for s in states if s.status == 'failed']
   if failed or unanswered:
     raise UserError('\n'.join(failed + unanswered))
+
+
+def _conclude(states, workdir, source) -> None:
+  conclusion = conclusion_lib.conclude(states, workdir)
+  summary.write_summary(workdir, f'rim_jax: {source}', conclusion, states)
 
 
 def show_dry(points, workdir, source, overrides, hardware: str, utilization: float, say,

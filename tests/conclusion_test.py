@@ -70,11 +70,13 @@ def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
     (state.folder / 'controls.json').write_text(json.dumps({'set': 'test', 'step': 5, 'controls': {
         'swap': {'what': 'w', 'expected': "the donor's", 'final_acc': own,
                  'final_donor_acc': donor},
+        'pause': {'what': 'w', 'expected': '', 'final_acc': 0.1, 'differs': ['seed']},
         'direct': {'what': 'w', 'expected': 'less', 'none': 'not a|run'}}}))
   conclusion.conclude(states, tmp_path)
   text = (tmp_path / 'sweep.md').read_text()
   assert ("\n\n| control | should give | a=1 |\n|---|---|---|\n"
           "| swap | the donor's | 15.0 ± 5.0, the donor's 60.0 ± 10.0 |\n"
+          '| pause |  | 10.0 ± 0.0 (DIFFERS in seed) |\n'
           '| direct | less | not a/run |\n') in text
   for state in states[:2]:
     (state.folder / 'controls.json').unlink()

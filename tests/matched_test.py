@@ -50,6 +50,15 @@ def test_of_other_runs_the_first_that_differs_in_its_method_alone_is_found():
   for method in ('rim', 'rim_stage2', 'rim_stage1'):
     assert matched.find_matched(make(method), others) == {'direct': 'direct', 'pause': 'pause'}
   assert matched.find_matched(make('pause'), others) == {'direct': 'direct'}
+  file = {'tokenizer__kind': 'file', 'tokenizer__path': 'a', 'tokenizer__eos_token': 'e'}
+  for change in ({'data__chain__num_train': 7}, {'model__init_from': 'a'}, file,
+                 {'eval__num_examples': 3}, {'eval__split': 'valid'}):
+    mine, same = make('rim', **change), {'same': make('direct', **change)}
+    assert matched.find_matched(mine, others) == {}  # load_matched would refuse those
+    assert matched.find_matched(mine, others | same) == {'direct': 'same'}
+  assert matched.find_matched(
+      make('rim', **file), {'b': make('direct', **file | {'tokenizer__path': 'b'})}) == {}
+  assert matched.find_matched(make('rim', eval__num_blocks=1), others) == {'direct': 'direct'}
   begun = make('rim', train__init_from='a')
   assert matched.find_matched(begun, others) == {}
   assert matched.find_matched(begun, {'begun': make('direct', train__init_from='a')}) == {

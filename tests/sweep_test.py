@@ -23,6 +23,7 @@ from rim_jax import config as config_lib
 from rim_jax import estimate
 from rim_jax import halving as halving_lib
 from rim_jax import hosts
+from rim_jax import inquiry
 from rim_jax import main as main_lib
 from rim_jax import metrics
 from rim_jax import points as points_lib
@@ -142,7 +143,7 @@ def make_points():
                for r in (0.5, 0.1) for s in (0, 1)])
 
 
-def drive(workdir, points, retry=False, halving=None):
+def drive(workdir, points, retry=False, **flags):
   """Two runs at a time; a command writes what a run would leave."""
   said = []
   console = rich_console.Console(file=open(os.devnull, 'w'), force_terminal=False)
@@ -153,7 +154,7 @@ def drive(workdir, points, retry=False, halving=None):
     patch.setattr(sweep, '_POLL_SECS', 0.02)
     try:
       sweep.drive(points, workdir, 'recipe.py', [], 2, retry, said.append, console,
-                  halving=halving)
+                  **flags)
     except UserError as e:
       said.append(str(e))
   return '\n'.join(said)
@@ -595,6 +596,16 @@ def test_a_conclusion_alone_runs_nothing(cheap):
   assert not (cheap.workdir / 'typo').exists()
 
 
+def test_a_stop_while_controls_are_asked_leaves_what_the_runs_said(cheap, monkeypatch):
+  def stop(*args):
+    raise KeyboardInterrupt
+  monkeypatch.setattr(inquiry, 'ask', stop)
+  with pytest.raises(hosts.Stopped, match='controls under way are asked anew'):
+    cheap(controls=True)
+  entries = json.loads((cheap.workdir / 'sweep.json').read_text())['entries']
+  assert [e['num_done'] for e in entries] == [2, 2]
+
+
 @pytest.mark.parametrize('args, told', [
     (['--point=9'], 'there are 3 points, numbered from 0'),
     (['--point=1', '--sweep_dir=a', '--workdir=b'], 'give one'),
@@ -602,7 +613,7 @@ def test_a_conclusion_alone_runs_nothing(cheap):
     # A sweep and its runs would take these otherwise than one another, or not at all.
     (['--point=1', '--identity=0123456789abcdef'], 'is another run now than its sweep began'),
     (['--point=1', '--dry_run'], '--dry_run: is for --mode=sweep'),
-    (['--point=1', '--controls'], '--controls: is for --mode=sweep'),
+    (['--point=1', '--controls'], 'is for --mode=sweep; one run is asked with --mode=con'),
     (['--point=1', '--halve_at=0.5'], '--halve_at: is for --mode=sweep'),
     (['--point=1', '--noconfig.layout.depth0_readout'], 'write --config.layout.depth0_readout=F'),
     (['--mode=sweep', '--config.seed', '3'], 'write --config.seed=VALUE')])
@@ -675,6 +686,8 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
              '--jobs=2', '--config.seed=3']
   assert main_lib.cli([*command, '--controls']) == 2
   assert 'max_positions' in capsys.readouterr().err
+  assert main_lib.cli([*command, '--controls']) == 2
+  assert '1 runs with memory asked before, 0 to ask' in capsys.readouterr().out
   asked = json.loads((tmp_path / 'run/points/method=pause,blocks=2/controls.json').read_text())
   assert asked['controls']['direct']['run'] == str(tmp_path / 'run/points/method=direct,blocks=2')
   assert asked['controls']['direct']['differs'] == [] and asked['controls']['swapped']['n']
