@@ -62,8 +62,8 @@ def make_gsm8k_perturbed(method: str):
     python -m rim_jax.main --config=configs/rim.py:gsm8k_perturbed --config.data.dir=DIR
 
   DIR as for gsm8k, or none to download it. The data take about 4 minutes of one core, once; the
-  network is trained on bytes, 8 passes. One 80 GB GPU; about 6e17 FLOPs a method (6 N a token, 350
-  tokens an example): an estimate, nothing was trained. A laptop can only try the way, with
+  network is trained on bytes, 8 passes. One 80 GB GPU; 4e17 to 5e17 FLOPs, by method (--dry_run of
+  configs/compare.py tells): an estimate, nothing was trained. A laptop can only try the way, with
   --config.data.perturbed.total=2000 --config.model.num_layers=2 --config.model.embed_dim=64
   --config.model.num_heads=2 --config.model.mlp_dim=256.
   """

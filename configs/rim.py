@@ -1,7 +1,7 @@
 """RiM whole: stage 1 grounds each block in a step, stage 2 answers after every block.
 
   python -m rim_jax.main --config=configs/rim.py
-      The built-in chain task: about 3 minutes of 2 CPU cores; 99.5 to 100 % of held-out questions
+      The built-in chain task: 3 to 5 minutes of 2 CPU cores; 99.5 to 100 % of held-out questions
       right after the last block (seeds 0 to 2).
   python -m rim_jax.main --config=configs/rim.py:gsm8k --config.data.dir=DIR
       Real GSM8K, the whole way; far too small to learn it (docs/results.md).

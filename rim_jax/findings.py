@@ -68,6 +68,8 @@ def _show_control(key, control):
   elif control.get('given') is False:
     lines.append(f'not given: controls.{key}_dir')
   notes = [f'{mark(control["n"])} questions'] if control.get('n') else []
+  if control.get('readout_trained'):
+    notes.append('a readout was trained there')
   if 'run' in control:
     notes.append(escape(control['run']))
   if control.get('differs'):

@@ -205,7 +205,8 @@ def _show_controls(console, found) -> None:
     found = Text(entry['none'] if 'none' in entry else 'not given') if (
         'block_acc' not in entry) else show(entry, 'block_acc')
     what = name.replace('_', ' ') + (f": {entry['expected']}" if entry['expected'] else '') + (
-        f"; DIFFERS in {', '.join(entry['differs'])}" if entry.get('differs') else '')
+        f"; DIFFERS in {', '.join(entry['differs'])}" if entry.get('differs') else '') + (
+            '; a readout was trained there' if entry.get('readout_trained') else '')
     rows.add_row(Text(what), found, show(entry, 'block_donor_acc'),
                  Text(f"{entry['n']:,}" if 'n' in entry else ''))
   for name, entry in found['controls'].items():

@@ -275,11 +275,13 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
            'expected': 'what [should] come'}
   monkeypatch.setattr(controls, 'run_controls', lambda *args: {
       'pairing': {'num_pairs': 1, 'num_equal_answers': 2, 'num_without_partner': 3},
-      'controls': {'swapped': entry, 'averaged': {'expected': '', 'n': 0, 'none': 'no reason'}},
+      'controls': {'no_blocks': {'expected': 'less', 'n': 10, 'block_acc': [0.125],
+                                 'readout_trained': True},
+                   'swapped': entry, 'averaged': {'expected': '', 'n': 0, 'none': 'no reason'}},
       'sweeps': {'swapped_block': {'what': 'one', 'expected': 'x', 'by_block': [
           {'block': 1, **entry}]}}})
   out = io.StringIO()
-  run.controls(config, tmp_path, lambda line: None, rich_console.Console(file=out, width=100))
+  run.controls(config, tmp_path, lambda line: None, rich_console.Console(file=out, width=120))
   inner = json.loads((tmp_path / 'stage2' / 'controls.json').read_text())
   assert json.loads((tmp_path / 'controls.json').read_text()) == {'stage2': inner}
   assert inner['format'] == controls.CONTROLS_VERSION and inner['step'] == 7
@@ -288,6 +290,8 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   assert not inner['controls']['direct']['given'] and 'attention' not in inner
   page = (tmp_path / 'report.html').read_text()  # written anew, with what was found
   assert 'what [should] come' in page and '<data value="0.125">' in page
+  assert page.count('a readout was trained there') == 1
+  assert out.getvalue().count('a readout was trained there') == 1
   for text in ('25 / 50', '75 / 12', 'what [should] come', 'not given', 'no reason',
                'swapped block 1', '1 pairs; 2 more have equal answers'):
     assert text in out.getvalue(), text
