@@ -97,7 +97,7 @@ def ask(model, config, records=DIGITS, devices=1):
 
 @pytest.mark.parametrize('prefix', ['+', ''])
 def test_an_answer_that_lies_in_the_memory_follows_it(prefix):
-  config = make_config(prefix)
+  config = make_config(prefix, layout__stage2_depth0_readout=prefix == '+')
   found = ask(make_copier(config, MEMORY), config)
   entries = found['controls']
   assert found['pairing'] == {
@@ -107,6 +107,7 @@ def test_an_answer_that_lies_in_the_memory_follows_it(prefix):
   blocks = {name: entry['block_acc'] for name, entry in entries.items()}
   assert blocks['as_trained'] == [1.0, 1.0, 1.0]
   assert blocks['no_blocks'] == [0.1]
+  assert entries['no_blocks']['readout_trained'] == (prefix == '+')
   assert blocks['swapped'] == [0.0, 0.0, 0.0]
   assert entries['swapped']['block_donor_acc'] == [1.0, 1.0, 1.0]
   assert entries['swapped']['block_donor_model_acc'] == [1.0, 1.0, 1.0]
