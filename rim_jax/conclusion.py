@@ -23,7 +23,7 @@ from rim_jax.points import get_setting, name_setting
 CONCLUSION_VERSION = 4  # counted up where a key changes its meaning or goes
 SHOWN = ('valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')  # of every run
 MORE = ('integer_acc', 'negative_acc', 'non_integer_acc', 'changed_acc')  # of GSM-Hard
-BY_NUMBER = ('pass_at', 'budget_acc')  # of those that were asked: k, or K, as text -> accuracy
+BY_NUMBER = ('pass_at', 'budget_acc', 'steps_acc')  # k, K, or T, as text -> accuracy, where told
 MEASURES = ('valid_acc', 'final_acc')  # of effects: what chooses, and what is reported
 
 
@@ -251,7 +251,8 @@ def make_markdown(conclusion) -> str:
         f"{_show(entry.get('any_block_acc'))} | {entry['num_done']} of "
         f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | "
         f'{timings.show_first(entry)} | {chances} |')
-  lines += (_tabulate_blocks(conclusion['entries']) + timings.tabulate(conclusion['entries'])
+  lines += (_tabulate_blocks(conclusion['entries']) + _tabulate_steps(conclusion['entries'])
+            + timings.tabulate(conclusion['entries'])
             + _tabulate_controls(conclusion['entries']) + pairs.tabulate(conclusion))
   if conclusion['effects']:
     lines += ['', '| changed | pairs | on valid, points | final, points |', '|---|---|---|---|']
@@ -271,6 +272,16 @@ def _tabulate_blocks(entries) -> list[str]:
       f"| {' | '.join([e['name'], *map(_show, told), *(_show_of(e, key) for key in chosen)])} |"
       for e in rows for told in [e['block_acc'] + [None] * (width - len(e['block_acc']))]] + [
           '', f'Selected by a probe: {evidence.SELECTED_BY}.'] * bool(chosen)
+
+
+def _tabulate_steps(entries) -> list[str]:
+  """Final accuracy by the number of steps of a question, where questions differ in it."""
+  rows = [e for e in entries if 'steps_acc' in e]
+  steps = sorted({int(t) for e in rows for t in e['steps_acc']})
+  head = ['final, by number of steps', *map(str, steps)]
+  return ['', f"| {' | '.join(head)} |", '|---' * len(head) + '|'] * bool(rows) + [
+      f"| {' | '.join([e['name'], *(_show(e['steps_acc'].get(str(t))) for t in steps)])} |"
+      for e in rows]
 
 
 def _tabulate_controls(entries) -> list[str]:

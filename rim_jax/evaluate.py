@@ -215,6 +215,22 @@ def group_gsm_hard(predictions, test_questions) -> dict:
   return results
 
 
+def group_by_steps(predictions, records) -> dict:
+  """Accuracy by how many steps lead to the answer: a mean hides that some were never learned.
+
+  Returns: {'steps_acc': {str(T): accuracy}, 'num_by_steps': {str(T): questions}}, or {} where all
+    have as many.
+  """
+  groups = {}
+  for p, record in zip(predictions, records, strict=True):
+    groups.setdefault(len(record.steps), []).append(p['correct'])
+  if len(groups) < 2:
+    return {}
+  groups = {str(t): groups[t] for t in sorted(groups)}
+  return {'steps_acc': {t: sum(correct) / len(correct) for t, correct in groups.items()},
+          'num_by_steps': {t: len(correct) for t, correct in groups.items()}}
+
+
 def score_splits(correct_cnr, seed: int) -> dict:
   """The paper's choice of a checkpoint (arXiv 2605.30343): by the questions it is judged on.
 

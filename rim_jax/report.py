@@ -54,6 +54,8 @@ _MEASURES = (  # key in results.json, label, what it means
     ('budget_acc', 'accuracy with K blocks', 'the same model, its last answer'),
     ('beyond_positions', 'K beyond the trained positions',
      'read at rows of the position table that no training example reached'),
+    ('steps_acc', 'by number of steps', 'of questions whose answer takes so many'),
+    ('num_by_steps', 'how many have them', ''),
     ('integer_acc', 'whole answers', 'GSM-Hard, 0 or more'),
     ('num_integer', 'how many are whole', ''),
     ('negative_acc', 'negative answers', 'GSM-Hard, whole or not'),

@@ -64,6 +64,7 @@ def evaluate_run(task, workdir, say=print) -> dict:
         decoder, params, frozen, records, config, task.codec, blocks)
     result |= sampled
     predictions = [p | {'num_right_samples': n} for p, n in zip(predictions, num_right)]
+  result |= evaluate.group_by_steps(predictions, records)
   if config.method == 'rim_stage1':
     result |= evaluate.evaluate_steps(decoder, params, frozen, records, config, task.codec)
   if config.method == 'coconut_stage':

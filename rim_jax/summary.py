@@ -99,7 +99,7 @@ def _make_more(entries):
   found = {}  # entry -> label -> summary
   for entry in entries:
     mine = found[entry['name']] = {labels[k]: entry[k] for k in labels if k in entry}
-    for key, label in zip(conclusion_lib.BY_NUMBER, ('pass@{}', 'K = {}')):
+    for key, label in zip(conclusion_lib.BY_NUMBER, ('pass@{}', 'K = {}', '{} steps')):
       mine |= {label.format(k): told for k, told in entry.get(key, {}).items()}
   head = list(dict.fromkeys(label for told in found.values() for label in told))
   return head and page.make_table(['', *head], [

@@ -228,6 +228,16 @@ def test_gsm_hard_by_kind_of_answer_by_hand():
       'num_changed': 0}
 
 
+def test_accuracy_by_number_of_steps_by_hand():
+  records = [dataclasses.replace(support.RECORDS[0], steps=('x',) * t) for t in (10, 2, 10, 2, 0)]
+  predictions = [{'correct': c} for c in (True, False, False, False, True)]
+  found = evaluate.group_by_steps(predictions, records)
+  assert found == {'steps_acc': {'0': 1.0, '2': 0.0, '10': 0.5},
+                   'num_by_steps': {'0': 1, '2': 2, '10': 2}}
+  assert list(found['steps_acc']) == ['0', '2', '10']
+  assert evaluate.group_by_steps(predictions[:1], records[:1]) == {}  # it would say nothing more
+
+
 def test_step_accuracy_by_hand():
   config = support.make_config('rim_stage1')
   records = [support.RECORDS[0], support.RECORDS[3], support.RECORDS[4]]

@@ -34,7 +34,8 @@ GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
         'pass_at': {'1': 0.31, '2': 0.42}, 'num_samples': 2, 'temperature': 0.7,
         'budget_acc': {'0': 0.11, '1': 0.22, '2': 0.33}, 'beyond_positions': [1, 2],
         'num_thoughts': 6, 'num_integer': 870, 'num_negative': 146, 'num_non_integer': 303,
-        'num_changed': 990, 'chosen_on': 'test <itself>'}
+        'num_changed': 990, 'steps_acc': {'2': 0.51, '10': 0.62},
+        'num_by_steps': {'2': 386, '10': 933}, 'chosen_on': 'test <itself>'}
 
 
 def make_prediction(i, num_blocks, correct, **fields):
@@ -162,7 +163,7 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
         assert text == result[key]
       elif isinstance(result[key], dict):
         assert values == tuple(result[key].values())
-        assert re.findall(r'(\d+): ', text) == list(result[key])
+        assert text == ''.join(f'{k}: {report._format(key, v)}' for k, v in result[key].items())
       elif isinstance(result[key], list):
         assert values == tuple(result[key])
       else:

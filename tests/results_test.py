@@ -82,7 +82,8 @@ def test_blocks_beyond_the_trained_positions_are_marked(tmp_path, monkeypatch, p
   config = support.make_config('rim_stage2', data__cache_dir=str(tmp_path / 'cache'),
                                model__positions=positions, **asked)
   monkeypatch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
-  monkeypatch.setattr(evaluate, 'evaluate', lambda *args: ({'n': 8}, []))
+  monkeypatch.setattr(evaluate, 'evaluate', lambda d, p, f, records, *args: (
+      {'n': 8}, [{'correct': True}] * len(records)))
   monkeypatch.setattr(evaluate, 'evaluate_budgets', lambda *args: {})
   result = results_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path, QUIET)[
       config.eval_set]

@@ -105,21 +105,24 @@ def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
     results = json.loads(path.read_text())
     results['test'] |= {'integer_acc': 0.5 + more, 'negative_acc': 0.25 + more,
                         'non_integer_acc': 0.125 + more, 'changed_acc': 0.375 + more,
-                        'pass_at': {'1': 0.5 + more}, 'budget_acc': {'0': 0.0, '8': more}}
+                        'pass_at': {'1': 0.5 + more}, 'budget_acc': {'0': 0.0, '8': more},
+                        'steps_acc': {'2': 0.75 + more}, 'num_by_steps': {'2': 3}}
     path.write_text(json.dumps(results))
   told = conclusion.conclude(states, tmp_path)
   page = report_test.Page(summary.write_summary(tmp_path, 'more', told, states))
   table, = (t for t in page.tables if any(cell == 'pass@1' for cell, _ in t[0]))
   assert [cell for cell, _ in table[0]] == [
       '', 'integer answers', 'negative answers', 'non integer answers', 'changed questions',
-      'pass@1', 'K = 0', 'K = 8']
+      'pass@1', 'K = 0', 'K = 8', '2 steps']
   assert [values for _, values in table[1][1:]] == [
-      (mean, 0.125 * (mean > 0)) for mean in (0.625, 0.375, 0.25, 0.5, 0.625, 0.0, 0.125)]
+      (mean, 0.125 * (mean > 0)) for mean in (0.625, 0.375, 0.25, 0.5, 0.625, 0.0, 0.125, 0.875)]
   assert len(table) == 2
   one = told['entries'][0]
   assert one['budget_acc']['8'] == {'mean': 0.125, 'stderr': 0.125, 'count': 2}
   assert one['negative_acc']['values'] == [0.25, 0.5]
   rows = (tmp_path / 'sweep.csv').read_text().split('\n')
+  assert ('\n\n| final, by number of steps | 2 |\n|---|---|\n| a=1 | 87.5 ± 12.5 |\n'
+          in (tmp_path / 'sweep.md').read_text())
   assert '1,budget_acc 8,2,0.125,0.125' in rows and '1,negative_acc,2,0.375,0.125' in rows
 
 
