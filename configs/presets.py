@@ -89,8 +89,8 @@ def make_prosqa_small(method: str):
     python -m rim_jax.main --config=configs/rim.py:prosqa_small
 
   The budget is what some nine minutes of one CPU core take (145 examples a second of its time were
-  seen in stage 1). It is too small to learn the task from scratch, or after practice in reading
-  (`prosqa_reading`): docs/results.md says how far each came.
+  seen in stage 1). It is too small to learn the task from scratch: docs/results.md says how far
+  each method comes after practice (`prosqa_reading`), without forks.
   """
   config = make_config_dict(method=method)
   config.data.source = 'prosqa'
