@@ -397,7 +397,8 @@ def probe_evaluation(config, tools):
 
   def decode_records(decoder, params, frozen, records, config, codec, num_blocks, say=None):
     seen.append(([r.origin for r in records], num_blocks))
-    return make_result(len(records)), []
+    return make_result(len(records)), [
+        {'question': r.question, 'answer': r.answer, 'correct': True} for r in records]
 
   def time_runs(*args):
     seen.append(args[-2:])
@@ -407,7 +408,7 @@ def probe_evaluation(config, tools):
   tools.patch.setattr(evaluate, 'evaluate_steps', lambda *args: {})
   tools.patch.setattr(evaluate, 'evaluate_budgets', lambda *args: seen.append(args[-1]) or {})
   tools.patch.setattr(evaluate, 'evaluate_samples', lambda *args: (
-      {'num_samples': args[4].eval.num_samples}, []))
+      {'num_samples': args[4].eval.num_samples}, [0] * len(args[3])))
   tools.patch.setattr(latency, 'measure_run', time_runs)
   return seen, results.evaluate_run(make_task(config), tools.make_folder(), quiet)
 
