@@ -16,7 +16,7 @@ setuptools.setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     python_requires='>=3.11',
-    packages=['rim_jax'],
+    packages=setuptools.find_packages(include=['rim_jax', 'rim_jax.*']),
     install_requires=[
         'absl-py',
         'etils[epath]',

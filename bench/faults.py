@@ -29,7 +29,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from rim_jax import checkpoint as checkpoint_lib
+from rim_jax.training import checkpoint as checkpoint_lib
 from tests import support
 
 ROOT = pathlib.Path(__file__).parent.parent

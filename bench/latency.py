@@ -27,9 +27,9 @@ from rich import table as rich_table
 
 from configs import presets
 from rim_jax import config as config_lib
-from rim_jax import latency
-from rim_jax import sharding
-from rim_jax import train_step
+from rim_jax.evaluation import latency
+from rim_jax.model import sharding
+from rim_jax.training import step
 
 # preset -> (ids, tokens of the question, of the forced prefix, of a chain, of the answer with eos)
 SIZES = {'chain': (16, 9, 0, 8, 2), 'gpt2shape': (50257, 64, 8, 60, 5)}
@@ -50,7 +50,7 @@ def make_config(preset, dtype):
 
 def make_methods(config, args, mesh, batch):
   num_ids, num_question, num_prefix, num_chain, num_answer = args.sizes
-  program = train_step.make_program(config, num_ids, 1, mesh)
+  program = step.make_program(config, num_ids, 1, mesh)
   state, frozen = program.init(jax.random.key(0))
   rng = np.random.default_rng(0)
   questions = rng.integers(0, num_ids, (batch, num_question)).tolist()

@@ -18,21 +18,20 @@ import numpy as np
 
 from configs import presets
 from rim_jax import config as config_lib
-from rim_jax import data
-from rim_jax import executor
-from rim_jax import perturb
+from rim_jax.data import datasets
+from rim_jax.data.perturbed import executor, variation
 
 
 def load(directory, cache, source):
   config = presets.make('direct', source)
   config.data.dir, config.data.cache_dir = directory, cache
-  return data.load_dataset(config_lib.parse_config(config).data)
+  return datasets.load_dataset(config_lib.parse_config(config).data)
 
 
 def print_draw(perturbed, original, count, seed):
   """Variants drawn evenly from all, in a form to be read one by one."""
   split = perturbed.splits['train']
-  rows = {perturb.get_source_row(r): r for r in original.splits['train']}
+  rows = {variation.get_source_row(r): r for r in original.splits['train']}
   picked = sorted(random.Random(seed).sample(range(len(split)), count))
   for number, variant in enumerate(split.__getitems__(picked), 1):
     row = rows[variant.source_row]
@@ -81,7 +80,7 @@ class _Rows:
   """Some rows of a split."""
 
   def __init__(self, split, keep):
-    self._records = [r for r in iterate(split) if perturb.get_source_row(r) in keep]
+    self._records = [r for r in iterate(split) if variation.get_source_row(r) in keep]
 
   def __len__(self):
     return len(self._records)
@@ -107,9 +106,9 @@ def print_tables(perturbed, original):
   for variant in iterate(split):
     faults += bool(executor.find_fault(variant.question, variant.steps, variant.answer))
     per_row[variant.source_row] += 1
-  others = {perturb.mask_numbers(r.question) for name in ('valid', 'test')
+  others = {variation.mask_numbers(r.question) for name in ('valid', 'test')
             for r in iterate(perturbed.splits[name])}
-  leaks = sum(perturb.mask_numbers(v.question) in others for v in iterate(split))
+  leaks = sum(variation.mask_numbers(v.question) in others for v in iterate(split))
   print(f'\n{len(split)} variants recomputed: {faults} faults; {leaks} in another split')
   print(f'variants of a template, quantiles 5 25 50 75 95: '
         f'{np.quantile(list(per_row.values()), (.05, .25, .5, .75, .95))}')

@@ -21,8 +21,8 @@ import jax
 
 from configs import presets
 from rim_jax import config as config_lib
-from rim_jax import families
-from rim_jax import plan
+from rim_jax.planning import compile as compile_lib
+from rim_jax.pretrained import families
 
 ROOT = pathlib.Path(__file__).parents[1]
 _LLAMA = {'model_type': 'llama', 'hidden_act': 'silu', 'vocab_size': 128256,
@@ -79,9 +79,9 @@ def make_config(model, stage, trained, chips, num_slices):
 
 def compile_row(key):
   model, stage, trained, topology, num_slices = key
-  machine = plan.make_machine(topology, num_slices)
+  machine = compile_lib.make_machine(topology, num_slices)
   config = make_config(model, stage, trained, len(machine.devices), num_slices)
-  return plan.make_plan(config, machine)
+  return compile_lib.make_plan(config, machine)
 
 
 def format_row(key, found):

@@ -72,19 +72,21 @@ def write_llama(folder, layers=16, width=2048, mlp=5632, vocab=32_000):
 
 def load_and_measure(folder):
   import jax
+
   from rim_jax import config as config_lib
-  from rim_jax import families
-  from rim_jax import pretrained
-  from rim_jax import sharding
-  from rim_jax import train_step
+  from rim_jax.model import sharding
+  from rim_jax.pretrained import families
+  from rim_jax.pretrained import weights as weights_lib
+  from rim_jax.training import step as step_lib
   tree = families.load_json(pathlib.Path(folder) / 'config.json')
   model = config_lib.ModelConfig(**families.parse_model(tree, folder))
   config = config_lib.Config(model=model, optim=config_lib.OptimConfig(trainable='memory'))
   mesh = sharding.make_mesh(config_lib.MeshConfig(1, 4, 2))
-  program = train_step.make_program(config, model.vocab_size, 1, mesh)
+  program = step_lib.make_program(config, model.vocab_size, 1, mesh)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
   start = time.perf_counter()
-  params = jax.block_until_ready(pretrained.load_params(pretrained.open_base(folder), program.base))
+  params = jax.block_until_ready(
+      weights_lib.load_params(weights_lib.open_base(folder), program.base))
   secs = time.perf_counter() - start
   shards = sum(s.data.nbytes for x in jax.tree.leaves(params)
                for s in x.addressable_shards) / 2**30
@@ -126,8 +128,9 @@ def make_torch_step(folder, config, batch, memory_rows, memory_start):
   import peft
   import torch
   import transformers
-  from rim_jax import batch as batch_lib
-  from rim_jax import curriculum
+
+  from rim_jax.packing import batch as batch_lib
+  from rim_jax.training import curriculum
   torch.set_num_threads(os.cpu_count())
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
   model.resize_token_embeddings(memory_start + 3, mean_resizing=False)
@@ -166,21 +169,22 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
   import jax
   import jax.numpy as jnp
   import numpy as np
+
   from bench import ratios
   from configs import presets
   from rim_jax import config as config_lib
-  from rim_jax import data
-  from rim_jax import families
-  from rim_jax import pipeline
-  from rim_jax import pretrained
-  from rim_jax import sharding
-  from rim_jax import tokenizer as tokenizer_lib
-  from rim_jax import train_step
+  from rim_jax.data import datasets
+  from rim_jax.data import tokenizer as tokenizer_lib
+  from rim_jax.model import sharding
+  from rim_jax.packing import source
+  from rim_jax.pretrained import families
+  from rim_jax.pretrained import weights as weights_lib
+  from rim_jax.training import step as step_lib
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch)
     config = presets.make('rim_stage2', 'gsm8k')
     config.data.dir, config.data.cache_dir = data_dir, scratch
-    split = data.load_dataset(config_lib.parse_config(config).data, lambda line: None).splits[
+    split = datasets.load_dataset(config_lib.parse_config(config).data, lambda line: None).splits[
         'train']
     bpe = ratios.train_bpe(split.__getitems__(range(len(split))), scratch)
     (folder / 'gpt2').mkdir()
@@ -194,12 +198,12 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
     config.data.dir, config.optim.warmup_frac = data_dir, 0.0
     config.train.update({'batch_examples': 0, 'batch_rows': NUM_ROWS})
     config = families.resolve(config_lib.parse_config(config))
-    codec = pipeline.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
-    stage = pipeline.make_stage_plan(split, codec, 1, lambda line: None)
-    batch = pipeline.BatchSource(split, stage, codec)[0]
+    codec = source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+    stage = source.make_stage_plan(split, codec, 1, lambda line: None)
+    batch = source.BatchSource(split, stage, codec)[0]
     mesh = sharding.make_mesh(config.mesh)
-    program = train_step.make_program(config, codec.memory_start, 10, mesh)
-    base = pretrained.load_params(pretrained.open_base(folder / 'gpt2'), program.base)
+    program = step_lib.make_program(config, codec.memory_start, 10, mesh)
+    base = weights_lib.load_params(weights_lib.open_base(folder / 'gpt2'), program.base)
     state, frozen = program.init(jax.random.key(0), base)
     pipe, end = multiprocessing.Pipe()
     child = multiprocessing.get_context('spawn').Process(target=run_torch, daemon=True, args=(
@@ -211,7 +215,7 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
       pipe.send(True)
       return pipe.recv()
     with jax.set_mesh(mesh):
-      fn = train_step.make_train_step(program, config, 10, stage.max_blocks, mesh)
+      fn = step_lib.make_train_step(program, config, 10, stage.max_blocks, mesh)
       placed = sharding.place_batch(batch, mesh)
       compiled = fn.lower(state, frozen, placed).compile()
 

@@ -26,17 +26,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import presets
-from rim_jax import attention
-from rim_jax import batch as batch_lib
 from rim_jax import config as config_lib
-from rim_jax import data
-from rim_jax import layout as layout_lib
-from rim_jax import loss as loss_lib
-from rim_jax import model as model_lib
-from rim_jax import packing
-from rim_jax import pipeline
-from rim_jax import tokenizer as tokenizer_lib
-from rim_jax import train_step as train_step_lib
+from rim_jax.data import datasets
+from rim_jax.data import tokenizer as tokenizer_lib
+from rim_jax.model import attention
+from rim_jax.model import transformer as transformer_lib
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import order as order_lib
+from rim_jax.packing import source as source_lib
+from rim_jax.training import loss as loss_lib
+from rim_jax.training import step as step_lib
 
 NUM_EXAMPLES, ROWS_A_CALL, ROW_TOKENS = 64, 1, 512
 
@@ -53,9 +53,9 @@ def make_config(directory, cache, method='rim_stage2', row_tokens=ROW_TOKENS):
 def write_rows(examples, config, codec, row_tokens, packed=True):
   """Examples -> batches of ROWS_A_CALL rows, packed first-fit or one a row."""
   sizes = np.asarray([layout_lib.count_example(e, config.layout)[:2] for e in examples])
-  slots = packing.choose_row_slots(sizes, row_tokens) if packed else int(sizes[:, 1].max())
+  slots = order_lib.choose_row_slots(sizes, row_tokens) if packed else int(sizes[:, 1].max())
   order = np.arange(len(examples))
-  rows = (packing.pack(order, sizes, row_tokens, slots, 64) if packed else [[i] for i in order])
+  rows = (order_lib.pack(order, sizes, row_tokens, slots, 64) if packed else [[i] for i in order])
   batches = []
   for first in range(0, len(rows), ROWS_A_CALL):
     batch = batch_lib.make_empty_rows(ROWS_A_CALL, row_tokens, slots)
@@ -70,13 +70,14 @@ def write_rows(examples, config, codec, row_tokens, packed=True):
 
 def make_gradient(config, vocab_size, everywhere=False):
   """(params, batch) -> gradient of the loss; logits at slots, or at every position."""
-  graphdef, params = nnx.split(model_lib.Transformer(config.model, vocab_size, jax.random.key(0)))
+  graphdef, params = nnx.split(
+      transformer_lib.Transformer(config.model, vocab_size, jax.random.key(0)))
 
   def loss(params, batch):
     model = nnx.merge(graphdef, params)
     if not everywhere:
-      return train_step_lib.compute_loss(model, batch, jnp.int32(0), 1,
-                                         config.layout.num_blocks, config, None)[0]
+      return step_lib.compute_loss(model, batch, jnp.int32(0), 1,
+                                   config.layout.num_blocks, config, None)[0]
     fields = batch_lib.get_fields(batch)
     visible = attention.find_visible(fields, fields, config.layout,
                                      config.model.attention_tile_tokens)
@@ -150,13 +151,13 @@ def bench_packing(config, codec, examples, pairs):
 
 
 def bench_input(config, codec, split, pairs):
-  stage = pipeline.make_stage_plan(split, codec, say=lambda line: None)
-  source = pipeline.BatchSource(split, stage, codec)
+  stage = source_lib.make_stage_plan(split, codec, say=lambda line: None)
+  source = source_lib.BatchSource(split, stage, codec)
   count = min(len(source), 10)
 
   def make():
     start = time.perf_counter()
-    for _, _ in zip(range(count), pipeline.make_batches(source, 0, 4)):
+    for _, _ in zip(range(count), source_lib.make_batches(source, 0, 4)):
       pass
     return time.perf_counter() - start
   batch = jax.tree.map(jnp.asarray, source[0])
@@ -186,9 +187,9 @@ def bench_useful(directory, cache, bpe, split):
       config = make_config(directory, cache, method, 2048 if name == 'bytes' else 1024)
       config = dataclasses.replace(config, train=dataclasses.replace(
           config.train, num_examples=0, num_epochs=1.0))
-      codec = pipeline.make_codec(config, tokenizer or tokenizer_lib.load_tokenizer(
+      codec = source_lib.make_codec(config, tokenizer or tokenizer_lib.load_tokenizer(
           config.tokenizer))
-      plan = pipeline.make_stage_plan(split, codec, say=lambda line: None).plan
+      plan = source_lib.make_stage_plan(split, codec, say=lambda line: None).plan
       tell(bench='useful_tokens', stage=method, tokenizer=name, row_tokens=plan.row_tokens,
            useful_frac=plan.useful_frac, examples_per_row=plan.examples_per_row)
 
@@ -204,9 +205,9 @@ def main():
   tell(device=device.device_kind, num_devices=jax.device_count(), jax=jax.__version__)
   with tempfile.TemporaryDirectory() as folder:
     config = make_config(args.data, folder)
-    split = data.load_dataset(config.data, say=lambda line: None).splits['train']
+    split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
     bpe = train_bpe(split.__getitems__(range(len(split))), folder)
-    codec = pipeline.make_codec(config, bpe)
+    codec = source_lib.make_codec(config, bpe)
     examples = [codec.lay_out(codec.encode(r)) for r in split.__getitems__(range(NUM_EXAMPLES))]
     for name in args.only.split(','):
       if name == 'useful':

@@ -12,15 +12,15 @@ Resumable: the same command again runs what is left. One of its runs, by hand:
 """
 
 from configs import presets
-from rim_jax import points
+from rim_jax.config import grid as grid_lib
 
 METHODS = ('direct', 'pause', 'icot', 'coconut', 'cot', 'rim')
 
 
 def get_config(preset: str = 'chain'):
   base = presets.make(METHODS[0], preset)
-  methods = [({'method': method}, points.find_changes(base, presets.make(method, preset)))
+  methods = [({'method': method}, grid_lib.find_changes(base, presets.make(method, preset)))
              for method in METHODS]
-  grid = points.cross(methods, points.vary_seeds(3))
+  grid = grid_lib.cross(methods, grid_lib.vary_seeds(3))
   # A whole seed first: a comparison that is stopped early has every method.
-  return points.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))
+  return grid_lib.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))

@@ -4,8 +4,9 @@ import dataclasses
 
 import ml_collections
 
-from rim_jax.config import UserError, make_config_dict, parse_config
-from rim_jax.stages import make_stages
+from rim_jax.config import make_config_dict, parse_config
+from rim_jax.config.stages import make_stages
+from rim_jax.errors import UserError
 
 _WRITTEN = ('cot', 'icot', 'coconut')  # these need room to write steps, at least while they train
 

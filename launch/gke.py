@@ -21,9 +21,10 @@ import pathlib
 import subprocess
 import sys
 
-from rim_jax import main as main_lib
-from rim_jax.config import UserError
 import supervise
+
+from rim_jax import main as main_lib
+from rim_jax.errors import UserError
 
 _PORT, _MEGASCALE_PORT = 8471, 8080
 

@@ -52,9 +52,9 @@ from ml_collections import config_flags
 from rich import console as rich_console
 
 from rim_jax import config as config_lib
-from rim_jax import families
-from rim_jax import points as points_lib
-from rim_jax.config import UserError
+from rim_jax.config import grid as grid_lib
+from rim_jax.errors import RunError, Stopped, UserError
+from rim_jax.pretrained import families
 
 MODES = ('train', 'eval', 'generate', 'controls', 'report', 'compare', 'export', 'plan',
          'sweep')
@@ -65,8 +65,6 @@ PLAN_ENVIRONMENT = {
     'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
 _SWEEP_FLAGS = ('jobs', 'retry_failed', 'conclude', 'controls', 'dry_run', 'halve_at', 'halve_keep',
                 'hardware', 'utilization')
-# By name: their modules load JAX.
-_EXIT_CODES = {'NonFiniteError': 1, 'HostError': 1, 'Stopped': 75}
 _LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
 
 
@@ -130,7 +128,8 @@ def _find_override_problems(argv):
       group = [k for k in defaults if k.startswith(f'{key}.')]
       close = difflib.get_close_matches(key, defaults, 1)
       hint = (f"it is a group of keys, e.g. '{group[0]}'" if group else
-              f"did you mean '{close[0]}'?" if close else 'see rim_jax/config.py for all keys')
+              f"did you mean '{close[0]}'?" if close else
+              'see rim_jax/config/schema.py for all keys')
       problems.append(f"--config.{key}: there is no key '{key}'; {hint}")
     elif not equals and not isinstance(defaults[key], bool):
       problems.append(f'{arg}: write --config.{key}=VALUE')
@@ -193,10 +192,10 @@ def _parse(argv):
       if values.point or values.sweep_dir:
         raise UserError('--mode=sweep runs all points, in --workdir; --point and --sweep_dir are '
                         'for one of them, without --mode=sweep')
-      return values, points_lib.load_points(config, path), path
-    (point,) = points_lib.load_points(config, path, _choose_point(config, values.point, path))
+      return values, grid_lib.load_points(config, path), path
+    (point,) = grid_lib.load_points(config, path, _choose_point(config, values.point, path))
     values.point, config = point.name, point.config
-    if values.identity not in ('', points_lib.identify(config)):
+    if values.identity not in ('', grid_lib.identify(config)):
       raise UserError(f'{path}: --point={point.name} is another run now than its sweep began; end '
                       'that sweep and begin it again')
     if values.sweep_dir and values.workdir:
@@ -219,7 +218,7 @@ def _parse(argv):
 
 def _choose_point(recipe, name, path) -> str:
   """The name of the point of a name, or of a number from 0."""
-  names = points_lib.list_names(recipe, path)
+  names = grid_lib.list_names(recipe, path)
   if name.isdecimal() and name not in names:
     if int(name) >= len(names):
       raise UserError(f'{path}: --point={name}: there are {len(names)} points, numbered from 0')
@@ -286,7 +285,7 @@ def _run(argv, console) -> None:
   if values.mode == 'sweep':  # starts commands and computes nothing
     if values.dry_run:  # shapes alone: no accelerator is touched
       os.environ['JAX_PLATFORMS'] = 'cpu'
-    from rim_jax import halving, sweep  # late: they load JAX
+    from rim_jax.sweep import driver, halving  # late: they load JAX
     if values['halve_keep'].present and not values.halve_at:
       raise UserError('--halve_keep: goes with --halve_at')
     if values.conclude and values.halve_at:
@@ -296,55 +295,55 @@ def _run(argv, console) -> None:
     halves = halving.parse_halving(values.halve_at, values.halve_keep)
     overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
     if values.dry_run:
-      sweep.show_dry(config, workdir, source, overrides, values.hardware, values.utilization, say,
-                     halves)
+      driver.show_dry(config, workdir, source, overrides, values.hardware, values.utilization, say,
+                      halves)
       if values.controls:
         say('--controls: then the command of every run with memory again, with --mode=controls')
       return
-    sweep.drive(config, workdir, source, overrides, values.jobs, values.retry_failed, say, console,
-                values.conclude, halves, values.controls)
+    driver.drive(config, workdir, source, overrides, values.jobs, values.retry_failed, say, console,
+                 values.conclude, halves, values.controls)
     return
   if values.mode == 'compare':  # of files alone: no accelerator is touched
-    from rim_jax import compare
-    compare.compare(config, workdir, values['with'].value, say, console)
+    from rim_jax.report import comparisons
+    comparisons.compare(config, workdir, values['with'].value, say, console)
     return
   command = f'python -m rim_jax.main --config={source}' + (
       f' --point={values.point}' if values.point else '') + (
       f' --workdir={values.workdir}' if values.workdir else '')
   if values.mode == 'plan':  # before JAX is loaded, which reads them once
     os.environ.update(PLAN_ENVIRONMENT)
-  from rim_jax import hosts  # late: a wrong flag is told before JAX is loaded
+  from rim_jax.runtime import hosts  # late: a wrong flag is told before JAX is loaded
   hosts.start(values.coordinator, values.num_processes, values.process_id, values.distributed,
               values.start_secs)
   if not hosts.is_leader():
     console.quiet = True  # one process speaks for all
-  from rim_jax import run
-  run.keep_compiled(config)
+  from rim_jax import modes
+  modes.keep_compiled(config)
   if values.mode == 'plan':
-    run.plan(config, workdir, values.topology, values.num_slices, say, console)
+    modes.plan(config, workdir, values.topology, values.num_slices, say, console)
   elif values.mode == 'train':
     with _keep_point(values, source, say):
-      run.train(config, workdir, command, say, console)
+      modes.train(config, workdir, command, say, console)
   elif values.mode == 'eval':
-    run.evaluate(config, workdir, say, console)
+    modes.evaluate(config, workdir, say, console)
   elif values.mode == 'controls':
-    run.controls(config, workdir, say, console)
+    modes.controls(config, workdir, say, console)
   elif values.mode == 'report':
-    run.write_report(config, workdir, say)
+    modes.write_report(config, workdir, say)
   elif values.mode == 'export':
-    run.export(config, workdir, values.verify, say)
+    modes.export(config, workdir, values.verify, say)
   else:
-    run.generate(config, workdir, values.question, say, console)
+    modes.generate(config, workdir, values.question, say, console)
 
 
 def _keep_point(values, source, say):
   """Around the run of a point that lives in its sweep's directory."""
   if not values.sweep_dir:
     return contextlib.nullcontext()
-  from rim_jax import sweep
-  (point,) = points_lib.load_points(values.config, source, values.point)
-  return sweep.keep_point(point, points_lib.list_names(values.config, source), values.sweep_dir,
-                          say)
+  from rim_jax.sweep import driver
+  (point,) = grid_lib.load_points(values.config, source, values.point)
+  return driver.keep_point(point, grid_lib.list_names(values.config, source), values.sweep_dir,
+                           say)
 
 
 def cli(argv, console=None) -> int:
@@ -359,20 +358,21 @@ def cli(argv, console=None) -> int:
     for line in str(e).split('\n'):
       print(f'error: {line}', file=sys.stderr)
     return 2
+  except RunError as e:
+    if debug:
+      raise
+    print(f'{"stopped" if isinstance(e, Stopped) else "error"}: {e}', file=sys.stderr)
+    return e.exit_code
   except KeyboardInterrupt:
     print('stopped; run the same command again to go on from the last checkpoint',
           file=sys.stderr)
     return 130
   except Exception as e:  # pylint: disable=broad-except
-    code = _EXIT_CODES.get(type(e).__name__)
     if _is_disk_full(e) and not debug:
       print('error: the disk is full; the checkpoints that were finished are whole: make room, and '
             'the same command goes on from the last one', file=sys.stderr)
       return 1
-    if debug or code is None:
-      raise
-    print(f'{"stopped" if code == 75 else "error"}: {e}', file=sys.stderr)
-    return code
+    raise
   return 0
 
 

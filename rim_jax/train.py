@@ -12,37 +12,32 @@ from etils import epath
 import jax
 import numpy as np
 
-from rim_jax import card as card_lib
-from rim_jax import checkpoint as checkpoint_lib
-from rim_jax import data
-from rim_jax import decode
-from rim_jax import evaluate
-from rim_jax import families
-from rim_jax import hosts
-from rim_jax import metrics as metrics_lib
-from rim_jax import pipeline
-from rim_jax import pretrained
-from rim_jax import results as results_lib
-from rim_jax import sharding
-from rim_jax import stages as stages_lib
-from rim_jax import state as state_lib
-from rim_jax import storage
-from rim_jax import tokenizer as tokenizer_lib
-from rim_jax import train_step as train_step_lib
-from rim_jax.config import Config, UserError
-
-class NonFiniteError(Exception):
-  """A loss or gradient stopped being finite; the update was withheld."""
+from rim_jax.config import Config
+from rim_jax.config import stages as stages_lib
+from rim_jax.data import datasets
+from rim_jax.data import tokenizer as tokenizer_lib
+from rim_jax.errors import NonFiniteError, Stopped, UserError
+from rim_jax.evaluation import decode, scores
+from rim_jax.evaluation import run_scores as run_scores_lib
+from rim_jax.model import sharding
+from rim_jax.packing import source as source_lib
+from rim_jax.pretrained import families, weights
+from rim_jax.runtime import card as card_lib
+from rim_jax.runtime import hosts, storage
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import recorder as recorder_lib
+from rim_jax.training import state as state_lib
+from rim_jax.training import step as step_lib
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
   """What a run stands on before it has a state: data, codec, mesh, pretrained model."""
   config: Config
-  dataset: data.Dataset
-  codec: pipeline.Codec
+  dataset: datasets.Dataset
+  codec: source_lib.Codec
   mesh: jax.sharding.Mesh
-  base: pretrained.Base | None  # the pretrained model, where there is one
+  base: weights.Base | None  # the pretrained model, where there is one
 
   @property
   def vocab_size(self):
@@ -55,10 +50,10 @@ def make_task(config: Config, say=print) -> Task:
   Raises: UserError for what is wrong with any of them.
   """
   mesh = sharding.make_mesh(config.mesh)
-  base = pretrained.open_base(families.get_folder(config.model)) if config.model.init_from else None
+  base = weights.open_base(families.get_folder(config.model)) if config.model.init_from else None
   tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
-  codec = pipeline.make_codec(config, tokenizer)
-  dataset = hosts.lead_first(lambda: data.load_dataset(config.data, say=say))
+  codec = source_lib.make_codec(config, tokenizer)
+  dataset = hosts.lead_first(lambda: datasets.load_dataset(config.data, say=say))
   for note in dataset.notes:
     say(note)
   return Task(config, dataset, codec, mesh, base)
@@ -71,7 +66,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
   Args:
     began: when its wall time begins to count; now by default.
   Returns: the content of results.json.
-  Raises: UserError; NonFiniteError when an update had to be withheld; hosts.Stopped once asked to
+  Raises: UserError; NonFiniteError when an update had to be withheld; Stopped once asked to
     end and saved.
   """
   workdir, began = epath.Path(workdir), time.monotonic() if began is None else began
@@ -83,7 +78,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
     return storage.load_json(workdir / 'results.json', 'the results')
   with _hold(workdir, say):
     _train_stage(task, workdir, init_from, began, say, console)
-    return results_lib.evaluate_run(task, workdir, say)
+    return run_scores_lib.evaluate_run(task, workdir, say)
 
 
 @contextlib.contextmanager
@@ -99,19 +94,19 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
   config = task.config
   # ---- The plan of its rows ----
   shards = sharding.count_shards(sharding.BATCH, task.mesh)
-  stage = hosts.lead_first(lambda: pipeline.make_stage_plan(
+  stage = hosts.lead_first(lambda: source_lib.make_stage_plan(
       task.dataset.splits['train'], task.codec, shards, say))
   say(stage.describe())
   for line in stage.dropped[:3]:
     say(f'dropped: {line}')
   if stage.dropped:
     say(f'dropped {len(stage.dropped)} train records that do not fit')
-  source = pipeline.BatchSource(
+  source = source_lib.BatchSource(
       task.dataset.splits['train'], stage, task.codec,
       sharding.find_local_rows(stage.batch_rows, task.mesh))
 
   # ---- The state: restored, or fresh ----
-  program = train_step_lib.make_program(config, task.vocab_size, stage.num_steps, task.mesh)
+  program = step_lib.make_program(config, task.vocab_size, stage.num_steps, task.mesh)
   with checkpoint_lib.Checkpointer(workdir, config.checkpoint, say) as checkpointer:
     latest = checkpointer.find_latest()
     if latest:
@@ -151,7 +146,7 @@ def _write_card(task: Task, workdir, start):
 
   Raises: UserError where a run that was cut off before its first checkpoint began with another.
   """
-  card = card_lib.make_card(task, start)
+  card = card_lib.make_card(task, source_lib.VERSIONS, start)
   if (workdir / 'config.json').exists():
     card_lib.check_start(card_lib.load_card(workdir), card['start'], workdir)
   else:
@@ -162,33 +157,33 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
                console):
   """Takes the remaining steps of a stage.
 
-  Raises: hosts.Stopped once asked to end, after a save.
+  Raises: Stopped once asked to end, after a save.
   """
   config, start, title = task.config, int(state.step), workdir.name
   end = stages_lib.find_stop(stage.num_steps, config.checkpoint)
-  meter = metrics_lib.Meter(start)
+  meter = recorder_lib.Meter(start)
   with contextlib.ExitStack() as stack:
     writer = stack.enter_context(contextlib.closing(
-        metrics_lib.MetricsWriter(workdir, start, config.log.tensorboard, config.log.wandb)
+        recorder_lib.MetricsWriter(workdir, start, config.log.tensorboard, config.log.wandb)
         if hosts.is_leader()
-        else metrics_lib.NoWriter()))
+        else recorder_lib.NoWriter()))
     progress = stack.enter_context(contextlib.closing(
-        metrics_lib.Progress(title, stage.num_steps, start, console)))
+        recorder_lib.Progress(title, stage.num_steps, start, console)))
     watchdog = stack.enter_context(hosts.Watchdog(config.log.stall_secs))
     stop = stack.enter_context(hosts.StopSignal())
-    profiler = stack.enter_context(metrics_lib.Profiler(
+    profiler = stack.enter_context(recorder_lib.Profiler(
         workdir, config.log.profile_at_step, config.log.profile_num_steps, say))
     stack.enter_context(jax.set_mesh(task.mesh))
-    machine = stack.enter_context(contextlib.closing(metrics_lib.Machine()))
-    goodput, own_secs, told_at = metrics_lib.Goodput(began), 0.0, start
+    machine = stack.enter_context(contextlib.closing(recorder_lib.Machine()))
+    goodput, own_secs, told_at = recorder_lib.Goodput(began), 0.0, start
     save = _make_save(task, stage, program, writer, checkpointer, watchdog, goodput)
     note, saved_at, compiled = 'compiling', time.monotonic(), None
     progress.update(start, note)
 
-    step_fn = train_step_lib.make_train_step(
+    step_fn = step_lib.make_train_step(
         program, config, stage.num_steps, stage.max_blocks, task.mesh, stage.reset_steps,
         stage.row_examples)
-    batches = pipeline.make_batches(source, start, config.log.prefetch_batches)
+    batches = source_lib.make_batches(source, start, config.log.prefetch_batches)
     for step in range(start + 1, end + 1):
       ready = time.monotonic()
       with goodput.measure('data'):
@@ -223,12 +218,12 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
         progress.update(step, note)
       if stopped and not last:
         checkpointer.finish()
-        raise hosts.Stopped(f'{workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
+        raise Stopped(f'{workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
                             'the same command goes on')
     with goodput.measure('save'):
       checkpointer.finish()
     if end < stage.num_steps:
-      raise hosts.Stopped(f'{workdir}: step {max(start, end)} of {stage.num_steps} is saved, and '
+      raise Stopped(f'{workdir}: step {max(start, end)} of {stage.num_steps} is saved, and '
                           f'{stages_lib.NO_MORE}; with more the same command goes on')
     spent = goodput.summarize()
     if stage.num_steps > start:
@@ -257,18 +252,18 @@ def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
   """(step, state, frozen) -> None: evaluates on valid, writes that, and starts a save."""
   config, blocks = task.config, task.config.eval_blocks
   decoder = decode.Decoder(program.graphdef, config, task.codec, task.mesh)
-  records = results_lib.get_records(task, 'valid', config.eval.num_valid_examples)
+  records = run_scores_lib.get_records(task, 'valid', config.eval.num_valid_examples)
 
   def save(step, state, frozen):
     counts = step >= stage.counted_from
     with goodput.measure('evaluate'):
       # What is left of a chain is written freely.
-      result, _ = evaluate.evaluate(decoder, state.params, frozen, records, config, task.codec,
-                                    blocks, lambda count: watchdog.beat(step),
-                                    None if counts else ())
+      result, _ = scores.evaluate(decoder, state.params, frozen, records, config, task.codec,
+                                  blocks, lambda count: watchdog.beat(step),
+                                  None if counts else ())
     writer.write(step, {'valid/final_acc': result['final_acc'], **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
-            evaluate.get_blocks(blocks), result['block_acc'])}})
+            scores.get_blocks(blocks), result['block_acc'])}})
     with goodput.measure('save'):
       writer.flush()  # a checkpoint never stands without what was told up to it
       checkpointer.save(
@@ -322,12 +317,12 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   for name, stage_config in stages_lib.make_stages(config):
     folder = workdir / name if name else workdir
     if not stage_config.checkpoint.stop_frac:
-      raise hosts.Stopped(f'{before}: is complete, and {stages_lib.NO_MORE}; with more the same '
+      raise Stopped(f'{before}: is complete, and {stages_lib.NO_MORE}; with more the same '
                           'command goes on')
     init_from = before or state_lib.find_init(stage_config, folder)
     if name:
       say(f'== {name}: {folder}')
     results[name] = train(stage_config, folder, init_from, say, console,
-                          None if results else metrics_lib.BEGAN)
+                          None if results else recorder_lib.BEGAN)
     before = folder
   return results

@@ -17,8 +17,7 @@ import pytest
 from rich import console as rich_console
 
 from rim_jax import config as config_lib
-from rim_jax import main
-from rim_jax import train
+from rim_jax import main, train
 from tests import support
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -636,9 +635,9 @@ def test_default_workdir():
 
 def test_a_bucket_is_no_local_directory(monkeypatch, capsys):
   """A WORKDIR reaches the program as it was written: pathlib would make `gs:/x` of `gs://x`."""
-  from rim_jax import run
+  from rim_jax import modes
   seen = []
-  monkeypatch.setattr(run, 'train', lambda config, workdir, *rest: seen.append(str(workdir)))
+  monkeypatch.setattr(modes, 'train', lambda config, workdir, *rest: seen.append(str(workdir)))
   assert run_cli(T, '--workdir=gs://bucket/run')[0] == 0
   assert seen == ['gs://bucket/run']
 
@@ -649,11 +648,11 @@ def test_debug_shows_the_traceback(place):
 
 
 def test_a_bug_is_not_called_a_users_mistake(monkeypatch):
-  from rim_jax import run
+  from rim_jax import modes
 
   def fail(*unused):
     raise AssertionError('a bug')
-  monkeypatch.setattr(run, 'train', fail)
+  monkeypatch.setattr(modes, 'train', fail)
   with pytest.raises(AssertionError, match='a bug'):
     run_cli(T)
 
@@ -681,16 +680,16 @@ def test_commands(argv, fragments):
 
 
 def test_compiled_programs_are_kept_unless_told_where(monkeypatch, tmp_path):
-  from rim_jax import run
+  from rim_jax import modes
   config = support.make_config(data__cache_dir=str(tmp_path))
   before = jax.config.jax_compilation_cache_dir
   try:
     jax.config.update('jax_compilation_cache_dir', None)
     monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/elsewhere')
-    run.keep_compiled(config)
+    modes.keep_compiled(config)
     assert jax.config.jax_compilation_cache_dir is None
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
-    run.keep_compiled(config)
+    modes.keep_compiled(config)
     # By kind of CPU: another kind would run into instructions that it has not got.
     assert re.fullmatch(f'{tmp_path}/compiled/cpu-[0-9a-f]{{8}}',
                         jax.config.jax_compilation_cache_dir)

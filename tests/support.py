@@ -6,15 +6,15 @@ from flax import nnx
 import jax
 import numpy as np
 
-from rim_jax import batch as batch_lib
 from rim_jax import config as config_lib
-from rim_jax import decode
-from rim_jax import layout as layout_lib
-from rim_jax import model as model_lib
-from rim_jax import pipeline
-from rim_jax import sharding
-from rim_jax import tokenizer as tokenizer_lib
-from rim_jax.data import Record
+from rim_jax.data import tokenizer as tokenizer_lib
+from rim_jax.data.records import Record
+from rim_jax.evaluation import decode
+from rim_jax.model import sharding
+from rim_jax.model import transformer as transformer_lib
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import source
 
 # T = 0 and T = 1 among them, and an answer of several digits.
 RECORDS = (
@@ -57,8 +57,8 @@ def _set_key(node, path, value):
   return dataclasses.replace(node, **{path[0]: value})
 
 
-def make_codec(config) -> pipeline.Codec:
-  return pipeline.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+def make_codec(config) -> source.Codec:
+  return source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
 
 
 def lay_out(config, records=RECORDS):
@@ -79,10 +79,10 @@ def make_batch(config, rows, row_slots=48) -> batch_lib.Batch:
   return batch
 
 
-def make_model(config, seed=0) -> model_lib.Transformer:
+def make_model(config, seed=0) -> transformer_lib.Transformer:
   """A random model whose every parameter is off its special value (norm scales are not 1)."""
-  model = model_lib.Transformer(config.model, make_codec(config).memory_start,
-                                jax.random.key(seed))
+  model = transformer_lib.Transformer(config.model, make_codec(config).memory_start,
+                                      jax.random.key(seed))
   rng = np.random.default_rng(seed)
   for _, variable in model_params(model):
     variable.set_value(variable.get_value() + 0.1 * rng.standard_normal(
@@ -100,14 +100,14 @@ def make_decoder(config, devices=1):
 
 def decode_and_record(decoder, params, questions, num_blocks, prefix, blocks, monkeypatch):
   """(ids [b, r, n], the logits [b, r, v] that each of the n was chosen from)."""
-  seen, real = [], model_lib.Transformer.compute_logits
+  seen, real = [], transformer_lib.Transformer.compute_logits
 
   def compute_logits(self, x):
     logits = real(self, x)
     jax.debug.callback(lambda v: seen.append(np.array(v)), logits, ordered=True)
     return logits
   with monkeypatch.context() as patch:
-    patch.setattr(model_lib.Transformer, 'compute_logits', compute_logits)
+    patch.setattr(transformer_lib.Transformer, 'compute_logits', compute_logits)
     trunks = decoder.place(questions, num_blocks, len(questions))
     ids = np.asarray(decoder.run(params, {}, trunks, prefix, blocks))
     jax.effects_barrier()

@@ -15,19 +15,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from rim_jax import card as card_lib
-from rim_jax import checkpoint as checkpoint_lib
 from rim_jax import config as config_lib
-from rim_jax import families
-from rim_jax import hosts
-from rim_jax import pipeline
-from rim_jax import results as results_lib
-from rim_jax import sharding
-from rim_jax import stages as stages_lib
-from rim_jax import state as state_lib
 from rim_jax import train as train_lib
-from rim_jax import train_step as train_step_lib
-from rim_jax.config import MeshConfig, UserError
+from rim_jax.config import MeshConfig
+from rim_jax.config import stages as stages_lib
+from rim_jax.errors import NonFiniteError, Stopped, UserError
+from rim_jax.evaluation import run_scores as run_scores_lib
+from rim_jax.model import sharding
+from rim_jax.packing import source as source_lib
+from rim_jax.pretrained import families
+from rim_jax.runtime import card as card_lib
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import state as state_lib
+from rim_jax.training import step as step_lib
 from tests import support
 
 QUIET = lambda line: None
@@ -70,14 +70,14 @@ class Killed(BaseException):
 
 def kill_after(monkeypatch, count):
   """The input ends the run when `count` batches have been taken."""
-  real = pipeline.make_batches
+  real = source_lib.make_batches
 
   def make_batches(source, start, prefetch):
     for i, batch in enumerate(real(source, start, prefetch)):
       if i == count:
         raise Killed
       yield batch
-  monkeypatch.setattr(pipeline, 'make_batches', make_batches)
+  monkeypatch.setattr(source_lib, 'make_batches', make_batches)
 
 
 def assert_same_run(a, b):
@@ -120,7 +120,7 @@ def test_a_run_that_ends_early_goes_on_bit_for_bit(tmp_path, cache, use_devices,
   for share, line in zip(shares, told):
     early = dataclasses.replace(config, checkpoint=dataclasses.replace(
         config.checkpoint, stop_frac=share))
-    with pytest.raises(hosts.Stopped, match=line):
+    with pytest.raises(Stopped, match=line):
       train_lib.train_curriculum(early, tmp_path / 'parts', QUIET)
   train_lib.train_curriculum(config, tmp_path / 'parts', QUIET)
   for name in ('stage1', 'stage2'):
@@ -156,14 +156,14 @@ def test_killed_between_the_stages(tmp_path, cache, use_devices, monkeypatch):
   use_devices(1)
   config = make_config(cache, 'rim', layout__depth0_readout=True)
   train_lib.train_curriculum(config, tmp_path / 'whole', say=QUIET)
-  real = results_lib.evaluate_run
+  real = run_scores_lib.evaluate_run
   with pytest.MonkeyPatch.context() as patch:
     def stop(task, workdir, say):
       raise Killed
-    patch.setattr(results_lib, 'evaluate_run', stop)
+    patch.setattr(run_scores_lib, 'evaluate_run', stop)
     with pytest.raises(Killed):
       train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
-  assert results_lib.evaluate_run is real
+  assert run_scores_lib.evaluate_run is real
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(state_lib, 'initialize', lambda *args: (_ for _ in ()).throw(Killed))
     with pytest.raises(Killed):  # stage 1 is whole now; stage 2 dies before it has a state
@@ -189,7 +189,7 @@ def test_icot_goes_on_bit_for_bit_in_the_midst_of_the_removal(tmp_path, cache, u
       train_lib.train(config, tmp_path / 'parts', say=QUIET)
   task = train_lib.make_task(config, QUIET)
   with pytest.raises(UserError, match='a part of the chain is still written'):
-    results_lib.evaluate_run(task, tmp_path / 'parts', QUIET)
+    run_scores_lib.evaluate_run(task, tmp_path / 'parts', QUIET)
   train_lib.train(config, tmp_path / 'parts', say=QUIET)
   assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
 
@@ -358,15 +358,15 @@ def test_a_step_that_is_not_finite_stops_the_run_and_says_which_rows(
     tmp_path, cache, use_devices, monkeypatch):
   use_devices(1)
   config = make_config(cache)
-  real = pipeline.BatchSource.__getitem__
+  real = source_lib.BatchSource.__getitem__
 
   def poison(self, i):
     batch = real(self, i)
     if i == 4:  # a target outside the vocabulary has no likelihood
       batch.slot_target[:] = 10_000
     return batch
-  monkeypatch.setattr(pipeline.BatchSource, '__getitem__', poison)
-  with pytest.raises(train_lib.NonFiniteError, match='step 5 has loss nan'):
+  monkeypatch.setattr(source_lib.BatchSource, '__getitem__', poison)
+  with pytest.raises(NonFiniteError, match='step 5 has loss nan'):
     train_lib.train(config, tmp_path / 'run', say=QUIET)
   report = json.loads((tmp_path / 'run/nonfinite.json').read_text())
   assert report['step'] == 5 and len(report['rows']) == 8
@@ -379,7 +379,7 @@ def test_changed_data_is_noticed(tmp_path, cache, use_devices):
   use_devices(1)
   config = make_config(cache)
   task = train_lib.make_task(config, QUIET)
-  card = card_lib.make_card(task)
+  card = card_lib.make_card(task, source_lib.VERSIONS)
   card_lib.check_card(card, task, 'run')
   card['data']['fingerprint'] = 'other'
   with pytest.raises(UserError, match='run: the data changed since this run began'):
@@ -416,7 +416,7 @@ def test_memory_of_a_device_is_told():
   """2x2x2: what is split counts an eighth or a quarter, what is not counts whole."""
   config = support.make_config(model__embed_dim=256, model__mlp_dim=512)
   mesh = sharding.make_mesh(MeshConfig(2, 2, 2))
-  program = train_step_lib.make_program(config, 16, 10, mesh)
+  program = step_lib.make_program(config, 16, 10, mesh)
   text = state_lib.describe_params(*program.abstract)
   state, _ = program.init(jax.random.key(0))
   held = [sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)) / 2**20
@@ -433,7 +433,7 @@ def test_evaluating_a_half_finished_run_does_not_finish_it(tmp_path, cache, use_
     kill_after(patch, 3)
     with pytest.raises(Killed):
       train_lib.train(config, tmp_path / 'run', say=QUIET)
-  results_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path / 'run', QUIET)
+  run_scores_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path / 'run', QUIET)
   assert not state_lib.is_complete(tmp_path / 'run')
   told = []
   train_lib.train(config, tmp_path / 'run', say=told.append)

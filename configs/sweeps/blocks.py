@@ -7,7 +7,7 @@ answer from fewer blocks than stage 1 used. 21 runs of about five minutes of one
 """
 
 from configs import presets
-from rim_jax import points
+from rim_jax.config import grid as grid_lib
 
 
 def get_config(preset: str = 'chain'):
@@ -16,5 +16,5 @@ def get_config(preset: str = 'chain'):
     base.layout.row_tokens = 9 + 8 * 5 + 4  # question, the most tokens of blocks, readouts
   sizes = [({'K': k, 'M': m}, {'layout.num_blocks': k, 'layout.block_tokens': m})
            for k, m in ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (4, 3))]
-  grid = points.cross(sizes, points.vary_seeds(3))
-  return points.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))
+  grid = grid_lib.cross(sizes, grid_lib.vary_seeds(3))
+  return grid_lib.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))

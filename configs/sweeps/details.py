@@ -12,7 +12,7 @@ reading.py. 21 runs on the chain, of about five minutes of one core; 24 on a pre
 """
 
 from configs import presets
-from rim_jax import points
+from rim_jax.config import grid
 
 CHANGES = {
     'none': {},
@@ -31,4 +31,4 @@ def get_config(preset: str = 'chain'):
   if base.layout.answer_prefix:
     changes['question hidden'] = {'layout.readout_sees_question': False}
   axis = [({'changed': name}, values) for name, values in changes.items()]
-  return points.make_sweep_dict(base, points.cross(axis, points.vary_seeds(3)))
+  return grid.make_sweep_dict(base, grid.cross(axis, grid.vary_seeds(3)))

@@ -6,13 +6,13 @@ A constant weight has nothing to hold. 27 runs of about five minutes of one core
 """
 
 from configs import presets
-from rim_jax import points
+from rim_jax.config import grid
 
 
 def get_config(preset: str = 'chain'):
   base = presets.make('rim', preset)
-  fading = points.cross(points.vary('curriculum.schedule', ('relative', 'windowed')),
-                        points.vary('curriculum.hold_frac', (0.0, 0.25, 0.5, 0.75), 'hold'))
+  fading = grid.cross(grid.vary('curriculum.schedule', ('relative', 'windowed')),
+                      grid.vary('curriculum.hold_frac', (0.0, 0.25, 0.5, 0.75), 'hold'))
   constant = [({'schedule': 'constant', 'hold': 0.0},
                {'curriculum.schedule': 'constant', 'curriculum.hold_frac': 0.0})]
-  return points.make_sweep_dict(base, points.cross([*fading, *constant], points.vary_seeds(3)))
+  return grid.make_sweep_dict(base, grid.cross([*fading, *constant], grid.vary_seeds(3)))

@@ -8,11 +8,11 @@ chain task, as a dry run of the way.
 """
 
 from configs import presets
-from rim_jax import points
+from rim_jax.config import grid
 
 
 def get_config(preset: str = 'chain'):
   preset, _, method = preset.partition(',')
   base = presets.make(method or 'rim', preset)
-  return points.make_sweep_dict(base, points.sample(
+  return grid.make_sweep_dict(base, grid.sample(
       'optim.learning_rate', 1e-5, 1e-3, 12, name='lr'))

@@ -9,12 +9,12 @@ chain task, whose base is random then and stays so: a dry run of the way, which 
 """
 
 from configs import presets
-from rim_jax import points
+from rim_jax.config import grid
 
 
 def get_config(preset: str = 'chain'):
   base = presets.make('rim', preset)
   base.optim.trainable = 'lora'
   base.model.lora.rank = 128
-  ranks = points.vary('model.lora.rank', (8, 16, 32, 64, 128))
-  return points.make_sweep_dict(base, points.cross(ranks, points.vary_seeds(3)))
+  ranks = grid.vary('model.lora.rank', (8, 16, 32, 64, 128))
+  return grid.make_sweep_dict(base, grid.cross(ranks, grid.vary_seeds(3)))

@@ -11,8 +11,8 @@ a readout before block 1. Twelve runs of about five minutes of one core; ask eac
 """
 
 from configs import presets
-from rim_jax import points
-from rim_jax.config import UserError
+from rim_jax.config import grid as grid_lib
+from rim_jax.errors import UserError
 
 
 def get_config(preset: str = 'chain'):
@@ -28,5 +28,5 @@ def get_config(preset: str = 'chain'):
   reading = [(name('block', True, True), {}), (name('own', True, True), own),
              (name('own', False, True), hidden),
              (name('own', False, False), {**hidden, 'layout.depth0_readout': False})]
-  grid = points.cross(reading, points.vary_seeds(3))
-  return points.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))
+  grid = grid_lib.cross(reading, grid_lib.vary_seeds(3))
+  return grid_lib.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))

@@ -8,13 +8,13 @@ about five minutes of one core.
 """
 
 from configs import presets
-from rim_jax import points
+from rim_jax.config import grid
 
 
 def get_config(preset: str = 'chain'):
   base = presets.make('rim', preset)
   # What configs/rim.py runs comes first: the others are compared with it.
-  shares = points.vary('curriculum.stage1_frac', (0.75, 0.25, 0.5, 0.9), 'stage1')
+  shares = grid.vary('curriculum.stage1_frac', (0.75, 0.25, 0.5, 0.9), 'stage1')
   alone = [({'stage1': 'none'}, {'method': 'pause', 'layout.depth0_readout': False}),
            ({'stage1': 'all'}, {'method': 'rim_stage1'})]
-  return points.make_sweep_dict(base, points.cross([*shares, *alone], points.vary_seeds(3)))
+  return grid.make_sweep_dict(base, grid.cross([*shares, *alone], grid.vary_seeds(3)))

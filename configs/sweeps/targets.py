@@ -7,10 +7,10 @@ is what configs/rim.py runs, r_1 is one too. Six runs of about five minutes of o
 """
 
 from configs import presets
-from rim_jax import points
+from rim_jax.config import grid
 
 
 def get_config(preset: str = 'chain'):
-  targets = points.vary('layout.depth0_readout', (False, True), 'depth0')
-  return points.make_sweep_dict(presets.make('rim', preset),
-                                points.cross(targets, points.vary_seeds(3)))
+  targets = grid.vary('layout.depth0_readout', (False, True), 'depth0')
+  return grid.make_sweep_dict(presets.make('rim', preset),
+                              grid.cross(targets, grid.vary_seeds(3)))

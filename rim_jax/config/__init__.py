@@ -1,0 +1,36 @@
+"""What a run is asked to do: keys, their limits, the stages of a curriculum, the grid of a sweep.
+
+Never loads JAX, data or a model, so that a wrong configuration is refused in milliseconds.
+schema.py has every key; rules.py what values may be; stages.py and grid.py the runs of a config.
+"""
+
+from rim_jax.config.schema import (  # noqa: F401
+    RUNTIME_KEYS,
+    RUNTIME_SECTIONS,
+    ChainConfig,
+    CheckpointConfig,
+    CoconutConfig,
+    Config,
+    ControlsConfig,
+    CurriculumConfig,
+    DataConfig,
+    EvalConfig,
+    ExportConfig,
+    IcotConfig,
+    LayoutConfig,
+    LogConfig,
+    LoraConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimConfig,
+    PerturbedConfig,
+    ProsqaConfig,
+    TokenizerConfig,
+    TrainConfig,
+    find_problems,
+    flatten,
+    is_runtime,
+    make_config_dict,
+    parse_config,
+)
+from rim_jax.errors import UserError  # noqa: F401

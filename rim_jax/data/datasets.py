@@ -1,0 +1,440 @@
+"""Records of a task: TFDS builders for the chain task, GSM8K, its variants, and ProsQA.
+
+Owns the fingerprints by which a changed file or parameter is noticed.
+`load_dataset` prepares a copy in array_record files once, under a name that holds the
+fingerprint of everything it was made from, and reads it by index from then on.
+"""
+
+import abc
+import collections
+from collections.abc import Iterable
+import contextlib
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+import pathlib
+import random
+import sys
+import tempfile
+import typing
+
+from absl import logging
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rim_jax.config import ChainConfig, DataConfig, PerturbedConfig, ProsqaConfig
+from rim_jax.data import prosqa
+from rim_jax.data import records as records_lib
+from rim_jax.data.perturbed import variation
+from rim_jax.data.records import SPLITS, Record, Variant
+from rim_jax.errors import UserError
+
+
+class Split:
+  """The records of one split, read by index from a prepared copy; picklable.
+
+  Raises: UserError where the prepared copy turns out to be damaged.
+  """
+
+  def __init__(self, directory: str, name: str, fingerprint: str):
+    self.name = name
+    self.fingerprint = fingerprint  # of questions, steps and answers in their order; 16 hex digits
+    self._directory = directory
+    with _report_damage(directory), _quiet():
+      # Opened as a directory, not through its builder: the builder holds whole input
+      # files, which would travel along wherever a split is pickled to.
+      builder = tfds.builder_from_directory(directory)
+      self._source = builder.as_data_source(split=name)
+      shard_ends = list(itertools.accumulate(builder.info.splits[name].shard_lengths))
+    # A file that is missing or cut short shows here, a flipped byte when its record is read.
+    self.__getitems__([0] + [end - 1 for end in shard_ends])
+
+  def __len__(self):
+    return len(self._source)
+
+  def __getitem__(self, index) -> Record:
+    index = range(len(self))[index]  # IndexError where out of range
+    with _report_damage(self._directory):
+      return _decode(self._source[index])
+
+  def __getitems__(self, indices) -> list[Record]:
+    indices = [range(len(self))[i] for i in indices]
+    with _report_damage(self._directory):
+      return [_decode(example) for example in self._source.__getitems__(indices)]
+
+
+def _decode(example):
+  texts = {'question': example['question'].decode(), 'answer': example['answer'].decode(),
+           'steps': tuple(step.decode() for step in example['steps']),
+           'origin': example['origin'].decode()}
+  if 'variant' in example:
+    return Variant(**texts, source_row=int(example['source_row']), variant=int(example['variant']))
+  return Record(**texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """The splits of a task, and what a person should know of them."""
+  name: str  # rim_chain | rim_gsm8k | rim_gsm8k_perturbed | rim_prosqa
+  fingerprint: str  # of all it was made from: files, parameters, version; 16 hex digits
+  splits: dict[str, Split]  # train, valid, test
+  num_dropped: dict[str, int]  # bad rows dropped from each split's file
+  notes: tuple[str, ...]  # counts, dropped rows, a held-out split, questions in two splits
+
+
+@dataclasses.dataclass
+class _Prepared:
+  """What a builder makes, checked before anything of it is written."""
+  splits: dict[str, Iterable[Record]]
+  dropped: dict[str, list[str]]  # '<file>:<line>: <what>'
+  notes: list[str]
+
+
+def load_dataset(config: DataConfig, say=print) -> Dataset:
+  """The dataset a config asks for; prepared on first use, reused afterwards.
+
+  `say` gets one line for each download or preparation.
+  Raises: UserError for a bad row or file, a space too small, a failed download, a cache
+    directory that cannot be written, or a prepared copy that is damaged.
+  """
+  if '://' in config.cache_dir:  # pathlib would quietly make a local directory 'gs:'
+    raise UserError(f"data.cache_dir='{config.cache_dir}': not a local directory; pass one")
+  if config.source == 'chain':
+    builder_class, builder_config = RimChain, make_chain_config(config)
+  elif config.source == 'prosqa':
+    builder_class, builder_config = RimProsqa, make_prosqa_config(config)
+  else:
+    builder_class = {'gsm8k': RimGsm8k, 'gsm8k_perturbed': RimGsm8kPerturbed}[config.source]
+    builder_config = make_gsm8k_config(config, say)
+  root = pathlib.Path(config.cache_dir).expanduser() / 'prepared'
+  directory = root / builder_class.name / builder_config.name / str(builder_class.VERSION)
+  if not directory.exists():
+    say(f'{builder_class.name}: preparing {directory}')
+    with records_lib.report_unwritable(config):
+      _prepare(builder_class, builder_config, root, directory, say)
+  with _report_damage(directory):
+    card = json.loads((directory / 'card.json').read_text())
+    fingerprints, num_dropped = card['fingerprints'], card['num_dropped']
+    splits = {name: Split(str(directory), name, fingerprints[name]) for name in SPLITS}
+    return Dataset(name=builder_class.name, fingerprint=builder_config.name, splits=splits,
+                   num_dropped=num_dropped, notes=tuple(card['notes']))
+
+
+def _prepare(builder_class, builder_config, root, directory, say):
+  """Writes a prepared copy, which appears under its name complete or not at all."""
+  root.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix='incomplete.', dir=root) as temporary:
+    with _quiet() as aloud:
+      builder = builder_class(
+          data_dir=temporary, config=builder_config, file_format='array_record')
+      builder.say = lambda line: aloud(say, line)
+      builder.download_and_prepare()
+    made = builder.prepared
+    card = {
+        'fingerprints': {name: tally.get_fingerprint() for name, tally in builder.tallies.items()},
+        'num_dropped': {name: len(made.dropped.get(name, ())) for name in made.splits},
+        'notes': _describe(builder.tallies) + made.notes,
+    }
+    (pathlib.Path(builder.data_dir) / 'card.json').write_text(json.dumps(card, indent=1))
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      os.rename(builder.data_dir, directory)
+    except OSError:
+      if not directory.exists():  # otherwise another process was first, with the same content
+        raise
+
+
+def _compute_fingerprint(*parts):
+  return hashlib.sha256(b''.join(map(_to_line, parts))).hexdigest()[:16]
+
+
+def _to_line(part):
+  return json.dumps(part, sort_keys=True).encode() + b'\n'
+
+
+def _report_damage(directory):
+  # Whatever is raised: TFDS, protobuf and array_record have no class in common.
+  return records_lib.report(f'{directory}: damaged prepared copy',
+                            'delete this directory and run again')
+
+
+@contextlib.contextmanager
+def _quiet():
+  """TFDS prints banners and progress bars, and warns of every config made at run time.
+
+  Gives a function by which something can be said all the same.
+  """
+  tfds.disable_progress_bar()
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  stdout = sys.stdout
+
+  def aloud(say, line):
+    with contextlib.redirect_stdout(stdout):
+      say(line)
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield aloud
+  finally:
+    logging.set_verbosity(verbosity)
+
+
+class _LocalInfo(tfds.core.DatasetInfo):
+
+  def initialize_from_bucket(self):
+    """Nothing: TFDS's own leaves an empty temporary directory behind, and finds no bucket."""
+
+
+class _Tally:
+  """What is known of a split once its records have passed by, in their order."""
+
+  def __init__(self):
+    self.counts = collections.Counter()  # number of steps -> records
+    self.questions = []  # a hash of each
+    self._digest = hashlib.sha256()
+
+  def add(self, record):
+    self.counts[len(record.steps)] += 1
+    self.questions.append(hashlib.sha256(record.question.encode()).digest()[:12])
+    self._digest.update(_to_line([record.question, record.steps, record.answer]))
+
+  def get_fingerprint(self):
+    return self._digest.hexdigest()[:16]
+
+
+def fingerprint_records(records) -> str:
+  """That of records which are no split, as a split of them would have it."""
+  tally = _Tally()
+  for record in records:
+    tally.add(record)
+  return tally.get_fingerprint()
+
+
+class _RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Writes the records of `make_prepared` in their order, as they come."""
+  VERSION = tfds.core.Version('1.0.0')  # goes up when the same input gives other records
+  FIELDS: typing.ClassVar = {}  # of a record beside the usual ones, and their types
+  say = print
+
+  @abc.abstractmethod
+  def make_prepared(self) -> _Prepared:
+    """The records of every split."""
+
+  def _info(self):
+    text = tfds.features.Text()
+    features = {'question': text, 'steps': tfds.features.Sequence(text), 'answer': text,
+                'origin': text, **self.FIELDS}
+    return _LocalInfo(
+        builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
+
+  def _split_generators(self, dl_manager):
+    self.prepared = self.make_prepared()
+    self.tallies = {name: _Tally() for name in self.prepared.splits}
+    return {name: self._generate_examples(records, self.tallies[name])
+            for name, records in self.prepared.splits.items()}
+
+  def _generate_examples(self, records, tally):
+    for i, record in enumerate(records):
+      tally.add(record)
+      yield i, {**vars(record), 'steps': list(record.steps)}
+
+
+def _describe(tallies) -> list[str]:
+  """Notes on every split: rows by number of steps, and questions it shares with train."""
+  notes = []
+  in_train = set(tallies['train'].questions)
+  for name, tally in tallies.items():
+    counts = sorted(tally.counts.items())
+    steps = ', '.join(f'{t}: {n}' for t, n in counts)
+    notes.append(f'{name}: {tally.counts.total()} rows, {tally.counts[0]} without steps '
+                 f'(rows by number of steps {steps})')
+    num_shared = sum(q in in_train for q in tally.questions)
+    if name != 'train' and num_shared:
+      notes.append(f'{name}: {num_shared} of its questions are also in train')
+  return notes
+
+
+# The chain task.
+
+
+@dataclasses.dataclass
+class ChainBuilderConfig(tfds.core.BuilderConfig):
+  chain: ChainConfig = ChainConfig()
+
+
+class RimChain(_RecordBuilder):
+  """Chains of arithmetic: `7+3+5` has the steps 0 and 5 modulo 10, and the answer 5."""
+
+  def make_prepared(self):
+    chain = self.builder_config.chain
+    sizes = {'train': chain.num_train, 'valid': chain.num_valid, 'test': chain.num_test}
+    questions = iter(draw_chain_questions(chain, sum(sizes.values())))
+    splits = {name: [_make_chain_record(chain, *question, f'rim_chain/{name}:{i + 1}')
+                     for i, question in enumerate(itertools.islice(questions, size))]
+              for name, size in sizes.items()}
+    return _Prepared(splits, {}, [])
+
+
+def make_chain_config(config: DataConfig) -> ChainBuilderConfig:
+  """The chain task's parameters, named by their fingerprint."""
+  fingerprint = _compute_fingerprint(
+      'rim_chain', str(RimChain.VERSION), dataclasses.asdict(config.chain))
+  return ChainBuilderConfig(name=fingerprint, chain=config.chain)
+
+
+def draw_chain_questions(chain: ChainConfig, num_questions: int) -> list[tuple[int, int]]:
+  """Distinct questions (T, number) in random order, number < how many there are of T steps.
+
+  Each length gets an equal share: drawn from the whole space, nearly all questions would
+  have max_steps. But no length gives more than 80 % of its questions, because a model
+  could look up the answers of a length that it has seen whole; longer ones make up for it.
+  Raises: UserError where that leaves too few questions.
+  """
+  if len(set(chain.operators)) < len(chain.operators):
+    raise UserError(f"data.chain.operators='{chain.operators}' repeats a character; use "
+                    f"'{''.join(dict.fromkeys(chain.operators))}'")
+  lengths = range(chain.min_steps, chain.max_steps + 1)
+  space = {t: chain.modulus * (chain.modulus * len(chain.operators))**t for t in lengths}
+  most = sum(size * 4 // 5 for size in space.values())
+  if num_questions > most:
+    raise UserError(
+        f'data.chain: num_train + num_valid + num_test = {num_questions} questions, but of the '
+        f'{sum(space.values())} there are at most 80 % ({most}) may be drawn; lower num_train, or '
+        'raise max_steps or modulus')
+  # Python's generator: its integers have no upper limit, and numpy does not promise to
+  # keep the sequence of its own from version to version.
+  rng = random.Random(chain.seed)
+  questions = []
+  for num_lengths_left, t in zip(reversed(range(1, len(lengths) + 1)), lengths):
+    share = min((num_questions - len(questions)) // num_lengths_left, space[t] * 4 // 5)
+    drawn = {}  # a dictionary, for its order
+    while len(drawn) < share:
+      drawn[t, rng.randrange(space[t])] = None
+    questions += drawn
+  rng.shuffle(questions)
+  return questions
+
+
+def _make_chain_record(chain, num_steps, number, origin):
+  """The question with this number: its operands and operators are the number's digits."""
+  number, result = divmod(number, chain.modulus)
+  question, steps = str(result), []
+  for _ in range(num_steps):
+    number, operator = divmod(number, len(chain.operators))
+    number, operand = divmod(number, chain.modulus)
+    operator = chain.operators[operator]
+    result = {'+': result + operand, '-': result - operand, '*': result * operand}[operator]
+    result %= chain.modulus
+    question += f'{operator}{operand}'
+    steps.append(str(result))
+  return Record(question, tuple(steps), steps[-1], origin)
+
+
+# Files in a GSM8K format, and problems made from them.
+
+
+@dataclasses.dataclass
+class Gsm8kBuilderConfig(tfds.core.BuilderConfig):
+  # Split -> (path, its bytes): read once, so that the fingerprint is of what is parsed.
+  files: dict[str, tuple[pathlib.Path, bytes]] = dataclasses.field(default_factory=dict, repr=False)
+  on_bad_rows: str = 'stop'
+  num_valid: int = 0
+  step_marks: bool = False
+  perturbed: PerturbedConfig | None = None
+  prosqa: ProsqaConfig | None = None
+
+
+class RimGsm8k(_RecordBuilder):
+  """Questions, steps and answers from train, valid and test files."""
+
+  def read_files(self):
+    """(records, dropped rows) by split that has a file, and notes."""
+    config = self.builder_config
+    splits, dropped, notes = {}, {}, []
+    for name, (path, content) in config.files.items():
+      splits[name], dropped[name] = records_lib.parse_file(path, content, config)
+      if dropped[name]:
+        shown = '; '.join(dropped[name][:3]) + ('; ...' if len(dropped[name]) > 3 else '')
+        notes.append(f'{name}: dropped {len(dropped[name])} bad rows: {shown}')
+    return splits, dropped, notes
+
+  def make_prepared(self):
+    splits, dropped, notes = self.read_files()
+    if 'valid' not in splits:
+      train_path = self.builder_config.files['train'][0]
+      splits['train'], splits['valid'] = records_lib.hold_out(
+          splits['train'], self.builder_config.num_valid, train_path)
+      notes.append(f"valid: {len(splits['valid'])} rows held out of {train_path.name} by "
+                   'question hash')
+    return _Prepared({name: splits[name] for name in SPLITS}, dropped, notes)
+
+
+class RimGsm8kPerturbed(RimGsm8k):
+  """Variants of the training split's problems; valid and test as they are, as variant 0."""
+  FIELDS: typing.ClassVar = {'source_row': np.int64, 'variant': np.int64}
+
+  def make_prepared(self):
+    made = super().make_prepared()
+    valid, test = made.splits['valid'], made.splits['test']
+    perturbed = variation.Perturbed(
+        made.splits['train'], [*valid, *test], self.builder_config.perturbed,
+        self.builder_config.step_marks, self.say)
+    splits = {'train': perturbed, **{
+        name: [Variant(**vars(r), source_row=variation.get_source_row(r), variant=0)
+               for r in records] for name, records in (('valid', valid), ('test', test))}}
+    return _Prepared(splits, made.dropped, perturbed.describe() + made.notes)
+
+
+class RimProsqa(RimGsm8k):
+  """Problems of ProsQA's kind; a split that has a file is that, and its problems are not drawn."""
+
+  def make_prepared(self):
+    config = self.builder_config.prosqa
+    splits, dropped, notes = self.read_files()
+    problems = prosqa.Problems(config, itertools.chain(*splits.values()))
+    for name in SPLITS:
+      if name not in splits:
+        splits[name], note = problems.draw_split(name, getattr(config, f'num_{name}'))
+        notes.append(note)
+    return _Prepared({name: splits[name] for name in SPLITS}, dropped, notes)
+
+
+def make_prosqa_config(config: DataConfig) -> Gsm8kBuilderConfig:
+  """The task's parameters and the files there are, named by their fingerprint."""
+  files = {}
+  if config.dir:
+    folder = pathlib.Path(config.dir).expanduser()
+    files = records_lib.find_files(folder, (), 'draw all problems')
+    if not files:
+      raise UserError(f"data.dir='{folder}': no train, valid or test file there; add one, or pass "
+                      'no directory to draw all problems')
+  fingerprint = _compute_fingerprint(
+      'rim_prosqa', str(RimProsqa.VERSION), _digest_files(files), config.on_bad_rows,
+      dataclasses.asdict(config.prosqa))
+  return Gsm8kBuilderConfig(name=fingerprint, files=files, on_bad_rows=config.on_bad_rows,
+                            prosqa=config.prosqa)
+
+
+def _digest_files(files):
+  return {name: (path.name, hashlib.sha256(content).hexdigest())
+          for name, (path, content) in files.items()}
+
+
+def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
+  """The files of `config.dir`, or else OpenAI's, named by the fingerprint of their content."""
+  folder = (pathlib.Path(config.dir).expanduser() if config.dir
+            else records_lib.download_gsm8k(config, say))
+  files = records_lib.find_files(folder)
+  options = {
+      'on_bad_rows': config.on_bad_rows, 'step_marks': config.step_marks,
+      'num_valid': 0 if 'valid' in files else config.num_valid}
+  parts = ['rim_gsm8k', str(RimGsm8k.VERSION), _digest_files(files), options]
+  perturbed = None
+  if config.source == 'gsm8k_perturbed':
+    perturbed = config.perturbed
+    parts += ['perturbed', str(RimGsm8kPerturbed.VERSION), dataclasses.asdict(perturbed)]
+  return Gsm8kBuilderConfig(name=_compute_fingerprint(*parts), files=files, perturbed=perturbed,
+                            **options)

@@ -1,0 +1,144 @@
+"""Text to token ids and back: bytes, the chain task's characters, ProsQA's words, a tokenizer.json.
+
+Invariant: text never becomes a special id. bos, eos and the memory blocks enter
+a row through `packing/layout.py` only, so a question that spells "</s>" cannot end itself.
+"""
+
+import hashlib
+import pathlib
+
+from rim_jax.config import TokenizerConfig
+from rim_jax.data import prosqa
+from rim_jax.errors import UserError
+
+
+class ByteTokenizer:
+  """UTF-8 bytes 0..255, then bos and eos; padded to 264 ids, which 8 divides."""
+  vocab_size = 264
+  fingerprint = 'bytes-v1'
+  eos_id = 257
+
+  def __init__(self, add_bos=False):
+    self.bos_id = 256 if add_bos else None
+
+  def encode(self, text, allow_special=False):
+    del allow_special  # no text spells a special id
+    return list(text.encode('utf-8'))
+
+  def decode(self, ids):
+    return bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
+
+
+class ChainTokenizer:
+  """One id for each character that the chain task is written in."""
+  characters = '0123456789+-*\n'
+  vocab_size = 16
+  fingerprint = 'chain-v1'
+  eos_id = 15
+
+  def __init__(self, add_bos=False):
+    self.bos_id = 14 if add_bos else None
+    self._ids = {c: i for i, c in enumerate(self.characters)}
+
+  def encode(self, text, allow_special=False):
+    del allow_special  # no text spells a special id
+    try:
+      return [self._ids[c] for c in text]
+    except KeyError as e:
+      raise UserError(f'{text[:40]!r} holds {e.args[0]!r}, which the chain tokenizer does not '
+                      f'know; it knows {self.characters!r}; write it in these, or set '
+                      "tokenizer.kind to 'bytes'") from None
+
+  def decode(self, ids):
+    return ''.join(self.characters[i] for i in ids if i < len(self.characters))
+
+
+class WordTokenizer:
+  """One id for each word and sign of ProsQA, and for a line break; spaces are not kept.
+
+  Decoded words have single spaces between them, none before a sign or around a line break.
+  """
+  words = (*prosqa.FUNCTION_WORDS, '\n', *prosqa.NAMES, *prosqa.CONCEPTS)
+  vocab_size = 72  # which 8 divides
+  fingerprint = 'words-v1'
+  eos_id = 71
+
+  def __init__(self, add_bos=False):
+    import tokenizers  # its import costs as much as the rest of this package together
+    from tokenizers import decoders, models, pre_tokenizers
+    self.bos_id = 70 if add_bos else None
+    self._known = {word: i for i, word in enumerate(self.words)}
+    self._tokenizer = tokenizers.Tokenizer(models.WordLevel(self._known))
+    self._tokenizer.pre_tokenizer = pre_tokenizers.Split(
+        tokenizers.Regex(r'\w+|[^\w\s]|\n'), 'removed', invert=True)
+    self._tokenizer.decoder = decoders.Sequence([
+        decoders.WordPiece(cleanup=True), decoders.Fuse(), decoders.Replace(' \n', '\n'),
+        decoders.Replace('\n ', '\n')])
+
+  def encode(self, text, allow_special=False):
+    del allow_special  # no text spells a special id
+    for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
+      if word not in self._known:
+        raise UserError(f'{text[:40]!r} holds {word!r}, which is no word of ProsQA; write it in '
+                        "those, or set tokenizer.kind to 'bytes'")
+    return self._tokenizer.encode(text).ids
+
+  def decode(self, ids):
+    return self._tokenizer.decode([i for i in ids if i < len(self.words)])
+
+
+class FileTokenizer:
+  """A tokenizer.json, read by the `tokenizers` library."""
+
+  def __init__(self, config: TokenizerConfig):
+    import tokenizers  # its import costs as much as the rest of this package together
+    path = pathlib.Path(config.path)
+    try:
+      raw = path.read_bytes()
+      self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
+    except OSError as e:
+      raise UserError(f'{path}: cannot be read ({e.strerror}); '
+                      'set --config.tokenizer.path to a tokenizer.json') from None
+    except Exception as e:  # pylint: disable=broad-except  (the library raises bare Exception)
+      raise UserError(f'{path}: is not a tokenizer.json ({e})') from None
+    # A file's own padding or truncation would change rows silently.
+    self._tokenizer.no_padding()
+    self._tokenizer.no_truncation()
+    self._path = path
+    # The largest id, not the count: a vocabulary may have holes.
+    self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+    self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items()
+                     if token.special}
+    self.eos_id = self._find_id(config.eos_token, 'eos_token')
+    self.bos_id = self._find_id(config.bos_token, 'bos_token') if config.bos_token else None
+    self.fingerprint = hashlib.sha256(
+        raw + f'{config.bos_token}\0{config.eos_token}'.encode()).hexdigest()[:16]
+
+  def _find_id(self, text, key):
+    i = self._tokenizer.token_to_id(text)
+    if i is None:
+      raise UserError(f"{self._path}: has no token '{text}'; set --config.tokenizer.{key} to the "
+                      'text of one of its special tokens')
+    return i
+
+  def encode(self, text, allow_special=False):
+    ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+    if allow_special:  # a template's text, never a record's
+      return ids
+    if not self._special.isdisjoint(ids) or self.eos_id in ids or self.bos_id in ids:
+      raise UserError(f'{text[:40]!r} spells a special token of {self._path}; remove it')
+    return ids
+
+  def decode(self, ids):
+    return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+
+def load_tokenizer(config: TokenizerConfig):
+  """A tokenizer: `vocab_size`, `bos_id` or None, `eos_id`, `fingerprint`, `encode`, `decode`.
+
+  Raises: UserError "...: is not a tokenizer.json", "...: has no token '...'".
+  """
+  if config.kind == 'file':
+    return FileTokenizer(config)
+  return {'bytes': ByteTokenizer, 'chain': ChainTokenizer, 'words': WordTokenizer}[config.kind](
+      config.add_bos)

@@ -1,0 +1,296 @@
+"""Decoding: prefill the trunk once, then every readout in parallel from that one cache.
+
+The cache holds the trunk's tokens and then the readouts', and `batch.visible`
+on their fields says who attends to whom: the same rule, attention and positions
+as in training, so decoding needs no mask of its own.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rim_jax.config import Config
+from rim_jax.errors import UserError
+from rim_jax.methods import coconut
+from rim_jax.model import attention, sharding
+from rim_jax.model.transformer import merge_model
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import layout as layout_lib
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Trunks:
+  """A batch of trunks, padded on the right; fields as in Batch, example 0 is padding."""
+  tokens: jax.Array  # i32[b, t]
+  fields: batch_lib.Fields  # i32[b, t] each
+  num_question: jax.Array  # i32[b], tokens of the question
+
+
+def make_trunks(questions, num_blocks: int, width: int, batch_size: int, config: Config,
+                memory_start: int) -> Trunks:
+  """Encoded questions (at most batch_size) with K blocks each, as numpy arrays."""
+  tokens, positions, example, block, readout = np.zeros((5, batch_size, width), np.int32)
+  num_question = np.ones(batch_size, np.int32)
+  for i, question in enumerate(questions):
+    ids, blocks = layout_lib.make_trunk(question, num_blocks, config.layout, memory_start)
+    to = slice(0, len(ids))
+    tokens[i, to], positions[i, to], example[i, to], block[i, to] = ids, range(len(ids)), 1, blocks
+    num_question[i] = len(question)
+  return Trunks(tokens, batch_lib.Fields(positions, example, block, readout), num_question)
+
+
+def choose_width(num_tokens: int) -> int:
+  """A width for trunks of this many tokens: 32, 48, 64, 96, 128, ... so that few are compiled."""
+  width = 32
+  while width < num_tokens:
+    width = width * 3 // 2 if width & (width - 1) == 0 else width // 3 * 4
+  return width
+
+
+def check_positions(num_question: int, num_blocks: int, num_more: int, config: Config,
+                    where: str) -> None:
+  """Raises: UserError where decoding would run beyond a learned position table."""
+  need = num_question + layout_lib.get_block_size(config.layout) * num_blocks + num_more
+  if config.model.positions == 'learned' and need > config.model.max_positions:
+    raise UserError(
+        f'{where}: a question of {num_question} tokens with {num_blocks} blocks and {num_more} '
+        f'more to decode needs {need} positions, and the table has model.max_positions='
+        f'{config.model.max_positions}; use fewer eval.num_blocks, eval.budget_blocks or '
+        'eval.max_new_tokens, or shorter questions')
+
+
+def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
+           max_new_tokens: int, params, frozen, trunks: Trunks, draw=None):
+  """Ids of the readouts after `blocks`, each until its eos: greedy, or drawn.
+
+  The first token comes from the prefix's last token, or, with an empty prefix,
+  from the trunk's: block k's last token (k = 0: the question's).
+
+  Args:
+    draw: (question numbers i32[b], sample number) to draw them at eval.temperature; what is drawn
+      depends on these, the seed, the block and the place alone, not on the batch.
+  Shapes: -> i32[b, r, max_new_tokens], r = len(blocks); eos from the first eos on.
+  """
+  model = merge_model(graphdef, params, frozen)
+  return read(model, config, prefix, eos_id, num_ids, blocks, max_new_tokens, trunks,
+              *prefill(model, config, trunks, blocks), draw)
+
+
+def prefill(model, config: Config, trunks: Trunks, blocks: tuple):
+  """The trunks alone, once for all readouts.
+
+  Returns: (x [b, r, d] at the last token of each of `blocks`, (keys, values) [l, b, c, n, k],
+    Fields of those c tokens).
+  """
+  fill = PREFILLS.get(config.method, _read_at_once) if any(blocks) else _read_at_once
+  return fill(model, trunks, get_starts(blocks, trunks, config), config)
+
+
+def _read_at_once(model, trunks, start_br, config):
+  fields = trunks.fields
+  visible = attention.find_visible(fields, fields, config.layout,
+                                   config.model.attention_tile_tokens)
+  x_btd, kv = model(trunks.tokens, fields.positions, visible, return_kv=True)
+  return jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1), kv, fields
+
+
+PREFILLS = {'coconut_stage': coconut.prefill}  # of the methods that read a trunk otherwise
+
+
+def compute_states(graphdef, config: Config, blocks: tuple, params, frozen, trunks: Trunks):
+  """States of the closing tokens of `blocks` before the last layer: f32[b, r, d]."""
+  model = merge_model(graphdef, params, frozen)
+  visible = attention.find_visible(trunks.fields, trunks.fields, config.layout,
+                                   config.model.attention_tile_tokens)
+  x_btd, _ = model(trunks.tokens, trunks.fields.positions, visible,
+                   num_layers=config.model.num_layers - 1)
+  last_br = get_starts(blocks, trunks, config) - 1
+  return jnp.take_along_axis(x_btd, last_br[..., None], axis=1).astype(jnp.float32)
+
+
+def get_starts(blocks: tuple, trunks: Trunks, config: Config):
+  """Where the readouts after `blocks` begin: i32[b, r], right after block k's last token."""
+  block_r = jnp.asarray(blocks, jnp.int32)
+  return trunks.num_question[:, None] + layout_lib.get_block_size(config.layout) * block_r[None]
+
+
+def read(model, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
+         max_new_tokens: int, trunks: Trunks, x_brd, kv, trunk_fields: batch_lib.Fields, draw=None):
+  """`decode` from what `prefill` gave."""
+  layout = config.layout
+  num_rows = trunks.tokens.shape[0]
+  num_readouts, num_prefix = len(blocks), len(prefix)
+  see = functools.partial(attention.find_visible, layout=layout,
+                          tile_tokens=config.model.attention_tile_tokens)
+  width = trunk_fields.positions.shape[1]
+  length = num_prefix + max_new_tokens - 1  # the last new token is never an input
+  # Readout tokens stand in the cache by time, then by readout: [time, readout].
+  block_r = jnp.asarray(blocks, jnp.int32)
+  start_br = get_starts(blocks, trunks, config)
+
+  def make_fields(first, count):
+    """Fields of `count` readout tokens from time `first` on: i32[b, count * r]."""
+    time = first + jnp.arange(count)
+    shape = (num_rows, count, num_readouts)
+
+    def spread(x):
+      return jnp.broadcast_to(x, shape).reshape(num_rows, -1)
+    return batch_lib.Fields(
+        positions=spread(start_br[:, None] + time[None, :, None]),
+        example=spread(1),
+        block=spread(block_r[None, None]),
+        readout=spread(1 + jnp.arange(num_readouts)[None, None]))
+
+  cache = jax.tree.map(
+      lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length * num_readouts), (0, 0), (0, 0))), kv)
+  # Tokens not written yet are invisible: their positions lie after every query's.
+  cache_fields = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1),
+                              trunk_fields, make_fields(0, length))
+
+  def feed(tokens_bt, first, count, cache):
+    """Hidden states of the last of `count` times, [b, r, d], and the extended cache."""
+    fields = make_fields(first, count)
+    x_btd, cache = model(tokens_bt, fields.positions, see(fields, cache_fields), cache=cache,
+                         offset=width + first * num_readouts)
+    return x_btd[:, -num_readouts:], cache
+
+  if num_prefix:
+    tokens = jnp.repeat(jnp.asarray(prefix, jnp.int32), num_readouts)
+    x_brd, cache = feed(jnp.broadcast_to(tokens, (num_rows, tokens.size)), 0, num_prefix, cache)
+
+  def choose(x_brd, place):
+    # Rows of the embedding beyond the tokenizer's ids are padding: they mean no text.
+    logits_brv = model.compute_logits(x_brd)[..., :num_ids]
+    if draw is None:
+      return logits_brv.argmax(-1).astype(jnp.int32)
+    return draw_ids(logits_brv / config.eval.temperature, config.seed, draw, block_r, place)
+
+  first_br = choose(x_brd, 0)
+  out = jnp.full((num_rows, num_readouts, max_new_tokens), eos_id, jnp.int32)
+  out = out.at[:, :, 0].set(first_br)
+  # Padding rows have nothing to say: they must not keep the loop alive.
+  padding_b1 = trunks.fields.example[:, :1] == 0
+
+  def go_on(carry):
+    count, _, done_br, _, _ = carry
+    return (count < max_new_tokens) & ~done_br.all()
+
+  def extend(carry):
+    count, last_br, done_br, out, cache = carry
+    x_brd, cache = feed(last_br, num_prefix + count - 1, 1, cache)
+    next_br = jnp.where(done_br, eos_id, choose(x_brd, count))
+    out = jax.lax.dynamic_update_index_in_dim(out, next_br, count, 2)
+    return count + 1, next_br, done_br | (next_br == eos_id), out, cache
+
+  done_br = (first_br == eos_id) | padding_b1
+  return jax.lax.while_loop(go_on, extend, (1, first_br, done_br, out, cache))[3]
+
+
+def draw_ids(logits_brv, seed: int, draw, block_r, place):
+  """An id from every softmax, by a key of its own: f32[b, r, v] -> i32[b, r].
+
+  Keys are folded from the seed, the sample, the question, the block and the place in the answer.
+  """
+  numbers_b, sample = draw
+  key = jax.random.fold_in(jax.random.key(seed), sample)
+
+  def choose(logits_v, number, block):
+    place_key = key
+    for part in (number, block, place):
+      place_key = jax.random.fold_in(place_key, part)
+    return jax.random.categorical(place_key, logits_v).astype(jnp.int32)
+  over_readouts = jax.vmap(choose, (0, None, 0))
+  return jax.vmap(over_readouts, (0, 0, None))(logits_brv, numbers_b, block_r)
+
+
+class Decoder:
+  """`decode`, compiled once for each (width, batch size, readouts), on a mesh."""
+
+  def __init__(self, graphdef, config: Config, codec, mesh, max_new_tokens: int | None = None):
+    self._config, self._codec, self._mesh = config, codec, mesh
+    self._max_new_tokens = max_new_tokens or config.eval.max_new_tokens
+    self._decode = jax.jit(
+        functools.partial(decode, graphdef, config), static_argnums=(0, 1, 2, 3, 4),
+        out_shardings=sharding.get_replicated(mesh))
+    self._compute_states = jax.jit(
+        functools.partial(compute_states, graphdef, config), static_argnums=0,
+        out_shardings=sharding.get_replicated(mesh))
+
+  @property
+  def batch_size(self):
+    """eval.batch_size, up to what the mesh divides."""
+    shards = sharding.count_shards(sharding.BATCH, self._mesh)
+    return -(-self._config.eval.batch_size // shards) * shards
+
+  def place(self, questions, num_blocks: int, batch_size: int) -> Trunks:
+    """Encoded questions as trunks on the mesh."""
+    longest = max(map(len, questions))
+    width = choose_width(longest + layout_lib.get_block_size(self._config.layout) * num_blocks)
+    trunks = make_trunks(questions, num_blocks, width, batch_size, self._config,
+                         self._codec.memory_start)
+    return sharding.place_batch(trunks, self._mesh)
+
+  def run(self, params, frozen, trunks: Trunks, prefix, blocks, draw=None):
+    """Ids i32[b, r, max_new_tokens] on the device; `draw` as in `decode`."""
+    with jax.set_mesh(self._mesh):
+      tokenizer = self._codec.tokenizer
+      return self._decode(tuple(prefix), tokenizer.eos_id, tokenizer.vocab_size, tuple(blocks),
+                          self._max_new_tokens, params, frozen, trunks, draw)
+
+  def decode_texts(self, params, frozen, questions, num_blocks: int, prefix, blocks, say=None,
+                   sample: int | None = None):
+    """Texts of every question's readouts, and which of them reached their eos.
+
+    Args:
+      questions: encoded questions, any number; batched by length.
+      say: called with the number of questions done.
+      sample: the number of a sample to draw; None decodes greedily.
+    Returns: (list of [text of each block], bool[len(questions), r]).
+    """
+    texts, ended = [None] * len(questions), np.zeros((len(questions), len(blocks)), bool)
+    done = 0
+    for members, trunks in self._make_batches(questions, num_blocks):
+      draw = None
+      if sample is not None:
+        numbers = np.zeros(self.batch_size, np.int32)
+        numbers[:len(members)] = members
+        draw = sharding.place_batch(numbers, self._mesh), sample
+      ids = np.asarray(self.run(params, frozen, trunks, prefix, blocks, draw))
+      for i, row in zip(members, ids):
+        texts[i] = self.get_texts(row)
+        ended[i] = (row == self._codec.tokenizer.eos_id).any(-1)
+      done += len(members)
+      if say:
+        say(done)
+    return texts, ended
+
+  def compute_states(self, params, frozen, questions, num_blocks: int):
+    """Every question's closing tokens before the last layer, numpy f32[len(questions), K, d]."""
+    states = [None] * len(questions)
+    for members, trunks in self._make_batches(questions, num_blocks):
+      with jax.set_mesh(self._mesh):
+        found = np.asarray(self._compute_states(
+            tuple(range(1, num_blocks + 1)), params, frozen, trunks))
+      for i, row in zip(members, found):
+        states[i] = row
+    return np.stack(states)
+
+  def _make_batches(self, questions, num_blocks):
+    """(numbers of questions, their trunks), batch by batch, by length."""
+    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
+    for first in range(0, len(order), self.batch_size):
+      members = order[first:first + self.batch_size]
+      yield members, self.place([questions[i] for i in members], num_blocks, self.batch_size)
+
+  def get_texts(self, ids_rn) -> list[str]:
+    """What each of a question's readouts says, up to its eos."""
+    tokenizer = self._codec.tokenizer
+    return [tokenizer.decode(_until(r.tolist(), tokenizer.eos_id)) for r in ids_rn]
+
+
+def _until(ids, eos_id):
+  return ids[:ids.index(eos_id)] if eos_id in ids else ids

@@ -1,0 +1,241 @@
+"""How long an answer takes: one harness for every method, on the programs that decode it.
+
+Timed are four programs of each method, warm, with what they wait for:
+
+  prefill      the trunk alone: question, and blocks where there are any; of Coconut with its
+               thoughts, one after the other
+  first_token  from ids to the answer's first token: prefill, forced prefix, one token; a written
+               chain of thought is decoded first, token by token
+  decode       from a prefill that is there to the end of the answer
+  full         from ids to the end of the answer
+
+How many tokens are generated is forced (no eos ends a readout), so that every method, trained or
+not, writes as many as it says. Runs are interleaved, A B A B ..., and a ratio is the median of the
+pairs' ratios: a machine that slows down slows both.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import statistics
+import time
+
+import jax
+
+from rim_jax.config import Config
+from rim_jax.evaluation import decode as decode_lib
+from rim_jax.evaluation import scores
+from rim_jax.model import sharding
+from rim_jax.model.transformer import merge_model
+from rim_jax.packing import layout as layout_lib
+from rim_jax.runtime import hlo
+
+NUM_WARM = 2  # the first compiles, the second warms
+PARTS = ('prefill', 'first_token', 'decode', 'full')
+_ONE_OF = {'rim_all': 'rim'}  # a method that reads every block -> the one that reads the last
+_NO_EOS = -1  # no id: nothing that is generated ends a readout
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """What one method does to answer a batch of questions.
+
+  Another way of decoding plugs in with programs of its own: `parts` are called and waited for.
+  """
+  name: str
+  parts: dict[str, Callable]  # some of PARTS
+  facts: dict  # what stands beside every figure
+  count_flops: Callable[[], dict]  # part -> FLOPs, None where they cannot be counted
+
+
+def time_runs(runs: dict[str, Callable], num_runs: int, clock=time.perf_counter
+              ) -> dict[str, list[float]]:
+  """Milliseconds of every run, after NUM_WARM that are not counted, in turn: A B A B ..."""
+  times = {name: [] for name in runs}
+  for nth in range(NUM_WARM + num_runs):
+    for name, run in runs.items():
+      start = clock()
+      jax.block_until_ready(run())
+      spent = 1000 * (clock() - start)
+      if nth >= NUM_WARM:
+        times[name].append(spent)
+  return times
+
+
+def summarize(values) -> dict:
+  """Median and quartiles of some numbers, and how many there are."""
+  low, middle, high = statistics.quantiles(values, n=4, method='inclusive') if (
+      len(values) > 1) else values * 3
+  return {'median': middle, 'q1': low, 'q3': high, 'runs': len(values)}
+
+
+def compute_ratio(times, base_times) -> dict:
+  """Median and quartiles of the ratios of runs that stood side by side."""
+  return summarize([a / b for a, b in zip(times, base_times, strict=True)])
+
+
+def measure(methods: list[Method], num_runs: int, base: str = 'direct', clock=time.perf_counter,
+            flops: bool = False) -> list[dict]:
+  """Times some methods against each other in this process.
+
+  Args:
+    base: the method that ratios are to, where it is among them.
+    flops: also count them, which compiles every program once more.
+  Returns: an entry a method: its facts, `<part>_ms` (median, q1, q3, runs), `<part>_ratio` to base
+    and, counted, `<part>_flops` and `<part>_flops_ratio`; where every block is read,
+    `to_one_readout`, the ratio of `full` to reading one.
+  """
+  runs = {(m.name, part): run for m in methods for part, run in m.parts.items()}
+  times = time_runs(runs, num_runs, clock)
+  counted = {m.name: m.count_flops() if flops else {} for m in methods}
+  entries = []
+  for method in methods:
+    entry = {'method': method.name, **method.facts}
+    for part in method.parts:
+      entry[f'{part}_ms'] = summarize(times[method.name, part])
+      if (base, part) in times:
+        entry[f'{part}_ratio'] = compute_ratio(times[method.name, part], times[base, part])
+      if flops:
+        mine, theirs = counted[method.name][part], counted.get(base, {}).get(part)
+        entry[f'{part}_flops'] = mine
+        entry[f'{part}_flops_ratio'] = mine / theirs if mine and theirs else None
+    one = (_ONE_OF.get(method.name), 'full')
+    if one in times:
+      entry['to_one_readout'] = compute_ratio(times[method.name, 'full'], times[one])
+    entries.append(entry)
+  return entries
+
+
+# ---- The programs ----
+
+
+def _prefill(graphdef, config, blocks, params, frozen, trunks):
+  return decode_lib.prefill(merge_model(graphdef, params, frozen), config, trunks, blocks)
+
+
+def _read(graphdef, config, prefix, num_ids, blocks, num_tokens, params, frozen, trunks, *kept):
+  return decode_lib.read(merge_model(graphdef, params, frozen), config, prefix, _NO_EOS, num_ids,
+                         blocks, num_tokens, trunks, *kept)
+
+
+def make_method(name: str, graphdef, config: Config, mesh, params, frozen, questions, *,
+                prefix=(), num_blocks: int = 0, blocks: tuple = (0,), num_chain: int = 0,
+                num_answer: int = 1, memory_start: int, num_ids: int) -> Method:
+  """A method that `decode.decode` decodes.
+
+  Args:
+    questions: encoded, as many as the batch has.
+    prefix: ids forced before the answer.
+    blocks: which readouts are decoded, together.
+    num_chain: tokens that are generated before the answer's first one, one by one.
+    num_answer: tokens of the answer, eos included.
+  """
+  size = len(questions)
+  longest = max(map(len, questions))
+  num_thoughts = num_blocks * config.layout.block_tokens if config.method == 'coconut_stage' else 0
+  width = decode_lib.choose_width(
+      longest + num_blocks * layout_lib.get_block_size(config.layout))
+  trunks = sharding.place_batch(decode_lib.make_trunks(
+      questions, num_blocks, width, size, config, memory_start), mesh)
+  everywhere = sharding.get_replicated(mesh)
+  until_first, until_end = num_chain + 1, num_chain + num_answer
+  prefill = jax.jit(functools.partial(_prefill, graphdef, config, blocks))
+  whole = jax.jit(functools.partial(decode_lib.decode, graphdef, config), out_shardings=everywhere,
+                  static_argnums=(0, 1, 2, 3, 4))
+  read = jax.jit(functools.partial(_read, graphdef, config), out_shardings=everywhere,
+                 static_argnums=(0, 1, 2, 3))
+  prefix, state = tuple(prefix), (params, frozen)
+  with jax.set_mesh(mesh):
+    kept = prefill(*state, trunks)
+
+  def bind(program, *args):
+    def run():
+      with jax.set_mesh(mesh):
+        return program(*args)
+    return run, program, args
+  programs = {
+      'prefill': (*bind(prefill, *state, trunks), 0),
+      'first_token': (*bind(whole, prefix, _NO_EOS, num_ids, blocks, until_first, *state, trunks),
+                      until_first - 1),
+      'decode': (*bind(read, prefix, num_ids, blocks, until_end, *state, trunks, *kept),
+                 until_end - 1),
+      'full': (*bind(whole, prefix, _NO_EOS, num_ids, blocks, until_end, *state, trunks),
+               until_end - 1)}
+
+  def count_flops():
+    with jax.set_mesh(mesh):
+      return {part: _count_flops(program, args, num_loops, mesh.size)
+              for part, (_, program, args, num_loops) in programs.items()}
+  device = jax.devices()[0]
+  return Method(name, {part: found[0] for part, found in programs.items()}, {
+      'device': device.device_kind, 'num_devices': mesh.size,
+      'dtype': config.model.compute_dtype, 'batch': size, 'prompt_tokens': longest,
+      'trunk_tokens': width, 'num_blocks': num_blocks, 'num_readouts': len(blocks),
+      'num_thoughts': num_thoughts,  # hidden states that are found one after the other first
+      'prefix_tokens': len(prefix), 'generated_to_first': until_first,
+      'generated_in_full': until_end}, count_flops)
+
+
+def _count_flops(program, args, num_loops, num_devices) -> float | None:
+  """FLOPs of one run on all devices, where its one loop of unknown length runs so often."""
+  compiled = program.lower(*args).compile()
+  costs = hlo.compute_costs(compiled.as_text(), unknown_trips=num_loops)
+  if costs.unknown_loops > 1 or costs.unknown_kernels:  # tiles, whose number depends on the mask
+    return None
+  return costs.flops * num_devices
+
+
+# ---- A run's own figures ----
+
+
+def measure_run(graphdef, params, frozen, records, config: Config, codec, mesh, num_blocks: int,
+                sizes: tuple, num_runs: int) -> dict:
+  """Latency of a run's final readout beside direct answering, for results.json.
+
+  On the run's first question. A chain of thought is as long as that question's own, so far as
+  eval.max_new_tokens reaches. Direct answering is the run's own network (adapters and all) without
+  its blocks, thoughts or chain, timed in turn with it: weights do not change how long a program
+  takes, so that is the program of a run that was trained to answer directly. Where the run's own
+  program is that one (direct, iCoT, no blocks), it is its own base, and every ratio is 1.
+
+  Args:
+    sizes: questions at once; the first is what ttft is of.
+  Returns: {'ttft_ms': median time to the answer's first token at the first batch size,
+    'ttft_ratio': median of its ratios to direct answering's, 'ttft_conditions': in words,
+    'latency': an entry a batch size, as `measure` makes it}.
+  Units: milliseconds.
+  """
+  encoded = codec.encode(records[0])
+  template = codec.template
+  num_chain = 0
+  if config.writes_steps:
+    steps = encoded.steps[max(config.layout.skip_steps, 0):]
+    num_chain = min(config.eval.max_new_tokens - 1, len(template.answer_prefix) + sum(
+        len(step) + len(template.step_separator) for step in steps))
+  own = {'prefix': tuple(scores.get_answer_prefix(config, codec)), 'num_blocks': num_blocks,
+         'blocks': scores.get_blocks(num_blocks)[-1:], 'num_chain': num_chain}
+  direct = {'prefix': tuple(template.answer_prefix), 'num_blocks': 0, 'blocks': (0,),
+            'num_chain': 0}
+  shards = sharding.count_shards(sharding.BATCH, mesh)
+  entries = []
+  for size in sizes:
+    def make(config, settings, size=-(-size // shards) * shards):
+      return make_method(
+          config.method, graphdef, config, mesh, params, frozen, [encoded.question] * size,
+          num_answer=len(encoded.answer) + len(template.answer_suffix) + 1,
+          memory_start=codec.memory_start, num_ids=codec.tokenizer.vocab_size, **settings)
+    methods = [make(config, own)]
+    if own != direct:
+      methods.append(make(dataclasses.replace(config, method='direct'), direct))
+    entries.append(measure(methods, num_runs, base=methods[-1].name)[0])
+  first = entries[0]
+  thoughts = first['num_thoughts'] and f"{first['num_thoughts']} thoughts found one by one first, "
+  return {'ttft_ms': round(first['first_token_ms']['median'], 3),
+          'ttft_ratio': first['first_token_ratio']['median'],
+          'ttft_conditions': (
+              f"{first['device']}, {first['num_devices']} device(s), {first['dtype']}, batch "
+              f"{first['batch']}, {first['prompt_tokens']} prompt tokens in a trunk of "
+              f"{first['trunk_tokens']}, {first['prefix_tokens']} forced, {thoughts or ''}"
+              f"{first['generated_to_first']} generated to the first of the answer, median of "
+              f'{num_runs} warm runs'),
+          'latency': entries}

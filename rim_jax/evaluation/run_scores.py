@@ -1,0 +1,141 @@
+"""What a run's checkpoint scores on a set of questions: results.json and predictions/.
+
+`task` is a `train.Task`: config, dataset, codec, mesh, base.
+"""
+
+import json
+
+from etils import epath
+import numpy as np
+
+from rim_jax.config import rules
+from rim_jax.data import datasets as datasets_lib
+from rim_jax.data import records as records_lib
+from rim_jax.errors import UserError
+from rim_jax.evaluation import decode, latency, scores
+from rim_jax.packing import source as source_lib
+from rim_jax.results import judge
+from rim_jax.runtime import hosts, storage
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import state as state_lib
+
+
+def get_records(task, split: str, limit: int):
+  """The first `limit` records of a split (0: all), or of GSM-Hard."""
+  source = task.dataset.splits.get(split)
+  if source is None:
+    records = records_lib.load_gsm_hard(epath.Path(task.config.eval.path).expanduser())
+    return records[:limit or None]
+  count = min(limit, len(source)) if limit else len(source)
+  return source.__getitems__(range(count))
+
+
+def fingerprint_set(task, records) -> str:
+  """By what two runs are known to have had the same: the whole split's, or GSM-Hard's as read."""
+  source = task.dataset.splits.get(task.config.eval.split)
+  return datasets_lib.fingerprint_records(records) if source is None else source.fingerprint
+
+
+def evaluate_run(task, workdir, say=print) -> dict:
+  """Evaluates a run's checkpoint as `config.eval` says; adds to results.json and predictions/.
+
+  Returns: the whole content of results.json.
+  """
+  workdir, config, blocks = epath.Path(workdir), task.config, task.config.eval_blocks
+  if config.eval.checkpoint == 'splits':
+    return _evaluate_splits(task, workdir, say)
+  graphdef, params, frozen, step = state_lib.load_params(task, workdir, config.eval.checkpoint)
+  records = get_records(task, config.eval.split, config.eval.num_examples)
+  name = config.eval_set
+  say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
+      f'{config.eval.split} questions, K={blocks}')
+  decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
+  result, predictions = scores.evaluate(
+      decoder, params, frozen, records, config, task.codec, blocks)
+  if config.eval_budget:
+    result |= scores.evaluate_budgets(decoder, params, frozen, records, config, task.codec,
+                                      config.eval_budget)
+  if config.model.positions == 'learned' and not config.model.init_from:
+    result |= _mark_beyond(task, records, {blocks, *range(config.eval_budget + 1)}, say)
+  if config.eval.num_samples:
+    sampled, num_right = scores.evaluate_samples(
+        decoder, params, frozen, records, config, task.codec, blocks)
+    result |= sampled
+    predictions = [p | {'num_right_samples': n} for p, n in zip(predictions, num_right)]
+  result |= scores.group_by_steps(predictions, records)
+  if config.method == 'rim_stage1':
+    result |= scores.evaluate_steps(decoder, params, frozen, records, config, task.codec)
+  if config.method == 'coconut_stage':
+    result['num_thoughts'] = blocks * config.layout.block_tokens
+  if config.eval.split == 'gsm_hard':
+    result |= scores.group_gsm_hard(
+        predictions, [r.question for r in get_records(task, 'test', 0)])
+  if config.eval.num_latency_runs:
+    result |= latency.measure_run(
+        graphdef, params, frozen, records, config, task.codec, task.mesh, blocks,
+        rules.parse_sizes(config.eval.latency_batch_sizes), config.eval.num_latency_runs)
+  result |= {'data_fingerprint': fingerprint_set(task, records), 'step': step,
+             'checkpoint': config.eval.checkpoint, 'method': config.method,
+             'format': scores.RESULTS_VERSION}
+  return hosts.lead(lambda: _write_results(workdir, name, result, predictions))
+
+
+def _mark_beyond(task, records, asked, say) -> dict:
+  """Which numbers of blocks, of those asked for, are read where no position was ever trained.
+
+  A learned table has rows up to model.max_positions, whether training reached them or not.
+  """
+  if not any(asked):
+    return {}
+  reached = hosts.lead_first(lambda: source_lib.count_positions(
+      task.dataset.splits['train'], task.codec, say))
+  beyond = scores.find_beyond(records, task.config, task.codec, sorted(asked), reached)
+  if beyond:
+    say(f'K={", ".join(map(str, beyond))}: beyond the {reached} positions that were trained')
+  return {'beyond_positions': beyond} if beyond else {}
+
+
+def _evaluate_splits(task, workdir, say) -> dict:
+  """`evaluate_run` by the paper's protocol: every kept checkpoint, `evaluate.score_splits`."""
+  config, correct = task.config, []
+  records = get_records(task, config.eval.split, config.eval.num_examples)
+  if len(records) < scores.NUM_SPLITS:
+    raise UserError(f"eval.checkpoint='splits': {len(records)} questions are too few to choose by; "
+                    'take eval.num_examples=0, or best')
+  steps = checkpoint_lib.list_counting(workdir)
+  if not steps:
+    raise UserError(f'{workdir}: has no checkpoint that counts; run its command again to finish it')
+  for step in steps:
+    say(f'evaluating step {step}, one of {len(steps)}, on {len(records):,} {config.eval.split} '
+        f'questions, K={config.eval_blocks}')
+    graphdef, params, frozen, _ = state_lib.load_params(task, workdir, step)
+    decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
+    _, predictions = scores.evaluate(decoder, params, frozen, records, config, task.codec,
+                                     config.eval_blocks)
+    correct.append([p['block_correct'] for p in predictions])
+  result = scores.score_splits(np.asarray(correct), config.seed)
+  chosen = {str(steps[c]): count for c, count in result['chosen'].items()}
+  touched = (f'{config.eval.split} itself: {result["num_choosing"]} of its {len(records)} '
+             f'questions choose among {len(steps)} checkpoints, the others score, '
+             f'{result["num_splits"]} times (arXiv 2605.30343)')
+  say(f'the checkpoint was chosen on {touched}')
+  result |= {'n': len(records), 'num_blocks': config.eval_blocks, 'chosen': chosen,
+             'chosen_on': touched, 'answer_rule': judge.ANSWER_RULE,
+             'data_fingerprint': fingerprint_set(task, records),
+             'step': int(max(chosen, key=chosen.get)), 'checkpoint': 'splits',
+             'method': config.method, 'format': scores.RESULTS_VERSION}
+  return hosts.lead(lambda: _write_results(workdir, config.eval_set, result, None))
+
+
+def _write_results(workdir, name, result, predictions) -> dict:
+  """One set's predictions (None: there are none), and its results beside those of other sets."""
+  if predictions is not None:
+    (workdir / 'predictions').mkdir(exist_ok=True)
+    lines = (json.dumps(p, allow_nan=False) + '\n' for p in predictions)
+    storage.write_text(workdir / 'predictions' / f'{name}.jsonl', ''.join(lines))
+  path = workdir / 'results.json'
+  results = storage.load_json(path, 'the results') if path.exists() else {}
+  results.pop(name, None)  # the set evaluated last stands last
+  results[name] = result
+  storage.write_json(path, results)
+  return results

@@ -1,0 +1,265 @@
+"""Accuracy of what is decoded: per block, final, any block, majority."""
+
+import math
+
+import numpy as np
+
+from rim_jax.config import Config, rules
+from rim_jax.evaluation import decode as decode_lib
+from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import order as order_lib
+from rim_jax.results import judge
+
+RESULTS_VERSION = 1
+NUM_SPLITS, SPLIT_SHARE = 16, 0.2  # of the paper's protocol: 264 of GSM8K's 1,319 choose
+
+
+def parse_answer(text: str, config: Config) -> str:
+  """The answer in a decoded readout: what stands between the answer's prefix and suffix.
+
+  An answer readout begins after its forced prefix. What a method that writes steps has written
+  holds its answer after the last prefix, or, without one, after the last step.
+  """
+  layout = config.layout
+  if config.method in rules.WRITTEN:
+    marker = layout.answer_prefix or layout.step_separator
+    text = text.rpartition(marker)[2]
+  return text.split(layout.answer_suffix)[0] if layout.answer_suffix else text
+
+
+def choose_majority(answers) -> str:
+  """The answer most blocks give; of equals, the one given by the latest block."""
+  groups = []  # [an answer, its votes, its latest block]
+  for i, answer in enumerate(answers):
+    for group in groups:
+      if judge.answers_match(group[0], answer):
+        group[1:] = [group[1] + 1, i]
+        break
+    else:
+      groups.append([answer, 1, i])
+  return max(groups, key=lambda g: g[1:])[0]
+
+
+def get_blocks(num_blocks: int) -> tuple:
+  """The blocks that are read: 1..K, or the question alone where K = 0."""
+  return tuple(range(1, num_blocks + 1)) or (0,)
+
+
+def get_answer_prefix(config: Config, codec):
+  """What is forced before an answer; a written chain of thought starts freely.
+
+  iCoT is judged once its chain is gone, so by direct answering's own program.
+  """
+  return () if config.writes_steps else codec.template.answer_prefix
+
+
+def evaluate(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
+             num_blocks: int, say=None, prefix=None) -> tuple[dict, list[dict]]:
+  """Decodes every record's answer after each of K blocks.
+
+  Args:
+    prefix: ids that are forced first; the method's own by default.
+  Returns: (results, predictions): accuracies in [0, 1], and one dictionary a record.
+  Raises: UserError where a question runs beyond a learned position table.
+  """
+  prefix = get_answer_prefix(config, codec) if prefix is None else prefix
+  questions = encode_questions(records, config, codec, num_blocks)
+  texts, ended = decoder.decode_texts(params, frozen, questions, num_blocks, prefix,
+                                      get_blocks(num_blocks), say)
+  predictions = []
+  for record, row in zip(records, texts):
+    answers = [parse_answer(text, config) for text in row]
+    correct = [judge.answers_match(a, record.answer) for a in answers]
+    predictions.append({
+        'origin': record.origin, 'question': record.question, 'answer': record.answer,
+        'prediction': answers[-1], 'correct': correct[-1], 'block_predictions': answers,
+        'block_correct': correct, 'text': row[-1],
+        'majority_correct': judge.answers_match(choose_majority(answers), record.answer)})
+  correct = np.asarray([p['block_correct'] for p in predictions])
+  count = len(predictions)
+  final = float(correct[:, -1].mean())
+  return {
+      'n': count, 'num_blocks': num_blocks,
+      'final_acc': final,
+      'final_acc_stderr': (final * (1 - final) / count) ** 0.5,
+      'block_acc': correct.mean(0).tolist(),
+      'any_block_acc': float(correct.any(1).mean()),  # an upper bound: it looks at the answer
+      'majority_acc': float(np.mean([p['majority_correct'] for p in predictions])),
+      'num_unfinished': int((~ended[:, -1]).sum()),  # final readouts cut off at max_new_tokens
+      'answer_rule': judge.ANSWER_RULE,
+  }, predictions
+
+
+def encode_questions(records, config: Config, codec, num_blocks: int) -> list[list[int]]:
+  """Ids of every question, each known to leave room for its blocks and its answer.
+
+  Raises: UserError where one runs beyond a learned position table.
+  """
+  questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
+               for r in records]
+  num_more = len(get_answer_prefix(config, codec)) + config.eval.max_new_tokens - 1
+  for record, question in zip(records, questions):
+    decode_lib.check_positions(len(question), num_blocks, num_more, config, record.origin)
+  return questions
+
+
+def evaluate_budgets(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
+                     most: int) -> dict:
+  """The final answer's accuracy with each number of blocks from 0 to `most`.
+
+  The trunk is causal, so readout k of one decode is the final one with K = k.
+
+  Returns: {'budget_acc': {str(k): accuracy}}.
+  Raises: UserError where a question runs beyond a learned position table.
+  """
+  blocks = tuple(range(most + 1))
+  texts, _ = decoder.decode_texts(
+      params, frozen, encode_questions(records, config, codec, most), most,
+      get_answer_prefix(config, codec), blocks)
+  correct = [[judge.answers_match(parse_answer(text, config), record.answer) for text in row]
+             for record, row in zip(records, texts)]
+  return {'budget_acc': dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))}
+
+
+def find_beyond(records, config: Config, codec, blocks, num_positions: int) -> list[int]:
+  """Those of `blocks` after which some question is read at a position that training did not reach.
+
+  Args:
+    num_positions: those that it reached.
+  """
+  longest = max(len(layout_lib.encode_question(r.question, codec.tokenizer, codec.template))
+                for r in records) + len(get_answer_prefix(config, codec))
+  size = layout_lib.get_block_size(config.layout)
+  return [k for k in blocks if longest + size * k > num_positions]
+
+
+def evaluate_samples(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
+                     num_blocks: int) -> tuple[dict, list[int]]:
+  """pass@k of the final block: is any of k answers right that are drawn at eval.temperature?
+
+  Returns: ({'pass_at': {str(k): share of questions}, ...}, right answers of each question, of
+    eval.num_samples).
+  """
+  count = config.eval.num_samples
+  questions = encode_questions(records, config, codec, num_blocks)
+  num_right = [0] * len(records)
+  for sample in range(count):
+    texts, _ = decoder.decode_texts(
+        params, frozen, questions, num_blocks, get_answer_prefix(config, codec),
+        get_blocks(num_blocks)[-1:], sample=sample)
+    for i, (record, row) in enumerate(zip(records, texts)):
+      num_right[i] += judge.answers_match(parse_answer(row[0], config), record.answer)
+  ks = [2**i for i in range(count.bit_length())]
+  return {'pass_at': {str(k): float(np.mean([compute_pass_at(c, count, k) for c in num_right]))
+                      for k in ks},
+          'num_samples': count, 'temperature': config.eval.temperature}, num_right
+
+
+def compute_pass_at(num_right: int, count: int, k: int) -> float:
+  """The chance that k of `count` samples, of which so many are right, hold a right one.
+
+  The unbiased estimate of Chen et al., arXiv 2107.03374, equation 1.
+  """
+  return 1 - math.comb(count - num_right, k) / math.comb(count, k)
+
+
+def group_gsm_hard(predictions, test_questions) -> dict:
+  """GSM-Hard's accuracy by kind of answer, and without what was not made harder.
+
+  Numbers were replaced there without regard to sense, so that answers can be negative or
+  fractional, which no GSM8K answer teaches; and some questions are GSM8K's word for word.
+
+  Args:
+    test_questions: GSM8K's own.
+  Returns: num_<kind>, and <kind>_acc where there is one, for integer (0 or more),
+    negative (whole or not), non_integer (above 0) and changed (of any kind).
+  """
+  known = {' '.join(q.split()) for q in test_questions}
+  groups = {'integer': [], 'negative': [], 'non_integer': [], 'changed': []}
+  for p in predictions:
+    answer = judge.canonicalize(p['answer'])
+    kind = ('negative' if answer < 0 else
+            'integer' if answer == answer.to_integral_value() else 'non_integer')
+    groups[kind].append(p['correct'])
+    if ' '.join(p['question'].split()) not in known:
+      groups['changed'].append(p['correct'])
+  results = {}
+  for kind, correct in groups.items():
+    if correct:
+      results[f'{kind}_acc'] = sum(correct) / len(correct)
+    results[f'num_{kind}'] = len(correct)
+  return results
+
+
+def group_by_steps(predictions, records) -> dict:
+  """Accuracy by how many steps lead to the answer: a mean hides that some were never learned.
+
+  Returns: {'steps_acc': {str(T): accuracy}, 'num_by_steps': {str(T): questions}}, or {} where all
+    have as many.
+  """
+  groups = {}
+  for p, record in zip(predictions, records, strict=True):
+    groups.setdefault(len(record.steps), []).append(p['correct'])
+  if len(groups) < 2:
+    return {}
+  groups = {str(t): groups[t] for t in sorted(groups)}
+  return {'steps_acc': {t: sum(correct) / len(correct) for t, correct in groups.items()},
+          'num_by_steps': {t: len(correct) for t, correct in groups.items()}}
+
+
+def score_splits(correct_cnr, seed: int) -> dict:
+  """The paper's choice of a checkpoint (arXiv 2605.30343): by the questions it is judged on.
+
+  In each of 16 splits a random fifth of the questions chooses the checkpoint whose final answer is
+  right most often (of equals the latest), and the others score it.
+
+  Args:
+    correct_cnr: bool[c, n, r], whether checkpoint c answers question n right after each block.
+  Returns: means over splits, `final_acc_stderr` with the n - 1 of a sample (the splits share
+    questions, so it is no error over questions or seeds), and `chosen`, c -> how many chose it.
+  """
+  count = correct_cnr.shape[1]
+  num_choosing = round(SPLIT_SHARE * count)
+  scored_ir, chosen = [], []
+  for split in range(NUM_SPLITS):
+    order = order_lib.permute(count, seed, split)
+    choosing, scoring = order[:num_choosing], order[num_choosing:]
+    right_c = correct_cnr[:, choosing, -1].sum(1)
+    chosen.append(len(right_c) - 1 - int(right_c[::-1].argmax()))
+    scored_ir.append(correct_cnr[chosen[-1], scoring].mean(0))
+  scored_ir = np.asarray(scored_ir)
+  return {'final_acc': float(scored_ir[:, -1].mean()),
+          'final_acc_stderr': float(scored_ir[:, -1].std(ddof=1) / NUM_SPLITS**0.5),
+          'block_acc': scored_ir.mean(0).tolist(), 'num_choosing': num_choosing,
+          'num_splits': NUM_SPLITS,
+          'chosen': {c: chosen.count(c) for c in sorted(set(chosen))}}
+
+
+def evaluate_steps(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec
+                   ) -> dict:
+  """Stage 1's own task: readout t against r_{t+1}, with as many blocks as the gold steps.
+
+  The trunk is causal, so block t reads the same whether blocks follow it or not:
+  one decode with the largest n serves every record.
+
+  Returns: {'step_acc_gold_count': share of right steps, 'step_acc_by_block': [...]}; exact
+    text. Block t counts records with t < n: the last block's readout is the answer.
+  """
+  questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
+               for r in records]
+  most = max(len(r.steps) for r in records)
+  if most < 2:
+    return {}
+  blocks = tuple(range(1, most))
+  prefix = codec.template.step_prefix
+  for record, question in zip(records, questions):
+    decode_lib.check_positions(len(question), most - 1,
+                               len(prefix) + config.eval.max_new_tokens - 1, config, record.origin)
+  texts, _ = decoder.decode_texts(params, frozen, questions, most - 1, prefix, blocks)
+  right, count = np.zeros((2, most - 1))
+  for record, row in zip(records, texts):
+    for t in range(1, len(record.steps)):
+      right[t - 1] += row[t - 1] == record.steps[t]
+      count[t - 1] += 1
+  return {'step_acc_gold_count': float(right.sum() / count.sum()),
+          'step_acc_by_block': (right / np.maximum(count, 1)).tolist()}

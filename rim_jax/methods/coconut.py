@@ -1,0 +1,142 @@
+"""Coconut's recurrent forward: thoughts are found one after the other, then fed in as inputs.
+
+A thought is a memory token: the trunk is `[x | <b> <m>*J </b>]`, and the input at each `<m>` is not
+its row but the last hidden state (after the final norm) of the token before it. All else is as for
+any method: rows are packed, and `batch.visible` says who sees whom.
+
+Thoughts are found with a cache of what stands before them, one turn for each, in which every
+example of the batch takes one token. Turns stand in the cache behind the row, by time and then by
+example, as the tokens of decoding do. Their number and the examples of a row are static: one
+program a stage.
+
+Array suffixes beside model/transformer.py's: e examples of a row, j turns.
+
+Source: arXiv 2412.06769.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from rim_jax.config import Config
+from rim_jax.model import attention
+from rim_jax.model.lora import fold_in_name
+from rim_jax.model.sharding import BATCH, constrain
+from rim_jax.packing import batch as batch_lib
+
+
+def compute_slot_logits(model, batch: batch_lib.Batch, config: Config, row_examples: int,
+                        dropout_key=None):
+  """Logits at the supervised slots: f32[b, s, v]. The gradient flows through the thoughts.
+
+  Two passes over the row, and between them a token for each thought but the last: the first is for
+  what stands before the thoughts, the second, an ordinary forward, has them among its inputs.
+
+  Args:
+    row_examples: the most examples that a row holds.
+  """
+  num_thoughts = config.layout.block_tokens * config.layout.num_blocks
+  if not num_thoughts:
+    return model.compute_slot_logits(batch, config.layout, dropout_key)
+  num_tokens = batch.tokens.shape[1]
+  numbers_e = 1 + jnp.arange(row_examples)
+  begins_bet = ((batch.tokens == model.vocab_size)[:, None]
+                & (batch.example[:, None] == numbers_e[None, :, None]))
+  there_be = begins_bet.any(-1)
+  at_be = begins_bet.argmax(-1)
+  start = batch_lib.Fields(
+      jnp.take_along_axis(batch.positions, at_be, 1),
+      jnp.where(there_be, numbers_e[None], 0), jnp.ones_like(at_be), jnp.zeros_like(at_be))
+  x_btd, kv, known = _read(model, batch.tokens, batch_lib.get_fields(batch), config, dropout_key)
+  x_bed = jnp.take_along_axis(x_btd, at_be[..., None], 1)
+  # The last one is found by the turn before, and needs no turn: the second pass reads it.
+  thoughts_jbed, x_bed, _, _ = _think(
+      model, x_bed, start, kv, known, num_thoughts - 1, config, dropout_key)
+  thoughts_jbed = jnp.concatenate([thoughts_jbed, x_bed[None]])
+
+  # An example that is not there writes beyond the row, so nowhere.
+  first_be = jnp.where(there_be, at_be + 1, num_tokens)
+  index_bj = (first_be[..., None] + jnp.arange(num_thoughts)[None, None]).reshape(
+      len(first_be), -1)
+  # Both stay with their rows: looked up, the others would have parts of `embed`.
+  thoughts_bjd, inputs_btd = (constrain(x, BATCH, None, None) for x in (
+      jnp.moveaxis(thoughts_jbed, 0, 2).reshape(*index_bj.shape, -1), model.embed(batch.tokens)))
+  inputs_btd = jax.vmap(lambda x, i, h: x.at[i].set(h, mode='drop'))(
+      inputs_btd, index_bj, thoughts_bjd)
+  return model.compute_slot_logits(batch, config.layout, dropout_key, inputs_btd)
+
+
+def prefill(model, trunks, start_br, config: Config):
+  """Reads trunks for decoding: the question and `<b>` at once, a token for each thought, `</b>`.
+
+  Shapes: start_br i32[b, 1], the position behind the block.
+  Returns: (x [b, 1, d] at `</b>`, keys and values [l, b, c, n, k], Fields of those c tokens).
+  """
+  num_thoughts = config.layout.block_tokens
+  there_b1 = trunks.fields.example[:, :1]
+  x_btd, kv, known = _read(model, trunks.tokens, trunks.fields, config)
+  start = batch_lib.Fields(start_br - num_thoughts - 2, there_b1, jnp.ones_like(there_b1),
+                           jnp.zeros_like(there_b1))
+  x_b1d = jnp.take_along_axis(x_btd, start.positions[..., None], 1)
+  _, _, part, fields = _think(model, x_b1d, start, kv, known, num_thoughts, config)
+  end = _advance(start, num_thoughts + 1)
+  cache = jax.tree.map(lambda *x: jnp.concatenate([*x, jnp.zeros_like(x[0][:, :, :1])], 2),
+                       kv, part)
+  fields = _join(fields, end)
+  x_b1d, cache = model(jnp.full_like(there_b1, model.vocab_size + 2), end.positions,
+                       _find_visible(end, fields, config), cache=cache,
+                       offset=fields.positions.shape[1] - 1)
+  return x_b1d, cache, fields
+
+
+def _read(model, tokens_bt, fields: batch_lib.Fields, config, dropout_key=None):
+  """A pass over what stands before the thoughts; the rest is taken for padding, which nobody sees.
+
+  Returns: (x [b, t, d], keys and values, Fields in which only what was read is no padding).
+  """
+  known = (fields.readout == 0) & ((fields.block == 0) | (tokens_bt == model.vocab_size))
+  fields = batch_lib.Fields(fields.positions, jnp.where(known, fields.example, 0), fields.block,
+                            fields.readout)
+  x_btd, kv = model(tokens_bt, fields.positions, _find_visible(fields, fields, config),
+                    dropout_key=dropout_key, return_kv=True)
+  return x_btd, kv, fields
+
+
+def _think(model, x_bed, start: batch_lib.Fields, kv, known: batch_lib.Fields, num_turns, config,
+           dropout_key=None):
+  """Turns from the hidden states x at `<b>`, whose Fields are `start`; each reads a thought.
+
+  Returns: (the thoughts that were read [j, b, e, d], the next one [b, e, d], keys and values of the
+    former [l, b, j * e, n, k], Fields of `known` and of them).
+  """
+  num_examples, num_tokens = x_bed.shape[1], known.positions.shape[1]
+  fields = _join(known, *(_advance(start, 1 + j) for j in range(num_turns)))
+
+  # Computed again in a gradient: or each turn would keep the whole cache.
+  @jax.checkpoint
+  def take_turn(carry, turn):
+    x_bed, part = carry
+    now = _advance(start, 1 + turn)
+    key = None if dropout_key is None else jax.random.fold_in(
+        fold_in_name(dropout_key, 'thought'), turn)
+    cache = jax.tree.map(lambda *x: jnp.concatenate(x, 2), kv, part)
+    y_bed, cache = model(None, now.positions, _find_visible(now, fields, config), dropout_key=key,
+                         cache=cache, offset=num_tokens + turn * num_examples,
+                         inputs_btd=x_bed)
+    return (y_bed, jax.tree.map(lambda x: x[:, :, num_tokens:], cache)), x_bed
+  part = jax.tree.map(lambda x: jnp.zeros(
+      (*x.shape[:2], num_turns * num_examples, *x.shape[3:]), x.dtype), kv)
+  (x_bed, part), thoughts_jbed = jax.lax.scan(take_turn, (x_bed, part), jnp.arange(num_turns))
+  return thoughts_jbed, x_bed, part, fields
+
+
+def _find_visible(query, key, config):
+  return attention.find_visible(query, key, config.layout, config.model.attention_tile_tokens)
+
+
+def _advance(fields: batch_lib.Fields, count):
+  """The Fields of the tokens that stand so many behind."""
+  return batch_lib.Fields(fields.positions + count, fields.example, fields.block, fields.readout)
+
+
+def _join(*fields: batch_lib.Fields):
+  return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *fields)

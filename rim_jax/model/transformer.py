@@ -1,0 +1,312 @@
+"""The decoder-only transformer: GPT-2 and Llama are both settings of it.
+
+Array suffixes, here and everywhere: b rows, t positions (queries), c keys (a
+cache, or the positions themselves), s slots, d model, h heads, n key/value
+heads, k head dim, f mlp, v vocab, l layers, m memory rows.
+
+The parameters of all layers are stacked, `[l, ...]`, and scanned. The model
+holds no random state: dropout takes its key as an argument. It knows nothing of
+methods: who sees whom comes in, found from Batch fields.
+"""
+
+import math
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from rim_jax.config import LayoutConfig, ModelConfig
+from rim_jax.model import attention, lora, memory, sharding
+from rim_jax.model.lora import drop, fold_in_name
+from rim_jax.model.sharding import (
+  BATCH,
+  EMBED,
+  HEAD_DIM,
+  HEADS,
+  KV_HEADS,
+  LAYERS,
+  LOGITS,
+  MLP,
+  POSITION,
+  QKV,
+  VOCAB,
+  constrain,
+)
+from rim_jax.packing import batch as batch_lib
+
+_ACTIVATIONS = {
+    'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    'gelu_tanh': jax.nn.gelu,
+    'swiglu': jax.nn.silu,  # of the gate
+}
+_REMAT = {
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(attention.NAME)),
+}
+
+
+class Norm(nnx.Module):
+  """RMSNorm or LayerNorm over the last axis, reduced in f32; `leading` stacks it over layers."""
+
+  def __init__(self, kind: str, eps: float, size: int, axis: str, leading=()):
+    axes = (LAYERS,) * len(leading) + (axis,)
+    self.eps = eps
+    self.scale = nnx.Param(jnp.ones((*leading, size)), axes=axes)
+    self.bias = (nnx.Param(jnp.zeros((*leading, size)), axes=axes)
+                 if kind == 'layernorm' else None)
+
+  def __call__(self, x_in):
+    x = x_in.astype(jnp.float32)
+    if self.bias is not None:
+      x = x - x.mean(-1, keepdims=True)
+    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+    x = x * _wide(self.scale[...], x).astype(jnp.float32)
+    if self.bias is not None:
+      x = x + _wide(self.bias[...], x).astype(jnp.float32)
+    return x.astype(x_in.dtype)
+
+
+class Linear(nnx.Module):
+  """One projection of every layer: a stacked kernel [l, *in, *out], a bias, an adapter."""
+
+  def __init__(self, config: ModelConfig, name, shape, axes, num_inputs, key, scale=1.0):
+    self.num_inputs = num_inputs
+    fan_in = math.prod(shape[:num_inputs])
+    kernel = jax.random.normal(key, (config.num_layers, *shape)) * (scale / fan_in) ** 0.5
+    self.kernel = nnx.Param(kernel, axes=(LAYERS, *axes))
+    has_bias = config.bias == 'all' or (
+        config.bias == 'qkv' and name in ('qkv', 'query', 'key', 'value'))
+    self.bias = (nnx.Param(jnp.zeros((config.num_layers, *shape[num_inputs:])),
+                           axes=(LAYERS, *axes[num_inputs:])) if has_bias else None)
+    self.adapter = (lora.Adapter(config, name, shape, axes, num_inputs,
+                                 fold_in_name(key, 'adapter'))
+                    if lora.is_target(config.lora, name) else None)
+
+  def __call__(self, x, dropout_key=None):
+    """[b, t, *in] -> [b, t, *out]; called on one layer's slice."""
+    return apply_linears((self,), x, dropout_key)[0]
+
+
+def apply_linears(linears, x, dropout_key=None):
+  """Projections of the same x [b, t, *in] -> a list of [b, t, *out]; on one layer's slice.
+
+  Adapters come first: the gradient of x then begins with the sum of what the kernels give, which
+  is one all-reduce where they are split over `tensor`, and not one for each.
+  """
+  x_pi = x.reshape(x.shape[0] * x.shape[1], -1)
+  adapted = [linear.adapter and linear.adapter(x_pi, dropout_key) for linear in linears]
+  found = []
+  for linear, extra in zip(linears, adapted):
+    y = lora.project(x_pi, linear.kernel[...], linear.num_inputs)
+    if linear.bias is not None:
+      y = y + _wide(linear.bias[...].astype(x.dtype), y)
+    if extra is not None:
+      y = y + extra
+    found.append(y.reshape(*x.shape[:2], *y.shape[1:]))
+  return found
+
+
+class Block(nnx.Module):
+  """Attention and MLP, each before a residual. Built stacked, called on one layer's slice."""
+
+  def __init__(self, config: ModelConfig, key):
+    self.config = config
+    d, h, f = config.embed_dim, config.num_heads, config.mlp_dim
+    layers = config.num_layers
+    n, k = get_kv_heads(config), get_head_dim(config)
+    residual = 1.0 / (2 * layers)**2  # variance of a branch: all together start at 1 / (2 L)
+
+    def linear(name, shape, axes, num_inputs=1, scale=1.0):
+      return Linear(config, name, shape, axes, num_inputs, fold_in_name(key, name), scale)
+
+    def norm(size=d, axis=EMBED, kind=config.norm):
+      return Norm(kind, config.norm_eps, size, axis, (layers,))
+    self.attention_norm = norm()
+    if config.fused_qkv:
+      self.qkv = linear('qkv', (d, 3, h, k), (EMBED, QKV, HEADS, HEAD_DIM))
+    else:
+      self.query = linear('query', (d, h, k), (EMBED, HEADS, HEAD_DIM))
+      self.key = linear('key', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
+      self.value = linear('value', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
+    self.query_norm = norm(k, HEAD_DIM, 'rmsnorm') if config.qk_norm else None
+    self.key_norm = norm(k, HEAD_DIM, 'rmsnorm') if config.qk_norm else None
+    self.out = linear('out', (h, k, d), (HEADS, HEAD_DIM, EMBED), 2, residual)
+    self.mlp_norm = norm()
+    self.up = linear('up', (d, f), (EMBED, MLP))
+    self.gate = (linear('gate', (d, f), (EMBED, MLP))
+                 if config.activation == 'swiglu' else None)
+    self.down = linear('down', (f, d), (MLP, EMBED), 1, residual)
+
+  def project(self, h_btd, positions_bt, dropout_key):
+    """Queries, keys and values of every head, [b, t, h or n, k], normed and rotated."""
+    if self.config.fused_qkv:
+      q_bthk, k_btnk, v_btnk = jnp.moveaxis(self.qkv(h_btd, dropout_key), 2, 0)
+    else:
+      q_bthk, k_btnk, v_btnk = apply_linears(
+          (self.query, self.key, self.value), h_btd, dropout_key)
+    if self.query_norm is not None:
+      q_bthk, k_btnk = self.query_norm(q_bthk), self.key_norm(k_btnk)
+    if self.config.positions == 'rope':
+      frequency = compute_rope_frequencies(self.config)
+      q_bthk, k_btnk = (apply_rope(x, positions_bt, frequency) for x in (q_bthk, k_btnk))
+    return q_bthk, k_btnk, v_btnk
+
+  def __call__(self, x_btd, positions_bt, visible, dropout_key, cached, offset):
+    """One layer; `cached` is its (keys, values) [b, c, n, k], written at `offset`, or None."""
+    rate = self.config.dropout
+    q_bthk, k_btnk, v_btnk = self.project(self.attention_norm(x_btd), positions_bt, dropout_key)
+    if cached is None:
+      k_bcnk, v_bcnk = k_btnk, v_btnk
+    else:
+      k_bcnk, v_bcnk = (jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, 1)
+                        for old, new in zip(cached, (k_btnk, v_btnk)))
+    a_bthk = attention.attend(q_bthk, k_bcnk, v_bcnk, visible)
+    x_btd = x_btd + drop(self.out(a_bthk, dropout_key), rate, dropout_key, 'attention')
+    h_btd = self.mlp_norm(x_btd)
+    activate = _ACTIVATIONS[self.config.activation]
+    if self.gate is None:
+      u_btf = activate(self.up(h_btd, dropout_key))
+    else:
+      u_btf, gate_btf = apply_linears((self.up, self.gate), h_btd, dropout_key)
+      u_btf = activate(gate_btf) * u_btf
+    x_btd = x_btd + drop(self.down(u_btf, dropout_key), rate, dropout_key, 'mlp')
+    return constrain(x_btd, BATCH, None, None), (k_bcnk, v_bcnk)
+
+
+class Transformer(nnx.Module):
+  """Token ids to hidden states, and hidden states to logits over the base vocabulary."""
+
+  def __init__(self, config: ModelConfig, vocab_size: int, key):
+    d = config.embed_dim
+    self.config = config
+    self.vocab_size = vocab_size
+
+    def normal(name, shape, axes, std):
+      return nnx.Param(std * jax.random.normal(fold_in_name(key, name), shape), axes=axes)
+    self.embedding = normal('embedding', (vocab_size, d), (VOCAB, EMBED), d ** -0.5)
+    self.positions = (normal('positions', (config.max_positions, d), (POSITION, EMBED), d ** -0.5)
+                      if config.positions == 'learned' else None)
+    self.reset_memory(key)
+    self.blocks = Block(config, fold_in_name(key, 'blocks'))
+    self.final_norm = Norm(config.norm, config.norm_eps, d, EMBED)
+    self.head = (None if config.tie_embeddings
+                 else normal('head', (d, vocab_size), (EMBED, VOCAB), d ** -0.5))
+
+  def reset_memory(self, key):
+    """Fresh memory rows, which may depend on the embedding that is there by now."""
+    self.memory = memory.make_memory(
+        self.embedding[...], self.config, fold_in_name(key, 'memory'))
+
+  def embed(self, tokens_bt):
+    """Rows of the vocabulary and of the memory: i32[b, t] -> [b, t, d]."""
+    return memory.look_up(self.embedding[...], self.memory[...], tokens_bt,
+                          jnp.dtype(self.config.compute_dtype))
+
+  def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None, cache=None, offset=0,
+               return_kv=False, num_layers: int | None = None, inputs_btd=None):
+    """Hidden states after the final norm, or as they leave the first `num_layers` layers.
+
+    With a cache, a pair (keys, values), these tokens are written into it from
+    `offset` on, and all of it is attended to. `inputs_btd` stands in for the embedded tokens.
+
+    Shapes: tokens, positions i32[b, t]; visible (t by c) as `attention.attend` takes it,
+      c = t without a cache; keys, values [l, b, c, n, k].
+    Returns: (x [b, t, d], (keys, values), or None unless there is a cache or `return_kv`).
+    """
+    x_btd = self.embed(tokens_bt) if inputs_btd is None else inputs_btd
+    if self.positions is not None:
+      x_btd = x_btd + memory.take_rows(self.positions[...], positions_bt, x_btd.dtype)
+    x_btd = constrain(drop(x_btd, self.config.dropout, dropout_key, 'embedding'),
+                      BATCH, None, None)
+    graphdef, layers = nnx.split(self.blocks)
+    indices = jnp.arange(self.config.num_layers)
+    if num_layers is not None:
+      layers, indices = jax.tree.map(lambda x: x[:num_layers], (layers, indices))
+
+    def body(x_btd, xs):
+      layer, index, cached = xs
+      layer_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
+      x_btd, kv = nnx.merge(graphdef, layer)(
+          x_btd, positions_bt, visible, layer_key, cached, offset)
+      return x_btd, kv if return_kv or cached is not None else None
+    if self.config.remat != 'none':
+      body = jax.checkpoint(body, policy=_REMAT[self.config.remat], prevent_cse=False)
+    x_btd, kv = jax.lax.scan(body, x_btd, (layers, indices, cache))
+    return x_btd if num_layers is not None else self.final_norm(x_btd), kv
+
+  def compute_logits(self, x):
+    """Logits in f32 over the base vocabulary: [..., d] -> [..., v]."""
+    return _multiply_logits(x, self._get_output().astype(x.dtype))
+
+  def _get_output(self):
+    return self.embedding[...].T if self.head is None else self.head[...]
+
+  def compute_slot_logits(self, batch: batch_lib.Batch, layout: LayoutConfig, dropout_key=None,
+                          inputs_btd=None):
+    """Logits at the supervised slots of a packed batch, and nowhere else.
+
+    Shapes: -> f32[b, s, v]. The trunk is never projected: s is far below t.
+    """
+    fields = batch_lib.get_fields(batch)
+    visible = attention.find_visible(fields, fields, layout, self.config.attention_tile_tokens)
+    x_btd, _ = self(batch.tokens, batch.positions, visible, dropout_key=dropout_key,
+                    inputs_btd=inputs_btd)
+    x_bsd = jnp.take_along_axis(x_btd, batch.slot_index[..., None], axis=1)
+    kernel_dv = self._get_output()
+    if not sharding.is_split_by_ids(kernel_dv.shape[1]):
+      return self.compute_logits(x_bsd)
+    kernel_dv = constrain(kernel_dv.astype(x_bsd.dtype), None, LOGITS)
+    return constrain(_multiply_logits(x_bsd, kernel_dv), BATCH, None, LOGITS)
+
+
+def _multiply_logits(x, kernel_dv):
+  return jnp.einsum('...d,dv->...v', x, kernel_dv, preferred_element_type=jnp.float32)
+
+
+def get_kv_heads(config: ModelConfig) -> int:
+  return config.num_kv_heads or config.num_heads
+
+
+def get_head_dim(config: ModelConfig) -> int:
+  return config.head_dim or config.embed_dim // config.num_heads
+
+
+def compute_rope_frequencies(config: ModelConfig):
+  """Radians a position of every pair of a head: f32[k / 2].
+
+  `llama3` divides slow frequencies by `rope_factor`, keeps fast ones and interpolates in
+  between, by how often a wave fits into the length that the model was first trained on.
+  Source: Llama 3.1's published rotary scaling, as in its reference implementation.
+  """
+  half = get_head_dim(config) // 2
+  frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  if config.rope_scaling == 'none':
+    return frequency
+  turns = config.rope_original_positions * frequency / (2 * math.pi)
+  keep = jnp.clip((turns - config.rope_low_freq_factor)
+                  / (config.rope_high_freq_factor - config.rope_low_freq_factor), 0.0, 1.0)
+  return frequency * (keep + (1.0 - keep) / config.rope_factor)
+
+
+def apply_rope(x_bthk, positions_bt, frequency):
+  """Rotary positions, halves convention (Llama's).
+
+  Shapes: x [b, t, h, k] with k even, positions i32[b, t], frequency f32[k / 2] -> like x;
+    angles in f32.
+  """
+  angle = positions_bt[:, :, None, None].astype(jnp.float32) * _wide(frequency, x_bthk)
+  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  a, b = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_bthk.dtype)
+
+
+def _wide(y, like):
+  """y with leading ones up to the rank of `like`: no silent rank promotion."""
+  return y.reshape((1,) * (like.ndim - y.ndim) + y.shape)
+
+
+def merge_model(graphdef, params, frozen) -> Transformer:
+  """The model on these arrays, inside or outside a trace."""
+  return nnx.merge(graphdef, nnx.State(params), nnx.State(frozen))

@@ -1,0 +1,373 @@
+"""The modes of the command line, and what they show a person."""
+
+import dataclasses
+import os
+import pathlib
+import platform
+import sys
+import zlib
+
+from etils import epath
+import jax
+from rich import box, table
+from rich.text import Text
+
+from rim_jax import train as train_lib
+from rim_jax.config import stages as stages_lib
+from rim_jax.errors import UserError
+from rim_jax.evaluation import decode
+from rim_jax.evaluation import run_scores as run_scores_lib
+from rim_jax.evaluation import scores as scores_lib
+from rim_jax.packing import layout as layout_lib
+from rim_jax.report import run_page
+from rim_jax.results import judge
+from rim_jax.runtime import card as card_lib
+from rim_jax.runtime import hosts, storage
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import state as state_lib
+
+
+def keep_compiled(config) -> None:
+  """Keeps compiled programs below data.cache_dir: a restart is at its first step sooner.
+
+  JAX_COMPILATION_CACHE_DIR names another place. A program for a CPU runs on others of its kind
+  alone, so it is kept by kind. Several processes must run the same program, and one that is kept on
+  one host may order its collectives otherwise than one that another host compiles: they keep none.
+  """
+  if jax.process_count() > 1:
+    return
+  if os.environ.get('JAX_COMPILATION_CACHE_DIR') or jax.config.jax_compilation_cache_dir:
+    return
+  kind = jax.devices()[0].device_kind.replace(' ', '-')
+  if jax.devices()[0].platform == 'cpu':
+    info = pathlib.Path('/proc/cpuinfo')
+    flags = [line for line in info.read_text().split('\n') if line.startswith(
+        ('flags', 'Features'))][:1] if info.exists() else [platform.processor()]
+    kind += f'-{zlib.crc32(" ".join(flags).encode()):08x}'
+  folder = pathlib.Path(config.data.cache_dir).expanduser() / 'compiled' / kind
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+
+
+def train(config, workdir, command, say, console) -> None:
+  """Trains every stage (or goes on), then shows and writes the report."""
+  train_lib.train_curriculum(config, workdir, say, console)
+  if not hosts.is_leader():
+    return
+  folder = stages_lib.get_last(config, epath.Path(workdir))[1]
+  path = _write_summary(config, workdir)
+  run_page.show_results(console, folder, config.eval.num_shown)
+  say(f'files: {folder}/ (config.json, metrics.jsonl, checkpoints/, results.json, predictions/)')
+  say(f'report: {path}')
+  say(f'next: ask it something, {command} --mode=generate '
+      f'--question="{_get_example_question(folder)}"')
+
+
+def write_report(config, workdir, say) -> None:
+  """Writes the report anew, from a run's files alone.
+
+  Raises: UserError where there is no run, or another one.
+  """
+  stages = [(stage, epath.Path(workdir) / name if name else epath.Path(workdir))
+            for name, stage in stages_lib.make_stages(config)]
+  there = [(stage, folder) for stage, folder in stages if (folder / 'config.json').exists()]
+  if not there:
+    raise UserError(f'{workdir}: there is no run here; train it first with --mode=train, or name '
+                    'another --workdir')
+  problems = [line for stage, folder in there for line in card_lib.find_differences(
+      card_lib.load_card(folder), stage, folder)]
+  if problems:
+    raise UserError('\n'.join(problems))
+  if hosts.is_leader():
+    say(f'report: {_write_summary(config, workdir)}')
+
+
+def _write_summary(config, workdir):
+  """The report, and for a curriculum its stages' results in one results.json."""
+  stages = [name for name, _ in stages_lib.make_stages(config) if name]
+  found = {name: epath.Path(workdir) / name / 'results.json' for name in stages}
+  if stages:
+    storage.write_json(epath.Path(workdir) / 'results.json', {
+        name: storage.load_json(path, 'the results') for name, path in found.items()
+        if path.exists()})
+  return run_page.write_report(workdir, config)
+
+
+def _get_example_question(folder):
+  predictions = run_page.load_predictions(folder)
+  return predictions[0]['question'] if predictions else '...'
+
+
+def _open_run(config, workdir, say):
+  """The task of a finished or half-finished run, checked against its card."""
+  config, folder = stages_lib.get_last(config, epath.Path(workdir))
+  card = card_lib.load_card(folder)
+  task = train_lib.make_task(config, say)
+  card_lib.check_card(card, task, folder)
+  return task, folder
+
+
+def evaluate(config, workdir, say, console) -> None:
+  """Evaluates a run's checkpoint as config.eval says, and adds to its results.json."""
+  task, folder = _open_run(config, workdir, say)
+  results = run_scores_lib.evaluate_run(task, folder, say)
+  if not hosts.is_leader():
+    return
+  _write_summary(config, workdir)
+  run_page.show_results(console, folder, config.eval.num_shown, list(results)[-1])
+  answers = folder / 'predictions' / f'{list(results)[-1]}.jsonl'  # the paper's protocol has none
+  say(f'files: {folder}/results.json' + (f', {answers}' if answers.exists() else ''))
+
+
+def controls(config, workdir, say, console) -> None:
+  """Asks a run's checkpoint whether its memory does the work; writes controls.json."""
+  from rim_jax.evaluation import attention_weights  # late: only this mode needs them
+  from rim_jax.evaluation import interventions as interventions_lib
+  from rim_jax.evaluation import probes as probes_lib
+  from rim_jax.sweep import matched_runs as matched_runs_lib
+  whole = config
+  interventions_lib.check_method(stages_lib.get_last(config, epath.Path(workdir))[0])
+  if config.controls.probes:
+    probes_lib.check_installed()
+  task, folder = _open_run(config, workdir, say)
+  config, name = task.config, stages_lib.get_last(config, epath.Path(workdir))[1].name
+  records = run_scores_lib.get_records(task, config.eval.split, config.eval.num_examples)
+  set_name = config.eval_set
+  prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,
+            'base': task.base and task.base.fingerprint, **_find_start(whole, workdir)}
+  matched = matched_runs_lib.load_matched(whole, prints, {
+      method: dataclasses.replace(config, method=method).eval_set
+      for method in ('direct', 'pause')})
+  graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
+  say(f'{folder}, step {step} ({config.eval.checkpoint} checkpoint): controls on {len(records):,} '
+      f'{config.eval.split} questions, K={config.eval_blocks}')
+  found = interventions_lib.run_controls(
+      graphdef, params, frozen, records, config, task.codec, task.mesh, say)
+  found['controls'] |= matched
+  if config.controls.num_attention:
+    found['attention'] = attention_weights.read_attention(
+        graphdef, params, frozen, records[:config.controls.num_attention], config, task.codec,
+        task.mesh)
+  points = None
+  if config.controls.probes:
+    found['probes'], points = _run_probes(task, folder, graphdef, params, frozen, say)
+  found = {'format': interventions_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
+           'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
+           'checkpoint': config.eval.checkpoint, 'answer_rule': judge.ANSWER_RULE,
+           'data_fingerprint': run_scores_lib.fingerprint_set(task, records), **found}
+  if not hosts.is_leader():
+    return
+  storage.write_json(folder / 'controls.json', found)
+  if folder != epath.Path(workdir):
+    storage.write_json(epath.Path(workdir) / 'controls.json', {name: found})
+  _show_controls(console, found)
+  if points:
+    (folder / 'pca.csv').write_text(probes_lib.format_points(*points))
+    say(f'points of block states: {folder / "pca.csv"}')
+  say(f'files: {epath.Path(workdir) / "controls.json"}')
+  say(f'report: {_write_summary(whole, workdir)}')
+
+
+def _find_start(config, workdir) -> dict:
+  """{'start': fingerprint of what a whole run began with, or None}; {} where no card tells it."""
+  path = epath.Path(workdir) / stages_lib.make_stages(config)[0][0]
+  card = card_lib.load_card(path) if (path / 'config.json').exists() else {}
+  return {'start': (card['start'] or {}).get('fingerprint')} if 'start' in card else {}
+
+
+def _run_probes(task, folder, graphdef, params, frozen, say):
+  """Probes of a checkpoint, and where its block states stood at each that is kept."""
+  from rim_jax.evaluation import probes as probes_lib
+  config = task.config
+  limits = {'train': config.controls.num_probe_examples, 'test': config.eval.num_examples,
+            'valid': config.controls.num_probe_examples}
+  records = {s: run_scores_lib.get_records(task, s, limit) for s, limit in limits.items()}
+
+  def make_load(step):
+    return lambda: state_lib.load_params(task, folder, step)[1]
+  kept = {step: make_load(step) for step in checkpoint_lib.list_whole(
+      checkpoint_lib.get_folder(folder))}
+  decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
+  return probes_lib.run_probes(decoder, params, frozen, records, config, task.codec, kept, say)
+
+
+def _show_controls(console, found) -> None:
+  """What each control should give, and what it gave, in one table."""
+  blocks = ' / '.join(f'{k}' for k in scores_lib.get_blocks(found['num_blocks']))
+  rows = table.Table('control: what it gives if the memory does the work',
+                     f'own answer after {blocks}', "the donor's", 'n', box=box.SIMPLE,
+                     title_justify='left', title=(
+                         f"{found['method']}, step {found['step']}, {found['set']}: % right"))
+
+  def show(entry, key):
+    return Text(' / '.join(f'{100 * a:.0f}' for a in entry[key]) if key in entry else '')
+
+  def add(name, entry):
+    found = Text(entry['none'] if 'none' in entry else 'not given') if (
+        'block_acc' not in entry) else show(entry, 'block_acc')
+    what = name.replace('_', ' ') + (f": {entry['expected']}" if entry['expected'] else '') + (
+        f"; DIFFERS in {', '.join(entry['differs'])}" if entry.get('differs') else '') + (
+            '; a readout was trained there' if entry.get('readout_trained') else '')
+    rows.add_row(Text(what), found, show(entry, 'block_donor_acc'),
+                 Text(f"{entry['n']:,}" if 'n' in entry else ''))
+  for name, entry in found['controls'].items():
+    add(name, entry)
+  for name, sweep in found['sweeps'].items():
+    for nth, entry in enumerate(sweep['by_block']):
+      add(f"{name}_{entry['block']}", {'expected': '' if nth else sweep['expected'], **entry})
+  console.print(rows)
+  _show_probes(console, found.get('probes'))
+  pairing = found['pairing']
+  console.print(Text(
+      f"swaps: {pairing['num_pairs']} pairs; {pairing['num_equal_answers']} more have equal "
+      f"answers and {pairing['num_without_partner']} questions no partner of their length: not "
+      'counted'))
+
+
+def _show_probes(console, probes) -> None:
+  """Selection by probes and the matrix of intermediate results, where there are any."""
+  if not probes:
+    return
+  if 'none' in probes:
+    console.print(Text(f"probes: {probes['none']}"))
+    return
+
+  def show(entry, *keys):
+    return entry['none'] if 'none' in entry else ', '.join(
+        f'{key} {100 * entry[key]:.1f}' if entry[key] is not None else f'{key} -' for key in keys)
+  lines = [f"block {e['block']}'s readout is right: {show(e, 'auroc', 'auprc')}"
+           for e in probes['right']['by_block']]
+  selection = probes['right']['selection']
+  lines.append('the most confident block: ' + show(
+      selection, 'acc', 'final_acc', 'any_block_acc', 'recoverable_acc'))
+  pca = probes['pca']
+  lines.append('two components of block states explain: ' + (pca.get('none') or ', '.join(
+      f'{100 * e:.1f}' for e in pca['explained'])))
+  console.print(Text('probes (%)\n  ' + '\n  '.join(lines)))
+  steps = probes['steps']
+  if 'acc' not in steps:
+    return
+  names = [f'r_{t}' for t in range(1, len(steps['majority']) + 1)]
+  rows = table.Table('state of', *names, box=box.SIMPLE, title_justify='left',
+                     title='does block k hold r_t? % right')
+
+  def cells(values):
+    return ['-' if v is None else f'{100 * v:.1f}' for v in values]
+  for k, acc in enumerate(steps['acc'], 1):
+    rows.add_row(f'block {k}', *cells(acc))
+  rows.add_row('majority', *cells(steps['majority']))
+  console.print(rows)
+
+
+def generate(config, workdir, question, say, console) -> None:
+  """Answers one question, or each line of standard input, showing each block's answer."""
+  questions = [question] if question else hosts.lead(
+      lambda: [line.rstrip('\r\n') for line in sys.stdin])
+  questions = [q for q in questions if q.strip()]
+  if not questions:
+    raise UserError('--mode=generate: there is no question; give --question="...", or lines on '
+                    'standard input')
+  task, folder = _open_run(config, workdir, lambda line: None)
+  config, codec, blocks = task.config, task.codec, task.config.eval_blocks
+  encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
+  prefix = scores_lib.get_answer_prefix(config, codec)
+  for ids in encoded:
+    decode.check_positions(len(ids), blocks, len(prefix) + config.eval.max_new_tokens - 1, config,
+                           '--question')
+  graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
+  say(f'{folder}, step {step}, K={blocks}')
+  decoder = decode.Decoder(graphdef, config, codec, task.mesh)
+  texts, _ = decoder.decode_texts(params, frozen, encoded, blocks, prefix,
+                                  scores_lib.get_blocks(blocks))
+  for text, row in zip(questions, texts):
+    run_page.show_answers(console, text, scores_lib.get_blocks(blocks), row, config)
+
+
+def plan(config, workdir, topology, num_slices, say, console) -> None:
+  """Plans every stage's step for a TPU that is not there; shows it, and writes plan.json."""
+  from rim_jax.planning import compile as compile_lib  # late: only this mode needs what it imports
+  plans = compile_lib.make_plans(config, topology, num_slices, say)
+  for found in plans:
+    _show_plan(console, found)
+    if not found['fits']:
+      nearest = found['nearest']
+      say(f"it fits with {nearest['change']}:" if nearest else
+          'no setting of remat, micro-batches and mesh fits; take more chips or another kind')
+      if nearest:
+        _show_plan(console, nearest)
+  path = epath.Path(workdir) / 'plan.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  storage.write_json(path, {'version': compile_lib.PLAN_VERSION, 'plans': plans})
+  say(f'{path}: the same as JSON')
+
+
+def _show_plan(console, plan) -> None:
+  """One plan as a table; what is an estimate says so."""
+  rows = table.Table('', '', box=box.SIMPLE, show_header=False, title_justify='left', title=(
+      f"{plan['method']} on {plan['chips']} chips, {plan['topology']}" + (
+          f" x {plan['num_slices']} slices" if plan['num_slices'] > 1 else '')))
+
+  def add(label, value):
+    rows.add_row(Text(label), Text(value))
+  add('mesh', ' x '.join(f'{axis}={size}' for axis, size in plan['mesh'].items()))
+  add('settings', ', '.join(f'{k}={v}' for k, v in plan['settings'].items()))
+  if plan['assumed']:
+    add('assumed', ', '.join(plan['assumed']))
+  add('parameters', '{trainable:,} trainable, {frozen:,} frozen'.format(**plan['params']))
+  add('  per device', '{trainable:,} trainable, {frozen:,} frozen'.format(
+      **plan['params_per_device']))
+  hbm = plan['hbm_gib']
+  if not plan['fits']:
+    needed = f"{hbm['needed']:.1f}" if hbm.get('needed') else 'more'
+    add('HBM per device', f"{needed} GiB needed, the chip has {hbm['chip']}; DOES NOT FIT")
+    add('', plan['reason'])
+    console.print(rows)
+    return
+  add('HBM per device', '{arguments:.2f} arguments + {temporaries:.2f} temporaries + {code:.2f} '
+      'code: peak {peak:.2f} of {chip} GiB; fits'.format(**hbm))
+  flops, secs = plan['flops'], plan['roofline_secs']
+  add('FLOPs', f"{flops['per_step']:.3e} a step, {flops['per_device']:.3e} a device "
+      f"({flops['attention_per_device']:.1e} in attention, every tile counted)")
+  for kind, c in plan['collectives'].items():
+    across = f", {c['slice_bytes'] / 2**20:,.1f} of them to other slices" if (
+        c['slice_bytes']) else ''
+    add(kind, f"{c['runs']:,} a step, each device sends {c['bytes'] / 2**20:,.1f} MiB{across}")
+  add('roofline (estimate)', ', '.join(
+      f'{name} {1000 * s:.2f} ms' for name, s in secs.items() if name != 'step'))
+  add('step time at least', f"{1000 * secs['step']:.2f} ms, bound by {plan['bound']}")
+  add('MFU at most', f"{plan['mfu_ceiling']:.1%} (an upper bound: nothing else costs time, and "
+      'everything overlaps)')
+  unknown = plan['unknown']
+  if unknown['loops'] or unknown['kernels']:
+    add('not counted', f"{unknown['loops']} loops whose length depends on data (taken once), "
+        f"{unknown['kernels']} unknown kernels")
+  add('compiled in', f"{plan['compile_secs']:.0f} s, by libtpu {plan['versions']['libtpu']}")
+  console.print(rows)
+
+
+def export(config, workdir, verify, say) -> None:
+  """Writes a finished run as a Hugging Face model, or its adapters."""
+  from rim_jax.pretrained import export as export_lib  # late: few runs need what it imports
+  if verify:
+    export_lib.check_verifiable(config)
+  task, folder = _open_run(config, workdir, say)
+  config, codec = task.config, task.codec
+  if not hosts.lead(lambda: state_lib.is_complete(folder)):
+    raise UserError(f'{folder}: is not complete; run its command again to finish it')
+  export_lib.check_exportable(config, task.base, folder)
+  out = epath.Path(config.export.dir) if config.export.dir else folder / 'export'
+  if storage.is_bucket(out):
+    raise UserError(f'{out}: an export is written to a local directory; name one with '
+                    '--config.export.dir=DIR')
+  hosts.lead(lambda: export_lib.check_free(out))
+  graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
+  questions = [r.question for r in run_scores_lib.get_records(task, config.eval.split,
+                                                         config.eval.num_examples)]
+  references = export_lib.iterate_references(
+      config, codec, decode.Decoder(graphdef, config, codec, task.mesh), graphdef, params, frozen,
+      questions[:config.export.num_verified]) if verify else None
+  origin = {'run': str(folder), 'step': step, 'checkpoint': config.eval.checkpoint,
+            'base': {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint}}
+  export_lib.write_export(out, config, task.base, codec, params, frozen, origin, questions,
+                          references, say)
+  say(f'{out}: step {step}; the prompts of {len(questions)} {config.eval.split} questions have the '
+      'ids that the run was trained on')

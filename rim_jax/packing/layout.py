@@ -1,0 +1,241 @@
+"""Which tokens stand in the sequence: the layout of each method, and rows of them.
+
+A layout turns an encoded record into an `Example`: a trunk (question and
+blocks) and its readouts. `write_example` is the one place where positions,
+slots and shifted targets are made. A new method that only changes what stands
+in the sequence is one function here, entered in `LAYOUTS`.
+
+Source: method.md sections 2 and 3.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+from rim_jax.config import LayoutConfig
+from rim_jax.errors import UserError
+from rim_jax.packing import batch as batch_lib
+
+LAYOUT_VERSION = 1
+NUM_MEMORY_ROWS = 3  # <b>, <m>, </b>, in this order
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+  """A record as ids. `question` has its bos and separator."""
+  question: Sequence[int]
+  steps: tuple[Sequence[int], ...]
+  answer: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+  """The ids around steps and answers."""
+  bos: Sequence[int]
+  question_prefix: Sequence[int]
+  separator: Sequence[int]
+  step_prefix: Sequence[int]
+  step_separator: Sequence[int]
+  answer_prefix: Sequence[int]
+  answer_suffix: Sequence[int]
+  eos: Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Readout:
+  """`[prefix | target]` after block `block`; the target, eos included, is supervised."""
+  block: int
+  kind: int
+  prefix: Sequence[int]
+  target: Sequence[int]
+
+  @property
+  def num_tokens(self):  # the last target is never an input
+    return len(self.prefix) + len(self.target) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One record under a method's layout."""
+  question: Sequence[int]
+  num_blocks: int
+  num_steps: int  # n = max(T, 1)
+  readouts: tuple[Readout, ...]
+
+
+def make_template(tokenizer, config: LayoutConfig) -> Template:
+  """Raises: UserError naming the key whose text the tokenizer does not know."""
+  def encode(key):
+    try:
+      return tokenizer.encode(getattr(config, key), allow_special=True)
+    except UserError as e:
+      raise UserError(f'layout.{key}: {e}') from None
+  return Template(
+      bos=[] if tokenizer.bos_id is None else [tokenizer.bos_id], eos=[tokenizer.eos_id],
+      **{key: encode(key) for key in (
+          'question_prefix', 'separator', 'step_prefix', 'step_separator', 'answer_prefix',
+          'answer_suffix')})
+
+
+def encode_question(text, tokenizer, template: Template) -> list[int]:
+  return [*template.bos, *template.question_prefix, *tokenizer.encode(text), *template.separator]
+
+
+def encode_record(record, tokenizer, template: Template) -> Encoded:
+  """Segments are tokenised one by one, so that ids do not depend on their neighbours."""
+  return Encoded(encode_question(record.question, tokenizer, template),
+                 tuple(tokenizer.encode(s) for s in record.steps),
+                 tokenizer.encode(record.answer))
+
+
+def _read_step(encoded, template, block, i):
+  return Readout(block, batch_lib.SLOT_STEP, template.step_prefix,
+                 [*encoded.steps[i], *template.eos])
+
+
+def _read_answer(encoded, template, block):
+  return Readout(block, batch_lib.SLOT_ANSWER, template.answer_prefix,
+                 [*encoded.answer, *template.answer_suffix, *template.eos])
+
+
+def _read_chain(steps, encoded, template, block, removed=0):
+  """Steps and the answer as one readout, nothing of it given; without its first tokens."""
+  chain = [i for step in steps for i in (*step, *template.step_separator)][removed:]
+  return Readout(block, batch_lib.SLOT_ANSWER, (), [
+      *chain, *template.answer_prefix, *encoded.answer, *template.answer_suffix, *template.eos])
+
+
+def lay_out_direct(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """`[x]`, and the answer right after it."""
+  del config
+  return Example(encoded.question, 0, max(len(encoded.steps), 1),
+                 (_read_answer(encoded, template, 0),))
+
+
+def lay_out_cot(encoded: Encoded, template: Template, config: LayoutConfig,
+                removed: int = 0) -> Example:
+  """`[x]`, then every step and the answer written out, all of it supervised.
+
+  iCoT: without the first `removed` tokens of the steps and what separates them.
+  """
+  del config
+  return Example(encoded.question, 0, max(len(encoded.steps), 1),
+                 (_read_chain(encoded.steps, encoded, template, 0, removed),))
+
+
+def lay_out_coconut(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """`[x]`, a block of thoughts in place of the first steps, then the others and the answer.
+
+  Without a block and without a step skipped this is `cot`; without a block and with all skipped
+  it is `direct`.
+  """
+  block = config.num_blocks
+  readout = (_read_answer(encoded, template, block) if config.skip_steps < 0 else
+             _read_chain(encoded.steps[config.skip_steps:], encoded, template, block))
+  return Example(encoded.question, block, max(len(encoded.steps), 1), (readout,))
+
+
+def lay_out_stage1(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """One block a step: block t's readout predicts r_{t+1}, the last block's the answer."""
+  num_steps = max(len(encoded.steps), 1)
+  readouts = [_read_step(encoded, template, t, t) for t in range(1, num_steps)]
+  readouts.append(_read_answer(encoded, template, num_steps))
+  if config.depth0_readout:  # r_1 too, which is the answer itself where T = 0
+    first = _read_step(encoded, template, 0, 0) if encoded.steps else _read_answer(
+        encoded, template, 0)
+    readouts.insert(0, first)
+  return Example(encoded.question, num_steps, num_steps, tuple(readouts))
+
+
+def lay_out_stage2(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """K blocks for every record: each block's readout predicts the answer."""
+  first = 0 if config.stage2_depth0_readout else 1
+  return Example(encoded.question, config.num_blocks, max(len(encoded.steps), 1),
+                 tuple(_read_answer(encoded, template, k)
+                       for k in range(first, config.num_blocks + 1)))
+
+
+# method -> layout. Pause is stage 2's layout without a stage 1 before it: the
+# control that has the same blocks and never saw a step.
+LAYOUTS = {
+    'direct': lay_out_direct,
+    'cot': lay_out_cot,
+    'icot': lay_out_cot,
+    'coconut_stage': lay_out_coconut,
+    'pause': lay_out_stage2,
+    'rim_stage1': lay_out_stage1,
+    'rim_stage2': lay_out_stage2,
+}
+
+
+def get_block_size(config: LayoutConfig) -> int:
+  """Tokens of one block: <b>, M times <m>, </b>."""
+  return config.block_tokens + 2
+
+
+def make_trunk(question, num_blocks: int, config: LayoutConfig, memory_start: int):
+  """`[x | m_1 | ... | m_K]` -> (ids, block of each id); memory ids begin at `memory_start`."""
+  begin, memory, end = range(memory_start, memory_start + NUM_MEMORY_ROWS)
+  ids, blocks = list(question), [0] * len(question)
+  for k in range(1, num_blocks + 1):
+    ids += [begin] + [memory] * config.block_tokens + [end]
+    blocks += [k] * get_block_size(config)
+  return ids, blocks
+
+
+def count_example(example: Example, config: LayoutConfig) -> tuple[int, int, int]:
+  """(tokens, slots, positions) that an example takes; positions = the largest plus 1."""
+  size = get_block_size(config)
+  trunk = len(example.question) + size * example.num_blocks
+  tokens = trunk + sum(r.num_tokens for r in example.readouts)
+  slots = sum(len(r.target) for r in example.readouts)
+  last = max((len(example.question) + size * r.block + r.num_tokens for r in example.readouts),
+             default=0)
+  return tokens, slots, max(trunk, last)
+
+
+def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number: int,
+                  example: Example, config: LayoutConfig, memory_start: int) -> tuple[int, int]:
+  """Writes an example into `rows[row]` from `token` and `slot` on, as example `number`.
+
+  The target of a slot is the id *after* it: the shift happens here and nowhere
+  else. With an empty prefix the first slot is block k's last trunk token.
+
+  Returns: the next free (token, slot).
+  """
+  size = get_block_size(config)
+  num_question = len(example.question)
+
+  def put(at, ids, position, blocks, readout):
+    to = slice(at, at + len(ids))
+    rows.tokens[row, to] = ids
+    rows.positions[row, to] = range(position, position + len(ids))
+    rows.example[row, to] = number
+    rows.block[row, to] = blocks
+    rows.readout[row, to] = readout
+    return at + len(ids)
+
+  start = token
+  token = put(token, *_with_position(make_trunk(example.question, example.num_blocks, config,
+                                                memory_start)), 0)
+  for ordinal, readout in enumerate(example.readouts, 1):
+    position = num_question + size * readout.block
+    ids = [*readout.prefix, *readout.target[:-1]]
+    # slot j predicts target j from the id before it, wherever that stands
+    first = token + len(readout.prefix) - 1 if readout.prefix else start + position - 1
+    later = token + len(readout.prefix)
+    token = put(token, ids, position, readout.block, ordinal)
+    count = len(readout.target)
+    to = slice(slot, slot + count)
+    rows.slot_index[row, to] = [first, *range(later, later + count - 1)]
+    rows.slot_target[row, to] = readout.target
+    rows.slot_block[row, to] = readout.block
+    rows.slot_steps[row, to] = example.num_steps
+    rows.slot_kind[row, to] = readout.kind
+    rows.slot_tokens[row, to] = count
+    slot += count
+  return token, slot
+
+
+def _with_position(trunk):
+  ids, blocks = trunk
+  return ids, 0, blocks

@@ -1,0 +1,346 @@
+"""Records to batches: encoding, sizes, and the Grain pipeline over a packing plan.
+
+The stream is random access: batch i is a function of the plan and i alone.
+"""
+
+import dataclasses
+import math
+import os
+import pathlib
+from typing import Any
+import zipfile
+
+import grain
+import numpy as np
+
+from rim_jax.config import Config
+from rim_jax.data import tokenizer as tokenizer_lib
+from rim_jax.errors import UserError
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import order, removal
+
+_LENGTHS_VERSION = 1
+# Of what rows are made by; a run's card has them.
+VERSIONS = {'layout': layout_lib.LAYOUT_VERSION, 'plan': order.PLAN_VERSION,
+            'batch': batch_lib.BATCH_VERSION}
+
+
+@dataclasses.dataclass(frozen=True)
+class Codec:
+  """How this run turns records into ids and rows: tokenizer, template, layout."""
+  tokenizer: Any  # see tokenizer.load_tokenizer
+  template: layout_lib.Template
+  config: Config
+  memory_start: int  # rows of the embedding; the first memory id
+
+  def encode(self, record) -> layout_lib.Encoded:
+    return layout_lib.encode_record(record, self.tokenizer, self.template)
+
+  def lay_out(self, encoded: layout_lib.Encoded, removed: int = 0) -> layout_lib.Example:
+    """`removed`: tokens that its chain has lost, where the method removes any."""
+    lay_out = layout_lib.LAYOUTS[self.config.method]
+    return lay_out(encoded, self.template, self.config.layout, *([removed] if removed else []))
+
+
+def make_codec(config: Config, tokenizer) -> Codec:
+  """Raises: UserError where model.vocab_size is below the tokenizer's."""
+  vocab_size = config.model.vocab_size or tokenizer.vocab_size
+  if vocab_size < tokenizer.vocab_size:
+    raise UserError(f'model.vocab_size={vocab_size} is below the tokenizer\'s '
+                    f'{tokenizer.vocab_size} ids; use 0 (the same) or more')
+  return Codec(tokenizer, layout_lib.make_template(tokenizer, config.layout), config, vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+  """Token counts of a split's texts; record i has steps `steps[starts[i]:starts[i + 1]]`."""
+  question: np.ndarray  # -1: cannot be encoded
+  answer: np.ndarray
+  steps: np.ndarray
+  starts: np.ndarray
+
+
+def load_lengths(split, tokenizer, cache_dir: str, say=print) -> Lengths:
+  """Counts every text's tokens once for each (data, tokenizer), and caches the counts."""
+  folder = pathlib.Path(cache_dir).expanduser() / 'lengths'
+  key = (split.fingerprint, tokenizer.fingerprint, split.name, f'v{_LENGTHS_VERSION}')
+  path = folder / f'{"-".join(key)}.npz'
+  try:
+    with np.load(path) as cached:
+      return Lengths(**cached)
+  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+    pass  # absent, or damaged: it is only a cache
+  say(f'counting the tokens of {len(split):,} {split.name} records (kept for the next run)')
+  question, answer, steps, starts = [], [], [], [0]
+  for first in range(0, len(split), 1000):
+    for record in split.__getitems__(range(first, min(first + 1000, len(split)))):
+      try:
+        texts = [record.question, record.answer, *record.steps]
+        counts = [len(tokenizer.encode(text)) for text in texts]
+      except UserError:
+        counts = [-1, 0]
+      question.append(counts[0])
+      answer.append(counts[1])
+      steps.extend(counts[2:])
+      starts.append(len(steps))
+  lengths = Lengths(*(np.asarray(x, np.int64) for x in (question, answer, steps, starts)))
+  folder.mkdir(parents=True, exist_ok=True)
+  scratch = path.with_suffix(f'.{os.getpid()}.tmp.npz')
+  np.savez(scratch, **dataclasses.asdict(lengths))
+  scratch.replace(path)
+  return lengths
+
+
+def measure(lengths: Lengths, codec: Codec, removed: int = 0) -> np.ndarray:
+  """(tokens, slots, positions, n) of every record under the method's layout: i64[N, 4].
+
+  The layout itself is run on texts of these lengths, so its arithmetic exists once.
+  Records that cannot be encoded get -1.
+  """
+  template = codec.template
+  extra = sum(map(len, (template.bos, template.question_prefix, template.separator)))
+  steps, starts = lengths.steps.tolist(), lengths.starts.tolist()
+  sizes = np.full((len(lengths.question), 4), -1, np.int64)
+  for i, (question, answer) in enumerate(zip(lengths.question.tolist(), lengths.answer.tolist())):
+    if question < 0:
+      continue
+    example = codec.lay_out(layout_lib.Encoded(
+        range(question + extra), tuple(map(range, steps[starts[i]:starts[i + 1]])),
+        range(answer)), removed)
+    sizes[i] = *layout_lib.count_example(example, codec.config.layout), example.num_steps
+  return sizes
+
+
+def count_positions(split, codec: Codec, say=print) -> int:
+  """Positions that training on a split reaches: the largest of any example, plus 1."""
+  sizes = measure(load_lengths(split, codec.tokenizer, codec.config.data.cache_dir, say), codec)
+  usable, _ = find_usable(sizes, split, codec, codec.config.layout.row_slots)
+  return int(sizes[usable, 2].max())
+
+
+def find_usable(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[np.ndarray, list]:
+  """Numbers of the records that fit, and one line for each that does not.
+
+  Raises: UserError with the first of those lines, unless data.on_bad_rows is 'drop'.
+  """
+  config = codec.config
+  limits = [config.layout.row_tokens, row_slots or np.iinfo(np.int64).max,
+            config.model.max_positions if config.model.positions == 'learned'
+            else np.iinfo(np.int64).max]
+  names = ['layout.row_tokens', 'layout.row_slots', 'model.max_positions']
+  reasons = []
+  good = (sizes[:, 0] >= 0) & (sizes[:, :3] <= limits).all(1)
+  for i in np.flatnonzero(~good).tolist():
+    record = split[i]
+    if sizes[i, 0] < 0:
+      try:
+        codec.encode(record)
+      except UserError as e:
+        reasons.append(f'{record.origin}: {e}')
+        continue
+    reasons.append(f'{record.origin}: ' + ', '.join(
+        f'needs {name}={size}, has {limit}'
+        for name, size, limit in zip(names, sizes[i].tolist(), limits) if size > limit))
+  if reasons and config.data.on_bad_rows == 'stop':
+    more = f' (and {len(reasons) - 1} more such rows)' if len(reasons) > 1 else ''
+    raise UserError(f'{reasons[0]}{more}; raise that key, or drop such rows with '
+                    '--config.data.on_bad_rows=drop')
+  usable = np.flatnonzero(good)
+  if not len(usable):
+    raise UserError(f'{split.name}: none of its {len(split)} records can be used; '
+                    f'the first: {reasons[0] if reasons else "the split is empty"}')
+  return usable, reasons
+
+
+@dataclasses.dataclass(frozen=True)
+class StagePlan:
+  """A stage's rows and what follows from them."""
+  plan: order.Plan
+  batch_rows: int
+  num_steps: int  # S
+  num_examples: int  # the budget
+  max_blocks: int  # the largest k that a readout can have
+  dropped: list
+  row_examples: int  # the most examples of a row
+  reset_steps: tuple = ()  # completed updates after which the optimizer begins anew
+  counted_from: int = 0  # the first step whose checkpoint is a result of the method
+
+  def describe(self) -> str:
+    plan = self.plan
+    return (f'{self.num_examples:,} examples in {plan.num_rows:,} rows of {plan.row_tokens} tokens '
+            f'({plan.useful_frac:.1%} useful), {plan.row_slots} slots; {self.num_steps:,} steps of '
+            f'{self.batch_rows} rows = {plan.examples_per_row * self.batch_rows:.1f} examples'
+            + (f'; no chain is left from step {self.counted_from:,} on' if self.counted_from
+               else ''))
+
+
+def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> StagePlan:
+  """The packing plan of a stage over a training split.
+
+  Args:
+    num_shards: pieces that the mesh splits a batch's rows into.
+  Raises: UserError "train.batch_rows=... is not divisible by ...", or for bad rows.
+  """
+  config = codec.config
+  lengths = load_lengths(split, codec.tokenizer, config.data.cache_dir, say)
+  sizes = measure(lengths, codec)
+  usable, dropped = find_usable(sizes, split, codec, config.layout.row_slots)
+  row_slots = config.layout.row_slots or order.choose_row_slots(
+      sizes[usable], config.layout.row_tokens)
+  num_examples = config.train.num_examples or round(config.train.num_epochs * len(usable))
+  if not num_examples:
+    raise UserError(f'train.num_epochs={config.train.num_epochs:g} of {len(usable)} records is '
+                    'no example; raise it')
+  least, cut = None, None
+  if config.method == 'icot':
+    least = measure(lengths, codec, removal.ALL)
+    longest = int((sizes - least)[usable, 0].max())
+    cut = removal.make_cut(len(sizes), longest, config.icot, config.seed)
+  plan = order.make_plan(usable, sizes, num_examples, config.layout.row_tokens, row_slots,
+                         config.layout.pack_window_rows, config.seed, cut, least)
+  pieces = num_shards * config.train.num_micro_batches
+  batch_rows, origin = config.train.batch_rows, ''
+  if not batch_rows:
+    batch_rows = max(1, round(config.train.batch_examples / plan.examples_per_row))
+    origin = f' (from train.batch_examples={config.train.batch_examples})'
+  _check_rows(batch_rows, origin, pieces)
+  blocks, num_steps = codec.config.layout.num_blocks, -(-plan.num_rows // batch_rows)
+  resets, counted = (), 0
+  if config.method == 'icot':
+    resets, counted = removal.find_steps(plan.parts, batch_rows, config.icot)
+    if not 0 < counted <= num_steps:
+      raise UserError(
+          f'the budget of {num_examples:,} examples, {num_examples / len(usable):.2f} epochs, ends '
+          f'before the written chain is gone, and iCoT is judged without it; raise the budget, or '
+          f'icot.remove_per_epoch={config.icot.remove_per_epoch:g} (chains of up to {longest} '
+          'tokens)')
+  return StagePlan(plan, batch_rows, num_steps, num_examples,
+                   max(int(sizes[usable, 3].max()), blocks), dropped,
+                   int(np.diff(plan.starts).max()), resets, counted)
+
+
+def _check_rows(batch_rows, origin, pieces):
+  if batch_rows % pieces:
+    low = batch_rows // pieces * pieces
+    raise UserError(
+        f'train.batch_rows={batch_rows}{origin} is not divisible by slice x data x fsdp '
+        f'x train.num_micro_batches = {pieces}; use --config.train.batch_examples=0 '
+        f'--config.train.batch_rows={low or pieces}{f" or {low + pieces}" if low else ""}')
+
+
+# ---- Without data ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+  """Shape of a step's batch, and what had to be assumed of the data to know it."""
+  batch_rows: int
+  row_slots: int
+  assumed: tuple[str, ...]
+  row_examples: int = 1
+
+
+def estimate_rows(config: Config, num_pieces: int) -> Rows:
+  """Rows and slots of a step as the config gives them, or estimated from a typical record.
+
+  The rule, for `layout.row_slots=0` or `train.batch_examples`: a record of grade-school maths has a
+  question of 240 characters, 4 steps of 12 and an answer of 3; a tokenizer from a file takes 4
+  characters to a token (2 in steps and answers). It is laid out by the run's own method; rows are
+  rounded up to what the mesh and the micro-batches divide.
+
+  Raises: UserError where `train.batch_rows` is not divisible by num_pieces.
+  """
+  tokens, slots, _ = layout_lib.count_example(_make_typical_example(config), config.layout)
+  if tokens > config.layout.row_tokens:
+    raise UserError(f'layout.row_tokens={config.layout.row_tokens} is below the {tokens} tokens of '
+                    'a typical record; raise it')
+  assumed = []
+  row_slots = config.layout.row_slots
+  if not row_slots:
+    row_slots = order.choose_row_slots(np.array([[tokens, slots]]), config.layout.row_tokens)
+    assumed.append(f'layout.row_slots={row_slots}')
+  batch_rows = config.train.batch_rows
+  if not batch_rows:
+    per_row = config.layout.row_tokens / tokens
+    batch_rows = -(-max(1, round(config.train.batch_examples / per_row)) // num_pieces) * num_pieces
+    assumed.append(f'train.batch_rows={batch_rows} for {config.train.batch_examples} examples')
+  _check_rows(batch_rows, '', num_pieces)
+  if assumed:
+    assumed.append(f'from a typical record of {tokens} tokens and {slots} slots')
+  return Rows(batch_rows, row_slots, tuple(assumed), config.layout.row_tokens // tokens)
+
+
+def _make_typical_example(config: Config):
+  """The layout's example for a record of typical lengths; its ids mean nothing."""
+  if config.data.source == 'chain':
+    steps = config.data.chain.max_steps
+    question, step, answer = 2 * steps + 1, 1, 1
+  elif config.data.source == 'prosqa':  # as many sentences as parents, and one that asks
+    prosqa, (step, answer) = config.data.prosqa, (
+        (6, 5) if config.tokenizer.kind == 'words' else (26, 18))
+    parents = prosqa.parent_rate / (1 - math.exp(-prosqa.parent_rate))
+    concepts = (prosqa.min_nodes + prosqa.max_nodes) / 2 - 2
+    facts = round(parents * concepts)
+    steps, question = prosqa.min_hops + 1 if prosqa.steps == 'path' else facts, step * (1 + facts)
+  else:
+    steps, question, step, answer = 4, 240, 12, 3
+  if config.tokenizer.kind == 'file' or config.model.init_from:
+    def encode(text):
+      return range(-(-len(text) // 4))
+    question, step, answer = -(-question // 4), -(-step // 2), -(-answer // 2)
+    layout = config.layout
+    template = layout_lib.Template([0], *map(encode, (
+        layout.question_prefix, layout.separator, layout.step_prefix, layout.step_separator,
+        layout.answer_prefix, layout.answer_suffix)), eos=[0])
+  else:
+    tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
+    template = layout_lib.make_template(tokenizer, config.layout)
+  around = sum(map(len, (template.bos, template.question_prefix, template.separator)))
+  return layout_lib.LAYOUTS[config.method](layout_lib.Encoded(
+      range(question + around), (range(step),) * steps, range(answer)), template, config.layout)
+
+
+# ---- Batches ----
+
+
+class BatchSource:
+  """Batch i of a stage, as numpy arrays: a Grain random-access source.
+
+  Args:
+    rows: those of a batch's rows that are made, rising; all of them by default. Each process
+      makes what its devices hold.
+  """
+
+  def __init__(self, split, stage: StagePlan, codec: Codec, rows=None):
+    self._split, self._stage, self._codec = split, stage, codec
+    self.rows = np.arange(stage.batch_rows) if rows is None else rows
+
+  def __len__(self):
+    return self._stage.num_steps
+
+  def get_records(self, i: int) -> list[np.ndarray]:
+    """Record numbers of each of batch i's rows that are made here."""
+    return [self._stage.plan.get_row(i * self._stage.batch_rows + r) for r in self.rows.tolist()]
+
+  def __getitem__(self, i: int) -> batch_lib.Batch:
+    plan, codec = self._stage.plan, self._codec
+    rows = self.get_records(i)
+    batch = batch_lib.make_empty_rows(len(rows), plan.row_tokens, plan.row_slots)
+    numbers = np.concatenate(rows).tolist()
+    records = iter(self._split.__getitems__(numbers) if numbers else ())
+    for row, at in enumerate(self.rows.tolist()):
+      token = slot = 0
+      for number, removed in enumerate(
+          plan.get_removed(i * self._stage.batch_rows + at).tolist(), 1):
+        example = codec.lay_out(codec.encode(next(records)), removed)
+        token, slot = layout_lib.write_example(
+            batch, row, token, slot, number, example, codec.config.layout, codec.memory_start)
+    return batch
+
+
+def make_batches(source: BatchSource, start: int, prefetch: int):
+  """Iterator over batches from number `start` on, made ahead on a thread."""
+  batches = grain.MapDataset.source(source)[start:]
+  options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+  return iter(batches.to_iter_dataset(options))

@@ -1,0 +1,362 @@
+"""Plan before you rent: the real step, compiled ahead of time for a TPU that is not there.
+
+`libtpu` compiles for a topology by its name alone, on a CPU. What comes out is what the machine
+would run: its memory is the compiler's own allocation, its FLOPs, bytes and collectives are counted
+in its text (`runtime/hlo.py`). The time is a roofline, and so an estimate: the slowest of compute,
+HBM and network at their published rates, all else (latency, the vector unit, what does not overlap)
+left out. Real steps take longer; the MFU of a plan is a ceiling, not a forecast.
+
+The only module that knows topologies and chips.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import importlib.metadata
+import math
+import re
+import time
+
+import jax
+from jax.experimental import topologies
+
+from rim_jax.config import Config, MeshConfig
+from rim_jax.config import stages as stages_lib
+from rim_jax.data import tokenizer as tokenizer_lib
+from rim_jax.errors import UserError
+from rim_jax.model import sharding
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import source
+from rim_jax.runtime import hlo
+from rim_jax.training import step as step_lib
+
+PLAN_VERSION = 1
+GIB = 2**30
+_NUM_STEPS = 1000  # of the stage: it sets schedules, no shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published rates of one chip; the network's count one direction, all links together."""
+  hbm_gib: float
+  flops_per_sec: float  # bf16
+  hbm_bytes_per_sec: float
+  ici_bytes_per_sec: float
+  dcn_bytes_per_sec: float  # to other slices; 0: not published
+
+
+# Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in 2026: peak compute, HBM capacity
+# and bandwidth, and half of the bidirectional ICI bandwidth per chip (v4: 2,400 Gbps as published);
+# DCN from the bandwidth per chip (v5p: 50 Gbps) or per pod of 256 (v5e: 6.4 Tbps, v6e: 25.6 Tbps).
+CHIPS = {
+    'v4': Chip(32, 275e12, 1228e9, 300e9, 0),
+    'v5e': Chip(16, 197e12, 819e9, 200e9, 3.125e9),
+    'v5p': Chip(95, 459e12, 2765e9, 600e9, 6.25e9),
+    'v6e': Chip(32, 918e12, 1638e9, 400e9, 12.5e9),
+}
+
+# Dense bf16 on tensor cores, without sparsity. Source: NVIDIA's data sheets of the SXM forms.
+GPU_FLOPS_PER_SEC = {'a100': 312e12, 'h100': 989e12, 'h200': 989e12}
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+  """The published bf16 rate of all chips of a machine."""
+  name: str
+  num_chips: int
+  flops_per_sec: float
+
+
+def parse_hardware(name: str) -> Peak:
+  """'v5e:2x4', 'h100' or 'h100:8'.
+
+  Raises: UserError for a kind that is not known, or a size that is none.
+  """
+  kind, _, size = name.partition(':')
+  rates = {k: chip.flops_per_sec for k, chip in CHIPS.items()} | GPU_FLOPS_PER_SEC
+  if kind not in rates or not re.fullmatch(r'[1-9]\d*(x[1-9]\d*)*', size or '1'):
+    raise UserError(f'--hardware={name}: is not KIND or KIND:SIZE, e.g. v5e:2x4 or h100:8; kinds: '
+                    f'{", ".join(rates)}')
+  count = math.prod(map(int, (size or '1').split('x')))
+  return Peak(name, count, count * rates[kind])
+
+
+# ---- The machine ----
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """A topology, its devices slice by slice, and its chips' rates."""
+  name: str
+  num_slices: int
+  devices: list
+  chip: Chip
+
+
+def make_machine(topology: str, num_slices: int = 1) -> Machine:
+  """The machine of a name such as 'v5e:4x4'.
+
+  Raises: UserError for one that is unknown, and where libtpu is not installed.
+  """
+  kind = topology.partition(':')[0]
+  if kind not in CHIPS or not re.fullmatch(r'\w+:\d+(x\d+)+', topology):
+    raise UserError(f"--topology={topology!r} is not KIND:SIZE, e.g. v5e:4x4 or v5p:2x2x2; kinds: "
+                    f"{', '.join(CHIPS)}")
+  if num_slices < 1 or (num_slices > 1 and not CHIPS[kind].dcn_bytes_per_sec):
+    raise UserError(f'--num_slices={num_slices}: must be 1 or more' if num_slices < 1 else
+                    f'--num_slices={num_slices}: the network between slices of {kind} is not '
+                    'published; use another kind')
+  more = {} if num_slices == 1 else {'num_slices': num_slices}
+  try:
+    found = topologies.get_topology_desc(platform='tpu', topology_name=topology, **more)
+  except RuntimeError as e:  # JaxRuntimeError is one
+    if 'not installed' in str(e):
+      raise UserError(f"--mode=plan compiles with libtpu, which is not installed; pip install "
+                      f"'jax[tpu]=={jax.__version__}' (no TPU is needed)") from None
+    raise UserError(f'--topology={topology}: {" ".join(str(e).split())}; common sizes: v5e and v6e '
+                    '2x2, 2x4, 4x4, 8x8, 16x16; v4 and v5p 2x2x1, 2x2x2, 4x4x4') from None
+  return Machine(topology, num_slices, found.devices, CHIPS[kind])
+
+
+def make_mesh(config: MeshConfig, machine: Machine):
+  """Raises: UserError where the mesh does not fill the machine, or mesh.slice is not its slices."""
+  try:
+    return sharding.make_mesh(config, machine.devices)
+  except UserError as e:
+    raise UserError(str(e).replace('devices here', f'devices of {machine.name}' + (
+        f' x {machine.num_slices} slices' if machine.num_slices > 1 else ''))) from None
+
+
+# ---- One plan ----
+
+
+def get_vocab_size(config: Config) -> int:
+  return config.model.vocab_size or tokenizer_lib.load_tokenizer(config.tokenizer).vocab_size
+
+
+class DoesNotFit(Exception):
+  """There is no allocation; `needed_gib` is how much was wanted, or None where nobody says."""
+
+  def __init__(self, reason, needed_gib):
+    super().__init__(reason)
+    self.needed_gib = needed_gib
+
+
+def find_needed_gib(message: str) -> float | None:
+  """How much memory the compiler wanted, from its message that there is not so much."""
+  found = re.search(r'\(([\d.]+)([KMG])\) exceeds|[Uu]sed ([\d.]+)([KMG]) of', message)
+  if not found:
+    return None
+  size, unit = (g for g in found.groups() if g)
+  return float(size) / {'K': 2**20, 'M': 2**10, 'G': 1}[unit]
+
+
+def compile_step(config: Config, program, rows: source.Rows, mesh):
+  """The train step of a run, compiled for the devices of the mesh. Raises: DoesNotFit."""
+  empty = batch_lib.make_empty_rows(rows.batch_rows, config.layout.row_tokens, rows.row_slots)
+  at = sharding.get_batch_sharding(mesh)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), empty)
+  step = step_lib.make_train_step(program, config, _NUM_STEPS,
+                                  max(config.layout.num_blocks, 1), mesh,
+                                  row_examples=rows.row_examples)
+  with jax.set_mesh(mesh):
+    lowered = step.trace(*program.abstract, batch).lower(lowering_platforms=('tpu',))
+    try:
+      return lowered.compile()
+    except jax.errors.JaxRuntimeError as e:
+      if 'RESOURCE_EXHAUSTED' not in str(e):
+        raise
+      message = ' '.join(str(e).split())
+      raise DoesNotFit(message[:300], find_needed_gib(message)) from None
+
+
+def _get_shard_bytes(tree):
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+             for x in jax.tree.leaves(tree))
+
+
+def _count_params(tree):
+  """(in all, on one device)."""
+  leaves = jax.tree.leaves(tree)
+  return (sum(x.size for x in leaves),
+          sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves))
+
+
+def compute_model_flops(config: Config, program, rows: source.Rows) -> float:
+  """FLOPs of a step that a model needs, by arithmetic on its shapes: the numerator of MFU.
+
+  2 for each weight that a token meets, forward; as many for the gradient of its input, and again
+  for that of the weight if it trains. The vocabulary is met at slots only. Neither attention, which
+  depends on the data, nor what remat computes again is in it.
+  """
+  trains = {jax.tree_util.keystr(path) for path, _ in
+            jax.tree_util.tree_leaves_with_path(program.abstract[0].params)}
+  tokens = rows.batch_rows * config.layout.row_tokens
+  total = 0.0
+  for part in (program.abstract[0].params, program.abstract[1]):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(part):
+      name = path[-1].key
+      if name in ('kernel', 'a', 'b'):
+        met = tokens
+      elif name == ('embedding' if config.model.tie_embeddings else 'head'):
+        met = rows.batch_rows * rows.row_slots
+      else:
+        continue
+      total += 2.0 * leaf.size * met * (3 if jax.tree_util.keystr(path) in trains else 2)
+  return total
+
+
+def compute_roofline(costs: hlo.Costs, chip: Chip) -> dict[str, float]:
+  """Least seconds of a step for each of the machine's parts, and `step`, the largest of them."""
+  sent = sum(c.bytes - c.slice_bytes for c in costs.collectives.values())
+  across = sum(c.slice_bytes for c in costs.collectives.values())
+  secs = {'compute': costs.flops / chip.flops_per_sec,
+          'hbm': costs.hbm_bytes / chip.hbm_bytes_per_sec,
+          'ici': sent / chip.ici_bytes_per_sec}
+  if across:
+    secs['dcn'] = across / chip.dcn_bytes_per_sec
+  return secs | {'step': max(secs.values())}
+
+
+def make_plan(config: Config, machine: Machine) -> dict:
+  """What one stage's step takes on a machine, as JSON has it; units in the names, GiB = 2**30.
+
+  `fits` is the compiler's word, or arithmetic's where the state alone is too large. Where it is
+  false there are no FLOPs, bytes or times: there is no program to count them in.
+  """
+  mesh = make_mesh(config.mesh, machine)
+  pieces = sharding.count_shards(sharding.BATCH, mesh) * config.train.num_micro_batches
+  rows = source.estimate_rows(config, pieces)
+  program = step_lib.make_program(config, get_vocab_size(config), _NUM_STEPS, mesh)
+  state, frozen = program.abstract
+  (trainable, trainable_here), (base, base_here) = map(_count_params, (state.params, frozen))
+  plan = {
+      'version': PLAN_VERSION, 'method': config.method, 'topology': machine.name,
+      'num_slices': machine.num_slices, 'chips': len(machine.devices), 'mesh': dict(mesh.shape),
+      'settings': {
+          'train.batch_rows': rows.batch_rows, 'layout.row_tokens': config.layout.row_tokens,
+          'layout.row_slots': rows.row_slots,
+          'train.num_micro_batches': config.train.num_micro_batches,
+          'model.remat': config.model.remat, 'optim.trainable': config.optim.trainable,
+          'model.lora.rank': config.model.lora.rank},
+      'assumed': list(rows.assumed),
+      'params': {'trainable': trainable, 'frozen': base},
+      'params_per_device': {'trainable': trainable_here, 'frozen': base_here},
+      'state_gib': _get_shard_bytes((state, frozen)) / GIB,
+      'hbm_gib': {'chip': machine.chip.hbm_gib}, 'fits': False,
+      'versions': {name: _get_version(name) for name in ('jax', 'libtpu')}}
+  start = time.perf_counter()
+  least = _get_shard_bytes((state, frozen, state.params)) / GIB  # gradients are as large as params
+  try:
+    if least > machine.chip.hbm_gib:  # then compiling would only tell the same, a minute later
+      raise DoesNotFit('state and gradients alone are more; not compiled', least)
+    compiled = compile_step(config, program, rows, mesh)
+  except DoesNotFit as e:
+    plan['hbm_gib']['needed'] = e.needed_gib
+    return plan | {'reason': str(e), 'compile_secs': round(time.perf_counter() - start, 1)}
+  costs = hlo.compute_costs(compiled.as_text())
+  return plan | _describe(compiled, costs, machine, compute_model_flops(config, program, rows)) | {
+      'compile_secs': round(time.perf_counter() - start, 1)}
+
+
+def _get_version(name):
+  try:
+    return importlib.metadata.version(name)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def _describe(compiled, costs, machine, model_flops):
+  """The part of a plan that is read from a compiled step."""
+  memory = compiled.memory_analysis()
+  gib = {name: getattr(memory, f'{name}_size_in_bytes') / GIB
+         for name in ('argument', 'output', 'temp', 'alias', 'generated_code')}
+  # Donated state comes out where it went in.
+  peak = gib['argument'] + gib['output'] - gib['alias'] + gib['temp'] + gib['generated_code']
+  secs = compute_roofline(costs, machine.chip)
+  chips = len(machine.devices)
+  return {
+      'hbm_gib': {'arguments': gib['argument'], 'temporaries': gib['temp'],
+                  'code': gib['generated_code'], 'peak': peak, 'chip': machine.chip.hbm_gib},
+      'fits': True,  # or the compiler had refused
+      'flops': {'per_step': costs.flops * chips, 'per_device': costs.flops,
+                'attention_per_device': costs.kernel_flops, 'model_per_step': model_flops},
+      'hbm_bytes_per_device': costs.hbm_bytes,
+      'collectives': {kind: dataclasses.asdict(c) for kind, c in sorted(costs.collectives.items())},
+      'unknown': {'loops': costs.unknown_loops, 'kernels': costs.unknown_kernels},
+      'roofline_secs': secs,
+      'bound': max(secs.keys() - {'step'}, key=secs.get),
+      'mfu_ceiling': model_flops / (secs['step'] * chips * machine.chip.flops_per_sec)}
+
+
+# ---- The nearest setting that fits ----
+
+
+def list_alternatives(config: Config, machine: Machine) -> Iterator[tuple[str, Config]]:
+  """(what to set, config) from the nearest on: remat, more micro-batches, other meshes."""
+  replace = dataclasses.replace
+  told = ''
+  if config.model.remat != 'full':
+    config = replace(config, model=replace(config.model, remat='full'))
+    told = ' --config.model.remat=full'
+    yield told.strip(), config
+  mesh = make_mesh(config.mesh, machine)
+  shapes = [dict(mesh.shape)]
+  # More of the mesh to fsdp, then to tensor: each divides the parameters further.
+  for tensor in (mesh.shape['tensor'] * 2**i for i in range(4)):
+    slices = machine.num_slices
+    fsdp, rest = divmod(len(machine.devices), slices * tensor)
+    shape = {'slice': slices, 'data': 1, 'fsdp': fsdp, 'tensor': tensor}
+    if not rest and fsdp and shape not in shapes:
+      shapes.append(shape)
+  for shape in shapes:
+    moved = replace(config, mesh=MeshConfig(**shape))
+    shards = shape['slice'] * shape['data'] * shape['fsdp']
+    named = '' if shape == shapes[0] else ''.join(
+        f' --config.mesh.{axis}={size}' for axis, size in shape.items() if axis != 'slice')
+    count = config.train.num_micro_batches
+    if named:
+      yield (told + named).strip(), moved
+    pieces = sharding.count_shards(sharding.BATCH, mesh) * count
+    rows = source.estimate_rows(config, pieces).batch_rows
+    while rows % (2 * count * shards) == 0:
+      count *= 2
+      yield (f'{told}{named} --config.train.num_micro_batches={count}').strip(), replace(
+          moved, train=replace(moved.train, num_micro_batches=count,
+                               batch_rows=rows, batch_examples=0))
+
+
+def find_fitting(config: Config, machine: Machine, say) -> dict | None:
+  """The plan of the first alternative that fits, with `change`, what to set; None if none does.
+
+  Compiles one after the other, a minute or more each.
+  """
+  for change, other in list_alternatives(config, machine):
+    say(f'  trying {change}')
+    try:
+      plan = make_plan(other, machine)
+    except UserError as e:  # a mesh that does not divide the model
+      say(f'    {str(e).splitlines()[0]}')
+      continue
+    if plan['fits']:
+      return plan | {'change': change}
+    needed = plan['hbm_gib']['needed']
+    say(f"    needs {f'{needed:.1f} GiB' if needed else 'more'}")
+  return None
+
+
+def make_plans(config: Config, topology: str, num_slices: int, say) -> list[dict]:
+  """A plan for every stage of a config; where one does not fit, `nearest` is one that does.
+
+  Raises: UserError for a topology, mesh or batch that cannot be, and without libtpu.
+  """
+  machine = make_machine(topology, num_slices)
+  plans = []
+  for name, stage in stages_lib.make_stages(config):
+    say(f'{name or stage.method}: compiling for {len(machine.devices)} chips ({topology}'
+        + (f', {num_slices} slices' if num_slices > 1 else '') + '); a minute or more')
+    plan = {'stage': name, **make_plan(stage, machine)}
+    if not plan['fits']:
+      say('it does not fit; looking for the nearest setting that does, a minute or more each')
+      plan['nearest'] = find_fitting(stage, machine, say)
+    plans.append(plan)
+  return plans

@@ -1,0 +1,89 @@
+"""What a run would cost, before it starts: examples, FLOPs, hours on a machine of published rates.
+
+Arithmetic on shapes and on a typical record (`plan.compute_model_flops`, `pipeline.estimate_rows`):
+no attention, nothing computed twice, no evaluation, and neither Coconut's turns. The hours rest on
+a share of the peak that is assumed, and told.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+
+from rim_jax import config as config_lib
+from rim_jax.config import Config
+from rim_jax.config import stages as stages_lib
+from rim_jax.data import datasets
+from rim_jax.errors import UserError
+from rim_jax.model import sharding
+from rim_jax.packing import source
+from rim_jax.planning import compile as compile_lib
+from rim_jax.pretrained import families
+from rim_jax.training import step as step_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """Of one run, all stages; None for what cannot be known here, and `why` not."""
+  num_examples: float | None
+  flops: float | None
+  why: str = ''
+
+
+def estimate(config: Config) -> Estimate:
+  """Examples and FLOPs of a run. Needs no data file and no weights; says what it lacks."""
+  try:
+    config = families.resolve_shape(config)
+    stages = [stage for _, stage in stages_lib.make_stages(config)]
+    per_example = [_compute_flops(dataclasses.replace(stage, seed=0)) for stage in stages]
+    why = ''
+  except UserError as e:  # a model or a tokenizer that is not here
+    per_example, why = None, str(e).splitlines()[0]
+  stages = [stage.train for _, stage in stages_lib.make_stages(config)]
+  size, lacks = 0, ''
+  if any(not train.num_examples for train in stages):
+    size, lacks = _count_records(config.data)
+  if size is None:
+    return Estimate(None, None, '; '.join(filter(None, (lacks, why))))
+  examples = [train.num_examples or train.num_epochs * size for train in stages]
+  flops = sum(n * f for n, f in zip(examples, per_example)) if per_example else None
+  return Estimate(sum(examples), flops, why)
+
+
+@functools.lru_cache
+def _compute_flops(config: Config) -> float:
+  """FLOPs that a model needs for one example of a stage's budget."""
+  rows = source.estimate_rows(config, config.train.num_micro_batches)
+  mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  program = step_lib.make_program(config, compile_lib.get_vocab_size(config), 1000, mesh)
+  step = compile_lib.compute_model_flops(config, program, rows)
+  return step / (config.train.batch_examples or rows.batch_rows * rows.row_examples)
+
+
+@functools.lru_cache
+def _count_records(config) -> tuple[int | None, str]:
+  """(training records, '') of a data set that is here or is drawn; (None, why) of others."""
+  if config.source in ('chain', 'prosqa'):
+    return getattr(config, config.source).num_train, ''
+  if config.source == 'gsm8k_perturbed' and config.perturbed.total:
+    return config.perturbed.total, ''
+  if not config.dir or not pathlib.Path(config.dir).expanduser().exists():
+    return None, (f"the budget is in epochs of data that are not here (data.dir='{config.dir}')")
+  try:
+    return len(datasets.load_dataset(config, say=lambda line: None).splits['train']), ''
+  except UserError as e:
+    return None, str(e).splitlines()[0]
+
+
+def describe(found: Estimate, machine: compile_lib.Peak, utilization: float) -> str:
+  """One line: examples, FLOPs, hours, or what is not known."""
+  parts = [] if found.num_examples is None else [f'{found.num_examples:,.0f} examples']
+  if found.flops is not None:
+    parts += [f'{found.flops:.2e} FLOPs',
+              f'{compute_hours(found.flops, machine, utilization):.3g} h']
+  return ', '.join(parts) + (f' ({found.why})' if found.why and parts else found.why)
+
+
+def compute_hours(flops: float, machine: compile_lib.Peak, utilization: float) -> float:
+  return flops / (machine.flops_per_sec * utilization) / 3600

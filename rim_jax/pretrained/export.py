@@ -1,0 +1,408 @@
+"""A trained run as a Hugging Face model, served with no code of ours, or as PEFT adapters.
+
+The memory blocks become three added tokens of the tokenizer and three rows of the
+embedding, so a plain causal `generate()` on `question + blocks + answer prefix` computes
+what `evaluation/decode.py` does. The three ids must never be generated. Untied (the default), their
+output rows, and those of padding, are the mean of the vocabulary's rows: their logit is the
+mean logit, which never wins. Tied, the engine must honour `suppress_tokens`.
+
+A directory appears whole or not at all.
+"""
+
+import collections
+import contextlib
+import functools
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tokenizers
+
+from rim_jax.config import Config
+from rim_jax.errors import UserError
+from rim_jax.model import lora
+from rim_jax.model.transformer import merge_model
+from rim_jax.packing import layout as layout_lib
+from rim_jax.pretrained import families, peft, weights
+from rim_jax.runtime import hosts
+
+EXPORT_VERSION = 1
+BLOCK_TOKENS = ('<b>', '<m>', '</b>')  # in the order of the memory rows
+_COPIED = ('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
+
+
+def check_exportable(config: Config, base: weights.Base | None, where) -> None:
+  """Raises: UserError where a plain causal engine could not run the model."""
+  problems = []
+  if base is None:
+    problems.append('was not made from a Hugging Face directory (model.init_from), whose '
+                    'config.json and tokenizer an export needs; train from one')
+  if not config.layout.readout_sees_question:
+    problems.append('has layout.readout_sees_question=False, which a plain causal engine cannot '
+                    'run; train with True')
+  if config.layout.bidirectional_blocks:
+    problems.append('has layout.bidirectional_blocks=True, which a plain causal engine cannot '
+                    'run; train with False')
+  if config.method == 'coconut_stage' and config.layout.num_blocks:
+    problems.append('feeds hidden states back as inputs (Coconut), which a plain engine cannot run')
+  if config.export.adapters and config.optim.trainable != 'lora':
+    problems.append(f"has optim.trainable='{config.optim.trainable}', so there are no adapters to "
+                    'write; export merged weights with --config.export.adapters=False')
+  if problems:
+    raise UserError('\n'.join(f'{where}: {p}' for p in problems))
+
+
+def check_free(out) -> None:
+  """Raises: UserError where a directory of this name cannot be made."""
+  out = pathlib.Path(out)
+  if out.exists():
+    raise UserError(f'{out}: exists already; remove it, or name another --config.export.dir')
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent):
+      pass
+  except OSError as e:
+    raise UserError(f'{out}: cannot be written ({e.strerror}); name another --config.export.dir'
+                    ) from None
+
+
+def make_prompt(question: str, config: Config) -> str:
+  """The text whose tokens are `[x | m_1 .. m_K | answer prefix]`, bos aside."""
+  begin, memory, end = BLOCK_TOKENS
+  block = begin + memory * config.layout.block_tokens + end
+  prefix = '' if config.method == 'cot' else config.layout.answer_prefix
+  layout = config.layout
+  return (layout.question_prefix + question + layout.separator + block * config.eval_blocks
+          + prefix)
+
+
+@contextlib.contextmanager
+def _appear_whole(out: pathlib.Path):
+  """A scratch directory that becomes `out` if all goes well, and vanishes otherwise."""
+  check_free(out)
+  with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as scratch:
+    folder = pathlib.Path(scratch) / 'export'
+    folder.mkdir()
+    try:
+      yield folder
+      os.rename(folder, out)
+    except OSError as e:
+      raise UserError(f'{out}: cannot be written ({e.strerror or e}); nothing was left behind'
+                      ) from e
+
+
+def _write_json(path, tree):
+  path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + '\n')
+
+
+def write_export(out, config: Config, base: weights.Base, codec, params, frozen, origin: dict,
+                 questions, references=None, say=print) -> dict:
+  """Writes a run's model below `out` as `config.export` says.
+
+  Every process takes part, since each has a part of every array; process 0 writes.
+
+  Args:
+    origin: what export.json says of where the model comes from.
+    questions: texts on which the exported tokenizer is held to the layout's ids.
+    references: `iterate_references`, which transformers is held to before the folder appears.
+  Returns: the content of export.json.
+  Raises: UserError where tokens or ids do not allow it, or `out` exists.
+  """
+  with contextlib.ExitStack() as stack:
+    folder = None
+
+    def begin():
+      nonlocal folder
+      folder = stack.enter_context(_appear_whole(pathlib.Path(out)))
+      ids = _write_tokenizer(folder, config, base)
+      check_prompts(folder, config, codec, ids, questions)
+      return ids
+    ids = hosts.lead(begin)
+    if config.export.adapters:
+      peft.write_adapters(folder, config, base, params, ids)
+    else:
+      _write_model(folder, config, base, params, frozen, ids, say)
+    card = {'format': EXPORT_VERSION, **origin,
+            'kind': 'adapters' if config.export.adapters else 'merged',
+            'tokens': dict(zip(BLOCK_TOKENS, ids)), 'untied': config.export.untie,
+            'dtype': config.export.dtype, 'prompt': make_prompt('{question}', config),
+            'answer_suffix': config.layout.answer_suffix,
+            'num_blocks': config.eval_blocks, 'block_tokens': config.layout.block_tokens,
+            'max_new_tokens': config.eval.max_new_tokens}
+    if references is not None:
+      card['verified'] = _verify(folder, config, codec, references, say)
+    if folder:
+      _write_json(folder / 'export.json', card)
+      (folder / 'README.md').write_text(_describe(config, card))
+  return card
+
+
+def _verify(folder, config, codec, references, say):
+  """Process 0 compares; every process computes the references."""
+  outcome = None
+  if folder:
+    try:
+      outcome = compare_with_transformers(folder, config, codec, references, say)
+    except UserError as e:
+      outcome = e
+  collections.deque(references, 0)  # those that are left: the others compute them too
+
+  def tell():
+    if isinstance(outcome, UserError):
+      raise outcome
+    return outcome
+  return hosts.lead(tell)
+
+
+def _write_tokenizer(folder, config, base) -> list[int]:
+  """The tokenizer with the three block tokens at its next free ids, which are returned."""
+  path = pathlib.Path(config.tokenizer.path).expanduser()
+  tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  taken = [t for t in BLOCK_TOKENS if tokenizer.token_to_id(t) is not None]
+  if taken:
+    raise UserError(f"{path}: has a token '{taken[0]}' already, which would be taken for a memory "
+                    'block; rename it in tokenizer.json')
+  free = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+  tokenizer.add_special_tokens([
+      tokenizers.AddedToken(t, special=True, normalized=False) for t in BLOCK_TOKENS])
+  ids = [tokenizer.token_to_id(t) for t in BLOCK_TOKENS]
+  if min(ids) < free:  # the library counts tokens, so a vocabulary with holes collides
+    raise UserError(f'{path}: its ids have holes, so the added tokens would take ids {ids}, some '
+                    'of them in use; renumber tokenizer.json')
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  for name in _COPIED:
+    if (base.folder / name).exists():
+      shutil.copy(base.folder / name, folder)
+  return ids
+
+
+def check_prompts(folder, config: Config, codec, ids, questions) -> None:
+  """Holds the exported tokenizer's ids of prompts to those that `packing/layout.py` builds.
+
+  Raises: UserError naming the first question where they differ.
+  """
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  to_export = {codec.memory_start + i: id_ for i, id_ in enumerate(ids)}
+  prefix = [] if config.method == 'cot' else codec.template.answer_prefix
+  for question in questions:
+    encoded = layout_lib.encode_question(question, codec.tokenizer, codec.template)
+    trunk, _ = layout_lib.make_trunk(encoded, config.eval_blocks, config.layout,
+                                     codec.memory_start)
+    want = [to_export.get(i, i) for i in trunk] + list(prefix)
+    # As engines do, with the bos that the tokenizer itself adds.
+    found = tokenizer.encode(make_prompt(question, config)).ids
+    if found != want and found[1:] == want:
+      raise UserError(f'the tokenizer begins texts with {tokenizer.id_to_token(found[0])!r}, which '
+                      'the run was trained without; train with --config.tokenizer.bos_token set')
+    if found != want:
+      raise UserError(
+          f'the prompt of {question[:60]!r} has other tokens as one text than as the segments '
+          f'it was trained on; with this tokenizer train with another layout.separator than '
+          f"{config.layout.separator!r}, e.g. ''")
+
+
+def iterate_tensors(config: Config, base: weights.Base, params, frozen):
+  """(stored name, array as it is stored, in f32) of every base parameter, adapters merged."""
+  merge = jax.jit(lora.merge, static_argnums=3)
+  for path, tensor in families.list_tensors(base.family):
+    value = families.get_leaf(params, path)
+    value = families.get_leaf(frozen, path) if value is None else value
+    if value is None:  # of a setting that this model has not got
+      continue
+    adapter = families.get_leaf(params, (*path[:-1], 'adapter')) if path[-1] == 'kernel' else None
+    for i in range(len(value) if path[0] == 'blocks' else 1):
+      # Layer by layer: no host holds a whole stack in f32.
+      part = value[i] if path[0] == 'blocks' else value
+      if adapter:
+        part = merge(part[None], adapter['a'][i:i + 1], adapter['b'][i:i + 1],
+                     config.model.lora)[0]
+      part = hosts.fetch(part.astype(jnp.float32))
+      order = [d for dims in tensor.stored for d in dims]
+      yield tensor.name.format(i), part.transpose(order).reshape(
+          tensor.get_stored_shape(part.shape))
+
+
+class _Shards:
+  """Writes tensors to numbered safetensors files of at most `limit` bytes each."""
+
+  def __init__(self, folder, dtype, limit):
+    self._folder, self._dtype, self._limit = folder, jnp.dtype(dtype), limit
+    self._pending, self._files, self._total = {}, [], 0
+
+  def add(self, name, value):
+    value = np.ascontiguousarray(value.astype(self._dtype))
+    if self._pending and sum(v.nbytes for v in self._pending.values()) + value.nbytes > self._limit:
+      self._flush()
+    self._pending[name] = value
+
+  def _flush(self):
+    path = self._folder / f'part{len(self._files)}'
+    safetensors.numpy.save_file(self._pending, path, metadata={'format': 'pt'})
+    self._files.append((path, list(self._pending)))
+    self._total += sum(v.nbytes for v in self._pending.values())
+    self._pending = {}
+
+  def finish(self):
+    """Names the files as transformers looks for them; several get an index."""
+    self._flush()
+    count, where = len(self._files), {}
+    for i, (path, names) in enumerate(self._files, 1):
+      file = ('model.safetensors' if count == 1 else
+              f'model-{i:05d}-of-{count:05d}.safetensors')
+      path.rename(self._folder / file)
+      where |= dict.fromkeys(names, file)
+    if count > 1:
+      _write_json(self._folder / 'model.safetensors.index.json',
+                  {'metadata': {'total_size': self._total}, 'weight_map': where})
+
+
+def _write_model(folder, config, base, params, frozen, ids, say):
+  memory = hosts.fetch(params['memory'] if 'memory' in params else frozen['memory']).astype(
+      np.float32)
+  if folder is None:  # takes part in gathering alone
+    collections.deque(iterate_tensors(config, base, params, frozen), 0)
+    return
+  shards = _Shards(folder, config.export.dtype, config.export.max_shard_gb * 1e9)
+  untie = config.export.untie or not config.model.tie_embeddings
+  embedding_name = families.TENSORS[base.family]['embedding'].name
+  for name, value in iterate_tensors(config, base, params, frozen):
+    if name == embedding_name:
+      num_rows = max(len(value), max(ids) + 1)
+      no_text = range(min(ids), num_rows)  # blocks and padding: ids that must never win
+      shards.add(name, place_rows(value, memory, ids))
+      if untie and config.model.tie_embeddings:
+        shards.add('lm_head.weight', place_rows(value, compute_mean_row(value, ids), no_text))
+    elif name == 'lm_head.weight':
+      shards.add(name, place_rows(value, compute_mean_row(value, ids), no_text))
+    else:
+      shards.add(name, value)
+  shards.finish()
+  tree = families.load_json(base.folder / 'config.json')
+  tree.pop('torch_dtype', None)  # the older spelling of dtype
+  tree |= {'vocab_size': num_rows, 'tie_word_embeddings': not untie, 'dtype': config.export.dtype}
+  _write_json(folder / 'config.json', tree)
+  eos = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')).token_to_id(
+      config.tokenizer.eos_token)
+  generation = {'eos_token_id': eos, 'pad_token_id': eos, 'do_sample': False}
+  if not untie:
+    generation['suppress_tokens'] = list(no_text)
+  _write_json(folder / 'generation_config.json', generation)
+  say(f'{num_rows} rows in the embedding, {"untied" if untie else "tied"} output')
+
+
+def compute_mean_row(matrix_vd, ids):
+  """The row whose logit is the mean one over all ids that mean text: [1, d]."""
+  return matrix_vd[:min(ids)].mean(0, keepdims=True)
+
+
+def place_rows(matrix_vd, rows, ids):
+  """A matrix with `rows` (one, or one an id) at `ids`, grown where it ends before them."""
+  grown = np.zeros((max(len(matrix_vd), max(ids) + 1), matrix_vd.shape[1]), matrix_vd.dtype)
+  grown[:len(matrix_vd)] = matrix_vd
+  grown[list(ids)] = rows
+  return grown
+
+
+def _describe(config, card):
+  prompt = make_prompt('QUESTION', config).replace('\n', '\\n')
+  suffix = config.layout.answer_suffix
+  lines = [
+      '# A RiM model', '',
+      'Reasoning in Memory (arXiv 2605.30343), trained with rim_jax. The model reasons in the '
+      f'{config.eval_blocks} memory blocks that follow a question, in one forward pass.', '',
+      'Prompt, exactly (no space added anywhere):', '', '```', prompt, '```', '',
+      'Generate greedily until the end-of-text token; the answer is what comes before '
+      + (f'`{suffix}`.' if suffix else 'it.'), '',
+      'Block tokens: ' + ', '.join(f'`{t}` = {i}' for t, i in card['tokens'].items())
+      + '. They are part of prompts and are never generated.']
+  if card['kind'] == 'adapters':
+    lines += ['', f"These are PEFT adapters for the model in `{card['base']['path']}`. Resize its "
+              f"embedding to at least {max(card['tokens'].values()) + 1} rows before loading them, "
+              'and suppress the three ids when generating.']
+  elif not card['untied'] and config.model.tie_embeddings:
+    lines += ['', 'The output matrix is tied to the embedding, so the three ids are kept out by '
+              '`suppress_tokens` in generation_config.json. `transformers` honours it; engines '
+              'that ignore it (vLLM among them) may generate block tokens: export untied for '
+              'those.']
+  return '\n'.join(lines) + '\n'
+
+
+def check_verifiable(config: Config) -> None:
+  """Raises: UserError where `compare_with_transformers` could not run."""
+  if config.export.adapters:
+    raise UserError('--verify compares merged weights; use it with --config.export.adapters=False')
+  for package in ('torch', 'transformers'):
+    if importlib.util.find_spec(package) is None:
+      raise UserError(f"--verify needs {package}; install it with pip install -e '.[hf]'")
+
+
+def iterate_references(config: Config, codec, decoder, graphdef, params, frozen,
+                       questions):
+  """What the run computes: (question, ids of its prompt, logits [t, v] of them, its answer)."""
+  encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
+  prefix = [] if config.method == 'cot' else codec.template.answer_prefix
+  blocks = (config.eval_blocks,)
+  texts, _ = decoder.decode_texts(params, frozen, encoded, config.eval_blocks, prefix, blocks)
+  compute = jax.jit(functools.partial(_compute_logits, graphdef))
+  for question, ids, (text,) in zip(questions, encoded, texts):
+    trunk, _ = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
+    prompt = [*trunk, *prefix]
+    yield question, prompt, hosts.fetch(compute(params, frozen, np.asarray([prompt])))[0], text
+
+
+def compare_with_transformers(folder, config: Config, codec, references, say=print) -> dict:
+  """Loads an export in transformers on the CPU and holds it to the run, question by question.
+
+  Compares the logits of the whole prompt over the base vocabulary, and the text that plain
+  `generate()` gives on the prompt string with the run's own greedy answer.
+  Returns: what was compared, with the largest difference of a logit and the answers that agree.
+  Raises: UserError where an fp32 export of an fp32 run differs by more than 1e-4, or in an answer,
+    and where any logit is not finite.
+  """
+  import torch
+  import transformers
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').eval()
+  worst, num_equal, num_questions = 0.0, 0, 0
+  num_ids = codec.tokenizer.vocab_size  # block ids lie beyond
+  to_export = {codec.memory_start + i: num_ids + i for i in range(len(BLOCK_TOKENS))}
+  for question, ids, want, text in references:
+    num_questions += 1
+    prompt = tokenizer(make_prompt(question, config), return_tensors='pt').input_ids
+    if prompt.tolist() != [[to_export.get(i, i) for i in ids]]:
+      raise UserError(f'{folder.name}: transformers ({type(tokenizer).__name__}) makes other '
+                      f'tokens of the prompt of {question[:60]!r} than tokenizer.json; use the '
+                      'tokenizer.json that belongs to this model; nothing was written')
+    with torch.no_grad():
+      found = model(prompt).logits[0, :, :num_ids].float().numpy()
+      out = model.generate(prompt, attention_mask=torch.ones_like(prompt),
+                           max_new_tokens=config.eval.max_new_tokens)
+    worst = float(np.maximum(worst, np.abs(found - want[:, :num_ids]).max()))  # keeps a nan
+    new = out[0, prompt.shape[1]:].tolist()
+    new = new[:new.index(codec.tokenizer.eos_id)] if codec.tokenizer.eos_id in new else new
+    num_equal += codec.tokenizer.decode(new) == text
+  exact = config.export.dtype == config.model.compute_dtype == 'float32'
+  say(f'transformers {transformers.__version__}: largest difference of a logit {worst:.2g} '
+      f'({config.export.dtype}), {num_equal} of {num_questions} answers equal')
+  if not np.isfinite(worst) or (exact and (worst > 1e-4 or num_equal < num_questions)):
+    raise UserError(f'{folder.name}: transformers computes other logits ({worst:.2g} apart) or '
+                    f'answers ({num_equal} of {num_questions} equal) from it than the run does; '
+                    'nothing was written')
+  return {'transformers': transformers.__version__, 'num_questions': num_questions,
+          'max_logit_difference': worst, 'num_answers_equal': num_equal,
+          'dtype': config.export.dtype, 'compute_dtype': config.model.compute_dtype}
+
+
+def _compute_logits(graphdef, params, frozen, ids_bt):
+  """Logits of plain ids under a plain causal mask."""
+  model = merge_model(graphdef, params, frozen)
+  t = ids_bt.shape[1]
+  x_btd, _ = model(ids_bt, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))
+  return model.compute_logits(x_btd)

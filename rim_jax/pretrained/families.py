@@ -1,0 +1,418 @@
+"""Published model families: what their config.json and tensor names mean here.
+
+Owns the two translations between a Hugging Face model directory and this package:
+config.json -> the fields of `ModelConfig`, and parameter path -> stored tensor. A key of
+config.json that could change the arithmetic and is not understood is an error, never
+ignored. Reads small text files only; the tensors themselves are `pretrained/weights.py`'s.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+
+from rim_jax import config as config_lib
+from rim_jax.config import Config, ModelConfig, TokenizerConfig
+from rim_jax.errors import UserError
+
+# Keys that change no arithmetic of a forward pass without dropout.
+_HARMLESS = re.compile(
+    r'architectures|model_type|(torch_)?dtype|transformers_version|use_cache|_name_or_path|name'
+    r'|(bos|eos|pad|decoder_start|sep)_token_id|initializer_range|attention_dropout|\w+_pdrop'
+    r'|summary_\w+|task_specific_params|id2label|label2id|n_ctx|gradient_checkpointing'
+    r'|output_past|_attn_implementation|reorder_and_upcast_attn|is_llama_config'
+    r'|max_window_layers|transformers\.js_config|resid_dropout'
+    r'|keys_to_ignore_at_inference|problem_type|return_dict|tokenizer_class|unsloth_\w+')
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """Where a parameter stands in a checkpoint.
+
+  name    '{}' is the layer; module: what precedes '.weight' or '.bias'
+  stored  for each dimension of the stored tensor, the parameter's dimensions in it (without
+          the layer): ((1, 2), (0,)) is a [d, h, k] kernel stored as a [h * k, d] matrix
+  """
+  name: str
+  stored: tuple[tuple[int, ...], ...]
+
+  @property
+  def module(self):
+    return self.name.rpartition('.')[0]
+
+  def get_stored_shape(self, shape) -> tuple[int, ...]:
+    """Shape on disk of a parameter (of one layer) of this shape."""
+    return tuple(math.prod(shape[d] for d in dims) for dims in self.stored)
+
+
+class _Reader:
+  """The keys of a config.json, each taken at most once; what is left over is a problem."""
+
+  def __init__(self, tree, where=''):
+    self._tree, self._where, self.problems = dict(tree), where, []
+
+  def complain(self, text):
+    self.problems.append(f'{self._where}{text}')
+
+  def take(self, key, kind, default=None):
+    """A value of exactly this type (a whole number may stand for a float); absent: the default."""
+    value = self._tree.pop(key, None)
+    if value is None and default is not None:
+      return default
+    if value is None:
+      self.complain(f"lacks '{key}'")
+    elif kind is float and type(value) is int:
+      return float(value)
+    elif type(value) is not kind:
+      self.complain(f'has {key}={value!r}, which should be {kind.__name__}')
+    else:
+      return value
+    return kind()  # of no use: there is a problem
+
+  def expect(self, key, *allowed):
+    """The first of `allowed` is the meaning of an absent key."""
+    value = self._tree.pop(key, None)
+    value = allowed[0] if value is None else value
+    if not any(type(value) is type(a) and value == a for a in allowed):
+      self.complain(f'has {key}={value!r}, which is not supported; '
+                    f"supported: {', '.join(map(repr, allowed))}")
+    return value
+
+  def take_rope(self):
+    """Rotary settings, in the spelling of transformers 5 (`rope_parameters`) or before."""
+    theta = self.take('rope_theta', float, 10_000.0)
+    found = {key: value for key in ('rope_parameters', 'rope_scaling')
+             if (value := self._tree.pop(key, None)) is not None}
+    rope = next(iter(found.values()), {})
+    if not isinstance(rope, dict) or any(value != rope for value in found.values()):
+      self.complain(f'has {found}; one group of rotary settings is supported')
+      rope = {}
+    inner = _Reader(rope, 'rotary settings: ')
+    theta = inner.take('rope_theta', float, theta)
+    kinds = {inner.expect(key, 'default', 'llama3') for key in ('rope_type', 'type') if key in rope}
+    inner.expect('partial_rotary_factor', 1.0, 1)
+    if len(kinds) > 1:
+      inner.complain(f'have both of {sorted(kinds)}')
+    fields = {'positions': 'rope', 'rope_theta': theta, 'rope_scaling': 'none'}
+    if kinds == {'llama3'}:
+      fields |= {
+          'rope_scaling': 'llama3', 'rope_factor': inner.take('factor', float),
+          'rope_low_freq_factor': inner.take('low_freq_factor', float),
+          'rope_high_freq_factor': inner.take('high_freq_factor', float),
+          'rope_original_positions': inner.take('original_max_position_embeddings', int)}
+    inner.refuse_unknown()
+    self.problems += inner.problems
+    return fields
+
+  def require(self, key):
+    """For a key whose absence means something else than it does in other families."""
+    if self._tree.get(key) is None:
+      self.complain(f"lacks '{key}'")
+
+  def refuse_unknown(self):
+    """Complains about keys that nobody took, unless they are harmless or switched off."""
+    for key, value in self._tree.items():
+      off = value is None or value is False or value in ([], {})
+      if not off and not _HARMLESS.fullmatch(key):
+        self.complain(f'has {key}={value!r}, which rim_jax does not know; if it changes no '
+                      'arithmetic, remove the key')
+
+
+def _read_gpt2(reader: _Reader) -> dict:
+  reader.expect('scale_attn_weights', True)
+  reader.expect('scale_attn_by_inverse_layer_idx', False)
+  reader.expect('add_cross_attention', False)
+  activation = reader.expect('activation_function', 'gelu_new', 'gelu_pytorch_tanh', 'gelu')
+  width = reader.take('n_embd', int)
+  return {
+      'num_layers': reader.take('n_layer', int), 'embed_dim': width,
+      'num_heads': reader.take('n_head', int), 'mlp_dim': reader.take('n_inner', int, 4 * width),
+      'vocab_size': reader.take('vocab_size', int), 'norm': 'layernorm',
+      'norm_eps': reader.take('layer_norm_epsilon', float, 1e-5),
+      'activation': 'gelu' if activation == 'gelu' else 'gelu_tanh', 'positions': 'learned',
+      'max_positions': reader.take('n_positions', int), 'bias': 'all', 'fused_qkv': True,
+      'tie_embeddings': reader.take('tie_word_embeddings', bool, True)}
+
+
+def _read_llama(reader: _Reader, *, bias='none', qk_norm=False) -> dict:
+  reader.expect('hidden_act', 'silu')
+  reader.expect('attention_bias', False)
+  reader.expect('mlp_bias', False)
+  reader.expect('pretraining_tp', 1)
+  reader.expect('rope_interleaved', False)
+  reader.expect('is_causal', True)
+  kinds = reader.take('layer_types', list, ['full_attention'])
+  if any(kind != 'full_attention' for kind in kinds):
+    reader.complain(f'has layer_types={kinds}; only full_attention is supported')
+  heads, width = reader.take('num_attention_heads', int), reader.take('hidden_size', int)
+  return {
+      'num_layers': reader.take('num_hidden_layers', int), 'embed_dim': width, 'num_heads': heads,
+      'num_kv_heads': reader.take('num_key_value_heads', int, heads),
+      'head_dim': reader.take('head_dim', int, width // max(heads, 1)),
+      'mlp_dim': reader.take('intermediate_size', int),
+      'vocab_size': reader.take('vocab_size', int), 'norm': 'rmsnorm',
+      'norm_eps': reader.take('rms_norm_eps', float, 1e-6), 'activation': 'swiglu',
+      'max_positions': reader.take('max_position_embeddings', int), 'bias': bias,
+      'qk_norm': qk_norm, 'tie_embeddings': reader.take('tie_word_embeddings', bool, False),
+      **reader.take_rope()}
+
+
+def _read_qwen(reader: _Reader, **settings):
+  """Qwen says whether it uses its window, and what its defaults leave open is asked for."""
+  reader.expect('use_sliding_window', False)
+  reader.take('sliding_window', int, 0)  # unread unless it is used
+  reader.require('num_key_value_heads')
+  return _read_llama(reader, **settings)
+
+
+def _read_qwen2(reader):
+  return _read_qwen(reader, bias='qkv')
+
+
+def _read_qwen3(reader):
+  reader.require('head_dim')
+  return _read_qwen(reader, qk_norm=True)
+
+
+_READERS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'qwen2': _read_qwen2,
+            'qwen3': _read_qwen3}
+
+
+def load_json(path, hint='model.init_from is a directory with config.json, *.safetensors and '
+                         'tokenizer.json'):
+  """Raises: UserError naming the file, with the hint where it is missing or no JSON object."""
+  try:
+    tree = json.loads(path.read_text())
+  except OSError as e:
+    raise UserError(f'{path}: cannot be read ({e.strerror}); {hint}') from None
+  except ValueError as e:
+    raise UserError(f'{path}: is no JSON ({e}); fetch it again') from None
+  if not isinstance(tree, dict):
+    raise UserError(f'{path}: is no JSON object; fetch it again')
+  return tree
+
+
+def parse_model(tree: dict, where) -> dict:
+  """config.json -> the fields of ModelConfig that it decides.
+
+  Raises: UserError for another family, and for every key that is missing, unsupported or unknown.
+  """
+  family = tree.get('model_type')
+  if not isinstance(family, str) or family not in _READERS:
+    raise UserError(f"{where}: model_type={family!r} is not supported; there are "
+                    f"{', '.join(_READERS)}")
+  reader = _Reader(tree)
+  if tree.get('quantization_config'):
+    reader.complain('is of a quantized model; use the unquantized one')
+    reader.take('quantization_config', type(tree['quantization_config']))
+  fields = _READERS[family](reader)
+  reader.refuse_unknown()
+  if reader.problems:
+    raise UserError('\n'.join(f'{where}: {p}' for p in reader.problems))
+  return fields
+
+
+def get_folder(config: ModelConfig) -> pathlib.Path:
+  """The directory that `init_from` names. Raises: UserError where '~user' is nobody's."""
+  try:
+    return pathlib.Path(config.init_from).expanduser()
+  except RuntimeError as e:
+    raise UserError(f"model.init_from='{config.init_from}': {e}") from None
+
+
+def find_tokenizer(folder: pathlib.Path) -> TokenizerConfig:
+  """The directory's tokenizer, with its eos, and its bos if it begins texts with one.
+
+  Raises: UserError where its eos cannot be told.
+  """
+  path = folder / 'tokenizer.json'
+  tree = load_json(folder / 'tokenizer_config.json') if (
+      folder / 'tokenizer_config.json').exists() else {}
+
+  def get_text(key):
+    value = tree.get(key)
+    return value.get('content') if isinstance(value, dict) else value
+  import tokenizers  # slow to import, and only a few runs need it
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as e:  # pylint: disable=broad-except  (the library raises bare Exception)
+    raise UserError(f'{path}: cannot be read ({e}); model.init_from is a directory with '
+                    'config.json, *.safetensors and tokenizer.json') from None
+  eos = get_text('eos_token')
+  if not eos:
+    ids = load_json(folder / 'config.json').get('eos_token_id')
+    ids = ids[0] if isinstance(ids, list) and ids else ids
+    eos = tokenizer.id_to_token(ids) if isinstance(ids, int) else None
+  if not eos:
+    raise UserError(f'{folder}: neither tokenizer_config.json nor config.json names an eos token; '
+                    f'set --config.tokenizer.kind=file --config.tokenizer.path={path} '
+                    '--config.tokenizer.eos_token=...')
+  first = tokenizer.encode('x').tokens[:1]
+  bos = get_text('bos_token')
+  return TokenizerConfig(kind='file', path=str(path), eos_token=eos,
+                         bos_token=bos if bos and first == [bos] else '')
+
+
+def render_chat(folder: pathlib.Path, tokenizer: TokenizerConfig) -> tuple[str, str]:
+  """What a directory's chat template puts before a user's question and between it and the answer.
+
+  Rendered once, in a sandbox, and without a date; the bos is the tokenizer's.
+  Raises: UserError where there is no template, or it does not hold the question once.
+  """
+  path = folder / 'chat_template.jinja'
+  if path.exists():
+    text = path.read_text()
+  else:
+    path = folder / 'tokenizer_config.json'
+    text = load_json(path).get('chat_template') if path.exists() else None
+  if not isinstance(text, str):
+    raise UserError(f'{folder}: has no chat template; use --config.layout.chat_template=False')
+  try:
+    from jinja2 import sandbox
+  except ImportError:
+    raise UserError("layout.chat_template=True needs jinja2; install it with pip install -e "
+                    "'.[hf]'") from None
+  question = '\0question\0'
+
+  def refuse(message):
+    raise UserError(f'{path}: {message}')
+  environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+  try:
+    text = environment.from_string(text).render(
+        messages=[{'role': 'user', 'content': question}], add_generation_prompt=True,
+        bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, raise_exception=refuse)
+  except UserError:
+    raise
+  except Exception as e:  # pylint: disable=broad-except  (a template is somebody's program)
+    raise UserError(f'{path}: the chat template fails ({e})') from None
+  before, found, after = text.partition(question)
+  if not found or question in after:
+    raise UserError(f'{path}: the chat template does not hold the question once')
+  return before.removeprefix(tokenizer.bos_token), after
+
+
+def resolve(config: Config) -> Config:
+  """The config with its model's shape, its tokenizer and its chat template read from
+  `model.init_from`.
+
+  Raises: UserError as `resolve_shape` does, and where a tokenizer or template cannot be told.
+  """
+  if not config.model.init_from:
+    return config
+  config = resolve_shape(config)
+  folder = get_folder(config.model)
+  tokenizer = config.tokenizer
+  if tokenizer == TokenizerConfig():
+    tokenizer = find_tokenizer(folder)
+  layout = config.layout
+  if layout.chat_template:
+    before, after = render_chat(folder, tokenizer)
+    if layout.question_prefix not in ('', before) or layout.separator not in ('', '\n', after):
+      raise UserError('layout.chat_template=True sets layout.question_prefix and '
+                      'layout.separator; leave them unset')
+    layout = dataclasses.replace(layout, question_prefix=before, separator=after)
+  return _check(dataclasses.replace(config, tokenizer=tokenizer, layout=layout), folder)
+
+
+def resolve_shape(config: Config) -> Config:
+  """The config with its model's shape read from the config.json in `model.init_from`, and no more.
+
+  A shape key that is set beside init_from, to another value than its default, must agree.
+  Raises: UserError naming every key that disagrees, and what `parse_model` raises.
+  """
+  if not config.model.init_from:
+    return config
+  folder = get_folder(config.model)
+  fields = parse_model(load_json(folder / 'config.json'), folder / 'config.json')
+  unset = dataclasses.asdict(ModelConfig())
+  problems = [
+      f'model.{key}={getattr(config.model, key)!r}, but {folder}/config.json has {value!r}; '
+      'another model, or the wrong preset?' for key, value in fields.items()
+      if getattr(config.model, key) not in (value, unset[key])]
+  if problems:
+    raise UserError('\n'.join(problems))
+  return _check(dataclasses.replace(
+      config, model=dataclasses.replace(config.model, **fields)), folder)
+
+
+def _check(config, folder):
+  problems = config_lib.find_problems(config)
+  if problems:
+    raise UserError('\n'.join(f'{folder}: {p}' for p in problems))
+  return config
+
+
+# Parameter path -> stored tensor. A torch Linear stores [out, in]; GPT-2 stores [in, out].
+
+
+def _make_linear(name, inputs, outputs, flip=True):
+  """The kernel and bias of a projection with `inputs` and `outputs` of its dimensions."""
+  ins, outs = tuple(range(inputs)), tuple(range(inputs, inputs + outputs))
+  return {'kernel': Tensor(f'{name}.weight', (outs, ins) if flip else (ins, outs)),
+          'bias': Tensor(f'{name}.bias', (tuple(range(outputs)),))}
+
+
+def _make_norm(name):
+  return {'scale': Tensor(f'{name}.weight', ((0,),)), 'bias': Tensor(f'{name}.bias', ((0,),))}
+
+
+_WHOLE = ((0,), (1,))
+_LAYER = 'model.layers.{}'
+_LLAMA = {
+    'embedding': Tensor('model.embed_tokens.weight', _WHOLE),
+    'final_norm': _make_norm('model.norm'),
+    'head': Tensor('lm_head.weight', ((1,), (0,))),
+    'blocks': {
+        'attention_norm': _make_norm(f'{_LAYER}.input_layernorm'),
+        'query': _make_linear(f'{_LAYER}.self_attn.q_proj', 1, 2),
+        'key': _make_linear(f'{_LAYER}.self_attn.k_proj', 1, 2),
+        'value': _make_linear(f'{_LAYER}.self_attn.v_proj', 1, 2),
+        'query_norm': _make_norm(f'{_LAYER}.self_attn.q_norm'),
+        'key_norm': _make_norm(f'{_LAYER}.self_attn.k_norm'),
+        'out': _make_linear(f'{_LAYER}.self_attn.o_proj', 2, 1),
+        'mlp_norm': _make_norm(f'{_LAYER}.post_attention_layernorm'),
+        'gate': _make_linear(f'{_LAYER}.mlp.gate_proj', 1, 1),
+        'up': _make_linear(f'{_LAYER}.mlp.up_proj', 1, 1),
+        'down': _make_linear(f'{_LAYER}.mlp.down_proj', 1, 1)},
+}
+_GPT2 = {
+    'embedding': Tensor('transformer.wte.weight', _WHOLE),
+    'positions': Tensor('transformer.wpe.weight', _WHOLE),
+    'final_norm': _make_norm('transformer.ln_f'),
+    'head': Tensor('lm_head.weight', ((1,), (0,))),
+    'blocks': {
+        'attention_norm': _make_norm('transformer.h.{}.ln_1'),
+        'qkv': _make_linear('transformer.h.{}.attn.c_attn', 1, 3, flip=False),
+        'out': _make_linear('transformer.h.{}.attn.c_proj', 2, 1, flip=False),
+        'mlp_norm': _make_norm('transformer.h.{}.ln_2'),
+        'up': _make_linear('transformer.h.{}.mlp.c_fc', 1, 1, flip=False),
+        'down': _make_linear('transformer.h.{}.mlp.c_proj', 1, 1, flip=False)},
+}
+TENSORS = {'gpt2': _GPT2, 'llama': _LLAMA, 'qwen2': _LLAMA, 'qwen3': _LLAMA}
+
+
+
+def list_tensors(family: str) -> list[tuple[tuple[str, ...], Tensor]]:
+  """(parameter path, tensor) of all that a family may have."""
+  found, pending = [], [((), TENSORS[family])]
+  while pending:
+    path, node = pending.pop()
+    if isinstance(node, Tensor):
+      found.append((path, node))
+    else:
+      pending += [((*path, key), child) for key, child in reversed(node.items())]
+  return found
+
+
+def get_leaf(tree, path):
+  """The value at a path of nested dictionaries, or None: a model has not got every tensor."""
+  for key in path:
+    tree = tree.get(key) if isinstance(tree, dict) else None
+  return tree
+
+
+# Stored tensors that are no parameters, by name; a tied `lm_head` is one of them too.
+BUFFERS = re.compile(r'.*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq')
+# A prefix that some checkpoints have and others lack.
+OPTIONAL_PREFIX = 'transformer.'

@@ -1,0 +1,137 @@
+"""LoRA adapters and memory rows in PEFT's format, out and in.
+
+A module has `lora_A` [r, in] and `lora_B` [out, r]; the memory rows are the rows of
+`trainable_token_indices` beside the embedding.
+
+Source: PEFT's checkpoint format, as `PeftModel.from_pretrained` reads it.
+"""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from rim_jax.config import Config, LoraConfig
+from rim_jax.errors import UserError
+from rim_jax.packing.layout import NUM_MEMORY_ROWS
+from rim_jax.pretrained import families, weights
+from rim_jax.runtime import hosts
+
+_PREFIX = 'base_model.model.'
+_FILE = 'adapter_model.safetensors'
+
+
+def _list_modules(family: str, params):
+  """(path of the adapter, stored module) of every adapter of a model."""
+  for path, tensor in families.list_tensors(family):
+    adapter = (*path[:-1], 'adapter')
+    if path[-1] == 'kernel' and families.get_leaf(params, adapter) is not None:
+      yield adapter, tensor.module
+
+
+def _get_rows_name(family: str) -> str:
+  embedding = families.TENSORS[family]['embedding'].module
+  return f'{_PREFIX}{embedding}.token_adapter.trainable_tokens_delta'
+
+
+def write_adapters(folder: pathlib.Path, config: Config, base: weights.Base, params, ids):
+  """Writes the adapters and the memory rows, which stand at token `ids`.
+
+  Every process takes part; those without a `folder` (None) write nothing.
+  """
+  rank, tensors, modules = config.model.lora.rank, {}, set()
+  for path, module in _list_modules(base.family, params):
+    a_lir, b_lro = (hosts.fetch(families.get_leaf(params, (*path, k))) for k in 'ab')
+    for i, (a, b) in enumerate(zip(a_lir, b_lro)):
+      name = _PREFIX + module.format(i)
+      tensors[f'{name}.lora_A.weight'] = np.ascontiguousarray(
+          a.reshape(-1, rank).T, np.float32)
+      tensors[f'{name}.lora_B.weight'] = np.ascontiguousarray(
+          b.reshape(rank, -1).T, np.float32)
+    modules.add('.'.join(module.split('.')[-2:]))  # 'c_proj' alone is two of GPT-2's
+  tensors[_get_rows_name(base.family)] = hosts.fetch(params['memory']).astype(np.float32)
+  if folder is None:
+    return
+  safetensors.numpy.save_file(tensors, folder / _FILE, metadata={'format': 'pt'})
+  settings = {
+      'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': str(base.folder),
+      'r': rank, 'lora_alpha': config.model.lora.alpha, 'lora_dropout': config.model.lora.dropout,
+      'target_modules': sorted(modules), 'bias': 'none',
+      'fan_in_fan_out': base.family == 'gpt2', 'inference_mode': True,
+      'trainable_token_indices': list(ids)}
+  (folder / 'adapter_config.json').write_text(json.dumps(settings, indent=2) + '\n')
+
+
+def _find_other_settings(settings: dict, lora: LoraConfig) -> list[str]:
+  """What adapter_config.json says that changes the arithmetic and is not so here."""
+  here = {'r': lora.rank, 'lora_alpha': lora.alpha, 'use_rslora': False, 'use_dora': False,
+          'bias': 'none', 'modules_to_save': None, 'rank_pattern': {}, 'alpha_pattern': {}}
+  return [f'adapter_config.json has {key}={settings[key]!r}, here it is {mine!r}'
+          for key, mine in here.items()
+          # [], {}, None and False all mean that a setting is off
+          if key in settings and settings[key] != mine and (settings[key] or mine)]
+
+
+def load_adapters(folder, config: Config, family: str, params):
+  """The parameters with adapters, and memory rows where there are any, from a PEFT directory.
+
+  Args:
+    params: the trainable set; gives shapes, dtypes and placement.
+  Raises: UserError for other settings than the config's, for every module that one of them has
+    and the other has not, and for a damaged file.
+  """
+  folder = pathlib.Path(folder).expanduser()
+  settings = families.load_json(folder / 'adapter_config.json',
+                                f'model.lora.init_from is a directory with it and {_FILE}')
+  problems = _find_other_settings(settings, config.model.lora)
+  try:
+    stored = safetensors.numpy.load_file(folder / _FILE)
+  except (OSError, safetensors.SafetensorError) as e:
+    raise UserError(f'{folder / _FILE}: is no whole safetensors file ({e}); fetch it again'
+                    ) from None
+  loaded, used = weights.flatten(params), set()
+
+  def take(name, shape):
+    used.add(name)
+    if name not in stored:
+      problems.append(f'{name} is missing; the model needs {list(shape)}')
+    elif stored[name].shape != shape:
+      problems.append(f'{name} is {list(stored[name].shape)}; the model needs {list(shape)}')
+    else:
+      return stored[name].T
+    return np.zeros(shape[::-1], np.float32)
+
+  for path, module in _list_modules(family, params):
+    for key, part in (('a', 'lora_A'), ('b', 'lora_B')):
+      like = loaded[*path, key]
+      one = like.shape[1:]
+      flat = ((int(np.prod(one[:-1])), one[-1]) if key == 'a' else
+              (one[0], int(np.prod(one[1:]))))
+      value = np.stack([
+          take(f'{_PREFIX}{module.format(i)}.{part}.weight', flat[::-1]).reshape(one)
+          for i in range(like.shape[0])])
+      loaded[*path, key] = _place(value, like)
+  rows = _get_rows_name(family)
+  if rows in stored:
+    like = loaded['memory',]
+    if stored[rows].shape != like.shape:
+      problems.append(f'{rows} is {list(stored[rows].shape)}; there are {NUM_MEMORY_ROWS} memory '
+                      'rows')
+    else:
+      loaded['memory',] = _place(stored[rows], like)
+    used.add(rows)
+  problems += [f'{name} belongs to no adapter of this model'
+               for name in sorted(stored.keys() - used)]
+  if problems:
+    raise UserError('\n'.join(f'{folder}: {p}' for p in problems))
+  return jax.tree_util.tree_map_with_path(
+      lambda path, _: loaded[tuple(k.key for k in path)], params)
+
+
+def _place(value, like):
+  """The same array of every process, where `like` is."""
+  value = value.astype(like.dtype)
+  return jax.make_array_from_callback(value.shape, like.sharding, lambda index: value[index])

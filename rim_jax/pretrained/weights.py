@@ -1,0 +1,226 @@
+"""Pretrained weights from safetensors, straight onto the mesh.
+
+Every process reads the byte ranges that its own devices hold and no others, one
+parameter at a time: no host ever holds the model. Only safetensors are read: no pickle,
+no code from a model directory.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import pathlib
+
+import jax
+import ml_dtypes  # noqa: F401  (makes bfloat16 a numpy dtype, which safetensors asks for)
+import numpy as np
+import safetensors
+
+from rim_jax.errors import UserError
+from rim_jax.pretrained import families
+
+_DTYPES = ('F32', 'F16', 'BF16')
+# A fingerprint reads this much of a file at this many places: seconds for any model, and two
+# models of one shape differ in every block. It is no proof against a flipped bit.
+_BLOCK, _NUM_BLOCKS = 1 << 16, 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """A model directory whose headers have been read and found whole."""
+  folder: pathlib.Path
+  family: str
+  files: dict[str, pathlib.Path]  # stored tensor -> file
+  shapes: dict[str, tuple[int, ...]]
+  fingerprint: str  # 16 hex digits
+
+  def find(self, name: str) -> str | None:
+    """The stored name of a tensor, with or without the optional prefix."""
+    names = (name, name.removeprefix(families.OPTIONAL_PREFIX))
+    return next((n for n in names if n in self.files), None)
+
+
+@contextlib.contextmanager
+def _open(path):
+  """A safetensors file; UserError where it cannot be read or is damaged."""
+  try:
+    with safetensors.safe_open(path, framework='numpy') as f:
+      yield f
+  except (OSError, safetensors.SafetensorError) as e:
+    raise UserError(f'{path}: is no whole safetensors file ({e}); fetch it again') from None
+
+
+def _find_files(folder):
+  """The directory's safetensors files: one, or those that the index names."""
+  index = folder / 'model.safetensors.index.json'
+  if index.exists():
+    names = families.load_json(index).get('weight_map')
+    if not isinstance(names, dict) or not names or not all(
+        isinstance(name, str) for name in names.values()):
+      raise UserError(f'{index}: has no weight_map from tensors to files; fetch it again')
+    paths = [folder / name for name in sorted(set(names.values()))]
+    missing = [path.name for path in paths if not path.exists()]
+    if missing:
+      raise UserError(f"{folder}: lacks {', '.join(missing)}, which {index.name} names; fetch them")
+    return paths
+  paths = sorted(folder.glob('*.safetensors'))
+  if len(paths) != 1:
+    raise UserError(f'{folder}: has {len(paths)} *.safetensors files and no {index.name}; only '
+                    'safetensors are read, one file or several with their index')
+  return paths
+
+
+def open_base(folder) -> Base:
+  """Reads the headers of a model directory.
+
+  Raises: UserError for files that are missing, damaged or of another kind.
+  """
+  folder = pathlib.Path(folder)
+  family = families.load_json(folder / 'config.json').get('model_type')
+  files, shapes = {}, {}
+  digest = hashlib.sha256((folder / 'config.json').read_bytes())
+  for path in _find_files(folder):
+    with _open(path) as f:
+      for name in f.keys():
+        part = f.get_slice(name)
+        if part.get_dtype() not in _DTYPES:
+          raise UserError(f'{path}: {name} is {part.get_dtype()}; supported: {", ".join(_DTYPES)}')
+        files[name], shapes[name] = path, tuple(part.get_shape())
+    _update_digest(digest, path)
+  return Base(folder, family, files, shapes, digest.hexdigest()[:16])
+
+
+def _update_digest(digest, path):
+  size = path.stat().st_size
+  digest.update(str(size).encode())
+  places = sorted({size * i // _NUM_BLOCKS for i in range(_NUM_BLOCKS)} | {max(size - _BLOCK, 0)})
+  with path.open('rb') as f:
+    for place in places:
+      f.seek(place)
+      digest.update(f.read(_BLOCK))
+
+
+def flatten(tree) -> dict:
+  """Path -> leaf of nested dictionaries."""
+  return {tuple(k.key for k in path): leaf
+          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _list_names(path, tensor, shape):
+  """Stored names of a parameter, one a layer where it is stacked, and its shape in one."""
+  if path[0] == 'blocks':
+    return [tensor.name.format(i) for i in range(shape[0])], shape[1:]
+  return [tensor.name], shape
+
+
+def check_tensors(base: Base, abstract) -> None:
+  """Holds a directory's tensors against a model's parameters.
+
+  Raises: UserError listing every tensor that is missing, extra or of another shape, and for an
+    output matrix that differs from the embedding that config.json ties it to.
+  """
+  expected, tensors = {}, dict(families.list_tensors(base.family))
+  for path, leaf in flatten(abstract).items():
+    names, shape = _list_names(path, tensors[path], leaf.shape)
+    expected |= dict.fromkeys(names, tensors[path].get_stored_shape(shape))
+  problems, used = [], set()
+  for name, shape in expected.items():
+    found = base.find(name)
+    used.add(found)
+    if found is None:
+      problems.append(f'{name} is missing; the model needs {list(shape)}')
+    elif base.shapes[found] != shape:
+      problems.append(f'{name} is {list(base.shapes[found])}; the model needs {list(shape)}')
+  for name in sorted(base.files.keys() - used):
+    tied = name == 'lm_head.weight' and 'head' not in abstract
+    if tied and not _is_copy(base, name, base.find(tensors['embedding',].name)):
+      problems.append(f'{name} differs from the embedding, to which tie_word_embeddings in '
+                      'config.json ties it; set that to false')
+    if not tied and not families.BUFFERS.fullmatch(name):
+      problems.append(f'{name} {list(base.shapes[name])} is no tensor of this model')
+  if problems:
+    raise UserError('\n'.join(f'{base.folder}: {p}' for p in problems))
+
+
+def _is_copy(base, a, b):
+  """Whether two matrices agree in shape and in 64 of their rows, spread evenly."""
+  if b is None or base.shapes[a] != base.shapes[b]:
+    return False
+  count = base.shapes[a][0]
+  rows = [count * i // 64 for i in range(64)]
+  with _open(base.files[a]) as f, _open(base.files[b]) as g:
+    one, other = f.get_slice(a), g.get_slice(b)
+    return all(np.array_equal(one[i:i + 1], other[i:i + 1]) for i in rows)
+
+
+def load_params(base: Base, abstract):
+  """A tree of parameters, read as its shapes, dtypes and shardings say.
+
+  Raises: UserError, as `check_tensors` does and for a file that is damaged.
+  """
+  check_tensors(base, abstract)
+  tensors = dict(families.list_tensors(base.family))
+
+  def load(path, leaf):
+    path = tuple(k.key for k in path)
+    tensor = tensors[path]
+    names, shape = _list_names(path, tensor, leaf.shape)
+    blocks = {}  # devices that hold the same block share one reading of it
+
+    def read(index):
+      key = tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape))
+      if key not in blocks:
+        blocks[key] = assemble([range(*bounds) for bounds in key])
+      return blocks[key]
+
+    def assemble(ranges):
+      if len(shape) == len(leaf.shape):
+        return _read(base, names[0], tensor, shape, ranges).astype(leaf.dtype)
+      part = np.empty([len(r) for r in ranges], leaf.dtype)
+      for at, layer in enumerate(ranges[0]):
+        part[at] = _read(base, names[layer], tensor, shape, ranges[1:])
+      return part
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
+  return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def _read(base, name, tensor, shape, ranges):
+  """A block of one parameter of one layer, `ranges` in each of its dimensions.
+
+  The file is opened anew each time, so that what the kernel mapped of it is given back.
+  """
+  stored = base.find(name)
+  with _open(base.files[stored]) as f:
+    block = f.get_slice(stored)
+    rows = [_find_runs([shape[d] for d in dims], [ranges[d] for d in dims])
+            for dims in tensor.stored]
+    parts = [np.concatenate([block[(slice(*r), *rest)] for r in rows[0]])
+             for rest in _cross(rows[1:])]
+  block = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+  order = [d for dims in tensor.stored for d in dims]
+  block = block.reshape([len(ranges[d]) for d in order])
+  return block.transpose(np.argsort(order))
+
+
+def _cross(runs):
+  """Columns, at most: tensors have one or two dimensions."""
+  return [(slice(*r),) for r in runs[0]] if runs else [()]
+
+
+def _find_runs(sizes, ranges):
+  """Contiguous runs (start, stop) of a flattened group of dimensions that `ranges` take.
+
+  E.g. the second of two heads of 4 in (3, 2, 4) is (4, 8), (12, 16), (20, 24).
+  """
+  runs, stride = [(0, 1)], 1
+  for size, taken in zip(reversed(sizes), reversed(ranges)):
+    if runs == [(0, stride)]:  # all of what is below: one run
+      runs = [(taken.start * stride, taken.stop * stride)]
+    else:
+      runs = [(i * stride + a, i * stride + b) for i in taken for a, b in runs]
+    stride *= size
+  return runs
+
+
+def describe(base: Base) -> str:
+  return (f'{base.folder}: {base.family}, {len(base.files)} tensors in '
+          f'{len(set(base.files.values()))} file(s)')

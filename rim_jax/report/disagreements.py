@@ -1,0 +1,72 @@
+"""Questions on which runs differ, with the answers that each gave: a part of a sweep's page.
+
+Reads predictions of runs that are done, never a model.
+"""
+
+import collections
+
+from rim_jax.errors import UserError
+from rim_jax.report import page, pairwise
+from rim_jax.runtime import run_folder
+
+_NUM_SHOWN = 6
+
+
+def make_examples(runs) -> str:
+  """Answers of runs to the same few questions, one run below another; '' where none has answers.
+
+  Args:
+    runs: a run's label, in HTML -> its sweep.State; those on other questions than most of them
+      are left out, with a note.
+  """
+  groups, left_out = {}, []
+  for label, state in runs.items():
+    try:
+      if not pairwise.has_predictions(state):
+        raise UserError('several of its checkpoints were scored, so it has no one answer')
+      predictions = run_folder.load_predictions(state.predictions)
+    except UserError as e:
+      left_out.append(f'{state.point.name}: {e}')
+      continue
+    asked = tuple((p['question'], p['answer']) for p in predictions)
+    groups.setdefault(asked, []).append((label, state, predictions))
+  asked, group = max(groups.items(), key=lambda item: len(item[1]), default=((), []))
+  left_out += [f'{state.point.name}: was asked other questions' for others in groups.values()
+               if others is not group for _, state, _ in others]
+  right = [[p['correct'] for p in predictions] for _, _, predictions in group]
+  body = ''.join(page.make_table(
+      [f'<div class="long">gold: {page.escape(asked[i][1])}</div>',
+       f'<div class="long">{page.escape(asked[i][0])}</div>'],
+      [[label, f'<div class="long">{page.mark_answers(predictions[i], state.result)}</div>']
+       for label, state, predictions in group])
+                 for i in choose_questions(right, _NUM_SHOWN))
+  return _describe(right) * bool(body) + body + ''.join(
+      f'<p><small>Left out: {page.escape(why)}.</small></p>' for why in left_out)
+
+
+def choose_questions(right, count: int) -> list[int]:
+  """Numbers of the questions that tell most of how runs differ, best first.
+
+  Those on which the runs that are right and those that are not are most evenly many, one for each
+  way to divide the runs before a second for any; what all or none have right comes last.
+
+  Args:
+    right: for each run whether it has each question right, in one order.
+  """
+  ways = list(zip(*right))
+  often, seen, ranked = collections.Counter(ways), collections.Counter(), []
+  for i, way in enumerate(ways):
+    smaller = min(sum(way), len(way) - sum(way))
+    ranked.append((smaller == 0, seen[way], -smaller, -often[way], i))
+    seen[way] += 1
+  return [i for *_, i in sorted(ranked)[:count]]
+
+
+def _describe(right):
+  """How the questions were chosen, and of how many."""
+  ways = list(zip(*right))
+  apart = sum(0 < sum(way) < len(way) for way in ways)
+  return ('<p><small>Answers read (✓ right, ✗ wrong), after each block where there are some; one '
+          f'seed of each setting. {page.mark(apart)} of {page.mark(len(ways))} questions are right '
+          'with one of these runs and wrong with another. Shown are such, as far as there are any, '
+          'one for each way to divide the runs first: they are no sample.</small></p>')

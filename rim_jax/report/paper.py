@@ -1,0 +1,81 @@
+"""What the paper reports on GSM8K: the target beside which the accuracy of own runs stands.
+
+Source: L. Aichberger, S. Hochreiter, arXiv 2605.30343: greedy decoding, models fine-tuned on
+GSM8K-Aug. Nothing here was measured by this project.
+"""
+
+from rim_jax.config import Config
+from rim_jax.report.page import escape, make_table, mark, section, show_share
+
+SOURCE = 'arXiv 2605.30343'
+METHODS = ('direct', 'Coconut', 'RiM', 'CoT')
+# Set, as results.json calls it -> model -> % right with each of METHODS; None: not reported.
+REPORTED = {
+    'test': {
+        'GPT-2': (15.4, 31.1, 33.6, 42.9),
+        'Llama-3.2-1B': (23.9, 36.9, 42.1, 49.1),
+        'Llama-3.2-3B': (36.2, 41.3, 48.8, None)},
+    'gsm_hard': {
+        'GPT-2': (3.5, 7.1, 7.8, None),
+        'Llama-3.2-1B': (5.3, 8.5, 10.5, 11.2),
+        'Llama-3.2-3B': (8.5, 10.2, 12.0, None)}}
+NAMES = {'test': 'GSM8K', 'gsm_hard': 'GSM-Hard'}
+NOTE = ("GPT-2's CoT on GSM8K is that of Coconut's paper, arXiv 2412.06769; RiM's 48.8 of "
+        'Llama-3.2-3B is derived from figures given there')
+
+
+_COLUMNS = {'direct': 'direct', 'coconut': 'Coconut', 'rim': 'RiM', 'rim_stage2': 'RiM',
+            'cot': 'CoT'}  # method of a config -> that of METHODS
+
+
+def make_target(config: Config, sets: dict) -> list[str]:
+  """The figures as a part of a page, below a run's own on the same sets; of other data nothing.
+
+  Args:
+    sets: what results.json holds.
+  """
+  if not _has_target(config):
+    return []
+  own = ''.join(
+      f'<p>This run ({escape(r["method"])}) on {name}: <strong>'
+      f'{show_share(r["final_acc"])}%</strong> of {mark(r["n"])} '
+      'questions.</p>' for key, r in sets.items() if (name := _name_set(key)))
+  return [_make_section(own, [], "This run's own model and data stand below.")]
+
+
+def make_targets(found) -> list[str]:
+  """The same for settings of many runs: each a row, its mean below the paper's of its method.
+
+  Args:
+    found: (name, config, set, summary of its accuracy over seeds) of each; one of other data, on
+      another set or of a method that the paper has not is left out.
+  """
+  rows = []
+  for name, config, key, summary in found:
+    known = _name_set(key)
+    if known and _has_target(config) and config.method in _COLUMNS:
+      spread = '' if summary['stderr'] is None else f' ± {show_share(summary["stderr"])}'
+      cells = dict.fromkeys(METHODS, '') | {
+          _COLUMNS[config.method]: f'<strong>{show_share(summary["mean"])}</strong>{spread}'}
+      rows.append([f'<div class="long">{escape(name)}, {known}<small>found here on {key}, seeds: '
+                   f'{mark(summary["count"])}</small></div>', *cells.values()])
+  return [_make_section('', rows, 'What was found here is a mean over seeds, ± its standard error; '
+                        'its own model and data stand below.')] if rows else []
+
+
+def _name_set(key):
+  """The paper's name for a set, also where checkpoints were chosen by its own protocol; or None."""
+  return NAMES.get(key.removesuffix('-splits'))
+
+
+def _has_target(config):
+  return config.data.source.startswith('gsm8k')
+
+
+def _make_section(own, rows, note):
+  """The paper's figures, `rows` of own ones below them in the same columns."""
+  reported = [[f'{model}, {NAMES[key]}', *('–' if x is None else mark(x) for x in values)]
+              for key, models in REPORTED.items() for model, values in models.items()]
+  return section('What the paper reports', own + make_table(['% right', *METHODS], reported + rows)
+                 + f'<p><small>{SOURCE}: models fine-tuned on GSM8K-Aug, greedy. {escape(NOTE)}. '
+                 f'{note}</small></p>')

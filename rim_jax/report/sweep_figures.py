@@ -1,0 +1,110 @@
+"""Figures of many runs at once: parallel coordinates and heat maps over the factors of a sweep.
+
+Knows factors and accuracies (0 to 1), no files of runs; drawn in report/page.py's style.
+"""
+
+import math
+
+from rim_jax.report import page
+
+_MOST_TICKS = 8  # named on one axis
+
+
+def draw_parallel(rows, levels, measure: str, folder):
+  """One line a point, over its factors to its accuracy; '' where nothing varies.
+
+  Args:
+    rows: (factors, accuracy) of each point; `levels` each varying factor's values, in order.
+  """
+  rows = [(factors, acc) for factors, acc in rows if levels.keys() <= factors.keys()]
+  if not levels or len(rows) < 2:
+    return ''
+  from matplotlib import figure as figure_lib
+  places = {factor: place_levels(values) for factor, values in levels.items()}
+  caption = f'{measure} of each point over its factors'
+  low, high = _find_range([acc for _, acc in rows])
+  style, ramp = page.make_style(caption)
+  with style:
+    figure = figure_lib.Figure(figsize=(max(5.2, 1.6 + 1.4 * len(levels)), 3.6),
+                               layout='constrained')
+    ax = figure.subplots()
+    ends = range(len(levels) + 1)
+    for factors, acc in rows:
+      at = (acc - low) / (high - low)
+      ax.plot(ends, [*(places[f][factors[f]] for f in levels), at], color=ramp(at), linewidth=1,
+              alpha=0.7)
+    ax.set(xlim=(-0.35, len(levels) + 0.35), ylim=(-0.06, 1.06), yticks=[])
+    ax.set_xticks(ends, [*levels, f'{measure}, %'])
+    ax.spines['left'].set_visible(False)
+    ax.spines['bottom'].set_visible(False)
+    ax.grid(False)
+    for x, (factor, values) in enumerate(levels.items()):
+      _draw_axis(ax, x, [(places[factor][v], _format(v)) for v in _thin(
+          sorted(values, key=places[factor].get))])
+    _draw_axis(ax, len(levels), [(i / 4, f'{100 * (low + i / 4 * (high - low)):.0f}')
+                                 for i in range(5)])
+    return page.finish(figure, caption, [*levels, 'accuracy'], [
+        [*(factors[f] for f in levels), acc] for factors, acc in rows], folder)
+
+
+def place_levels(values) -> dict:
+  """Level -> its place in 0 to 1, evenly: numbers by size, others in the order given.
+
+  One level alone stands in the middle.
+  """
+  numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values)
+  values = sorted(values) if numbers else list(values)
+  return {v: i / (len(values) - 1) if len(values) > 1 else 0.5 for i, v in enumerate(values)}
+
+
+def _thin(values):
+  """At most so many of them as can be named, the first and the last among these."""
+  if len(values) <= _MOST_TICKS:
+    return values
+  return [values[round(i * (len(values) - 1) / (_MOST_TICKS - 1))] for i in range(_MOST_TICKS)]
+
+
+def _format(value):
+  text = f'{value:g}' if isinstance(value, float) else str(value)
+  return text if len(text) <= 16 else text[:15] + '…'
+
+
+def _draw_axis(ax, x, ticks):
+  ax.axvline(x, color=ax.spines['bottom'].get_edgecolor(), linewidth=0.8, alpha=0.5)
+  for y, text in ticks:
+    ax.annotate(text, (x, y), xytext=(-5, 0) if x == 0 else (4, 3), textcoords='offset points',
+                fontsize=8, **({'ha': 'right', 'va': 'center'} if x == 0 else {}))
+
+
+def _find_range(accuracies):
+  """Whole tens of percent around them, so that colours and axes are comparable and full."""
+  low, high = (f(10 * g(accuracies)) / 10 for f, g in ((math.floor, min), (math.ceil, max)))
+  return (low, high) if high > low else (max(0.0, low - 0.1), min(1.0, high + 0.1))
+
+
+def list_grids(rows, levels):
+  """(factor, factor) for each two of which more combinations were run than lie on one line."""
+  names = list(levels)
+  for i, first in enumerate(names):
+    for second in names[i + 1:]:
+      there = {(f[first], f[second]) for f, _ in rows if first in f and second in f}
+      if len(there) > max(len({a for a, _ in there}), len({b for _, b in there})):
+        yield first, second
+
+
+def average_grid(rows, first: str, second: str) -> dict:
+  """(level, level) -> mean accuracy over all else."""
+  cells = {}
+  for factors, acc in rows:
+    if first in factors and second in factors:
+      cells.setdefault((factors[first], factors[second]), []).append(acc)
+  return {key: math.fsum(accs) / len(accs) for key, accs in cells.items()}
+
+
+def draw_heat_map(rows, levels, first: str, second: str, measure: str, folder):
+  """Mean accuracy of each two levels of two factors, over all else that was run with them."""
+  cells = average_grid(rows, first, second)
+  down, across = (sorted(levels[f], key=place_levels(levels[f]).get) for f in (first, second))
+  return page.draw_map(
+      f'{measure} by {first} and {second}; %, mean over all else, seeds too', first, second, down,
+      across, [[cells.get((a, b)) for b in across] for a in down], folder, decimals=1)

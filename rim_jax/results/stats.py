@@ -1,0 +1,106 @@
+"""Seeds, and two runs on the same questions: a mean with its error, a difference with its interval.
+"""
+
+import dataclasses
+import math
+
+from scipy import stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """A measure over seeds."""
+  mean: float
+  stderr: float | None  # of the mean; None for one seed, which tells nothing of others
+  count: int
+
+
+def summarize(values) -> Summary:
+  """Mean and standard error over seeds, with the n - 1 of a sample.
+
+  Raises: ValueError where there are no values.
+  """
+  values = [float(v) for v in values]
+  if not values:
+    raise ValueError('no values')
+  return Summary(math.fsum(values) / len(values),
+                 float(stats.sem(values)) if len(values) > 1 else None, len(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+  """What one change does, from pairs of runs that differ in nothing else."""
+  mean: float  # difference, changed less unchanged
+  interval: tuple[float, float] | None  # of the mean
+  confidence: float
+  count: int  # pairs
+  no_interval: str  # why there is none; '' where there is one
+
+
+def summarize_pairs(differences, confidence: float = 0.95) -> Effect:
+  """Mean of paired differences, with the interval of Student's t over the pairs.
+
+  One pair has no interval, and neither have pairs that all differ by the same: a spread of zero
+  over a few runs (both at 100 %, say) is no knowledge of others.
+
+  Raises: ValueError where there are no pairs.
+  """
+  values = [float(d) for d in differences]
+  told = summarize(values)
+  interval = None
+  if told.stderr:
+    reach = float(stats.t.ppf((1 + confidence) / 2, told.count - 1)) * told.stderr
+    interval = (told.mean - reach, told.mean + reach)
+  why = '' if interval else 'one pair' if told.count == 1 else 'every pair differs by the same'
+  return Effect(told.mean, interval, confidence, told.count, why)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Two runs, a and b, on the same questions."""
+  count: int
+  both: int  # questions that both have right
+  only_a: int
+  only_b: int
+  neither: int
+  difference: float  # accuracy of a less that of b
+  interval: tuple[float, float]  # of the difference
+  confidence: float
+  p_value: float  # McNemar's, exact and two-sided
+
+
+def compare(correct_a, correct_b, confidence: float = 0.95) -> Comparison:
+  """Whether a and b differ on the same questions, given which each has right, in one order.
+
+  The test is McNemar's: of the questions that one alone has right, a's are binomial with 1/2. The
+  interval is Wald's with half a question added to each of the four counts (Agresti and Min,
+  Statistics in Medicine 24, 2005).
+
+  Raises: ValueError where there are no questions, or not as many.
+  """
+  pairs = [(bool(a), bool(b)) for a, b in zip(correct_a, correct_b, strict=True)]
+  if not pairs:
+    raise ValueError('no questions')
+  n, only_a, only_b = len(pairs), pairs.count((True, False)), pairs.count((False, True))
+  apart = only_a + only_b
+  centre = (only_a - only_b) / (n + 2)
+  spread = math.sqrt(apart + 1 - (only_a - only_b)**2 / (n + 2)) / (n + 2)
+  reach = float(stats.norm.ppf((1 + confidence) / 2)) * spread
+  return Comparison(
+      n, pairs.count((True, True)), only_a, only_b, pairs.count((False, False)),
+      (only_a - only_b) / n, (centre - reach, centre + reach), confidence,
+      float(stats.binomtest(only_a, apart).pvalue) if apart else 1.0)
+
+
+def adjust_holm(p_values) -> list[float]:
+  """P-values corrected for being several, in their order: Holm's, whatever their dependence.
+
+  Those below a level are together wrong with no more than its chance (Scandinavian Journal of
+  Statistics 6, 1979). SciPy has corrections of the false discovery rate alone.
+  """
+  order = sorted(range(len(p_values)), key=p_values.__getitem__)
+  adjusted, most = [0.0] * len(order), 0.0
+  for place, i in enumerate(order):
+    most = max(most, min(1.0, (len(order) - place) * p_values[i]))
+    adjusted[i] = most
+  return adjusted

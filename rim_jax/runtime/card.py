@@ -1,0 +1,142 @@
+"""The reproduction card of a run, WORKDIR/config.json: what it was, and whether this is still it.
+
+`task` is a `train.Task`: config, dataset, codec, mesh, base.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+
+from etils import epath
+
+import rim_jax
+from rim_jax import config as config_lib
+from rim_jax.errors import UserError
+from rim_jax.runtime import storage
+
+CARD_VERSION = 2
+
+
+def make_card(task, versions: dict, start=None) -> dict:
+  """The reproduction card: what config.json holds.
+
+  Args:
+    versions: those of what the run's rows are made by, `packing.source.VERSIONS`.
+    start: the run that this one begins with.
+  """
+  packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ml-collections',
+              'tensorflow-datasets', 'numpy')
+  import jax  # late: a card is read without it
+  device = jax.devices()[0]
+  return {
+      'format': CARD_VERSION,
+      'config': dataclasses.asdict(task.config),
+      'data': {'name': task.dataset.name, 'fingerprint': task.dataset.fingerprint,
+               'num_records': {k: len(v) for k, v in task.dataset.splits.items()},
+               'num_dropped': dict(task.dataset.num_dropped)},
+      'tokenizer': task.codec.tokenizer.fingerprint,
+      'base': task.base and {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint},
+      'start': start and {'path': str(start), 'fingerprint': fingerprint_run(load_card(start))},
+      'versions': {'rim_jax': rim_jax.__version__, 'python': platform.python_version(),
+                   **versions,
+                   **{p: importlib.metadata.version(p) for p in packages}},
+      'commit': _find_commit(),
+      'hardware': {'device': device.device_kind, 'num_devices': task.mesh.size,
+                   'num_processes': jax.process_count(), 'platform': platform.platform(),
+                   'mesh': dict(task.mesh.shape)},
+      'command': sys.argv,
+  }
+
+
+def _find_commit():
+  """The checkout's commit, '+' where files differ from it; None outside a checkout."""
+  here = epath.Path(__file__).parent
+
+  def git(*args):
+    return subprocess.run(('git', '-C', here, *args), capture_output=True, text=True, check=True,
+                          timeout=10).stdout.strip()
+  try:
+    return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+def load_card(workdir) -> dict:
+  """The card of a run.
+
+  Raises: UserError where it is missing, damaged or of another format.
+  """
+  path = epath.Path(workdir) / 'config.json'
+  if not path.exists():
+    raise UserError(f'{workdir}: there is no run here; train it first with --mode=train, or name '
+                    'another')
+  card = storage.load_json(path, 'the run\'s card')
+  found = card.get('format') if isinstance(card, dict) else None
+  if found not in (CARD_VERSION, None):
+    raise UserError(f'{path}: format {found} is not {CARD_VERSION}, which this version of rim_jax '
+                    'reads; use another --workdir')
+  if found is None or not {'config', 'data', 'tokenizer', 'base'} <= card.keys():
+    raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
+  return card
+
+
+def fingerprint_run(card: dict) -> str:
+  """A hash of what a run computed, as its card tells it: config, data, tokenizer, base, start.
+
+  Where its own start lay is no part of this hash, what that computed is.
+  """
+  flat = {key: value for key, value in config_lib.flatten(card['config']).items()
+          if not config_lib.is_runtime(key) and key != 'train.init_from'}
+  prints = [value and value['fingerprint'] for value in (
+      card['data'], card['base'], card.get('start'))]
+  return hashlib.sha256(json.dumps([flat, card['tokenizer'], prints], sort_keys=True).encode()
+                        ).hexdigest()[:16]
+
+
+def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
+  """Every key of a config that another run had otherwise, with both values; a line each."""
+  old, new = (config_lib.flatten(c) for c in (card['config'], config))
+
+  def describe(key):
+    if key in old and key in new:
+      return (f'with {key}={old[key]!r}, now it is {new[key]!r}; use another --workdir, or '
+              f'--config.{key}={old[key]}')
+    changed = f'no {key}, which now is {new[key]!r}' if key in new else f'{key}={old[key]!r}'
+    return (f'by a version of rim_jax that has {changed}; go on with that version, or use another '
+            '--workdir')
+  return [f'{where}: was run {describe(key)}' for key in sorted(old.keys() | new.keys())
+          if old.get(key) != new.get(key) and not config_lib.is_runtime(key)]
+
+
+def check_start(card: dict, start: dict | None, where) -> None:
+  """Refuses to begin a run anew with another one's parameters than it did before.
+
+  Raises: UserError with both fingerprints.
+  """
+  theirs, mine = ((found or {}).get('fingerprint') for found in (card.get('start'), start))
+  if theirs != mine:
+    path = (start or card['start'])['path']
+    raise UserError(f'{where}: began with another run than what {path} now is '
+                    f'(fingerprint {theirs}, now {mine}); restore that, or use another --workdir')
+
+
+def check_card(card: dict, task, where) -> None:
+  """Refuses to go on in a WORKDIR whose run was another one.
+
+  Raises: UserError naming every key that differs, with both values.
+  """
+  lines = find_differences(card, task.config, where)
+  for name, mine in (('data', task.dataset.fingerprint),
+                     ('tokenizer', task.codec.tokenizer.fingerprint),
+                     ('base', task.base and task.base.fingerprint)):
+    theirs = card[name]
+    theirs = theirs['fingerprint'] if isinstance(theirs, dict) else theirs
+    if theirs != mine and not lines:
+      lines.append(f'{where}: the {name} changed since this run began (fingerprint {theirs}, now '
+                   f'{mine}); restore it, or use another --workdir')
+  if lines:
+    raise UserError('\n'.join(lines))

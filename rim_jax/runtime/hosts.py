@@ -1,0 +1,384 @@
+"""Several processes as one program: how they start, what they agree on, how they end.
+
+JAX runs one process a host. They meet at a coordinator, then each runs the same program on
+its own devices and rows. Files are written and decisions taken by the leader, process 0, alone.
+An exit code says what a supervisor should do; `launch/supervise.py` reads it.
+"""
+
+import atexit
+import contextlib
+import faulthandler
+import itertools
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+
+import jax
+from jax.experimental import multihost_utils
+import numpy as np
+
+from rim_jax.errors import HostError, UserError
+
+EXIT_STOPPED = 75  # asked to end: saved, and the same command goes on
+EXIT_STALLED = 76  # another process is gone, or none gets on: start all of them again
+# JAX ends a process that misses another; the watchdog comes first, because it knows whom.
+_HEARTBEAT_SECS, _SHUTDOWN_SECS = 50, 20
+_BEAT_SECS, _SILENT_SECS = 2.0, 40.0
+_GOODBYE = b'goodbye'
+
+
+# ---- Start ----
+
+
+def count_launched(environ) -> tuple[str, int]:
+  """How many processes a launcher says it started: (its variable, count), ('', 1) without one."""
+  for name in ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE'):
+    # sbatch sets SLURM_NTASKS for the batch script too, where nothing was started by srun.
+    if environ.get(name, '1') != '1' and (name != 'SLURM_NTASKS' or 'SLURM_STEP_ID' in environ):
+      return name, int(environ[name])
+  workers = environ.get('TPU_WORKER_HOSTNAMES', '')
+  return ('TPU_WORKER_HOSTNAMES', workers.count(',') + 1) if ',' in workers else ('', 1)
+
+
+def start(coordinator: str, num_processes: int, process_id: int, automatic: bool,
+          timeout_secs: int, environ=os.environ) -> None:
+  """Joins the other processes; alone, with nothing given and no launcher in sight.
+
+  Args:
+    coordinator: HOST:PORT of process 0, with the two numbers; '' to let JAX find it (TPU VMs,
+      GKE, SLURM, Open MPI), where `automatic` or a launcher's variables ask for that.
+  Raises: UserError for flags that do not go together; HostError naming who is missing.
+  """
+  variable, launched = count_launched(environ)
+  kwargs = {'initialization_timeout': timeout_secs, 'heartbeat_timeout_seconds': _HEARTBEAT_SECS,
+            'shutdown_timeout_seconds': _SHUTDOWN_SECS}
+  if coordinator:
+    if not 0 <= process_id < num_processes or not coordinator.rpartition(':')[2].isdigit():
+      raise UserError(f'--coordinator={coordinator} --num_processes={num_processes} '
+                      f'--process_id={process_id}: give HOST:PORT, a number of processes and an '
+                      'id below it')
+    if launched not in (1, num_processes):
+      raise UserError(f'--num_processes={num_processes}: but {variable} says that {launched} were '
+                      'started; make them agree')
+    call_roll(coordinator, num_processes, process_id, timeout_secs)
+    kwargs |= {'coordinator_address': coordinator, 'num_processes': num_processes,
+               'process_id': process_id}
+  elif num_processes or process_id >= 0:
+    raise UserError('--num_processes and --process_id need --coordinator=HOST:PORT')
+  elif not automatic and launched == 1:
+    return
+  try:
+    jax.distributed.initialize(**kwargs)
+  except (RuntimeError, ValueError) as e:
+    raise HostError(f'the processes did not find each other ({" ".join(str(e).split())}); name '
+                    'the first with --coordinator=HOST:PORT') from e
+  if not coordinator and launched not in (1, jax.process_count()):
+    raise HostError(f'{variable} says that {launched} processes were started, and '
+                    f'{jax.process_count()} have met: they would train apart; give --coordinator, '
+                    '--num_processes and --process_id')
+
+
+def call_roll(coordinator: str, num_processes: int, process_id: int, timeout_secs: float) -> None:
+  """Waits at the coordinator's address until all are there; JAX would not say who is missing.
+
+  Raises: HostError on every process that came, naming those that did not.
+  """
+  host, _, port = coordinator.rpartition(':')
+  deadline = time.monotonic() + timeout_secs
+  if process_id:
+    verdict = _report_in((host, int(port)), process_id, num_processes, deadline)
+  else:
+    verdict = _hear_reports(int(port), num_processes, deadline)
+  if verdict != 'go':
+    raise HostError(f'{coordinator}: {verdict}')
+
+
+# Connections of the roll call, for as long as this process lives. When process 0 dies its kernel
+# closes them, which the others hear at once; JAX's own abort would not say who it was.
+_lines = []
+
+
+def _keep_lines(lines) -> None:
+  def say_goodbye():
+    for line in lines:
+      with contextlib.suppress(OSError):
+        line.sendall(_GOODBYE)
+  atexit.register(say_goodbye)
+  _lines.extend(lines)
+
+
+def _listen(line) -> None:
+  line.settimeout(None)
+  line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # no firewall forgets it
+  try:
+    heard = line.recv(len(_GOODBYE))
+  except ConnectionResetError:
+    heard = b''
+  except OSError:
+    return  # the network's trouble: the watchdog will tell whether it lives
+  if heard != _GOODBYE:
+    print('error: process 0 is gone; start all again', file=sys.stderr, flush=True)
+    os._exit(EXIT_STALLED)
+
+
+def _hear_reports(port, num_processes, deadline):
+  there, verdict = {}, ''
+  with contextlib.ExitStack() as stack:
+    try:
+      listener = stack.enter_context(socket.create_server(('', port), reuse_port=False))
+    except OSError as e:
+      return (f'cannot listen there ({e.strerror}): is another run using the port? take another '
+              'one, and give it to every process')
+    while len(there) < num_processes - 1 and not verdict:
+      listener.settimeout(max(deadline - time.monotonic(), 0.01))
+      try:
+        peer, address = listener.accept()
+        stack.enter_context(peer)
+        peer.settimeout(5)
+        number, count = map(int, peer.recv(64).decode().split())
+      except TimeoutError:
+        missing = sorted(set(range(1, num_processes)) - set(there))
+        verdict = (f'of {num_processes} processes, {", ".join(map(str, missing))} did not come; '
+                   'look at their logs, and start all of them again')
+        break
+      except (OSError, ValueError):
+        continue  # not one of us
+      if count != num_processes or number in there:
+        verdict = (f'process {number} at {address[0]} says it is one of {count}, twice or of '
+                   f'another run; here are {num_processes}; give every process its own '
+                   '--process_id and the same --num_processes')
+      there[number] = peer
+    for peer in there.values():
+      with contextlib.suppress(OSError):
+        peer.sendall((verdict or 'go').encode())
+    if not verdict:
+      listener.close()
+      stack.pop_all()
+      _keep_lines(list(there.values()))
+  return verdict or 'go'
+
+
+def _report_in(address, process_id, num_processes, deadline):
+  problem = 'nothing listens there'
+  while time.monotonic() < deadline:
+    try:
+      with contextlib.ExitStack() as stack:
+        peer = stack.enter_context(socket.create_connection(address, timeout=5))
+        peer.sendall(f'{process_id} {num_processes}'.encode())
+        # The first process gives up at its own deadline, and says so.
+        peer.settimeout(max(deadline - time.monotonic(), 0.01) + 10)
+        verdict = peer.recv(1024).decode()
+        if verdict == 'go':
+          stack.pop_all()
+          threading.Thread(target=_listen, args=(peer,), daemon=True).start()
+        if verdict:
+          return verdict
+    except OSError as e:
+      problem = e.strerror or str(e) or problem
+    time.sleep(0.2)
+  return (f'process {process_id} cannot reach process 0 ({problem}); is it running, and is this '
+          'its address?')
+
+
+# ---- Agreement ----
+
+
+def is_leader() -> bool:
+  return jax.process_index() == 0
+
+
+def lead(fn):
+  """What fn() gives on process 0, for every process: JSON, or its UserError."""
+  if jax.process_count() == 1:
+    return fn()
+  told = {}
+  if is_leader():
+    try:
+      told = {'value': fn()}
+    except UserError as e:
+      told = {'error': str(e)}
+  told = json.loads(_broadcast(json.dumps(told).encode()))
+  if 'error' in told:
+    raise UserError(told['error'])
+  return told['value']
+
+
+def lead_first(fn):
+  """fn() of every process, once process 0 is done: it prepares the files that the others find."""
+  if jax.process_count() == 1:
+    return fn()
+  mine = []
+  lead(lambda: mine.append(fn()))
+  return mine[0] if mine else fn()
+
+
+def _broadcast(data: bytes) -> bytes:
+  size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+  padded = np.zeros(size, np.uint8)
+  padded[:len(data[:size])] = np.frombuffer(data[:size], np.uint8)
+  return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+
+
+def fetch(x) -> np.ndarray:
+  """An array whole, on every host; all processes must ask for the same ones in the same order."""
+  if jax.process_count() == 1:
+    return np.asarray(x)
+  return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+
+def settle(tree) -> None:
+  """Waits for arrays where several processes compute on CPUs.
+
+  There, with more than one device a process, collectives of two steps in flight were seen to hang;
+  elsewhere steps queue in order.
+  """
+  if jax.process_count() > 1 and jax.devices()[0].platform == 'cpu':
+    jax.block_until_ready(tree)
+
+
+def sync(name: str) -> None:
+  """Waits until every process is here."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+# ---- End ----
+
+
+class StopSignal:
+  """Whether the run was asked to end (SIGTERM, a platform's preemption notice).
+
+  As a context manager around the loop; `is_set` is asked once a step, and all processes get the
+  same answer at the same step. With several processes a notice that comes before the loop or after
+  it (while compiling, evaluating, between stages) is kept for the next step taken.
+  """
+  # Of all loops of this process: JAX agrees on a number that is to come, the next after those that
+  # were asked for, and a step's own number begins anew at each stage.
+  _count = itertools.count(1)
+
+  def __enter__(self):
+    self._asked = False
+    self._before = None
+    # JAX has a handler of its own where there are several processes: it tells them all.
+    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+      self._before = signal.signal(signal.SIGTERM, self._ask)
+    return self
+
+  def __exit__(self, *unused):
+    if self._before is not None:
+      signal.signal(signal.SIGTERM, self._before)
+
+  def _ask(self, *unused):
+    self._asked = True
+
+  def is_set(self) -> bool:
+    if jax.process_count() == 1:
+      return self._asked
+    return multihost_utils.reached_preemption_sync_point(next(self._count))
+
+
+class Watchdog:
+  """Ends this process when another is gone, or when none gets on.
+
+  Every process tells the others, through the coordinator, that it lives and at which step it is.
+  One that is silent for 40 s is named. Where nobody moves for `stall_secs` (0: never asked), each
+  shows where it stands, and names the last. The clock starts at the first beat, after compiling.
+
+  `end` takes an exit code; it must not return.
+  """
+
+  def __init__(self, stall_secs: float, silent_secs: float = _SILENT_SECS, end=os._exit):
+    self._stall_secs, self._silent_secs, self._end = stall_secs, silent_secs, end
+    self._step, self._moved, self._own_secs = -1, None, 0.0
+    self._heard = {}  # process -> (what it said last, when it said something new)
+    self._exchanged = time.monotonic()
+    self._done = threading.Event()
+
+  def __enter__(self):
+    threads = [self._watch] + ([self._exchange] if jax.process_count() > 1 else [])
+    for fn in threads:
+      threading.Thread(target=fn, daemon=True).start()
+    return self
+
+  def __exit__(self, kind, error, trace):
+    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+      self._end_with(error)
+    self._done.set()
+
+  def _end_with(self, error):
+    """A collective has failed: mostly because a process has died. Which, its silence will tell."""
+    time.sleep(4 * _BEAT_SECS)
+    silent = self._find_silent(time.monotonic(), 3 * _BEAT_SECS) or 'nobody is silent'
+    traceback.print_exception(error)
+    self._report(f'a computation of all processes failed: {silent}')
+
+  def beat(self, step: int) -> None:
+    """The program got on: a step, or a part of an evaluation."""
+    self._step, self._moved = step, time.monotonic()
+
+  def compare(self, own_secs: float) -> dict:
+    """How far apart the processes are in what each does by itself a step: its batch, its start.
+
+    Steps are taken together, so a slow process shows here and not in their time. Others' values
+    are those of their last log line.
+    """
+    self._own_secs = own_secs
+    told = {p: float(said.split()[2]) for p, (said, _) in self._heard.items()}
+    if len(told) < 2:
+      return {}
+    return {'hosts/own_secs_min': min(told.values()), 'hosts/own_secs_max': max(told.values()),
+            'hosts/slowest': max(told, key=told.get)}
+
+  def _exchange(self):
+    # The store that JAX's own services use has no public name yet.
+    from jax._src import distributed
+    client, me, count = distributed.global_state.client, jax.process_index(), 0
+    while not self._done.wait(_BEAT_SECS):
+      count += 1
+      try:
+        said = f'{count} {self._step} {self._own_secs:.6f}'
+        client.key_value_set(f'rim_jax/beat/{me}', said, allow_overwrite=True)
+        told = client.key_value_dir_get('rim_jax/beat/')
+      except Exception:  # pylint: disable=broad-except  (the silence is noticed by _watch)
+        continue
+      self._exchanged = now = time.monotonic()
+      for key, value in told:
+        process = int(key.rpartition('/')[2])
+        if self._heard.get(process, ('',))[0] != value:
+          self._heard[process] = value, now
+
+  def _watch(self):
+    while not self._done.wait(0.5):
+      now = time.monotonic()
+      problem = self._find_silent(now, self._silent_secs) if jax.process_count() > 1 else ''
+      if not problem and self._stall_secs and self._moved is not None and (
+          now - self._moved > self._stall_secs):
+        problem = self._describe_stall()
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+      if problem and not self._done.is_set():
+        self._report(problem)
+        return
+
+  def _report(self, problem):
+    print(f'error: process {jax.process_index()}: {problem}', file=sys.stderr, flush=True)
+    self._end(EXIT_STALLED)
+
+  def _find_silent(self, now, secs):
+    if now - self._exchanged > secs:
+      return f'process 0 has not answered for {now - self._exchanged:.0f} s; start all again'
+    silent = [f'process {p} has not been heard of for {now - when:.0f} s (it was at step '
+              f'{said.split()[1]})'
+              for p, (said, when) in sorted(self._heard.items()) if now - when > secs]
+    return '; '.join([*silent, 'start all again']) if silent else ''
+
+  def _describe_stall(self):
+    steps = {p: int(said.split()[1]) for p, (said, _) in self._heard.items()}
+    last = min(steps, key=steps.get) if steps else 0
+    others = f'; process {last} is behind all, at step {steps[last]}' if len(steps) > 1 else ''
+    return (f'no step for {self._stall_secs:g} s after step {self._step}{others}; the stacks above '
+            'say where it hangs; run it again from the last checkpoint')

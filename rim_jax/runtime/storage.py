@@ -1,0 +1,262 @@
+"""A run's files on a file system or in a bucket: whole or absent, added to, moved, held.
+
+In a bucket (`gs://...`, through etils.epath) an object appears whole and can be replaced, but
+neither renamed nor appended to: an append replaces it without a word. So of a run's files nothing
+outside this module renames or appends.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+import uuid
+
+from etils import epath
+
+from rim_jax.errors import UserError
+
+_PUT_SECS = 10.0  # between two writes of one growing object: stores refuse many a second
+_PART_LINES = 1000
+_LEASE_SECS = 20.0  # between two signs of life of the run that holds a bucket
+
+
+def is_bucket(path) -> bool:
+  return '://' in str(path)
+
+
+def get_absolute(path) -> epath.Path:
+  """Orbax takes no relative path; 'gs://...' is absolute, though `absolute()` would mangle it."""
+  path = epath.Path(path)
+  return path if path.is_absolute() else path.absolute()
+
+
+# ---- Whole files ----
+
+
+def write_text(path, text: str) -> None:
+  """Whole or not at all."""
+  path = epath.Path(path)
+  if is_bucket(path):
+    path.write_text(text)
+    return
+  scratch = path.parent / f'.{path.name}.{os.getpid()}.tmp'
+  scratch.write_text(text)
+  scratch.replace(path)
+
+
+def write_json(path, tree) -> None:
+  """Strict JSON, whole or not at all."""
+  write_text(path, json.dumps(tree, indent=2, allow_nan=False) + '\n')
+
+
+def load_json(path, what: str):
+  """Raises: UserError naming the file when it is absent or torn."""
+  path = epath.Path(path)
+  try:
+    return json.loads(path.read_text())
+  except OSError:
+    raise UserError(f'{path}: {what} is missing') from None
+  except ValueError as e:
+    raise UserError(f'{path}: {what} is damaged ({e})') from None
+
+
+# ---- Folders ----
+
+
+def list_files(folder) -> dict[str, epath.Path]:
+  """Relative name -> path of every file below a folder; {} where there is none."""
+  pending, files = [epath.Path(folder)], {}
+  while pending:
+    at = pending.pop()
+    for path in at.iterdir() if at.exists() else ():
+      if path.is_dir():
+        pending.append(path)
+      else:
+        files[str(path.relative_to(folder))] = path
+  return files
+
+
+def remove(folder) -> None:
+  """Removes a folder and what is in it, where it is there."""
+  if is_bucket(folder):
+    if epath.Path(folder).exists():
+      epath.Path(folder).rmtree()
+  else:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy(folder, target) -> None:
+  """Copies every file below a folder, in either direction between bucket and file system."""
+  for name, path in list_files(folder).items():
+    to = epath.Path(target) / name
+    to.parent.mkdir(parents=True, exist_ok=True)
+    path.copy(to, overwrite=True)
+
+
+def move(folder, target) -> None:
+  """Moves a folder, over what may be there; in a bucket, object by object."""
+  remove(target)
+  if is_bucket(folder):
+    copy(folder, target)
+    remove(folder)
+  else:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(target)
+
+
+# ---- A file that grows ----
+
+
+def read_lines(path) -> list[str]:
+  """The lines of a file that a Journal writes, in order; [] where there is none."""
+  return [line for part in _list_parts(path) for line in part.read_text().split('\n')]
+
+
+def _list_parts(path) -> list[epath.Path]:
+  """The file itself, or in a bucket `name-00000.suffix` and so on, in order."""
+  path = epath.Path(path)
+  if not is_bucket(path):
+    return [path] if path.exists() else []
+  if not path.parent.exists():
+    return []
+  start, end = f'{path.stem}-', path.suffix
+  return sorted(p for p in path.parent.iterdir() if p.name.startswith(start)
+                and p.name.endswith(end) and p.name[len(start):-len(end)].isdigit())
+
+
+class Journal:
+  """Adds lines to a file; in a bucket to numbered parts, each replaced as it grows.
+
+  A file system has a line at once, a bucket after 10 s, `flush` or `close`.
+
+  Args:
+    keep: which of the lines that are there stay.
+  """
+
+  def __init__(self, path, keep, clock=time.monotonic):
+    self._path, self._clock = epath.Path(path), clock
+    self._file, self._lines, self._put = None, [], clock()
+    parts = _list_parts(path)
+    for part in parts:
+      text = part.read_text()
+      kept = ''.join(f'{line}\n' for line in text.split('\n') if keep(line))
+      if kept != text:
+        write_text(part, kept)
+    self._number = 1 + int(parts[-1].stem.rpartition('-')[2]) if parts and is_bucket(path) else 0
+    if not is_bucket(path):
+      self._file = self._path.open('a')
+
+  def add(self, line: str) -> None:
+    if self._file:
+      self._file.write(line + '\n')
+      self._file.flush()
+      return
+    self._lines.append(line)
+    if len(self._lines) >= _PART_LINES:
+      self.flush()
+      self._number, self._lines = self._number + 1, []
+    elif self._clock() - self._put >= _PUT_SECS:
+      self.flush()
+
+  def flush(self) -> None:
+    if self._lines:
+      part = self._path.with_name(f'{self._path.stem}-{self._number:05}{self._path.suffix}')
+      part.write_text(''.join(f'{line}\n' for line in self._lines))
+      self._put = self._clock()
+
+  def close(self) -> None:
+    self.flush()
+    if self._file:
+      self._file.close()
+
+
+# ---- Whose folder it is ----
+
+
+@contextlib.contextmanager
+def hold(workdir, say=print):
+  """Keeps a WORKDIR for this process as long as it lives, so that two never write into it.
+
+  Raises: UserError naming the process that holds it.
+  """
+  path = epath.Path(workdir) / '.lock'
+  me = f'process {os.getpid()} on {socket.gethostname()}'
+  held = _hold_in_bucket(path, me, say) if is_bucket(path) else _hold_file(path, me)
+  with held:
+    yield
+
+
+def _make_taken(path, holder):
+  return UserError(f'{path.parent}: {holder or "another run"} is at work here; wait for it, end '
+                   'it, or use another --workdir')
+
+
+@contextlib.contextmanager
+def _hold_file(path, me):
+  # The kernel gives a lock back with the process that had it.
+  with open(path, 'a+') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+      file.seek(0)
+      raise _make_taken(path, file.read()) from None
+    file.truncate(0)
+    file.write(me)
+    file.flush()
+    yield
+
+
+@contextlib.contextmanager
+def _hold_in_bucket(path, me, say):
+  """A bucket has no locks: an object says who is at work, and is renewed while they are.
+
+  Whether a holder lives is told by the object changing, never by comparing two hosts' clocks. So
+  after a run that was killed, the next one has to wait.
+  """
+  def read():
+    try:
+      return path.read_text()
+    except OSError:
+      return ''
+
+  def write():
+    nonlocal mine
+    mine = f'{me}\n{uuid.uuid4()}'
+    path.write_text(mine)
+
+  there = read()
+  if there:
+    say(f'{path}: waiting {1.5 * _LEASE_SECS:.0f} s to see whether {there.partition(chr(10))[0]} '
+        'is still at work')
+    time.sleep(1.5 * _LEASE_SECS)
+    if read() not in (there, ''):
+      raise _make_taken(path, there.partition('\n')[0])
+  mine = ''
+  write()
+  time.sleep(min(2.0, _LEASE_SECS))  # of two that came at once, the later writer stays
+  if read() != mine:
+    raise _make_taken(path, read().partition('\n')[0])
+  done = threading.Event()
+
+  def renew():
+    while not done.wait(_LEASE_SECS):
+      with contextlib.suppress(OSError):  # an outage of the store: the next turn tells
+        if read() not in (mine, ''):
+          print(f'error: {_make_taken(path, read().partition(chr(10))[0])}', file=sys.stderr,
+                flush=True)
+          os._exit(1)
+        write()
+  renewal = threading.Thread(target=renew, daemon=True)
+  renewal.start()
+  try:
+    yield
+  finally:
+    done.set()
+    renewal.join()
+    with contextlib.suppress(OSError):
+      path.unlink()

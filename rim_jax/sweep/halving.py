@@ -1,0 +1,123 @@
+"""Successive halving: the settings of a sweep that go on after some of their budget.
+
+After each of some shares of the budget the worst settings end; a setting is all its seeds together.
+Nothing is drawn: who goes on follows from what the runs have left (accuracy on valid at that
+share), so the same command again decides the same, and a setting that is new is judged with the
+others. Source: K. Jamieson, A. Talwalkar, arXiv 1502.07943, in the form where a budget is divided
+by shares of a run.
+"""
+
+import collections
+import dataclasses
+import math
+
+from rim_jax.config import grid as grid_lib
+from rim_jax.config import stages as stages_lib
+from rim_jax.errors import UserError
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import recorder as recorder_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving:
+  """When settings are judged, and how many of them go on."""
+  shares: tuple[float, ...]  # of a run's whole budget, ascending
+  keep: float  # part of the settings that goes on after each, rounded up
+
+
+def parse_halving(at: str, keep: float) -> Halving | None:
+  """From the flags: '0.25,0.5' and 0.5; None for ''.
+
+  Raises: UserError for shares that are none, or do not ascend.
+  """
+  if not at:
+    return None
+  try:
+    shares = tuple(float(part) for part in at.split(','))
+  except ValueError:
+    shares = ()
+  if not shares or list(shares) != sorted({*shares}) or not 0 < shares[0] <= shares[-1] < 1:
+    raise UserError(f"--halve_at={at}: should be shares of a run's budget, ascending, each above 0 "
+                    'and below 1, e.g. 0.25,0.5')
+  if not 0 < keep < 1:
+    raise UserError(f'--halve_keep={keep}: is the part of the settings that goes on, above 0 and '
+                    'below 1')
+  return Halving(shares, keep)
+
+
+def stop_at(config, share: float):
+  """A run's config, to end at a share of its budget."""
+  return dataclasses.replace(config, checkpoint=dataclasses.replace(
+      config.checkpoint, stop_frac=share))
+
+
+def read_score(state, share: float) -> float | None:
+  """A point's accuracy on valid after a share of its budget; None where it is not there yet.
+
+  Of the very step at which the run ends for it: one that has gone further is judged as it was.
+  """
+  begun = [(name, config) for name, config in stages_lib.make_stages(
+      stop_at(state.point.config, share)) if config.checkpoint.stop_frac]
+  name, config = begun[-1]
+  folder = checkpoint_lib.get_folder(state.folder / name)
+  saved = checkpoint_lib.list_whole(folder)
+  try:
+    num_steps = checkpoint_lib.load_checkpoint(folder, saved[0]).card['num_steps'] if saved else 0
+  except UserError:  # damaged: its run, started again, says so
+    num_steps = 0
+  if not num_steps:
+    return None
+  stop = stages_lib.find_stop(num_steps, config.checkpoint)
+  told = [x['valid/final_acc'] for x in recorder_lib.load_metrics(state.folder / name)
+          if x['step'] == stop and x.get('valid/final_acc') is not None]
+  return told[-1] if told and saved[0] >= stop else None
+
+
+def judge(states, share: float, keep: float) -> dict:
+  """What one share says of the points that reached it: scores, and which settings go on.
+
+  A setting's score is the mean over its seeds; one as good as the last that goes on goes on too.
+  Settings without a score (every seed failed) are not judged.
+  """
+  scores, sizes = {}, collections.Counter()
+  for state in states:
+    name, score = grid_lib.name_setting(state.point), read_score(state, share)
+    sizes[name] += 1
+    if score is not None:
+      scores.setdefault(name, []).append(score)
+  means = {name: math.fsum(found) / len(found) for name, found in scores.items()}
+  ranked = sorted(means, key=lambda name: -means[name])  # equals stay in the recipe's order
+  limit = means[ranked[_count_kept(keep, len(ranked)) - 1]] if ranked else 0.0
+  return {'share': share, 'settings': [
+      {'name': name, 'valid_acc': means[name], 'seeds': len(scores[name]), 'of_seeds': sizes[name],
+       'rank': rank, 'goes_on': means[name] >= limit} for rank, name in enumerate(ranked, 1)]}
+
+
+def describe(setting: dict, rung: dict) -> str:
+  """Why a setting went on or not."""
+  kept = sum(s['goes_on'] for s in rung['settings'])
+  return (f"after {rung['share']:.0%} of its budget: {setting['valid_acc']:.1%} of valid over "
+          f"{setting['seeds']} of {setting['of_seeds']} seed(s), place {setting['rank']} of "
+          f"{len(rung['settings'])}, of which {kept} go on")
+
+
+def list_kept(halving: Halving, num_settings: int) -> list[tuple[float, int]]:
+  """(share, how many go on after it), if no two settings are equal."""
+  kept = []
+  for share in halving.shares:
+    num_settings = _count_kept(halving.keep, num_settings)
+    kept.append((share, num_settings))
+  return kept
+
+
+def estimate_share(halving: Halving, num_settings: int) -> float:
+  """The part of the whole sweep's budget that is spent, if no two settings are equal."""
+  spent, before, left = 0.0, 0.0, num_settings
+  for share, kept in [*list_kept(halving, num_settings), (1.0, 0)]:
+    spent += (share - before) * left / num_settings
+    before, left = share, kept
+  return spent
+
+
+def _count_kept(keep: float, count: int) -> int:
+  return max(1, math.ceil(round(keep * count, 6)))

@@ -1,0 +1,115 @@
+"""The matched direct and pause runs that stand beside the controls, and what they have otherwise.
+
+Reads what those runs have left (card, results), never a model.
+"""
+
+import dataclasses
+
+from rim_jax.config import Config, flatten, is_runtime, rules
+from rim_jax.errors import UserError
+from rim_jax.evaluation import interventions
+from rim_jax.runtime import card as card_lib
+from rim_jax.runtime import storage
+
+# Keys that a matched run may have otherwise, each as a whole or as how some begin: of steps and of
+# stages, which it has not; of other methods; which examples share a row, not what they are; and
+# data, whose fingerprint must agree.
+_NOT_COMPARED = (
+    'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
+    'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
+    'curriculum.reset_optimizer', 'icot.', 'coconut.', 'layout.row_',
+    'layout.pack_window_rows')
+# Of blocks, which `direct` has not.
+_OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',
+              'layout.bidirectional_blocks', 'layout.stage2_depth0_readout', 'curriculum.alpha',
+              'model.memory_')
+# A stage that is a run by itself has its own budget, rate and dropout; the whole's are not in it.
+_OF_A_STAGE = ('train.num_', 'optim.learning_rate', 'model.dropout', 'model.lora.dropout')
+
+
+def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
+  """Entries of the matched direct and pause runs; `given` False for one that no key names.
+
+  An entry's `differs` lists what that run has otherwise than this, of all that could make its
+  accuracy another one and that the two methods share.
+
+  Args:
+    config: of the whole run, a curriculum's own and not its last stage's.
+    prints: fingerprints of this run: data, tokenizer, base and start (None without one). Where its
+      card is too old to tell the start, there is none, and its path is compared.
+    set_names: what results.json calls this set, by method.
+  Raises: UserError for a directory without such a run, on other data, or without this set.
+  """
+  entries, problems = {}, []
+  for method in ('direct', 'pause'):
+    folder = getattr(config.controls, f'{method}_dir')
+    entries[method] = interventions.describe(method, given=bool(folder))
+    if not folder:
+      continue
+    key = f'--config.controls.{method}_dir={folder}'
+    try:
+      card = card_lib.load_card(folder)
+      results = storage.load_json(f'{folder}/results.json', 'the results')
+    except UserError as e:
+      problems.append(f'{key}: {e}')
+      continue
+    theirs = card['data']['fingerprint']
+    if card['config']['method'] != method:
+      problems.append(f"{key}: was run with method '{card['config']['method']}'; name a {method} "
+                      'run, or leave the key out')
+    elif theirs != prints['data']:
+      problems.append(f'{key}: its data are not this run\'s (fingerprint {theirs}, here '
+                      f'{prints["data"]}); train it on the same data, or leave the key out')
+    elif set_names[method] not in results:
+      problems.append(f"{key}: has no results on '{set_names[method]}', only on "
+                      f'{", ".join(results) or "nothing"}; evaluate it there with --mode=eval')
+    else:
+      entries[method] |= {
+          'run': folder, 'seed': card['config']['seed'],
+          **interventions.pick(results[set_names[method]]),
+          'differs': _find_differences(card, config, prints)}
+  if problems:
+    raise UserError('\n'.join(problems))
+  return entries
+
+
+def find_matched(config: Config, others: dict) -> dict:
+  """The runs that belong beside this one's controls: method -> the first name of such a run.
+
+  It has the same data, base and evaluation, without which `load_matched` would refuse it, and
+  differs in nothing that the two methods share.
+
+  Args:
+    config: of the whole run, and `others` those of others, by name.
+  """
+  def fits(other):
+    return (other.method in {'direct', 'pause'} - {config.method}
+            and other.data == config.data and other.tokenizer == config.tokenizer
+            and other.model.init_from == config.model.init_from
+            and other.eval_set == dataclasses.replace(config, method=other.method).eval_set
+            and not _list_changed(flatten(other), config))
+  return {other.method: name for name, other in reversed(others.items()) if fits(other)}
+
+
+def _find_differences(card, config: Config, prints) -> list[str]:
+  """Keys in which a matched run's card is not as this run, and fingerprints that are others."""
+  found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
+  # A second stage begins with its stage 1, whatever that began with. A path is no identity.
+  told = 'start' in prints and 'start' in card
+  if told and config.method != 'rim_stage2':
+    found['start'] = (card['start'] or {}).get('fingerprint')
+  return _list_changed(flatten(card['config']), config, ('train.init_from',) * told) + [
+      k for k, v in found.items() if v != prints[k]]
+
+
+def _list_changed(theirs: dict, config: Config, left_out=()) -> list[str]:
+  """Keys that both methods have and that change what is computed, where another run's differ."""
+  left_out += _NOT_COMPARED
+  if theirs['method'] in rules.WITHOUT_BLOCKS:
+    left_out += _OF_BLOCKS
+  if config.method in ('rim_stage1', 'rim_stage2'):
+    left_out += _OF_A_STAGE
+  if config.method == 'rim_stage2':
+    left_out += ('train.init_from',)
+  return [k for k, v in flatten(config).items()
+          if theirs.get(k) != v and not is_runtime(k) and not k.startswith(left_out)]

@@ -1,0 +1,313 @@
+"""Orbax checkpoints of a run, and the manifest that makes a damaged one visible.
+
+A checkpoint is WORKDIR/checkpoints/STEP/: the items `params` (the trainable
+set), `optim` (everything else an update changes) and `card` (JSON: data
+position, shapes, metrics), and `manifest.json`, the size and sha256 of every
+file. Orbax restores a flipped byte without a word; a checkpoint is used here
+only after its manifest has been checked. One without a manifest was never
+finished.
+"""
+
+import concurrent.futures
+import dataclasses
+import hashlib
+
+from etils import epath
+import jax
+import orbax.checkpoint as ocp
+
+from rim_jax.config import CheckpointConfig
+from rim_jax.errors import UserError
+from rim_jax.runtime import hosts, storage
+
+CHECKPOINT_VERSION = 1
+_MANIFEST = 'manifest.json'
+_POLICIES = ocp.checkpoint_managers
+
+
+def _digest(path) -> list:
+  sha = hashlib.sha256()
+  size = 0
+  with epath.Path(path).open('rb') as f:
+    while chunk := f.read(1 << 22):
+      sha.update(chunk)
+      size += len(chunk)
+  return [size, sha.hexdigest()]
+
+
+def seal(folder) -> None:
+  """Writes the manifest of a finished checkpoint; the last act of a save."""
+  files = {name: _digest(path) for name, path in sorted(storage.list_files(folder).items())
+           if name != _MANIFEST}
+  storage.write_json(folder / _MANIFEST, {'format': CHECKPOINT_VERSION, 'files': files})
+
+
+def find_damage(folder) -> str | None:
+  """What is wrong with a checkpoint on disk, or None; every byte is read."""
+  if not (folder / _MANIFEST).exists():
+    return 'its save was never finished'
+  try:
+    manifest = storage.load_json(folder / _MANIFEST, 'the manifest')
+  except UserError as e:
+    return str(e)
+  if manifest.get('format') != CHECKPOINT_VERSION:
+    raise UserError(f'{folder}: checkpoint format {manifest.get("format")} is not '
+                    f'{CHECKPOINT_VERSION}, which this version of rim_jax reads; use the version '
+                    'that wrote it')
+  files = storage.list_files(folder)
+  for name, (size, sha) in manifest['files'].items():
+    if name not in files:
+      return f'{name} is missing'
+    if _digest(files[name]) != [size, sha]:
+      return f'{name} differs from what was saved'
+  return None
+
+
+def describe_tree(tree) -> dict:
+  """Path -> [shape, dtype] of every array."""
+  return {jax.tree_util.keystr(path, simple=True, separator='.'): [list(x.shape), str(x.dtype)]
+          for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def check_tree(saved: dict, wanted: dict, where: str) -> None:
+  """Raises: UserError listing every array that differs, with both shapes (Orbax casts silently)."""
+  lines = []
+  for name in sorted(saved.keys() | wanted.keys()):
+    if saved.get(name) != wanted.get(name):
+      have, want = saved.get(name), wanted.get(name)
+      lines.append(f'{where}: {name} is {_show(have)} in the checkpoint, {_show(want)} in the '
+                   'config; use the config that trained it')
+  if lines:
+    raise UserError('\n'.join(lines))
+
+
+def _show(entry):
+  return 'missing' if entry is None else f'{entry[1]}{entry[0]}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """One verified checkpoint on disk."""
+  step: int
+  folder: epath.Path
+  card: dict
+
+
+class Checkpointer:
+  """Saves and finds the checkpoints of one WORKDIR.
+
+  `say` takes one line for a person. Use as a context manager: leaving it waits
+  for saves under way. Process 0 alone looks at what is there and changes it.
+  """
+
+  def __init__(self, workdir, config: CheckpointConfig, say=print):
+    self._folder = storage.get_absolute(workdir) / 'checkpoints'
+    self._say = say
+    self._pending = None  # step whose commit is awaited
+    self._sealer = concurrent.futures.ThreadPoolExecutor(1)
+    self._seals = []
+    hosts.lead(self._clear_unfinished)
+    self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
+        preservation_policy=_POLICIES.AnyPreservationPolicy([
+            _POLICIES.LatestN(config.keep_last),
+            _POLICIES.BestN(get_metric_fn=lambda m: m['valid_final_acc'], n=1),
+            *([_POLICIES.EveryNSteps(config.keep_every_steps)] if config.keep_every_steps
+              else [])])))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self.finish()
+    self._manager.close()
+    self._sealer.shutdown()
+
+  def _clear_unfinished(self):
+    """Removes saves and removals that were cut off.
+
+    Orbax would refuse to save the steps of the former again, and does not see the latter.
+    """
+    self._folder.mkdir(parents=True, exist_ok=True)
+    whole = list_whole(self._folder)
+    for path in self._folder.iterdir() if self._folder.exists() else ():  # not in an empty bucket
+      sealed = (path / _MANIFEST).exists()
+      if path.is_dir() and not (sealed and (not path.name.isdigit() or int(path.name) in whole)):
+        self._say(f'{path}: removing a {"checkpoint whose removal" if sealed else "save that"} was '
+                  'cut off')
+        storage.remove(path)
+
+  def save(self, step: int, params, optim, card: dict, metric: float) -> None:
+    """Starts a save; returns once the arrays may be donated.
+
+    `card['counts']`: whether this is a result of the method, so can be the best; True by default.
+    """
+    self.poll(wait=True)
+    self._wait_for_seals()  # this save may remove a checkpoint, and none that is being read
+    card = dict(card, format=CHECKPOINT_VERSION, step=step, valid_final_acc=metric,
+                params=describe_tree(params), optim=describe_tree(optim))
+    # What does not count is never the best one.
+    rank = metric if card.get('counts', True) else metric - 2.0
+    done = self._manager.save(step, metrics={'valid_final_acc': rank}, args=ocp.args.Composite(
+        params=ocp.args.StandardSave(params), optim=ocp.args.StandardSave(optim),
+        card=ocp.args.JsonSave(card)))
+    if not done:
+      raise RuntimeError(f'Orbax skipped the save of step {step} in {self._folder}')
+    self._pending = step
+
+  def poll(self, wait: bool = False) -> None:
+    """Seals the pending save, off this thread, once Orbax has committed it."""
+    if self._pending is None or (self._manager.is_saving_in_progress() and not wait):
+      return
+    step, self._pending = self._pending, None  # a save that fails below is not sealed later
+    self._manager.wait_until_finished()
+    if hosts.is_leader():
+      self._seals.append(self._sealer.submit(seal, self._folder / str(step)))
+
+  def finish(self) -> None:
+    """Waits until every save is committed and sealed; raises what went wrong."""
+    self.poll(wait=True)
+    self._wait_for_seals()
+    hosts.sync('sealed')
+
+  def _wait_for_seals(self):
+    while self._seals:
+      self._seals.pop().result()
+
+  def find_latest(self) -> Checkpoint | None:
+    """The newest checkpoint whose manifest agrees; damaged newer ones are named and put aside.
+
+    Raises: UserError when there are checkpoints and all are damaged.
+    """
+    step = hosts.lead(self._put_damaged_aside)
+    if step is None:
+      return None
+    self._manager.reload()
+    return load_checkpoint(self._folder, step)
+
+  def _put_damaged_aside(self) -> int | None:
+    """The newest good step; what is newer and damaged goes to WORKDIR/damaged."""
+    damaged = []
+    found = None
+    for step in list_steps(self._folder):
+      problem = find_damage(self._folder / str(step))
+      if problem is None:
+        found = step
+        break
+      damaged.append((step, problem))
+    for step, problem in damaged:
+      lost = f'; using step {found}, {step - found} steps are lost' if found else ''
+      self._say(f'{self._folder / str(step)}: damaged ({problem}){lost}')
+    if damaged and not found:
+      raise UserError(f'{self._folder}: every checkpoint is damaged ({damaged[0][1]}); delete '
+                      f'{self._folder.parent} to start anew')
+    if damaged:
+      for step, _ in damaged:
+        storage.move(self._folder / str(step), self._folder.parent / 'damaged' / str(step))
+    return found
+
+
+def list_steps(folder) -> list[int]:
+  """Steps that have a folder, newest first."""
+  if not folder.exists():
+    return []
+  return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+
+
+def list_whole(folder) -> list[int]:
+  """Steps that were sealed and are not half removed, newest first.
+
+  Only what a newer checkpoint has replaced is ever removed, so files that the newest one lacks are
+  damage, which whoever wants it will name.
+  """
+  sealed = [s for s in list_steps(folder) if (folder / str(s) / _MANIFEST).exists()]
+  return sealed[:1] + [s for s in sealed[1:] if not _lacks_files(folder / str(s))]
+
+
+def _lacks_files(folder) -> bool:
+  try:
+    return bool(storage.load_json(folder / _MANIFEST, 'the manifest')['files'].keys()
+                - storage.list_files(folder).keys())
+  except (UserError, KeyError, TypeError):
+    return False  # a damaged manifest is damage
+
+
+def get_folder(workdir):
+  """Where a run's checkpoints are."""
+  return storage.get_absolute(workdir) / 'checkpoints'
+
+
+def load_checkpoint(folder, step: int) -> Checkpoint:
+  card = storage.load_json(folder / str(step) / 'card' / 'metadata', 'the checkpoint\'s card')
+  return Checkpoint(step, folder / str(step), card)
+
+
+def list_counting(workdir) -> list[int]:
+  """Steps of the whole checkpoints that count, oldest first."""
+  folder = get_folder(workdir)
+  return [step for step in list_whole(folder)[::-1]
+          if load_checkpoint(folder, step).card.get('counts', True)]
+
+
+def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
+  """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
+
+  One that counts goes before one that does not.
+
+  Raises: UserError when there is none, the chosen one is damaged, or many are asked for.
+  """
+  if which == 'splits':
+    raise UserError("eval.checkpoint='splits' scores many checkpoints together, which --mode=eval "
+                    "and the end of a run do; this needs one: 'best' or 'last'")
+  folder = get_folder(workdir)
+  found = [load_checkpoint(folder, s) for s in list_whole(folder) if which in ('best', 'last', s)]
+  if not found:
+    raise UserError(f'{workdir}: has no checkpoint; train it first, or name another --workdir')
+  if which == 'best':
+    found.sort(key=lambda c: (c.card.get('counts', True), c.card['valid_final_acc'], c.step),
+               reverse=True)
+  damage = find_damage(found[0].folder)
+  if damage:
+    other = 'last' if which == 'best' else 'best'
+    raise UserError(f'{found[0].folder}: damaged ({damage}); take another with '
+                    f'--config.eval.checkpoint={other}, or train on to replace it')
+  return found[0]
+
+
+def restore(checkpoint: Checkpoint, name: str, abstract):
+  """Item `params` or `optim` of a checkpoint, placed as `abstract` says, on any mesh.
+
+  Raises: UserError listing every array that does not fit.
+  """
+  check_tree(checkpoint.card[name], describe_tree(abstract), str(checkpoint.folder))
+  with ocp.CheckpointManager(checkpoint.folder.parent) as manager:
+    args = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
+    return manager.restore(checkpoint.step, args=args)[name]
+
+
+def save_base(workdir, frozen) -> None:
+  """Saves the frozen parameters of a run once, sealed like a checkpoint."""
+  folder = storage.get_absolute(workdir) / 'base'
+
+  def is_there():
+    if not (folder / _MANIFEST).exists():
+      storage.remove(folder)
+      return False
+    return True
+  if hosts.lead(is_there):
+    return
+  with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder, frozen)
+  hosts.lead(lambda: seal(folder))
+
+
+def load_base(workdir, abstract):
+  """The frozen parameters of a run; an empty tree has no files."""
+  if not jax.tree.leaves(abstract):
+    return abstract
+  folder = storage.get_absolute(workdir) / 'base'
+  damage = find_damage(folder) if folder.exists() else 'it is missing'
+  if damage:
+    raise UserError(f'{folder}: the frozen parameters cannot be used ({damage}); restore the '
+                    'directory from a copy, or train anew')
+  with ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.restore(folder, abstract)

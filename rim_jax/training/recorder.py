@@ -1,0 +1,325 @@
+"""What a run tells: metrics.jsonl and TensorBoard for programs, progress for people.
+
+Writing is one step behind: a value is downloaded when the next one arrives, so
+the device never waits for a log line.
+"""
+
+import contextlib
+import json
+import math
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+import zlib
+
+from etils import epath
+import jax
+import numpy as np
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+from rim_jax.errors import UserError
+from rim_jax.runtime import storage
+
+BEGAN = time.monotonic()  # near enough to the process's start
+
+
+class MetricsWriter:
+  """Adds scalars to WORKDIR/metrics.jsonl, one strict JSON object a line, and to others that ask.
+
+  On a resume, lines beyond the restored step are dropped first: the step will
+  be taken, and told, again.
+  """
+
+  def __init__(self, workdir, start_step: int, tensorboard: bool, wandb: str = '', clock=time.time):
+    self._clock = clock
+
+    def keep(text):
+      line = _parse_line(text)
+      return line is not None and line['step'] <= start_step
+    self._journal = storage.Journal(epath.Path(workdir) / 'metrics.jsonl', keep)
+    self._events = Events(workdir, start_step) if tensorboard else None
+    self._wandb = start_wandb(workdir, wandb) if wandb else None
+
+  def write(self, step: int, values: dict) -> None:
+    """Writes host values now; a value that is not finite becomes null."""
+    values = {k: float(v) for k, v in values.items()}
+    line = {'step': step, 'time': round(self._clock(), 3)}
+    line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
+    self._journal.add(json.dumps(line, allow_nan=False))
+    if self._events:
+      self._events.add(step, values)
+    if self._wandb:
+      self._wandb.log(values, step=step)
+
+  def flush(self) -> None:
+    """What was written is there, also in a bucket."""
+    self._journal.flush()
+    if self._events:
+      self._events.flush()
+
+  def close(self) -> None:
+    self._journal.close()
+    if self._events:
+      self._events.close()
+    if self._wandb:
+      self._wandb.finish()
+
+
+def start_wandb(workdir, project: str):
+  """The Weights & Biases run of a WORKDIR, the same one after a restart.
+
+  Its own settings are its environment variables (WANDB_MODE=offline, WANDB_ENTITY, ...).
+
+  Raises: UserError where the package is not installed.
+  """
+  try:
+    import wandb
+  except ImportError:
+    raise UserError(f"log.wandb='{project}' needs a package: pip install -e '.[wandb]'") from None
+  workdir = storage.get_absolute(workdir)
+  card = (workdir / 'config.json').read_text()
+  return wandb.init(
+      project=project, id=f'{zlib.crc32(f"{workdir} {card}".encode()):08x}', resume='allow',
+      name=workdir.name, group=workdir.parent.name, config=json.loads(card)['config'],
+      dir=tempfile.mkdtemp() if storage.is_bucket(workdir) else str(workdir))
+
+
+class Events:
+  """The scalars as WORKDIR/tensorboard; for a bucket written here first, and copied at a flush."""
+
+  def __init__(self, workdir, start_step: int):
+    import tensorboardX  # not needed by every mode
+    self._target = epath.Path(workdir) / 'tensorboard'
+    self._scratch = tempfile.TemporaryDirectory() if storage.is_bucket(workdir) else None
+    self._writer = tensorboardX.SummaryWriter(
+        self._scratch.name if self._scratch else str(self._target), purge_step=start_step + 1)
+
+  def add(self, step: int, values: dict) -> None:
+    for key, value in values.items():
+      self._writer.add_scalar(key, value, step)
+
+  def flush(self) -> None:
+    self._writer.flush()
+    if self._scratch:
+      storage.copy(self._scratch.name, self._target)
+
+  def close(self) -> None:
+    self._writer.close()
+    if self._scratch:
+      storage.copy(self._scratch.name, self._target)
+      self._scratch.cleanup()
+
+
+class NoWriter:
+  """In place of a MetricsWriter in every process but the first."""
+
+  def write(self, step: int, values: dict) -> None:
+    pass
+
+  def flush(self) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
+def _parse_line(text: str) -> dict | None:
+  """A line of metrics.jsonl; None for what a kill has left of one."""
+  try:
+    line = json.loads(text)
+  except ValueError:
+    return None
+  return line if isinstance(line, dict) and 'step' in line else None
+
+
+def load_metrics(workdir) -> list[dict]:
+  """The lines of a run's metrics.jsonl."""
+  lines = map(_parse_line, storage.read_lines(epath.Path(workdir) / 'metrics.jsonl'))
+  return [line for line in lines if line is not None]
+
+
+class Meter:
+  """Turns device metrics of single steps into scalars and rates, one log step behind."""
+
+  def __init__(self, start_step: int, clock=time.perf_counter):
+    self._clock = clock
+    self._last = (start_step, clock())
+    self._pending = None
+
+  def push(self, step: int, metrics: dict, more: dict):
+    """Takes what is told of completed step `step`; returns (step, scalars) of the push before.
+
+    Args:
+      metrics: of the device; `more` are scalars of the host already.
+    """
+    done = self.flush()
+    now = self._clock()
+    self._pending = (step, metrics, more, step - self._last[0], now - self._last[1])
+    self._last = (step, now)
+    return done
+
+  def flush(self):
+    """(step, scalars) of the pending push, or None."""
+    if self._pending is None:
+      return None
+    step, metrics, more, num_steps, secs = self._pending
+    self._pending = None
+    values = jax.device_get(metrics)
+    rate = num_steps / max(secs, 1e-9)
+    scalars = {f'train/{k}': values[k] for k in ('loss', 'grad_norm', 'learning_rate', 'norm')}
+    for k in np.flatnonzero(values['block_count']):
+      scalars[f'train/nll_block_{k}'] = values['block_nll'][k] / values['block_count'][k]
+    scalars |= {'perf/steps_per_sec': rate,
+                'perf/examples_per_sec': rate * values['num_examples'],
+                'perf/tokens_per_sec': rate * values['num_tokens']}
+    return step, scalars | more
+
+
+class Machine:
+  """What a process has compiled so far and how much memory it holds, for each log line.
+
+  Units: seconds, MiB (2**20 bytes). `memory/device_*` of its first device, where a device tells.
+  """
+
+  def __init__(self):
+    self._compiled = [0, 0.0]
+    jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+  def _listen(self, event: str, secs: float, **unused) -> None:
+    if event == '/jax/core/compile/backend_compile_duration':
+      self._compiled[0] += 1
+      self._compiled[1] += secs
+
+  def close(self) -> None:
+    jax.monitoring.unregister_event_duration_listener(self._listen)
+
+  def read(self) -> dict:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    device = {f'memory/device_{name}_mib': stats[key] / 2**20 for name, key in (
+        ('now', 'bytes_in_use'), ('peak', 'peak_bytes_in_use')) if key in stats}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; bytes on macOS
+    return {'compile/num_programs': self._compiled[0], 'compile/secs': self._compiled[1],
+            'memory/host_peak_mib': peak / (2**20 if sys.platform == 'darwin' else 2**10), **device}
+
+
+class Goodput:
+  """Where a stage's wall time goes: seconds by what it was spent on.
+
+  Args:
+    began: when the stage did; the first one begins with the process.
+  """
+
+  def __init__(self, began: float, clock=time.monotonic):
+    self._clock = clock
+    self._began = began
+    self._spent = {'start': clock() - self._began}
+
+  @contextlib.contextmanager
+  def measure(self, name: str):
+    """Counts the time inside; inner measures count for themselves alone."""
+    began, inner = self._clock(), sum(self._spent.values())
+    try:
+      yield
+    finally:
+      spent = self._clock() - began - (sum(self._spent.values()) - inner)
+      self._spent[name] = self._spent.get(name, 0.0) + spent
+
+  def summarize(self) -> dict:
+    """{'goodput/<name>_secs': ..., 'goodput/step_frac': share of what is in no other part}."""
+    total = self._clock() - self._began
+    steps = total - sum(self._spent.values())
+    parts = {**self._spent, 'step': steps}
+    return {**{f'goodput/{k}_secs': v for k, v in parts.items()},
+            'goodput/step_frac': steps / max(total, 1e-9)}
+
+
+class Profiler:
+  """Writes WORKDIR/profile (TensorBoard, Perfetto) for some steps: from one on, and on SIGUSR1.
+
+  As a context manager around the loop; `step` is called after each.
+  """
+
+  def __init__(self, workdir, at_step: int, num_steps: int, say=print):
+    self._folder = epath.Path(workdir) / 'profile'
+    self._scratch = tempfile.TemporaryDirectory() if storage.is_bucket(workdir) else None
+    self._at_step, self._num_steps, self._say = at_step, num_steps, say
+    self._asked, self._until, self._before = False, None, None
+
+  def __enter__(self):
+    if threading.current_thread() is threading.main_thread():
+      self._before = signal.signal(signal.SIGUSR1, self._ask)
+    return self
+
+  def __exit__(self, *unused):
+    if self._before is not None:
+      signal.signal(signal.SIGUSR1, self._before)
+    if self._until is not None:
+      self._stop()
+    if self._scratch:
+      self._scratch.cleanup()
+
+  def _stop(self):
+    jax.profiler.stop_trace()
+    if self._scratch:
+      storage.copy(self._scratch.name, self._folder)
+
+  def _ask(self, *unused):
+    self._asked = True
+
+  def step(self, step: int, result) -> None:
+    """Begins or ends a profile after this step; `result` is waited for at its end."""
+    if self._until is None and (self._asked or step == self._at_step):
+      self._asked, self._until = False, step + self._num_steps
+      jax.profiler.start_trace(self._scratch.name if self._scratch else str(self._folder))
+    elif self._until is not None and step >= self._until:
+      jax.block_until_ready(result)
+      self._stop()
+      self._until = None
+      self._say(f'{self._folder}: a profile of {self._num_steps} steps up to step {step}')
+
+
+class Progress:
+  """A progress bar on a terminal; a plain line every few seconds elsewhere."""
+
+  def __init__(self, title: str, total: int, start: int = 0, console=None, every_secs: float = 10.0,
+               clock=time.monotonic):
+    self._console = console or rich_console.Console()
+    self._title, self._total, self._start = title, total, start
+    self._clock, self._every_secs = clock, every_secs
+    self._began = self._told = clock()
+    self._bar = None
+    if self._console.is_terminal:
+      self._bar = rich_progress.Progress(
+          rich_progress.TextColumn('{task.description}', markup=False), rich_progress.BarColumn(),
+          rich_progress.MofNCompleteColumn(),
+          rich_progress.TextColumn('{task.fields[note]}', markup=False),
+          rich_progress.TimeRemainingColumn(), console=self._console)
+      self._task = self._bar.add_task(title, total=total, completed=start, note='')
+      self._bar.start()
+
+  def update(self, done: int, note: str) -> None:
+    if self._bar:
+      self._bar.update(self._task, completed=done, note=note)
+      return
+    now = self._clock()
+    if now - self._told < self._every_secs and done < self._total:
+      return
+    self._told = now
+    left = (now - self._began) / max(done - self._start, 1) * (self._total - done)
+    self._console.print(f'{self._title} {done}/{self._total}  {note}  {format_secs(left)} left',
+                        soft_wrap=True, highlight=False, markup=False)
+
+  def close(self) -> None:
+    if self._bar:
+      self._bar.stop()
+
+
+def format_secs(secs: float) -> str:
+  """Seconds as h:mm:ss or m:ss."""
+  minutes, seconds = divmod(round(secs), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

@@ -1,0 +1,160 @@
+"""Where a run's state comes from: fresh, pretrained, another run's, or its own checkpoint.
+
+`task` is a `train.Task`: config, codec, mesh and base.
+"""
+
+import dataclasses
+import math
+
+from etils import epath
+import jax
+
+from rim_jax import config as config_lib
+from rim_jax.config import Config
+from rim_jax.errors import UserError
+from rim_jax.pretrained import peft as peft_lib
+from rim_jax.pretrained import weights
+from rim_jax.runtime import card as card_lib
+from rim_jax.runtime import hosts
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import optim as optim_lib
+from rim_jax.training import step as step_lib
+
+# A loaded model must agree on these; the rest of `model` may change between stages.
+_MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'attention_tile_tokens', 'compute_dtype',
+                       'frozen_dtype', 'memory_init', 'memory_token', 'memory_noise', 'init_from',
+                       'lora.dropout', 'lora.init_from')
+
+
+def is_complete(workdir) -> bool:
+  """Whether a run has taken all of its steps and been evaluated after them.
+
+  `results.json` alone would not tell: --mode=eval writes it for any checkpoint.
+  """
+  workdir = epath.Path(workdir)
+  steps = checkpoint_lib.list_steps(workdir / 'checkpoints')
+  if not steps or not (workdir / 'results.json').exists():
+    return False
+  last = checkpoint_lib.choose_checkpoint(workdir, 'last')
+  return last.step == last.card['num_steps']
+
+
+def load_params(task, workdir, which: str | int):
+  """Parameters of a run, placed on the task's mesh: (graphdef, params, frozen, step)."""
+  program = step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
+  state, frozen = program.abstract
+  found = checkpoint_lib.choose_checkpoint(workdir, which)
+  if not found.card.get('counts', True):
+    raise UserError(f'{found.folder}: at this step a part of the chain is still written, and iCoT '
+                    'is judged without; run its command again to finish it')
+  params = checkpoint_lib.restore(found, 'params', state.params)
+  return program.graphdef, params, _load_frozen(task, workdir, frozen), found.step
+
+
+def _load_frozen(task, workdir, abstract):
+  """The frozen parameters of a run: a pretrained model's own files, or what the run saved."""
+  if task.base and jax.tree.leaves(abstract):
+    return weights.load_params(task.base, abstract)
+  return checkpoint_lib.load_base(workdir, abstract)
+
+
+def initialize(task, program, init_from, say):
+  """A fresh state: random, pretrained, or an earlier stage's parameters."""
+  if init_from is None:
+    base = None
+    if task.base:
+      say(f'loading {weights.describe(task.base)}')
+      base = weights.load_params(task.base, program.base)
+    state, frozen = program.init(jax.random.key(task.config.seed), base)
+    peft = task.config.model.lora.init_from
+    if peft:
+      say(f'adapters from {peft}')
+      state = program.make_state(
+          peft_lib.load_adapters(peft, task.config, task.base.family, state.params))
+    return state, frozen
+  card = card_lib.load_card(init_from)
+  if not hosts.lead(lambda: is_complete(init_from)):
+    raise UserError(f'{init_from}: is not complete; run its command again to finish it')
+  model, theirs = (config_lib.flatten(c) for c in (
+      dataclasses.asdict(task.config.model), card['config']['model']))
+  lines = [f'{init_from}: has model.{k}={theirs.get(k)!r}, this run has {v!r}; '
+           f'set --config.model.{k} to agree' for k, v in model.items()
+           if k not in _MODEL_RUNTIME_KEYS and theirs.get(k) != v]
+  trainable, trained = task.config.optim.trainable, card['config']['optim']['trainable']
+  if trainable != trained:
+    lines.append(f'{init_from}: has optim.trainable={trained!r}, this run has {trainable!r}; set '
+                 '--config.optim.trainable to agree')
+  if task.base and (card['base'] or {}).get('fingerprint') != task.base.fingerprint:
+    lines.append(f'{init_from}: was trained on another base than {task.base.folder}; set '
+                 '--config.model.init_from to the same model')
+  if card['tokenizer'] != task.codec.tokenizer.fingerprint:
+    lines.append(f'{init_from}: was trained with another tokenizer ({card["tokenizer"]}); use '
+                 'the same --config.tokenizer')
+  if lines:
+    raise UserError('\n'.join(lines))
+  _, params, frozen, step = load_params(task, init_from, 'last')
+  state = program.make_state(params)
+  if not task.config.curriculum.reset_optimizer:
+    theirs = checkpoint_lib.restore(checkpoint_lib.choose_checkpoint(init_from, 'last'), 'optim',
+                                    get_optim(program.abstract[0]))
+    state = dataclasses.replace(
+        state, opt_state=optim_lib.swap_moments(state.opt_state, theirs['opt_state']))
+  say(f'parameters{"" if task.config.curriculum.reset_optimizer else " and moments"} from step '
+      f'{step} of {init_from}')
+  return state, frozen
+
+
+def find_init(config: Config, workdir) -> epath.Path | None:
+  """The run that a stage starts from: named, or for rim's stage 2 beside its own WORKDIR.
+
+  One that has begun need not find a named one any more. Raises: UserError with what to do.
+  """
+  workdir, named = epath.Path(workdir), config.train.init_from
+  if config.method != 'rim_stage2':
+    if named and not any((epath.Path(folder) / 'config.json').exists()
+                         for folder in (named, workdir)):
+      raise UserError(f'{named}: there is no run here to start from; name another one, or a stage '
+                      'of one that has several, with --config.train.init_from=DIR')
+    return epath.Path(named) if named else None
+  path = epath.Path(named) if named else workdir.parent / workdir.name.replace('stage2', 'stage1')
+  if path == workdir or not (path / 'config.json').exists():
+    preset = path.name.partition('-')[2]
+    raise UserError(
+        f'{path}: no stage 1 run to start from; make it with '
+        f'python -m rim_jax.main --config=configs/stage1.py{":" + preset if preset else ""}, or '
+        'name one with --config.train.init_from=DIR')
+  return path
+
+
+def describe_params(state, frozen) -> str:
+  """How many parameters train and do not, and the memory that one device holds of them."""
+  def count(tree):
+    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
+
+  def measure(tree):  # MiB of one device's part
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+               for x in jax.tree.leaves(tree)) / 2**20
+  trainable, base = count(state.params), count(frozen)
+  # Gradients have the shape and dtype of what trains.
+  parts = [measure(state.params), measure(state.opt_state), measure(state.params), measure(frozen)]
+  return (f'{trainable:,} trainable parameters, {base:,} frozen, {trainable + base:,} in all; a '
+          f'device holds {sum(parts):,.1f} MiB: parameters {parts[0]:,.1f}, optimizer '
+          f'{parts[1]:,.1f}, gradients {parts[2]:,.1f}, frozen {parts[3]:,.1f}; activations come '
+          'on top')
+
+
+def restore(task, latest, program, workdir, stage):
+  """State and frozen parameters of a checkpoint, on this run's mesh."""
+  for key in ('num_steps', 'batch_rows'):
+    if latest.card[key] != getattr(stage, key):
+      raise UserError(f'{latest.folder}: was saved by a plan with {key}={latest.card[key]}, now it '
+                      f'is {getattr(stage, key)}; use another --workdir')
+  abstract, frozen = program.abstract
+  optim = checkpoint_lib.restore(latest, 'optim', get_optim(abstract))
+  params = checkpoint_lib.restore(latest, 'params', abstract.params)
+  return step_lib.TrainState(params=params, **optim), _load_frozen(task, workdir, frozen)
+
+
+def get_optim(state):
+  """Everything of a state but its parameters, as the checkpoint item `optim`."""
+  return {'step': state.step, 'healthy': state.healthy, 'opt_state': state.opt_state}

@@ -1,0 +1,203 @@
+"""One update, as a pure function of (state, frozen parameters, batch).
+
+`step` below counts completed updates of the stage: it is the s of the
+schedules, it seeds dropout, and nothing else varies inside a stage, so the step
+compiles once.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import zlib
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from rim_jax.config import Config
+from rim_jax.methods import coconut
+from rim_jax.model import memory, sharding
+from rim_jax.model import transformer as transformer_lib
+from rim_jax.packing import batch as batch_lib
+from rim_jax.training import curriculum, optim
+from rim_jax.training import loss as loss_lib
+
+# Parameter paths are variable types; the trainable set is a filter on them.
+TRAINABLE = {'all': nnx.Param, 'memory': memory.MemoryParam,
+             'lora': nnx.Any(nnx.LoRAParam, memory.MemoryParam)}
+ADDED = nnx.Any(nnx.LoRAParam, memory.MemoryParam)  # what a pretrained model has not got
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """All that an update changes."""
+  step: jax.Array  # i32[], completed updates of the stage
+  healthy: jax.Array  # bool[]; False from the first withheld update on
+  params: dict  # the trainable set
+  opt_state: optax.OptState
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A model split into structure and placement, before any array exists.
+
+  `shardings` and `abstract` mirror (state, frozen); `base` is what a pretrained model gives.
+  """
+  graphdef: nnx.GraphDef
+  tx: optax.GradientTransformation
+  abstract: tuple[TrainState, dict]
+  shardings: tuple[TrainState, dict]
+  base: dict
+  make_params: Callable  # (key, base; {} for a random one) -> (params, frozen), placed
+  make_state: Callable  # params -> a TrainState at step 0, placed
+
+  def init(self, key, base=None):
+    """A fresh (state, frozen); the arrays of `base` are taken over."""
+    params, frozen = self.make_params(key, base or {})
+    return self.make_state(params), frozen
+
+
+def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Program:
+  """Shapes, placement and a sharded initialiser for a stage's state.
+
+  Raises: UserError where the mesh does not divide a parameter.
+  """
+  tx = optim.make_optimizer(config.optim, num_steps)
+  trainable = TRAINABLE[config.optim.trainable]
+
+  def make_model(key):
+    return transformer_lib.Transformer(config.model, vocab_size, key)
+
+  def make_params(key, base):
+    model = make_model(key)
+    if base:  # the random numbers it replaces are never computed
+      nnx.update(model, nnx.State(base))
+      model.reset_memory(key)
+    _, params, frozen = nnx.split(model, trainable, ...)
+    return (jax.tree.map(lambda x: x.astype(jnp.float32), nnx.to_pure_dict(params)),
+            jax.tree.map(lambda x: x.astype(config.model.frozen_dtype),
+                         nnx.to_pure_dict(frozen)))
+
+  def make_state(params):
+    return TrainState(jnp.zeros((), jnp.int32), jnp.ones((), bool), params, tx.init(params))
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  model = nnx.eval_shape(make_model, key)
+  graphdef, *halves = nnx.split(model, trainable, ...)
+  params_at, frozen_at = (sharding.make_state_shardings(s, mesh) for s in halves)
+  params, frozen = jax.eval_shape(make_params, key, {})
+  state = jax.eval_shape(make_state, params)
+  everywhere = sharding.get_replicated(mesh)
+  # Moments live with their parameters; left to the compiler they would all sit on one device.
+  opt_at = optax.tree_map_params(
+      tx, lambda _, s: s, state.opt_state, params_at, transform_non_params=lambda _: everywhere)
+  shardings = (TrainState(everywhere, everywhere, params_at, opt_at), frozen_at)
+
+  def place(abstract, shardings, dtype=None):
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype or x.dtype, sharding=s),
+                        abstract, shardings)
+  base = nnx.split(model, ADDED, ...)[2]
+  base_dtype = 'float32' if config.optim.trainable == 'all' else config.model.frozen_dtype
+  return Program(
+      graphdef, tx, place((state, frozen), shardings), shardings,
+      place(nnx.to_pure_dict(base), sharding.make_state_shardings(base, mesh), base_dtype),
+      jax.jit(make_params, out_shardings=(params_at, frozen_at), donate_argnums=1),
+      jax.jit(make_state, out_shardings=shardings[0], donate_argnums=0))
+
+
+def _compute_plain(model, batch, config, row_examples, dropout_key):
+  del row_examples
+  return model.compute_slot_logits(batch, config.layout, dropout_key)
+
+
+FORWARDS = {'coconut_stage': coconut.compute_slot_logits}  # of the methods that have their own
+
+
+def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks: int,
+                 config: Config, dropout_key, row_examples: int = 1):
+  """Weighted NLL of a (micro-)batch as sums.
+
+  Returns: (sum in nats, {'norm', 'block_nll' [num_blocks + 1], 'block_count'
+    [num_blocks + 1], 'num_tokens', 'num_examples'}), all sums; block_nll adds up each
+    readout's unweighted mean token NLL by the block that it reads.
+  """
+  logits_bsv = FORWARDS.get(config.method, _compute_plain)(
+      model, batch, config, row_examples, dropout_key)
+  nll_bs = loss_lib.compute_slot_nll(logits_bsv, batch.slot_target)
+  weights_bs, norm = curriculum.compute_slot_weights(batch, step, num_steps, config)
+  supervised = batch.slot_kind != batch_lib.SLOT_PAD
+  share = jnp.where(supervised, 1.0 / jnp.maximum(batch.slot_tokens, 1), 0.0)
+
+  def by_block(x):
+    return jax.ops.segment_sum(x.ravel(), batch.slot_block.ravel(), num_blocks + 1)
+  return loss_lib.compute_weighted_nll(nll_bs, weights_bs).sum(), {
+      'norm': norm,
+      'block_nll': by_block(loss_lib.compute_weighted_nll(nll_bs, share)),
+      'block_count': by_block(share),
+      'num_tokens': (batch.example > 0).sum(),
+      'num_examples': batch.example.max(1).sum(),
+  }
+
+
+def make_train_step(program: Program, config: Config, num_steps: int, num_blocks: int, mesh,
+                    reset_steps: tuple = (), row_examples: int = 1):
+  """(state, frozen, batch) -> (state, metrics), jitted, placed, `state` donated.
+
+  The batch is taken in `num_micro_batches` pieces; gradients and losses add up
+  as sums and are divided once by the summed norm, so pieces of unequal weight
+  equal the whole. An update whose loss or gradient is not finite is withheld,
+  and so is every later one (`healthy`): metrics that are read late never find
+  it applied. After `reset_steps` completed updates the optimizer begins anew, but for its schedule.
+  """
+  schedule = optim.make_schedule(config.optim, num_steps)
+  num_micro = config.train.num_micro_batches
+  stage_key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.method.encode()))
+
+  def train_step(state: TrainState, frozen, batch: batch_lib.Batch):
+    step_key = jax.random.fold_in(stage_key, state.step)
+
+    def compute_sums(params, micro, index):
+      model = transformer_lib.merge_model(program.graphdef, params, frozen)
+      drops = config.model.dropout or config.model.lora.dropout
+      key = jax.random.fold_in(step_key, index) if drops else None
+      return compute_loss(model, micro, state.step, num_steps, num_blocks, config, key,
+                          row_examples)
+
+    compute_grads = jax.value_and_grad(compute_sums, has_aux=True)
+
+    # Every num_micro-th row goes together, so that each piece spreads over all devices.
+    micros = jax.tree.map(
+        lambda x: x.reshape(x.shape[0] // num_micro, num_micro, -1).swapaxes(0, 1), batch)
+    indices = jnp.arange(num_micro)
+    first = jax.tree.map(lambda x: x[0], (micros, indices))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                         jax.eval_shape(compute_grads, state.params, *first))
+
+    def accumulate(total, xs):
+      return jax.tree.map(jnp.add, total, compute_grads(state.params, *xs)), None
+    ((total, sums), grads), _ = jax.lax.scan(accumulate, zeros, (micros, indices))
+
+    norm = sums.pop('norm')
+    loss = loss_lib.divide_or_zero(total, norm)
+    grads = jax.tree.map(lambda g: loss_lib.divide_or_zero(g, norm), grads)
+    grad_norm = optax.global_norm(grads)
+    healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+    opt_state = state.opt_state
+    if reset_steps:
+      begins = jnp.isin(state.step, jnp.asarray(reset_steps))
+      opt_state = jax.tree.map(lambda a, b: jnp.where(begins, a, b), optim.swap_moments(
+          opt_state, program.tx.init(state.params)), opt_state)
+    updates, opt_state = program.tx.update(grads, opt_state, state.params)
+    new = TrainState(state.step + 1, healthy, optax.apply_updates(state.params, updates),
+                     opt_state)
+    old = dataclasses.replace(state, healthy=healthy)
+    state = jax.tree.map(lambda a, b: jnp.where(healthy, a, b), new, old)
+    return state, {'loss': loss, 'norm': norm, 'grad_norm': grad_norm, 'healthy': healthy,
+                   'learning_rate': schedule(old.step), **sums}
+
+  state_at, frozen_at = program.shardings
+  return jax.jit(train_step, donate_argnums=0,
+                 in_shardings=(state_at, frozen_at, sharding.get_batch_sharding(mesh)),
+                 out_shardings=(state_at, sharding.get_replicated(mesh)))
+

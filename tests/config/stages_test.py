@@ -1,0 +1,67 @@
+"""A curriculum's stages share its budget and differ in what they say, and in nothing else."""
+
+import pytest
+
+from rim_jax import config as config_lib
+from rim_jax.config import stages as stages_lib
+from tests import support
+
+
+def test_a_single_method_is_one_stage():
+  config = support.make_config('pause')
+  assert stages_lib.make_stages(config) == [('', config)]
+
+
+@pytest.mark.parametrize('budget', [{'num_examples': 1001}, {'num_epochs': 2.5}])
+def test_stages_share_the_budget_and_change_rate_and_dropout_only(budget):
+  config = support.make_config(
+      'rim', **{f'train__{k}': v for k, v in ({'num_examples': 0} | budget).items()},
+      curriculum__stage1_frac=0.6, curriculum__stage2_learning_rate_scale=0.5,
+      curriculum__stage2_dropout=0.3, model__dropout=0.1, optim__learning_rate=2e-3,
+      curriculum__stage2_lora_dropout=0.2)
+  (name1, stage1), (name2, stage2) = stages_lib.make_stages(config)
+  assert (name1, name2) == ('stage1', 'stage2')
+  key, total = next(iter(budget.items()))
+  shares = [getattr(s.train, key) for s in (stage1, stage2)]
+  assert sum(shares) == pytest.approx(total)
+  assert shares[0] == pytest.approx(0.6 * total, abs=0.5 if key == 'num_examples' else 1e-9)
+  changed = []
+  for stage in (stage1, stage2):
+    assert config_lib.find_problems(stage) == []
+    flat, base = config_lib.flatten(stage), config_lib.flatten(config)
+    changed.append({k: v for k, v in flat.items() if v != base[k] and k != f'train.{key}'})
+  assert changed == [{'method': 'rim_stage1'},
+                     {'method': 'rim_stage2', 'model.dropout': 0.3, 'model.lora.dropout': 0.2,
+                      'optim.learning_rate': 1e-3}]
+
+
+@pytest.mark.parametrize('method', ['rim', 'coconut'])
+def test_only_the_first_stage_begins_with_the_run_that_is_named(method):
+  config = support.make_config(method, train__init_from='mine')
+  assert config_lib.find_problems(config) == []
+  named = [stage.train.init_from for _, stage in stages_lib.make_stages(config)]
+  assert named == ['mine'] + [''] * (len(named) - 1) and len(named) > 1
+
+
+def test_a_run_ends_at_a_step_that_is_evaluated_anyway():
+  def find(stop_frac, num_steps, every_steps=500):
+    return stages_lib.find_stop(num_steps, config_lib.CheckpointConfig(
+        stop_frac=stop_frac, every_steps=every_steps))
+  assert [find(f, 3000) for f in (0.0, 0.1, 0.5, 0.51, 1.0)] == [0, 500, 1500, 2000, 3000]
+  assert find(0.9, 667) == 667 and find(1.0, 667) == 667  # the next of 500 would be 1,000
+  assert find(1e-9, 3000) == 500  # one that begins has something to show
+  assert find(0.1 + 0.2, 5000) == 1500  # 0.30000000000000004
+
+
+@pytest.mark.parametrize('method, stop_frac, stops', [
+    ('rim', 0.3, [0.4, 0.0]), ('rim', 0.75, [1.0, 0.0]), ('rim', 0.9, [1.0, 0.6]),
+    ('rim', 1.0, [1.0, 1.0]), ('rim', 0.75 + 1e-12, [1.0, 0.0]),
+    ('coconut', 0.5, [1.0, 1.0, 0.5, 0.0])])
+@pytest.mark.parametrize('budget', [{'num_examples': 1000}, {'num_epochs': 2.5}])
+def test_a_share_of_the_budget_is_each_stage_s_own(method, stop_frac, stops, budget):
+  config = support.make_config(
+      method, **{f'train__{k}': v for k, v in ({'num_examples': 0} | budget).items()},
+      curriculum__stage1_frac=0.75, coconut__num_stages=2, coconut__stage_frac=0.2,
+      checkpoint__stop_frac=stop_frac)
+  stages = stages_lib.make_stages(config)
+  assert [s.checkpoint.stop_frac for _, s in stages] == pytest.approx(stops)

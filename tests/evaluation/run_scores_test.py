@@ -1,0 +1,117 @@
+"""What a run scores, by one checkpoint or by the paper's protocol."""
+
+import dataclasses
+import json
+
+from etils import epath
+import numpy as np
+import pytest
+
+from rim_jax import train as train_lib
+from rim_jax.errors import UserError
+from rim_jax.evaluation import decode, scores
+from rim_jax.evaluation import run_scores as run_scores_lib
+from rim_jax.runtime import run_folder, storage
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import state as state_lib
+from tests import support
+
+QUIET = lambda line: None
+
+
+def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices):
+  use_devices(1)
+  config = support.make_config('rim_stage1', data__cache_dir=str(tmp_path / 'cache'),
+                               train__batch_rows=8, train__num_examples=48, layout__row_tokens=32,
+                               eval__num_valid_examples=4, checkpoint__every_steps=2,
+                               checkpoint__keep_last=3, data__chain__num_test=24)
+  train_lib.train(config, tmp_path / 'run', say=QUIET)
+  task = train_lib.make_task(config, QUIET)
+  kept = checkpoint_lib.list_counting(tmp_path / 'run')
+  assert len(kept) == 3
+  correct = []
+  for step in kept:
+    graphdef, params, frozen, _ = state_lib.load_params(task, tmp_path / 'run', step)
+    decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
+    correct.append([p['block_correct'] for p in scores.evaluate(
+        decoder, params, frozen, run_scores_lib.get_records(task, 'test', 0), config, task.codec,
+        config.eval_blocks)[1]])
+  wanted = scores.score_splits(np.asarray(correct), config.seed)
+  before = storage.load_json(tmp_path / 'run' / 'results.json', '')['test']
+
+  splits = dataclasses.replace(config, eval=dataclasses.replace(config.eval, checkpoint='splits'))
+  told = []
+  results = run_scores_lib.evaluate_run(train_lib.make_task(splits, QUIET), tmp_path / 'run',
+                                   told.append)
+  found = results['test-splits']
+  assert results['test'] == before  # what was chosen on valid stays
+  for key in ('final_acc', 'final_acc_stderr', 'block_acc', 'num_choosing'):
+    assert found[key] == wanted[key]
+  assert found['chosen'] == {str(kept[c]): count for c, count in wanted['chosen'].items()}
+  assert found['chosen_on'].startswith('test itself') and found['chosen_on'] in told[-1]
+  assert found['data_fingerprint'] == before['data_fingerprint']
+  with pytest.raises(UserError, match='scores many checkpoints'):
+    state_lib.load_params(task, tmp_path / 'run', 'splits')
+
+
+def test_predictions_are_whole_whenever_a_run_is_killed(tmp_path, monkeypatch):
+  """Half of a file is written, and then nothing more: what was there is still there."""
+  first = [{'question': f'{i}?', 'correct': True} for i in range(9)]
+  run_scores_lib._write_results(tmp_path, 'test', {'n': 9}, first)
+  path = tmp_path / 'predictions' / 'test.jsonl'
+  before = path.read_text()
+  assert [json.loads(line) for line in before.splitlines()] == first
+
+  def die(self, text):
+    self.write_bytes(text[:len(text) // 2].encode())
+    raise KeyboardInterrupt
+  monkeypatch.setattr(type(epath.Path(tmp_path)), 'write_text', die)
+  with pytest.raises(KeyboardInterrupt):
+    run_scores_lib._write_results(epath.Path(tmp_path), 'test', {'n': 5}, first[:5])
+  assert path.read_text() == before
+
+
+@pytest.mark.parametrize('positions, asked, beyond', [
+    ('learned', {'eval__budget_blocks': 6}, [4, 5, 6]), ('learned', {'eval__num_blocks': 5}, [5]),
+    ('learned', {}, None), ('rope', {'eval__budget_blocks': 6}, None)])
+def test_blocks_beyond_the_trained_positions_are_marked(tmp_path, monkeypatch, positions, asked,
+                                                        beyond):
+  """A question of 9 tokens and 3 blocks of 3: a table has rows for more, and RoPE has none."""
+  config = support.make_config('rim_stage2', data__cache_dir=str(tmp_path / 'cache'),
+                               model__positions=positions, **asked)
+  monkeypatch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
+  monkeypatch.setattr(scores, 'evaluate', lambda d, p, f, records, *args: (
+      {'n': 8}, [{'correct': True}] * len(records)))
+  monkeypatch.setattr(scores, 'evaluate_budgets', lambda *args: {})
+  result = run_scores_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path, QUIET)[
+      config.eval_set]
+  assert result.get('beyond_positions') == beyond
+
+
+def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(tmp_path,
+                                                                               monkeypatch):
+  """They are of the records read, wherever those lie; a split has that of the whole."""
+  task = train_lib.make_task(support.make_config(
+      'rim_stage2', data__cache_dir=str(tmp_path / 'cache'), model__positions='rope'), QUIET)
+  assert run_scores_lib.fingerprint_set(task, []) == task.dataset.splits['test'].fingerprint
+  monkeypatch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
+  monkeypatch.setattr(scores, 'evaluate', lambda d, p, f, records, *args: ({'n': len(records)}, [
+      {'question': r.question, 'answer': r.answer, 'correct': True} for r in records]))
+
+  def run(name, *answers):
+    (tmp_path / name).mkdir()
+    path = tmp_path / name / f'{name}.jsonl'
+    path.write_text(''.join(json.dumps({'input': f'{i}+1', 'target': a}) + '\n'
+                            for i, a in enumerate(answers)))
+    hard = dataclasses.replace(task, config=dataclasses.replace(task.config, eval=(
+        dataclasses.replace(task.config.eval, split='gsm_hard', path=str(path)))))
+    told = run_scores_lib.evaluate_run(hard, tmp_path / name, QUIET)['gsm_hard']['data_fingerprint']
+    return told, tmp_path / name / 'predictions/gsm_hard.jsonl'
+  (one, a), (same, b), (other, c) = run('a', 1, 2), run('b', 1.0, 2.0), run('c', 1, 3)
+  assert one == same != other and len(other) == 16
+  assert run_folder.compare_files(a, b).count == 2
+  with pytest.raises(UserError) as error:
+    run_folder.compare_files(a, c)
+  assert str(error.value) == (
+      f'{c}: of another data set than {a} (fingerprints {other} and {one}); '
+      'evaluate both runs on the same data')

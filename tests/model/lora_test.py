@@ -1,0 +1,113 @@
+"""Adapters: what they add, where they stand, what trains, and what merging gives."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rim_jax import config as config_lib
+from rim_jax.config import rules
+from rim_jax.model import lora
+from rim_jax.model import transformer as transformer_lib
+from tests import support
+from tests.training import step_test as train_step_test
+
+# Fused and separate projections, heads shared and not.
+NETWORKS = {'gpt2': {'model__fused_qkv': True, 'model__bias': 'all'},
+            'llama': {'model__activation': 'swiglu', 'model__num_kv_heads': 1}}
+
+
+def make_config(network, **changes):
+  return support.make_config(**{
+      'model__lora__rank': 3, 'model__lora__alpha': 7.0, **NETWORKS[network], **changes})
+
+
+def compute_logits(config, model):
+  batch = jax.tree.map(jnp.asarray, support.make_batch(config, [support.RECORDS[:3]]))
+  return np.asarray(model.compute_slot_logits(batch, config.layout))
+
+
+def list_adapters(model):
+  return {name for name, module in vars(model.blocks).items()
+          if getattr(module, 'adapter', None) is not None}
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_there_is_one_adapter_for_each_projection(network):
+  config = make_config(network)
+  assert list_adapters(support.make_model(config)) == set(rules.get_linears(config.model))
+
+
+def test_targets_are_whole_names():
+  config = make_config('llama', model__lora__targets='query|u')
+  assert list_adapters(support.make_model(config)) == {'query'}
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_a_fresh_adapter_changes_nothing(network):
+  config = make_config(network)
+  without = dataclasses.replace(config, model=dataclasses.replace(
+      config.model, lora=config_lib.LoraConfig()))
+
+  def make(config):  # not support.make_model: that one moves B off zero
+    return transformer_lib.Transformer(config.model, 16, jax.random.key(0))
+  np.testing.assert_array_equal(compute_logits(config, make(config)),
+                                compute_logits(without, make(without)))
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_merging_gives_the_same_logits(network):
+  config = make_config(network)
+  model = support.make_model(config)
+  expected = compute_logits(config, model)
+  for name in list_adapters(model):
+    linear = getattr(model.blocks, name)
+    linear.kernel.set_value(lora.merge(
+        linear.kernel[...], linear.adapter.a[...], linear.adapter.b[...],
+        config.model.lora))
+    linear.adapter = None
+  support.assert_close(compute_logits(config, model), expected)
+
+
+def test_merging_is_the_sum_that_the_paper_states():
+  rng = np.random.default_rng(0)
+  kernel, a, b = (rng.standard_normal(s).astype(np.float32)
+                  for s in ((2, 4, 3, 5), (2, 4, 2), (2, 2, 3, 5)))
+  merged = lora.merge(kernel, a, b, config_lib.LoraConfig(rank=2, alpha=6.0))
+  for layer in range(2):
+    expected = kernel[layer].reshape(4, 15) + 3.0 * a[layer] @ b[layer].reshape(2, 15)
+    np.testing.assert_allclose(merged[layer].reshape(4, 15), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('network', NETWORKS)
+def test_only_adapters_and_memory_rows_train(network):
+  config = make_config(network, optim__trainable='lora', model__remat='full', train__batch_rows=8)
+  mesh, step, state, frozen, batch = train_step_test.start(config, jax.devices()[:1])
+  before = jax.device_get((state.params, frozen))
+  with jax.set_mesh(mesh):
+    for _ in range(3):
+      state, _ = step(state, frozen, batch)
+  names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(state.params)}
+  assert names == {'a', 'b', 'memory'}
+  jax.tree.map(np.testing.assert_array_equal, before[1], jax.device_get(frozen))
+  moved = jax.tree.map(lambda x, y: bool((x != y).any()), before[0], state.params)
+  assert all(jax.tree.leaves(moved)), moved
+  # Moments exist for what trains, and for nothing else.
+  adam = state.opt_state[1][0]
+  assert jax.tree.structure(adam.mu) == jax.tree.structure(state.params)
+
+
+def test_dropout_reaches_the_adapters_only():
+  config = make_config('llama', model__lora__dropout=0.5)
+  model = support.make_model(config)
+  batch = jax.tree.map(jnp.asarray, support.make_batch(config, [support.RECORDS[:3]]))
+
+  def run(seed):
+    return np.asarray(model.compute_slot_logits(batch, config.layout, jax.random.key(seed)))
+  assert (run(1) != run(2)).any()
+  for name in list_adapters(model):
+    linear = getattr(model.blocks, name)
+    linear.adapter.b.set_value(jnp.zeros_like(linear.adapter.b[...]))
+  np.testing.assert_array_equal(run(1), run(2))

@@ -1,0 +1,229 @@
+"""The invariant, causality by gradient, and the settings of the network."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rim_jax.model import transformer as transformer_lib
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import layout as layout_lib
+from rim_jax.training import loss as loss_lib
+from tests import support
+
+ROWS = [support.RECORDS[:3], support.RECORDS[3:]]
+# Between them, every setting that a published family needs.
+NETWORKS = {
+    'learned': {'model__norm': 'layernorm', 'model__bias': 'all', 'model__fused_qkv': True,
+                'model__activation': 'gelu_tanh', 'model__attention_tile_tokens': 16},
+    'rope': {'model__positions': 'rope', 'model__rope_scaling': 'llama3',
+             'model__rope_original_positions': 16, 'model__bias': 'qkv', 'model__qk_norm': True,
+             'model__tie_embeddings': False, 'model__activation': 'swiglu',
+             'model__num_kv_heads': 1, 'model__head_dim': 6, 'model__lora__rank': 2,
+             'model__attention_tile_tokens': 40},
+}
+
+
+def make_config(method, network, **more):
+  return support.make_config(method, layout__row_tokens=96, **NETWORKS[network], **more)
+
+
+def unpack(config, example, readout, memory_start):
+  """`[x, m_1..m_k, readout_k]` as plain ids, and where its targets are predicted."""
+  block = [memory_start] + [memory_start + 1] * config.layout.block_tokens + [memory_start + 2]
+  trunk = [*example.question, *block * readout.block]
+  ids = [*trunk, *readout.prefix, *readout.target[:-1]]
+  first = len(trunk) + len(readout.prefix) - 1
+  return ids, list(range(first, first + len(readout.target)))
+
+
+def make_plain_mask(config, num_tokens, num_question, num_readout):
+  """One plain sequence's mask: causal, but for the two switches."""
+  q, k = np.indices((num_tokens, num_tokens))
+  trunk = num_tokens - num_readout
+  block = (np.arange(num_tokens) - num_question) // (config.layout.block_tokens + 2) + 1
+  block = np.where(np.arange(num_tokens) < num_question, 0, block)
+  mask = k <= q
+  if config.layout.bidirectional_blocks:
+    mask |= (block[q] == block[k]) & (block[q] > 0) & (q < trunk) & (k < trunk)
+  if not config.layout.readout_sees_question and trunk > num_question:
+    mask &= ~((q >= trunk) & (k < num_question))
+  return mask
+
+
+def make_plain_sequences(config):
+  """Every readout of ROWS as a plain sequence of its own, padded behind its end."""
+  codec = support.make_codec(config)
+  found = []
+  for record in [r for row in ROWS for r in row]:
+    example = codec.lay_out(codec.encode(record))
+    found += [(example, readout, *unpack(config, example, readout, codec.memory_start))
+              for readout in example.readouts]
+  t = max(len(ids) for _, _, ids, _ in found)
+  tokens, masks = np.zeros((len(found), t), int), np.zeros((len(found), t, t), bool)
+  masks[:] = np.eye(t, dtype=bool)
+  for i, (example, readout, ids, _) in enumerate(found):
+    n = len(ids)
+    tokens[i, :n] = ids
+    masks[i, :n, :n] = make_plain_mask(config, n, len(example.question), readout.num_tokens)
+  rows = np.concatenate([[i] * len(at) for i, (*_, at) in enumerate(found)])
+  slots = np.concatenate([at for *_, at in found])
+  targets = np.concatenate([readout.target for _, readout, *_ in found])
+  return tokens, masks, rows, slots, targets
+
+
+def both_losses(config):
+  """(packed, separate): functions of the model giving (logits of all slots, summed NLL)."""
+  batch = support.make_batch(config, ROWS, row_slots=80)
+  used = np.nonzero(batch.slot_kind)
+  tokens, masks, rows, slots, targets = make_plain_sequences(config)
+  np.testing.assert_array_equal(batch.slot_target[used], targets)
+
+  def packed(model):
+    logits = model.compute_slot_logits(jax.tree.map(jnp.asarray, batch), config.layout)
+    nll = loss_lib.compute_slot_nll(logits, jnp.asarray(batch.slot_target))
+    return logits[used], nll[used].sum()
+
+  def separate(model):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    x, _ = model(jnp.asarray(tokens), positions, jnp.asarray(masks))
+    logits = model.compute_logits(x)[rows, slots]
+    return logits, loss_lib.compute_slot_nll(logits[None], jnp.asarray(targets)[None]).sum()
+  return packed, separate
+
+
+DEPTH0, BIDIRECTIONAL = {'layout__depth0_readout': True}, {'layout__bidirectional_blocks': True}
+HIDDEN = {'layout__readout_sees_question': False}
+
+
+@pytest.mark.parametrize('network, method, prefix, switches', [
+    ('learned', 'rim_stage1', '', {}), ('rope', 'rim_stage1', '+-', {}),
+    ('learned', 'rim_stage2', '+-', {}), ('rope', 'rim_stage2', '', {}),
+    ('learned', 'cot', '+', {}), ('learned', 'rim_stage1', '+-', DEPTH0),
+    ('rope', 'rim_stage1', '+-', BIDIRECTIONAL), ('learned', 'rim_stage2', '+-', HIDDEN),
+    ('learned', 'rim_stage1', '+-', DEPTH0 | HIDDEN),
+])
+def test_one_packed_pass_equals_separate_forwards(network, method, prefix, switches):
+  """method.md section 2: logits and gradients, several examples in a row, T = 0 among them."""
+  config = make_config(method, network, layout__answer_prefix=prefix, layout__step_prefix=prefix,
+                       **switches)
+  packed, separate = both_losses(config)
+  # Of the first seeds the one whose gradients cancel least: rounding alone is 5e-5 on the worst.
+  graphdef, params = nnx.split(support.make_model(config, seed=3))
+  outs = []
+  for fn in (packed, separate):
+    def compute(p, fn=fn):
+      logits, loss = fn(nnx.merge(graphdef, p))
+      return loss, logits
+    (_, logits), grads = jax.jit(jax.value_and_grad(compute, has_aux=True))(params)
+    outs.append((logits, grads))
+  support.assert_close(outs[0][0], outs[1][0])
+  flat = [dict(nnx.to_flat_state(o[1])) for o in outs]
+  assert flat[0].keys() == flat[1].keys()
+  for path in flat[0]:
+    a, b = flat[0][path].get_value(), flat[1][path].get_value()
+    support.assert_close(a, b)
+
+
+def make_token_gradient(config, batch):
+  """slot weights -> |d(weighted NLL) / d(what is added to each token's embedding)|: [b, t]."""
+  model = support.make_model(config)
+  batch = jax.tree.map(jnp.asarray, batch)
+  real = transformer_lib.memory.look_up
+
+  def loss(added_btd, weights):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(transformer_lib.memory, 'look_up', lambda *args: real(*args) + added_btd)
+      logits = model.compute_slot_logits(batch, config.layout)
+    nll = loss_lib.compute_slot_nll(logits, batch.slot_target)
+    return loss_lib.compute_weighted_nll(nll, weights).sum()
+  gradient = jax.jit(jax.grad(loss))
+  zeros = jnp.zeros((*batch.tokens.shape, config.model.embed_dim))
+  return lambda weights: np.abs(np.asarray(gradient(zeros, weights))).max(-1)
+
+
+@pytest.mark.parametrize('method', ['rim_stage1', 'rim_stage2', 'cot'])
+def test_gradient_flows_from_what_a_slot_sees_and_from_nothing_else(method):
+  """From every token that the slot's token sees; not from later ones, other readouts, examples."""
+  config = make_config(method, 'learned', layout__answer_prefix='+-', layout__step_prefix='+')
+  batch = support.make_batch(config, [support.RECORDS[:3]], row_slots=80)
+  fields = batch_lib.get_fields(batch)
+  # Seeing is transitive here: what is seen through another token is seen directly too.
+  mask = batch_lib.visible(fields, fields)[0]
+  compute = make_token_gradient(config, batch)
+  for slot in np.flatnonzero(batch.slot_kind[0]):
+    flows = compute(jnp.zeros(batch.slot_kind.shape).at[0, slot].set(1.0))[0] > 0
+    np.testing.assert_array_equal(flows, mask[batch.slot_index[0, slot]])
+
+
+def test_a_slot_of_weight_zero_gives_exactly_zero_gradient():
+  config = make_config('rim_stage1', 'learned')
+  batch = support.make_batch(config, [support.RECORDS[:3]], row_slots=80)
+  compute = make_token_gradient(config, batch)
+  assert (compute(jnp.zeros(batch.slot_kind.shape)) == 0).all()
+  # and with the last example's slots off, nothing reaches its tokens
+  last = batch.example == 3
+  slots_of_last = np.take_along_axis(last, batch.slot_index, 1)
+  gradient = compute(jnp.asarray((batch.slot_kind > 0) & ~slots_of_last, jnp.float32))
+  assert (gradient[last] == 0).all() and (gradient[batch.example == 1] > 0).any()
+
+
+@pytest.mark.parametrize('network, policy', [('learned', 'full'), ('rope', 'dots')])
+def test_remat_changes_nothing(network, policy):
+  plain = make_config('rim_stage1', network)
+  remat = make_config('rim_stage1', network, model__remat=policy)
+  batch = jax.tree.map(jnp.asarray, support.make_batch(plain, ROWS, row_slots=80))
+
+  def gradient(config):
+    graphdef, params = nnx.split(support.make_model(config))
+    def loss(p):
+      return jnp.square(nnx.merge(graphdef, p).compute_slot_logits(batch, config.layout)).sum()
+    return nnx.to_pure_dict(jax.jit(jax.grad(loss))(params)), str(jax.make_jaxpr(loss)(params))
+  (a, plain_jaxpr), (b, remat_jaxpr) = gradient(plain), gradient(remat)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), a, b)
+  assert 'remat' in remat_jaxpr and 'remat' not in plain_jaxpr
+
+
+def test_dropout_comes_from_its_key_alone():
+  config = make_config('rim_stage1', 'learned', model__dropout=0.5)
+  model = support.make_model(config)
+  batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS, row_slots=80))
+  def run(key):
+    return np.asarray(model.compute_slot_logits(batch, config.layout, key))
+  np.testing.assert_array_equal(run(jax.random.key(1)), run(jax.random.key(1)))
+  assert (run(jax.random.key(1)) != run(jax.random.key(2))).any()
+  assert (run(None) != run(jax.random.key(1))).any()
+
+
+def test_bfloat16_stays_near_float32():
+  logits = {}
+  for dtype in ('float32', 'bfloat16'):
+    config = make_config('rim_stage1', 'rope', model__compute_dtype=dtype)
+    batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS, row_slots=80))
+    logits[dtype] = support.make_model(config).compute_slot_logits(batch, config.layout)
+    assert logits[dtype].dtype == jnp.float32
+  difference = np.abs(logits['float32'] - logits['bfloat16']).max()
+  assert 0 < difference < 0.1 * np.abs(logits['float32']).max()
+
+
+def test_rope_depends_on_distance_only():
+  q, k = np.random.default_rng(0).standard_normal((2, 1, 1, 1, 8)).astype(np.float32)
+  frequency = transformer_lib.compute_rope_frequencies(support.make_config(
+      model__positions='rope', model__head_dim=8, model__rope_theta=100.0).model)
+  def score(i, j):
+    a = transformer_lib.apply_rope(jnp.asarray(q), jnp.asarray([[i]]), frequency)
+    b = transformer_lib.apply_rope(jnp.asarray(k), jnp.asarray([[j]]), frequency)
+    return float((a * b).sum())
+  assert score(5, 3) == pytest.approx(score(12, 10), rel=1e-4)
+  assert score(5, 3) != pytest.approx(score(5, 4), rel=1e-4)
+
+
+def test_memory_rows_take_the_ids_beyond_the_vocabulary():
+  config = make_config('rim_stage1', 'learned')
+  model = support.make_model(config)
+  ids = jnp.arange(model.vocab_size + layout_lib.NUM_MEMORY_ROWS)[None]
+  x = transformer_lib.memory.look_up(model.embedding[...], model.memory[...], ids, jnp.float32)[0]
+  np.testing.assert_array_equal(x[:-3], model.embedding[...])
+  np.testing.assert_array_equal(x[-3:], model.memory[...])
+  assert model.compute_logits(x).shape[-1] == model.vocab_size

@@ -1,0 +1,163 @@
+"""Sizes are what the layout writes; batches are a function of their number."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rim_jax.data import datasets
+from rim_jax.errors import UserError
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import removal
+from rim_jax.packing import source as source_lib
+from tests import support
+
+
+@pytest.fixture(scope='module')
+def cache(tmp_path_factory):
+  return str(tmp_path_factory.mktemp('cache'))
+
+
+def make_stage(cache, num_shards=1, **changes):
+  config = support.make_config(data__cache_dir=cache, data__chain__min_steps=1, **changes)
+  split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
+  codec = support.make_codec(config)
+  return split, codec, source_lib.make_stage_plan(split, codec, num_shards, say=lambda line: None)
+
+
+@pytest.mark.parametrize('method', sorted(layout_lib.LAYOUTS))
+def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
+  config = support.make_config(method, data__cache_dir=cache, layout__answer_prefix='+-',
+                               layout__separator='*', data__chain__min_steps=1)
+  split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
+  codec = support.make_codec(config)
+  sizes = source_lib.measure(source_lib.load_lengths(split, codec.tokenizer, cache, print), codec)
+  for i in range(len(split)):
+    example = codec.lay_out(codec.encode(split[i]))
+    rows = batch_lib.make_empty_rows(1, 128, 64)
+    token, slot = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout,
+                                           codec.memory_start)
+    assert sizes[i].tolist() == [token, slot, rows.positions.max() + 1, max(
+        len(split[i].steps), 1)]
+    assert (rows.example > 0).sum() == token and (rows.slot_kind > 0).sum() == slot
+
+
+ICOT = {'method': 'icot', 'icot__remove_per_epoch': 10.0, 'icot__smoothing': 0.7}
+
+
+@pytest.mark.parametrize('removed', [0, 1, 3, removal.ALL])
+def test_a_removed_token_is_one_less_of_each_down_to_the_bare_answer(removed, cache):
+  """What the plan reckons with is what is written: tokens, slots and positions."""
+  config = support.make_config(**ICOT, data__cache_dir=cache, data__chain__min_steps=1,
+                               layout__answer_prefix='+')
+  split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
+  codec = support.make_codec(config)
+  lengths = source_lib.load_lengths(split, codec.tokenizer, cache, print)
+  full, bare = (source_lib.measure(lengths, codec, r) for r in (0, removal.ALL))
+  for i in range(len(split)):
+    example = codec.lay_out(codec.encode(split[i]), removed)
+    rows = batch_lib.make_empty_rows(1, 128, 64)
+    token, slot = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout,
+                                           codec.memory_start)
+    assert np.maximum(full[i, :3] - removed, bare[i, :3]).tolist() == [
+        token, slot, rows.positions.max() + 1]
+
+
+def test_icot_s_batches_hold_what_is_left_of_each_chain(cache):
+  """By text: the end of the chain, and the answer; nothing but the answer at the end."""
+  split, codec, stage = make_stage(cache, **ICOT)
+  source, plan = source_lib.BatchSource(split, stage, codec), stage.plan
+  decode, eos = codec.tokenizer.decode, codec.tokenizer.eos_id
+  seen = 0
+  for i in range(len(source)):
+    batch = source[i]
+    for row in range(stage.batch_rows):
+      targets = batch.slot_target[row][batch.slot_kind[row] > 0].tolist()
+      records = plan.get_row(i * stage.batch_rows + row).tolist()
+      for record, lost in zip(records, plan.get_removed(i * stage.batch_rows + row).tolist()):
+        chain = ''.join(f'{step}\n' for step in split[record].steps)
+        end = targets.index(eos)
+        assert decode(targets[:end]) == chain[lost:] + split[record].answer
+        targets = targets[end + 1:]
+        seen += 1
+      assert not targets
+  assert seen == stage.num_examples and 0 < (plan.removed == removal.ALL).sum() < seen
+  assert plan.num_tokens == sum(int((source[i].example > 0).sum()) for i in range(len(source)))
+  last = slice(plan.starts[(stage.counted_from - 1) * stage.batch_rows], None)
+  assert (plan.removed[last] == removal.ALL).all() and len(stage.reset_steps) > 2
+
+
+def test_a_budget_that_ends_before_the_chain_does_is_refused(cache):
+  with pytest.raises(UserError, match='budget of 64 examples, 1.60 epochs, ends before the written '
+                     'chain is gone'):
+    make_stage(cache, **ICOT | {'icot__remove_per_epoch': 3.0})
+
+
+def test_lengths_are_counted_once_and_a_damaged_cache_is_counted_again(cache, tmp_path):
+  config = support.make_config(data__cache_dir=cache)
+  split = datasets.load_dataset(config.data, say=lambda line: None).splits['valid']
+  codec = support.make_codec(config)
+  told = []
+  first = source_lib.load_lengths(split, codec.tokenizer, str(tmp_path), told.append)
+  again = source_lib.load_lengths(split, codec.tokenizer, str(tmp_path), told.append)
+  assert len(told) == 1
+  np.testing.assert_array_equal(first.question, again.question)
+  path = next((tmp_path / 'lengths').iterdir())
+  path.write_bytes(path.read_bytes()[:50])
+  source_lib.load_lengths(split, codec.tokenizer, str(tmp_path), told.append)
+  assert len(told) == 2
+
+
+def test_every_record_of_an_epoch_is_in_the_batches_once(cache):
+  split, codec, stage = make_stage(cache, train__num_examples=40)
+  source = source_lib.BatchSource(split, stage, codec)
+  seen = [r for i in range(len(source)) for row in source.get_records(i) for r in row]
+  assert sorted(seen) == list(range(40))
+  tokens = sum(int((source[i].example > 0).sum()) for i in range(len(source)))
+  assert tokens == stage.plan.num_tokens
+
+
+@pytest.mark.parametrize('how', [{}, ICOT])
+def test_processes_together_read_the_rows_of_one(cache, how):
+  split, codec, stage = make_stage(cache, **how)
+  whole = source_lib.BatchSource(split, stage, codec)
+  parts = [source_lib.BatchSource(split, stage, codec, rows)
+           for rows in np.split(np.arange(stage.batch_rows), 4)]
+  for i in range(len(whole)):
+    joined = jax.tree.map(lambda *x: np.concatenate(x), *(part[i] for part in parts))
+    jax.tree.map(np.testing.assert_array_equal, joined, whole[i])
+
+
+@pytest.mark.parametrize('start', [0, 1, 3])
+def test_the_stream_begins_at_any_batch(cache, start):
+  split, codec, stage = make_stage(cache)
+  source = source_lib.BatchSource(split, stage, codec)
+  batches = list(source_lib.make_batches(source, start, prefetch=2))
+  assert len(batches) == len(source) - start
+  for i, batch in enumerate(batches):
+    jax.tree.map(np.testing.assert_array_equal, batch, source[start + i])
+
+
+def test_batch_examples_sets_the_rows(cache):
+  _, _, stage = make_stage(cache, train__batch_rows=0, train__batch_examples=8)
+  assert stage.batch_rows == round(8 / stage.plan.examples_per_row)
+  with pytest.raises(UserError, match=r'from train.batch_examples=8\) is not divisible by'):
+    make_stage(cache, num_shards=64, train__batch_rows=0, train__batch_examples=8)
+
+
+def test_records_that_do_not_fit_stop_or_are_dropped_and_counted(cache):
+  small = {'layout__row_tokens': 20, 'train__num_examples': 40}
+  with pytest.raises(UserError, match=r'rim_chain/train:\d+: needs layout.row_tokens='):
+    make_stage(cache, **small)
+  split, _, stage = make_stage(cache, data__on_bad_rows='drop', **small)
+  used = set(stage.plan.records.tolist())
+  assert 0 < len(used) < len(split) and len(used) + len(stage.dropped) == len(split)
+
+
+def test_epochs_and_examples_are_the_same_budget(cache):
+  by_examples = make_stage(cache, train__num_examples=60)[2]
+  by_epochs = make_stage(cache, train__num_examples=0, train__num_epochs=1.5)[2]
+  assert dataclasses.asdict(by_examples).keys() == dataclasses.asdict(by_epochs).keys()
+  np.testing.assert_array_equal(by_examples.plan.records, by_epochs.plan.records)

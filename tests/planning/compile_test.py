@@ -1,0 +1,379 @@
+"""Plans: the machine, the rows, the roofline, what fits; and real compilations for TPUs not here.
+
+What needs libtpu is marked `tpu`, takes minutes, and is skipped without it. The rest plans for the
+eight fake CPU devices in a TPU's place.
+"""
+
+import dataclasses
+import importlib.util
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import types
+
+import jax
+import pytest
+from rich import console as rich_console
+
+from configs import presets
+from rim_jax import config as config_lib
+from rim_jax import main
+from rim_jax.config import MeshConfig, rules
+from rim_jax.data import datasets, prosqa
+from rim_jax.errors import UserError
+from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import source
+from rim_jax.planning import compile as compile_lib
+from rim_jax.runtime import hlo
+from rim_jax.training import step as step_lib
+from tests import support
+from tests.pretrained import families_test
+
+ROOT = pathlib.Path(__file__).parents[2]
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install 'jax[tpu]'")
+
+
+def make_machine(num_slices=1, **changes):
+  chip = dataclasses.replace(compile_lib.CHIPS['v5e'], **changes)
+  return compile_lib.Machine('v5e:2x4', num_slices, jax.devices(), chip)
+
+
+def compile_here(config, program, rows, mesh):
+  """plan.compile_step, for this machine's CPUs."""
+  from rim_jax.model import sharding
+  from rim_jax.packing import batch as batch_lib
+  at = sharding.get_batch_sharding(mesh)
+  batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+      batch_lib.make_empty_rows(rows.batch_rows, config.layout.row_tokens, rows.row_slots))
+  step = step_lib.make_train_step(program, config, 1000, config.layout.num_blocks, mesh)
+  with jax.set_mesh(mesh):
+    return step.lower(*program.abstract, batch).compile()
+
+
+# ---- The roofline ----
+
+
+def test_a_step_takes_as_long_as_its_slowest_part():
+  chip = compile_lib.Chip(16, 100.0, 10.0, 5.0, 1.0)
+  costs = hlo.Costs(400.0, 0.0, 50.0, {'all-gather': hlo.Collective(2, 10.0, 0.0),
+                                       'all-reduce': hlo.Collective(1, 15.0, 7.0)}, 0, 0)
+  assert compile_lib.compute_roofline(costs, chip) == {
+      'compute': 4.0, 'hbm': 5.0, 'ici': 18 / 5, 'dcn': 7.0, 'step': 7.0}
+  alone = dataclasses.replace(costs, collectives={})
+  assert compile_lib.compute_roofline(alone, chip) == {
+      'compute': 4.0, 'hbm': 5.0, 'ici': 0.0, 'step': 5.0}
+
+
+def test_the_ceiling_of_a_step_bound_by_compute_is_its_share_of_useful_flops(monkeypatch):
+  monkeypatch.setattr(compile_lib, 'compile_step', compile_here)
+  config = support.make_config(train__batch_rows=8)
+  found = compile_lib.make_plan(config, make_machine(flops_per_sec=1.0))
+  assert found['fits'] and found['bound'] == 'compute'
+  flops = found['flops']
+  assert flops['per_step'] == 8 * flops['per_device']
+  assert found['mfu_ceiling'] == pytest.approx(flops['model_per_step'] / flops['per_step'])
+  assert found['roofline_secs']['step'] == flops['per_device']
+
+
+# ---- The machine ----
+
+
+@pytest.mark.parametrize('name', ['v5e', 'v9:2x2', 'v5e:16', 'v5e:2x', 'cpu:2x2', ''])
+def test_an_unknown_topology_is_told_in_one_line(name):
+  with pytest.raises(UserError, match='is not KIND:SIZE, e.g. v5e:4x4') as error:
+    compile_lib.make_machine(name)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name, count, fragment', [
+    ('v5e:2x2', 0, 'must be 1 or more'), ('v4:2x2x1', 2, 'not published')])
+def test_slices_that_cannot_be_are_told(name, count, fragment):
+  with pytest.raises(UserError, match=fragment):
+    compile_lib.make_machine(name, count)
+
+
+@pytest.mark.parametrize('told, fragment', [
+    ('JAX TPU support not installed; cannot generate TPU topology. See ...',
+     r"not installed; pip install 'jax\[tpu\]=="),
+    ('INVALID_ARGUMENT: Topology layout\n is not divisible', 'common sizes: v5e and v6e 2x2')])
+def test_what_libtpu_refuses_is_told_in_one_line(monkeypatch, told, fragment):
+  def refuse(**_):
+    raise RuntimeError(told)
+  monkeypatch.setattr(compile_lib.topologies, 'get_topology_desc', refuse)
+  with pytest.raises(UserError, match=fragment) as error:
+    compile_lib.make_machine('v5e:3x3')
+  assert '\n' not in str(error.value)
+
+
+def test_slices_have_an_axis_of_their_own():
+  devices = [types.SimpleNamespace(id=i, slice_index=i // 4, platform='cpu') for i in range(8)]
+  machine = dataclasses.replace(make_machine(2), devices=devices)
+  with pytest.raises(UserError, match=r'in 2 slices; use --config.mesh.slice=2'):
+    compile_lib.make_mesh(MeshConfig(2, 4, 1), machine)
+
+
+def test_a_mesh_that_does_not_fill_the_topology():
+  with pytest.raises(UserError, match='data=3 .* does not fill the 8 devices of v5e:2x4'):
+    compile_lib.make_mesh(MeshConfig(3, 1, 1), make_machine())
+
+
+# ---- The rows ----
+
+
+def test_rows_that_are_given_are_taken_and_nothing_is_assumed():
+  config = support.make_config(train__batch_rows=8, layout__row_slots=24)
+  rows = source.estimate_rows(config, 4)
+  assert (rows.batch_rows, rows.row_slots, rows.assumed) == (8, 24, ())
+  with pytest.raises(UserError, match='batch_rows=8 is not divisible by .* = 3; .*=6 or 9'):
+    source.estimate_rows(config, 3)
+
+
+@pytest.mark.parametrize('method', sorted(set(rules.METHODS) - {'rim', 'coconut'}))
+def test_the_typical_record_of_the_chain_task_is_a_real_one(method):
+  config = support.make_config(method, data__chain__min_steps=4, data__chain__max_steps=4)
+  codec = support.make_codec(config)
+  record = datasets.load_dataset(config.data, say=lambda _: None).splits['train'][0]
+  real = layout_lib.count_example(codec.lay_out(codec.encode(record)), config.layout)
+  typical = source._make_typical_example(config)
+  assert layout_lib.count_example(typical, config.layout) == real
+
+
+@pytest.mark.parametrize('preset, kind', [
+    ('prosqa_small', 'words'), ('prosqa_reading', 'words'), ('prosqa', 'words'),
+    ('prosqa', 'bytes')])
+def test_the_typical_record_of_prosqa_is_near_the_drawn_ones(preset, kind):
+  tree = presets.make('rim_stage1', preset)
+  tree.tokenizer.kind = kind
+  tree.layout.row_tokens = 2048
+  config = config_lib.parse_config(tree)
+  codec = support.make_codec(config)
+  records, _ = prosqa.Problems(config.data.prosqa, ()).draw_split('train', 60)
+  sizes = [layout_lib.count_example(codec.lay_out(codec.encode(r)), config.layout)[0]
+           for r in records]
+  typical = layout_lib.count_example(source._make_typical_example(config), config.layout)[0]
+  assert typical == pytest.approx(sum(sizes) / len(sizes), rel=0.2)
+
+
+def test_rows_from_examples_are_rounded_up_to_the_mesh_and_said():
+  config = support.make_config(train__batch_rows=0, train__batch_examples=10)
+  rows = source.estimate_rows(config, 8)
+  assert rows.batch_rows % 8 == 0 and rows.row_slots % 8 == 0
+  assert [note.split('=')[0] for note in rows.assumed[:2]] == [
+      'layout.row_slots', 'train.batch_rows'] and 'typical record' in rows.assumed[2]
+
+
+def test_a_row_too_short_for_a_record_is_told():
+  config = support.make_config(layout__row_tokens=8)
+  with pytest.raises(UserError, match='layout.row_tokens=8 is below the'):
+    source.estimate_rows(config, 1)
+
+
+# ---- What fits ----
+
+
+@pytest.mark.parametrize('message, needed', [
+    ('total memory required for HLO temporaries (23.30G) exceeds available HBM (15.75G).', 23.3),
+    ('Used 512.00M of 256.00M hbm. Exceeded', 0.5), ('no memory', None)])
+def test_what_the_compiler_wanted_is_read(message, needed):
+  assert compile_lib.find_needed_gib(message) == needed
+
+
+def test_a_state_too_large_for_the_chip_is_not_even_compiled(monkeypatch):
+  monkeypatch.setattr(compile_lib, 'compile_step', lambda *_: pytest.fail('compiled'))
+  config = support.make_config(train__batch_rows=8)
+  found = compile_lib.make_plan(config, make_machine(hbm_gib=1e-6))
+  assert not found['fits']
+  assert found['hbm_gib']['needed'] > found['state_gib']  # gradients come on top
+
+
+def test_alternatives_go_from_remat_to_micro_batches_to_meshes():
+  config = support.make_config(train__batch_rows=32, model__num_heads=8)
+  changes = [c.replace('--config.', '')
+             for c, _ in compile_lib.list_alternatives(config, make_machine())]
+  assert changes[:3] == ['model.remat=full', 'model.remat=full train.num_micro_batches=2',
+                         'model.remat=full train.num_micro_batches=4']
+  assert changes[3] == 'model.remat=full mesh.data=1 mesh.fsdp=8 mesh.tensor=1'
+  assert any('mesh.tensor=8' in c for c in changes)
+  for change, other in compile_lib.list_alternatives(config, make_machine()):  # is what it says
+    for setting in change.split():
+      key, value = setting.removeprefix('--config.').split('=')
+      group, name = key.split('.')
+      assert str(getattr(getattr(other, group), name)) == value
+    assert (other.train.batch_rows, other.train.batch_examples) == (32, 0)
+
+
+def test_the_first_setting_that_fits_is_found(monkeypatch):
+  tried = []
+
+  def compile_small(config, program, rows, mesh):
+    tried.append((config.model.remat, config.train.num_micro_batches))
+    if config.train.num_micro_batches < 4:
+      raise compile_lib.DoesNotFit('too large', 20.0)
+    return compile_here(config, program, rows, mesh)
+  monkeypatch.setattr(compile_lib, 'compile_step', compile_small)
+  monkeypatch.setattr(compile_lib, 'make_machine', lambda *_: make_machine())
+  said = []
+  config = support.make_config(train__batch_rows=32)
+  found, = compile_lib.make_plans(config, 'v5e:2x4', 1, said.append)
+  assert not found['fits'] and found['hbm_gib']['needed'] == 20.0
+  assert tried == [('none', 1), ('full', 1), ('full', 2), ('full', 4)]
+  assert found['nearest']['fits'] and found['nearest']['change'] == (
+      '--config.model.remat=full --config.train.num_micro_batches=4')
+  assert any('trying --config.model.remat=full' in line for line in said)
+
+
+# ---- The mode ----
+
+
+@pytest.fixture
+def clean_environment(monkeypatch):
+  for key in main.PLAN_ENVIRONMENT:  # so that it is as before afterwards
+    monkeypatch.setenv(key, os.environ.get(key, ''))
+
+
+def run_cli(*argv):
+  out = io.StringIO()
+  code = main.cli(['main.py', *map(str, argv)], rich_console.Console(file=out, width=120))
+  return code, out.getvalue()
+
+
+def test_the_mode_shows_every_stage_and_writes_json(
+    monkeypatch, clean_environment, tmp_path):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(compile_lib, 'make_machine', lambda *_: make_machine())
+  monkeypatch.setattr(compile_lib, 'compile_step', compile_here)
+  code, out = run_cli('--config=configs/rim.py', '--mode=plan', '--topology=v5e:2x4',
+                      f'--workdir={tmp_path}/w', '--config.model.num_layers=1')
+  assert code == 0
+  for text in ('rim_stage1 on 8 chips', 'rim_stage2 on 8 chips', 'parameters', 'per device',
+               'arguments', 'temporaries', 'all-reduce', 'roofline (estimate)', 'MFU at most',
+               'an upper bound', 'from a typical record'):
+    assert text in out, text
+  tree = json.loads((tmp_path / 'w/plan.json').read_text())
+  assert tree['version'] == compile_lib.PLAN_VERSION
+  assert [p['stage'] for p in tree['plans']] == ['stage1', 'stage2']
+  first = tree['plans'][0]
+  assert first['fits'] and first['mesh'] == {
+      'slice': 1, 'data': 8, 'fsdp': 1, 'tensor': 1}
+  assert first['flops']['per_device'] > 0 and first['collectives']['all-reduce']['bytes'] > 0
+  assert first['params_per_device'] == first['params']  # data alone splits no parameter
+
+
+@pytest.mark.parametrize('argv, fragment', [
+    ((), '--topology=KIND:SIZE'), (('--topology=v7:2x2',), "--topology='v7:2x2' is not"),
+    (('--topology=v5e:2x2', '--num_slices=0'), '--num_slices=0')])
+def test_the_mode_refuses_in_one_line(monkeypatch, clean_environment, capsys, argv, fragment):
+  monkeypatch.chdir(ROOT)
+  code, _ = run_cli('--config=configs/rim.py', '--mode=plan', *argv)
+  told = capsys.readouterr().err.splitlines()
+  assert code == 2 and len(told) == 1 and fragment in told[0]
+
+
+# ---- With libtpu ----
+
+
+def run_plan(tmp_path, name, recipe, *argv):
+  """plan.json of a real command on a published model's config.json."""
+  (tmp_path / name).mkdir()
+  (tmp_path / name / 'config.json').write_text(json.dumps(families_test.PUBLISHED[name][1]))
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  done = subprocess.run(
+      [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', '--mode=plan',
+       f'--workdir={tmp_path}/w', f'--config.model.init_from={tmp_path}/{name}', *argv],
+      cwd=ROOT, env=env | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=1800)
+  assert done.returncode == 0, done.stderr
+  return json.loads((tmp_path / 'w/plan.json').read_text())['plans'][0]
+
+
+def check_plan(found, num_params):
+  """What holds for every plan with adapters on a frozen base."""
+  assert found['params']['frozen'] == num_params
+  hbm, flops = found['hbm_gib'], found['flops']
+  # The arguments are the state, the base and a batch; nothing of them is held twice.
+  assert found['state_gib'] <= hbm['arguments'] < 1.05 * found['state_gib'] + 0.02
+  assert hbm['arguments'] < hbm['peak'] < hbm['chip'] and found['fits']
+  # Forward, again for remat, and backward: 3 passes where the model needs 2; attention on top.
+  products = flops['per_step'] - found['chips'] * flops['attention_per_device']
+  assert 1.3 < products / flops['model_per_step'] < 1.6
+  assert 0 < found['mfu_ceiling'] < 1 and found['unknown'] == {'loops': 0, 'kernels': 0}
+
+
+@needs_libtpu
+@pytest.mark.tpu
+def test_gpt2_compiles_for_two_slices_and_says_what_crosses_between_them(tmp_path):
+  found = run_plan(tmp_path, 'gpt2', 'configs/stage2.py:gpt2', '--topology=v5e:2x2',
+                   '--num_slices=2', '--config.mesh.slice=2', '--config.mesh.fsdp=4')
+  check_plan(found, 124_439_808)
+  assert found['chips'] == 8 and found['mesh'] == {
+      'slice': 2, 'data': 1, 'fsdp': 4, 'tensor': 1}
+  assert found['hbm_gib']['peak'] < 1.5
+  # Each of a slice's 4 devices sends its quarter of the gradients, in bf16, and a few sums.
+  crossing = sum(c['slice_bytes'] for c in found['collectives'].values())
+  assert crossing == pytest.approx(2 * found['params']['trainable'] / 4, rel=0.01)
+  assert found['roofline_secs']['dcn'] > 0
+
+
+@needs_libtpu
+@pytest.mark.tpu
+def test_a_stage2_step_of_llama_1b_with_lora_compiles_for_a_v5e_slice(tmp_path):
+  found = run_plan(tmp_path, 'llama3_2_1b', 'configs/stage2.py:llama3_2_1b',
+                   '--topology=v5e:4x4', '--config.mesh.fsdp=16', '--config.mesh.data=1',
+                   '--config.train.batch_rows=32', '--config.train.batch_examples=0')
+  check_plan(found, 1_235_814_400)
+  assert found['chips'] == 16
+  # 2.3 GB of bf16 base over 16 chips, and adapters whose halves without `embed` are on each.
+  assert 0.15 < found['hbm_gib']['arguments'] < 0.3
+  assert 0.8 < found['hbm_gib']['peak'] < 1.4
+  # A base that is split is gathered three times a step (forward, remat, backward), no more often.
+  gathered = sum(c['bytes'] for kind, c in found['collectives'].items()
+                 if kind in ('all-gather', 'collective-permute', 'all-to-all'))
+  assert 1.5 < gathered / (2 * found['params']['frozen'] * 15 / 16) < 3.3
+
+
+@needs_libtpu
+@pytest.mark.tpu
+def test_libtpu_refuses_a_size_in_one_line():
+  """In a process of its own: libtpu reads its environment once."""
+  code = '''
+import os
+from rim_jax import main
+os.environ.update(main.PLAN_ENVIRONMENT)
+from rim_jax import plan
+from rim_jax.config import MeshConfig, UserError
+try:
+  plan.make_machine('v5e:3x3x3')
+except UserError as e:
+  assert 'common sizes' in str(e) and len(str(e).splitlines()) == 1
+machine = plan.make_machine('v5e:2x2', 2)
+mesh = plan.make_mesh(MeshConfig(1, 2, 2, slice=2), machine)
+assert [d.slice_index for d in mesh.devices.ravel()] == [0] * 4 + [1] * 4
+print('good')
+'''
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                        env=os.environ | {'PYTHONPATH': str(ROOT)}, timeout=300)
+  assert done.stdout.strip() == 'good', done.stderr
+
+
+def test_the_reader_of_shapes_is_that_of_training(tmp_path):
+  """A plan needs config.json alone: no tokenizer, no tensors."""
+  from rim_jax.pretrained import families
+  folder = tmp_path / 'llama'
+  folder.mkdir()
+  (folder / 'config.json').write_text(
+      json.dumps(families_test.PUBLISHED['llama3_2_1b'][1]))
+  config = families_test.make_config(folder)
+  resolved = families.resolve_shape(config)
+  assert resolved.model.vocab_size == compile_lib.get_vocab_size(resolved) == 128256
+  with pytest.raises(UserError, match=r'tokenizer\.json'):
+    families.resolve(config)
+  argv = ['main.py', f'--config={ROOT}/configs/stage2.py:llama3_2_1b', '--topology=v5e:2x2',
+          f'--config.model.init_from={folder}', '--mode=plan']
+  assert main._parse(argv)[1].model.vocab_size == 128256
+  with pytest.raises(UserError, match=r'tokenizer\.json'):  # as every other mode needs
+    main._parse([*argv, '--mode=train'])
+  assert source.estimate_rows(resolved, 8).batch_rows % 8 == 0

@@ -1,0 +1,41 @@
+"""A run's cost: FLOPs by hand for a tiny network, and what is not here is said."""
+
+import pytest
+
+from rim_jax.planning import compile as compile_lib
+from rim_jax.planning import cost
+from tests import support
+
+
+def test_flops_are_six_a_weight_and_token_by_hand():
+  """direct, a row an example: 64 tokens meet the layers, its slots the vocabulary."""
+  config = support.make_config('direct', layout__row_tokens=10, layout__row_slots=2)
+  layer = 16 * 16 * 4 + 2 * 16 * 32  # query, key, value, out; up and down
+  vocab = compile_lib.get_vocab_size(config)
+  want = 64 * 6 * (10 * 2 * layer + 2 * vocab * 16)
+  found = cost.estimate(config)
+  assert (found.num_examples, found.why) == (64, '')
+  assert found.flops == pytest.approx(want, rel=1e-12)
+
+
+def test_a_curriculum_is_the_sum_of_its_stages_and_epochs_are_counted_where_data_are_drawn():
+  config = support.make_config('rim', train__num_examples=0, train__num_epochs=2.0)
+  assert cost.estimate(config).num_examples == pytest.approx(80)  # of 40 records
+
+
+@pytest.mark.parametrize('changes, why', [
+    ({'data__source': 'gsm8k', 'tokenizer__kind': 'bytes', 'layout__row_tokens': 1024,
+      'layout__answer_prefix': '#', 'train__num_examples': 0, 'train__num_epochs': 1.0},
+     'epochs of data that are not here'),
+    ({'model__init_from': '/nowhere'}, '/nowhere')])
+def test_what_is_not_here_is_said(changes, why):
+  found = cost.estimate(support.make_config('direct', **changes))
+  assert found.flops is None and why in found.why
+  assert why in cost.describe(found, compile_lib.parse_hardware('h100'), 0.4)
+
+
+def test_hardware_is_counted_in_chips():
+  assert compile_lib.parse_hardware('v5e:2x4') == compile_lib.Peak('v5e:2x4', 8, 8 * 197e12)
+  assert compile_lib.parse_hardware('h100').flops_per_sec == 989e12
+  assert cost.compute_hours(989e12 * 0.4 * 7200, compile_lib.parse_hardware('h100'), 0.4) == (
+      pytest.approx(2.0))

@@ -1,0 +1,322 @@
+"""Exports: the same parameters, the same prompts, block ids that never win; whole or not at all."""
+
+import dataclasses
+import importlib.util
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+import tokenizers
+
+from rim_jax import config as config_lib
+from rim_jax.config import MeshConfig
+from rim_jax.data import tokenizer as tokenizer_lib
+from rim_jax.errors import UserError
+from rim_jax.evaluation import decode
+from rim_jax.model import sharding
+from rim_jax.packing import source
+from rim_jax.pretrained import export, families, weights
+from rim_jax.pretrained import peft as peft_lib
+from rim_jax.training import step as step_lib
+from tests import support
+from tests.pretrained.weights_test import compute_logits
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
+QUESTIONS = ('Tom has 3 pens. How many?', 'x  \n\n', '', ' "<b>" ½ é ', 'Is 1,000 > 999?\u2028no')
+
+
+def make_config(family, **changes):
+  config = families.resolve(config_lib.Config(
+      method='rim_stage2', train=config_lib.TrainConfig(num_examples=8),
+      # A path that is absolute stays itself below GOLDEN.
+      model=config_lib.ModelConfig(init_from=str(GOLDEN / family), frozen_dtype='float32',
+                                   lora=config_lib.LoraConfig(rank=2, alpha=4.0)),
+      optim=config_lib.OptimConfig(trainable='lora')))
+  return support.set_keys(config, {
+      'layout.num_blocks': 2, 'layout.separator': '', 'export.dtype': 'float32',
+      **{k.replace('__', '.'): v for k, v in changes.items()}})
+
+
+def make_model(config, seed=0):
+  """(program, params, frozen) with every trained parameter off its initial value."""
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  program = step_lib.make_program(config, config.model.vocab_size, 1, mesh)
+  base = weights.load_params(weights.open_base(config.model.init_from), program.base)
+  state, frozen = program.init(jax.random.key(0), base)
+  rng = np.random.default_rng(seed)
+  params = jax.tree.map(
+      lambda x: x + 0.2 * rng.standard_normal(x.shape).astype(np.float32), state.params)
+  return program, params, frozen
+
+
+def write(out, config, params, frozen, questions=('1+1?',)):
+  base = weights.open_base(config.model.init_from)
+  codec = source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+  return export.write_export(out, config, base, codec, params, frozen,
+                             {'base': {'path': str(base.folder)}}, questions,
+                             say=lambda line: None)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_what_did_not_train_comes_back_bit_for_bit(family, tmp_path):
+  config = make_config(family, model__lora__rank=0, optim__trainable='memory', export__untie=False)
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  old, new = (safetensors.numpy.load_file(d / 'model.safetensors')
+              for d in (GOLDEN / family, tmp_path / 'out'))
+  assert set(old) == set(new)
+  for name, value in old.items():
+    np.testing.assert_array_equal(new[name][:len(value)], value)
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('untie', [True, False])
+def test_the_exported_model_computes_what_the_run_does(family, untie, tmp_path):
+  """Read back as a plain model, on plain ids: the blocks are ordinary tokens of it."""
+  config = make_config(family, export__untie=untie)
+  program, params, frozen = make_model(config)
+  card = write(tmp_path / 'out', config, params, frozen)
+  tree = json.loads((tmp_path / 'out/config.json').read_text())
+  tied = tree['tie_word_embeddings']
+  assert tied == (not untie and config.model.tie_embeddings)
+  ids = list(card['tokens'].values())
+  assert ids == [272, 273, 274] and tree['vocab_size'] == 275
+
+  plain_config = families.resolve(dataclasses.replace(
+      config, tokenizer=config_lib.TokenizerConfig(), layout=config.layout,
+      model=config_lib.ModelConfig(init_from=str(tmp_path / 'out'), frozen_dtype='float32'),
+      optim=config_lib.OptimConfig(trainable='memory')))
+  plain_program, plain_params, plain_frozen = make_model(plain_config)
+  prompt = [5, 9, 272, 273, 273, 274, 272, 273, 273, 274, 30, 31]
+  want = compute_logits(program, params, frozen, prompt)
+  found = compute_logits(plain_program, plain_params, plain_frozen, prompt)
+  support.assert_close(found[:, :272], want)
+  if not tied:  # the three logits are the mean one, so another always wins
+    np.testing.assert_allclose(found[:, 272:], want.mean(-1, keepdims=True).repeat(3, 1),
+                               atol=1e-4)
+  generation = json.loads((tmp_path / 'out/generation_config.json').read_text())
+  assert generation.get('suppress_tokens') == (ids if tied else None)
+
+
+def test_padded_rows_of_the_matrix_are_used_before_it_grows():
+  matrix = np.arange(20, dtype=np.float32).reshape(10, 2)
+  rows = -np.ones((3, 2), np.float32)
+  inside = export.place_rows(matrix, rows, [6, 7, 8])
+  assert inside.shape == (10, 2) and (inside[6:9] == -1).all()
+  np.testing.assert_array_equal(inside[[0, 5, 9]], matrix[[0, 5, 9]])
+  assert export.place_rows(matrix, rows, [9, 10, 11]).shape == (12, 2)
+
+
+@pytest.mark.parametrize('family', ['gpt2', 'llama'])
+def test_exported_prompts_have_the_layout_s_ids(family, tmp_path):
+  config = make_config(family)
+  _, params, frozen = make_model(config)
+  questions = [q for q in QUESTIONS if '<b>' not in q]
+  card = write(tmp_path / 'out', config, params, frozen, questions)
+  tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / 'out/tokenizer.json'))
+  prompt = card['prompt'].replace('{question}', 'Why?')
+  assert prompt == 'Why?<b><m><m></b><b><m><m></b>The final answer is \\boxed{'
+  ids = tokenizer.encode(prompt).ids
+  assert ids.count(272) == ids.count(274) == 2 and ids.count(273) == 4
+  assert (ids[0] == 0) == (family == 'llama')  # bos as the family has it
+
+
+def test_a_separator_that_merges_with_the_question_is_refused(tmp_path):
+  """`pens` is one token of this tokenizer, `pen` and `s` are two segments in training."""
+  config = make_config('gpt2', layout__separator='s')
+  _, params, frozen = make_model(config)
+  with pytest.raises(UserError, match='as one text than as the segments'):
+    write(tmp_path / 'out', config, params, frozen, ['7', 'a pen'])
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_question_that_spells_a_block_is_told(tmp_path):
+  config = make_config('gpt2')
+  _, params, frozen = make_model(config)
+  with pytest.raises(UserError, match='<b>'):
+    write(tmp_path / 'out', config, params, frozen, QUESTIONS)
+
+
+def test_large_models_are_written_in_several_files(tmp_path):
+  config = make_config('llama', export__max_shard_gb=2e-5)
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'whole', support.set_keys(config, {'export.max_shard_gb': 1.0}), params, frozen)
+  write(tmp_path / 'parts', config, params, frozen)
+  files = sorted(p.name for p in (tmp_path / 'parts').glob('*.safetensors'))
+  assert len(files) > 2 and files[0] == f'model-00001-of-{len(files):05d}.safetensors'
+  whole = weights.open_base(tmp_path / 'whole')
+  parts = weights.open_base(tmp_path / 'parts')
+  assert whole.shapes == parts.shapes and set(parts.files.values()) == {
+      tmp_path / 'parts' / f for f in files}
+
+
+def test_bfloat16_exports_are_rounded_once(tmp_path):
+  config = make_config('llama', export__dtype='bfloat16')
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  stored = safetensors.numpy.load_file(tmp_path / 'out' / 'model.safetensors')
+  assert {str(v.dtype) for v in stored.values()} == {'bfloat16'}
+  np.testing.assert_array_equal(stored['model.embed_tokens.weight'][272:],
+                                params['memory'].astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize('changes, culprit', [
+    ({'layout__readout_sees_question': False}, 'layout.readout_sees_question=False'),
+    ({'layout__bidirectional_blocks': True}, 'layout.bidirectional_blocks=True'),
+    ({'optim__trainable': 'all', 'export__adapters': True}, "optim.trainable='all'"),
+])
+def test_what_a_plain_engine_cannot_run_is_refused(changes, culprit):
+  config = make_config('llama', **changes)
+  with pytest.raises(UserError) as e:
+    export.check_exportable(config, weights.open_base(GOLDEN / 'llama'), 'runs/x')
+  assert culprit in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_run_without_a_directory_behind_it_is_refused():
+  with pytest.raises(UserError, match='was not made from a Hugging Face directory'):
+    export.check_exportable(support.make_config(), None, 'runs/x')
+
+
+def test_an_existing_directory_is_left_alone_and_a_failure_leaves_none(tmp_path, monkeypatch):
+  config = make_config('llama')
+  _, params, frozen = make_model(config)
+  (tmp_path / 'mine').mkdir()
+  (tmp_path / 'mine' / 'x').write_text('kept')
+  with pytest.raises(UserError, match='exists already'):
+    write(tmp_path / 'mine', config, params, frozen)
+  assert (tmp_path / 'mine' / 'x').read_text() == 'kept'
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot be written'):
+    write(tmp_path / 'file' / 'out', config, params, frozen)
+  # The disk fills up in the middle.
+  save = safetensors.numpy.save_file
+  monkeypatch.setattr(safetensors.numpy, 'save_file',
+                      lambda *a, **k: (_ for _ in ()).throw(OSError(28, 'No space left')))
+  with pytest.raises(UserError, match='No space left.*nothing was left behind'):
+    write(tmp_path / 'out', config, params, frozen)
+  monkeypatch.setattr(safetensors.numpy, 'save_file', save)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'mine']
+
+
+def test_a_tokenizer_that_has_a_block_token_is_refused(tmp_path):
+  config = make_config('llama')
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'once', config, params, frozen)
+  again = support.set_keys(config, {'tokenizer.path': str(tmp_path / 'once' / 'tokenizer.json')})
+  with pytest.raises(UserError, match="has a token '<b>' already"):
+    export._write_tokenizer(tmp_path, again, weights.open_base(GOLDEN / 'llama'))
+
+
+def test_a_bos_that_was_not_trained_with_is_told(tmp_path):
+  """Engines begin a prompt as the tokenizer does; a run without that bos would not be served."""
+  config = make_config('llama', tokenizer__bos_token='')
+  _, params, frozen = make_model(config)
+  with pytest.raises(UserError, match='begins texts with .*<|end|>.*trained without'):
+    write(tmp_path / 'out', config, params, frozen)
+
+
+def test_ids_with_holes_are_refused(tmp_path):
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(
+      {'a': 0, 'b': 1, 'c': 3, 'd': 5}, unk_token='a'))
+  tokenizer.save(str(tmp_path / 'tokenizer.json'))
+  config = make_config('llama', tokenizer__path=str(tmp_path / 'tokenizer.json'))
+  (tmp_path / 'out').mkdir()
+  with pytest.raises(UserError, match='its ids have holes'):
+    export._write_tokenizer(tmp_path / 'out', config, weights.open_base(GOLDEN / 'llama'))
+
+
+# ---- Beside transformers itself ----
+
+def needs_hf(test):
+  missing = any(importlib.util.find_spec(p) is None for p in ('torch', 'transformers', 'peft'))
+  skip = pytest.mark.skipif(missing, reason="needs the extra: pip install -e '.[hf]'")
+  return pytest.mark.hf(skip(test))
+
+
+def make_padded(folder, rows=288):
+  """A golden Qwen3 whose matrices have rows beyond its tokenizer's ids, as published ones do."""
+  shutil.copytree(GOLDEN / 'qwen3', folder)
+  tensors = safetensors.numpy.load_file(folder / 'model.safetensors')
+  rng = np.random.default_rng(0)
+  for name in ('model.embed_tokens.weight', 'lm_head.weight'):
+    more = rng.standard_normal((rows - len(tensors[name]), 16)).astype(np.float32)
+    tensors[name] = np.concatenate([tensors[name], more])
+  (folder / 'model.safetensors').unlink()
+  safetensors.numpy.save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
+  tree = json.loads((folder / 'config.json').read_text()) | {'vocab_size': rows}
+  (folder / 'config.json').write_text(json.dumps(tree))
+  return folder
+
+
+def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has 3 pens.', 'x')):
+  """Writes and compares; `spoil` changes what the run computes with, after the export."""
+  program, params, frozen = make_model(config)
+  base = weights.open_base(config.model.init_from)
+  codec = source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+  decoder = decode.Decoder(program.graphdef, config, codec,
+                           sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+  references = export.iterate_references(config, codec, decoder, program.graphdef, spoil(params),
+                                         frozen, questions)
+  return export.write_export(out, config, base, codec, params, frozen,
+                             {'base': {'path': str(base.folder)}}, questions, references,
+                             lambda line: None)
+
+
+@needs_hf
+@pytest.mark.parametrize('family', [*FAMILIES, 'padded'])
+def test_transformers_computes_the_same_from_an_export(family, tmp_path):
+  folder = make_padded(tmp_path / 'model') if family == 'padded' else GOLDEN / family
+  config = make_config(folder, eval__batch_size=8)
+  card = verify(tmp_path / 'out', config)
+  assert card['tokens']['<b>'] == 272  # a padding row where there is one
+  found = card['verified']
+  assert found['num_questions'] == found['num_answers_equal'] == 3
+  assert found['max_logit_difference'] <= 1e-4
+
+
+@needs_hf
+@pytest.mark.parametrize('spoil', [
+    lambda p: p | {'memory': p['memory'] + 0.01}, lambda p: p | {'memory': p['memory'] * np.nan}],
+    ids=['other rows', 'nan'])
+def test_an_export_that_differs_is_refused(spoil, tmp_path):
+  with pytest.raises(UserError, match='nothing was written'):
+    verify(tmp_path / 'out', make_config('llama', eval__batch_size=8), spoil)
+  assert not list(tmp_path.iterdir())
+
+
+@needs_hf
+def test_a_tokenizer_that_transformers_replaces_is_told(tmp_path):
+  """transformers splits every digit for Qwen2, whatever tokenizer.json says; this one does not."""
+  with pytest.raises(UserError, match='makes other tokens of the prompt of .12 of 12'):
+    verify(tmp_path / 'out', make_config('qwen2', eval__batch_size=8), questions=['12 of 12'])
+
+
+@needs_hf
+@pytest.mark.parametrize('family', FAMILIES)
+def test_peft_loads_the_adapters_and_computes_the_same(family, tmp_path):
+  import peft
+  import torch
+  import transformers
+  config = make_config(family, export__adapters=True)
+  program, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  model = transformers.AutoModelForCausalLM.from_pretrained(GOLDEN / family, dtype=torch.float32)
+  model.resize_token_embeddings(275)
+  model = peft.PeftModel.from_pretrained(model, tmp_path / 'out').eval()
+  prompt = [5, 9, 272, 273, 273, 274, 30, 31]
+  with torch.no_grad():
+    found = model(torch.tensor([prompt])).logits[0].numpy()
+  want = compute_logits(program, params, frozen, prompt)
+  assert np.abs(found[:, :272] - want).max() <= 1e-4
+  # And what peft itself saves comes in again.
+  model.save_pretrained(tmp_path / 'again', save_embedding_layers=False)
+  fresh = jax.tree.map(lambda x: 0 * x, params)
+  loaded = peft_lib.load_adapters(tmp_path / 'again', config,
+                                  weights.open_base(GOLDEN / family).family, fresh)
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)

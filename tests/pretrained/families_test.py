@@ -1,0 +1,281 @@
+"""config.json: what is read from it, what is refused, and the shapes of published models."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import pytest
+
+from rim_jax import config as config_lib
+from rim_jax.config import MeshConfig
+from rim_jax.data import tokenizer as tokenizer_lib
+from rim_jax.errors import UserError
+from rim_jax.model import sharding
+from rim_jax.packing import layout as layout_lib
+from rim_jax.pretrained import families
+from rim_jax.training import step as step_lib
+from tests import support
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
+
+# The parts of published config.json files that decide a shape, and the parameters they come to.
+_LLAMA3_ROPE = {'rope_type': 'llama3', 'factor': 32.0, 'low_freq_factor': 1.0,
+                'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}
+PUBLISHED = {
+    'gpt2': (124_439_808, {
+        'model_type': 'gpt2', 'n_embd': 768, 'n_layer': 12, 'n_head': 12, 'n_positions': 1024,
+        'n_ctx': 1024, 'vocab_size': 50257, 'activation_function': 'gelu_new',
+        'layer_norm_epsilon': 1e-5, 'architectures': ['GPT2LMHeadModel'], 'attn_pdrop': 0.1,
+        'task_specific_params': {'text-generation': {'do_sample': True}}}),
+    'llama3_2_1b': (1_235_814_400, {
+        'model_type': 'llama', 'hidden_size': 2048, 'intermediate_size': 8192,
+        'num_hidden_layers': 16, 'num_attention_heads': 32, 'num_key_value_heads': 8,
+        'head_dim': 64, 'vocab_size': 128256, 'max_position_embeddings': 131072,
+        'rms_norm_eps': 1e-5, 'rope_theta': 500000.0, 'rope_scaling': _LLAMA3_ROPE,
+        'tie_word_embeddings': True, 'hidden_act': 'silu', 'torch_dtype': 'bfloat16'}),
+    'llama3_2_3b': (3_212_749_824, {
+        'model_type': 'llama', 'hidden_size': 3072, 'intermediate_size': 8192,
+        'num_hidden_layers': 28, 'num_attention_heads': 24, 'num_key_value_heads': 8,
+        'head_dim': 128, 'vocab_size': 128256, 'max_position_embeddings': 131072,
+        'rms_norm_eps': 1e-5, 'rope_theta': 500000.0, 'rope_scaling': _LLAMA3_ROPE,
+        'tie_word_embeddings': True, 'hidden_act': 'silu'}),
+    'llama3_1_8b': (8_030_261_248, {
+        'model_type': 'llama', 'hidden_size': 4096, 'intermediate_size': 14336,
+        'num_hidden_layers': 32, 'num_attention_heads': 32, 'num_key_value_heads': 8,
+        'vocab_size': 128256, 'max_position_embeddings': 131072, 'rms_norm_eps': 1e-5,
+        'rope_theta': 500000.0, 'rope_scaling': _LLAMA3_ROPE | {'factor': 8.0},
+        'tie_word_embeddings': False, 'hidden_act': 'silu'}),
+    'qwen3_4b': (4_022_468_096, {
+        'model_type': 'qwen3', 'hidden_size': 2560, 'intermediate_size': 9728,
+        'num_hidden_layers': 36, 'num_attention_heads': 32, 'num_key_value_heads': 8,
+        'head_dim': 128, 'vocab_size': 151936, 'max_position_embeddings': 40960,
+        'rms_norm_eps': 1e-6, 'rope_theta': 1000000, 'rope_scaling': None,
+        'tie_word_embeddings': True, 'hidden_act': 'silu', 'sliding_window': None,
+        'use_sliding_window': False, 'max_window_layers': 36, 'attention_bias': False}),
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A copy of a golden model whose config.json can be edited: `folder('llama', key=value)`."""
+  def make(name, **changes):
+    shutil.copytree(GOLDEN / name, tmp_path / name)
+    path = tmp_path / name / 'config.json'
+    tree = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in tree.items() if v != 'absent'}))
+    return tmp_path / name
+  return make
+
+
+def make_config(folder, **changes):
+  return config_lib.Config(
+      method='rim_stage1', train=config_lib.TrainConfig(num_examples=8),
+      model=config_lib.ModelConfig(init_from=str(folder), **changes))
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_published_models_have_their_published_size_and_place(name):
+  count, tree = PUBLISHED[name]
+  model = config_lib.ModelConfig(**families.parse_model(tree, name), lora=config_lib.LoraConfig(
+      rank=128))
+  config = support.set_keys(config_lib.Config(
+      method='rim_stage2', model=model, train=config_lib.TrainConfig(num_examples=8)), {
+          'optim.trainable': 'lora'})
+  # GPT-2's vocabulary of 50,257 is divided by no tensor axis.
+  mesh = sharding.make_mesh(MeshConfig(2, 4, 1) if name == 'gpt2' else MeshConfig(1, 4, 2))
+  program = step_lib.make_program(config, model.vocab_size, 10, mesh)
+  base = jax.tree_util.tree_leaves_with_path(program.base)
+  assert sum(x.size for _, x in base) == count
+  assert {str(x.dtype) for _, x in base} == {'bfloat16'}
+  kernels = [x for path, x in base if path[-1].key in ('kernel', 'embedding', 'head')]
+  assert len(kernels) >= 5
+  assert all(x.sharding.shard_shape(x.shape) != x.shape for x in kernels)
+
+
+def test_adapters_are_those_of_the_paper():
+  """Rank 128 on every projection of Llama-3.2-1B: r (in + out) each, and three memory rows."""
+  model = config_lib.ModelConfig(
+      **families.parse_model(PUBLISHED['llama3_2_1b'][1], ''), lora=config_lib.LoraConfig(rank=128))
+  config = support.set_keys(config_lib.Config(
+      model=model, train=config_lib.TrainConfig(num_examples=8)), {'optim.trainable': 'lora'})
+  mesh = sharding.make_mesh(MeshConfig(8, 1, 1))
+  params = step_lib.make_program(config, model.vocab_size, 10, mesh).abstract[0].params
+  d, kv, f = 2048, 512, 8192
+  expected = 16 * 128 * ((d + d) * 2 + (d + kv) * 2 + (d + f) * 3)
+  assert sum(x.size for x in jax.tree.leaves(params)) == expected + 3 * d
+
+
+def test_rope_is_read_in_both_spellings(folder):
+  new = families.parse_model(json.loads((GOLDEN / 'llama3/config.json').read_text()), '')
+  rope = dict(json.loads((GOLDEN / 'llama3/config.json').read_text())['rope_parameters'])
+  old = folder('llama3', rope_parameters='absent', rope_theta=rope.pop('rope_theta'),
+               rope_scaling={'type' if k == 'rope_type' else k: v for k, v in rope.items()})
+  tree = json.loads((old / 'config.json').read_text())
+  assert families.parse_model(tree, '') == new
+  assert new['rope_scaling'] == 'llama3' and new['rope_original_positions'] == 16
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_resolving_fills_the_shape_and_the_tokenizer(family):
+  config = families.resolve(make_config(GOLDEN / family))
+  assert config.model.vocab_size == 272 and config.model.embed_dim == 16
+  assert config.tokenizer.eos_token == '<|end|>'
+  # Only the families whose tokenizer begins a text with bos have one here.
+  assert config.tokenizer.bos_token == ('<|end|>' if family.startswith('llama') else '')
+  assert families.resolve(config) == config
+
+
+def test_the_eos_may_be_named_by_id_alone(folder):
+  path = folder('qwen2', eos_token_id=[0, 5])
+  (path / 'tokenizer_config.json').unlink()
+  assert families.resolve(make_config(path)).tokenizer.eos_token == '<|end|>'
+
+
+@pytest.mark.parametrize('family, changes, culprit', [
+    ('llama', {'model_type': 'mistral'}, "model_type='mistral' is not supported; there are gpt2"),
+    ('llama', {'hidden_act': 'relu'}, "hidden_act='relu'"),
+    ('llama', {'attention_bias': True}, 'attention_bias=True'),
+    ('llama', {'mlp_bias': True}, 'mlp_bias=True'),
+    ('llama', {'pretraining_tp': 2}, 'pretraining_tp=2'),
+    ('llama', {'hidden_size': 'absent'}, "lacks 'hidden_size'"),
+    ('llama', {'num_local_experts': 8}, 'num_local_experts=8, which rim_jax does not know'),
+    ('llama', {'embedding_multiplier': 12.0}, 'embedding_multiplier=12.0'),
+    ('llama', {'quantization_config': {'bits': 4}}, 'quantized'),
+    ('llama', {'rope_scaling': {'rope_type': 'llama3'}}, 'one group of rotary settings'),
+    ('llama', {'rope_parameters': {'rope_type': 'default', 'type': 'llama3'}}, 'have both of'),
+    ('llama', {'rope_parameters': ['default']}, 'one group of rotary settings'),
+    ('llama', {'rope_interleaved': True}, 'rope_interleaved=True'),
+    ('llama', {'is_causal': False}, 'is_causal=False'),
+    ('llama', {'sliding_window': 8}, 'sliding_window=8'),
+    ('llama', {'some_scale': 0.0}, 'some_scale=0.0'),
+    ('llama', {'tie_word_embeddings': 'false'}, "'false', which should be bool"),
+    ('llama', {'intermediate_size': 40.0}, 'intermediate_size=40.0, which should be int'),
+    ('llama', {'hidden_size': '16'}, "hidden_size='16', which should be int"),
+    ('llama', {'rms_norm_eps': 'x'}, "rms_norm_eps='x', which should be float"),
+    ('llama', {'num_hidden_layers': True}, 'num_hidden_layers=True, which should be int'),
+    ('llama', {'layer_types': 3}, 'layer_types=3, which should be list'),
+    ('llama', {'layer_types': [['a']]}, 'only full_attention'),
+    ('llama', {'model_type': ['llama']}, "model_type=['llama'] is not supported"),
+    ('qwen3', {'head_dim': 'absent'}, "lacks 'head_dim'"),
+    ('qwen2', {'num_key_value_heads': 'absent'}, "lacks 'num_key_value_heads'"),
+    ('llama', {'rope_parameters': {'rope_type': 'yarn', 'factor': 4.0}}, "rope_type='yarn'"),
+    ('llama', {'rope_parameters': {'partial_rotary_factor': 0.5}}, 'partial_rotary_factor=0.5'),
+    ('llama3', {'rope_parameters': {'rope_type': 'llama3', 'factor': 8.0}},
+     "rotary settings: lacks 'low_freq_factor'"),
+    ('qwen2', {'use_sliding_window': True, 'sliding_window': 8}, 'use_sliding_window=True'),
+    ('qwen2', {'layer_types': ['full_attention', 'sliding_attention']}, 'layer_types'),
+    ('gpt2', {'activation_function': 'relu'}, "activation_function='relu'"),
+    ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True'),
+    ('gpt2', {'scale_attn_weights': False}, 'scale_attn_weights=False'),
+    ('gpt2', {'add_cross_attention': True}, 'add_cross_attention=True'),
+])
+def test_what_would_change_the_arithmetic_is_named(folder, family, changes, culprit):
+  path = folder(family, **changes)
+  with pytest.raises(UserError) as e:
+    families.resolve(make_config(path))
+  assert culprit in str(e.value) and str(path / 'config.json') in str(e.value)
+
+
+def test_all_problems_are_told_at_once(folder):
+  with pytest.raises(UserError) as e:
+    families.resolve(make_config(folder('llama', mlp_bias=True, hidden_act='relu')))
+  assert len(str(e.value).split('\n')) == 2
+
+
+def test_a_home_that_is_nobody_s_is_named():
+  with pytest.raises(UserError, match="init_from='~no such user/x'"):
+    families.resolve(make_config('~no such user/x'))
+
+
+@pytest.mark.parametrize('family, targets', [('gpt2', 'qkv'), ('llama', 'gate')])
+def test_targets_are_those_of_the_model_in_the_directory(family, targets):
+  """The command line is parsed before the directory is read, when the shape is still unknown."""
+  tree = config_lib.make_config_dict(method='rim_stage1')
+  tree.train.num_examples = 8
+  tree.model.init_from = str(GOLDEN / family)
+  tree.model.lora.update({'rank': 2, 'targets': targets})
+  assert families.resolve(config_lib.parse_config(tree)).model.lora.targets == targets
+  tree.model.lora.targets = 'q_proj'
+  with pytest.raises(UserError, match="targets='q_proj' matches none of this model's"):
+    families.resolve(config_lib.parse_config(tree))
+
+
+def test_harmless_and_switched_off_keys_pass(folder):
+  path = folder('llama', _name_or_path='x', new_switch=False, new_list=[], torch_dtype='float16')
+  assert families.resolve(make_config(path)).model.embed_dim == 16
+
+
+def test_a_shape_key_that_disagrees_is_refused():
+  assert families.resolve(make_config(GOLDEN / 'llama', num_layers=2)).model.num_layers == 2
+  with pytest.raises(UserError, match=r'model\.num_layers=3, but .*config\.json has 2'):
+    families.resolve(make_config(GOLDEN / 'llama', num_layers=3))
+
+
+@pytest.mark.parametrize('spoil, culprit', [
+    (lambda d: (d / 'config.json').unlink(), 'config.json: cannot be read'),
+    (lambda d: (d / 'config.json').write_text('{'), 'config.json: is no JSON'),
+    (lambda d: (d / 'config.json').write_text('[]'), 'config.json: is no JSON object'),
+    (lambda d: (d / 'tokenizer.json').unlink(), 'tokenizer.json: cannot be read'),
+    (lambda d: (d / 'tokenizer.json').write_text('{}'), 'tokenizer.json: cannot be read'),
+])
+def test_a_directory_that_is_not_whole_is_refused(folder, spoil, culprit):
+  path = folder('llama')
+  spoil(path)
+  with pytest.raises(UserError) as e:
+    families.resolve(make_config(path))
+  assert culprit in str(e.value)
+
+
+def test_no_eos_anywhere_asks_for_one(folder):
+  path = folder('llama', eos_token_id='absent')
+  (path / 'tokenizer_config.json').unlink()
+  with pytest.raises(UserError, match='eos token; set --config.tokenizer.kind=file'):
+    families.resolve(make_config(path))
+
+
+CHAT = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }}<|end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|assistant|> {% endif %}")
+
+
+@pytest.mark.parametrize('family, file', [('llama', 'chat_template.jinja'),
+                                          ('qwen2', 'tokenizer_config.json')])
+def test_a_chat_template_stands_around_the_question(folder, family, file):
+  path = folder(family)
+  if file.endswith('.jinja'):
+    (path / file).write_text(CHAT)
+  else:
+    tree = json.loads((path / file).read_text()) | {'chat_template': CHAT}
+    (path / file).write_text(json.dumps(tree))
+  config = make_config(path)
+  config = families.resolve(support.set_keys(config, {'layout.chat_template': True}))
+  assert config.layout.question_prefix == '<|user|> '
+  assert config.layout.separator == '<|end|><|assistant|> '
+  assert families.resolve(config) == config
+  # Its special tokens are tokens; a question still cannot spell one.
+  tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
+  template = layout_lib.make_template(tokenizer, config.layout)
+  ids = layout_lib.encode_question('1+1?', tokenizer, template)
+  bos = [0] if family == 'llama' else []
+  text = tokenizer.encode('<|user|> ') + tokenizer.encode('1+1?')
+  assert ids[:len(bos) + len(text) + 1] == [*bos, *text, 0]
+  with pytest.raises(UserError, match='spells a special token'):
+    layout_lib.encode_question('<|end|>', tokenizer, template)
+
+
+@pytest.mark.parametrize('template, culprit', [
+    (None, 'has no chat template'),
+    ('{{ messages', 'the chat template fails'),
+    ('hello', 'does not hold the question once'),
+    ("{{ messages[0]['content'] }} {{ messages[0]['content'] }}", 'does not hold the question'),
+    ("{{ raise_exception('no system turn') }}", 'no system turn'),
+    ("{{ ().__class__.__base__.__subclasses__() }}", 'the chat template fails'),
+])
+def test_a_chat_template_that_cannot_be_used_is_named(folder, template, culprit):
+  path = folder('llama')
+  if template:
+    (path / 'chat_template.jinja').write_text(template)
+  with pytest.raises(UserError) as e:
+    families.resolve(support.set_keys(make_config(path), {'layout.chat_template': True}))
+  assert culprit in str(e.value) and '\n' not in str(e.value)

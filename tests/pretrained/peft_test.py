@@ -1,0 +1,106 @@
+"""Adapters in PEFT's format: what a file holds, that it comes back, and what is refused."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from rim_jax.config import MeshConfig, rules
+from rim_jax.errors import UserError
+from rim_jax.model import sharding
+from rim_jax.pretrained import export, peft, weights
+from rim_jax.training import step as step_lib
+from tests import support
+from tests.pretrained.export_test import make_config, make_model, write
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+
+
+@pytest.mark.parametrize('family', ['gpt2', 'llama'])
+def test_adapters_hold_one_module_each_in_peft_s_layout(family, tmp_path):
+  config = make_config(family, export__adapters=True)
+  _, params, frozen = make_model(config)
+  card = write(tmp_path / 'out', config, params, frozen)
+  tensors = safetensors.numpy.load_file(tmp_path / 'out' / 'adapter_model.safetensors')
+  settings = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
+  assert settings['trainable_token_indices'] == list(card['tokens'].values())
+  rows = [v for k, v in tensors.items() if 'token_adapter' in k]
+  np.testing.assert_array_equal(rows[0], params['memory'])
+  # A and B of a module, multiplied as PEFT does, are what merging adds.
+  base = safetensors.numpy.load_file(GOLDEN / family / 'model.safetensors')
+  merged = dict(export.iterate_tensors(config, weights.open_base(GOLDEN / family), params,
+                                       frozen))
+  modules = {k.removesuffix('.lora_A.weight') for k in tensors if k.endswith('lora_A.weight')}
+  assert len(modules) == 2 * len(rules.get_linears(config.model))
+  for module in modules:
+    delta = 2.0 * tensors[f'{module}.lora_B.weight'] @ tensors[f'{module}.lora_A.weight']
+    delta = delta.T if settings['fan_in_fan_out'] else delta
+    name = module.removeprefix('base_model.model.') + '.weight'
+    support.assert_close(base[name] + delta, merged[name])
+
+
+def make_fresh(config, mesh_config=None, devices=1):
+  mesh = sharding.make_mesh(mesh_config or MeshConfig(), jax.devices()[:devices])
+  program = step_lib.make_program(config, config.model.vocab_size, 1, mesh)
+  return program.init(jax.random.key(5))[0].params
+
+
+@pytest.mark.parametrize('family', ['gpt2', 'llama'])
+@pytest.mark.parametrize('mesh, devices', [(None, 1), (MeshConfig(2, 2, 2), 8)])
+def test_what_is_written_comes_back(family, mesh, devices, tmp_path):
+  config = make_config(family, export__adapters=True)
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  fresh = make_fresh(config, mesh, devices)
+  loaded = peft.load_adapters(tmp_path / 'out', config, family, fresh)
+  jax.tree.map(np.testing.assert_array_equal, loaded, params)
+  jax.tree.map(lambda x, like: _assert_placed(x, like), loaded, fresh)
+
+
+def _assert_placed(x, like):
+  assert x.sharding == like.sharding and x.dtype == like.dtype
+
+
+def test_adapters_without_memory_rows_leave_them_as_they_are(tmp_path):
+  config = make_config('llama', export__adapters=True)
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  path = tmp_path / 'out' / 'adapter_model.safetensors'
+  tensors = safetensors.numpy.load_file(path)
+  safetensors.numpy.save_file({k: v for k, v in tensors.items() if 'lora' in k}, path)
+  fresh = make_fresh(config)
+  loaded = peft.load_adapters(tmp_path / 'out', config, 'llama', fresh)
+  np.testing.assert_array_equal(loaded['memory'], fresh['memory'])
+  assert (np.asarray(loaded['blocks']['up']['adapter']['b']) != 0).any()
+
+
+@pytest.mark.parametrize('changes, culprits', [
+    ({'model__lora__rank': 3}, ['r=2, here it is 3', 'lora_A.weight is [2, 16]']),
+    ({'model__lora__alpha': 8.0}, ['lora_alpha=4.0, here it is 8.0']),
+    ({'model__lora__targets': 'query'}, ['o_proj.lora_A.weight belongs to no adapter']),
+])
+def test_adapters_of_other_settings_are_refused(changes, culprits, tmp_path):
+  config = make_config('llama', export__adapters=True)
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  other = make_config('llama', **changes)
+  with pytest.raises(UserError) as e:
+    peft.load_adapters(tmp_path / 'out', other, 'llama', make_fresh(other))
+  for culprit in culprits:
+    assert culprit in str(e.value)
+
+
+def test_a_damaged_adapter_is_named(tmp_path):
+  config = make_config('llama', export__adapters=True)
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  path = tmp_path / 'out' / 'adapter_model.safetensors'
+  path.write_bytes(path.read_bytes()[:-8])
+  with pytest.raises(UserError, match='is no whole safetensors file'):
+    peft.load_adapters(tmp_path / 'out', config, 'llama', make_fresh(config))
+  (tmp_path / 'out' / 'adapter_config.json').unlink()
+  with pytest.raises(UserError, match='adapter_config.json: cannot be read'):
+    peft.load_adapters(tmp_path / 'out', config, 'llama', make_fresh(config))

@@ -1,0 +1,307 @@
+"""What a page says of a run's memory is what controls.json and pca.csv hold, number for number."""
+
+import csv
+import json
+import re
+
+import pytest
+
+from rim_jax import config as config_lib
+from rim_jax.report import control_sections, run_page
+from tests.report import run_page_test as report_test
+
+NASTY = report_test.NASTY.replace('\ud800', '')  # what JSON can hold
+BLOCKS = (1, 2, 3)
+
+
+def spread(start, shape):
+  """Distinct numbers below 1 in nested lists of a shape."""
+  if not shape:
+    return start
+  step = 1 / shape[0] / 3
+  return [spread(start / shape[0] + i * step, shape[1:]) for i in range(shape[0])]
+
+
+def make_sweep(start):
+  return {'what': f'what {start}', 'expected': f'expect {start}', 'by_block': [
+      {'block': k, 'n': 7, 'block_acc': spread(start + k / 50, (3,)),
+       'block_donor_acc': spread(start + k / 70, (3,))} for k in BLOCKS]}
+
+
+def make_controls():
+  return {
+      'as_trained': {'what': 'nothing', 'expected': 'all', 'n': 1234,
+                     'block_acc': [0.1, 0.2, 0.31]},
+      'swapped': {'what': 'donors', 'expected': 'theirs', 'n': 904, 'block_acc': [0.41, 0.42, 0.43],
+                  'block_donor_acc': [0.51, 0.52, 0.53]},
+      'averaged': {'what': 'means', 'expected': 'chance', 'n': 0, 'none': 'no two are alike'},
+      'direct': {'what': 'a run', 'expected': 'chance', 'given': True, 'n': 12,
+                 'run': 'runs/direct', 'block_acc': [0.0625],
+                 'differs': ['model.num_layers', 'model.mlp_dim']},
+      'pause': {'what': 'a run', 'expected': 'chance', 'given': False}}
+
+
+def make_attention(own):
+  """Two questions, three blocks, two layers; groups are the question, the blocks and the own."""
+  def weights(start):
+    found = spread(start, (3, 2, 5))
+    return found if own else [[[*layer[:-1], 0.0] for layer in block] for block in found]
+  return {'what': 'weights', 'num_questions': 2, 'mean': weights(0.1),
+          'groups': ['question', 'block 1', 'block 2', 'block 3', 'readout'], 'questions': [
+              {'question': 'a b', 'answer': '5', 'tokens': ['a', ' ', 'b'],
+               'by_group': weights(0.2 + i / 10), 'by_token': spread(0.3 + i / 10, (3, 3))}
+              for i in range(2)]}
+
+
+def make_probes():
+  ranking = {'n': 9, 'right': 0.25, 'auroc': 0.875, 'auprc': 0.75}
+  return {
+      'state': 'a token', 'num_questions': {'train': 2000, 'valid': 500, 'test': 1000},
+      'right': {
+          'by_block': [{'block': 1, **ranking, 'c': 0.01, 'c_tuned': True},
+                       {'block': 2, **ranking, 'auroc': 0.625, 'c': 1.0, 'c_tuned': False},
+                       {'block': 3, 'none': 'one class', 'train_right': 0.96875}],
+          'pooled': {**ranking, 'auprc': 0.4375}, 'num_fitted': 2,
+          'selection': {'acc': 0.5, 'final_acc': 0.375, 'any_block_acc': 0.8125,
+                        'num_recoverable': 812, 'recoverable_acc': 0.6875,
+                        'recoverable_final_acc': None, 'chosen_blocks': [1, 2, 1006]}},
+      'steps': {'acc': [[0.5, None], [0.25, None], [0.125, None]], 'majority': [0.0625, None],
+                'n': [9, 3], 'none': {'2': 'train has one class alone'}},
+      'pca': {'explained': [0.5, 0.25], 'fitted_on': 1000,
+              'centers': {str(s): spread(s / 2000, (3, 2)) for s in (1000, 500, 90)},
+              'spread': {str(s): [s + 1.5, s + 2.5, s + 3.5] for s in (1000, 500, 90)}}}
+
+
+def write_findings(folder, own=True, **changes):
+  """What --mode=controls leaves, with every number another; (its content, points of pca.csv)."""
+  folder.mkdir(parents=True, exist_ok=True)
+  found = {'format': 1, 'method': 'rim_stage2', 'set': 'test', 'n': 1234, 'num_blocks': 3,
+           'step': 1000, 'checkpoint': 'best', 'controls': make_controls(),
+           'pairing': {'num_pairs': 904, 'num_equal_answers': 96, 'num_without_partner': 5},
+           'sweeps': {'swapped_block': make_sweep(0.02), 'swapped_from_block': make_sweep(0.04)},
+           'attention': make_attention(own), 'probes': make_probes(), **changes}
+  points = [(step, i, k, step / 1e4 + i, k / 8, '7') for step in (500, 1000) for i in (1, 2)
+            for k in BLOCKS]
+  with open(folder / 'pca.csv', 'w', newline='') as file:
+    csv.writer(file).writerows([('step', 'question', 'block', 'x', 'y', 'answer'), *points])
+  (folder / 'controls.json').write_text(json.dumps(found))
+  return found, points
+
+
+@pytest.fixture
+def made(tmp_path):
+  """(the page, its text, what it was made of, where)."""
+  found, points = write_findings(tmp_path)
+  path = tmp_path / 'page.html'
+  path.write_text('\n'.join(control_sections.make_parts('run', tmp_path, tmp_path)))
+  return report_test.Page(path), path.read_text(), found, points, tmp_path
+
+
+def read_figure(folder, name):
+  """Rows of a figure's data, numbers as numbers."""
+  with open(folder / 'figures' / f'{name}.csv', newline='') as file:
+    return [(a, b, float(c)) for a, b, c in list(csv.reader(file))[1:]]
+
+
+def list_cells(rows, columns, values):
+  return [(str(r), str(c), v) for r, row in zip(rows, values, strict=True)
+          for c, v in zip(columns, row, strict=True) if v is not None]
+
+
+def test_controls_stand_beside_what_they_should_give(made):
+  page, _, found, _, _ = made
+  head, *rows = page.tables[0]
+  assert [text for text, _ in head] == ['', 'if the memory does the work', 'run']
+  for (name, entry), (title, expected, cell) in zip(found['controls'].items(), rows, strict=True):
+    assert title[0] == name.replace('_', ' ') + entry['what'] and expected[0] == entry['expected']
+    assert cell[1] == (*entry.get('block_acc', ()), *entry.get('block_donor_acc', ()),
+                       *([entry['n']] if entry.get('n') else []))
+  shown = {row[0][0].split('what')[0]: row[2][0] for row in rows}
+  assert shown['swappeddonors'] == "41.0 / 42.0 / 43.0donor's 51.0 / 52.0 / 53.0904 questions"
+  assert 'no two are alike' in shown['averagedmeans']
+  assert 'runs/direct' in shown['directa run']
+  assert 'DIFFERS in model.num_layers, model.mlp_dim' in shown['directa run']
+  assert 'controls.pause_dir' in shown['pausea run']
+  assert 'test, 1,234 questions, step 1,000 (best checkpoint)' in page.text
+  assert '904 pairs; 96 more have equal answers and 5 questions no partner' in page.text
+
+
+def test_runs_stand_side_by_side_and_a_control_that_one_lacks_is_a_dash(tmp_path):
+  path = tmp_path / 'page.html'
+  path.write_text(control_sections.tabulate_controls({
+      'a': make_controls(), 'b': {'swapped': make_controls()['swapped']}}))
+  head, *rows = report_test.Page(path).tables[0]
+  assert [text for text, _ in head[2:]] == ['a', 'b'] and len(rows) == 5
+  assert rows[1][2] == rows[1][3] and rows[0][3] == ('–', ())
+  assert control_sections.tabulate_controls({}) == []
+
+
+def test_sweeps_are_maps_of_the_changed_and_the_read_block(made):
+  _, _, found, _, folder = made
+  for key, sweep in found['sweeps'].items():
+    name = key.replace('_', '-')
+    for part, whose in (('block_acc', 'the-own'), ('block_donor_acc', 'the-donor-s')):
+      assert read_figure(folder, f'run-{name}-questions-with-{whose}-answer') == list_cells(
+          BLOCKS, BLOCKS, [e[part] for e in sweep['by_block']])
+
+
+def test_a_sweep_without_pairs_says_why(tmp_path):
+  nothing = {'what': 'w', 'expected': 'e', 'by_block': [
+      {'block': k, 'n': 0, 'none': 'no two alike'} for k in BLOCKS]}
+  write_findings(tmp_path, sweeps={'swapped_block': nothing})
+  text = ''.join(control_sections.make_parts('run', tmp_path, tmp_path))
+  assert text.count('no two alike') == 1
+  assert not list((tmp_path / 'figures').glob('*swapped*'))
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_attention_is_that_of_controls_json(tmp_path, own):
+  found = write_findings(tmp_path, own)[0]['attention']
+  text = ''.join(control_sections.make_parts('run', tmp_path, tmp_path))
+  names = ['question', 'm1', 'm2', 'm3', *(['own'] if own else [])]
+
+  def shown(weights):
+    return [row[:len(names)] for row in weights]
+  mean = [[sum(x) / 2 for x in zip(*layers)] for layers in found['mean']]
+  assert read_figure(tmp_path, 'run-attention-after-each-block') == list_cells(
+      BLOCKS, names, shown(mean))
+  assert read_figure(tmp_path, 'run-attention-after-the-last-block') == list_cells(
+      (1, 2), names, shown(found['mean'][-1]))
+  for i, question in enumerate(found['questions'], 1):
+    assert read_figure(tmp_path, f'run-attention-after-the-last-block-question-{i}') == list_cells(
+        (1, 2), names, shown(question['by_group'][-1]))
+  tokens = re.findall(r'/([\d.]+)\)" title="([\d.]+)%">([^<]*)</span>', text)
+  weights = [w for q in found['questions'] for w in q['by_token'][-1]]
+  assert [t for *_, t in tokens] == ['a', '·', 'b'] * 2
+  assert [float(share) for _, share, _ in tokens] == pytest.approx(
+      [100 * w for w in weights], abs=0.006)
+  most = [max(q['by_token'][-1]) for q in found['questions'] for _ in range(3)]
+  assert [float(depth) for depth, *_ in tokens] == pytest.approx(
+      [0.7 * w / m for w, m in zip(weights, most)], abs=0.006)
+
+
+def test_more_questions_than_maps_are_all_in_the_table(tmp_path):
+  attention = make_attention(True)
+  attention['questions'] *= 3
+  write_findings(tmp_path, attention=attention)
+  text = ''.join(control_sections.make_parts('run', tmp_path, tmp_path))
+  assert len(list((tmp_path / 'figures').glob('*question-*.csv'))) == 4
+  assert text.count('class="token"') == 18
+
+
+def test_probes_are_those_of_controls_json(made):
+  page, _, found, _, folder = made
+  probes = found['probes']
+  ranking, selection = (next(t for t in page.tables if t[0][1][0] == head) for head in (
+      'AUROC', 'all questions'))
+  assert [[values for _, values in row[1:]] for row in ranking[1:]] == [
+      [(0.875,), (0.75,), (0.25,), (0.01,)], [(0.625,), (0.75,), (0.25,), (1.0,)],
+      [(), (), (0.96875,), ()], [(0.875,), (0.4375,), (0.25,), ()]]
+  assert [row[0][0] for row in ranking[1:]] == ['block 1', 'block 2', 'block 3', 'all blocks']
+  assert ranking[3][1][0] == 'one class' and ranking[2][4][0] == '1 (not tuned)'
+  assert [[values for _, values in row[1:]] for row in selection[1:]] == [
+      [(0.5,), (0.6875,)], [(0.375,), ()], [(0.8125,), ()]]
+  assert selection[0][2][1] == (812,) and '1 / 2 / 1,006' in page.text
+  assert 'fitted on 2,000 questions of train, C chosen on 500 of valid, in % on 1,000' in page.text
+  assert read_figure(
+      folder, 'run-intermediate-results-that-a-probe-reads-off-a-block') == list_cells(
+          ['block 1', 'block 2', 'block 3', 'frequent'], ['r1', 'r2'],
+          [*probes['steps']['acc'], probes['steps']['majority']])
+  assert 'r2: train has one class alone' in page.text
+
+
+def test_centers_go_through_training_and_points_are_the_last_checkpoint_s(made):
+  page, _, found, points, folder = made
+  pca = found['probes']['pca']
+  steps = ('90', '500', '1000')  # by number, not by name
+  assert read_figure(folder, 'run-center-of-each-block') == [
+      (str(k), str(x), y) for k in BLOCKS
+      for x, y in (pca['centers'][s][k - 1] for s in steps)]
+  assert read_figure(folder, 'run-block-states') == [
+      (str(k), str(float(x)), y) for k in BLOCKS
+      for step, _, block, x, y, _ in points if step == 1000 and block == k]
+  distances = page.tables[-1]
+  assert [text for text, _ in distances[0]] == ['', 'step 90', 'step 500', 'step 1,000']
+  assert [[v for _, (v,) in row[1:]] for row in distances[1:]] == [
+      [pca['spread'][s][k - 1] for s in steps] for k in BLOCKS]
+  assert 'of 2 questions, at step 1,000' in page.text
+
+
+def test_no_more_points_than_a_page_can_carry(tmp_path):
+  write_findings(tmp_path)
+  rows = [(1000, i, k, 0, 0, '7') for i in range(1, 401) for k in BLOCKS]
+  with open(tmp_path / 'pca.csv', 'a', newline='') as file:
+    csv.writer(file).writerows(rows)
+  points, count = control_sections._load_points(tmp_path, '1000', 3)
+  assert count == 333 and all(len(x) <= 335 for x, _ in points.values())
+
+
+# ---- On a run's page ----
+
+
+def make_page(folder, method='rim', **stages):
+  for name, (stage, num_blocks) in (stages or {
+      'stage1': ('rim_stage1', 4), 'stage2': ('rim_stage2', 4)}).items():
+    report_test.write_run(folder / name, stage, num_blocks)
+  return report_test.write_page(folder, method)
+
+
+def test_what_was_not_asked_yet_names_its_command(tmp_path):
+  text = make_page(tmp_path).text
+  ask = 'not asked yet: --mode=controls'
+  assert text.count(ask) == 4 and text.count(f'{ask} --config.controls.probes=True') == 2
+  assert f'{ask}, with --config.controls.num_attention above 0' in text
+
+  def make(**changes):
+    write_findings(tmp_path, sweeps={}, **changes)
+    return ''.join(control_sections.make_parts('run', tmp_path, tmp_path))
+  assert make(probes={}, attention=None).count(ask) == 3  # attention, and both that probes give
+  text = make(probes={'none': 'with one layer'})
+  assert ask not in text and text.count('with one layer') == 2
+
+
+def test_they_are_asked_of_the_last_stage_alone_and_of_blocks_alone(tmp_path):
+  write_findings(tmp_path / 'rim' / 'stage2')
+  assert make_page(tmp_path / 'rim').text.count('Does the memory do the work?') == 1
+  report_test.write_run(tmp_path / 'direct', 'direct', 0)
+  text = report_test.write_page(tmp_path / 'direct', 'direct').text
+  assert 'memory do the work' not in text and 'not asked yet' not in text
+
+
+@pytest.mark.parametrize('where', ['set', 'checkpoint'])
+def test_text_from_a_run_is_inert(tmp_path, where):
+  attention = make_attention(True)
+  attention['what'] = NASTY
+  for question in attention['questions']:
+    question.update(question=NASTY, answer=NASTY, tokens=[NASTY, '<img>', 'b'])
+  controls = {NASTY: {'what': NASTY, 'expected': NASTY, 'n': 1, 'block_acc': [0.5], 'run': NASTY,
+                      'differs': [NASTY]}, 'other': {'what': '', 'expected': '', 'none': NASTY}}
+  probes = make_probes()
+  probes['state'] = probes['right']['by_block'][2]['none'] = NASTY
+  probes['right']['selection'] = {'none': NASTY}
+  probes['steps'] = {'none': NASTY}
+  probes['pca'] = {'none': NASTY}
+  write_findings(tmp_path / 'stage2', attention=attention, controls=controls, probes=probes,
+                 **{where: NASTY})
+  page = make_page(tmp_path)
+  assert not {'img', 'script', 'bold', 'b0'} & {tag for tag, _ in page.elements}
+  assert page.text.count('<img src=x onerror=alert(1)>&amp;') >= 15
+  assert not re.search(r'[\x00-\x09\x0b-\x1f\x7f-\x9f]', page.text)
+  ids = re.findall(r' id="([^"]*)"', (tmp_path / 'report.html').read_text())
+  assert ids and len(ids) == len(set(ids))
+
+
+def test_a_name_of_a_run_is_inert_in_the_table_of_many():
+  text = control_sections.tabulate_controls({NASTY: make_controls()})
+  assert '<img' not in text and '&lt;img' in text
+
+
+def test_configs_of_every_method_have_a_page(tmp_path):
+  """With no file at all: nothing missing is a crash."""
+  for method in run_page._METHODS:
+    folder = tmp_path / method
+    folder.mkdir()
+    text = report_test.write_page(folder, method).text
+    assert ('memory do the work' in text) == (method in (
+        'rim', 'rim_stage1', 'rim_stage2', 'pause')), method
+  assert config_lib.Config().controls.num_attention == 4

@@ -1,0 +1,47 @@
+"""Figures over factors hold the means and points that they should."""
+
+import csv
+
+import pytest
+
+from rim_jax.report import sweep_figures
+
+ROWS = [({'a': a, 'b': b, 'seed': s}, acc) for a, b, s, acc in (
+    (10, 'u', 0, 0.25), (10, 'u', 1, 0.75), (10, 'v', 0, 1.0), (9, 'u', 0, 0.125))]
+LEVELS = {'a': [10, 9], 'b': ['u', 'v']}
+
+
+def read(folder, name):
+  assert (folder / f'figures/{name}.png').stat().st_size > 1000
+  with open(folder / f'figures/{name}.csv') as f:
+    return list(csv.reader(f))
+
+
+def test_a_heat_map_is_the_mean_over_all_else(tmp_path):
+  svg = sweep_figures.draw_heat_map(ROWS, LEVELS, 'a', 'b', 'accuracy', tmp_path)
+  assert read(tmp_path, 'accuracy-by-a-and-b') == [
+      ['row', 'column', 'value'], ['9', 'u', '0.125'], ['10', 'u', '0.5'], ['10', 'v', '1.0']]
+  assert all(f'>{text}</text>' in svg for text in ('12.5', '50.0', '100.0', '9', '10', 'u'))
+  assert 'currentColor' in svg and ' id="' not in svg.split('<defs>')[0]
+
+
+def test_parallel_coordinates_have_a_line_a_point(tmp_path):
+  sweep_figures.draw_parallel(ROWS, LEVELS, 'accuracy', tmp_path)
+  head, *rows = read(tmp_path, 'accuracy-of-each-point-over-its-factors')
+  assert head == ['a', 'b', 'accuracy']
+  assert rows == [[str(f['a']), f['b'], str(acc)] for f, acc in ROWS]
+  assert sweep_figures.draw_parallel(ROWS[:1], LEVELS, 'accuracy', tmp_path) == ''
+  assert sweep_figures.draw_parallel(ROWS, {}, 'accuracy', tmp_path) == ''
+
+
+def test_numbers_stand_by_size_and_names_as_given():
+  assert sweep_figures.place_levels([10, 9, 30]) == {9: 0.0, 10: 0.5, 30: 1.0}
+  assert sweep_figures.place_levels(['v', 'u']) == {'v': 0.0, 'u': 1.0}
+  assert sweep_figures.place_levels([True]) == {True: 0.5}
+
+
+@pytest.mark.parametrize('rows, found', [
+    (ROWS, [('a', 'b')]),  # three of four combinations
+    (ROWS[:3], []), (ROWS[2:], [])])  # on one line; each level once
+def test_a_grid_is_more_than_a_line(rows, found):
+  assert list(sweep_figures.list_grids(rows, LEVELS)) == found

@@ -1,0 +1,222 @@
+"""What runs say together: valid alone chooses, effects are paired, by hand and by SciPy."""
+
+import dataclasses
+import json
+import shutil
+
+import pytest
+from scipy import stats as scipy_stats
+
+from rim_jax.config import grid as grid_lib
+from rim_jax.report import sweep_results
+from rim_jax.results import stats
+from rim_jax.sweep import driver
+from tests import support
+from tests.sweep import driver_test as sweep_test
+
+
+def make_states(tmp_path, rows):
+  """Done points of hand-written results: (factors, valid accuracy or None, test accuracy)."""
+  points = sweep_test.load([(factors, {'seed': i}) for i, (factors, _, _) in enumerate(rows)])
+  for point, (_, valid, test) in zip(points, rows):
+    folder = tmp_path / 'points' / point.name
+    (folder / 'predictions').mkdir(parents=True)
+    (folder / 'point.json').write_text(json.dumps({
+        'identity': grid_lib.identify(point.config), 'status': 'done', 'error': ''}))
+    (folder / 'predictions/test.jsonl').write_text(''.join(json.dumps(
+        {'question': str(i), 'answer': '', 'correct': i < 100 * test}) + '\n' for i in range(100)))
+    (folder / 'results.json').write_text(json.dumps({'test': {
+        'n': 100, 'step': 5, 'final_acc': test, 'any_block_acc': test, 'block_acc': [test]}}))
+    if valid is not None:
+      (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': valid}))
+  return driver.load_states(points, tmp_path)
+
+
+def test_the_best_is_chosen_by_valid_and_test_has_no_say(tmp_path):
+  states = make_states(tmp_path, [
+      ({'a': 1, 'seed': 0}, 0.50, 0.90), ({'a': 1, 'seed': 1}, 0.52, 0.92),
+      ({'a': 2, 'seed': 0}, 0.70, 0.60), ({'a': 2, 'seed': 1}, 0.72, 0.62),
+      ({'a': 3, 'seed': 0}, 0.80, 0.95), ({'a': 3, 'seed': 1}, 0.62, 0.95),
+      ({'a': 4, 'seed': 0}, None, 0.99), ({'a': 4, 'seed': 1}, None, 0.99)])
+  told = sweep_results.conclude(states, tmp_path)
+  best = told['best']
+  assert best['name'] == 'a=2' and best['equal'] == ['a=3'] and best['doubtful'] == ['a=3']
+  assert best['final_acc']['mean'] == pytest.approx(0.61)
+  assert best['valid_acc']['stderr'] == pytest.approx(0.01)
+  against = {e['name']: e['against_best']['best'] for e in told['entries'] if 'against_best' in e}
+  assert against == {'a=1': 'a=2', 'a=3': 'a=2', 'a=4': 'a=2'}
+  text = (tmp_path / 'sweep.md').read_text()
+  assert 'Best by valid: a=2 (71.0 ± 1.0 % of valid, mean of 2 seed(s); 61.0 ± 1.0 % final)' in text
+  assert 'Equal on valid: a=3' in text
+
+
+def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(tmp_path):
+  states = make_states(tmp_path, [
+      ({'a': 1, 'seed': 0}, 0.5, 0.9), ({'a': 2, 'seed': 0}, 0.4, 0.9),
+      ({'a': 2, 'seed': 1}, 0.4, 0.9), ({'a': 3, 'seed': 0}, 0.3, 0.9)])
+  for state in states[2:]:
+    state.status, state.error = 'dropped', 'after 25% of its budget'
+  told = sweep_results.conclude(states, tmp_path)
+  assert told['best']['dropped'] == {'a=2': 1, 'a=3': 1}
+  assert [e['num_done'] for e in told['entries']] == [1, 1, 0]
+
+
+def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
+  states = make_states(tmp_path, [
+      ({'a': 1, 'seed': 0}, 0.5, 0.9), ({'a': 1, 'seed': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9)])
+  shares = iter([(0.1, 0.5), (0.2, 0.7)])
+  for state in states[:2]:
+    own, donor = next(shares)
+    (state.folder / 'controls.json').write_text(json.dumps({'set': 'test', 'step': 5, 'controls': {
+        'swap': {'what': 'w', 'expected': "the donor's", 'final_acc': own,
+                 'final_donor_acc': donor},
+        'pause': {'what': 'w', 'expected': '', 'final_acc': 0.1, 'differs': ['seed']},
+        'direct': {'what': 'w', 'expected': 'less', 'none': 'not a|run'}}}))
+  sweep_results.conclude(states, tmp_path)
+  text = (tmp_path / 'sweep.md').read_text()
+  assert ("\n\n| control | should give | a=1 |\n|---|---|---|\n"
+          "| swap | the donor's | 15.0 ± 5.0, the donor's 60.0 ± 10.0 |\n"
+          '| pause |  | 10.0 ± 0.0 (DIFFERS in seed) |\n'
+          '| direct | less | not a/run |\n') in text
+  for state in states[:2]:
+    (state.folder / 'controls.json').unlink()
+  sweep_results.conclude(states, tmp_path)
+  assert '| control |' not in (tmp_path / 'sweep.md').read_text()
+
+
+def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
+  states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9), ({'a': 3}, 0.4, 0.9)])
+  for state, base, tokenizer in zip(states, ('x', 'x', 'y'), ('t', 't', 't')):
+    (state.folder / 'config.json').write_text(json.dumps(
+        {'base': {'fingerprint': base}, 'tokenizer': tokenizer}))
+  (told,) = sweep_results.conclude(states, tmp_path)['warnings']
+  assert told == ('runs of different bases: a=1, a=2 on x; a=3 on y; run them again in another '
+                  '--workdir')
+  assert told in (tmp_path / 'sweep.md').read_text()
+  (states[2].folder / 'config.json').write_text(json.dumps(
+      {'base': None, 'tokenizer': 't'}))
+  assert 'a=3 on None' in sweep_results.find_mixtures(states)[0]
+  assert sweep_results.find_mixtures(states[:2]) == []
+
+
+def test_runs_that_began_with_another_run_under_the_same_path_are_told(tmp_path):
+  """Of a curriculum its first stage's card says it: the later ones begin with those before."""
+  states = make_states(tmp_path, [({'a': i}, 0.5, 0.9) for i in (1, 2)])
+  states = [dataclasses.replace(state, point=dataclasses.replace(
+      state.point, config=support.make_config('rim', train__init_from='mine'))) for state in states]
+  for state, start in zip(states, ('x', 'y')):
+    for stage in ('stage1', 'stage2'):
+      (state.folder / stage).mkdir()
+    shutil.copy(state.folder / 'results.json', state.folder / 'stage2')
+    (state.folder / 'stage1/config.json').write_text(json.dumps(
+        {'base': None, 'tokenizer': 't', 'start': {'path': 'mine', 'fingerprint': start}}))
+  assert sweep_results.find_mixtures(states) == [
+      'runs of different starts: a=1 on x; a=2 on y; run them again in another --workdir']
+
+
+def test_without_valid_nothing_is_chosen(tmp_path):
+  told = sweep_results.conclude(
+      make_states(tmp_path, [({'a': 1}, None, 0.5), ({'a': 2}, None, 0.6)]), tmp_path)
+  assert told['best'] == {} and not any('against_best' in e for e in told['entries'])
+  assert 'No best point' in (tmp_path / 'sweep.md').read_text()
+
+
+def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
+  """By hand: b's effect has three pairs, one of which lacks valid; a's second level has one."""
+  states = make_states(tmp_path, [
+      ({'a': 1, 'b': 'x', 'seed': 0}, 0.10, 0.25), ({'a': 1, 'b': 'y', 'seed': 0}, 0.30, 0.50),
+      ({'a': 1, 'b': 'x', 'seed': 1}, 0.20, 0.25), ({'a': 1, 'b': 'y', 'seed': 1}, 0.50, 0.75),
+      ({'a': 2, 'b': 'x', 'seed': 0}, 0.40, 0.50), ({'a': 2, 'b': 'y', 'seed': 0}, None, 1.00),
+      ({'a': 3, 'b': 'y', 'seed': 7}, 0.90, 0.90)])
+  effects = {(e['factor'], e['level']): e for e in sweep_results.find_effects(states)}
+  assert set(effects) == {('a', 2), ('a', 3), ('b', 'y')}
+  final, valid = (effects['b', 'y'][m] for m in ('final_acc', 'valid_acc'))
+  assert effects['b', 'y']['reference'] == 'x'
+  assert (final['count'], valid['count']) == (3, 2)
+  assert final['mean'] == pytest.approx((0.25 + 0.5 + 0.5) / 3)
+  assert valid['mean'] == pytest.approx(0.25)
+  # t with one degree of freedom is Cauchy: its 97.5 % point is 12.706; a standard error of 0.05
+  assert valid['interval'] == pytest.approx((0.25 - 0.63531, 0.25 + 0.63531), abs=1e-4)
+  assert final['interval'] == pytest.approx(tuple(scipy_stats.ttest_1samp(
+      [0.25, 0.5, 0.5], 0).confidence_interval(0.95)))
+  a = effects['a', 2]['final_acc']
+  assert a['mean'] == pytest.approx((0.25 + 0.5) / 2) and a['count'] == 2
+  assert effects['a', 2]['valid_acc'] == {'mean': pytest.approx(0.3), 'interval': None, 'count': 1,
+                                          'confidence': 0.95, 'no_interval': 'one pair'}
+  assert 'final_acc' not in effects['a', 3]  # no other point has its seed
+
+
+def test_pairs_without_a_spread_have_no_interval():
+  assert stats.summarize_pairs([0.0, 0.0, 0.0]).interval is None
+  assert 'the same' in stats.summarize_pairs([0.5, 0.5]).no_interval
+  with pytest.raises(ValueError):
+    stats.summarize_pairs([])
+
+
+def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
+  """`eval.checkpoint='splits'` leaves accuracies alone, in a set of its own."""
+  points = sweep_test.load([({'a': a}, {'seed': a, 'eval.checkpoint': 'splits'}) for a in (1, 2)])
+  for point in points:
+    folder = tmp_path / 'points' / point.name
+    folder.mkdir(parents=True)
+    (folder / 'point.json').write_text(json.dumps({
+        'identity': grid_lib.identify(point.config), 'status': 'done', 'error': ''}))
+    (folder / 'results.json').write_text(json.dumps({'test-splits': {
+        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5],
+        'chosen_on': 'test itself, 264 of it'}}))
+    (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))
+  told = sweep_results.conclude(driver.load_states(points, tmp_path), tmp_path)
+  assert [e['final_acc']['mean'] for e in told['entries']] == [0.5, 0.5]
+  assert told['entries'][1]['against_best']['tests'] == [] and told['pairs'][0]['tests'] == []
+  assert told['warnings'] == ['checkpoints of a=1, a=2 were chosen on test itself, 264 of it']
+  assert told['warnings'][0] in (tmp_path / 'sweep.md').read_text()
+  assert '| a=2 | 25.0 | 50.0 |' in (tmp_path / 'sweep.md').read_text()
+
+
+def test_what_a_probe_selects_is_a_column_of_the_blocks(tmp_path):
+  """A setting none of whose runs was asked has an empty cell; with no other run there is no column.
+  """
+  def conclude(*selected):
+    states = make_states(tmp_path, [({'a': a, 'seed': seed}, 0.5, 0.5)
+                                    for a, seed in ((1, 0), (1, 1), (2, 0))])
+    for state, acc in zip(states, selected):
+      (state.folder / 'controls.json').write_text(json.dumps({
+          'set': 'test', 'step': 5, 'controls': {}, 'probes': {
+              'right': {'by_block': [], 'pooled': {}, 'selection': {'acc': acc}},
+              'steps': {'none': ''}}}))
+    for state in states:
+      path = state.folder / 'results.json'
+      result = json.loads(path.read_text())['test'] | {'block_acc': [0.25, 0.5]}
+      path.write_text(json.dumps({'test': result}))
+    sweep_results.conclude(states, tmp_path)
+    return (tmp_path / 'sweep.md').read_text()
+  text = conclude()
+  assert '| after block | 1 | 2 |\n' in text and 'probe' not in text
+  shutil.rmtree(tmp_path / 'points')
+  text = conclude(0.75)
+  assert '| after block | 1 | 2 | selected by a probe |\n|---|---|---|---|\n' in text
+  assert ('| a=1 | 25.0 ± 0.0 | 50.0 ± 0.0 | 75.0 (1 of 2 seeds) |\n'
+          '| a=2 | 25.0 | 50.0 |  |\n') in text
+  assert 'probes fitted on train, C chosen on valid' in text
+  shutil.rmtree(tmp_path / 'points')
+  assert '| 50.0 ± 0.0 | 62.5 ± 12.5 |' in conclude(0.75, 0.5)
+
+
+def test_where_there_is_one_answer_a_probe_selects_nothing(tmp_path):
+  states = make_states(tmp_path, [({'a': 1, 'seed': 0}, 0.5, 0.5)])
+  (states[0].folder / 'controls.json').write_text(json.dumps({
+      'set': 'test', 'step': 5, 'controls': {}, 'probes': {
+          'right': {'by_block': [], 'pooled': {}, 'selection': {'acc': 0.5}},
+          'steps': {'none': ''}}}))
+  (entry,) = sweep_results.conclude(states, tmp_path)['entries']
+  assert 'selected_acc' not in entry and 'probes' in entry and not entry['not_carried']
+
+
+def test_an_answer_after_no_block_is_none_of_a_block_in_the_table():
+  """The one reading of a method without blocks is its final answer, and no `block_acc 1`."""
+  told = {'mean': 0.25, 'stderr': None, 'count': 1}
+  entries = [{'factors': {'method': name}, 'block_acc': [told] * count, 'final_acc': told}
+             for name, count in (('direct', 1), ('rim', 2))]
+  rows = sweep_results._make_csv(entries).splitlines()[1:]
+  assert rows == ['direct,final_acc,1,0.25,', 'rim,block_acc 1,1,0.25,', 'rim,block_acc 2,1,0.25,',
+                  'rim,final_acc,1,0.25,']

@@ -1,0 +1,55 @@
+"""What another run had otherwise is told by key, with what to do about it."""
+
+import copy
+import dataclasses
+
+import pytest
+
+from rim_jax.errors import UserError
+from rim_jax.runtime import card
+from tests import support
+
+
+def test_what_differs_is_told_with_both_values_and_what_only_says_where_is_not():
+  config = support.make_config()
+  mine = {'config': dataclasses.asdict(config)}
+  other = support.set_keys(config, {'optim.learning_rate': 0.5, 'eval.batch_size': 9,
+                                    'model.remat': 'dots'})
+  assert card.find_differences(mine, config, 'run') == []
+  assert card.find_differences(mine, other, 'run') == [
+      f'run: was run with optim.learning_rate={config.optim.learning_rate!r}, now it is 0.5; use '
+      f'another --workdir, or --config.optim.learning_rate={config.optim.learning_rate!r}']
+
+
+def test_a_run_s_fingerprint_is_what_it_computed_and_not_where():
+  def make(start=None, data='d', **changes):
+    return {'config': dataclasses.asdict(support.make_config(**changes)), 'tokenizer': 't',
+            'data': {'fingerprint': data}, 'base': None, 'start': start}
+  mine = card.fingerprint_run(make())
+  assert mine == card.fingerprint_run(make(eval__batch_size=9, train__init_from='elsewhere'))
+  others = [make(seed=9), make(data='e'), make({'path': 'p', 'fingerprint': 's'}),
+            make() | {'tokenizer': 'u'}, make() | {'base': {'fingerprint': 'b'}}]
+  prints = {mine, *map(card.fingerprint_run, others)}
+  assert len(prints) == 6
+  assert card.fingerprint_run(make({'path': 'q', 'fingerprint': 's'})) in prints
+
+
+def test_a_run_that_begins_anew_begins_with_what_it_did():
+  x, y = ({'path': 'p', 'fingerprint': f} for f in 'xy')
+  card.check_start({'start': x}, x | {'path': 'moved'}, 'run')
+  card.check_start({'start': None}, None, 'run')
+  for theirs, mine in ((x, y), (x, None), (None, y)):
+    with pytest.raises(UserError, match='run: began with another run than what p now is'):
+      card.check_start({'start': theirs}, mine, 'run')
+
+
+def test_a_key_of_another_version_is_no_value_to_set():
+  config = support.make_config()
+  mine = {'config': copy.deepcopy(dataclasses.asdict(config))}
+  del mine['config']['curriculum']['alpha']
+  mine['config']['curriculum']['beta'] = 2
+  assert card.find_differences(mine, config, 'run') == [
+      "run: was run by a version of rim_jax that has no curriculum.alpha, which now is 'linear'; "
+      'go on with that version, or use another --workdir',
+      'run: was run by a version of rim_jax that has curriculum.beta=2; go on with that version, '
+      'or use another --workdir']

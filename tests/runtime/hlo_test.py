@@ -1,0 +1,224 @@
+"""Costs read from compiled programs: loops multiplied, equal to unrolled code and arithmetic."""
+
+import functools
+import re
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from rim_jax.config import MeshConfig
+from rim_jax.model import sharding
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import source
+from rim_jax.planning import compile as compile_lib
+from rim_jax.runtime import hlo
+from rim_jax.training import step as step_lib
+from tests import support
+
+LAYERS, ROWS, WIDTH = 5, 16, 32
+
+
+def compile_text(fn, *args):
+  return jax.jit(fn).lower(*args).compile().as_text()
+
+
+def multiply_all(w, x, unroll):
+  return lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w, unroll=unroll)[0]
+
+
+def make_args():
+  return jnp.ones((LAYERS, WIDTH, WIDTH)), jnp.ones((ROWS, WIDTH))
+
+
+def test_a_scan_counts_as_often_as_it_runs():
+  scanned, unrolled = (hlo.compute_costs(compile_text(
+      functools.partial(multiply_all, unroll=unroll), *make_args())) for unroll in (1, True))
+  assert scanned.flops == unrolled.flops == LAYERS * 2 * ROWS * WIDTH**2
+  assert scanned.unknown_loops == 0
+
+
+def test_a_slice_moves_its_own_bytes_and_not_those_of_what_it_is_cut_from():
+  """Twice as many layers: twice the bytes, though every layer's weights are cut from all."""
+  few, many = (hlo.compute_costs(compile_text(
+      functools.partial(multiply_all, unroll=1), jnp.ones((layers, WIDTH, WIDTH)),
+      jnp.ones((ROWS, WIDTH)))).hbm_bytes for layers in (10, 20))
+  assert 4 * 10 * WIDTH**2 < few and 1.8 < many / few < 2.2
+
+
+def test_loops_in_loops_multiply():
+  def fn(w, x):
+    return lax.fori_loop(0, 3, lambda _, x: multiply_all(w, x, 1), x)
+  assert hlo.compute_costs(compile_text(fn, *make_args())).flops == (
+      3 * LAYERS * 2 * ROWS * WIDTH**2)
+
+
+def test_a_trip_count_is_read_from_the_counter_where_it_is_not_stated():
+  def fn(w, x):  # 4, 7, 10
+    return lax.while_loop(lambda c: c[0] < 12, lambda c: (c[0] + 3, c[1] @ w[0]), (4, x))[1]
+  text = compile_text(fn, *make_args())
+  bare, count = re.subn(r'"known_trip_count":\{"n":"\d+"\},?', '', text)
+  assert count and hlo.compute_costs(bare) == hlo.compute_costs(text)
+  assert hlo.compute_costs(bare).flops == 3 * 2 * ROWS * WIDTH**2
+
+
+def test_a_loop_whose_length_depends_on_data_is_told():
+  def fn(n, w, x):
+    return lax.fori_loop(0, n, lambda _, x: x @ w[0], x)
+  costs = hlo.compute_costs(compile_text(fn, jnp.int32(3), *make_args()))
+  assert costs.unknown_loops == 1 and costs.flops == 2 * ROWS * WIDTH**2
+
+
+def test_collectives_are_counted_by_kind_with_what_a_device_sends():
+  """Weights split over 8 devices and gathered in every layer; a gradient is reduced."""
+  mesh = Mesh(np.array(jax.devices()), ('fsdp',), axis_types=(AxisType.Auto,))
+  w_at, x_at, whole = (NamedSharding(mesh, spec) for spec in (P(None, 'fsdp'), P('fsdp'), P()))
+
+  def fn(w, x):
+    def layer(x, w):
+      return jnp.tanh(x @ lax.with_sharding_constraint(w, whole)), None
+    return lax.with_sharding_constraint(lax.scan(layer, x, w)[0].sum(0), whole)
+  w, x = make_args()
+  costs = hlo.compute_costs(compile_text(fn, jax.device_put(w, w_at), jax.device_put(x, x_at)))
+  gather, reduce = costs.collectives['all-gather'], costs.collectives['all-reduce']
+  assert gather.runs == LAYERS
+  assert gather.bytes == LAYERS * 4 * WIDTH**2 * 7 / 8
+  assert (reduce.runs, reduce.bytes) == (1, 4 * WIDTH * 2 * 7 / 8)
+  assert costs.flops == LAYERS * 2 * ROWS * WIDTH**2 / 8
+
+
+def compile_train_step(monkeypatch, unroll, mesh_config=MeshConfig(2, 2, 2), **changes):  # noqa: B008
+  """(costs of a real step on 8 devices, its model FLOPs, the config)."""
+  if unroll:
+    monkeypatch.setattr(jax.lax, 'scan', functools.partial(lax.scan, unroll=True))
+  config = support.make_config(model__attention_tile_tokens=0, train__batch_rows=8,
+                               model__num_layers=3, **changes)
+  mesh = sharding.make_mesh(mesh_config)
+  rows = source.Rows(8, 48, ())
+  program = step_lib.make_program(config, 16, 10, mesh)
+  step = step_lib.make_train_step(program, config, 10, 4, mesh)
+  at = sharding.get_batch_sharding(mesh)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+                       batch_lib.make_empty_rows(8, config.layout.row_tokens, 48))
+  with jax.set_mesh(mesh):
+    text = step.lower(*program.abstract, batch).compile().as_text()
+  monkeypatch.undo()
+  return hlo.compute_costs(text), compile_lib.compute_model_flops(config, program, rows), config
+
+
+def count_attention(config):
+  """Forward two products of [t, k] and [k, t] a head, backward four."""
+  model = config.model
+  return 6 * 2.0 * 8 * model.num_layers * config.layout.row_tokens**2 * model.embed_dim
+
+
+@pytest.mark.parametrize('mesh, changes', [
+    (MeshConfig(2, 2, 2), {}), (MeshConfig(2, 2, 2), {'train__num_micro_batches': 2}),
+    # Over `tensor`, what adapters take in is multiplied by each device anew.
+    (MeshConfig(2, 4, 1), {'optim__trainable': 'lora', 'model__lora__rank': 4})])
+def test_the_train_step_scanned_equals_unrolled_and_arithmetic(monkeypatch, mesh, changes):
+  (scanned, needed, config), (unrolled, *_) = (
+      compile_train_step(monkeypatch, unroll, mesh, **changes) for unroll in (False, True))
+  assert scanned.flops == unrolled.flops
+  assert 8 * scanned.flops == needed + count_attention(config)
+  for kind in ('all-gather', 'all-reduce'):
+    assert scanned.collectives[kind].runs > 3 and scanned.collectives[kind].bytes > 0
+
+
+def test_remat_computes_the_layers_once_more(monkeypatch):
+  plain, needed, config = compile_train_step(monkeypatch, False)
+  full, *_ = compile_train_step(monkeypatch, False, model__remat='full')
+  extra = 8 * (full.flops - plain.flops)
+  # All products of a layer again, but the last, whose result only the next layer needs.
+  assert 0.2 * needed < extra < 0.4 * (needed + count_attention(config))
+
+
+# ---- What only a TPU's text has ----
+
+# ruff: noqa: E501
+PADDED = '''HloModule m
+
+ENTRY %main (a: f32[1,7,16], b: f32[8,16,32]) -> f32[8,7,32] {
+  %a = f32[1,7,16]{2,1,0} parameter(0)
+  %b = f32[8,16,32]{2,1,0} parameter(1)
+  ROOT %c = f32[7,8,32]{2,1,0} convolution(%a, %b), window={size=8 pad=7_7 rhs_reversal=1}, dim_labels=0bf_0io->b0f
+}
+'''
+
+
+def test_a_product_written_as_a_padded_convolution_counts_its_valid_positions():
+  """One position of the left side meets each of the window's 8 once: 7 x 16 by 16 x (8 x 32)."""
+  assert hlo.compute_costs(PADDED).flops == 2 * 7 * 16 * 8 * 32
+
+
+KERNEL = '''HloModule m
+
+ENTRY %main (q: bf16[8,4,64,16], k: bf16[8,32,16]) -> bf16[8,4,64,16] {
+  %mask = s8[1,4]{1,0} constant({...})
+  %q = bf16[8,4,64,16]{3,2,1,0:T(8,128)} parameter(0)
+  %k = bf16[8,32,16]{2,1,0:T(8,128)S(1)} parameter(1)
+  ROOT %c = bf16[8,4,64,16]{3,2,1,0:T(8,128)S(1)} custom-call(%mask, %q, %k, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof": 1}}, metadata={op_name="jit(f)/NAME/pallas_call"}
+}
+'''
+
+
+@pytest.mark.parametrize('name, products', [
+    ('splash_mqa_fwd_residuals', 2), ('splash_mqa_dq', 3), ('splash_mqa_dkv', 4)])
+def test_attention_kernels_count_by_their_shapes(name, products):
+  costs = hlo.compute_costs(KERNEL.replace('NAME', name))
+  assert costs.flops == costs.kernel_flops == products * 2 * 8 * 4 * 64 * 32 * 16
+  assert costs.unknown_kernels == 0
+  # q alone comes from HBM: k and the result stay in vector memory.
+  assert costs.hbm_bytes == 2 * 8 * 4 * 64 * 16 + 4
+
+
+def test_a_kernel_that_nobody_knows_is_told():
+  assert hlo.compute_costs(KERNEL.replace('NAME', 'other')).unknown_kernels == 1
+
+
+COLLECTIVES = '''HloModule m
+
+%all-reduce-scatter (i: f32[8,4]) -> f32[4,4] {
+  %i = f32[8,4]{1,0} parameter(0)
+  %r = f32[8,4]{1,0} all-reduce(%i), channel_id=3, replica_groups={{0,1},{2,3}}, to_apply=%add
+  %z = s32[] constant(0)
+  ROOT %d = f32[4,4]{1,0} dynamic-slice(%r, %z, %z), dynamic_slice_sizes={4,4}
+}
+
+ENTRY %main (a: f32[8,4]) -> f32[16,4] {
+  %a = f32[8,4]{1,0} parameter(0)
+  %token = token[] after-all()
+  %s = f32[4,4]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+  %send = (f32[4,4]{1,0}, u32[], token[]) send(%s, %token), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  %g1 = f32[16,4]{1,0} all-gather(%a), channel_id=4, replica_groups=[2,2]<=[4], dimensions={0}
+  ROOT %g2 = f32[16,4]{1,0} all-gather(%a), channel_id=4, replica_groups=[2,2]<=[4], dimensions={0}
+}
+'''
+
+
+def test_fused_split_and_hosted_collectives_count_once_as_what_they_are():
+  assert hlo.compute_costs(COLLECTIVES).collectives == {
+      'reduce-scatter': hlo.Collective(1, 128 / 2, 0),
+      'all-reduce': hlo.Collective(1, 64, 64),  # to the other slice
+      'all-gather': hlo.Collective(1, 128, 0)}
+
+
+@pytest.mark.parametrize('text, size', [
+    ('replica_groups={{0,1,4},{2,3,5}}, x', 3), ('replica_groups=[2,4]<=[8]', 4),
+    ('replica_groups=[2,4]<=[4,2]T(1,0), x', 4),
+    ("replica_groups=mesh['a'=2,'b'=4] {'b'}, x", 4),
+    ("replica_groups=mesh['a'=2,'b'=1,'c'=4] {'a','c'}", 8),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, x", 4),
+    ('source_target_pairs={{0,1},{1,0}}, x', 2)])
+def test_groups_are_read_in_every_spelling(text, size):
+  assert hlo.find_group_size(text) == size
+
+
+def test_groups_in_an_unknown_spelling_are_no_silent_nothing():
+  with pytest.raises(ValueError, match='unknown groups'):
+    hlo.find_group_size('replica_groups=somehow')

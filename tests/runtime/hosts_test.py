@@ -1,0 +1,363 @@
+"""Processes as one: who is missing, who is silent, and that their number changes nothing."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rim_jax import main as main_lib
+from rim_jax.errors import HostError, Stopped, UserError
+from rim_jax.runtime import hosts, storage
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import recorder as recorder_lib
+from tests import support
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def find_port():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return server.getsockname()[1]
+
+
+# ---- Start ----
+
+
+def call_roll(count, present, timeout=20.0, claims=None):
+  """What each present process is told: its id -> '' or the error."""
+  address, told = f'127.0.0.1:{find_port()}', {}
+
+  def join(me):
+    try:
+      hosts.call_roll(address, (claims or {}).get(me, count), me, timeout)
+      told[me] = ''
+    except HostError as e:
+      told[me] = str(e)
+  threads = [threading.Thread(target=join, args=(i,)) for i in present]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(timeout + 20)
+  return told
+
+
+def test_all_that_come_go():
+  assert call_roll(4, [3, 0, 2, 1]) == dict.fromkeys(range(4), '')
+
+
+def test_everyone_who_came_hears_who_did_not():
+  told = call_roll(5, [0, 1, 3], timeout=1.5)
+  assert set(told) == {0, 1, 3}
+  for line in told.values():
+    assert 'of 5 processes, 2, 4 did not come' in line
+
+
+def test_a_process_of_another_run_is_refused():
+  told = call_roll(3, [0, 1, 2], timeout=3, claims={2: 4})
+  assert 'process 2 at 127.0.0.1 says it is one of 4' in told[0]
+  assert 'says it is one of 4' in told[2]
+
+
+def test_without_a_first_process_the_others_say_so():
+  told = call_roll(2, [1], timeout=1)
+  assert 'process 1 cannot reach process 0' in told[1] and 'is this its address' in told[1]
+
+
+@pytest.mark.parametrize('killed', [True, False])
+def test_the_others_hear_at_once_that_process_0_is_gone(killed):
+  """It is killed; or it ends in order, and the others may go on to theirs."""
+  with socket.create_server(('', 0)) as server:
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+  code = ('import sys, time; from rim_jax import hosts; me = int(sys.argv[2])\n'
+          'hosts.call_roll(sys.argv[1], 2, me, 60); print("met", flush=True)\n'
+          'sys.stdin.readline(); time.sleep(me)')
+  first, second = [subprocess.Popen(
+      [sys.executable, '-c', code, address, str(me)], cwd=ROOT, stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for me in range(2)]
+  assert first.stdout.readline() == second.stdout.readline() == 'met\n'
+  if killed:
+    first.kill()
+  else:
+    first.communicate('\n', timeout=60)
+  began = time.monotonic()
+  _, told = second.communicate(None if killed else '\n', timeout=60)
+  if killed:
+    assert second.returncode == hosts.EXIT_STALLED and 'process 0 is gone' in told
+    assert time.monotonic() - began < 20
+  else:
+    assert second.returncode == 0 and told == ''
+
+
+def test_a_port_in_use_is_told():
+  with socket.create_server(('', 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(HostError, match=f':{port}: cannot listen there'):
+      hosts.call_roll(f'127.0.0.1:{port}', 2, 0, 1)
+
+
+@pytest.mark.parametrize('environ, found', [
+    ({}, ('', 1)),
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0'}, ('SLURM_NTASKS', 4)),
+    ({'SLURM_NTASKS': '4'}, ('', 1)),  # the batch script itself
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, ('OMPI_COMM_WORLD_SIZE', 2)),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b,c'}, ('TPU_WORKER_HOSTNAMES', 3)),
+    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, ('', 1)),
+])
+def test_what_a_launcher_says_is_read(environ, found):
+  assert hosts.count_launched(environ) == found
+
+
+def test_alone_nothing_is_started(monkeypatch):
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **kwargs: pytest.fail('started'))
+  hosts.start('', 0, -1, False, 1, environ={})
+
+
+@pytest.mark.parametrize('flags, environ, error', [
+    (('', 2, -1), {}, 'need --coordinator'),
+    (('', 0, 1), {}, 'need --coordinator'),
+    (('host:80', 2, 2), {}, 'give HOST:PORT, a number of processes and an id below it'),
+    (('host', 2, 0), {}, 'give HOST:PORT'),
+    (('host:80', 2, 0), {'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0'},
+     'SLURM_NTASKS says that 4 were started'),
+])
+def test_flags_that_do_not_go_together(flags, environ, error):
+  with pytest.raises(UserError, match=error):
+    hosts.start(*flags, False, 1, environ=environ)
+
+
+def test_never_several_trainings_by_accident(monkeypatch):
+  """A launcher started four, but JAX met one: each would train alone, into the same WORKDIR."""
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **kwargs: None)
+  with pytest.raises(HostError, match='says that 4 processes were started, and 1 have met'):
+    hosts.start('', 0, -1, False, 1, environ={'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0'})
+
+
+def test_exit_codes_are_the_documented_ones(monkeypatch, capsys):
+  def raises(error):
+    def fail(*args):
+      raise error
+    monkeypatch.setattr(main_lib, '_run', fail)
+    return main_lib.cli(['main.py'])
+  assert raises(HostError('who')) == 1
+  assert raises(Stopped('saved')) == hosts.EXIT_STOPPED == 75
+  assert capsys.readouterr().err == 'error: who\nstopped: saved\n'
+  assert str(hosts.EXIT_STALLED) in main_lib.__doc__
+
+
+# ---- Agreement and end, alone ----
+
+
+def test_one_process_leads_itself():
+  assert hosts.lead(lambda: {'a': 1}) == {'a': 1} and hosts.is_leader()
+  assert hosts.lead_first(lambda: 3) == 3
+
+
+def test_sigterm_is_noticed_and_the_handler_given_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with hosts.StopSignal() as stop:
+    assert not stop.is_set()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.is_set()
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def watch(stall_secs, beats, wait):
+  ended = []
+  with hosts.Watchdog(stall_secs, end=ended.append) as dog:
+    for step in beats:
+      dog.beat(step)
+    time.sleep(wait)
+  return ended
+
+
+def test_a_stall_ends_the_process_and_shows_where(capfd):
+  assert watch(0.2, [41], 1.5) == [hosts.EXIT_STALLED]
+  shown = capfd.readouterr().err
+  assert 'no step for 0.2 s after step 41' in shown and 'hosts_test.py' in shown
+
+
+@pytest.mark.parametrize('stall_secs, beats', [(0.2, []), (0.0, [1]), (30.0, [1])])
+def test_no_stall_before_the_first_beat_or_where_it_is_off(stall_secs, beats):
+  assert watch(stall_secs, beats, 1.2) == []
+
+
+def test_the_silent_and_the_last_are_named():
+  dog = hosts.Watchdog(10.0)
+  now = time.monotonic()
+  dog._exchanged = now
+  dog._heard = {0: ('7 12 0', now - 1), 1: ('7 12 0', now - 50), 2: ('9 11 0', now - 2)}
+  assert dog._find_silent(now, 40.0).startswith(
+      'process 1 has not been heard of for 50 s (it was at step 12)')
+  assert 'process 2 is behind all, at step 11' in dog._describe_stall()
+  dog._exchanged = now - 60
+  assert dog._find_silent(now, 40.0).startswith('process 0 has not answered for 60 s')
+
+
+def test_the_process_whose_own_part_of_a_step_takes_longest_is_told():
+  dog = hosts.Watchdog(10.0)
+  assert dog.compare(0.1) == {}  # alone, or nobody heard of yet
+  dog._heard = {p: (f'7 12 {secs}', 0.0) for p, secs in ((0, 0.25), (1, 0.5), (2, 0.125))}
+  assert dog.compare(0.1) == {'hosts/own_secs_min': 0.125, 'hosts/own_secs_max': 0.5,
+                              'hosts/slowest': 1}
+
+
+# ---- Real processes ----
+
+
+def write_recipe(folder, **changes):
+  config = support.make_config(**{
+      'data__cache_dir': str(folder / 'cache'), 'train__batch_rows': 8,
+      'train__num_examples': 720, 'layout__row_tokens': 32, 'model__dropout': 0.1,
+      'eval__num_valid_examples': 4, 'checkpoint__every_steps': 5, **changes})
+  recipe = folder / 'recipe.py'
+  recipe.write_text('import ml_collections\ndef get_config():\n'
+                    f'  return ml_collections.ConfigDict({dataclasses.asdict(config)!r})\n')
+  return recipe
+
+
+def launch(recipe, workdir, processes, *flags, more=()):
+  return subprocess.Popen(
+      [sys.executable, ROOT / 'launch/local_hosts.py', f'--processes={processes}', *flags, '--',
+       sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', f'--workdir={workdir}', *more],
+      env=dict(os.environ, XLA_FLAGS='', JAX_DEFAULT_MATMUL_PRECISION='highest'), cwd=ROOT,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(path, process, secs=240):
+  deadline = time.monotonic() + secs
+  while not path.exists():
+    assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+    time.sleep(0.01)
+
+
+def finish(process, secs=240):
+  out = process.communicate(timeout=secs)[0]
+  return process.returncode, out
+
+
+def read_run(workdir):
+  lines = recorder_lib.load_metrics(workdir)
+  found = checkpoint_lib.choose_checkpoint(workdir, 'last')
+  shapes = {k: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(
+      jax.devices()[0])) for k, (shape, dtype) in found.card['params'].items()}
+  tree = {}
+  for name, shape in shapes.items():
+    node, *rest = name.split('.')
+    at = tree
+    for part in rest:
+      at, node = at.setdefault(node, {}), part
+    at[node] = shape
+  return ({x['step']: x['train/loss'] for x in lines if 'train/loss' in x},
+          checkpoint_lib.restore(found, 'params', tree), found.card)
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path):
+  """One process; and two, asked to end at some step, then four: the same losses and parameters."""
+  recipe = write_recipe(tmp_path)
+  code, out = finish(launch(recipe, tmp_path / 'one', 1))
+  assert code == 0, out
+  two = launch(recipe, tmp_path / 'many', 2)
+  wait_for(tmp_path / 'many/checkpoints/5/manifest.json', two)
+  two.send_signal(signal.SIGTERM)
+  code, out = finish(two)
+  assert code == hosts.EXIT_STOPPED and 'asked to end' in out, out
+  at = checkpoint_lib.list_steps(storage.get_absolute(tmp_path / 'many/checkpoints'))[0]
+  code, out = finish(launch(recipe, tmp_path / 'many', 4))
+  assert code == 0 and f'continuing from step {at} of' in out, out
+  assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
+  told = [line for line in recorder_lib.load_metrics(tmp_path / 'many') if 'hosts/slowest' in line]
+  assert told and all(line['hosts/slowest'] in range(4) for line in told)
+
+  losses, params, card = read_run(tmp_path / 'one')
+  others, other_params, other_card = read_run(tmp_path / 'many')
+  assert len(losses) > 20 and losses.keys() == others.keys() and card['rows'] == other_card['rows']
+  for step in losses:
+    assert others[step] == pytest.approx(losses[step], rel=1e-5)
+  jax.tree.map(lambda a, b: support.assert_close(a, b, relative=1e-4), other_params, params)
+  for name in ('one', 'many'):
+    rows = (tmp_path / name / 'predictions/test.jsonl').read_text().splitlines()
+    assert len(rows) == len({json.loads(r)['origin'] for r in rows}) == 8
+
+
+def test_a_killed_process_ends_the_others_and_the_launcher_goes_on(tmp_path):
+  recipe = write_recipe(tmp_path)
+  run = launch(recipe, tmp_path / 'run', 2, '--restart', '--grace_secs=5')
+  wait_for(tmp_path / 'run/checkpoints/5/manifest.json', run)
+  found = subprocess.run(['pgrep', '-f', f'{tmp_path}/run.*process_id=1'], capture_output=True,
+                         text=True).stdout.split()
+  os.kill(int(found[-1]), signal.SIGKILL)
+  code, out = finish(run)
+  assert code == 0 and 'supervise: it ended with' in out and 'continuing from step' in out, out
+  code, out = finish(launch(recipe, tmp_path / 'whole', 2))
+  assert code == 0, out
+  losses, params, _ = read_run(tmp_path / 'run')
+  others, other_params, _ = read_run(tmp_path / 'whole')
+  assert losses == others
+  jax.tree.map(np.testing.assert_array_equal, params, other_params)
+
+
+def test_several_processes_export_the_files_of_one(tmp_path):
+  """Parameters split over two processes, part of a model on each."""
+  recipe = write_recipe(
+      tmp_path, method='pause', model__init_from=str(ROOT / 'tests/golden/llama'),
+      model__frozen_dtype='float32', model__lora__rank=2, model__num_heads=4, model__mlp_dim=40,
+      model__max_positions=128, optim__trainable='lora', tokenizer__kind='bytes', mesh__fsdp=2,
+      mesh__data=1, train__num_examples=32, layout__row_tokens=64, export__dtype='float32')
+  code, out = finish(launch(recipe, tmp_path / 'run', 2))
+  assert code == 0, out
+
+  def export(name, processes, *more):
+    code, out = finish(launch(recipe, tmp_path / 'run', processes, more=(
+        '--mode=export', f'--config.export.dir={tmp_path / name}',
+        f'--config.mesh.fsdp={processes}', *more)))
+    assert code == 0 and out.count('have the ids that the run was trained on') == 1, out
+    return {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+  whole = export('one', 1)
+  assert export('two', 2) == whole and 'model.safetensors' in whole
+  halves = export('two adapters', 2, '--config.export.adapters=True')
+  assert halves == export('one adapters', 1, '--config.export.adapters=True')
+  assert 'adapter_model.safetensors' in halves
+
+
+ASK_TWICE = '''
+import os, signal, sys, time
+import jax
+from jax.experimental import multihost_utils
+from rim_jax import hosts
+
+address, count, me = (flag.partition('=')[2] for flag in sys.argv[1:])
+jax.distributed.initialize(address, int(count), int(me))
+with hosts.StopSignal() as stop:
+  first = [stop.is_set() for _ in range(20)]
+if me == '1':
+  os.kill(os.getpid(), signal.SIGTERM)  # outside of any loop
+time.sleep(3)  # JAX looks once a second, and then they agree
+multihost_utils.sync_global_devices('between')
+second = []
+with hosts.StopSignal() as stop:
+  while not any(second) and len(second) < 19:  # fewer calls than in the first
+    time.sleep(0.1)
+    second.append(stop.is_set())
+print(f'first {any(first)}, second {any(second)} at {len(second)}', flush=True)
+'''
+
+
+def test_a_notice_between_two_loops_ends_the_second_at_one_step_everywhere(tmp_path):
+  (tmp_path / 'ask.py').write_text(ASK_TWICE)
+  code, out = finish(subprocess.Popen(
+      [sys.executable, ROOT / 'launch/local_hosts.py', '--processes=2', '--', sys.executable,
+       tmp_path / 'ask.py'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+      env=dict(os.environ, PYTHONPATH=str(ROOT))))
+  assert code == 0, out
+  told = [line.partition('] ')[2] for line in out.splitlines() if 'first' in line]
+  assert len(told) == 2 and len(set(told)) == 1 and 'first False, second True' in told[0], out

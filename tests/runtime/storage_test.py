@@ -1,0 +1,271 @@
+"""A run's files are whole, on a file system and in a bucket that neither renames nor appends."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+from etils import epath
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rim_jax.config import CheckpointConfig
+from rim_jax.errors import UserError
+from rim_jax.runtime import storage
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import recorder as recorder_lib
+from tests import bucket as bucket_lib
+from tests.runtime import hosts_test
+from tests.training import checkpoint_test
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def bucket():
+  with bucket_lib.serve('lab') as (found, environ), pytest.MonkeyPatch.context() as patch:
+    for key, value in environ.items():
+      patch.setenv(key, value)  # before gcsfs is loaded, which reads some of them once
+    yield found
+
+
+@pytest.fixture(params=['files', 'bucket'])
+def place(request, tmp_path, bucket):
+  """A folder in one or the other; nothing may have been refused in the end."""
+  if request.param == 'files':
+    yield epath.Path(tmp_path)
+    return
+  yield epath.Path(f'gs://lab/{tmp_path.name}')
+  assert not bucket.refused
+
+
+def test_the_bucket_of_these_tests_neither_renames_nor_appends(bucket):
+  path = epath.Path('gs://lab/alone/a.txt')
+  path.write_text('1\n')
+  with pytest.raises(Exception, match='neither renames nor appends'):
+    path.rename(path.with_name('b.txt'))
+  assert bucket.refused
+  bucket.refused.clear()
+  with pytest.warns(UserWarning, match='Append mode'), path.open('a') as file:
+    file.write('2\n')
+  assert path.read_text() == '2\n'  # what was there is lost, and nobody says so
+
+
+def test_json_is_whole(place):
+  path = place / 'a' / 'x.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  storage.write_json(path, {'a': 1})
+  storage.write_json(path, {'a': 2})
+  assert storage.load_json(path, 'it') == {'a': 2}
+  assert [p.name for p in path.parent.iterdir()] == ['x.json']  # no scratch is left
+  with pytest.raises(ValueError):
+    storage.write_json(path, {'a': float('nan')})
+  with pytest.raises(UserError, match='y.json: the thing is missing'):
+    storage.load_json(path.with_name('y.json'), 'the thing')
+
+
+def write_tree(folder, **texts):
+  for name, text in texts.items():
+    path = folder / name.replace('__', '/')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def read_tree(folder):
+  return {name: path.read_text() for name, path in storage.list_files(folder).items()}
+
+
+def test_folders_are_moved_over_what_is_there_and_removed(place):
+  write_tree(place / 'old', a='1', deep__b='2')
+  write_tree(place / 'new', a='0', c='3')
+  storage.move(place / 'old', place / 'new')
+  assert read_tree(place / 'new') == {'a': '1', 'deep/b': '2'}
+  assert read_tree(place / 'old') == {}
+  storage.remove(place / 'new')
+  storage.remove(place / 'new')
+  assert read_tree(place / 'new') == {}
+
+
+def test_folders_are_copied_into_it(place, tmp_path):
+  write_tree(epath.Path(tmp_path) / 'here', a='1', deep__b='2')
+  storage.copy(tmp_path / 'here', place / 'there')
+  write_tree(epath.Path(tmp_path) / 'here', a='4')
+  storage.copy(tmp_path / 'here', place / 'there')
+  assert read_tree(place / 'there') == {'a': '4', 'deep/b': '2'}
+
+
+# ---- A file that grows ----
+
+
+def test_a_journal_keeps_every_line_over_restarts(place, monkeypatch):
+  monkeypatch.setattr(storage, '_PART_LINES', 3)
+  place.mkdir(parents=True, exist_ok=True)
+  path, want = place / 'm.jsonl', []
+  for first, keep_below in ((0, 100), (7, 100), (5, 5)):  # the last start drops 5 and later
+    journal = storage.Journal(path, lambda line, below=keep_below: line and int(line) < below)
+    want = [i for i in want if i < keep_below]
+    for i in range(first, first + 7):
+      journal.add(str(i))
+      want.append(i)
+    journal.close()
+    assert [int(line) for line in storage.read_lines(path) if line] == want
+
+
+def test_a_line_is_in_a_bucket_after_a_while_and_after_a_flush(bucket):
+  now = [0.0]
+  path = epath.Path('gs://lab/while/m.jsonl')
+  journal = storage.Journal(path, lambda line: True, clock=lambda: now[0])
+
+  def read():
+    return [line for line in storage.read_lines(path) if line]
+  journal.add('a')
+  assert read() == []
+  now[0] = 10.0
+  journal.add('b')
+  assert read() == ['a', 'b']
+  journal.add('c')
+  journal.flush()
+  assert read() == ['a', 'b', 'c']
+  before = bucket.num_puts
+  for i in range(100):  # a store refuses to be written many times a second
+    journal.add(str(i))
+  assert bucket.num_puts == before
+  journal.close()
+
+
+def test_a_line_whose_end_is_lost_does_not_take_the_next_with_it(place):
+  place.mkdir(parents=True, exist_ok=True)
+  name = 'm.jsonl' if not storage.is_bucket(place) else 'm-00000.jsonl'
+  (place / name).write_text('1\n2')
+  journal = storage.Journal(place / 'm.jsonl', str.isdigit)
+  journal.add('3')
+  journal.close()
+  assert [line for line in storage.read_lines(place / 'm.jsonl') if line] == ['1', '2', '3']
+
+
+def test_metrics_and_events_are_there_after_a_flush(place):
+  place.mkdir(parents=True, exist_ok=True)
+  writer = recorder_lib.MetricsWriter(place, 0, True)
+  writer.write(1, {'a': 1})
+  writer.flush()
+  assert [line['step'] for line in recorder_lib.load_metrics(place)] == [1]
+  events, = storage.list_files(place / 'tensorboard').values()
+  size = len(events.read_bytes())
+  writer.write(2, {'a': 2})
+  writer.close()
+  assert len(events.read_bytes()) > size > 0
+
+
+# ---- Whose folder it is ----
+
+
+def test_a_workdir_is_held_by_one_run(place, monkeypatch):
+  monkeypatch.setattr(storage, '_LEASE_SECS', 0.4)
+  place.mkdir(parents=True, exist_ok=True)
+  with storage.hold(place, lambda line: None):
+    with pytest.raises(UserError, match=f'process {os.getpid()} on .* is at work here'):
+      with storage.hold(place, lambda line: None):
+        pass
+    time.sleep(1)  # longer than a lease
+    with pytest.raises(UserError, match='is at work here'):
+      with storage.hold(place, lambda line: None):
+        pass
+  told = []
+  with storage.hold(place, told.append):  # given back
+    pass
+  assert not told
+
+
+def test_a_bucket_whose_holder_was_killed_is_taken_after_a_wait(bucket, monkeypatch):
+  monkeypatch.setattr(storage, '_LEASE_SECS', 0.2)
+  folder = epath.Path('gs://lab/killed')
+  (folder / '.lock').write_text('process 7 on elsewhere\nx')
+  told = []
+  with storage.hold(folder, told.append):
+    assert str(os.getpid()) in (folder / '.lock').read_text()
+  assert 'whether process 7 on elsewhere is still at work' in told[0]
+  assert not (folder / '.lock').exists()
+
+
+def test_of_two_that_come_at_once_one_stays(bucket, monkeypatch):
+  monkeypatch.setattr(storage, '_LEASE_SECS', 0.4)
+  folder, sleep = epath.Path('gs://lab/race'), time.sleep
+
+  def come_between(secs):
+    (folder / '.lock').write_text('process 8 on elsewhere\ny')
+    sleep(secs)
+  monkeypatch.setattr(storage.time, 'sleep', come_between)
+  with pytest.raises(UserError, match='process 8 on elsewhere is at work here'):
+    with storage.hold(folder, lambda line: None):
+      pass
+
+
+# ---- Checkpoints and a whole run ----
+
+
+def test_checkpoints_come_back_and_damaged_ones_are_put_aside(place):
+  checkpoint_test.save_all(place, [0.1, 0.9, 0.3, 0.2])
+  assert checkpoint_lib.list_steps(place / 'checkpoints') == [4, 3, 2]
+  assert checkpoint_lib.choose_checkpoint(place, 'best').step == 2
+  files = storage.list_files(place / 'checkpoints' / '4')
+  victim = files[max(files, key=lambda name: len(files[name].read_bytes()))]
+  victim.write_bytes(victim.read_bytes()[:-1] + b'!')
+  (place / 'checkpoints/3/manifest.json').unlink()
+  told = []
+  found = checkpoint_test.find_latest(place, told.append)
+  assert found.step == 2 and len(told) == 2
+  assert 'cut off' in told[0] and 'using step 2, 2 steps are lost' in told[1]
+  np.testing.assert_array_equal(checkpoint_test.restore(found)['w'], [2, 2, 2])
+  assert storage.list_files(place / 'damaged' / '4')  # put aside, not lost
+  assert checkpoint_lib.list_steps(place / 'checkpoints') == [2]
+  with checkpoint_lib.Checkpointer(place, CheckpointConfig(), told.append) as checkpointer:
+    checkpointer.find_latest()
+    checkpointer.save(4, {'w': jnp.full(3, 7.0)}, {'step': jnp.int32(4)}, {'rows': 4}, 0.3)
+  np.testing.assert_array_equal(checkpoint_test.restore(checkpoint_test.find_latest(place))['w'],
+                                [7, 7, 7])
+
+
+def test_the_base_is_saved_once(place):
+  tree = {'w': jnp.arange(3.0)}
+  checkpoint_lib.save_base(place, tree)
+  (place / 'base' / 'manifest.json').unlink()  # cut off
+  checkpoint_lib.save_base(place, tree)
+  np.testing.assert_array_equal(checkpoint_lib.load_base(place, tree)['w'], tree['w'])
+
+
+def start(recipe, workdir):
+  code = ('import sys; from rim_jax import main, storage; storage._LEASE_SECS = 0.5; '
+          'sys.exit(main.cli(sys.argv))')
+  return subprocess.Popen(
+      [sys.executable, '-c', code, f'--config={recipe}', f'--workdir={workdir}'],
+      env=dict(os.environ, XLA_FLAGS=''), cwd=ROOT, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_run_in_a_bucket_killed_and_gone_on_with_is_the_run_on_a_disk(tmp_path, bucket):
+  recipe = hosts_test.write_recipe(tmp_path, log__tensorboard=True)
+  run = start(recipe, 'gs://lab/run')
+  hosts_test.wait_for(epath.Path('gs://lab/run/checkpoints/5/manifest.json'), run)
+  run.send_signal(signal.SIGKILL)
+  run.wait()
+  code, out = hosts_test.finish(start(recipe, 'gs://lab/run'))
+  assert code == 0 and 'is still at work' in out and 'continuing from step' in out, out
+  code, _ = hosts_test.finish(start(recipe, tmp_path / 'disk'))
+  assert code == 0
+  in_bucket, on_disk = epath.Path('gs://lab/run'), epath.Path(tmp_path / 'disk')
+  losses, params, _ = hosts_test.read_run(in_bucket)
+  others, other_params, _ = hosts_test.read_run(on_disk)
+  assert losses == others and len(losses) > 20
+  for name in params['blocks']['query']:
+    np.testing.assert_array_equal(params['blocks']['query'][name],
+                                  other_params['blocks']['query'][name])
+  for name in ('predictions/test.jsonl',):
+    assert (in_bucket / name).read_text() == (on_disk / name).read_text()
+  there = {name.partition('/')[0] for name in storage.list_files(in_bucket)}
+  assert {'config.json', 'results.json', 'report.html', 'tensorboard', 'checkpoints'} <= there
+  assert json.loads((in_bucket / 'results.json').read_text())['test']['n'] == 8
+  assert not bucket.refused

@@ -1,0 +1,92 @@
+"""Who goes on follows from what runs have left, and from nothing else."""
+
+import json
+
+import pytest
+
+from rim_jax.config import grid as grid_lib
+from rim_jax.errors import UserError
+from rim_jax.sweep import driver, halving
+from rim_jax.training import checkpoint as checkpoint_lib
+from tests import support
+
+
+def make_state(folder, method='rim', **changes):
+  config = support.make_config(method, train__num_examples=1000, curriculum__stage1_frac=0.75,
+                               checkpoint__every_steps=10, **changes)
+  return driver.State(grid_lib.Point('a=1', {'a': 1}, config), folder)
+
+
+def leave(folder, num_steps, saved, valid):
+  """What a run leaves after a save: a sealed checkpoint with its card, and its metrics."""
+  found = folder / 'checkpoints' / str(saved)
+  (found / 'card').mkdir(parents=True)
+  (found / 'card/metadata').write_text(json.dumps({'num_steps': num_steps}))
+  checkpoint_lib.seal(found)
+  (folder / 'metrics.jsonl').write_text(''.join(
+      json.dumps({'step': step, 'valid/final_acc': acc}) + '\n' for step, acc in valid.items()))
+
+
+def test_a_score_is_that_of_the_step_where_a_run_ends_for_a_share(tmp_path):
+  """Half of the budget is two thirds of stage 1: step 200 of 300; what came later is not seen."""
+  state = make_state(tmp_path)
+  assert halving.read_score(state, 0.5) is None
+  leave(tmp_path / 'stage1', 300, 210, {190: 0.9, 200: 0.25, 205: 0.8, 210: 0.7})
+  assert halving.read_score(state, 0.5) == 0.25
+  assert halving.read_score(state, 0.51) == 0.7  # step 204, to the next of 10
+  assert halving.read_score(state, 0.6) is None
+  assert halving.read_score(state, 0.9) is None  # in stage 2
+  leave(tmp_path / 'stage2', 100, 60, {60: 0.5})
+  assert halving.read_score(state, 0.9) == 0.5
+  (tmp_path / 'stage2/checkpoints/60/card/metadata').unlink()  # its run will say so
+  assert halving.read_score(state, 0.9) is None
+
+
+def test_what_is_told_but_not_saved_is_not_there_yet(tmp_path):
+  """A run killed between the two goes on from the save before, and tells it again."""
+  leave(tmp_path / 'stage1', 300, 190, {190: 0.9, 200: 0.25})
+  assert halving.read_score(make_state(tmp_path), 0.5) is None
+
+
+def make_settings(scores, monkeypatch):
+  """States of settings with the scores of their seeds."""
+  config = support.make_config('direct')
+  states = [driver.State(grid_lib.Point(f'a={a},seed={s}', {'a': a, 'seed': s}, config), score)
+            for a, found in scores.items() for s, score in enumerate(found)]
+  monkeypatch.setattr(halving, 'read_score', lambda state, share: state.folder)
+  return states
+
+
+@pytest.mark.parametrize('scores, keep, kept', [
+    ({1: (0.2, 0.4), 2: (0.5, 0.3), 3: (0.1,), 4: (0.0, 0.9)}, 0.5, ['a=4', 'a=2']),
+    ({1: (0.2, 0.4), 2: (0.5, 0.3), 3: (0.1,), 4: (0.0, 0.9)}, 0.2, ['a=4']),
+    ({1: (0.2,), 2: (0.3,), 3: (0.3,), 4: (0.3,)}, 0.5, ['a=2', 'a=3', 'a=4']),  # equals stay
+    ({1: (0.2, None), 2: (None,), 3: (0.1,)}, 0.5, ['a=1']),  # of the two that have a score
+    ({1: (None,)}, 0.5, []), ({1: (0.0,)}, 0.01, ['a=1'])])
+def test_the_best_by_the_mean_of_their_seeds_go_on(scores, keep, kept, monkeypatch):
+  rung = halving.judge(make_settings(scores, monkeypatch), 0.25, keep)
+  assert [s['name'] for s in rung['settings'] if s['goes_on']] == kept
+  assert [(s['seeds'], s['of_seeds']) for s in rung['settings']] == [
+      (sum(x is not None for x in scores[int(s['name'][2:])]), len(scores[int(s['name'][2:])]))
+      for s in rung['settings']]
+  assert len(rung['settings']) == sum(any(x is not None for x in s) for s in scores.values())
+
+
+def test_what_it_spends():
+  """By hand: 8 settings to a quarter, 4 to a half, 2 to the end."""
+  found = halving.Halving((0.25, 0.5), 0.5)
+  assert halving.list_kept(found, 8) == [(0.25, 4), (0.5, 2)]
+  assert halving.list_kept(halving.Halving((0.5,), 1e-9), 3) == [(0.5, 1)]
+  assert halving.list_kept(halving.Halving((0.5,), 0.4), 3) == [(0.5, 2)]  # rounded up
+  assert halving.list_kept(halving.Halving((0.5,), 0.07), 100) == [(0.5, 7)]  # 7.000000000000001
+  assert halving.estimate_share(found, 8) == pytest.approx((8 / 4 + 4 / 4 + 2 / 2) / 8)
+
+
+@pytest.mark.parametrize('at, keep, told', [
+    ('half', 0.5, '--halve_at=half'), ('0.5,0.5', 0.5, 'ascending'), ('0,0.5', 0.5, 'above 0'),
+    ('0.5,1', 0.5, 'below 1'), ('nan', 0.5, '--halve_at=nan'), ('0.5', 1.0, '--halve_keep=1.0'),
+    ('0.5', 0.0, '--halve_keep=0.0')])
+def test_flags_that_make_no_halving(at, keep, told):
+  with pytest.raises(UserError, match=told):
+    halving.parse_halving(at, keep)
+  assert halving.parse_halving('', keep) is None

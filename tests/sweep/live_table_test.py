@@ -1,0 +1,31 @@
+"""What is shown of a run under way is what it has left, and what it says itself."""
+
+import json
+
+from rich import console as rich_console
+
+from rim_jax.sweep import driver, live_table
+from rim_jax.training import recorder
+from tests.sweep import driver_test as sweep_test
+
+
+def test_where_a_run_is_comes_from_its_metrics_and_what_it_tells(tmp_path):
+  points = sweep_test.load([({'seed': 0}, {'seed': 0, 'method': 'direct'})])
+  [state] = driver.load_states(points, tmp_path)
+  tmp_path = tmp_path / 'points/seed=0'
+  tmp_path.mkdir(parents=True)
+  assert live_table.read_progress(state) == ''
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in (
+      {'step': 20, 'train/loss': 0.5}, {'step': 20, 'valid/final_acc': 0.25},
+      {'step': 30, 'train/loss': 0.25})))
+  assert live_table.read_progress(state) == 'train step 30, loss 0.2500, valid 25.0%'
+  with open(tmp_path / 'output.txt', 'w') as file:
+    progress = recorder.Progress('seed=0', 90, 0, rich_console.Console(file=file, width=80),
+                                 clock=iter((0.0, 120.5)).__next__)
+    progress.update(30, 'loss 0.2500  7 examples/s')
+    progress.close()
+    print('evaluating step 30 on 4 questions', file=file)
+  assert live_table.read_progress(state).endswith('valid 25.0%, 4:01 left of the stage')
+  with open(tmp_path / 'output.txt', 'a') as file:  # of another stage
+    print('stage9 80/90  loss 0.2500  7 examples/s  0:00 left', file=file)
+  assert live_table.read_progress(state).endswith('valid 25.0%, 4:01 left of the stage')
