@@ -524,9 +524,9 @@ def probe_controls(config, tools):
 def probe_shown(config, tools):
   seen = []
   tools.patch.setattr(train, 'train_curriculum', lambda *args: {'': {}})
-  tools.patch.setattr(modes.report, 'write_report', lambda *args: None)
-  tools.patch.setattr(modes.report, 'load_predictions', lambda *args: [])
-  tools.patch.setattr(modes.report, 'show_results',
+  tools.patch.setattr(modes.run_page, 'write_report', lambda *args: None)
+  tools.patch.setattr(modes.run_page, 'load_predictions', lambda *args: [])
+  tools.patch.setattr(modes.run_page, 'show_results',
                       lambda console, folder, *args: seen.append(args))
   modes.train(config, tools.folder, '', quiet, None)
   return seen

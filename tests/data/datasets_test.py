@@ -422,13 +422,13 @@ def test_killed_preparation_leaves_nothing_that_is_read(tmp_path):
   config = make_chain_data(tmp_path)
   program = '\n'.join([
       'import os, signal',
-      'from rim_jax import data',
+      'from rim_jax.data import datasets',
       'from rim_jax.config import ChainConfig, DataConfig, PerturbedConfig, ProsqaConfig',
       'def generate(self, records, tally):',
       '  yield 0, {**vars(records[0]), "steps": list(records[0].steps)}',
       '  os.kill(os.getpid(), signal.SIGKILL)',
-      'data.RimChain._generate_examples = generate',
-      f'data.load_dataset({config!r})'])
+      'datasets.RimChain._generate_examples = generate',
+      f'datasets.load_dataset({config!r})'])
   root = pathlib.Path(__file__).resolve().parents[2]
   killed = subprocess.run([sys.executable, '-c', program], cwd=root, capture_output=True)
   assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()

@@ -343,7 +343,7 @@ def test_libtpu_refuses_a_size_in_one_line():
 import os
 from rim_jax import main
 os.environ.update(main.PLAN_ENVIRONMENT)
-from rim_jax import plan
+from rim_jax.planning import compile as plan
 from rim_jax.config import MeshConfig, UserError
 try:
   plan.make_machine('v5e:3x3x3')

@@ -78,7 +78,7 @@ def test_the_others_hear_at_once_that_process_0_is_gone(killed):
   """It is killed; or it ends in order, and the others may go on to theirs."""
   with socket.create_server(('', 0)) as server:
     address = f'127.0.0.1:{server.getsockname()[1]}'
-  code = ('import sys, time; from rim_jax import hosts; me = int(sys.argv[2])\n'
+  code = ('import sys, time; from rim_jax.runtime import hosts; me = int(sys.argv[2])\n'
           'hosts.call_roll(sys.argv[1], 2, me, 60); print("met", flush=True)\n'
           'sys.stdin.readline(); time.sleep(me)')
   first, second = [subprocess.Popen(

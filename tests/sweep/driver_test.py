@@ -15,11 +15,11 @@ import types
 
 import hypothesis
 from hypothesis import strategies as st
+import ml_collections
 import pytest
 from rich import console as rich_console
 
 from configs import compare
-from rim_jax import config as config_lib
 from rim_jax import main as main_lib
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import Stopped, UserError
@@ -35,7 +35,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def make_base(**changes):
-  return config_lib.ml_collections.ConfigDict(
+  return ml_collections.ConfigDict(
       dataclasses.asdict(support.make_config('direct', **changes)))
 
 
