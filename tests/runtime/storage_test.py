@@ -238,7 +238,8 @@ def test_the_base_is_saved_once(place):
 
 
 def start(recipe, workdir):
-  code = ('import sys; from rim_jax import main; from rim_jax.runtime import storage; storage._LEASE_SECS = 0.5; '
+  code = ('import sys; from rim_jax import main; from rim_jax.runtime import storage; '
+          'storage._LEASE_SECS = 0.5; '
           'sys.exit(main.cli(sys.argv))')
   return subprocess.Popen(
       [sys.executable, '-c', code, f'--config={recipe}', f'--workdir={workdir}'],
