@@ -1,0 +1,228 @@
+"""The pictures of README.md and docs/, in light and dark, from real code and a real run.
+
+  python docs/pictures.py                          # from docs/pictures/data/
+  python docs/pictures.py --run=runs/rim           # keeps that run's figures there first
+
+The row and who sees whom are what `packing` makes and `visible` says. The curves are those of
+`python -m rim_jax.main --config=configs/rim.py`.
+"""
+
+import argparse
+import dataclasses
+import json
+import pathlib
+
+import matplotlib
+
+matplotlib.use('Agg')
+from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
+import numpy as np
+
+from rim_jax import batch as batch_lib
+from rim_jax import layout as layout_lib
+from rim_jax.config import LayoutConfig, TokenizerConfig
+from rim_jax.records import Record
+from rim_jax.tokenizer import load_tokenizer
+
+HERE = pathlib.Path(__file__).parent / 'pictures'
+RECORD = Record('7+3+5', ('0', '5'), '5', 'example')
+LAYOUT = LayoutConfig(num_blocks=2, block_tokens=1, separator='', answer_prefix='=',
+                      answer_suffix='', row_tokens=17, row_slots=8)
+MEMORY = ('<b>', '<m>', '</b>')
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """Colours of one theme."""
+  name: str
+  ink: str
+  faint: str
+  question: str
+  blocks: str
+  readouts: str
+  lines: tuple
+
+
+LOOKS = (
+    Look('light', '#1f2328', '#d0d7de', '#cfe3ff', '#ffd8a8', '#c3eccb',
+         ('#8c959f', '#0969da', '#bc4c00', '#1a7f37', '#8250df')),
+    Look('dark', '#e6edf3', '#3d444d', '#1f4b7a', '#8a4b08', '#1f6b3a',
+         ('#8b949e', '#58a6ff', '#f0883e', '#3fb950', '#bc8cff')),
+)
+
+
+def make_row(lay_out):
+  """One record as a row of its own under a layout: (batch of one row, label of each id)."""
+  tokenizer = load_tokenizer(TokenizerConfig(kind='bytes'))
+  template = layout_lib.make_template(tokenizer, LAYOUT)
+  encoded = layout_lib.encode_record(RECORD, tokenizer, template)
+  rows = batch_lib.make_empty_rows(1, LAYOUT.row_tokens, LAYOUT.row_slots)
+  layout_lib.write_example(rows, 0, 0, 0, 1, lay_out(encoded, template, LAYOUT), LAYOUT,
+                           tokenizer.vocab_size)
+
+  def label(token):
+    if token >= tokenizer.vocab_size:
+      return MEMORY[token - tokenizer.vocab_size]
+    return 'end' if token == tokenizer.eos_id else tokenizer.decode([token])
+  return rows, label
+
+
+def _choose_colour(rows, i, look):
+  if rows.readout[0, i]:
+    return look.readouts
+  return look.blocks if rows.block[0, i] else look.question
+
+
+def _draw_row(axes, rows, label, look, title):
+  """The tokens of a row, and below each slot what is predicted there."""
+  count = int((rows.example[0] > 0).sum())
+  for i in range(count):
+    axes.add_patch(Rectangle((i + 0.05, 0), 0.9, 0.8, facecolor=_choose_colour(rows, i, look),
+                             edgecolor='none'))
+    axes.text(i + 0.5, 0.4, label(int(rows.tokens[0, i])), ha='center', va='center', fontsize=8,
+              color=look.ink)
+  for slot in np.flatnonzero(rows.slot_kind[0]):
+    i = int(rows.slot_index[0, slot])
+    axes.annotate('', (i + 0.5, -0.55), (i + 0.5, 0),
+                  arrowprops={'arrowstyle': '->', 'color': look.ink, 'linewidth': 0.8})
+    axes.text(i + 0.5, -0.8, label(int(rows.slot_target[0, slot])), ha='center', va='center',
+              fontsize=8, color=look.ink, weight='bold')
+  groups = {}
+  for i in range(count):
+    groups.setdefault((int(rows.readout[0, i]), int(rows.block[0, i])), []).append(i)
+  for (readout, block), members in groups.items():
+    name = f'readout {block}' if readout else f'block {block}' if block else 'question'
+    _bracket(axes, members[0], members[-1] + 1, 1.0, name, look)
+  trunk = int((rows.readout[0, :count] == 0).sum())
+  _bracket(axes, 0, trunk, 1.85, 'trunk', look)
+  axes.text(-0.2, 0.4, title, ha='right', va='center', fontsize=9, color=look.ink, weight='bold')
+  axes.text(-0.2, -0.8, 'target of each slot', ha='right', va='center', fontsize=8, color=look.ink)
+  axes.set(xlim=(-3.6, 17), ylim=(-1.2, 2.7))
+  axes.axis('off')
+
+
+def _bracket(axes, start, end, y, name, look):
+  axes.plot([start + 0.1, start + 0.1, end - 0.1, end - 0.1], [y, y + 0.15, y + 0.15, y],
+            color=look.ink, linewidth=0.8)
+  axes.text((start + end) / 2, y + 0.25, name, ha='center', va='bottom', fontsize=8,
+            color=look.ink)
+
+
+def _draw_visibility(axes, rows, label, look):
+  """A filled cell: the token of this line sees the token of this column."""
+  count = int((rows.example[0] > 0).sum())
+  fields = batch_lib.get_fields(rows)
+  seen = batch_lib.visible(fields, fields)[0, :count, :count]
+  for query, key in zip(*np.nonzero(seen)):
+    axes.add_patch(Rectangle((key + 0.05, query + 0.05), 0.9, 0.9, edgecolor='none',
+                             facecolor=_choose_colour(rows, key, look)))
+  names = [label(int(t)) for t in rows.tokens[0, :count]]
+  for edge in range(count + 1):
+    axes.plot([0, count], [edge, edge], color=look.faint, linewidth=0.4, zorder=0)
+    axes.plot([edge, edge], [0, count], color=look.faint, linewidth=0.4, zorder=0)
+  for i, name in enumerate(names):
+    axes.text(-0.2, i + 0.5, name, ha='right', va='center', fontsize=7, color=look.ink)
+    axes.text(i + 0.5, -0.3, name, ha='center', va='bottom', fontsize=5.5, color=look.ink)
+  lines = ('Who sees whom in the row of stage 1.', '',
+           'A line is a token that looks,', 'a column a token that it may see.', '',
+           'The trunk never sees a readout.', 'Readout 1 sees the question, block 1',
+           'and itself: not block 2, not readout 2.')
+  for i, line in enumerate(lines):
+    axes.text(count + 1, 3 + i, line, ha='left', va='center', fontsize=8, color=look.ink)
+  axes.set(xlim=(-3.6, 25), ylim=(count + 0.2, -1.6), aspect='equal')
+  axes.axis('off')
+
+
+def draw_row(look):
+  figure, axes = plt.subplots(3, 1, figsize=(9, 7.2), height_ratios=(1, 1, 2.6), layout='tight')
+  for axis, lay_out, title in zip(axes, (layout_lib.lay_out_stage1, layout_lib.lay_out_stage2),
+                                  ('stage 1', 'stage 2')):
+    _draw_row(axis, *make_row(lay_out), look, title)
+  _draw_visibility(axes[2], *make_row(layout_lib.lay_out_stage1), look)
+  return figure
+
+
+def draw_curves(data, look):
+  """Left: loss after each block over both stages. Right: accuracy after each block."""
+  figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), width_ratios=(2, 1),
+                                       layout='tight')
+  start = 0
+  for stage in data['stages']:
+    steps = np.array(stage['step'])
+    for block, losses in stage['loss_by_block'].items():
+      left.plot(start + steps, losses, color=look.lines[int(block)], linewidth=1,
+                label=f'block {block}' if block != '0' else 'before block 1')
+    start += int(steps[-1])
+    if stage is not data['stages'][-1]:
+      left.axvline(start, color=look.ink, linewidth=0.8, linestyle=':')
+      left.text(start - 40, 2.4, 'stage 1', ha='right', color=look.ink, fontsize=8)
+      left.text(start + 120, 2.4, 'stage 2', ha='left', color=look.ink, fontsize=8)
+  known = dict(zip(*left.get_legend_handles_labels()[::-1]))
+  left.legend(known.values(), known.keys(), frameon=False, labelcolor=look.ink, fontsize=8,
+              loc=(0.05, 0.62))
+  left.set_xlabel('update', color=look.ink)
+  left.set_ylabel('loss, nats a token', color=look.ink)
+  width = 0.38
+  for i, stage in enumerate(data['stages']):
+    blocks = np.arange(1, len(stage['block_acc']) + 1)
+    bars = right.bar(blocks + (i - 0.5) * width, 100 * np.array(stage['block_acc']), width,
+                     color=(look.lines[0], look.lines[1])[i], label=f'after {stage["name"]}')
+    right.bar_label(bars, fmt='%.0f', color=look.ink, fontsize=7)
+  right.axhline(10, color=look.ink, linewidth=0.8, linestyle=':')
+  right.text(4.6, 12, 'chance', color=look.ink, fontsize=7)
+  right.set(xticks=blocks, xlim=(0.4, 5.3), ylim=(0, 125))
+  right.set_xlabel('the answer read after block', color=look.ink)
+  right.set_ylabel('% of test questions right', color=look.ink)
+  right.legend(frameon=False, labelcolor=look.ink, fontsize=8, loc='upper left', ncols=2)
+  for axes in (left, right):
+    axes.tick_params(colors=look.ink, labelsize=8)
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.spines[['bottom', 'left']].set_color(look.ink)
+    axes.set_facecolor('none')
+  return figure
+
+
+def collect(workdir) -> dict:
+  """What the curves need of a run of configs/rim.py: a few KB."""
+  stages = []
+  for name in ('stage1', 'stage2'):
+    lines = [json.loads(line) for line in (workdir / name / 'metrics.jsonl').read_text().split('\n')
+             if line]
+    lines = [x for x in lines if 'train/loss' in x][::2]
+    blocks = sorted(k.rpartition('_')[2] for k in lines[0] if k.startswith('train/nll_block_'))
+    result = json.loads((workdir / name / 'results.json').read_text())['test']
+    stages.append({
+        'name': name.replace('stage', 'stage '), 'step': [x['step'] for x in lines],
+        'loss_by_block': {b: [round(x[f'train/nll_block_{b}'], 4) for x in lines] for b in blocks},
+        'block_acc': result['block_acc'], 'final_acc': result['final_acc'], 'n': result['n']})
+  card = json.loads((workdir / 'stage2' / 'config.json').read_text())
+  return {'command': 'python -m rim_jax.main --config=configs/rim.py',
+          'versions': {k: card['versions'][k] for k in ('python', 'jax', 'flax', 'numpy')},
+          'device': card['hardware']['device'], 'stages': stages}
+
+
+def save(figure, name):
+  figure.savefig(HERE / f'{name}.svg', transparent=True, metadata={'Date': None})
+  plt.close(figure)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--run', type=pathlib.Path, help='WORKDIR of a run of configs/rim.py')
+  args = parser.parse_args()
+  path = HERE / 'data' / 'rim_chain.json'
+  if args.run:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(collect(args.run)) + '\n')
+  data = json.loads(path.read_text())
+  # Text stays text; a fixed salt gives the same file for the same picture.
+  with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'rim_jax',
+                       'font.family': 'sans-serif'}):
+    for look in LOOKS:
+      save(draw_row(look), f'row-{look.name}')
+      save(draw_curves(data, look), f'curves-{look.name}')
+
+
+if __name__ == '__main__':
+  main()
