@@ -45,6 +45,7 @@ setuptools.setup(
         # references for tests, --verify and bench; jinja2 renders chat templates
         'hf': ['torch', 'transformers', 'peft', 'jinja2'],
         'analysis': ['scikit-learn'],  # probes of --mode=controls
+        'docs': ['sphinx>=8', 'myst-parser>=4', 'furo'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2', 'gcsfs', 'wandb',
                  'scikit-learn', 'hypothesis'],
     },

@@ -19,11 +19,11 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 import numpy as np
 
-from rim_jax import batch as batch_lib
-from rim_jax import layout as layout_lib
 from rim_jax.config import LayoutConfig, TokenizerConfig
-from rim_jax.records import Record
-from rim_jax.tokenizer import load_tokenizer
+from rim_jax.data.records import Record
+from rim_jax.data.tokenizer import load_tokenizer
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import layout as layout_lib
 
 HERE = pathlib.Path(__file__).parent / 'pictures'
 RECORD = Record('7+3+5', ('0', '5'), '5', 'example')
@@ -202,9 +202,14 @@ def collect(workdir) -> dict:
           'device': card['hardware']['device'], 'stages': stages}
 
 
-def save(figure, name):
-  figure.savefig(HERE / f'{name}.svg', transparent=True, metadata={'Date': None})
-  plt.close(figure)
+def draw_all(data):
+  # Text stays text; a fixed salt gives the same file for the same picture.
+  with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'rim_jax',
+                       'font.family': 'sans-serif'}):
+    for look in LOOKS:
+      for name, figure in (('row', draw_row(look)), ('curves', draw_curves(data, look))):
+        figure.savefig(HERE / f'{name}-{look.name}.svg', transparent=True, metadata={'Date': None})
+        plt.close(figure)
 
 
 def main():
@@ -215,13 +220,7 @@ def main():
   if args.run:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(collect(args.run)) + '\n')
-  data = json.loads(path.read_text())
-  # Text stays text; a fixed salt gives the same file for the same picture.
-  with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'rim_jax',
-                       'font.family': 'sans-serif'}):
-    for look in LOOKS:
-      save(draw_row(look), f'row-{look.name}')
-      save(draw_curves(data, look), f'curves-{look.name}')
+  draw_all(json.loads(path.read_text()))
 
 
 if __name__ == '__main__':
