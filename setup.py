@@ -17,6 +17,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['rim_jax', 'rim_jax.*']),
+    package_data={'rim_jax': ['**/*.j2']},
     install_requires=[
         'absl-py',
         'etils[epath]',

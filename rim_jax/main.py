@@ -113,6 +113,25 @@ def _find_config_path(argv):
   return path
 
 
+def _find_recipe(path: str) -> None:
+  """Lets a recipe import those beside it, `from configs import presets`, from any directory.
+
+  Raises: UserError where there is no such file.
+  """
+  recipe = pathlib.Path(path.split(':')[0]).absolute()
+  if not recipe.is_file():
+    there = sorted(map(str, pathlib.Path('configs').glob('*.py')))
+    raise UserError(f'--config={path}: there is no file {path.split(":")[0]}; ' + (
+        f'there are {", ".join(there)}' if there else
+        'recipes are not installed with the package: clone the repository and give the path of '
+        'one, e.g. --config=rim_jax/configs/rim.py'))
+  # The recipe's own checkout, then this one: a recipe elsewhere may import ours. Behind all else,
+  # so that nothing which is found today is found elsewhere.
+  for root in (*recipe.parents, pathlib.Path(__file__).resolve().parents[1]):
+    if (root / 'configs' / 'presets.py').is_file() and str(root) not in sys.path:
+      sys.path.append(str(root))
+
+
 def _find_override_problems(argv):
   """What is wrong with each `--config.KEY=VALUE`, all at once; absl would stop at the first."""
   defaults = config_lib.flatten(config_lib.Config())
@@ -148,11 +167,8 @@ def _parse(argv):
   Raises: UserError in one line for whatever is wrong with either.
   """
   path = _find_config_path(argv)
-  if path is not None and not pathlib.Path(path.split(':')[0]).is_file():
-    there = sorted(map(str, pathlib.Path('configs').glob('*.py')))
-    raise UserError(f'--config={path}: there is no file {path.split(":")[0]}'
-                    + (f'; there are {", ".join(there)}' if there else
-                       '; give the path of a recipe'))
+  if path is not None:
+    _find_recipe(path)
   problems = _find_override_problems(argv)
   if problems:
     raise UserError('\n'.join(problems))

@@ -6,6 +6,7 @@ for its imports each time; the cheapest are also made as real commands.
 
 import io
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -171,6 +172,24 @@ def test_a_bad_command_is_refused(case, capsys, tmp_path):
   argv, *lines = BAD_COMMANDS[case]
   check_refused(capsys, [*argv, f'--workdir={tmp_path}/run'], *lines)
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('where', ['a recipe of ours', "a user's own"])
+def test_a_recipe_runs_from_any_directory(where, tmp_path):
+  """In a process of its own, which knows the package and not the checkout's root."""
+  recipe = ROOT / 'configs/smoke.py'
+  if where == "a user's own":
+    recipe = tmp_path / 'mine.py'
+    recipe.write_text('from configs import presets\n\n\n'
+                      "def get_config():\n  return presets.make('rim', 'chain')\n")
+  (tmp_path / 'lib').mkdir()
+  (tmp_path / 'lib/rim_jax').symlink_to(ROOT / 'rim_jax')
+  done = subprocess.run(
+      [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', '--config.model.num_heads=5'],
+      cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(tmp_path / 'lib')}, capture_output=True,
+      text=True, timeout=60)
+  # Read, built, and refused for what is wrong with it.
+  assert done.returncode == 2 and 'model.num_heads=5' in done.stderr, done.stderr
 
 
 def test_a_recipe_with_a_path_in_another_word():
