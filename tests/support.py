@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rim_jax import config as config_lib
+from rim_jax.config import schema
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.data.records import Record
 from rim_jax.evaluation import decode
@@ -24,6 +25,31 @@ RECORDS = (
     Record('1+1+1+1', ('2', '3', '4'), '4', 'r:4'),
     Record('20+3', ('23', '46', '92'), '92', 'r:5'),
 )
+
+
+# ---- The config of a version to come, with a key and a section more ----
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerConfig:
+  share: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  num_passes: int = 1
+  inner: InnerConfig = InnerConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class LaterModelConfig(config_lib.ModelConfig):
+  twist: float = schema.later(0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class LaterConfig(config_lib.Config):
+  model: LaterModelConfig = LaterModelConfig()
+  loop: LoopConfig = schema.later(LoopConfig())
 
 
 def make_config(method='rim_stage1', **changes) -> config_lib.Config:
@@ -45,16 +71,17 @@ def make_config(method='rim_stage1', **changes) -> config_lib.Config:
 def set_keys(config, values: dict):
   """A config with dotted keys replaced."""
   for key, value in values.items():
-    config = _set_key(config, key.split('.'), value)
+    config = set_key(config, key, value)
   problems = config_lib.find_problems(config)
   assert not problems, problems
   return config
 
 
-def _set_key(node, path, value):
-  if len(path) > 1:
-    value = _set_key(getattr(node, path[0]), path[1:], value)
-  return dataclasses.replace(node, **{path[0]: value})
+def set_key(config, key, value):
+  """A config with one dotted key replaced, allowed or not."""
+  name, _, rest = key.partition('.')
+  return dataclasses.replace(config, **{
+      name: set_key(getattr(config, name), rest, value) if rest else value})
 
 
 def make_codec(config) -> source.Codec:

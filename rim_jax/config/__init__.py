@@ -27,9 +27,11 @@ from rim_jax.config.schema import (  # noqa: F401
     ProsqaConfig,
     TokenizerConfig,
     TrainConfig,
+    complete,
     find_problems,
     flatten,
     is_runtime,
+    list_identity,
     make_config_dict,
     parse_config,
 )

@@ -15,7 +15,7 @@ import math
 import ml_collections
 import numpy as np
 
-from rim_jax.config.schema import Config, flatten, is_runtime, parse_config
+from rim_jax.config.schema import Config, flatten, is_runtime, list_identity, parse_config
 from rim_jax.errors import UserError
 
 
@@ -171,5 +171,5 @@ def name_setting(point: Point) -> str:
 
 def identify(config: Config) -> str:
   """A hash of what a run computes; where and when it does is left out."""
-  flat = {key: value for key, value in flatten(config).items() if not is_runtime(key)}
+  flat = {key: value for key, value in list_identity(config).items() if not is_runtime(key)}
   return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:16]

@@ -9,14 +9,26 @@ Units are in the names: `_steps` optimizer updates, `_examples` records,
 `_tokens` token ids, `_rows` packed rows, `_frac` a share of 1, `num_` a count.
 """
 
+import copy
 import dataclasses
 import difflib
+import functools
 import typing
 
 import ml_collections
 
 from rim_jax.config import rules
 from rim_jax.errors import UserError
+
+
+def later(neutral):
+  """A key, or a section, that runs made before it lack: they did what `neutral` does.
+
+  That is its default, at which it says nothing: the identities, fingerprints and cards of those
+  runs stay as they are. Every key that is added is one, e.g. `num_passes: int = later(1)`; a
+  section is one as a whole, e.g. `loop: LoopConfig = later(LoopConfig())`.
+  """
+  return dataclasses.field(default=neutral, metadata={'later': True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -379,6 +391,42 @@ def flatten(config) -> dict:
     else:
       flat[key] = value
   return flat
+
+
+@functools.cache
+def list_neutral(cls) -> dict:
+  """Dotted key -> neutral value, of every key of a config class that is `later`."""
+  neutral = {}
+  for field in dataclasses.fields(cls):
+    if field.metadata.get('later'):
+      neutral |= flatten({field.name: dataclasses.asdict(field.default) if (
+          dataclasses.is_dataclass(field.default)) else field.default})
+    elif dataclasses.is_dataclass(field.default):
+      neutral |= {f'{field.name}.{k}': v for k, v in list_neutral(type(field.default)).items()}
+  return neutral
+
+
+def list_identity(config) -> dict:
+  """Dotted key -> value of what tells a config, or a section of one, from others.
+
+  Whatever hashes or compares configs uses this: a later key at its neutral value is left out, so
+  that a key that is added makes no other run of one that was made before.
+
+  Args:
+    config: a dataclass, or the dictionary of a whole Config.
+  """
+  neutral = list_neutral(type(config) if dataclasses.is_dataclass(config) else Config)
+  return {k: v for k, v in flatten(config).items() if k not in neutral or v != neutral[k]}
+
+
+def complete(tree: dict) -> dict:
+  """The dictionary of a Config as an earlier version wrote it, with the later keys, at neutral."""
+  tree = copy.deepcopy(tree)
+  for key, value in list_neutral(Config).items():
+    *sections, name = key.split('.')
+    node = functools.reduce(lambda node, section: node.setdefault(section, {}), sections, tree)
+    node.setdefault(name, value)
+  return tree
 
 
 def _build(cls, tree, where, problems):

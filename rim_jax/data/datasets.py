@@ -25,7 +25,13 @@ from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rim_jax.config import ChainConfig, DataConfig, PerturbedConfig, ProsqaConfig
+from rim_jax.config import (
+    ChainConfig,
+    DataConfig,
+    PerturbedConfig,
+    ProsqaConfig,
+    list_identity,
+)
 from rim_jax.data import prosqa
 from rim_jax.data import records as records_lib
 from rim_jax.data.perturbed import variation
@@ -281,7 +287,7 @@ class RimChain(_RecordBuilder):
 def make_chain_config(config: DataConfig) -> ChainBuilderConfig:
   """The chain task's parameters, named by their fingerprint."""
   fingerprint = _compute_fingerprint(
-      'rim_chain', str(RimChain.VERSION), dataclasses.asdict(config.chain))
+      'rim_chain', str(RimChain.VERSION), list_identity(config.chain))
   return ChainBuilderConfig(name=fingerprint, chain=config.chain)
 
 
@@ -413,7 +419,7 @@ def make_prosqa_config(config: DataConfig) -> Gsm8kBuilderConfig:
                       'no directory to draw all problems')
   fingerprint = _compute_fingerprint(
       'rim_prosqa', str(RimProsqa.VERSION), _digest_files(files), config.on_bad_rows,
-      dataclasses.asdict(config.prosqa))
+      list_identity(config.prosqa))
   return Gsm8kBuilderConfig(name=fingerprint, files=files, on_bad_rows=config.on_bad_rows,
                             prosqa=config.prosqa)
 
@@ -435,6 +441,6 @@ def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
   perturbed = None
   if config.source == 'gsm8k_perturbed':
     perturbed = config.perturbed
-    parts += ['perturbed', str(RimGsm8kPerturbed.VERSION), dataclasses.asdict(perturbed)]
+    parts += ['perturbed', str(RimGsm8kPerturbed.VERSION), list_identity(perturbed)]
   return Gsm8kBuilderConfig(name=_compute_fingerprint(*parts), files=files, perturbed=perturbed,
                             **options)

@@ -66,7 +66,7 @@ def _find_commit():
 
 
 def load_card(workdir) -> dict:
-  """The card of a run.
+  """The card of a run; what an earlier version wrote has the later keys of the config as well.
 
   Raises: UserError where it is missing, damaged or of another format.
   """
@@ -81,7 +81,7 @@ def load_card(workdir) -> dict:
                     'reads; use another --workdir')
   if found is None or not {'config', 'data', 'tokenizer', 'base'} <= card.keys():
     raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
-  return card
+  return card | {'config': config_lib.complete(card['config'])}
 
 
 def fingerprint_run(card: dict) -> str:
@@ -89,7 +89,7 @@ def fingerprint_run(card: dict) -> str:
 
   Where its own start lay is no part of this hash, what that computed is.
   """
-  flat = {key: value for key, value in config_lib.flatten(card['config']).items()
+  flat = {key: value for key, value in config_lib.list_identity(card['config']).items()
           if not config_lib.is_runtime(key) and key != 'train.init_from'}
   prints = [value and value['fingerprint'] for value in (
       card['data'], card['base'], card.get('start'))]

@@ -21,6 +21,7 @@ import grain
 import pytest
 
 from rim_jax.config import ChainConfig, DataConfig
+from rim_jax.config.schema import later
 from rim_jax.data import datasets, records
 from rim_jax.errors import UserError
 
@@ -87,6 +88,27 @@ def test_chain_steps_recompute_and_splits_are_disjoint(tmp_path, fields):
       assert record.origin == f'rim_chain/{name}:{i + 1}'
       questions.append(record.question)
   assert len(set(questions)) == len(questions)
+
+
+def test_fingerprints_are_what_they_were_before_keys_were_added(tmp_path):
+  """One that changes orphans every run on those data."""
+  write_rows(tmp_path, train=b'train\n', valid=b'valid\n', test=b'test\n')
+  config = DataConfig()
+  assert datasets.make_chain_config(config).name == '85cf8b5a4d9415be'
+  assert datasets.make_prosqa_config(config).name == 'fccec716fbd4ed2a'
+  config = dataclasses.replace(config, dir=str(tmp_path))
+  assert datasets.make_gsm8k_config(config).name == '0ae4c8c8e2122a10'
+  config = dataclasses.replace(config, source='gsm8k_perturbed')
+  assert datasets.make_gsm8k_config(config).name == 'f9f31e4675ca1054'
+
+
+def test_a_later_key_is_in_the_fingerprint_where_it_is_not_neutral():
+  @dataclasses.dataclass(frozen=True)
+  class LaterChain(ChainConfig):
+    twist: int = later(0)
+  first, same, other = (datasets.make_chain_config(DataConfig(chain=chain)).name for chain in (
+      ChainConfig(), LaterChain(), LaterChain(twist=1)))
+  assert first == same != other
 
 
 def test_chain_is_a_function_of_its_seed(tmp_path):

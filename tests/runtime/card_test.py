@@ -2,9 +2,15 @@
 
 import copy
 import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
+from rim_jax import config as config_lib
+from rim_jax.config import schema
 from rim_jax.errors import UserError
 from rim_jax.runtime import card
 from tests import support
@@ -53,3 +59,41 @@ def test_a_key_of_another_version_is_no_value_to_set():
       'go on with that version, or use another --workdir',
       'run: was run by a version of rim_jax that has curriculum.beta=2; go on with that version, '
       'or use another --workdir']
+
+
+def test_a_card_that_lacks_a_later_key_is_of_a_run_with_its_neutral_value(tmp_path, monkeypatch):
+  earlier = {'format': card.CARD_VERSION, 'config': dataclasses.asdict(config_lib.Config()),
+             'data': {}, 'tokenizer': 't', 'base': None}
+  (tmp_path / 'config.json').write_text(json.dumps(earlier))
+  assert card.load_card(tmp_path) == earlier
+  monkeypatch.setattr(schema, 'Config', support.LaterConfig)
+  found, config = card.load_card(tmp_path), support.LaterConfig()
+  assert found['config'] == dataclasses.asdict(config)
+  assert card.find_differences(found, config, 'run') == []
+  for key, neutral, value in (('model.twist', 0.0, 0.5), ('loop.inner.share', 1.0, 0.5)):
+    assert card.find_differences(found, support.set_key(config, key, value), 'run') == [
+        f'run: was run with {key}={neutral}, now it is {value}; use another --workdir, or '
+        f'--config.{key}={neutral}']
+  # and the other way round: what a version to come wrote, this one refuses, naming its keys
+  monkeypatch.undo()
+  assert [line.partition(';')[0] for line in card.find_differences(
+      found, config_lib.Config(), 'run')] == [
+          f'run: was run by a version of rim_jax that has {told}' for told in (
+              'loop.inner.share=1.0', 'loop.num_passes=1', 'model.twist=0.0')]
+
+
+def test_a_card_is_read_and_compared_without_jax(tmp_path):
+  code = f"""
+import dataclasses, json, pathlib, sys
+from rim_jax.config import Config
+from rim_jax.runtime import card
+pathlib.Path({str(tmp_path)!r}, 'config.json').write_text(json.dumps({{
+    'format': card.CARD_VERSION, 'config': dataclasses.asdict(Config()),
+    'data': {{'fingerprint': 'd'}}, 'tokenizer': 't', 'base': None}}))
+found = card.load_card({str(tmp_path)!r})
+assert card.find_differences(found, Config(), '') == [] and card.fingerprint_run(found)
+sys.exit(str(sorted(sys.modules.keys() & {{'jax', 'grain', 'flax', 'orbax'}})))
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60,
+                        cwd=pathlib.Path(__file__).parents[2])
+  assert done.stderr.strip() == '[]'
