@@ -1,7 +1,8 @@
 """What a run is asked to do: keys, their limits, the stages of a curriculum, the grid of a sweep.
 
 Never loads JAX, data or a model, so that a wrong configuration is refused in milliseconds.
-schema.py has every key; rules.py what values may be; stages.py and grid.py the runs of a config.
+schema.py has every key with its meaning and limits; rules.py what must agree between keys;
+stages.py and grid.py the runs of a config.
 """
 
 from rim_jax.config.schema import (  # noqa: F401
@@ -32,6 +33,7 @@ from rim_jax.config.schema import (  # noqa: F401
     flatten,
     is_runtime,
     list_identity,
+    list_types,
     make_config_dict,
     parse_config,
 )

@@ -1,9 +1,11 @@
-"""Frozen, validated configuration: every key, its default, and what is wrong with a value.
+"""Frozen, validated configuration: every key, its meaning, its default and its limits.
 
-Owns the key names. A recipe (`configs/*.py`) edits the ConfigDict that
-`make_config_dict` returns; `parse_config` turns it into a frozen `Config` once,
-at the edge, and no module behind it sees a ConfigDict. Knows nothing of devices,
-data or models, so a config is read and refused in milliseconds.
+Owns the key names. A key's comments, above it or behind it, are its documentation:
+docs/make_reference.py prints them, with the limits, as docs/reference/configuration.md.
+
+A recipe (`configs/*.py`) edits the ConfigDict that `make_config_dict` returns; `parse_config`
+turns it into a frozen `Config` once, at the edge, and no module behind it sees a ConfigDict.
+Knows nothing of devices, data or models, so a config is read and refused in milliseconds.
 
 Units are in the names: `_steps` optimizer updates, `_examples` records,
 `_tokens` token ids, `_rows` packed rows, `_frac` a share of 1, `num_` a count.
@@ -14,10 +16,12 @@ import dataclasses
 import difflib
 import functools
 import typing
+from typing import Annotated, Literal
 
 import ml_collections
 
-from rim_jax.config import rules
+from rim_jax.config import limits, rules
+from rim_jax.config.limits import Amount, AtLeastOne, Axis, BelowOne, Count, Limit, Positive, Sizes
 from rim_jax.errors import UserError
 
 
@@ -33,59 +37,71 @@ def later(neutral):
 
 @dataclasses.dataclass(frozen=True)
 class ChainConfig:
-  """The built-in task `rim_chain`: r_t = r_{t-1} op c_t (mod modulus)."""
-  seed: int = 0
-  min_steps: int = 4
-  max_steps: int = 4
-  modulus: int = 10
-  operators: str = '+'  # drawn from these characters: + - *
-  num_train: int = 40_000
-  num_valid: int = 500
-  num_test: int = 1_000
+  """The built-in task: sums of digits, step by step (`r_t = r_{t-1} op c_t` modulo `modulus`)."""
+  seed: Count = 0  # Which questions are drawn.
+  min_steps: AtLeastOne = 4  # Fewest steps of a question.
+  max_steps: AtLeastOne = 4  # Most steps of a question.
+  # Results are taken modulo this number.
+  modulus: Annotated[int, Limit('must be at least 2', lambda v: v >= 2)] = 10
+  # Each step draws one of these characters.
+  operators: Annotated[str, Limit('must be one or more of + - *',
+                                  lambda v: v and not set(v) - set('+-*'))] = '+'
+  num_train: AtLeastOne = 40_000  # Training questions.
+  num_valid: AtLeastOne = 500  # Validation questions; none of them is a training question.
+  num_test: AtLeastOne = 1_000  # Test questions; none of them is in another split.
 
 
 @dataclasses.dataclass(frozen=True)
 class PerturbedConfig:
-  """The task `rim_gsm8k_perturbed`: GSM8K's training problems with other numbers (docs/data.md)."""
-  seed: int = 0
-  variants_per_problem: int = 400  # at most
-  total: int = 0  # of all problems, as equal a number of each as can be; 0: all there are
+  """The task `gsm8k_perturbed`: GSM8K's training problems with other numbers (docs/data.md)."""
+  seed: Count = 0  # Which numbers are drawn.
+  variants_per_problem: AtLeastOne = 400  # Most variants of one problem; all of them differ.
+  # Training problems in all, spread over the originals as evenly as can be; 0: all that there are.
+  total: Count = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class ProsqaConfig:
-  """The task `rim_prosqa`; the defaults are fitted to the published files (docs/data.md)."""
-  seed: int = 0
-  min_nodes: int = 20  # names and concepts of one problem
-  max_nodes: int = 25
-  min_hops: int = 3  # of the steps, a shortest path; and of the chain to the wrong alternative
-  max_hops: int = 6
-  parent_rate: float = 1.45  # of a Poisson number, not 0, of sentences that end in a concept
-  extra_names: float = 0.6  # rate of a Poisson number of names that nobody asks about
-  max_facts: int = 54  # sentences of one problem
-  max_children: int = 0  # sentences that begin with one word; 0: any number, 1: nothing to choose
-  # path: a shortest one, as published; facts: every sentence again, in another order, which is
-  # practice in reading: it needs no search, and has more to look up in each problem.
-  steps: str = 'path'
-  num_names: int = 17  # words to draw from
-  num_concepts: int = 38
-  num_train: int = 18_000
-  num_valid: int = 300
-  num_test: int = 500
+  """The task `prosqa`; the defaults are fitted to the published files (docs/data.md)."""
+  seed: Count = 0  # Which problems are drawn.
+  min_nodes: int = 20  # Fewest names and concepts in one problem.
+  max_nodes: int = 25  # Most names and concepts in one problem.
+  min_hops: AtLeastOne = 3  # Fewest steps of the chain to either alternative, right or wrong.
+  max_hops: int = 6  # Most steps of the chain to either alternative.
+  # Rate of the Poisson number (zeros are drawn again) of sentences that end in one concept.
+  parent_rate: Positive = 1.45
+  extra_names: Amount = 0.6  # Rate of the Poisson number of names that nobody asks about.
+  max_facts: int = 54  # Most sentences of one problem.
+  # Most sentences that begin with one word; 0: any number; 1: there is never a fork to choose at.
+  max_children: Count = 0
+  # What the steps are. path: a shortest path, as published. facts: every sentence of the problem
+  # again, in another order, as practice in reading.
+  steps: Literal['path', 'facts'] = 'path'
+  # Different names to draw from.
+  num_names: Annotated[int, Limit('must be 2 to 17, that there are', lambda v: 2 <= v <= 17)] = 17
+  num_concepts: int = 38  # Different concepts to draw from: at most 38, at least max_nodes - 2.
+  num_train: AtLeastOne = 18_000  # Training problems.
+  num_valid: AtLeastOne = 300  # Validation problems, where data.dir has no valid file.
+  num_test: AtLeastOne = 500  # Test problems, where data.dir has no test file.
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where records come from."""
-  source: str = 'chain'  # chain | gsm8k | gsm8k_perturbed | prosqa
-  # Directory with train/valid/test files. gsm8k*: '' downloads OpenAI's; prosqa: a split that has
-  # no file there is drawn.
+  """Where questions, steps and answers come from (docs/data.md)."""
+  source: Literal['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa'] = 'chain'  # Which task.
+  # Directory with train, valid and test files. '': gsm8k and gsm8k_perturbed download OpenAI's
+  # files. prosqa draws every split that has no file there.
   dir: str = ''
+  # Where gsm8k's files are downloaded from.
   url: str = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data'
-  cache_dir: str = '~/.cache/rim_jax'  # prepared copies, downloads, token lengths
-  on_bad_rows: str = 'stop'  # stop | drop
-  num_valid: int = 500  # gsm8k* without a valid file: held out of train
-  step_marks: bool = False  # write steps as <<a*b=c>>
+  # Directory of prepared copies, downloads and token counts; several runs may share it.
+  cache_dir: str = '~/.cache/rim_jax'
+  # What happens at a row that cannot be read or does not fit. stop: the run ends with its file and
+  # line. drop: the row is left out, counted and reported.
+  on_bad_rows: Literal['stop', 'drop'] = 'stop'
+  # gsm8k and gsm8k_perturbed without a valid file: rows held out of train for it.
+  num_valid: AtLeastOne = 500
+  step_marks: bool = False  # Write every step with its marks, as `<<a*b=c>>`.
   chain: ChainConfig = ChainConfig()
   perturbed: PerturbedConfig = PerturbedConfig()
   prosqa: ProsqaConfig = ProsqaConfig()
@@ -93,228 +109,273 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  """Text to ids."""
-  kind: str = 'bytes'  # bytes | chain | words (those of ProsQA) | file
-  path: str = ''  # file: a tokenizer.json
-  bos_token: str = ''  # file: its text; '' for none
-  eos_token: str = ''  # file: its text; required
-  add_bos: bool = False  # bytes, chain, words: put bos before the question
+  """How text becomes token ids. With model.init_from and no key set here: that model's own."""
+  # bytes: one id a byte. chain: digits and operators. words: the words of ProsQA. file: `path`.
+  kind: Literal['bytes', 'chain', 'words', 'file'] = 'bytes'
+  path: str = ''  # kind=file: a tokenizer.json of the library `tokenizers`.
+  bos_token: str = ''  # kind=file: text of the token that begins a sequence; '': none.
+  eos_token: str = ''  # kind=file: text of the token that ends an answer; required.
+  add_bos: bool = False  # kind=bytes, chain or words: begin every sequence with a bos token.
 
 
 @dataclasses.dataclass(frozen=True)
 class LayoutConfig:
-  """The token rows of method.md sections 1 to 3, and their packing."""
-  num_blocks: int = 8  # K, blocks after a question where the method fixes it
-  block_tokens: int = 2  # M, <m> tokens in one block
-  # False: only the blocks, but before block 1. Read at a token of its own, that is: with an empty
-  # prefix a readout begins at its block's closing token, which is memory and sees the question.
+  """The token sequence of one example, and the packed rows that hold several (docs/concepts.md)."""
+  num_blocks: Count = 8  # K: memory blocks after a question. Stage 1 has one for each step instead.
+  block_tokens: AtLeastOne = 2  # M: `<m>` tokens in one block, between its `<b>` and `</b>`.
+  # False: a readout sees the blocks and not the question. Give it a prefix then: with an empty
+  # one an answer is read at its block's closing token, which sees the question.
   readout_sees_question: bool = True
-  bidirectional_blocks: bool = False
-  depth0_readout: bool = False  # stage 1: also predict r_1, right after the question
-  stage2_depth0_readout: bool = False  # stage 2, pause: also the answer, right after the question
-  skip_steps: int = 0  # coconut_stage: steps that its thoughts stand for; -1: all, answer alone
-  chat_template: bool = False  # take the next two from model.init_from's chat template
-  question_prefix: str = ''  # before the question, after bos; may spell special tokens
-  separator: str = '\n'  # after the question; may spell special tokens
-  step_prefix: str = ''  # before a step's readout; never supervised
-  answer_prefix: str = 'The final answer is \\boxed{'
-  answer_suffix: str = '}'
-  step_separator: str = '\n'  # cot only: after each written step
-  row_tokens: int = 1024  # t, capacity of a packed row
-  row_slots: int = 0  # s, supervised positions of a row; 0 fits it to the data
-  pack_window_rows: int = 64  # open rows that first-fit chooses from
+  bidirectional_blocks: bool = False  # True: tokens of one block see each other in both directions.
+  depth0_readout: bool = False  # Stage 1: also predict the first step, right after the question.
+  # Stage 2 and pause: also predict the answer right after the question.
+  stage2_depth0_readout: bool = False
+  # coconut_stage: written steps that thoughts replace; -1: all of them, only the answer is written.
+  skip_steps: Annotated[int, Limit('must be -1 (all), 0 or more', lambda v: v >= -1)] = 0
+  # Take the next two keys from the chat template of model.init_from.
+  chat_template: bool = False
+  question_prefix: str = ''  # Before the question, after bos; may spell special tokens.
+  separator: str = '\n'  # After the question; may spell special tokens.
+  step_prefix: str = ''  # Before a step that a readout predicts; given, never predicted.
+  answer_prefix: str = 'The final answer is \\boxed{'  # Before the answer; given when decoding.
+  answer_suffix: str = '}'  # After the answer; predicted with it.
+  step_separator: str = '\n'  # After each step of a written chain.
+  row_tokens: AtLeastOne = 1024  # Tokens in one packed row.
+  # Predicted tokens in one packed row; 0: as many as the training data need.
+  row_slots: Count = 0
+  pack_window_rows: AtLeastOne = 64  # Open rows among which the packing chooses.
 
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Low-rank adapters of the projections inside the layers."""
-  rank: int = 0  # 0: none
-  alpha: float = 32.0  # an adapter's output is scaled by alpha / rank
-  dropout: float = 0.0  # of an adapter's input
-  init_from: str = ''  # a PEFT directory whose adapters and memory rows a run begins with
-  targets: str = '.*'  # regular expression on whole names, those of rules.LINEARS
+  """Low-rank adapters (LoRA) on the projections inside the layers."""
+  rank: Count = 0  # Rank of every adapter; 0: no adapters.
+  alpha: Positive = 32.0  # An adapter's output is scaled by alpha / rank.
+  dropout: BelowOne = 0.0  # Share of an adapter's input that is dropped while training.
+  init_from: str = ''  # A PEFT directory: adapters and memory rows that a run begins with.
+  # Regular expression; projections whose whole name matches get an adapter. Names: query, key,
+  # value (or qkv), out, up, gate, down.
+  targets: str = '.*'
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A decoder-only transformer; GPT-2, Llama and Qwen are settings of it."""
-  init_from: str = ''  # a Hugging Face directory; its config.json then sets the shape below
-  num_layers: int = 4
-  embed_dim: int = 64
-  num_heads: int = 4
-  num_kv_heads: int = 0  # 0: as many as num_heads
-  head_dim: int = 0  # 0: embed_dim / num_heads
-  mlp_dim: int = 256
-  vocab_size: int = 0  # rows of the embedding; 0: the tokenizer's
-  norm: str = 'rmsnorm'  # rmsnorm | layernorm
-  norm_eps: float = 1e-5
-  activation: str = 'gelu'  # gelu | gelu_tanh | swiglu
-  positions: str = 'learned'  # learned | rope
-  max_positions: int = 1024  # learned: rows of the table
-  rope_theta: float = 10_000.0
-  rope_scaling: str = 'none'  # none | llama3
-  rope_factor: float = 8.0  # llama3: by which slow frequencies are divided
-  rope_low_freq_factor: float = 1.0  # llama3: slow is below this many turns ...
-  rope_high_freq_factor: float = 4.0  # llama3: ... and fast above this many, ...
-  rope_original_positions: int = 8192  # llama3: ... in this length
-  bias: str = 'none'  # none | qkv | all: which projections have one
-  qk_norm: bool = False  # RMSNorm of every query and key head
-  fused_qkv: bool = False  # one kernel, and one adapter, for query, key and value
-  tie_embeddings: bool = True
-  dropout: float = 0.0
-  compute_dtype: str = 'float32'  # float32 | bfloat16
-  frozen_dtype: str = 'bfloat16'  # of parameters outside optim.trainable
-  attention_tile_tokens: int = 64  # of queries and of keys; 0: the whole score matrix at once
-  remat: str = 'none'  # none | full | dots
-  memory_init: str = 'mean'  # mean (of the vocabulary) | token (a copy) | normal; plus noise
-  memory_token: int = 0  # token: the id whose row is copied
-  memory_noise: float = 0.02  # standard deviation
+  # A Hugging Face directory. Its config.json then sets the shape below, and its files the weights.
+  init_from: str = ''
+  num_layers: AtLeastOne = 4  # Transformer layers.
+  embed_dim: AtLeastOne = 64  # Width of the hidden states.
+  num_heads: AtLeastOne = 4  # Attention heads (of queries).
+  num_kv_heads: Count = 0  # Key and value heads; 0: as many as num_heads.
+  head_dim: Count = 0  # Width of one head; 0: embed_dim / num_heads.
+  mlp_dim: AtLeastOne = 256  # Width inside the feed-forward part.
+  vocab_size: Count = 0  # Rows of the embedding; 0: the tokenizer's number of ids.
+  norm: Literal['rmsnorm', 'layernorm'] = 'rmsnorm'  # Normalization before each part of a layer.
+  norm_eps: Positive = 1e-5  # Added to the variance that a norm divides by.
+  activation: Literal['gelu', 'gelu_tanh', 'swiglu'] = 'gelu'  # Of the feed-forward part.
+  # learned: a table of positions. rope: rotary positions.
+  positions: Literal['learned', 'rope'] = 'learned'
+  max_positions: AtLeastOne = 1024  # positions=learned: rows of the table, the longest sequence.
+  rope_theta: Positive = 10_000.0  # positions=rope: base of the frequencies.
+  rope_scaling: Literal['none', 'llama3'] = 'none'  # positions=rope: how frequencies are scaled.
+  rope_factor: Positive = 8.0  # llama3 scaling: slow frequencies are divided by it.
+  rope_low_freq_factor: Positive = 1.0  # llama3 scaling: slow means fewer turns than this ...
+  rope_high_freq_factor: float = 4.0  # ... and fast means more turns than this ...
+  rope_original_positions: AtLeastOne = 8192  # ... over so many positions.
+  bias: Literal['none', 'qkv', 'all'] = 'none'  # Which projections have a bias.
+  qk_norm: bool = False  # RMSNorm of every query and key head.
+  fused_qkv: bool = False  # One kernel, and one adapter, for query, key and value together.
+  tie_embeddings: bool = True  # The output matrix is the embedding.
+  dropout: BelowOne = 0.0  # Share of activations that is dropped while training.
+  # Number format of activations and products.
+  compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
+  # Number format of parameters that do not train (see optim.trainable).
+  frozen_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
+  # Attention is computed in tiles of so many queries and keys; 0: the whole score matrix at once.
+  attention_tile_tokens: Count = 64
+  # What the backward pass computes again to save memory. full: everything inside a layer. dots: all
+  # but matrix products and attention.
+  remat: Literal['none', 'full', 'dots'] = 'none'
+  # What the memory rows (`<b>`, `<m>`, `</b>`) begin as, plus noise. mean: the vocabulary's mean.
+  # token: a copy of memory_token's row. normal: noise alone.
+  memory_init: Literal['mean', 'token', 'normal'] = 'mean'
+  memory_token: Count = 0  # memory_init=token: the id whose row is copied.
+  memory_noise: Amount = 0.02  # Standard deviation of the noise.
   lora: LoraConfig = LoraConfig()
 
 
 @dataclasses.dataclass(frozen=True)
 class CurriculumConfig:
-  """How much each supervised token counts (method.md sections 4 and 5)."""
-  schedule: str = 'relative'  # relative | absolute | windowed | uniform | constant
-  hold_frac: float = 0.0  # share of stage 1 before fading begins
-  absolute_steps: int = 10  # absolute: T_max in place of the example's n
-  alpha: str = 'linear'  # linear | uniform | final
-  reduction: str = 'readout'  # readout: mean token NLL | token: summed
-  normalize: str = 'weight'  # weight: the batch's total | readouts: their count
-  stage1_frac: float = 0.75  # rim: stage 1's share of the budget
-  stage2_learning_rate_scale: float = 0.2  # rim: stage 2's rate over stage 1's
-  stage2_dropout: float = 0.2  # rim: model.dropout in stage 2
-  stage2_lora_dropout: float = 0.1  # rim: model.lora.dropout in stage 2
-  reset_optimizer: bool = True  # a run that starts from another: fresh moments, not that one's
+  """How much each predicted token counts, and how RiM's two stages share the budget."""
+  # Stage 1: how the weights of blocks fade, earlier blocks first. relative and absolute: from n
+  # steps of the example, or from absolute_steps. windowed: one block after the other. uniform: all
+  # alike. constant: not at all.
+  schedule: Literal['relative', 'absolute', 'windowed', 'uniform', 'constant'] = 'relative'
+  hold_frac: BelowOne = 0.0  # Stage 1: share of its updates before fading begins.
+  absolute_steps: AtLeastOne = 10  # schedule=absolute: steps that every example is taken to have.
+  # Stage 2 and pause: weight of the readout after block k. linear: grows with k. uniform: equal.
+  # final: the last block alone.
+  alpha: Literal['linear', 'uniform', 'final'] = 'linear'
+  # readout: a readout counts by its mean loss a token. token: every token counts alike.
+  reduction: Literal['readout', 'token'] = 'readout'
+  # What the weighted sum is divided by. weight: the total weight in the batch. readouts: the number
+  # of readouts, faded or not.
+  normalize: Literal['weight', 'readouts'] = 'weight'
+  # Method rim: stage 1's share of the budget.
+  stage1_frac: Annotated[float, Limit('must be between 0 and 1', lambda v: 0 < v < 1)] = 0.75
+  stage2_learning_rate_scale: Positive = 0.2  # rim: stage 2's learning rate over stage 1's.
+  stage2_dropout: BelowOne = 0.2  # rim: model.dropout in stage 2.
+  stage2_lora_dropout: BelowOne = 0.1  # rim: model.lora.dropout in stage 2.
+  # A run that starts from another one begins with fresh optimizer moments; False: with that one's.
+  reset_optimizer: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class IcotConfig:
-  """How iCoT takes the written chain away, from the left (methods/icot.py)."""
-  remove_per_epoch: float = 8.0  # tokens; below 1 one in several epochs
-  remove_all_beyond_tokens: int = 39  # once so many are due, all that is left goes
-  smoothing: float = 4.0  # lambda: a record loses o more with P(o) ~ exp(-lambda o); 0: none
-  hold_epochs: float = 0.0  # before the first is removed
-  reset_optimizer: bool = True  # fresh moments whenever more is removed
+  """How method `icot` takes the written chain away, token by token from the left."""
+  remove_per_epoch: Positive = 8.0  # Tokens removed in one epoch; 0.5: one in two epochs.
+  remove_all_beyond_tokens: AtLeastOne = 39  # Once so many are due, all that is left is removed.
+  # An example loses o more tokens than are due with probability ~ exp(-smoothing o); 0: none.
+  smoothing: Amount = 4.0
+  hold_epochs: Amount = 0.0  # Epochs with the whole chain, before removal begins.
+  reset_optimizer: bool = True  # Fresh optimizer moments whenever more is removed.
 
 
 @dataclasses.dataclass(frozen=True)
 class CoconutConfig:
   """The stages of method `coconut`: stage k has thoughts in place of the first k steps."""
-  num_stages: int = 3  # after stage 0, a written chain; the last stage writes the answer alone
-  thoughts_per_step: int = 2  # c, for each step, whether a record has so many or not
-  stage_frac: float = 0.12  # share of the budget of each stage; the last one takes the rest
+  # Stages after stage 0 (a written chain); one more stage follows, which writes the answer alone.
+  num_stages: AtLeastOne = 3
+  thoughts_per_step: AtLeastOne = 2  # Thoughts for each replaced step.
+  stage_frac: float = 0.12  # Share of the budget of each stage; the last stage takes the rest.
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """AdamW on the trainable set."""
-  trainable: str = 'all'  # all | memory | lora (adapters and memory rows)
-  learning_rate: float = 1e-3
-  warmup_frac: float = 0.04
-  decay: str = 'constant'  # constant | cosine
-  b1: float = 0.9
-  b2: float = 0.98
-  eps: float = 1e-8
-  weight_decay: float = 0.01  # not on memory rows, norms, biases
-  clip_norm: float = 1.0
+  """AdamW on the parameters that train."""
+  # Which parameters train. lora: adapters and memory rows. memory: the three memory rows alone.
+  trainable: Literal['all', 'memory', 'lora'] = 'all'
+  learning_rate: Positive = 1e-3  # The highest learning rate, after warm-up.
+  warmup_frac: BelowOne = 0.04  # Share of a stage's updates over which the rate rises linearly.
+  decay: Literal['constant', 'cosine'] = 'constant'  # After warm-up; cosine falls to 0.
+  b1: BelowOne = 0.9  # AdamW's decay of the first moment.
+  b2: BelowOne = 0.98  # AdamW's decay of the second moment.
+  eps: Positive = 1e-8  # AdamW's epsilon.
+  weight_decay: Amount = 0.01  # Not on memory rows, norms and biases.
+  clip_norm: Positive = 1.0  # Gradients with a larger global norm are scaled down to it.
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-  """The budget and the batch."""
-  num_examples: int = 0  # budget in records; or
-  num_epochs: float = 0.0  # budget in passes over the training split
-  batch_examples: int = 128  # mean records of a step, realised by packed rows; or
-  batch_rows: int = 0  # packed rows of a step, exactly
-  num_micro_batches: int = 1  # of a step, one after the other
-  # A complete run whose last parameters, memory rows too, this one begins with, of the same model,
-  # tokenizer and base; rim_stage2: its stage 1, '' finds it. Say it in later commands as well.
+  """The budget, the batch, and what a run starts from."""
+  num_examples: Count = 0  # Budget in training examples. Set this or num_epochs.
+  num_epochs: Amount = 0.0  # Budget in passes over the training data.
+  # Mean examples in one update; it is turned into packed rows. Set this or batch_rows.
+  batch_examples: Count = 128
+  batch_rows: Count = 0  # Packed rows in one update, exactly.
+  num_micro_batches: AtLeastOne = 1  # Parts of one update, computed one after the other.
+  # WORKDIR of a finished run whose last parameters this one begins with. It must have the same
+  # model, tokenizer and base. rim_stage2: its stage 1; '' finds the one beside it. Give the key in
+  # later commands (eval, controls) too.
   init_from: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis; one may be -1, for the rest."""
-  data: int = -1
-  fsdp: int = 1
-  tensor: int = 1
-  slice: int = 1  # TPU slices, between which the network is slow
+  """Devices along each axis of the mesh; one axis may be -1, for all that are left."""
+  data: Axis = -1  # Each device has a part of the batch and all parameters.
+  fsdp: Axis = 1  # Each device has a part of the batch and a part of the parameters.
+  tensor: Axis = 1  # Each device has a part of every matrix product.
+  slice: Axis = 1  # TPU slices, between which the network is slow.
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  """When a run saves, and what it keeps beside the best."""
-  every_steps: int = 500
-  every_minutes: float = 0.0  # and after so many since the last save; 0: by steps alone
-  keep_last: int = 2
-  keep_every_steps: int = 0  # keep those of every so many steps for good; 0: none
-  # The run ends, saved, once it has taken this share of its budget, over all stages, up to the next
-  # of every_steps: it computes what it would have. The same command with more goes on.
-  stop_frac: float = 1.0
+  """When a run saves, and what it keeps beside the checkpoint that is best on valid."""
+  every_steps: AtLeastOne = 500  # Updates between two saves; each save is evaluated on valid.
+  every_minutes: Amount = 0.0  # Also save after so many minutes without a save; 0: never.
+  # How many of the last checkpoints are kept.
+  keep_last: Annotated[int, Limit(
+      'must be at least 2: the next to last stays until the last has been verified',
+      lambda v: v >= 2)] = 2
+  keep_every_steps: Count = 0  # Also keep, for good, those of every so many updates; 0: none.
+  # The run ends, saved, after this share of its budget (over all stages), at the next multiple of
+  # every_steps. The same command with a larger share continues exactly.
+  stop_frac: Annotated[float, Limit('must be above 0 and at most 1, the whole budget',
+                                    lambda v: 0 < v <= 1)] = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-  """What is decoded, and how."""
-  split: str = 'test'  # train | valid | test | gsm_hard
-  path: str = ''  # gsm_hard: its file
-  # best (by valid) | last | splits (the paper's protocol, which chooses on eval.split itself: among
-  # all that are kept, by 16 random fifths of its questions; the mean of what each leaves to score)
-  checkpoint: str = 'best'
-  num_blocks: int = -1  # K at evaluation, 0 included; -1: layout.num_blocks
-  # Accuracy with every number of blocks from 0 to this one, from one decode; 0: none, -1: to twice
-  # layout.num_blocks.
-  budget_blocks: int = 0
-  num_samples: int = 0  # answers drawn for each question, behind pass@k; 0: none
-  temperature: float = 1.0  # at which they are drawn
-  batch_size: int = 250
-  max_new_tokens: int = 16
-  num_examples: int = 0  # of the split; 0: all
-  num_valid_examples: int = 250  # at each checkpoint
-  num_shown: int = 4  # questions shown with each block's answer
-  num_latency_runs: int = 20  # behind ttft_ms, ttft_ratio and latency; 0 leaves them out
-  latency_batch_sizes: str = '1'  # questions at once, e.g. '1,8'; the first is ttft_ms's
+  """What is decoded, and how (docs/reference/judging.md)."""
+  split: Literal['train', 'valid', 'test', 'gsm_hard'] = 'test'  # Which questions.
+  path: str = ''  # split=gsm_hard: its file.
+  # best: highest accuracy on valid. last: the newest. splits: the paper's protocol, which chooses
+  # on eval.split itself: 16 times, a random fifth of the questions chooses among all kept
+  # checkpoints and the others score.
+  checkpoint: Literal['best', 'last', 'splits'] = 'best'
+  # K: blocks when answering; -1: layout.num_blocks. Methods without blocks take -1.
+  num_blocks: Annotated[int, Limit('must be -1 (as trained), 0 or more', lambda v: v >= -1)] = -1
+  # Also give the accuracy with every number of blocks from 0 to this one; 0: do not; -1: up to
+  # twice layout.num_blocks.
+  budget_blocks: Annotated[int, Limit('must be -1 (twice layout.num_blocks), 0 (none) or more',
+                                      lambda v: v >= -1)] = 0
+  num_samples: Count = 0  # Answers drawn for each question, for pass@k; 0: none.
+  temperature: Positive = 1.0  # Temperature at which they are drawn.
+  batch_size: AtLeastOne = 250  # Questions decoded together.
+  max_new_tokens: AtLeastOne = 16  # Most tokens that are generated; a written chain counts too.
+  num_examples: Count = 0  # Questions of the split; 0: all.
+  num_valid_examples: AtLeastOne = 250  # Questions of valid that are answered at each save.
+  num_shown: Count = 4  # Questions shown on the terminal, with the answer after each block.
+  num_latency_runs: Count = 20  # Timed runs behind ttft_ms, ttft_ratio and latency; 0: no timing.
+  # Numbers of questions answered at once in those runs, with commas; the first is that of ttft_ms.
+  latency_batch_sizes: Sizes = '1'
 
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-  """--mode=export: a Hugging Face model of a run, or its adapters."""
-  dir: str = ''  # where it is written; '' is WORKDIR/export
-  adapters: bool = False  # PEFT adapters alone, instead of merged weights
-  untie: bool = True  # an output matrix of its own, whose block rows never win
-  dtype: str = 'bfloat16'  # float32 | bfloat16, of merged weights
-  max_shard_gb: float = 5.0  # of one safetensors file
-  num_verified: int = 20  # --verify: questions compared with transformers
+  """--mode=export: a run as a Hugging Face model, or as PEFT adapters."""
+  dir: str = ''  # Directory that is written, on a local disk; '': WORKDIR/export.
+  adapters: bool = False  # True: PEFT adapters; False: a whole model with merged weights.
+  # Give the exported model an output matrix of its own, in which the block tokens never win. False:
+  # keep it tied and list them in suppress_tokens.
+  untie: bool = True
+  dtype: Literal['float32', 'bfloat16'] = 'bfloat16'  # Number format of merged weights.
+  max_shard_gb: Positive = 5.0  # Largest size of one safetensors file, in 10^9 bytes.
+  num_verified: AtLeastOne = 20  # --verify: questions on which it is compared with transformers.
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlsConfig:
-  """--mode=controls: does the memory do the work?"""
-  direct_dir: str = ''  # WORKDIR of the matched direct run; '' leaves it out
-  pause_dir: str = ''  # WORKDIR of the matched pause run; '' leaves it out
-  probes: bool = False  # linear probes and PCA of block states too; needs scikit-learn
-  num_probe_examples: int = 2000  # of train, and of valid, that probes are fitted on; 0: all
-  num_attention: int = 4  # questions whose answers' attention is written down; 0: none
+  """--mode=controls: does the memory do the work? (docs/controls.md)"""
+  direct_dir: str = ''  # WORKDIR of the matched run of method direct; '': left out.
+  pause_dir: str = ''  # WORKDIR of the matched run of method pause; '': left out.
+  probes: bool = False  # Also fit linear probes and PCA on block states; needs scikit-learn.
+  # Questions of train, and of valid, that probes are fitted on; 0: all.
+  num_probe_examples: Count = 2000
+  num_attention: Count = 4  # Questions whose answers' attention is written down; 0: none.
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-  """What a run tells while it works."""
-  every_steps: int = 25
-  tensorboard: bool = True
-  wandb: str = ''  # project in Weights & Biases; '': none
-  prefetch_batches: int = 4
-  profile_at_step: int = 0  # write a profile from here on; 0: only on SIGUSR1
-  profile_num_steps: int = 5  # how many steps a profile spans
-  stall_secs: float = 600.0  # without a step, after which a process ends itself; 0: never
+  """What a run tells while it works (docs/reference/metrics.md)."""
+  every_steps: AtLeastOne = 25  # Updates between two lines of metrics.
+  tensorboard: bool = True  # Also write WORKDIR/tensorboard.
+  wandb: str = ''  # Project in Weights & Biases that gets the same scalars; '': none.
+  prefetch_batches: AtLeastOne = 4  # Batches that are made ahead.
+  profile_at_step: Count = 0  # Update from which a profile is written; 0: only on SIGUSR1.
+  profile_num_steps: AtLeastOne = 5  # Updates that a profile spans.
+  # Seconds without an update after which a process ends itself; 0: never.
+  stall_secs: Amount = 600.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """One run: what `config.json` records."""
-  method: str = 'rim_stage1'
-  seed: int = 0
+  """The two keys that stand in no group; a whole configuration."""
+  # How the model is trained to answer (docs/concepts.md).
+  method: Literal[rules.METHODS] = 'rim_stage1'  # pyright: ignore[reportInvalidTypeForm]
+  # Decides every random draw of the run: parameters, order of the data, dropout.
+  seed: Annotated[Count, Limit('must be below 2**32', lambda v: v < 2**32)] = 0
   data: DataConfig = DataConfig()
   tokenizer: TokenizerConfig = TokenizerConfig()
   layout: LayoutConfig = LayoutConfig()
@@ -429,9 +490,20 @@ def complete(tree: dict) -> dict:
   return tree
 
 
+def list_types(cls=Config, where: str = '') -> dict:
+  """Dotted key -> its type, with its choices (`Literal`) and its limits (`Annotated`)."""
+  types = {}
+  for name, kind in typing.get_type_hints(cls, include_extras=True).items():
+    if dataclasses.is_dataclass(kind):
+      types |= list_types(kind, f'{where}{name}.')
+    else:
+      types[where + name] = kind
+  return types
+
+
 def _build(cls, tree, where, problems):
   """Dictionary -> dataclass; unknown keys and wrong types are problems."""
-  types = typing.get_type_hints(cls)
+  types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
   values = {}
   for key, value in tree.items():
     if key not in types:
@@ -470,4 +542,5 @@ def parse_config(tree, name: str = 'config') -> Config:
 
 def find_problems(config: Config) -> list[str]:
   """Everything wrong with a config that needs no data and no device to see."""
-  return rules.find_problems(config, flatten(config))
+  # What rules compute with is within its limits.
+  return limits.find_problems(list_types(), flatten(config)) or rules.find_problems(config)

@@ -8,7 +8,7 @@ import json
 from etils import epath
 import numpy as np
 
-from rim_jax.config import rules
+from rim_jax.config import limits
 from rim_jax.data import datasets as datasets_lib
 from rim_jax.data import records as records_lib
 from rim_jax.errors import UserError
@@ -73,7 +73,7 @@ def evaluate_run(task, workdir, say=print) -> dict:
   if config.eval.num_latency_runs:
     result |= latency.measure_run(
         graphdef, params, frozen, records, config, task.codec, task.mesh, blocks,
-        rules.parse_sizes(config.eval.latency_batch_sizes), config.eval.num_latency_runs)
+        limits.parse_sizes(config.eval.latency_batch_sizes), config.eval.num_latency_runs)
   result |= {'data_fingerprint': fingerprint_set(task, records), 'step': step,
              'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': scores.RESULTS_VERSION}

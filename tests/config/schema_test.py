@@ -14,6 +14,7 @@ import json
 import pathlib
 import re
 import types
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ import pytest
 
 from rim_jax import config as config_lib
 from rim_jax import modes, train
-from rim_jax.config import Config, rules
+from rim_jax.config import Config, limits
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets, records
 from rim_jax.data import tokenizer as tokenizer_lib
@@ -154,15 +155,30 @@ def test_every_problem_is_told_at_once_and_named():
     assert any(all(w in line for w in words) for line in lines), words
 
 
-@pytest.mark.parametrize('key', sorted(
-    {*rules._CHOICES, *rules._AT_LEAST_ONE, *rules._NOT_NEGATIVE,
-     *rules._POSITIVE, *rules._BELOW_ONE}))
-def test_every_bound_is_checked(key):
-  config = support.make_config()
-  bad = 'nonsense' if key in rules._CHOICES else 0 if key in rules._AT_LEAST_ONE else -1
-  problems = find_problems(config, {key: bad})
-  assert len(problems) == 1
-  assert key in problems[0] and str(bad) in problems[0]
+TYPES = config_lib.list_types()
+NONSENSE = {str: 'nonsense', int: -2, float: -2.0}  # refused by every limit and every choice
+
+
+@pytest.mark.parametrize('key', [key for key, kind in TYPES.items() if typing.get_args(kind)])
+def test_every_limit_is_checked(key):
+  bad = NONSENSE[type(config_lib.flatten(Config())[key])]
+  problem, = find_problems(support.make_config(), {key: bad})
+  assert problem.startswith(f'{key}={bad!r} ')
+  for limit in getattr(TYPES[key], '__metadata__', ())[:1]:
+    assert problem.endswith(limit.words)
+
+
+@pytest.mark.parametrize('key, good, bad', [
+    ('model.num_layers', 1, 0), ('layout.num_blocks', 0, -1), ('optim.weight_decay', 0.0, -1e-9),
+    ('optim.learning_rate', 1e-9, 0.0), ('optim.b1', 0.0, 1.0), ('mesh.data', -1, 0),
+    ('checkpoint.keep_last', 2, 1), ('checkpoint.stop_frac', 1.0, 0.0), ('eval.num_blocks', -1, -2),
+    ('checkpoint.stop_frac', 0.5, 1.1), ('seed', 2**32 - 1, 2**32), ('data.chain.modulus', 2, 1),
+    ('data.chain.operators', '*', ''), ('data.prosqa.num_names', 17, 18),
+    ('curriculum.stage1_frac', 0.5, 1.0), ('curriculum.stage1_frac', 0.1, 0.0),
+    ('eval.latency_batch_sizes', '1, 8', '1,0')])
+def test_a_limit_is_where_it_is_said_to_be(key, good, bad):
+  for value, count in ((good, 0), (bad, 1)):
+    assert len(limits.find_problems({key: TYPES[key]}, {key: value})) == count
 
 
 def test_every_number_that_is_not_finite_is_a_problem():

@@ -1,0 +1,107 @@
+"""Writes docs/reference/configuration.md from the schema of the configuration.
+
+  python -m docs.make_reference
+
+A key's meaning is its comments, those above it and the one behind it; its choices and limits are
+its type's. A test holds the committed page to what this makes.
+"""
+
+import ast
+import dataclasses
+import inspect
+import io
+import pathlib
+import re
+import tokenize
+import typing
+
+from rim_jax import config as config_lib
+from rim_jax.config import Config, schema
+
+PAGE = pathlib.Path(__file__).parent / 'reference' / 'configuration.md'
+_HEAD = '''<!-- Made by `python -m docs.make_reference` from rim_jax/config/schema.py. -->
+# Configuration: every key
+
+A run is described by one configuration. A recipe in `configs/` sets what differs from the defaults
+below, and the command line overrides both:
+
+```
+python -m rim_jax.main --config=configs/rim.py --config.optim.learning_rate=3e-4
+```
+
+An unknown key, a value of another type and a value outside its limits end the command with one line
+each, before anything is compiled. Some keys must also agree with each other (for example,
+`model.embed_dim` must be divisible by `model.num_heads`); those rules are in
+`rim_jax/config/rules.py` and are told in the same way. [Concepts](../concepts.md) explains the
+words used here.
+
+A run that goes on in its directory must have the same configuration as before. Only these may
+change, because they decide where and when something is computed and never what: the groups
+{sections}, and the keys {keys}.
+'''
+
+
+def read_comments(module) -> dict[tuple[str, str], str]:
+  """(class, key) -> what the comments above the key and behind its value say."""
+  source = inspect.getsource(module)
+  comments = {token.start[0]: (token.string.lstrip('# '), not token.line[:token.start[1]].strip())
+              for token in tokenize.generate_tokens(io.StringIO(source).readline)
+              if token.type == tokenize.COMMENT and not token.string.startswith('# pyright')}
+  found = {}
+  for cls in ast.parse(source).body:
+    for key in cls.body if isinstance(cls, ast.ClassDef) else ():
+      if isinstance(key, ast.AnnAssign) and isinstance(key.target, ast.Name):
+        above, line = [], key.lineno - 1
+        while line in comments and comments[line][1]:
+          above.insert(0, comments[line][0])
+          line -= 1
+        behind = [comments[i][0] for i in range(key.lineno, (key.end_lineno or 0) + 1)
+                  if i in comments]
+        found[cls.name, key.target.id] = ' '.join(above + behind)
+  return found
+
+
+def _write_cell(text: str) -> str:
+  """Text of a comment as Markdown in a table: code stays code, a path is a link."""
+  parts = re.split(r"(`[^`]*`|'')", text)
+  for i in range(0, len(parts), 2):
+    parts[i] = re.sub(r'([<*])', r'\\\1', parts[i])
+    parts[i] = re.sub(r'docs/(\S+)\.md', r'[\1](../\1.md)', parts[i])
+  return ''.join(f'`{part}`' if part == "''" else part for part in parts)
+
+
+def describe_limits(kind) -> str:
+  """What a value may be, in a table's cell."""
+  if typing.get_origin(kind) is typing.Literal:
+    return ', '.join(f'`{choice}`' for choice in typing.get_args(kind))
+  name = {int: 'whole number', float: 'number', bool: '`True`, `False`', str: 'text'}[
+      getattr(kind, '__origin__', kind)]
+  limits = [re.sub(r'^(must|should) (not )?be ', r'\2', limit.words).replace('*', r'\*')
+            for limit in getattr(kind, '__metadata__', ())]
+  return ': '.join([name, *[', '.join(limits)][:len(limits)]])
+
+
+def _make_group(cls, where: str, comments) -> list[str]:
+  rows, groups = [], []
+  for field in dataclasses.fields(cls):
+    if dataclasses.is_dataclass(field.type):
+      groups += _make_group(field.type, f'{where}{field.name}.', comments)
+      continue
+    cells = (f'`{where}{field.name}`', f'`{field.default!r}`', describe_limits(
+        config_lib.list_types()[where + field.name]), _write_cell(
+            comments[cls.__name__, field.name]))
+    rows.append(f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in cells)} |')
+  title = f'`{where[:-1]}`' if where else '`method` and `seed`'
+  return ['', f'## {title}', '', _write_cell(cls.__doc__.strip()), '',
+          '| key | default | may be | meaning |', '|---|---|---|---|', *rows, *groups]
+
+
+def make_page() -> str:
+  """The whole page."""
+  head = _HEAD.format(sections=', '.join(f'`{s}`' for s in config_lib.RUNTIME_SECTIONS),
+                      keys=', '.join(f'`{k}`' for k in config_lib.RUNTIME_KEYS))
+  return '\n'.join([head.rstrip(), *_make_group(Config, '', read_comments(schema))]) + '\n'
+
+
+if __name__ == '__main__':
+  PAGE.write_text(make_page())
