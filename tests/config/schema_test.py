@@ -191,7 +191,7 @@ def test_every_number_that_is_not_finite_is_a_problem():
 
 def find_problems(config, changes):
   for key, value in changes.items():
-    config = support._set_key(config, key.split('.'), value)
+    config = support.set_key(config, key, value)
   return config_lib.find_problems(config)
 
 

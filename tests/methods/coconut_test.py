@@ -311,7 +311,7 @@ def test_stages_by_hand(budget):
 def test_what_cannot_be_is_told_in_one_line(changes, told):
   config = make_config()
   for key, value in changes.items():
-    config = support._set_key(config, key.split('.'), value)
+    config = support.set_key(config, key, value)
   problem, = config_lib.find_problems(config)
   assert told in problem
 
