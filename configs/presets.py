@@ -11,7 +11,7 @@ from rim_jax.errors import UserError
 _WRITTEN = ('cot', 'icot', 'coconut')  # these need room to write steps, at least while they train
 
 def make_chain(method: str):
-  """The built-in chain task (method.md's laptop task): a 4-layer network, one character a token."""
+  """The built-in chain task: a 4-layer network, one character a token."""
   config = make_config_dict(method=method)
   config.data.source = 'chain'
   config.tokenizer.kind = 'chain'
@@ -174,7 +174,7 @@ def make_prosqa(method: str):
 
 
 def _make_pretrained(method: str, folder: str, learning_rate: float):
-  """The paper's own setting on a pretrained model: method.md section 6.
+  """The paper's own setting on a pretrained model (docs/reproduction.md).
 
   GSM8K-Aug (--config.data.dir=DIR with train, valid and test files), 128 examples a step, 6 epochs
   of stage 1 and 2 of stage 2, LoRA of rank 128 on every projection, a constant rate after 4 % of

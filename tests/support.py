@@ -155,7 +155,7 @@ def model_params(model):
 
 
 def assert_close(a, b, relative=1e-5):
-  """method.md section 2's equality: max|a - b| <= 1e-5 max|b|, per tensor."""
+  """The equality of two ways to compute the same: max|a - b| <= 1e-5 max|b|, per tensor."""
   a, b = np.asarray(a), np.asarray(b)
   assert a.shape == b.shape
   assert np.abs(a - b).max() <= relative * np.abs(b).max(), (

@@ -1,8 +1,7 @@
 """What a run is asked to do: keys, their limits, the stages of a curriculum, the grid of a sweep.
 
 Never loads JAX, data or a model, so that a wrong configuration is refused in milliseconds.
-schema.py has every key with its meaning and limits; rules.py what must agree between keys;
-stages.py and grid.py the runs of a config.
+schema.py has every key and its limits; rules.py what keys must agree on; stages.py, grid.py runs.
 """
 
 from rim_jax.config.schema import (  # noqa: F401

@@ -79,7 +79,7 @@ def _make_coconut_stages(config):
 
 
 def _make_rim_stages(config):
-  """In stage 2 a lower learning rate and a higher dropout (method.md section 5)."""
+  """In stage 2 a lower learning rate and a higher dropout (docs/concepts.md)."""
   curriculum, replace = config.curriculum, dataclasses.replace
   stage1 = replace(config, method='rim_stage1',
                    train=_take_share(config.train, curriculum.stage1_frac, True))

@@ -1,4 +1,4 @@
-"""Does the memory do the work? Every control of method.md section 9, from one checkpoint.
+"""Does the memory do the work? Every control, asked of one checkpoint.
 
 A control changes the keys and values that the prefill left in the cache, and the readouts are
 then decoded from it as ever. What each should give if the memory does the work is written down

@@ -4,7 +4,7 @@ A block's state is that of its closing token before the last layer. Probes are l
 on standardised states: fitted on train, their C chosen on valid, reported on test. Where there is
 nothing to fit, an entry is {'none': why}.
 
-Source: method.md sections 7 and 9.
+Source: arXiv 2605.30343; docs/controls.md.
 """
 
 import csv

@@ -5,7 +5,7 @@ they train with the rest, or without it. Ids from `vocab_size` on mean these
 rows: the base embedding is never resized, and logits are over the base
 vocabulary only, so a block can never be generated.
 
-Source: method.md section 1.
+Source: arXiv 2605.30343; docs/concepts.md, "What one training example holds".
 """
 
 from flax import nnx

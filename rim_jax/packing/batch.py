@@ -25,7 +25,7 @@ class Batch:
   """Rows i32[b, t] and slots i32[b, s].
 
   tokens      ids; vocab_size, +1, +2 are the memory rows <b>, <m>, </b>
-  positions   as if no other readout existed (method.md section 2)
+  positions   as if no other readout existed (docs/concepts.md)
   example     number of the packed example in its row; 0 is padding
   block       0 the question, k block k; for a readout, the k that it reads
   readout     0 the trunk, else the readout's ordinal in its example
@@ -80,7 +80,7 @@ def visible(query: Fields, key: Fields, sees_question: bool = True, bidirectiona
   Positions order the tokens: within a trunk, and within a readout, they rise by one.
 
   Shapes: query i32[b, t], key i32[b, c] -> bool[b, t, c]; numpy in, numpy out.
-  Source: method.md section 2.
+  Source: docs/concepts.md, "Who sees whom".
   """
   q = Fields(*(getattr(query, f.name)[..., :, None] for f in dataclasses.fields(Fields)))
   k = Fields(*(getattr(key, f.name)[..., None, :] for f in dataclasses.fields(Fields)))

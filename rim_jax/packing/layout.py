@@ -5,7 +5,7 @@ blocks) and its readouts. `write_example` is the one place where positions,
 slots and shifted targets are made. A new method that only changes what stands
 in the sequence is one function here, entered in `LAYOUTS`.
 
-Source: method.md sections 2 and 3.
+Source: arXiv 2605.30343; docs/concepts.md, "What one training example holds".
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,7 @@ Everything here is traced and runs on the device inside the train step, so a
 batch that was prefetched long ago cannot carry a stale weight. A new method
 that only changes weights is one function here, entered in `WEIGHTS`.
 
-Source: method.md sections 4 and 5.
+Source: arXiv 2605.30343; docs/concepts.md, "Stage 1" and "Stage 2".
 """
 
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ def compute_lambda(block, num_steps_n, step, num_steps, config: CurriculumConfig
   Shapes: block (t >= 1) and num_steps_n (n) broadcast together; step and
     num_steps are scalars, in completed updates (s) and the stage's total (S).
   Returns: f32 in [0, 1]; 1 until hold_frac * S, then falling as the schedule says.
-  Source: method.md section 4.
+  Source: arXiv 2605.30343; docs/concepts.md, "Stage 1".
   """
   hold = config.hold_frac * num_steps
   s = jnp.maximum(step - hold, 0.0) / (num_steps - hold)  # s / S after the hold
@@ -41,7 +41,7 @@ def compute_lambda(block, num_steps_n, step, num_steps, config: CurriculumConfig
 def compute_alpha(block, num_blocks: int, config: CurriculumConfig):
   """Stage 2's weight of the readout after block k of K; sums to 1 over k = 1..K.
 
-  Source: method.md section 5, alpha_k = 2k / (K (K + 1)).
+  Source: arXiv 2605.30343, alpha_k = 2k / (K (K + 1)).
   """
   k = jnp.asarray(block, jnp.float32)
   if config.alpha == 'linear':

@@ -105,7 +105,7 @@ HIDDEN = {'layout__readout_sees_question': False}
     ('learned', 'rim_stage1', '+-', DEPTH0 | HIDDEN),
 ])
 def test_one_packed_pass_equals_separate_forwards(network, method, prefix, switches):
-  """method.md section 2: logits and gradients, several examples in a row, T = 0 among them."""
+  """docs/concepts.md: logits and gradients, several examples in a row, T = 0 among them."""
   config = make_config(method, network, layout__answer_prefix=prefix, layout__step_prefix=prefix,
                        **switches)
   packed, separate = both_losses(config)

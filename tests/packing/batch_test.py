@@ -1,4 +1,4 @@
-"""The visibility rule against a slow one written from method.md's sentences."""
+"""The visibility rule against a slow one written from the sentences of docs/concepts.md."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The layout: method.md's table literally, targets, positions, counts."""
+"""The layout: a table written by hand, targets, positions, counts."""
 
 import numpy as np
 import pytest
