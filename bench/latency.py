@@ -66,7 +66,8 @@ def make_methods(config, args, mesh, batch):
   return [
       make('direct', prefix=prefix),
       make('rim', prefix=prefix, num_blocks=len(blocks), blocks=blocks[-1:]),
-      make('rim_all', prefix=prefix, num_blocks=len(blocks), blocks=blocks),
+      dataclasses.replace(make('rim_all', prefix=prefix, num_blocks=len(blocks), blocks=blocks),
+                          one='rim'),
       make('coconut', coconut, prefix=prefix, num_blocks=1, blocks=(1,)),
       make('cot', num_chain=num_chain + num_prefix)]  # it writes the prefix itself
 

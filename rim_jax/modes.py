@@ -13,6 +13,7 @@ from rich import box, table
 from rich.text import Text
 
 from rim_jax import train as train_lib
+from rim_jax.config import methods
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
@@ -135,8 +136,8 @@ def controls(config, workdir, say, console) -> None:
   prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,
             'base': task.base and task.base.fingerprint, **_find_start(whole, workdir)}
   matched = matched_runs_lib.load_matched(whole, prints, {
-      method: dataclasses.replace(config, method=method).eval_set
-      for method in ('direct', 'pause')})
+      facts.name: dataclasses.replace(config, method=facts.name).eval_set
+      for facts in methods.CONTROLS})
   graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
   say(f'{folder}, step {step} ({config.eval.checkpoint} checkpoint): controls on {len(records):,} '
       f'{config.eval.split} questions, K={config.eval_blocks}')

@@ -47,9 +47,15 @@ NEVER = {
 
 
 def find_imports(source: str) -> set[str]:
-  """Every module that a source names in an import, at any depth of it, as dotted names."""
-  found = set()
-  for node in ast.walk(ast.parse(source)):
+  """Every module that a source imports, at any depth of it, as dotted names.
+
+  What a type checker alone imports is not loaded.
+  """
+  found, nodes = set(), [ast.parse(source)]
+  for node in nodes:
+    if isinstance(node, ast.If) and ast.unparse(node.test) == 'TYPE_CHECKING':
+      continue
+    nodes += ast.iter_child_nodes(node)
     if isinstance(node, ast.Import):
       found |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
@@ -90,10 +96,13 @@ def f():
   import optax
   if True:
     from grain import python
+if TYPE_CHECKING:
+  import flax
 '''
   imports = find_imports(source)
   assert find_crossed(imports, {'jax', 'rim_jax.model', 'rim_jax.data', 'optax', 'grain'}) >= {
       'jax.numpy', 'rim_jax.model', 'rim_jax.data', 'optax', 'grain'}
+  assert not find_crossed(imports, {'flax'})
   assert find_crossed(imports, {'rim_jax.mode', 'ja', 'rim_jax.data.Rec'}) == set()
   assert find_parts(imports) == {'model', 'data'}
 

@@ -346,9 +346,9 @@ BAD_RUNS = {
                       ('nodir: there is no run here to start from; name another one',
                        'init_from=DIR')),
     'no stage 1': ({'method': 'rim_stage2'},
-                   ('no stage 1 run', '--config=configs/stage1.py', 'init_from=DIR')),
+                   ('no stage1 run', '--config=configs/stage1.py', 'init_from=DIR')),
     'no such stage 1': ({'method': 'rim_stage2', 'train.init_from': 'nodir'},
-                        ('nodir: no stage 1 run', 'init_from=DIR')),
+                        ('nodir: no stage1 run', 'init_from=DIR')),
 }
 
 

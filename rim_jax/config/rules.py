@@ -6,11 +6,6 @@ Sees a config's values and nothing else: no data, no device.
 import dataclasses
 import re
 
-METHODS = ('rim', 'rim_stage1', 'rim_stage2', 'direct', 'cot', 'pause', 'icot', 'coconut',
-           'coconut_stage')
-WITHOUT_BLOCKS = ('direct', 'cot', 'icot')
-COCONUT = ('coconut', 'coconut_stage')
-WRITTEN = ('cot', 'icot', *COCONUT)  # these write steps out, or learn from written ones
 # Names of a layer's projections, as `model.lora.targets` means them.
 LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 
@@ -18,7 +13,8 @@ LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 def find_problems(config) -> list[str]:
   """What does not agree in a Config whose single values are within their limits."""
   return (_find_data_problems(config) + _find_model_problems(config)
-          + _find_training_problems(config) + _find_coconut_problems(config))
+          + _find_training_problems(config) + _find_stage_problems(config)
+          + config.facts.find_problems(config))
 
 
 def _find_data_problems(config):
@@ -52,34 +48,24 @@ def _find_data_problems(config):
   if (config.eval.split == 'gsm_hard') != bool(config.eval.path):
     problems.append(f"eval.path='{config.eval.path}' with eval.split='{config.eval.split}': "
                     'gsm_hard, and it alone, is read from the file named there')
-  if layout.num_blocks == 0 and config.method in ('rim', 'rim_stage2', 'pause'):
+  if layout.num_blocks == 0 and config.facts.needs_blocks:
     problems.append(f"layout.num_blocks=0 leaves method '{config.method}' no block; "
                     "use 1 or more, or method 'direct'")
-  if not layout.readout_sees_question and config.method in (*WITHOUT_BLOCKS, 'coconut'):
+  if not layout.readout_sees_question and not config.facts.can_hide_question:
     problems.append(f"layout.readout_sees_question=False changes nothing for method "
                     f"'{config.method}', which has no blocks; set it to True")
-  if config.method in WRITTEN and not layout.step_separator and not layout.answer_prefix:
+  if config.facts.learns_steps and not layout.step_separator and not layout.answer_prefix:
     problems.append(f'{config.method} needs layout.step_separator or layout.answer_prefix, to '
                     'tell the answer from the steps')
   return problems
 
 
-def _find_coconut_problems(config):
-  problems = []
-  layout, coconut = config.layout, config.coconut
-  if config.method in COCONUT and layout.bidirectional_blocks:
-    problems.append(f'layout.bidirectional_blocks=True: the thoughts of {config.method} come one '
-                    'after the other; set it to False')
-  if config.method == 'coconut_stage' and layout.num_blocks > 1:
-    problems.append(f'layout.num_blocks={layout.num_blocks}: coconut_stage has one block, of '
-                    'layout.block_tokens thoughts, or none')
+def _find_stage_problems(config):
+  problems, coconut = [], config.coconut
   if not 0 < coconut.stage_frac * (coconut.num_stages + 1) < 1:
     problems.append(f'coconut.stage_frac={coconut.stage_frac:g}: {coconut.num_stages + 1} stages '
                     'leave the last one nothing, or have none themselves; set it between 0 and '
                     f'{1 / (coconut.num_stages + 1):.3g}')
-  if config.eval.num_blocks > 0 and config.method in COCONUT:
-    problems.append(f'eval.num_blocks={config.eval.num_blocks}: {config.method} has the block that '
-                    'it was trained with, or with 0 none; use -1 or 0')
   return problems
 
 
@@ -146,7 +132,7 @@ def _find_lora_problems(config):
   if lora.init_from and not (lora.rank and config.model.init_from):
     problems.append(f"model.lora.init_from='{lora.init_from}' needs model.init_from, the model "
                     'that the adapters belong to, and model.lora.rank')
-  if lora.init_from and config.train.init_from and config.method != 'rim_stage2':
+  if lora.init_from and config.train.init_from and not config.facts.after:
     problems.append(f"model.lora.init_from='{lora.init_from}' and train.init_from="
                     f"'{config.train.init_from}' both say what adapters begin with; set one")
   try:
@@ -177,10 +163,10 @@ def _find_training_problems(config):
   axes = dataclasses.asdict(mesh)
   if sum(size == -1 for size in axes.values()) > 1:
     problems.append(f'mesh={axes}: only one axis can be -1, the rest')
-  if config.eval.budget_blocks and config.method in (*WITHOUT_BLOCKS, *COCONUT):
+  if config.eval.budget_blocks and not config.facts.has_memory:
     problems.append(f"eval.budget_blocks={config.eval.budget_blocks}: method '{config.method}' has "
                     'no blocks to have more or fewer of; use 0')
-  if config.eval.num_blocks > 0 and config.method in WITHOUT_BLOCKS:
+  if config.eval.num_blocks > 0 and not config.facts.has_blocks:
     problems.append(f"eval.num_blocks={config.eval.num_blocks}: method '{config.method}' has no "
                     'blocks; use -1')
   return problems

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 import ml_collections
 
-from rim_jax.config import limits, rules
+from rim_jax.config import limits, methods, rules
 from rim_jax.config.limits import Amount, AtLeastOne, Axis, BelowOne, Count, Limit, Positive, Sizes
 from rim_jax.errors import UserError
 
@@ -373,7 +373,7 @@ class LogConfig:
 class Config:
   """The two keys that stand in no group; a whole configuration."""
   # How the model is trained to answer (docs/concepts.md).
-  method: Literal[rules.METHODS] = 'rim_stage1'  # pyright: ignore[reportInvalidTypeForm]
+  method: Literal[tuple(methods.FACTS)] = 'rim_stage1'  # pyright: ignore[reportInvalidTypeForm]
   # Decides every random draw of the run: parameters, order of the data, dropout.
   seed: Annotated[Count, Limit('must be below 2**32', lambda v: v < 2**32)] = 0
   data: DataConfig = DataConfig()
@@ -393,9 +393,13 @@ class Config:
   log: LogConfig = LogConfig()
 
   @property
+  def facts(self) -> methods.Facts:
+    return methods.get_facts(self.method)
+
+  @property
   def eval_blocks(self):
     """K at evaluation; methods without blocks have none."""
-    if self.method in rules.WITHOUT_BLOCKS:
+    if not self.facts.has_blocks:
       return 0
     return self.layout.num_blocks if self.eval.num_blocks < 0 else self.eval.num_blocks
 
@@ -418,8 +422,7 @@ class Config:
   @property
   def writes_steps(self):
     """Whether steps are written before the answer once the run is done."""
-    return self.method == 'cot' or (
-        self.method == 'coconut_stage' and self.layout.skip_steps >= 0)
+    return self.facts.writes_steps or (self.facts.skips_steps and self.layout.skip_steps >= 0)
 
 
 # A finished or resumed run may differ from its config.json in these sections only:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rim_jax.config import Config
+from rim_jax.config import Config, methods
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
@@ -32,7 +32,6 @@ from rim_jax.packing import order
 from rim_jax.results import judge
 
 CONTROLS_VERSION = 1
-METHODS = ('rim_stage1', 'rim_stage2', 'pause')  # those with blocks
 
 # name -> (what is done, what it should give if the memory does the work). `chain` is what that
 # means on the chain task modulo 10, in %: no network answers it without its steps, so that chance
@@ -60,12 +59,7 @@ CONTROLS = {
     'question_hidden': (
         'readouts see the blocks, not the question',
         'no change: the blocks hold what is needed; chain: 100'),
-    'direct': (
-        'another run: the answer right after the question, trained on nothing else',
-        'chance: the question alone is not enough; chain: 10'),
-    'pause': (
-        'another run: the same blocks, answers alone supervised, no stage 1',
-        'chance: blocks alone are not enough; chain: 10'),
+    **{facts.name: facts.control for facts in methods.CONTROLS},
 }
 SWEEPS = {
     'swapped_block': (
@@ -313,7 +307,7 @@ class Scorer:
 
 def check_method(config: Config) -> None:
   """Raises: UserError where there is no memory to ask about."""
-  if config.method not in METHODS:
+  if not config.facts.has_memory:
     raise UserError(f"--mode=controls: method '{config.method}' has no blocks; give the config of "
                     'a run that has, e.g. configs/rim.py or configs/pause.py')
   if config.eval_blocks == 0:
@@ -354,7 +348,8 @@ def run_controls(graphdef, params, frozen, records, config: Config, codec, mesh,
   say(f"as trained: {base['final_acc']:.1%}")
   reader = Reader(graphdef, config, codec, mesh, params, frozen, records)
   scorer = Scorer(records, reader.donors, [p['block_predictions'] for p in predictions])
-  trained = config.method != 'rim_stage1' and config.layout.stage2_depth0_readout
+  trained = (not config.facts.blocks_are_steps
+             and config.layout.stage2_depth0_readout)
   entries = {
       'as_trained': pick(base),
       'no_blocks': pick(evaluate_with(params, 0)[0]) | {'readout_trained': trained},

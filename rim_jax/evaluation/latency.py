@@ -23,6 +23,7 @@ import time
 import jax
 
 from rim_jax.config import Config
+from rim_jax.config.methods import DIRECT
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
 from rim_jax.model import sharding
@@ -32,7 +33,6 @@ from rim_jax.runtime import hlo
 
 NUM_WARM = 2  # the first compiles, the second warms
 PARTS = ('prefill', 'first_token', 'decode', 'full')
-_ONE_OF = {'rim_all': 'rim'}  # a method that reads every block -> the one that reads the last
 _NO_EOS = -1  # no id: nothing that is generated ends a readout
 
 
@@ -46,6 +46,7 @@ class Method:
   parts: dict[str, Callable]  # some of PARTS
   facts: dict  # what stands beside every figure
   count_flops: Callable[[], dict]  # part -> FLOPs, None where they cannot be counted
+  one: str = ''  # of one that reads every block: the name of the one that reads the last alone
 
 
 def time_runs(runs: dict[str, Callable], num_runs: int, clock=time.perf_counter
@@ -74,8 +75,8 @@ def compute_ratio(times, base_times) -> dict:
   return summarize([a / b for a, b in zip(times, base_times, strict=True)])
 
 
-def measure(methods: list[Method], num_runs: int, base: str = 'direct', clock=time.perf_counter,
-            flops: bool = False) -> list[dict]:
+def measure(methods: list[Method], num_runs: int, base: str = DIRECT.name,
+            clock=time.perf_counter, flops: bool = False) -> list[dict]:
   """Times some methods against each other in this process.
 
   Args:
@@ -99,7 +100,7 @@ def measure(methods: list[Method], num_runs: int, base: str = 'direct', clock=ti
         mine, theirs = counted[method.name][part], counted.get(base, {}).get(part)
         entry[f'{part}_flops'] = mine
         entry[f'{part}_flops_ratio'] = mine / theirs if mine and theirs else None
-    one = (_ONE_OF.get(method.name), 'full')
+    one = (method.one, 'full')
     if one in times:
       entry['to_one_readout'] = compute_ratio(times[method.name, 'full'], times[one])
     entries.append(entry)
@@ -132,7 +133,7 @@ def make_method(name: str, graphdef, config: Config, mesh, params, frozen, quest
   """
   size = len(questions)
   longest = max(map(len, questions))
-  num_thoughts = num_blocks * config.layout.block_tokens if config.method == 'coconut_stage' else 0
+  num_thoughts = num_blocks * config.layout.block_tokens if config.facts.has_thoughts else 0
   width = decode_lib.choose_width(
       longest + num_blocks * layout_lib.get_block_size(config.layout))
   trunks = sharding.place_batch(decode_lib.make_trunks(
@@ -226,7 +227,7 @@ def measure_run(graphdef, params, frozen, records, config: Config, codec, mesh, 
           memory_start=codec.memory_start, num_ids=codec.tokenizer.vocab_size, **settings)
     methods = [make(config, own)]
     if own != direct:
-      methods.append(make(dataclasses.replace(config, method='direct'), direct))
+      methods.append(make(dataclasses.replace(config, method=DIRECT.name), direct))
     entries.append(measure(methods, num_runs, base=methods[-1].name)[0])
   first = entries[0]
   thoughts = first['num_thoughts'] and f"{first['num_thoughts']} thoughts found one by one first, "

@@ -63,9 +63,9 @@ def evaluate_run(task, workdir, say=print) -> dict:
     result |= sampled
     predictions = [p | {'num_right_samples': n} for p, n in zip(predictions, num_right)]
   result |= scores.group_by_steps(predictions, records)
-  if config.method == 'rim_stage1':
+  if config.facts.blocks_are_steps:
     result |= scores.evaluate_steps(decoder, params, frozen, records, config, task.codec)
-  if config.method == 'coconut_stage':
+  if config.facts.has_thoughts:
     result['num_thoughts'] = blocks * config.layout.block_tokens
   if config.eval.split == 'gsm_hard':
     result |= scores.group_gsm_hard(

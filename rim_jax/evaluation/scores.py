@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from rim_jax.config import Config, rules
+from rim_jax.config import Config
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order as order_lib
@@ -21,7 +21,7 @@ def parse_answer(text: str, config: Config) -> str:
   holds its answer after the last prefix, or, without one, after the last step.
   """
   layout = config.layout
-  if config.method in rules.WRITTEN:
+  if config.facts.learns_steps:
     marker = layout.answer_prefix or layout.step_separator
     text = text.rpartition(marker)[2]
   return text.split(layout.answer_suffix)[0] if layout.answer_suffix else text

@@ -50,8 +50,8 @@ def check_exportable(config: Config, base: weights.Base | None, where) -> None:
   if config.layout.bidirectional_blocks:
     problems.append('has layout.bidirectional_blocks=True, which a plain causal engine cannot '
                     'run; train with False')
-  if config.method == 'coconut_stage' and config.layout.num_blocks:
-    problems.append('feeds hidden states back as inputs (Coconut), which a plain engine cannot run')
+  if config.facts.feeds_back and config.layout.num_blocks:
+    problems.append('feeds hidden states back as inputs, which a plain engine cannot run')
   if config.export.adapters and config.optim.trainable != 'lora':
     problems.append(f"has optim.trainable='{config.optim.trainable}', so there are no adapters to "
                     'write; export merged weights with --config.export.adapters=False')
@@ -77,7 +77,7 @@ def make_prompt(question: str, config: Config) -> str:
   """The text whose tokens are `[x | m_1 .. m_K | answer prefix]`, bos aside."""
   begin, memory, end = BLOCK_TOKENS
   block = begin + memory * config.layout.block_tokens + end
-  prefix = '' if config.method == 'cot' else config.layout.answer_prefix
+  prefix = '' if config.facts.writes_steps else config.layout.answer_prefix
   layout = config.layout
   return (layout.question_prefix + question + layout.separator + block * config.eval_blocks
           + prefix)
@@ -190,7 +190,7 @@ def check_prompts(folder, config: Config, codec, ids, questions) -> None:
   """
   tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   to_export = {codec.memory_start + i: id_ for i, id_ in enumerate(ids)}
-  prefix = [] if config.method == 'cot' else codec.template.answer_prefix
+  prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
   for question in questions:
     encoded = layout_lib.encode_question(question, codec.tokenizer, codec.template)
     trunk, _ = layout_lib.make_trunk(encoded, config.eval_blocks, config.layout,
@@ -347,7 +347,7 @@ def iterate_references(config: Config, codec, decoder, graphdef, params, frozen,
                        questions):
   """What the run computes: (question, ids of its prompt, logits [t, v] of them, its answer)."""
   encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
-  prefix = [] if config.method == 'cot' else codec.template.answer_prefix
+  prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
   blocks = (config.eval_blocks,)
   texts, _ = decoder.decode_texts(params, frozen, encoded, config.eval_blocks, prefix, blocks)
   compute = jax.jit(functools.partial(_compute_logits, graphdef))

@@ -111,7 +111,7 @@ def mark_answers(prediction, result) -> str:
 
 def describe_trained(config, beyond) -> str:
   """The K of training, beside accuracies by K; `beyond`: those K beyond its positions."""
-  told = '1 a step' if config.method == 'rim_stage1' else str(config.layout.num_blocks)
+  told = '1 a step' if config.facts.blocks_are_steps else str(config.layout.num_blocks)
   return f'{told} in training' + (
       f'; from {min(beyond)} on beyond the trained positions' if beyond else '')
 

@@ -24,10 +24,6 @@ NOTE = ("GPT-2's CoT on GSM8K is that of Coconut's paper, arXiv 2412.06769; RiM'
         'Llama-3.2-3B is derived from figures given there')
 
 
-_COLUMNS = {'direct': 'direct', 'coconut': 'Coconut', 'rim': 'RiM', 'rim_stage2': 'RiM',
-            'cot': 'CoT'}  # method of a config -> that of METHODS
-
-
 def make_target(config: Config, sets: dict) -> list[str]:
   """The figures as a part of a page, below a run's own on the same sets; of other data nothing.
 
@@ -53,10 +49,10 @@ def make_targets(found) -> list[str]:
   rows = []
   for name, config, key, summary in found:
     known = _name_set(key)
-    if known and _has_target(config) and config.method in _COLUMNS:
+    if known and _has_target(config) and config.facts.paper_name:
       spread = '' if summary['stderr'] is None else f' ± {show_share(summary["stderr"])}'
       cells = dict.fromkeys(METHODS, '') | {
-          _COLUMNS[config.method]: f'<strong>{show_share(summary["mean"])}</strong>{spread}'}
+          config.facts.paper_name: f'<strong>{show_share(summary["mean"])}</strong>{spread}'}
       rows.append([f'<div class="long">{escape(name)}, {known}<small>found here on {key}, seeds: '
                    f'{mark(summary["count"])}</small></div>', *cells.values()])
   return [_make_section('', rows, 'What was found here is a mean over seeds, ± its standard error; '

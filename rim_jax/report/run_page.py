@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.text import Text
 
 from rim_jax import config as config_lib
-from rim_jax.config import Config, rules
+from rim_jax.config import Config, methods
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
 from rim_jax.report import control_results, control_sections, paper
@@ -35,16 +35,6 @@ from rim_jax.report.page import (
 from rim_jax.results import timings
 from rim_jax.runtime import run_folder
 
-_METHODS = {
-    'rim': 'memory blocks after the question: stage 1, then stage 2',
-    'rim_stage1': 'memory blocks after the question, each trained to predict the next step',
-    'rim_stage2': 'memory blocks after the question, each trained to predict the answer',
-    'pause': 'blocks after the question, trained on the answer only, with no stage 1 (a control)',
-    'direct': 'the answer right after the question',
-    'cot': 'the steps written out, then the answer (chain of thought)',
-    'icot': 'trained on written steps that are taken away token by token; then the answer alone',
-    'coconut': 'hidden states fed back as inputs in place of more and more written steps',
-    'coconut_stage': 'hidden states fed back as inputs, one by one, in place of written steps'}
 _MEASURES = (  # key in results.json, label, what it means
     ('method', 'method', ''),
     ('checkpoint', 'checkpoint', 'best: by accuracy on valid; splits: by the questions themselves'),
@@ -128,10 +118,10 @@ def _by_block(values, num_blocks):
   return dict(enumerate(values, 1 if num_blocks else 0))
 
 
-def _name_block(block, method):
+def _name_block(block: int, facts: methods.Facts) -> str:
   if block:
-    return 'after the thoughts' if method == 'coconut_stage' else f'after block {block}'
-  return 'after the written steps' if method == 'cot' else 'after the question only'
+    return 'after the thoughts' if facts.has_thoughts else f'after block {block}'
+  return 'after the written steps' if facts.writes_steps else 'after the question only'
 
 
 def _get_measures(result):
@@ -162,7 +152,8 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
   if name not in results:
     console.print(Text(f'{folder}: no results to show'))
     return
-  result, method = results[name], results[name]['method']
+  result = results[name]
+  facts = methods.get_facts(result['method'])
   bar = '#' if console.options.ascii_only else '█'
   grid = _make_grid(console, f'Results on {name}', show_header=False)
   grid.add_column(overflow='fold')
@@ -172,9 +163,9 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
     value, style = _format(key, result[key]), ''
     if key == 'final_acc':
       for block, acc in _by_block(result['block_acc'], result['num_blocks']).items():
-        grid.add_row(_name_block(block, method), _format('', acc), bar * round(20 * acc))
+        grid.add_row(_name_block(block, facts), _format('', acc), bar * round(20 * acc))
       value, style = f'{value} +- {_format("", result["final_acc_stderr"])}', 'bold'
-    meaning = _METHODS.get(method, '') if key == 'method' else meaning
+    meaning = facts.label if key == 'method' else meaning
     if key in _LONG or isinstance(result[key], (dict, list)):  # long: in the wide column
       value, meaning = '', value
     grid.add_row(label, Text(value, style=style), Text(f'({meaning})' if meaning else ''))
@@ -199,7 +190,7 @@ def _show_examples(console, examples, result):
     cell = columns.Columns([
         Text(f'{f"{block}: " if block else ""}{right if ok else wrong} {fit(text, 16)}',
              style='green' if ok else 'red') for block, (text, ok) in answers.items()])
-    if result['method'] == 'cot':
+    if methods.get_facts(result['method']).writes_steps:
       cell = Group(cell, Text(fit(p['text'], 160), style='dim', overflow='fold'))
     grid.add_row(Text(fit(p['question'], 120)), Text(fit(p['answer'], 24)), cell)
   console.print(grid)
@@ -217,7 +208,7 @@ def show_answers(console, question: str, blocks, texts, config: Config) -> None:
   for line in texts[-1].split('\n') if config.writes_steps else ():
     show('  written: ', line)
   for block, answer in zip(blocks, answers):
-    show(f'  {_name_block(block, config.method)}: ', answer)
+    show(f'  {_name_block(block, config.facts)}: ', answer)
   show('answer: ', answers[-1], 'bold green')
 
 
@@ -228,13 +219,13 @@ def write_report(workdir, config: Config) -> epath.Path:
             for name, stage in stages_lib.make_stages(config)]
   results = {name: _load_results(folder) for name, _, folder in stages}
   rules = {result['answer_rule'] for sets in results.values() for result in sets.values()}
-  page = [f'<p>{_METHODS[config.method]}.</p>',
+  page = [f'<p>{config.facts.label}.</p>',
           section('Results', _make_headline(results)),
           *(f'<p><small>Rule: {escape(rule)}.</small></p>' for rule in sorted(rules)),
           section('Accuracy against latency', _make_latency(results, workdir),
                   'not measured: --mode=eval, with --config.eval.num_latency_runs above 0')]
   for name, stage, folder in stages:
-    page += [f'<h2>{name}</h2><p>{_METHODS[stage.method]}.</p>',
+    page += [f'<h2>{name}</h2><p>{stage.facts.label}.</p>',
              section('Accuracy after each block', _make_accuracies(name, results[name], workdir)),
              *_make_questions(name, stage, folder, results[name], workdir, stages[-1][0]),
              section('Learning curves', _make_curves(name, stage, folder, results[name], workdir)),
@@ -281,9 +272,9 @@ def _make_accuracies(name, sets, folder):
   blocks = sorted(set().union(*lines.values()))
   if not blocks:
     return ''
-  method = next(iter(sets.values()))['method']
+  facts = methods.get_facts(next(iter(sets.values()))['method'])
   body = make_table(['', *map(escape, lines)], [
-      [_name_block(block, method), *(_show(block, values) for values in lines.values())]
+      [_name_block(block, facts), *(_show(block, values) for values in lines.values())]
       for block in blocks])
   if len(blocks) > 1:
     body += draw(f'{name}: accuracy after each block', 'accuracy, %', 'block', {
@@ -323,7 +314,7 @@ def _show_time(entry, part):
 def _make_questions(name, stage, folder, sets, workdir, last):
   """What can be asked of blocks; an earlier stage is shown what is there, and asked nothing."""
   budgets = _make_budgets(name, stage, sets, workdir)
-  asked = name == last and stage.method not in (*rules.WITHOUT_BLOCKS, *rules.COCONUT)
+  asked = name == last and stage.facts.has_memory
   parts = [section('Accuracy with more and fewer blocks', budgets,
                    'not asked yet: --mode=eval --config.eval.budget_blocks=-1')] if (
                        asked or budgets) else []
@@ -348,7 +339,7 @@ def _make_curves(name, stage, folder, sets, workdir):
   losses = _get_series(metrics, 'train/nll_block_')
   accuracies = _get_series(metrics, 'valid/acc_block_', 100)
   body, caption, lambdas = '', f'{name}: training loss after each block', None
-  num_steps = losses and stage.method == 'rim_stage1' and _find_num_steps(folder, sets, metrics)
+  num_steps = losses and stage.facts.blocks_are_steps and _find_num_steps(folder, sets, metrics)
   if num_steps:
     caption += f'; below, its weight λ for a record of {max(losses)} steps'
     lambdas = _compute_lambdas(list(losses), num_steps, stage)
@@ -405,7 +396,7 @@ def _make_examples(folder, sets, num_shown):
   for p in _choose_examples(load_predictions(folder), 2 * num_shown):
     result = next(iter(sets.values()))
     answers = mark_answers(p, result)
-    if result['method'] == 'cot':
+    if methods.get_facts(result['method']).writes_steps:
       answers += f'<pre>{"<br>".join(map(escape, p["text"].split(chr(10))))}</pre>'
     rows.append([f'<div class="long">{escape(p["question"])}</div>', escape(p['answer']),
                  f'<div class="long">{answers}</div>'])

@@ -5,6 +5,7 @@ Reads results of runs that are done, never a model.
 
 import dataclasses
 
+from rim_jax.config import methods
 from rim_jax.results import stats
 
 PARTS = (  # of what evaluation/latency.py times; what a person asks for first stands first
@@ -87,7 +88,7 @@ def relate(entries) -> None:
   def leave_out_method(entry):
     return tuple(sorted((k, str(v)) for k, v in entry['factors'].items() if k != 'method'))
   timed = [e for e in entries if 'ttft_ms' in e]
-  bases = {leave_out_method(e): e for e in timed if e['factors'].get('method') == 'direct'}
+  bases = {leave_out_method(e): e for e in timed if methods.is_baseline(e['factors'].get('method'))}
   for entry in timed:
     told = next(iter(entry.get('latency', ())), {}).get('first_token_ratio')
     base = bases.get(leave_out_method(entry))

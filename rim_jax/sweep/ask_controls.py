@@ -8,8 +8,9 @@ import dataclasses
 import subprocess
 import time
 
+from rim_jax.config import methods
 from rim_jax.errors import UserError
-from rim_jax.evaluation import interventions, probes
+from rim_jax.evaluation import probes
 from rim_jax.report import control_results
 from rim_jax.runtime import devices, storage
 from rim_jax.sweep import matched_runs
@@ -50,7 +51,7 @@ def ask(states, make_command, places, say) -> list[str]:
   waiting, problems, num_before = [], [], 0
   for state in done:
     config, told = state.last[0], state.result['checkpoint']
-    if config.method not in interventions.METHODS or not config.eval_blocks:
+    if not config.facts.has_memory or not config.eval_blocks:
       continue
     if told != config.eval.checkpoint:
       problems.append(f'{state.folder}: its result is of the {told} checkpoint, now it is '
@@ -76,12 +77,12 @@ def list_flags(state, done) -> list[str] | None:
   fresh = found and (not config.controls.probes or 'probes' in found)
   names = matched_runs.find_matched(own, {s.point.name: s.point.config for s in done})
   flags, by_name = [], {s.point.name: s for s in done}
-  for method in ('direct', 'pause'):
-    run, told = getattr(own.controls, f'{method}_dir'), found.get('controls', {}).get(method, {})
-    if not run and method in names:
-      other = by_name[names[method]]
+  for control in (facts.name for facts in methods.CONTROLS):
+    run, told = getattr(own.controls, f'{control}_dir'), found.get('controls', {}).get(control, {})
+    if not run and control in names:
+      other = by_name[names[control]]
       run = str(other.last[1])
-      flags.append(f'--config.controls.{method}_dir={run}')
+      flags.append(f'--config.controls.{control}_dir={run}')
       fresh = fresh and told.get('final_acc') == other.result['final_acc']  # not evaluated anew
     if run:
       fresh = fresh and 'run' in told and (

@@ -5,7 +5,7 @@ Reads what those runs have left (card, results), never a model.
 
 import dataclasses
 
-from rim_jax.config import Config, flatten, is_runtime, rules
+from rim_jax.config import Config, flatten, is_runtime, methods
 from rim_jax.errors import UserError
 from rim_jax.evaluation import interventions
 from rim_jax.runtime import card as card_lib
@@ -41,12 +41,13 @@ def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
   Raises: UserError for a directory without such a run, on other data, or without this set.
   """
   entries, problems = {}, []
-  for method in ('direct', 'pause'):
-    folder = getattr(config.controls, f'{method}_dir')
-    entries[method] = interventions.describe(method, given=bool(folder))
+  for facts in methods.CONTROLS:
+    name = facts.name
+    folder = getattr(config.controls, f'{name}_dir')
+    entries[name] = interventions.describe(name, given=bool(folder))
     if not folder:
       continue
-    key = f'--config.controls.{method}_dir={folder}'
+    key = f'--config.controls.{name}_dir={folder}'
     try:
       card = card_lib.load_card(folder)
       results = storage.load_json(f'{folder}/results.json', 'the results')
@@ -54,19 +55,19 @@ def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
       problems.append(f'{key}: {e}')
       continue
     theirs = card['data']['fingerprint']
-    if card['config']['method'] != method:
-      problems.append(f"{key}: was run with method '{card['config']['method']}'; name a {method} "
+    if methods.get_facts(card['config']['method']) is not facts:
+      problems.append(f"{key}: was run with method '{card['config']['method']}'; name a {name} "
                       'run, or leave the key out')
     elif theirs != prints['data']:
       problems.append(f'{key}: its data are not this run\'s (fingerprint {theirs}, here '
                       f'{prints["data"]}); train it on the same data, or leave the key out')
-    elif set_names[method] not in results:
-      problems.append(f"{key}: has no results on '{set_names[method]}', only on "
+    elif set_names[name] not in results:
+      problems.append(f"{key}: has no results on '{set_names[name]}', only on "
                       f'{", ".join(results) or "nothing"}; evaluate it there with --mode=eval')
     else:
-      entries[method] |= {
+      entries[name] |= {
           'run': folder, 'seed': card['config']['seed'],
-          **interventions.pick(results[set_names[method]]),
+          **interventions.pick(results[set_names[name]]),
           'differs': _find_differences(card, config, prints)}
   if problems:
     raise UserError('\n'.join(problems))
@@ -83,7 +84,7 @@ def find_matched(config: Config, others: dict) -> dict:
     config: of the whole run, and `others` those of others, by name.
   """
   def fits(other):
-    return (other.method in {'direct', 'pause'} - {config.method}
+    return (other.facts.control and other.facts is not config.facts
             and other.data == config.data and other.tokenizer == config.tokenizer
             and other.model.init_from == config.model.init_from
             and other.eval_set == dataclasses.replace(config, method=other.method).eval_set
@@ -96,7 +97,7 @@ def _find_differences(card, config: Config, prints) -> list[str]:
   found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
   # A second stage begins with its stage 1, whatever that began with. A path is no identity.
   told = 'start' in prints and 'start' in card
-  if told and config.method != 'rim_stage2':
+  if told and not config.facts.after:
     found['start'] = (card['start'] or {}).get('fingerprint')
   return _list_changed(flatten(card['config']), config, ('train.init_from',) * told) + [
       k for k, v in found.items() if v != prints[k]]
@@ -105,11 +106,11 @@ def _find_differences(card, config: Config, prints) -> list[str]:
 def _list_changed(theirs: dict, config: Config, left_out=()) -> list[str]:
   """Keys that both methods have and that change what is computed, where another run's differ."""
   left_out += _NOT_COMPARED
-  if theirs['method'] in rules.WITHOUT_BLOCKS:
+  if not methods.get_facts(theirs['method']).has_blocks:
     left_out += _OF_BLOCKS
-  if config.method in ('rim_stage1', 'rim_stage2'):
+  if config.facts.stage:
     left_out += _OF_A_STAGE
-  if config.method == 'rim_stage2':
+  if config.facts.after:
     left_out += ('train.init_from',)
   return [k for k, v in flatten(config).items()
           if theirs.get(k) != v and not is_runtime(k) and not k.startswith(left_out)]

@@ -110,18 +110,20 @@ def find_init(config: Config, workdir) -> epath.Path | None:
   One that has begun need not find a named one any more. Raises: UserError with what to do.
   """
   workdir, named = epath.Path(workdir), config.train.init_from
-  if config.method != 'rim_stage2':
+  facts = config.facts
+  if not facts.after:
     if named and not any((epath.Path(folder) / 'config.json').exists()
                          for folder in (named, workdir)):
       raise UserError(f'{named}: there is no run here to start from; name another one, or a stage '
                       'of one that has several, with --config.train.init_from=DIR')
     return epath.Path(named) if named else None
-  path = epath.Path(named) if named else workdir.parent / workdir.name.replace('stage2', 'stage1')
+  path = (epath.Path(named) if named else
+          workdir.parent / workdir.name.replace(facts.stage, facts.after))
   if path == workdir or not (path / 'config.json').exists():
     preset = path.name.partition('-')[2]
     raise UserError(
-        f'{path}: no stage 1 run to start from; make it with '
-        f'python -m rim_jax.main --config=configs/stage1.py{":" + preset if preset else ""}, or '
+        f'{path}: no {facts.after} run to start from; make it with python -m rim_jax.main '
+        f'--config=configs/{facts.after}.py{":" + preset if preset else ""}, or '
         'name one with --config.train.init_from=DIR')
   return path
 

@@ -88,10 +88,10 @@ def test_without_direct_there_is_no_ratio():
 def test_all_readouts_are_compared_with_one():
   clock = Clock()
 
-  def make(name, secs):
-    return latency.Method(name, {'full': clock.make_program(name, [secs] * 4)}, {}, dict)
-  entries = latency.measure([make('direct', 1.0), make('rim', 2.0), make('rim_all', 2.5)], 2,
-                            clock=clock)
+  def make(name, secs, one=''):
+    return latency.Method(name, {'full': clock.make_program(name, [secs] * 4)}, {}, dict, one)
+  entries = latency.measure([make('direct', 1.0), make('rim', 2.0), make('rim_all', 2.5, 'rim')],
+                            2, clock=clock)
   assert entries[2]['to_one_readout']['median'] == pytest.approx(1.25)
   assert 'to_one_readout' not in entries[1]
 

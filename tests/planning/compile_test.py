@@ -21,7 +21,7 @@ from rich import console as rich_console
 from configs import presets
 from rim_jax import config as config_lib
 from rim_jax import main
-from rim_jax.config import MeshConfig, rules
+from rim_jax.config import MeshConfig, methods
 from rim_jax.data import datasets, prosqa
 from rim_jax.errors import UserError
 from rim_jax.packing import layout as layout_lib
@@ -133,7 +133,8 @@ def test_rows_that_are_given_are_taken_and_nothing_is_assumed():
     source.estimate_rows(config, 3)
 
 
-@pytest.mark.parametrize('method', sorted(set(rules.METHODS) - {'rim', 'coconut'}))
+@pytest.mark.parametrize('method', sorted(
+    name for name, facts in methods.FACTS.items() if not facts.make_stages))
 def test_the_typical_record_of_the_chain_task_is_a_real_one(method):
   config = support.make_config(method, data__chain__min_steps=4, data__chain__max_steps=4)
   codec = support.make_codec(config)

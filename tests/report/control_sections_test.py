@@ -7,7 +7,8 @@ import re
 import pytest
 
 from rim_jax import config as config_lib
-from rim_jax.report import control_sections, run_page
+from rim_jax.config import methods
+from rim_jax.report import control_sections
 from tests.report import run_page_test as report_test
 
 NASTY = report_test.NASTY.replace('\ud800', '')  # what JSON can hold
@@ -298,7 +299,7 @@ def test_a_name_of_a_run_is_inert_in_the_table_of_many():
 
 def test_configs_of_every_method_have_a_page(tmp_path):
   """With no file at all: nothing missing is a crash."""
-  for method in run_page._METHODS:
+  for method in methods.FACTS:
     folder = tmp_path / method
     folder.mkdir()
     text = report_test.write_page(folder, method).text

@@ -1,0 +1,179 @@
+"""One row of facts a method: what others ask of it, so that nobody asks for its name.
+
+Knows no JAX and no key's limits. A method has two places: its module in `rim_jax/methods/` and its
+row here, with its rules and, for a curriculum, its stages: both are needed before JAX is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+from typing import TYPE_CHECKING
+
+from rim_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from rim_jax.config.schema import Config, TrainConfig
+
+Stages = list[tuple[str, 'Config']]  # (name, config) of each, in order
+
+
+def _find_no_problems(config: Config) -> list[str]:
+  del config
+  return []
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+  """What is true of every run of a method."""
+  name: str
+  label: str  # what it is, in a line of a report
+  paper_name: str = ''  # the column of the paper's tables that it belongs to
+  # ---- Its layout ----
+  has_blocks: bool = True  # something stands between the question and the answer
+  feeds_back: bool = False  # hidden states stand in for inputs, which plain engines cannot run
+  has_thoughts: bool = False  # in its one block, as many for every record: no blocks to compare
+  needs_blocks: bool = False  # layout.num_blocks of them for every record
+  blocks_are_steps: bool = False  # one block a step, whose readout says the next one
+  learns_steps: bool = False  # written steps are among its targets, at least at first
+  writes_steps: bool = False  # and are decoded before the answer, once the run is done
+  skips_steps: bool = False  # those alone that layout.skip_steps leaves
+  # ---- Its runs ----
+  make_stages: Callable[[Config], Stages] | None = None  # of a curriculum
+  stage: str = ''  # its folder's name as a stage of a curriculum
+  after: str = ''  # the stage whose run it begins with, beside its own
+  is_baseline: bool = False  # direct answering, which times are compared with
+  # (what is done, what it should give if the memory does the work): its run stands beside the
+  # controls of another, at --config.controls.NAME_dir.
+  control: tuple[str, str] = ()
+  find_problems: Callable[[Config], list[str]] = _find_no_problems  # a line for each
+
+  @property
+  def has_memory(self) -> bool:
+    """Whether there are memory blocks, more or fewer of which can be read, or others put there."""
+    return self.has_blocks and not self.has_thoughts
+
+  @property
+  def can_hide_question(self) -> bool:
+    """Whether layout.readout_sees_question has a meaning, in every stage."""
+    return self.has_blocks and not (self.has_thoughts and self.make_stages)
+
+
+# ---- RiM ----
+
+
+def _make_rim_stages(config: Config) -> Stages:
+  """In stage 2 a lower learning rate and a higher dropout (docs/concepts.md)."""
+  curriculum, replace = config.curriculum, dataclasses.replace
+  stage1 = replace(config, method=RIM_STAGE1.name,
+                   train=_take_share(config.train, curriculum.stage1_frac, True))
+  stage2 = replace(
+      config, method=RIM_STAGE2.name,
+      train=_take_share(config.train, 1 - curriculum.stage1_frac, False),
+      model=replace(config.model, dropout=curriculum.stage2_dropout, lora=replace(
+          config.model.lora, dropout=curriculum.stage2_lora_dropout)),
+      optim=replace(config.optim, learning_rate=(
+          config.optim.learning_rate * curriculum.stage2_learning_rate_scale)))
+  return [(RIM_STAGE1.stage, stage1), (RIM_STAGE2.stage, stage2)]
+
+
+def _take_share(train: TrainConfig, share: float, first: bool) -> TrainConfig:
+  """A stage's budget; only the first begins with the run that is named."""
+  return dataclasses.replace(train, num_examples=round(train.num_examples * share),
+                             num_epochs=train.num_epochs * share,
+                             init_from=train.init_from if first else '')
+
+
+RIM = Facts(
+    'rim', 'memory blocks after the question: stage 1, then stage 2', 'RiM', needs_blocks=True,
+    make_stages=_make_rim_stages)
+RIM_STAGE1 = Facts(
+    'rim_stage1', 'memory blocks after the question, each trained to predict the next step',
+    blocks_are_steps=True, stage='stage1')
+RIM_STAGE2 = Facts(
+    'rim_stage2', 'memory blocks after the question, each trained to predict the answer', 'RiM',
+    needs_blocks=True, stage='stage2', after='stage1')
+PAUSE = Facts(
+    'pause', 'blocks after the question, trained on the answer only, with no stage 1 (a control)',
+    needs_blocks=True, control=(
+        'another run: the same blocks, answers alone supervised, no stage 1',
+        'chance: blocks alone are not enough; chain: 10'))
+
+# ---- Without blocks ----
+
+DIRECT = Facts(
+    'direct', 'the answer right after the question', 'direct', has_blocks=False, is_baseline=True,
+    control=('another run: the answer right after the question, trained on nothing else',
+             'chance: the question alone is not enough; chain: 10'))
+COT = Facts(
+    'cot', 'the steps written out, then the answer (chain of thought)', 'CoT', has_blocks=False,
+    learns_steps=True, writes_steps=True)
+ICOT = Facts(
+    'icot', 'trained on written steps that are taken away token by token; then the answer alone',
+    has_blocks=False, learns_steps=True)
+
+# ---- Coconut ----
+
+
+def _make_coconut_stages(config: Config) -> Stages:
+  """Stage 0, the numbered ones, and the last, which keeps the thoughts and writes no step.
+
+  Source: arXiv 2412.06769; thoughts are as many for every record (its `pad_latent_to_max`).
+  """
+  coconut, replace, stages = config.coconut, dataclasses.replace, []
+  for k in range(coconut.num_stages + 2):
+    last = k > coconut.num_stages
+    share = 1 - k * coconut.stage_frac if last else coconut.stage_frac
+    thoughts = min(k, coconut.num_stages) * coconut.thoughts_per_step
+    layout = replace(config.layout, num_blocks=int(thoughts > 0), skip_steps=-1 if last else k,
+                     block_tokens=thoughts or config.layout.block_tokens)
+    stages.append((f'stage{k}', replace(config, method=COCONUT_STAGE.name, layout=layout,
+                                        train=_take_share(config.train, share, k == 0))))
+  return stages
+
+
+def _find_coconut_problems(config: Config) -> list[str]:
+  problems, method = [], config.method
+  if config.layout.bidirectional_blocks:
+    problems.append(f'layout.bidirectional_blocks=True: the thoughts of {method} come one after '
+                    'the other; set it to False')
+  if config.eval.num_blocks > 0:
+    problems.append(f'eval.num_blocks={config.eval.num_blocks}: {method} has the block that it was '
+                    'trained with, or with 0 none; use -1 or 0')
+  return problems
+
+
+def _find_coconut_stage_problems(config: Config) -> list[str]:
+  problems = _find_coconut_problems(config)
+  if config.layout.num_blocks > 1:
+    problems.append(f'layout.num_blocks={config.layout.num_blocks}: coconut_stage has one block, '
+                    'of layout.block_tokens thoughts, or none')
+  return problems
+
+
+COCONUT = Facts(
+    'coconut', 'hidden states fed back as inputs in place of more and more written steps',
+    'Coconut', feeds_back=True, has_thoughts=True, learns_steps=True,
+    make_stages=_make_coconut_stages, find_problems=_find_coconut_problems)
+COCONUT_STAGE = Facts(
+    'coconut_stage', 'hidden states fed back as inputs, one by one, in place of written steps',
+    feeds_back=True, has_thoughts=True, learns_steps=True, skips_steps=True,
+    find_problems=_find_coconut_stage_problems)
+
+FACTS = {facts.name: facts for facts in (
+    RIM, RIM_STAGE1, RIM_STAGE2, DIRECT, COT, PAUSE, ICOT, COCONUT, COCONUT_STAGE)}
+# Those whose runs stand beside another's controls, in their order there.
+CONTROLS = tuple(facts for facts in FACTS.values() if facts.control)
+
+
+def get_facts(name: str) -> Facts:
+  """Raises: UserError for a method that this version does not have."""
+  if name not in FACTS:
+    raise UserError(f"method '{name}' is not one of {', '.join(FACTS)}; another version of rim_jax "
+                    'has it')
+  return FACTS[name]
+
+
+def is_baseline(name) -> bool:
+  """Whether a factor's value names direct answering; it may be no method's name at all."""
+  return name in FACTS and FACTS[name].is_baseline
