@@ -1,10 +1,10 @@
-"""The table of docs/plans.md: every row is a step compiled ahead of time for a machine not here.
+"""The table of docs/appendix/plans.md: each row is a step compiled for a machine that is not here.
 
   PYTHONPATH=. python bench/plans.py                     (needs pip install 'jax[tpu]'; no TPU)
 
-Compiles what --cache lacks, a minute or more a row, and writes docs/plans.md. A row is kept as JSON
-in --cache; --rows=N stops after N new ones, and the table says what is missing. Published shapes of
-the models are below: nothing is downloaded.
+Compiles what --cache lacks, a minute or more a row, and writes docs/appendix/plans.md. A row is
+kept as JSON in --cache; --rows=N stops after N new ones, and the table says what is missing.
+Published shapes of the models are below: nothing is downloaded.
 """
 
 import argparse
@@ -128,8 +128,8 @@ def main():
 
 
 def write_table(rows, missing):
-  """The part of docs/plans.md between its two marks; the rest is written by hand."""
-  path = ROOT / 'docs' / 'plans.md'
+  """The part of docs/appendix/plans.md between its two marks; the rest is written by hand."""
+  path = ROOT / 'docs' / 'appendix' / 'plans.md'
   begin, end = '<!-- bench/plans.py: begin -->', '<!-- bench/plans.py: end -->'
   before, _, rest = path.read_text().partition(begin)
   table = [

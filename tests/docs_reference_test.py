@@ -1,7 +1,32 @@
-"""The pages of docs/reference say what the code does."""
+"""The pages of docs/reference, and what docs/design.md names, are what the code has."""
+
+import json
+import pathlib
+import re
+import tarfile
+
+import pytest
 
 from docs import make_reference
 from rim_jax import config as config_lib
+from rim_jax.evaluation import scores
+from rim_jax.results import judge
+from tests import support
+
+DOCS = pathlib.Path(make_reference.__file__).parent
+
+
+def read_table(page, head):
+  """Cells of the table whose head begins so."""
+  lines = (DOCS / page).read_text().splitlines()
+  start = next(i for i, line in enumerate(lines) if line.startswith(head)) + 2
+  rows = []
+  for line in lines[start:]:
+    if not line.startswith('|'):
+      break
+    rows.append([cell.strip() for cell in line.strip('|').split(' | ')])
+  assert rows
+  return rows
 
 
 def test_the_page_of_keys_is_what_the_schema_makes():
@@ -15,3 +40,35 @@ def test_every_key_is_on_the_page_with_a_meaning():
   assert [row[0].strip('| `') for row in rows] == list(config_lib.list_types())
   for row in rows:
     assert len(row[-1].strip(' |').split()) >= 2, f'{row[0]}: its comment in the schema is missing'
+
+
+JUDGED = read_table('reference/judging.md', '| one answer')
+
+
+@pytest.mark.parametrize('one, other, same, why', JUDGED)
+def test_answers_are_judged_as_the_page_says(one, other, same, why):
+  del why
+  one, other = one.strip('`'), other.strip('`')
+  assert judge.answers_match(one, other) is {'yes': True, 'no': False}[same]
+  assert judge.answers_match(other, one) is {'yes': True, 'no': False}[same]
+
+
+def test_an_answer_that_contains_the_suffix_is_cut_as_the_page_says():
+  config = support.make_config('rim_stage2', layout__answer_prefix='(', layout__answer_suffix='}')
+  assert scores.parse_answer(r'\frac{1}{2}}', config) == r'\frac{1'
+
+
+@pytest.mark.parametrize('name', ['metrics.jsonl', 'results.json'])
+def test_every_number_that_a_run_writes_is_on_the_page_of_metrics(name):
+  page, found = (DOCS / 'reference/metrics.md').read_text(), set()
+  with tarfile.open(DOCS.parent / 'tests/old/run.tar.xz') as run:
+    for path in run.getnames():
+      if pathlib.Path(path).name == name and name == 'metrics.jsonl':
+        found.update(*map(json.loads, run.extractfile(path).read().splitlines()))
+      elif pathlib.Path(path).name == name and 'stage' in path:
+        found.update(*json.loads(run.extractfile(path).read()).values())
+  for pattern, general in ((r'_block_\d+$', '_block_<k>'), (r'^goodput/\w+_', 'goodput/<part>_')):
+    found = {re.sub(pattern, general, key) for key in found}
+  found.discard('goodput/<part>_frac')
+  assert len(found) > 10
+  assert not [key for key in found if f'`{key}`' not in page]
