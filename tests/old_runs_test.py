@@ -6,12 +6,15 @@ that losses may differ a little. What is predicted may not: with every parameter
 part in 10,000, at random, each prediction and each control of the old run stayed what it was.
 """
 
+import functools
 import hashlib
+import importlib.util
 import io
 import json
 import pathlib
 import shutil
 import tarfile
+import types
 
 import pytest
 from rich import console as rich_console
@@ -19,6 +22,9 @@ from rich import console as rich_console
 from rim_jax import config as config_lib
 from rim_jax import main
 from rim_jax.config import schema
+from rim_jax.errors import UserError
+from rim_jax.sweep import matched_runs
+from rim_jax.training import state
 from tests import support
 
 OLD = pathlib.Path(__file__).parent / 'old'
@@ -224,3 +230,34 @@ def test_a_version_with_more_keys_takes_old_runs_for_its_own(old, later_version,
     assert old('--workdir=sweep', '--mode=sweep', '--conclude', f'--config.{flag}',
                recipe=f'{RECIPE}:sweep')[0] == 2
     assert 'holds a run of another config than method=direct,seed=0' in capsys.readouterr().err
+
+
+def test_an_old_run_is_started_from_and_stands_beside_others(old, later_version, monkeypatch):
+  class Loaded(Exception):
+    """Nothing more was to be refused."""
+
+  def load_params(*args):
+    raise Loaded
+  monkeypatch.setattr(state, 'load_params', load_params)
+  spec = importlib.util.spec_from_file_location('recipe', RECIPE)
+  spec.loader.exec_module(recipe := importlib.util.module_from_spec(spec))
+  config = config_lib.parse_config(recipe.get_config())
+  other = support.set_keys(config, {'model.twist': 0.5})
+  make_task = functools.partial(types.SimpleNamespace, base=None, codec=types.SimpleNamespace(
+      tokenizer=types.SimpleNamespace(fingerprint='chain-v1')))
+  with pytest.raises(Loaded):
+    state.initialize(make_task(config=config), None, 'run/stage1', print)
+  with pytest.raises(UserError, match=r'^run/stage1: has model.twist=0.0, this run has 0.5; set '
+                     '--config.model.twist to agree$'):
+    state.initialize(make_task(config=other), None, 'run/stage1', print)
+
+  prints = {'data': load('run/stage1/config.json')['data']['fingerprint'], 'base': None,
+            'tokenizer': 'chain-v1', 'start': None}
+  folder = 'sweep/points/method=pause,seed=0'
+  differs = [matched_runs.load_matched(
+      support.set_keys(c, {'controls.pause_dir': folder}), prints, {'pause': 'test'})['pause'][
+          'differs'] for c in (config, other)]
+  assert 'train.num_examples' in differs[0] and not [
+      key for key in differs[0] if key in schema.list_neutral(support.LaterConfig)]
+  assert differs[1] == [*differs[0][:(at := differs[1].index('model.twist'))], 'model.twist',
+                        *differs[0][at:]]
