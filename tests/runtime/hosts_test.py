@@ -333,7 +333,7 @@ ASK_TWICE = '''
 import os, signal, sys, time
 import jax
 from jax.experimental import multihost_utils
-from rim_jax import hosts
+from rim_jax.runtime import hosts
 
 address, count, me = (flag.partition('=')[2] for flag in sys.argv[1:])
 jax.distributed.initialize(address, int(count), int(me))
