@@ -130,7 +130,7 @@ def make_torch_step(folder, config, batch, memory_rows, memory_start):
   import transformers
 
   from rim_jax.packing import batch as batch_lib
-  from rim_jax.training import curriculum
+  from rim_jax.training import loss as loss_lib
   torch.set_num_threads(os.cpu_count())
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
   model.resize_token_embeddings(memory_start + 3, mean_resizing=False)
@@ -145,7 +145,7 @@ def make_torch_step(folder, config, batch, memory_rows, memory_start):
   visible = batch_lib.visible(fields, fields) | np.eye(batch.tokens.shape[1], dtype=bool)
   mask = torch.where(torch.tensor(visible)[:, None], 0.0, torch.finfo(torch.float32).min)
   tokens, positions = (torch.tensor(np.asarray(x)).long() for x in (batch.tokens, batch.positions))
-  weights, norm = curriculum.compute_slot_weights(batch, 0, 1, config)
+  weights, norm = loss_lib.compute_slot_weights(batch, 0, 1, config)
   weights = torch.tensor(np.asarray(weights)) / float(norm)
   index, target = (torch.tensor(np.asarray(x)).long() for x in (
       batch.slot_index, batch.slot_target))
@@ -173,6 +173,7 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
   from bench import ratios
   from configs import presets
   from rim_jax import config as config_lib
+  from rim_jax import methods
   from rim_jax.data import datasets
   from rim_jax.data import tokenizer as tokenizer_lib
   from rim_jax.model import sharding
@@ -198,7 +199,7 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
     config.data.dir, config.optim.warmup_frac = data_dir, 0.0
     config.train.update({'batch_examples': 0, 'batch_rows': NUM_ROWS})
     config = families.resolve(config_lib.parse_config(config))
-    codec = source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+    codec = methods.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
     stage = source.make_stage_plan(split, codec, 1, lambda line: None)
     batch = source.BatchSource(split, stage, codec)[0]
     mesh = sharding.make_mesh(config.mesh)

@@ -27,6 +27,7 @@ import numpy as np
 
 from configs import presets
 from rim_jax import config as config_lib
+from rim_jax import methods
 from rim_jax.data import datasets
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.model import attention
@@ -187,7 +188,7 @@ def bench_useful(directory, cache, bpe, split):
       config = make_config(directory, cache, method, 2048 if name == 'bytes' else 1024)
       config = dataclasses.replace(config, train=dataclasses.replace(
           config.train, num_examples=0, num_epochs=1.0))
-      codec = source_lib.make_codec(config, tokenizer or tokenizer_lib.load_tokenizer(
+      codec = methods.make_codec(config, tokenizer or tokenizer_lib.load_tokenizer(
           config.tokenizer))
       plan = source_lib.make_stage_plan(split, codec, say=lambda line: None).plan
       tell(bench='useful_tokens', stage=method, tokenizer=name, row_tokens=plan.row_tokens,
@@ -207,7 +208,7 @@ def main():
     config = make_config(args.data, folder)
     split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
     bpe = train_bpe(split.__getitems__(range(len(split))), folder)
-    codec = source_lib.make_codec(config, bpe)
+    codec = methods.make_codec(config, bpe)
     examples = [codec.lay_out(codec.encode(r)) for r in split.__getitems__(range(NUM_EXAMPLES))]
     for name in args.only.split(','):
       if name == 'useful':

@@ -22,6 +22,7 @@ import numpy as np
 from rim_jax.config import LayoutConfig, TokenizerConfig
 from rim_jax.data.records import Record
 from rim_jax.data.tokenizer import load_tokenizer
+from rim_jax.methods import rim
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 
@@ -136,10 +137,10 @@ def _draw_visibility(axes, rows, label, look):
 
 def draw_row(look):
   figure, axes = plt.subplots(3, 1, figsize=(9, 7.2), height_ratios=(1, 1, 2.6), layout='tight')
-  for axis, lay_out, title in zip(axes, (layout_lib.lay_out_stage1, layout_lib.lay_out_stage2),
+  for axis, lay_out, title in zip(axes, (rim.lay_out_stage1, rim.lay_out_stage2),
                                   ('stage 1', 'stage 2')):
     _draw_row(axis, *make_row(lay_out), look, title)
-  _draw_visibility(axes[2], *make_row(layout_lib.lay_out_stage1), look)
+  _draw_visibility(axes[2], *make_row(rim.lay_out_stage1), look)
   return figure
 
 

@@ -12,6 +12,7 @@ from etils import epath
 import jax
 import numpy as np
 
+from rim_jax import methods
 from rim_jax.config import Config
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets
@@ -52,7 +53,7 @@ def make_task(config: Config, say=print) -> Task:
   mesh = sharding.make_mesh(config.mesh)
   base = weights.open_base(families.get_folder(config.model)) if config.model.init_from else None
   tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
-  codec = source_lib.make_codec(config, tokenizer)
+  codec = methods.make_codec(config, tokenizer)
   dataset = hosts.lead_first(lambda: datasets.load_dataset(config.data, say=say))
   for note in dataset.notes:
     say(note)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from rim_jax import config as config_lib
+from rim_jax import methods
 from rim_jax.config import schema
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.data.records import Record
@@ -85,7 +86,7 @@ def set_key(config, key, value):
 
 
 def make_codec(config) -> source.Codec:
-  return source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+  return methods.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
 
 
 def lay_out(config, records=RECORDS):

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rim_jax import methods
 from rim_jax.config import Config
 from rim_jax.errors import UserError
-from rim_jax.methods import coconut
 from rim_jax.model import attention, sharding
 from rim_jax.model.transformer import merge_model
 from rim_jax.packing import batch as batch_lib
@@ -86,28 +86,27 @@ def prefill(model, config: Config, trunks: Trunks, blocks: tuple):
   Returns: (x [b, r, d] at the last token of each of `blocks`, (keys, values) [l, b, c, n, k],
     Fields of those c tokens).
   """
-  fill = PREFILLS.get(config.method, _read_at_once) if any(blocks) else _read_at_once
-  return fill(model, trunks, get_starts(blocks, trunks, config), config)
+  method, start_br = methods.get_method(config), get_starts(blocks, trunks, config)
+  if method.prefill and any(blocks):
+    return method.prefill(model, trunks, start_br, config)
+  x_btd, kv = _read_trunks(model, config, trunks, any(blocks), return_kv=True)
+  return jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1), kv, trunks.fields
 
 
-def _read_at_once(model, trunks, start_br, config):
+def _read_trunks(model, config, trunks, has_blocks=True, **settings):
+  """A pass over trunks, the method's last one where it takes several."""
   fields = trunks.fields
+  inputs_btd = (methods.get_method(config).feed(model, trunks.tokens, fields, config)
+                if has_blocks else None)
   visible = attention.find_visible(fields, fields, config.layout,
                                    config.model.attention_tile_tokens)
-  x_btd, kv = model(trunks.tokens, fields.positions, visible, return_kv=True)
-  return jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1), kv, fields
-
-
-PREFILLS = {'coconut_stage': coconut.prefill}  # of the methods that read a trunk otherwise
+  return model(trunks.tokens, fields.positions, visible, inputs_btd=inputs_btd, **settings)
 
 
 def compute_states(graphdef, config: Config, blocks: tuple, params, frozen, trunks: Trunks):
   """States of the closing tokens of `blocks` before the last layer: f32[b, r, d]."""
   model = merge_model(graphdef, params, frozen)
-  visible = attention.find_visible(trunks.fields, trunks.fields, config.layout,
-                                   config.model.attention_tile_tokens)
-  x_btd, _ = model(trunks.tokens, trunks.fields.positions, visible,
-                   num_layers=config.model.num_layers - 1)
+  x_btd, _ = _read_trunks(model, config, trunks, num_layers=config.model.num_layers - 1)
   last_br = get_starts(blocks, trunks, config) - 1
   return jnp.take_along_axis(x_btd, last_br[..., None], axis=1).astype(jnp.float32)
 

@@ -1,5 +1,47 @@
 """One module a method: what stands in the sequence, how much it counts, what is fed back.
 
-Never trains, decodes or reads files.
-A method is a layout and a weight; coconut.py also has a forward and a prefill of its own.
+Never trains, decodes or reads files; facts that need no JAX stand in config/methods.py.
+Start with method.py, which says what a method is, then rim.py; METHODS is the one table.
 """
+
+import jax
+import numpy as np
+
+from rim_jax.config import Config
+from rim_jax.methods import coconut, cot, direct, icot, pause, rim
+from rim_jax.methods.method import Method
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import source
+
+METHODS = {
+    'direct': direct.DIRECT,
+    'cot': cot.COT,
+    'icot': icot.ICOT,
+    'coconut_stage': coconut.COCONUT_STAGE,
+    'pause': pause.PAUSE,
+    'rim_stage1': rim.RIM_STAGE1,
+    'rim_stage2': rim.RIM_STAGE2,
+}
+
+
+def get_method(config: Config) -> Method:
+  """The method of a run; of a curriculum, each stage has its own."""
+  return METHODS[config.method]
+
+
+def make_codec(config: Config, tokenizer) -> source.Codec:
+  """A run's codec. Raises: UserError where model.vocab_size is below the tokenizer's."""
+  method = get_method(config)
+  return source.make_codec(config, tokenizer, method.layout, method.removal)
+
+
+def weigh_record(config: Config, blocks, steps, num_steps: int) -> np.ndarray:
+  """Weights of the readouts of a record with as many steps as its last block.
+
+  Shapes: blocks i[s], steps (completed updates, of num_steps) f[n] -> f32[n, s].
+  """
+  batch = batch_lib.make_empty_rows(1, 1, len(blocks))
+  batch.slot_block[:], batch.slot_steps[:] = blocks, max(blocks)
+  weigh = get_method(config).weight
+  return np.asarray(jax.vmap(lambda step: weigh(batch, step, num_steps, config)[0])(
+      np.asarray(steps, np.float32)))

@@ -1,4 +1,4 @@
-"""Coconut's recurrent forward: thoughts are found one after the other, then fed in as inputs.
+"""Coconut: hidden states fed back as inputs, one after the other, in place of written steps.
 
 A thought is a memory token: the trunk is `[x | <b> <m>*J </b>]`, and the input at each `<m>` is not
 its row but the last hidden state (after the final norm) of the token before it. All else is as for
@@ -17,36 +17,57 @@ Source: arXiv 2412.06769.
 import jax
 import jax.numpy as jnp
 
-from rim_jax.config import Config
+from rim_jax.config import Config, LayoutConfig
+from rim_jax.methods.method import Method
 from rim_jax.model import attention
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.sharding import BATCH, constrain
 from rim_jax.packing import batch as batch_lib
+from rim_jax.packing.layout import (
+  Encoded,
+  Example,
+  Template,
+  count_steps,
+  read_answer,
+  read_chain,
+)
 
 
-def compute_slot_logits(model, batch: batch_lib.Batch, config: Config, row_examples: int,
-                        dropout_key=None):
-  """Logits at the supervised slots: f32[b, s, v]. The gradient flows through the thoughts.
+def lay_out(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """`[x]`, a block of thoughts in place of the first steps, then the others and the answer.
 
-  Two passes over the row, and between them a token for each thought but the last: the first is for
-  what stands before the thoughts, the second, an ordinary forward, has them among its inputs.
+  Without a block and without a step skipped this is `cot`; without a block and with all skipped
+  it is `direct`.
+  """
+  block, skipped = config.num_blocks, config.skip_steps
+  readout = (read_answer(encoded, template, block) if skipped < 0 else
+             read_chain(encoded, template, block, skipped))
+  return Example(encoded.question, block, count_steps(encoded), (readout,))
+
+
+def find_inputs(model, tokens_bt, fields: batch_lib.Fields, config: Config, row_examples: int,
+                dropout_key=None) -> jax.Array | None:
+  """Rows with thoughts in place of their tokens: [b, t, d]. The gradient flows through them.
+
+  A pass over what stands before the thoughts, then a token for each of them but the last; with the
+  ordinary forward that has these inputs there are two passes over a row.
 
   Args:
     row_examples: the most examples that a row holds.
   """
   num_thoughts = config.layout.block_tokens * config.layout.num_blocks
   if not num_thoughts:
-    return model.compute_slot_logits(batch, config.layout, dropout_key)
-  num_tokens = batch.tokens.shape[1]
+    return None
+  num_tokens = tokens_bt.shape[1]
   numbers_e = 1 + jnp.arange(row_examples)
-  begins_bet = ((batch.tokens == model.vocab_size)[:, None]
-                & (batch.example[:, None] == numbers_e[None, :, None]))
+  begins_bet = ((tokens_bt == model.vocab_size)[:, None]
+                & (fields.example[:, None] == numbers_e[None, :, None]))
   there_be = begins_bet.any(-1)
   at_be = begins_bet.argmax(-1)
   start = batch_lib.Fields(
-      jnp.take_along_axis(batch.positions, at_be, 1),
+      jnp.take_along_axis(fields.positions, at_be, 1),
       jnp.where(there_be, numbers_e[None], 0), jnp.ones_like(at_be), jnp.zeros_like(at_be))
-  x_btd, kv, known = _read(model, batch.tokens, batch_lib.get_fields(batch), config, dropout_key)
+  x_btd, kv, known = _read(model, tokens_bt, fields, config, dropout_key)
   x_bed = jnp.take_along_axis(x_btd, at_be[..., None], 1)
   # The last one is found by the turn before, and needs no turn: the second pass reads it.
   thoughts_jbed, x_bed, _, _ = _think(
@@ -59,10 +80,8 @@ def compute_slot_logits(model, batch: batch_lib.Batch, config: Config, row_examp
       len(first_be), -1)
   # Both stay with their rows: looked up, the others would have parts of `embed`.
   thoughts_bjd, inputs_btd = (constrain(x, BATCH, None, None) for x in (
-      jnp.moveaxis(thoughts_jbed, 0, 2).reshape(*index_bj.shape, -1), model.embed(batch.tokens)))
-  inputs_btd = jax.vmap(lambda x, i, h: x.at[i].set(h, mode='drop'))(
-      inputs_btd, index_bj, thoughts_bjd)
-  return model.compute_slot_logits(batch, config.layout, dropout_key, inputs_btd)
+      jnp.moveaxis(thoughts_jbed, 0, 2).reshape(*index_bj.shape, -1), model.embed(tokens_bt)))
+  return jax.vmap(lambda x, i, h: x.at[i].set(h, mode='drop'))(inputs_btd, index_bj, thoughts_bjd)
 
 
 def prefill(model, trunks, start_br, config: Config):
@@ -140,3 +159,6 @@ def _advance(fields: batch_lib.Fields, count):
 
 def _join(*fields: batch_lib.Fields):
   return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *fields)
+
+
+COCONUT_STAGE = Method(lay_out, inputs=find_inputs, prefill=prefill)

@@ -1,9 +1,8 @@
-"""Which tokens stand in the sequence: the layout of each method, and rows of them.
+"""Which tokens stand in the sequence: what layouts are made of, and rows of them.
 
-A layout turns an encoded record into an `Example`: a trunk (question and
+A method's layout turns an encoded record into an `Example`: a trunk (question and
 blocks) and its readouts. `write_example` is the one place where positions,
-slots and shifted targets are made. A new method that only changes what stands
-in the sequence is one function here, entered in `LAYOUTS`.
+slots and shifted targets are made.
 
 Source: arXiv 2605.30343; docs/concepts.md, "What one training example holds".
 """
@@ -87,84 +86,35 @@ def encode_record(record, tokenizer, template: Template) -> Encoded:
                  tokenizer.encode(record.answer))
 
 
-def _read_step(encoded, template, block, i):
+def count_steps(encoded: Encoded) -> int:
+  """n of an example: T, and 1 where there is no step."""
+  return max(len(encoded.steps), 1)
+
+
+def read_step(encoded: Encoded, template: Template, block: int, i: int) -> Readout:
+  """Step i, from 0 on, read after a block."""
   return Readout(block, batch_lib.SLOT_STEP, template.step_prefix,
                  [*encoded.steps[i], *template.eos])
 
 
-def _read_answer(encoded, template, block):
+def read_answer(encoded: Encoded, template: Template, block: int) -> Readout:
+  """The answer, read after a block."""
   return Readout(block, batch_lib.SLOT_ANSWER, template.answer_prefix,
                  [*encoded.answer, *template.answer_suffix, *template.eos])
 
 
-def _read_chain(steps, encoded, template, block, removed=0):
-  """Steps and the answer as one readout, nothing of it given; without its first tokens."""
-  chain = [i for step in steps for i in (*step, *template.step_separator)][removed:]
+def read_chain(encoded: Encoded, template: Template, block: int, skipped: int = 0,
+               removed: int = 0) -> Readout:
+  """Steps and the answer as one readout, nothing of it given.
+
+  Args:
+    skipped: steps that are left out, the first ones.
+    removed: tokens of the others, and of what separates them, that are left out.
+  """
+  chain = [i for step in encoded.steps[skipped:]
+           for i in (*step, *template.step_separator)][removed:]
   return Readout(block, batch_lib.SLOT_ANSWER, (), [
       *chain, *template.answer_prefix, *encoded.answer, *template.answer_suffix, *template.eos])
-
-
-def lay_out_direct(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
-  """`[x]`, and the answer right after it."""
-  del config
-  return Example(encoded.question, 0, max(len(encoded.steps), 1),
-                 (_read_answer(encoded, template, 0),))
-
-
-def lay_out_cot(encoded: Encoded, template: Template, config: LayoutConfig,
-                removed: int = 0) -> Example:
-  """`[x]`, then every step and the answer written out, all of it supervised.
-
-  iCoT: without the first `removed` tokens of the steps and what separates them.
-  """
-  del config
-  return Example(encoded.question, 0, max(len(encoded.steps), 1),
-                 (_read_chain(encoded.steps, encoded, template, 0, removed),))
-
-
-def lay_out_coconut(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
-  """`[x]`, a block of thoughts in place of the first steps, then the others and the answer.
-
-  Without a block and without a step skipped this is `cot`; without a block and with all skipped
-  it is `direct`.
-  """
-  block = config.num_blocks
-  readout = (_read_answer(encoded, template, block) if config.skip_steps < 0 else
-             _read_chain(encoded.steps[config.skip_steps:], encoded, template, block))
-  return Example(encoded.question, block, max(len(encoded.steps), 1), (readout,))
-
-
-def lay_out_stage1(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
-  """One block a step: block t's readout predicts r_{t+1}, the last block's the answer."""
-  num_steps = max(len(encoded.steps), 1)
-  readouts = [_read_step(encoded, template, t, t) for t in range(1, num_steps)]
-  readouts.append(_read_answer(encoded, template, num_steps))
-  if config.depth0_readout:  # r_1 too, which is the answer itself where T = 0
-    first = _read_step(encoded, template, 0, 0) if encoded.steps else _read_answer(
-        encoded, template, 0)
-    readouts.insert(0, first)
-  return Example(encoded.question, num_steps, num_steps, tuple(readouts))
-
-
-def lay_out_stage2(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
-  """K blocks for every record: each block's readout predicts the answer."""
-  first = 0 if config.stage2_depth0_readout else 1
-  return Example(encoded.question, config.num_blocks, max(len(encoded.steps), 1),
-                 tuple(_read_answer(encoded, template, k)
-                       for k in range(first, config.num_blocks + 1)))
-
-
-# method -> layout. Pause is stage 2's layout without a stage 1 before it: the
-# control that has the same blocks and never saw a step.
-LAYOUTS = {
-    'direct': lay_out_direct,
-    'cot': lay_out_cot,
-    'icot': lay_out_cot,
-    'coconut_stage': lay_out_coconut,
-    'pause': lay_out_stage2,
-    'rim_stage1': lay_out_stage1,
-    'rim_stage2': lay_out_stage2,
-}
 
 
 def get_block_size(config: LayoutConfig) -> int:

@@ -6,11 +6,25 @@ numbers, so the data position is one integer, resume replays nothing, and the
 order does not depend on how many hosts there are.
 """
 
+from collections.abc import Callable
 import dataclasses
 
 import numpy as np
 
 PLAN_VERSION = 1
+ALL = 1 << 30  # more tokens than any chain has
+HELD = -1  # the level before removal begins: nothing is lost, by chance neither
+
+
+@dataclasses.dataclass(frozen=True)
+class Removal:
+  """How written chains lose their tokens over the epochs of a stage, where a method says so."""
+  # (records of the split, tokens of the longest chain, Config) -> `cut`, as `make_plan` takes it.
+  make_cut: Callable
+  # (`Plan.parts`, batch_rows, Config) -> (updates before which the optimizer begins anew, the first
+  # checkpoint that counts, 0 for none).
+  find_steps: Callable
+  rate_key: str  # the config key that makes it faster
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The stream is random access: batch i is a function of the plan and i alone.
 """
 
+from collections.abc import Callable
 import dataclasses
 import math
 import os
@@ -13,12 +14,12 @@ import zipfile
 import grain
 import numpy as np
 
-from rim_jax.config import Config
+from rim_jax.config import Config, flatten
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
-from rim_jax.packing import order, removal
+from rim_jax.packing import order
 
 _LENGTHS_VERSION = 1
 # Of what rows are made by; a run's card has them.
@@ -28,28 +29,34 @@ VERSIONS = {'layout': layout_lib.LAYOUT_VERSION, 'plan': order.PLAN_VERSION,
 
 @dataclasses.dataclass(frozen=True)
 class Codec:
-  """How this run turns records into ids and rows: tokenizer, template, layout."""
+  """How this run turns records into ids and rows: tokenizer, template, its method's layout."""
   tokenizer: Any  # see tokenizer.load_tokenizer
   template: layout_lib.Template
   config: Config
   memory_start: int  # rows of the embedding; the first memory id
+  layout: Callable[..., layout_lib.Example]
+  removal: order.Removal | None = None
 
   def encode(self, record) -> layout_lib.Encoded:
     return layout_lib.encode_record(record, self.tokenizer, self.template)
 
   def lay_out(self, encoded: layout_lib.Encoded, removed: int = 0) -> layout_lib.Example:
     """`removed`: tokens that its chain has lost, where the method removes any."""
-    lay_out = layout_lib.LAYOUTS[self.config.method]
-    return lay_out(encoded, self.template, self.config.layout, *([removed] if removed else []))
+    return self.layout(encoded, self.template, self.config.layout,
+                       *([removed] if removed else []))
 
 
-def make_codec(config: Config, tokenizer) -> Codec:
-  """Raises: UserError where model.vocab_size is below the tokenizer's."""
+def make_codec(config: Config, tokenizer, layout, removal: order.Removal | None = None) -> Codec:
+  """`layout` and `removal` as a Method has them.
+
+  Raises: UserError where model.vocab_size is below the tokenizer's.
+  """
   vocab_size = config.model.vocab_size or tokenizer.vocab_size
   if vocab_size < tokenizer.vocab_size:
     raise UserError(f'model.vocab_size={vocab_size} is below the tokenizer\'s '
                     f'{tokenizer.vocab_size} ids; use 0 (the same) or more')
-  return Codec(tokenizer, layout_lib.make_template(tokenizer, config.layout), config, vocab_size)
+  return Codec(tokenizer, layout_lib.make_template(tokenizer, config.layout), config, vocab_size,
+               layout, removal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +200,10 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
     raise UserError(f'train.num_epochs={config.train.num_epochs:g} of {len(usable)} records is '
                     'no example; raise it')
   least, cut = None, None
-  if config.method == 'icot':
-    least = measure(lengths, codec, removal.ALL)
+  if codec.removal:
+    least = measure(lengths, codec, order.ALL)
     longest = int((sizes - least)[usable, 0].max())
-    cut = removal.make_cut(len(sizes), longest, config.icot, config.seed)
+    cut = codec.removal.make_cut(len(sizes), longest, config)
   plan = order.make_plan(usable, sizes, num_examples, config.layout.row_tokens, row_slots,
                          config.layout.pack_window_rows, config.seed, cut, least)
   pieces = num_shards * config.train.num_micro_batches
@@ -207,14 +214,14 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   _check_rows(batch_rows, origin, pieces)
   blocks, num_steps = codec.config.layout.num_blocks, -(-plan.num_rows // batch_rows)
   resets, counted = (), 0
-  if config.method == 'icot':
-    resets, counted = removal.find_steps(plan.parts, batch_rows, config.icot)
+  if codec.removal:
+    key = codec.removal.rate_key
+    resets, counted = codec.removal.find_steps(plan.parts, batch_rows, config)
     if not 0 < counted <= num_steps:
       raise UserError(
           f'the budget of {num_examples:,} examples, {num_examples / len(usable):.2f} epochs, ends '
-          f'before the written chain is gone, and iCoT is judged without it; raise the budget, or '
-          f'icot.remove_per_epoch={config.icot.remove_per_epoch:g} (chains of up to {longest} '
-          'tokens)')
+          f'before the written chain is gone, and {config.method} is judged without it; raise the '
+          f'budget, or {key}={flatten(config)[key]:g} (chains of up to {longest} tokens)')
   return StagePlan(plan, batch_rows, num_steps, num_examples,
                    max(int(sizes[usable, 3].max()), blocks), dropped,
                    int(np.diff(plan.starts).max()), resets, counted)
@@ -241,7 +248,7 @@ class Rows:
   row_examples: int = 1
 
 
-def estimate_rows(config: Config, num_pieces: int) -> Rows:
+def estimate_rows(config: Config, layout, num_pieces: int) -> Rows:
   """Rows and slots of a step as the config gives them, or estimated from a typical record.
 
   The rule, for `layout.row_slots=0` or `train.batch_examples`: a record of grade-school maths has a
@@ -251,7 +258,8 @@ def estimate_rows(config: Config, num_pieces: int) -> Rows:
 
   Raises: UserError where `train.batch_rows` is not divisible by num_pieces.
   """
-  tokens, slots, _ = layout_lib.count_example(_make_typical_example(config), config.layout)
+  tokens, slots, _ = layout_lib.count_example(
+      _make_typical_example(config, layout), config.layout)
   if tokens > config.layout.row_tokens:
     raise UserError(f'layout.row_tokens={config.layout.row_tokens} is below the {tokens} tokens of '
                     'a typical record; raise it')
@@ -271,7 +279,7 @@ def estimate_rows(config: Config, num_pieces: int) -> Rows:
   return Rows(batch_rows, row_slots, tuple(assumed), config.layout.row_tokens // tokens)
 
 
-def _make_typical_example(config: Config):
+def _make_typical_example(config: Config, lay_out):
   """The layout's example for a record of typical lengths; its ids mean nothing."""
   if config.data.source == 'chain':
     steps = config.data.chain.max_steps
@@ -297,7 +305,7 @@ def _make_typical_example(config: Config):
     tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
     template = layout_lib.make_template(tokenizer, config.layout)
   around = sum(map(len, (template.bos, template.question_prefix, template.separator)))
-  return layout_lib.LAYOUTS[config.method](layout_lib.Encoded(
+  return lay_out(layout_lib.Encoded(
       range(question + around), (range(step),) * steps, range(answer)), template, config.layout)
 
 

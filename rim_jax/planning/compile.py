@@ -19,6 +19,7 @@ import time
 import jax
 from jax.experimental import topologies
 
+from rim_jax import methods
 from rim_jax.config import Config, MeshConfig
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import tokenizer as tokenizer_lib
@@ -225,7 +226,7 @@ def make_plan(config: Config, machine: Machine) -> dict:
   """
   mesh = make_mesh(config.mesh, machine)
   pieces = sharding.count_shards(sharding.BATCH, mesh) * config.train.num_micro_batches
-  rows = source.estimate_rows(config, pieces)
+  rows = source.estimate_rows(config, methods.get_method(config).layout, pieces)
   program = step_lib.make_program(config, get_vocab_size(config), _NUM_STEPS, mesh)
   state, frozen = program.abstract
   (trainable, trainable_here), (base, base_here) = map(_count_params, (state.params, frozen))
@@ -317,7 +318,7 @@ def list_alternatives(config: Config, machine: Machine) -> Iterator[tuple[str, C
     if named:
       yield (told + named).strip(), moved
     pieces = sharding.count_shards(sharding.BATCH, mesh) * count
-    rows = source.estimate_rows(config, pieces).batch_rows
+    rows = source.estimate_rows(config, methods.get_method(config).layout, pieces).batch_rows
     while rows % (2 * count * shards) == 0:
       count *= 2
       yield (f'{told}{named} --config.train.num_micro_batches={count}').strip(), replace(

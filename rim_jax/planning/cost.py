@@ -12,6 +12,7 @@ import pathlib
 import jax
 
 from rim_jax import config as config_lib
+from rim_jax import methods
 from rim_jax.config import Config
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets
@@ -54,7 +55,8 @@ def estimate(config: Config) -> Estimate:
 @functools.lru_cache
 def _compute_flops(config: Config) -> float:
   """FLOPs that a model needs for one example of a stage's budget."""
-  rows = source.estimate_rows(config, config.train.num_micro_batches)
+  rows = source.estimate_rows(
+      config, methods.get_method(config).layout, config.train.num_micro_batches)
   mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
   program = step_lib.make_program(config, compile_lib.get_vocab_size(config), 1000, mesh)
   step = compile_lib.compute_model_flops(config, program, rows)

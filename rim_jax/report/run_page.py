@@ -382,12 +382,10 @@ def _compute_lambdas(blocks, num_steps, stage):
   """Block -> (steps, weights) in a record with the most blocks."""
   import numpy as np
 
-  from rim_jax.training import curriculum
-  shift = int(stage.layout.depth0_readout)  # as in training: (t, n) becomes (t + 1, n + 1)
+  from rim_jax.methods import weigh_record
   steps = np.linspace(0, num_steps, _MAX_POINTS)
-  return {block: (steps, np.broadcast_to(curriculum.compute_lambda(
-      block + shift, max(blocks) + shift, steps, num_steps, stage.curriculum), steps.shape))
-          for block in blocks}
+  return {block: (steps, weights) for block, weights in zip(
+      blocks, weigh_record(stage, blocks, steps, num_steps).T)}
 
 
 def _make_examples(folder, sets, num_shown):

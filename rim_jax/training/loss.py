@@ -3,6 +3,10 @@
 import jax
 import jax.numpy as jnp
 
+from rim_jax import methods
+from rim_jax.config import Config
+from rim_jax.packing import batch as batch_lib
+
 
 def compute_slot_nll(logits_bsv, targets_bs):
   """Negative log-likelihood of every slot's target.
@@ -29,3 +33,27 @@ def divide_or_zero(total, norm):
   """total / norm, and 0 (with gradient 0) where norm is 0: a batch of padding is no NaN."""
   safe = jnp.where(norm > 0, norm, 1.0)
   return jnp.where(norm > 0, total / safe, 0.0)
+
+
+def compute_slot_weights(batch: batch_lib.Batch, step, num_steps, config: Config
+                         ) -> tuple[jax.Array, jax.Array]:
+  """Weight of every slot's token NLL, and what the weighted sum is divided by.
+
+  `reduction='readout'` spreads a readout's weight over its tokens (mean token
+  NLL), `'token'` gives it to each. `normalize='weight'` divides by the total of
+  the weights, so fading shifts the emphasis and does not shrink the gradient;
+  `'readouts'` divides by the number of readouts, faded or not.
+
+  Shapes: -> (weights f32[b, s], norm f32[]); sums over micro-batches and devices
+    are taken of both before the one division.
+  Units: step in completed updates of the stage, num_steps its total.
+  """
+  supervised = batch.slot_kind != batch_lib.SLOT_PAD
+  weights = methods.get_method(config).weight(batch, step, num_steps, config)
+  share = 1.0 / jnp.maximum(batch.slot_tokens, 1)
+  if config.curriculum.reduction == 'readout':
+    weights = weights * share
+  weights = jnp.where(supervised, weights, 0.0)
+  if config.curriculum.normalize == 'weight':
+    return weights, weights.sum()
+  return weights, jnp.where(supervised, share, 0.0).sum()

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rim_jax import methods
 from rim_jax.config import Config
-from rim_jax.methods import coconut
 from rim_jax.model import memory, sharding
 from rim_jax.model import transformer as transformer_lib
 from rim_jax.packing import batch as batch_lib
-from rim_jax.training import curriculum, optim
 from rim_jax.training import loss as loss_lib
+from rim_jax.training import optim
 
 # Parameter paths are variable types; the trainable set is a filter on them.
 TRAINABLE = {'all': nnx.Param, 'memory': memory.MemoryParam,
@@ -105,14 +105,6 @@ def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Progr
       jax.jit(make_state, out_shardings=shardings[0], donate_argnums=0))
 
 
-def _compute_plain(model, batch, config, row_examples, dropout_key):
-  del row_examples
-  return model.compute_slot_logits(batch, config.layout, dropout_key)
-
-
-FORWARDS = {'coconut_stage': coconut.compute_slot_logits}  # of the methods that have their own
-
-
 def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks: int,
                  config: Config, dropout_key, row_examples: int = 1):
   """Weighted NLL of a (micro-)batch as sums.
@@ -121,10 +113,10 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
     [num_blocks + 1], 'num_tokens', 'num_examples'}), all sums; block_nll adds up each
     readout's unweighted mean token NLL by the block that it reads.
   """
-  logits_bsv = FORWARDS.get(config.method, _compute_plain)(
+  logits_bsv = methods.get_method(config).forward(
       model, batch, config, row_examples, dropout_key)
   nll_bs = loss_lib.compute_slot_nll(logits_bsv, batch.slot_target)
-  weights_bs, norm = curriculum.compute_slot_weights(batch, step, num_steps, config)
+  weights_bs, norm = loss_lib.compute_slot_weights(batch, step, num_steps, config)
   supervised = batch.slot_kind != batch_lib.SLOT_PAD
   share = jnp.where(supervised, 1.0 / jnp.maximum(batch.slot_tokens, 1), 0.0)
 

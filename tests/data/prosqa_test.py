@@ -19,8 +19,9 @@ from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets, prosqa
 from rim_jax.errors import UserError
 from rim_jax.evaluation import scores as scores_lib
+from rim_jax.methods import icot
 from rim_jax.packing import layout as layout_lib
-from rim_jax.packing import removal
+from rim_jax.packing import order
 from tests import support
 
 SMALL = {'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.9,
@@ -347,12 +348,12 @@ def test_icot_has_a_good_part_of_its_budget_without_a_chain(preset):
   longest = 7 * config.data.prosqa.max_hops - 1
   count = config.data.prosqa.num_train
   epochs = config.train.num_epochs or config.train.num_examples / count
-  levels = np.concatenate([removal.compute_levels(epoch, count, min(
+  levels = np.concatenate([icot.compute_levels(epoch, count, min(
       longest, config.icot.remove_all_beyond_tokens), config.icot) for epoch in range(
           math.ceil(epochs))])[:round(epochs * count)]
-  held, bare = (np.mean(levels == level) for level in (removal.HELD, removal.ALL))
+  held, bare = (np.mean(levels == level) for level in (order.HELD, order.ALL))
   assert 0.2 < held < 0.3 and 0.2 < bare < 0.3
-  written = levels[(levels != removal.HELD) & (levels != removal.ALL)]
+  written = levels[(levels != order.HELD) & (levels != order.ALL)]
   assert set(written) == set(range(longest))  # one after the other, to the longest chain's last
 
 

@@ -40,6 +40,10 @@ def make_config(num_thoughts=2, skip_steps=1, network='learned', **more):
       'layout__skip_steps': skip_steps, 'layout__row_tokens': 80, **NETWORKS[network], **more})
 
 
+def compute_logits(*args):
+  return coconut.COCONUT_STAGE.forward(*args)
+
+
 def list_sequences(config):
   """(ids, index of <b>, slots, targets) of every record as a plain sequence, from its text."""
   codec = support.make_codec(config)
@@ -90,7 +94,7 @@ def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix)
   @jax.jit
   def packed(params):
     def compute(params):
-      logits = coconut.compute_slot_logits(nnx.merge(graphdef, params), jax.tree.map(
+      logits = compute_logits(nnx.merge(graphdef, params), jax.tree.map(
           jnp.asarray, batch), config, 3)
       nll = loss_lib.compute_slot_nll(logits, jnp.asarray(batch.slot_target))
       return nll[used].sum(), logits[used]
@@ -152,7 +156,7 @@ def test_gradient_flows_from_what_a_slot_sees_and_not_from_the_rows_of_thoughts(
   def loss(added_btd, weights):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(transformer_lib.memory, 'look_up', lambda *args: real(*args) + added_btd)
-      logits = coconut.compute_slot_logits(model, batch, config, 4)
+      logits = compute_logits(model, batch, config, 4)
     nll = loss_lib.compute_slot_nll(logits, batch.slot_target)
     return loss_lib.compute_weighted_nll(nll, weights).sum()
   gradient = jax.jit(jax.grad(loss))
@@ -172,7 +176,7 @@ def test_the_step_s_loss_is_of_this_forward():
 
   @jax.jit
   def compute(batch):
-    logits = coconut.compute_slot_logits(model, batch, config, 3)
+    logits = compute_logits(model, batch, config, 3)
     nll = loss_lib.compute_slot_nll(logits, batch.slot_target) / jnp.maximum(batch.slot_tokens, 1)
     return (step_lib.compute_loss(model, batch, 0, 10, 4, config, None, 3)[0],
             jnp.where(batch.slot_kind > 0, nll, 0).sum())
@@ -194,7 +198,7 @@ def test_under_dropout_both_passes_read_the_question_alike():
     return x, kv
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(transformer_lib.Transformer, '__call__', call)
-    coconut.compute_slot_logits(model, batch, config, 3, jax.random.key(0))
+    compute_logits(model, batch, config, 3, jax.random.key(0))
   (first, _), (second, inputs) = seen
   at = np.nonzero(batch.tokens == model.vocab_size)
   assert len(at[0]) == 5 and np.abs(first[at]).min(1).max() > 0
@@ -223,7 +227,7 @@ def test_decoding_s_logits_are_those_of_the_training_forward(
     token, slot = layout_lib.write_example(
         batch, 0, token, slot, i + 1, layout_lib.Example(question, 1, 1, (readout,)),
         config.layout, codec.memory_start)
-  trained = np.asarray(coconut.compute_slot_logits(
+  trained = np.asarray(compute_logits(
       model, jax.tree.map(jnp.asarray, batch), config, 3)).reshape(3, 1, count, -1)
   support.assert_decoded_logits(ids, seen, trained, codec.tokenizer.eos_id)
 

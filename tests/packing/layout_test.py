@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from rim_jax import methods
+from rim_jax.methods import direct, icot
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from tests import support
@@ -15,7 +17,7 @@ def write(encoded, config, prefix=(P,), method='rim_stage1', tokens=13, slots=5)
   template = layout_lib.Template(bos=[], question_prefix=[], separator=[], step_prefix=[],
                                  step_separator=[85], answer_prefix=list(prefix),
                                  answer_suffix=[], eos=[EOS])
-  example = layout_lib.LAYOUTS[method](encoded, template, config.layout)
+  example = methods.METHODS[method].layout(encoded, template, config.layout)
   rows = batch_lib.make_empty_rows(1, tokens, slots)
   end = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout, B)
   assert end == (tokens, slots) == layout_lib.count_example(example, config.layout)[:2]
@@ -91,7 +93,7 @@ def test_icot_writes_what_is_left_of_the_chain_and_positions_close_up():
                                  step_separator=[85], answer_prefix=[], answer_suffix=[],
                                  eos=[EOS])
   config = support.make_config('icot').layout
-  lay_out = layout_lib.LAYOUTS['icot']
+  lay_out = icot.lay_out
   for removed, left in ((0, [60, 85, 61, 62, 85]), (1, [85, 61, 62, 85]), (4, [85]), (5, [])):
     example = lay_out(encoded, template, config, removed)
     rows = batch_lib.make_empty_rows(1, 13, 8)
@@ -100,12 +102,13 @@ def test_icot_writes_what_is_left_of_the_chain_and_positions_close_up():
     assert rows.slot_target[0, :slot].tolist() == [*left, 63, EOS]
     assert rows.positions[0, :token].tolist() == list(range(token))
   bare = lay_out(encoded, template, config, 1 << 30)
-  direct = layout_lib.lay_out_direct(encoded, template, config)
-  assert (bare.question, bare.num_blocks) == (direct.question, direct.num_blocks)
-  assert bare.readouts[0].target == direct.readouts[0].target
+  bare_by_direct = direct.lay_out(encoded, template, config)
+  assert (bare.question, bare.num_blocks) == (
+      bare_by_direct.question, bare_by_direct.num_blocks)
+  assert bare.readouts[0].target == bare_by_direct.readouts[0].target
 
 
-@pytest.mark.parametrize('method', sorted(layout_lib.LAYOUTS))
+@pytest.mark.parametrize('method', sorted(methods.METHODS))
 @pytest.mark.parametrize('prefix', ['', '+', '-*'])
 @pytest.mark.parametrize('depth0', [False, True])
 def test_every_slot_predicts_the_token_after_it(method, prefix, depth0):
@@ -129,7 +132,7 @@ def test_every_slot_predicts_the_token_after_it(method, prefix, depth0):
 
 
 def test_memory_is_never_a_target():
-  for method in layout_lib.LAYOUTS:
+  for method in methods.METHODS:
     config = support.make_config(method)
     rows = support.make_batch(config, [support.RECORDS[:2]])
     assert rows.slot_target.max() < support.make_codec(config).memory_start

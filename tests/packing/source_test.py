@@ -6,11 +6,12 @@ import jax
 import numpy as np
 import pytest
 
+from rim_jax import methods
 from rim_jax.data import datasets
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
-from rim_jax.packing import removal
+from rim_jax.packing import order as order_lib
 from rim_jax.packing import source as source_lib
 from tests import support
 
@@ -27,7 +28,7 @@ def make_stage(cache, num_shards=1, **changes):
   return split, codec, source_lib.make_stage_plan(split, codec, num_shards, say=lambda line: None)
 
 
-@pytest.mark.parametrize('method', sorted(layout_lib.LAYOUTS))
+@pytest.mark.parametrize('method', sorted(methods.METHODS))
 def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
   config = support.make_config(method, data__cache_dir=cache, layout__answer_prefix='+-',
                                layout__separator='*', data__chain__min_steps=1)
@@ -47,7 +48,7 @@ def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
 ICOT = {'method': 'icot', 'icot__remove_per_epoch': 10.0, 'icot__smoothing': 0.7}
 
 
-@pytest.mark.parametrize('removed', [0, 1, 3, removal.ALL])
+@pytest.mark.parametrize('removed', [0, 1, 3, order_lib.ALL])
 def test_a_removed_token_is_one_less_of_each_down_to_the_bare_answer(removed, cache):
   """What the plan reckons with is what is written: tokens, slots and positions."""
   config = support.make_config(**ICOT, data__cache_dir=cache, data__chain__min_steps=1,
@@ -55,7 +56,7 @@ def test_a_removed_token_is_one_less_of_each_down_to_the_bare_answer(removed, ca
   split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
   codec = support.make_codec(config)
   lengths = source_lib.load_lengths(split, codec.tokenizer, cache, print)
-  full, bare = (source_lib.measure(lengths, codec, r) for r in (0, removal.ALL))
+  full, bare = (source_lib.measure(lengths, codec, r) for r in (0, order_lib.ALL))
   for i in range(len(split)):
     example = codec.lay_out(codec.encode(split[i]), removed)
     rows = batch_lib.make_empty_rows(1, 128, 64)
@@ -83,10 +84,10 @@ def test_icot_s_batches_hold_what_is_left_of_each_chain(cache):
         targets = targets[end + 1:]
         seen += 1
       assert not targets
-  assert seen == stage.num_examples and 0 < (plan.removed == removal.ALL).sum() < seen
+  assert seen == stage.num_examples and 0 < (plan.removed == order_lib.ALL).sum() < seen
   assert plan.num_tokens == sum(int((source[i].example > 0).sum()) for i in range(len(source)))
   last = slice(plan.starts[(stage.counted_from - 1) * stage.batch_rows], None)
-  assert (plan.removed[last] == removal.ALL).all() and len(stage.reset_steps) > 2
+  assert (plan.removed[last] == order_lib.ALL).all() and len(stage.reset_steps) > 2
 
 
 def test_a_budget_that_ends_before_the_chain_does_is_refused(cache):

@@ -24,6 +24,7 @@ from rim_jax import main
 from rim_jax.config import MeshConfig, methods
 from rim_jax.data import datasets, prosqa
 from rim_jax.errors import UserError
+from rim_jax.methods import get_method
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source
 from rim_jax.planning import compile as compile_lib
@@ -125,12 +126,16 @@ def test_a_mesh_that_does_not_fill_the_topology():
 # ---- The rows ----
 
 
+def estimate_rows(config, pieces):
+  return source.estimate_rows(config, get_method(config).layout, pieces)
+
+
 def test_rows_that_are_given_are_taken_and_nothing_is_assumed():
   config = support.make_config(train__batch_rows=8, layout__row_slots=24)
-  rows = source.estimate_rows(config, 4)
+  rows = estimate_rows(config, 4)
   assert (rows.batch_rows, rows.row_slots, rows.assumed) == (8, 24, ())
   with pytest.raises(UserError, match='batch_rows=8 is not divisible by .* = 3; .*=6 or 9'):
-    source.estimate_rows(config, 3)
+    estimate_rows(config, 3)
 
 
 @pytest.mark.parametrize('method', sorted(
@@ -140,7 +145,7 @@ def test_the_typical_record_of_the_chain_task_is_a_real_one(method):
   codec = support.make_codec(config)
   record = datasets.load_dataset(config.data, say=lambda _: None).splits['train'][0]
   real = layout_lib.count_example(codec.lay_out(codec.encode(record)), config.layout)
-  typical = source._make_typical_example(config)
+  typical = source._make_typical_example(config, get_method(config).layout)
   assert layout_lib.count_example(typical, config.layout) == real
 
 
@@ -156,13 +161,14 @@ def test_the_typical_record_of_prosqa_is_near_the_drawn_ones(preset, kind):
   records, _ = prosqa.Problems(config.data.prosqa, ()).draw_split('train', 60)
   sizes = [layout_lib.count_example(codec.lay_out(codec.encode(r)), config.layout)[0]
            for r in records]
-  typical = layout_lib.count_example(source._make_typical_example(config), config.layout)[0]
+  example = source._make_typical_example(config, get_method(config).layout)
+  typical = layout_lib.count_example(example, config.layout)[0]
   assert typical == pytest.approx(sum(sizes) / len(sizes), rel=0.2)
 
 
 def test_rows_from_examples_are_rounded_up_to_the_mesh_and_said():
   config = support.make_config(train__batch_rows=0, train__batch_examples=10)
-  rows = source.estimate_rows(config, 8)
+  rows = estimate_rows(config, 8)
   assert rows.batch_rows % 8 == 0 and rows.row_slots % 8 == 0
   assert [note.split('=')[0] for note in rows.assumed[:2]] == [
       'layout.row_slots', 'train.batch_rows'] and 'typical record' in rows.assumed[2]
@@ -171,7 +177,7 @@ def test_rows_from_examples_are_rounded_up_to_the_mesh_and_said():
 def test_a_row_too_short_for_a_record_is_told():
   config = support.make_config(layout__row_tokens=8)
   with pytest.raises(UserError, match='layout.row_tokens=8 is below the'):
-    source.estimate_rows(config, 1)
+    estimate_rows(config, 1)
 
 
 # ---- What fits ----
@@ -377,4 +383,4 @@ def test_the_reader_of_shapes_is_that_of_training(tmp_path):
   assert main._parse(argv)[1].model.vocab_size == 128256
   with pytest.raises(UserError, match=r'tokenizer\.json'):  # as every other mode needs
     main._parse([*argv, '--mode=train'])
-  assert source.estimate_rows(resolved, 8).batch_rows % 8 == 0
+  assert estimate_rows(resolved, 8).batch_rows % 8 == 0

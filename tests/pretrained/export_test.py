@@ -15,11 +15,9 @@ import tokenizers
 
 from rim_jax import config as config_lib
 from rim_jax.config import MeshConfig
-from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
 from rim_jax.model import sharding
-from rim_jax.packing import source
 from rim_jax.pretrained import export, families, weights
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.training import step as step_lib
@@ -57,7 +55,7 @@ def make_model(config, seed=0):
 
 def write(out, config, params, frozen, questions=('1+1?',)):
   base = weights.open_base(config.model.init_from)
-  codec = source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+  codec = support.make_codec(config)
   return export.write_export(out, config, base, codec, params, frozen,
                              {'base': {'path': str(base.folder)}}, questions,
                              say=lambda line: None)
@@ -258,7 +256,7 @@ def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has
   """Writes and compares; `spoil` changes what the run computes with, after the export."""
   program, params, frozen = make_model(config)
   base = weights.open_base(config.model.init_from)
-  codec = source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+  codec = support.make_codec(config)
   decoder = decode.Decoder(program.graphdef, config, codec,
                            sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
   references = export.iterate_references(config, codec, decoder, program.graphdef, spoil(params),

@@ -24,7 +24,6 @@ from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
 from rim_jax.model import sharding
 from rim_jax.model import transformer as transformer_lib
-from rim_jax.packing import source
 from rim_jax.pretrained import families, weights
 from rim_jax.training import step as step_lib
 from tests import support
@@ -82,7 +81,7 @@ def test_greedy_tokens_equal_those_of_transformers(family):
   config = make_config(GOLDEN / family, eval__max_new_tokens=count, eval__batch_size=2)
   _, program, params, frozen = load(GOLDEN / family, config)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  codec = source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+  codec = support.make_codec(config)
   codec = dataclasses.replace(codec, tokenizer=_NeverEnds())
   decoder = decode.Decoder(program.graphdef, config, codec, mesh)
   questions = [golden['ids_0'].tolist(), golden['ids_1'].tolist()]
@@ -101,7 +100,7 @@ def test_padding_rows_are_never_decoded(num_ids):
   config = make_config(GOLDEN / 'llama', eval__batch_size=1, eval__max_new_tokens=32)
   _, program, params, frozen = load(GOLDEN / 'llama', config)
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  codec = source.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
+  codec = support.make_codec(config)
   tokenizer = _NeverEnds()
   tokenizer.vocab_size = num_ids
   decoder = decode.Decoder(program.graphdef, config,

@@ -1,8 +1,9 @@
-"""iCoT's removal: how much of its written chain a record has lost, epoch by epoch.
+"""iCoT: chain of thought whose written chain is taken away, token by token, as training goes on.
 
-A pure function of (seed, epoch, place in the epoch's order, record): the plan asks it once, and
-every process gets the same answer. The chain (steps and what separates them) loses tokens from the
-left, `remove_per_epoch` an epoch, one at a time and evenly spread; what is left closes up.
+How much of its chain a record has lost is a pure function of (seed, epoch, place in the epoch's
+order, record): the plan asks it once, and every process gets the same answer. The chain (steps and
+what separates them) loses tokens from the left, `remove_per_epoch` an epoch, one at a time and
+evenly spread; what is left closes up.
 
 Source: stepwise internalization, arXiv 2405.14838; the draws are per record and epoch as its
 authors' code draws them per example.
@@ -12,10 +13,18 @@ import math
 
 import numpy as np
 
-from rim_jax.config import IcotConfig
+from rim_jax.config import Config, IcotConfig, LayoutConfig
+from rim_jax.methods.method import Method
+from rim_jax.packing.layout import Encoded, Example, Template, count_steps, read_chain
+from rim_jax.packing.order import ALL, HELD, Removal
 
-ALL = 1 << 30  # more than any chain has
-HELD = -1  # the level before removal begins: nothing is lost, by chance neither
+
+def lay_out(encoded: Encoded, template: Template, config: LayoutConfig,
+            removed: int = 0) -> Example:
+  """CoT's, without the first `removed` tokens of the steps and what separates them."""
+  del config
+  return Example(encoded.question, 0, count_steps(encoded),
+                 (read_chain(encoded, template, 0, removed=removed),))
 
 
 def compute_levels(epoch: int, count: int, limit: int, config: IcotConfig) -> np.ndarray:
@@ -43,7 +52,7 @@ def draw_extra(epoch: int, count: int, config: IcotConfig, seed: int) -> np.ndar
 
 
 def make_cut(num_records: int, longest: int, config: IcotConfig, seed: int):
-  """What `packing.make_plan` takes as `cut`: an epoch's order, divided where more is removed.
+  """What `order.make_plan` takes as `cut`: an epoch's order, divided where more is removed.
 
   Args:
     num_records: of the split, usable or not.
@@ -79,3 +88,14 @@ def find_steps(parts, batch_rows: int, config: IcotConfig) -> tuple[tuple[int, .
       if level == ALL:
         counted = -(-row // batch_rows) + 1
   return tuple(sorted(set(resets))) if config.reset_optimizer else (), counted
+
+
+def _make_cut(num_records: int, longest: int, config: Config):
+  return make_cut(num_records, longest, config.icot, config.seed)
+
+
+def _find_steps(parts, batch_rows: int, config: Config) -> tuple[tuple[int, ...], int]:
+  return find_steps(parts, batch_rows, config.icot)
+
+
+ICOT = Method(lay_out, removal=Removal(_make_cut, _find_steps, 'icot.remove_per_epoch'))

@@ -1,16 +1,45 @@
-"""How much every supervised token counts: lambda and alpha as pure functions of (Batch, step).
+"""RiM: memory blocks after the question, a readout after each; stage 1, then stage 2.
 
-Everything here is traced and runs on the device inside the train step, so a
-batch that was prefetched long ago cannot carry a stale weight. A new method
-that only changes weights is one function here, entered in `WEIGHTS`.
+Stage 1 has a block for each step, whose readout says the next one, and lambda(s) fades those that
+come early; in stage 2 every block's readout says the answer, and alpha_k makes later ones count
+more. Weights are traced and run on the device inside the train step, so a batch that was prefetched
+long ago cannot carry a stale one.
 
-Source: arXiv 2605.30343; docs/concepts.md, "Stage 1" and "Stage 2".
+Source: docs/concepts.md; arXiv 2605.30343.
 """
 
 import jax.numpy as jnp
 
-from rim_jax.config import Config, CurriculumConfig
-from rim_jax.packing import batch as batch_lib
+from rim_jax.config import Config, CurriculumConfig, LayoutConfig
+from rim_jax.methods.method import Method
+from rim_jax.packing.layout import (
+  Encoded,
+  Example,
+  Template,
+  count_steps,
+  read_answer,
+  read_step,
+)
+
+
+def lay_out_stage1(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """One block a step: block t's readout predicts r_{t+1}, the last block's the answer."""
+  num_steps = count_steps(encoded)
+  readouts = [read_step(encoded, template, t, t) for t in range(1, num_steps)]
+  readouts.append(read_answer(encoded, template, num_steps))
+  if config.depth0_readout:  # r_1 too, which is the answer itself where T = 0
+    first = read_step(encoded, template, 0, 0) if encoded.steps else read_answer(
+        encoded, template, 0)
+    readouts.insert(0, first)
+  return Example(encoded.question, num_steps, num_steps, tuple(readouts))
+
+
+def lay_out_stage2(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """K blocks for every record: each block's readout predicts the answer."""
+  first = 0 if config.stage2_depth0_readout else 1
+  return Example(encoded.question, config.num_blocks, count_steps(encoded),
+                 tuple(read_answer(encoded, template, k)
+                       for k in range(first, config.num_blocks + 1)))
 
 
 def compute_lambda(block, num_steps_n, step, num_steps, config: CurriculumConfig):
@@ -51,7 +80,8 @@ def compute_alpha(block, num_blocks: int, config: CurriculumConfig):
   return jnp.where(k == num_blocks, 1.0, 0.0)  # final
 
 
-def _weigh_stage1(batch, step, num_steps, config: Config):
+def weigh_stage1(batch, step, num_steps, config: Config):
+  """lambda of each readout."""
   # With a readout before the first block, (t, n) becomes (t + 1, n + 1).
   shift = int(config.layout.depth0_readout)
   # Padding has t = 0; 1 keeps the division finite, and its weight is masked below.
@@ -59,7 +89,8 @@ def _weigh_stage1(batch, step, num_steps, config: Config):
   return compute_lambda(block, batch.slot_steps + shift, step, num_steps, config.curriculum)
 
 
-def _weigh_stage2(batch, step, num_steps, config: Config):
+def weigh_stage2(batch, step, num_steps, config: Config):
+  """alpha of each readout."""
   del step, num_steps
   # With a readout before the first block, (k, K) becomes (k + 1, K + 1), as in stage 1.
   shift = int(config.layout.stage2_depth0_readout)
@@ -67,41 +98,5 @@ def _weigh_stage2(batch, step, num_steps, config: Config):
                        config.curriculum)
 
 
-def _weigh_equally(batch, step, num_steps, config: Config):
-  del step, num_steps, config
-  return jnp.ones_like(batch.slot_block, jnp.float32)
-
-
-# method -> weight of a readout, given at each of its slots.
-WEIGHTS = {
-    'direct': _weigh_equally,
-    'cot': _weigh_equally,
-    'icot': _weigh_equally,
-    'coconut_stage': _weigh_equally,
-    'pause': _weigh_stage2,
-    'rim_stage1': _weigh_stage1,
-    'rim_stage2': _weigh_stage2,
-}
-
-
-def compute_slot_weights(batch: batch_lib.Batch, step, num_steps, config: Config):
-  """Weight of every slot's token NLL, and what the weighted sum is divided by.
-
-  `reduction='readout'` spreads a readout's weight over its tokens (mean token
-  NLL), `'token'` gives it to each. `normalize='weight'` divides by the total of
-  the weights, so fading shifts the emphasis and does not shrink the gradient;
-  `'readouts'` divides by the number of readouts, faded or not.
-
-  Shapes: -> (weights f32[b, s], norm f32[]); sums over micro-batches and devices
-    are taken of both before the one division.
-  Units: step in completed updates of the stage, num_steps its total.
-  """
-  supervised = batch.slot_kind != batch_lib.SLOT_PAD
-  weights = WEIGHTS[config.method](batch, step, num_steps, config)
-  share = 1.0 / jnp.maximum(batch.slot_tokens, 1)
-  if config.curriculum.reduction == 'readout':
-    weights = weights * share
-  weights = jnp.where(supervised, weights, 0.0)
-  if config.curriculum.normalize == 'weight':
-    return weights, weights.sum()
-  return weights, jnp.where(supervised, share, 0.0).sum()
+RIM_STAGE1 = Method(lay_out_stage1, weigh_stage1)
+RIM_STAGE2 = Method(lay_out_stage2, weigh_stage2)

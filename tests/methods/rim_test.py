@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rim_jax import methods
 from rim_jax.config import CurriculumConfig
+from rim_jax.methods import rim
 from rim_jax.packing import batch as batch_lib
-from rim_jax.training import curriculum
+from rim_jax.training import loss as loss_lib
 from tests import support
 
 S = 120
@@ -17,7 +19,7 @@ S = 120
 
 def fade(schedule, t, n, step, hold=0.0):
   config = CurriculumConfig(schedule=schedule, hold_frac=hold, absolute_steps=10)
-  return float(curriculum.compute_lambda(t, n, jnp.int32(step), S, config))
+  return float(rim.compute_lambda(t, n, jnp.int32(step), S, config))
 
 
 @pytest.mark.parametrize('t', [1, 2, 3, 4])
@@ -76,22 +78,22 @@ def test_lambda_stays_in_range_and_never_grows(schedule):
 @pytest.mark.parametrize('num_blocks', [1, 4, 8])
 def test_alpha(num_blocks):
   k = np.arange(1, num_blocks + 1)
-  alpha = curriculum.compute_alpha(k, num_blocks, CurriculumConfig())
+  alpha = rim.compute_alpha(k, num_blocks, CurriculumConfig())
   np.testing.assert_allclose(alpha, 2 * k / (num_blocks * (num_blocks + 1)), rtol=1e-6)
   for name in ('linear', 'uniform', 'final'):
-    alpha = curriculum.compute_alpha(k, num_blocks, CurriculumConfig(alpha=name))
+    alpha = rim.compute_alpha(k, num_blocks, CurriculumConfig(alpha=name))
     assert float(alpha.sum()) == pytest.approx(1)
   assert alpha.tolist() == [0.0] * (num_blocks - 1) + [1.0]
 
 
 def weigh(config, step=0, rows=(support.RECORDS[:2], support.RECORDS[2:4])):
   batch = support.make_batch(config, rows)
-  weights, norm = curriculum.compute_slot_weights(
+  weights, norm = loss_lib.compute_slot_weights(
       jax.tree.map(jnp.asarray, batch), jnp.int32(step), S, config)
   return batch, np.asarray(weights), float(norm)
 
 
-@pytest.mark.parametrize('method', sorted(curriculum.WEIGHTS))
+@pytest.mark.parametrize('method', sorted(methods.METHODS))
 def test_readout_reduction_gives_a_readout_its_weight_whatever_its_length(method):
   config = support.make_config(method)
   batch, weights, norm = weigh(config, step=0)
