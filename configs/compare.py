@@ -1,14 +1,17 @@
 """Every method at equal network, data, examples and seeds, and what they say together.
 
-  python -m rim_jax.main --mode=sweep --config=configs/compare.py [--jobs=2]
-      The built-in chain task, three seeds.
-  python -m rim_jax.main --mode=sweep --config=configs/compare.py:prosqa_small --jobs=2
-      Any preset of configs/presets.py.
+  python -m rim_jax.main --mode=sweep --config=configs/compare.py --jobs=2
+      The chain task, three seeds. Cost: 18 runs of about five minutes of 1 CPU core.
+      Score: direct 9.3, pause 8.9, iCoT 12.7, Coconut 70.2, chain of thought 100.0, RiM 100.0 %
+      (means over seeds; docs/results.md).
+  python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET --jobs=2
+      Any preset of configs/presets.py. Cost: --dry_run estimates it. Score: not measured,
+      but for a variant of prosqa_small (docs/results.md).
   ... --controls
-      And then, of each run with memory, whether it does the work.
+      And then, of each run with memory, whether it does the work (docs/controls.md).
 
-Resumable: the same command again runs what is left. One of its runs, by hand:
---point=method=rim,seed=0 in place of --mode=sweep.
+The same command again runs what is left. One of its runs, by hand: --point=method=rim,seed=0 in
+place of --mode=sweep.
 """
 
 from configs import presets

@@ -1,9 +1,12 @@
-"""RiM stage 2 alone, from a stage 1 run: every block predicts the answer.
+"""RiM stage 2 alone, from a run of stage 1: every block predicts the answer.
 
   python -m rim_jax.main --config=configs/stage2.py            (after configs/stage1.py)
   python -m rim_jax.main --config=configs/stage2.py --config.train.init_from=DIR
-      The chain task: about 1 minute of 2 CPU cores; the same run as rim.py's second stage.
-  python -m rim_jax.main --config=configs/stage2.py:gsm8k --config.data.dir=DIR (or gsm8k_perturbed)
+      The chain task. Cost: 1 minute of 2 CPU cores; the same run as the second stage of rim.py.
+      Score: 99.9 / 100.0 / 100.0 % of test questions (seeds 0 / 1 / 2).
+  python -m rim_jax.main --config=configs/stage2.py:PRESET --config.data.dir=DIR
+      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, gpt2, llama3_2_1b,
+      llama3_2_3b. Cost: in configs/presets.py. Score: not measured, but 2.7 % with gsm8k (seed 0).
 """
 
 from configs import presets

@@ -37,7 +37,9 @@ words used here.
 
 A run that goes on in its directory must have the same configuration as before. Only these may
 change, because they decide where and when something is computed and never what: the groups
-{sections}, and the keys {keys}.
+{sections},
+and the keys
+{keys}.
 '''
 
 

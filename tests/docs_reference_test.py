@@ -1,5 +1,6 @@
 """The pages of docs/reference, and what docs/design.md names, are what the code has."""
 
+import ast
 import json
 import pathlib
 import re
@@ -7,6 +8,7 @@ import tarfile
 
 import pytest
 
+from configs import presets
 from docs import make_reference
 from rim_jax import config as config_lib
 from rim_jax.evaluation import scores
@@ -72,3 +74,19 @@ def test_every_number_that_a_run_writes_is_on_the_page_of_metrics(name):
   found.discard('goodput/<part>_frac')
   assert len(found) > 10
   assert not [key for key in found if f'`{key}`' not in page]
+
+
+RECIPES = {str(path.relative_to(DOCS.parent)): ast.get_docstring(ast.parse(path.read_text()))
+           for path in sorted((DOCS.parent / 'configs').rglob('*.py')) if path.stem != 'presets'}
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_a_recipe_tells_its_command_cost_and_score(recipe):
+  text = RECIPES[recipe]
+  assert f'python -m rim_jax.main --config={recipe}' in text.replace('--mode=sweep ', '')
+  assert text.count('Cost: ') == text.count('Score: ') >= 1
+
+
+@pytest.mark.parametrize('preset', sorted(presets.PRESETS))
+def test_a_preset_tells_its_cost_and_score(preset):
+  assert 'Cost' in presets.PRESETS[preset].__doc__ and 'Score' in presets.PRESETS[preset].__doc__

@@ -8,7 +8,9 @@ How much each block's answer counts (alpha), whether readouts see the question, 
 block see each other, where the memory rows begin, whether stage 2 goes on with stage 1's moments of
 the optimizer. Each level is compared with `none`. Hiding the
 question asks for something that is forced before an answer, which the chain has not: there see
-reading.py. 21 runs on the chain, of about five minutes of one core; 24 on a preset.
+reading.py.
+
+Cost: 21 runs of about five minutes of 1 CPU core; 24 on a preset. Score: not measured.
 """
 
 from configs import presets

@@ -5,6 +5,8 @@
 
 PRESET,METHOD; rim without a method. Twelve rates, log-uniform, one seed. Without a preset: the
 chain task, as a dry run of the way.
+
+Cost: 12 runs of the preset. Score: not measured.
 """
 
 from configs import presets

@@ -3,7 +3,10 @@
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/targets.py --jobs=2
 
 Alone (`depth0=False`) block t predicts r_{t+1} and r_1 is never a target; with the readout, which
-is what configs/rim.py runs, r_1 is one too. Six runs of about five minutes of one core.
+is what configs/rim.py runs, r_1 is one too.
+
+Cost: 6 runs of about five minutes of 1 CPU core.
+Score: 96.8 % without the readout before block 1, 99.8 with it (means).
 """
 
 from configs import presets
