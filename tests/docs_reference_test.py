@@ -90,3 +90,23 @@ def test_a_recipe_tells_its_command_cost_and_score(recipe):
 @pytest.mark.parametrize('preset', sorted(presets.PRESETS))
 def test_a_preset_tells_its_cost_and_score(preset):
   assert 'Cost' in presets.PRESETS[preset].__doc__ and 'Score' in presets.PRESETS[preset].__doc__
+
+
+def find_tests(path):
+  """Name of each test of a file -> the text of its decorators."""
+  return {node.name: ' '.join(map(ast.unparse, node.decorator_list))
+          for node in ast.parse(path.read_text()).body
+          if isinstance(node, ast.FunctionDef) and node.name.startswith('test_')}
+
+
+def test_every_invariant_has_a_test_that_runs_by_default():
+  rows = read_table('design.md', '| invariant')
+  assert len(rows) > 40
+  for invariant, tests in rows:
+    named = re.findall(r'`(tests/[\w/]+\.py)::(test_\w+)`', tests)
+    assert named, f'{invariant}: names no test'
+    for path, name in named:
+      found = find_tests(DOCS.parent / path)
+      assert name in found, f'{path} has no {name}'
+      for marker in ('slow', 'hf', 'tpu', 'gpu'):
+        assert f'mark.{marker}' not in found[name], f'{name} does not run by default'
