@@ -23,6 +23,7 @@ from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.model import sharding
 from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import families, weights
+from rim_jax.results import values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts, storage
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -262,7 +263,7 @@ def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
       result, _ = scores.evaluate(decoder, state.params, frozen, records, config, task.codec,
                                   blocks, lambda count: watchdog.beat(step),
                                   None if counts else ())
-    writer.write(step, {'valid/final_acc': result['final_acc'], **{
+    writer.write(step, {values.VALID_ACC: result['final_acc'], **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
             scores.get_blocks(blocks), result['block_acc'])}})
     with goodput.measure('save'):

@@ -334,8 +334,7 @@ def _make_budgets(name, stage, sets, workdir):
 
 def _make_curves(name, stage, folder, sets, workdir):
   """Loss, lambda and accuracy of each block over the steps of a stage."""
-  from rim_jax.training import recorder as recorder_lib
-  metrics = recorder_lib.load_metrics(folder)
+  metrics = run_folder.RunFolder(folder).load_metrics()
   losses = _get_series(metrics, 'train/nll_block_')
   accuracies = _get_series(metrics, 'valid/acc_block_', 100)
   body, caption, lambdas = '', f'{name}: training loss after each block', None

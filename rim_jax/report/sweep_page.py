@@ -18,7 +18,7 @@ from rim_jax.report import (
   sweep_results,
 )
 from rim_jax.results import timings
-from rim_jax.training import recorder as recorder_lib
+from rim_jax.runtime import run_folder
 
 _HEAD = ('', 'on valid<small>chooses the checkpoint of a run, and the best of all</small>', 'final',
          'any block<small>upper bound: picks the right block by looking at the answer</small>',
@@ -299,10 +299,9 @@ def _draw_learning(entries, which, states, workdir):
   for entry in entries:
     state, points, before = by_name[entry['points'][0]], [], 0
     for name, _ in stages_lib.make_stages(state.point.config):
-      metrics = recorder_lib.load_metrics(state.folder / name)
-      points += [(before + x['step'], 100 * x['valid/final_acc']) for x in metrics
-                 if 'valid/final_acc' in x]
-      before += max((x['step'] for x in metrics), default=0)
+      folder = run_folder.RunFolder(state.folder / name)
+      points += [(before + step, 100 * acc) for step, acc in folder.load_valid_accs().items()]
+      before += folder.count_steps()
     if points:
       lines[state.point.name] = tuple(zip(*points))
   return page.wrap_figures(lines and page.draw(

@@ -15,8 +15,7 @@ from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import get_setting, name_setting
 from rim_jax.report import control_results, pairwise
 from rim_jax.results import stats, timings
-from rim_jax.runtime import storage
-from rim_jax.training import recorder as recorder_lib
+from rim_jax.runtime import run_folder, storage
 
 CONCLUSION_VERSION = 4  # counted up where a key changes its meaning or goes
 SHOWN = ('valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')  # of every run
@@ -53,9 +52,7 @@ def read_valid_acc(state) -> float | None:
   result = state.result
   if result is None:
     return None
-  told = [x['valid/final_acc'] for x in recorder_lib.load_metrics(state.last[1])
-          if x['step'] == result.get('step') and x.get('valid/final_acc') is not None]
-  return told[-1] if told else None
+  return run_folder.RunFolder(state.last[1]).load_valid_accs().get(result.get('step'))
 
 
 def _make_entry(name, members) -> dict:
@@ -97,7 +94,7 @@ def _summarize(results) -> dict:
 
 def _count_steps(state) -> int:
   """Updates over all stages."""
-  return sum(max((x['step'] for x in recorder_lib.load_metrics(state.folder / name)), default=0)
+  return sum(run_folder.RunFolder(state.folder / name).count_steps()
              for name, _ in stages_lib.make_stages(state.point.config))
 
 

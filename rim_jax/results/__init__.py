@@ -1,5 +1,5 @@
 """What was found, as values: judged answers, statistics, times.
 
 Never loads JAX, and reads no file.
-judge.py says when an answer is right; stats.py compares runs.
+values.py has the types of results, and their JSON; judge.py says when an answer is right.
 """

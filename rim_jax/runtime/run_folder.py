@@ -1,11 +1,149 @@
-"""What a run has left in its folder, read back: predictions, and two runs' compared."""
+"""A run's folder: the one who knows its files, and reads and writes them as values.
 
+A folder may lie in a bucket. Two runs' predictions are compared here too.
+"""
+
+import dataclasses
 import json
 
 from etils import epath
 
 from rim_jax.errors import UserError
-from rim_jax.results import stats
+from rim_jax.results import stats, values
+from rim_jax.runtime import card as card_lib
+from rim_jax.runtime import storage
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+  """The files of one run, each stage of a curriculum having its own."""
+  path: epath.Path
+
+  def __init__(self, path):
+    object.__setattr__(self, 'path', epath.Path(path))
+
+  def __str__(self) -> str:
+    return str(self.path)
+
+  def __truediv__(self, name: str) -> epath.Path:
+    return self.path / name
+
+  # ---- Where they are ----
+
+  @property
+  def card(self) -> epath.Path:
+    return self / 'config.json'
+
+  @property
+  def metrics(self) -> epath.Path:
+    return self / 'metrics.jsonl'
+
+  @property
+  def checkpoints(self) -> epath.Path:
+    return self / 'checkpoints'
+
+  @property
+  def results(self) -> epath.Path:
+    return self / 'results.json'
+
+  @property
+  def controls(self) -> epath.Path:
+    return self / 'controls.json'
+
+  @property
+  def comparison(self) -> epath.Path:
+    return self / 'compare.json'
+
+  @property
+  def points(self) -> epath.Path:
+    """Block states on two components, as `probes.format_points` writes them."""
+    return self / 'pca.csv'
+
+  @property
+  def report(self) -> epath.Path:
+    return self / 'report.html'
+
+  def get_predictions(self, set_name: str) -> epath.Path:
+    return self / 'predictions' / f'{set_name}.jsonl'
+
+  # ---- What they hold ----
+
+  def has_run(self) -> bool:
+    return self.card.exists()
+
+  def load_card(self) -> dict:
+    """Raises: UserError where there is no run, or its card is damaged."""
+    return card_lib.load_card(self.path)
+
+  def load_metrics(self) -> list[dict]:
+    """The lines of metrics.jsonl, in order; without what a kill has left of one."""
+    lines = map(parse_line, storage.read_lines(self.metrics))
+    return [line for line in lines if line is not None]
+
+  def count_steps(self) -> int:
+    """Updates so far, as metrics.jsonl tells them."""
+    return max((line['step'] for line in self.load_metrics()), default=0)
+
+  def load_valid_accs(self) -> dict[int, float]:
+    """Step -> accuracy on valid, as metrics.jsonl tells it last; in the order of steps."""
+    return {line['step']: line[values.VALID_ACC] for line in self.load_metrics()
+            if line.get(values.VALID_ACC) is not None}
+
+  def load_results(self) -> dict[str, values.EvalResult]:
+    """Set -> its result; {} where nothing was evaluated.
+
+    Raises: UserError where the file is damaged.
+    """
+    return _load(self.results, dict[str, values.EvalResult], 'the results') or {}
+
+  def load_predictions(self, set_name: str) -> list[values.Prediction]:
+    """Raises: UserError where they are missing or damaged."""
+    return [values.from_tree(values.Prediction, row)
+            for row in load_predictions(self.get_predictions(set_name))]
+
+  def load_controls(self) -> values.ControlsResult | None:
+    """None where nothing was asked. Raises: UserError where the file is damaged."""
+    return _load(self.controls, values.ControlsResult, 'this file')
+
+  # ---- What is found ----
+
+  def write_result(self, set_name: str, result: values.EvalResult,
+                   predictions: list[values.Prediction] | None) -> dict[str, values.EvalResult]:
+    """One set's predictions (None: there are none), and its result behind those of other sets.
+
+    Returns: set -> its result, of all sets.
+    """
+    if predictions is not None:
+      path = self.get_predictions(set_name)
+      path.parent.mkdir(exist_ok=True)
+      storage.write_text(path, ''.join(
+          json.dumps(values.to_tree(p), allow_nan=False) + '\n' for p in predictions))
+    results = {name: r for name, r in self.load_results().items() if name != set_name}
+    results[set_name] = result
+    storage.write_json(self.results, values.to_tree(results))
+    return results
+
+  def write_controls(self, found: values.ControlsResult) -> None:
+    storage.write_json(self.controls, values.to_tree(found))
+
+
+def _load(path, kind, what: str):
+  """What a JSON file holds, as a value; None where there is no file."""
+  if not path.exists():
+    return None
+  try:
+    return values.from_tree(kind, storage.load_json(path, what))
+  except ValueError as e:
+    raise UserError(f'{path}: {what} is damaged ({e})') from None
+
+
+def parse_line(text: str) -> dict | None:
+  """A line of metrics.jsonl; None for what a kill has left of one."""
+  try:
+    line = json.loads(text)
+  except ValueError:
+    return None
+  return line if isinstance(line, dict) and 'step' in line else None
 
 
 def load_predictions(path) -> list[dict]:

@@ -14,8 +14,8 @@ import math
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
+from rim_jax.runtime import run_folder
 from rim_jax.training import checkpoint as checkpoint_lib
-from rim_jax.training import recorder as recorder_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,9 +68,8 @@ def read_score(state, share: float) -> float | None:
   if not num_steps:
     return None
   stop = stages_lib.find_stop(num_steps, config.checkpoint)
-  told = [x['valid/final_acc'] for x in recorder_lib.load_metrics(state.folder / name)
-          if x['step'] == stop and x.get('valid/final_acc') is not None]
-  return told[-1] if told and saved[0] >= stop else None
+  told = run_folder.RunFolder(state.folder / name).load_valid_accs().get(stop)
+  return told if saved[0] >= stop else None
 
 
 def judge(states, share: float, keep: float) -> dict:

@@ -11,7 +11,7 @@ from rich import box, live, table
 from rich.text import Text
 
 from rim_jax.config import stages as stages_lib
-from rim_jax.training import recorder as recorder_lib
+from rim_jax.runtime import run_folder
 
 _LEFT = re.compile(r'(\S+) \d+/\d+  .*  (\S+) left$', re.MULTILINE)  # as metrics.Progress tells it
 _SHOW_SECS = 3.0  # between two tables
@@ -69,9 +69,9 @@ def read_progress(state) -> str:
   """Stage, step, loss and accuracy on valid of a run, and the time left of its stage."""
   told = ''
   for name, _ in stages_lib.make_stages(state.point.config):
-    metrics = recorder_lib.load_metrics(state.folder / name)
-    losses = [x for x in metrics if 'train/loss' in x]
-    valid = [x['valid/final_acc'] for x in metrics if x.get('valid/final_acc') is not None]
+    folder = run_folder.RunFolder(state.folder / name)
+    losses = [x for x in folder.load_metrics() if 'train/loss' in x]
+    valid = list(folder.load_valid_accs().values())
     if losses:
       title = name or state.folder.name
       told = f'{name or "train"} step {losses[-1]["step"]}, loss {losses[-1]["train/loss"]:.4f}'

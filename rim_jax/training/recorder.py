@@ -22,7 +22,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 
 from rim_jax.errors import UserError
-from rim_jax.runtime import storage
+from rim_jax.runtime import run_folder, storage
 
 BEGAN = time.monotonic()  # near enough to the process's start
 
@@ -38,9 +38,9 @@ class MetricsWriter:
     self._clock = clock
 
     def keep(text):
-      line = _parse_line(text)
+      line = run_folder.parse_line(text)
       return line is not None and line['step'] <= start_step
-    self._journal = storage.Journal(epath.Path(workdir) / 'metrics.jsonl', keep)
+    self._journal = storage.Journal(run_folder.RunFolder(workdir).metrics, keep)
     self._events = Events(workdir, start_step) if tensorboard else None
     self._wandb = start_wandb(workdir, wandb) if wandb else None
 
@@ -125,21 +125,6 @@ class NoWriter:
 
   def close(self) -> None:
     pass
-
-
-def _parse_line(text: str) -> dict | None:
-  """A line of metrics.jsonl; None for what a kill has left of one."""
-  try:
-    line = json.loads(text)
-  except ValueError:
-    return None
-  return line if isinstance(line, dict) and 'step' in line else None
-
-
-def load_metrics(workdir) -> list[dict]:
-  """The lines of a run's metrics.jsonl."""
-  lines = map(_parse_line, storage.read_lines(epath.Path(workdir) / 'metrics.jsonl'))
-  return [line for line in lines if line is not None]
 
 
 class Meter:

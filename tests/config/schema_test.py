@@ -43,7 +43,7 @@ from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import export, families, weights
 from rim_jax.runtime import card as card_lib
-from rim_jax.runtime import hosts
+from rim_jax.runtime import hosts, run_folder
 from rim_jax.sweep import matched_runs
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import recorder
@@ -484,7 +484,7 @@ def probe_loop(config, tools):
   folder = tools.make_folder()
   with contextlib.suppress(Stopped):
     train.train(config, folder, None, quiet)
-  return seen, [line['step'] for line in recorder.load_metrics(folder)]
+  return seen, [line['step'] for line in run_folder.RunFolder(folder).load_metrics()]
 
 
 def probe_export(config, tools):

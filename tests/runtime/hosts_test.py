@@ -17,9 +17,8 @@ import pytest
 
 from rim_jax import main as main_lib
 from rim_jax.errors import HostError, Stopped, UserError
-from rim_jax.runtime import hosts, storage
+from rim_jax.runtime import hosts, run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
-from rim_jax.training import recorder as recorder_lib
 from tests import support
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -246,7 +245,7 @@ def finish(process, secs=240):
 
 
 def read_run(workdir):
-  lines = recorder_lib.load_metrics(workdir)
+  lines = run_folder.RunFolder(workdir).load_metrics()
   found = checkpoint_lib.choose_checkpoint(workdir, 'last')
   shapes = {k: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(
       jax.devices()[0])) for k, (shape, dtype) in found.card['params'].items()}
@@ -275,7 +274,8 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
   code, out = finish(launch(recipe, tmp_path / 'many', 4))
   assert code == 0 and f'continuing from step {at} of' in out, out
   assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
-  told = [line for line in recorder_lib.load_metrics(tmp_path / 'many') if 'hosts/slowest' in line]
+  told = [line for line in run_folder.RunFolder(tmp_path / 'many').load_metrics()
+          if 'hosts/slowest' in line]
   assert told and all(line['hosts/slowest'] in range(4) for line in told)
 
   losses, params, card = read_run(tmp_path / 'one')

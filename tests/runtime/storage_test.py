@@ -15,7 +15,7 @@ import pytest
 
 from rim_jax.config import CheckpointConfig
 from rim_jax.errors import UserError
-from rim_jax.runtime import storage
+from rim_jax.runtime import run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import recorder as recorder_lib
 from tests import bucket as bucket_lib
@@ -152,7 +152,7 @@ def test_metrics_and_events_are_there_after_a_flush(place):
   writer = recorder_lib.MetricsWriter(place, 0, True)
   writer.write(1, {'a': 1})
   writer.flush()
-  assert [line['step'] for line in recorder_lib.load_metrics(place)] == [1]
+  assert [line['step'] for line in run_folder.RunFolder(place).load_metrics()] == [1]
   events, = storage.list_files(place / 'tensorboard').values()
   size = len(events.read_bytes())
   writer.write(2, {'a': 2})

@@ -24,11 +24,10 @@ from rim_jax import main as main_lib
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import Stopped, UserError
 from rim_jax.planning import cost
-from rim_jax.runtime import hosts, storage
+from rim_jax.runtime import hosts, run_folder, storage
 from rim_jax.sweep import ask_controls
 from rim_jax.sweep import driver as driver_lib
 from rim_jax.sweep import halving as halving_lib
-from rim_jax.training import recorder
 from tests import support, train_test
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -781,11 +780,11 @@ def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
   assert 'with --halve_at about 62% of that' in told and 'of 2 settings 1 go on after 25%' in told
   assert main_lib.cli([*command, '--halve_at=0.25']) == 0
   capsys.readouterr()
-  num_steps = recorder.load_metrics(tmp_path / 'run/points/lr=0.01')[-1]['step']
+  num_steps = run_folder.RunFolder(tmp_path / 'run/points/lr=0.01').load_metrics()[-1]['step']
   assert num_steps > 8
   (rung,) = json.loads((tmp_path / 'run/halving.json').read_text())['rungs']
   for setting in rung['settings']:
-    told = recorder.load_metrics(tmp_path / 'run/points' / setting['name'])
+    told = run_folder.RunFolder(tmp_path / 'run/points' / setting['name']).load_metrics()
     valid = {x['step']: x['valid/final_acc'] for x in told if 'valid/final_acc' in x}
     stop = next(step for step in valid if step >= 0.25 * num_steps)
     assert valid[stop] == setting['valid_acc']

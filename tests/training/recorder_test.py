@@ -15,6 +15,7 @@ import pytest
 from rich import console as rich_console
 
 from rim_jax.errors import UserError
+from rim_jax.runtime import run_folder
 from rim_jax.training import recorder as recorder_lib
 
 
@@ -30,7 +31,7 @@ def write_steps(folder, steps, start=0):
 
 
 def get_steps(folder):
-  return [line['step'] for line in recorder_lib.load_metrics(folder)]
+  return [line['step'] for line in run_folder.RunFolder(folder).load_metrics()]
 
 
 def refuse(constant):
@@ -85,7 +86,7 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
 
 
 def test_no_metrics_yet(tmp_path):
-  assert recorder_lib.load_metrics(tmp_path) == []
+  assert run_folder.RunFolder(tmp_path).load_metrics() == []
 
 
 # ---- TensorBoard ----
