@@ -21,7 +21,7 @@ from rich import console as rich_console
 
 from rim_jax import config as config_lib
 from rim_jax import main
-from rim_jax.config import schema
+from rim_jax.config import parse, schema
 from rim_jax.errors import UserError
 from rim_jax.sweep import matched_runs
 from rim_jax.training import state
@@ -258,6 +258,6 @@ def test_an_old_run_is_started_from_and_stands_beside_others(old, later_version,
       support.set_keys(c, {'controls.pause_dir': folder}), prints, {'pause': 'test'})['pause'][
           'differs'] for c in (config, other)]
   assert 'train.num_examples' in differs[0] and not [
-      key for key in differs[0] if key in schema.list_neutral(support.LaterConfig)]
+      key for key in differs[0] if key in parse.list_neutral(support.LaterConfig)]
   assert differs[1] == [*differs[0][:(at := differs[1].index('model.twist'))], 'model.twist',
                         *differs[0][at:]]

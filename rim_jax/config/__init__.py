@@ -1,9 +1,18 @@
 """What a run is asked to do: keys, their limits, the stages of a curriculum, the grid of a sweep.
 
 Never loads JAX, data or a model, so that a wrong configuration is refused in milliseconds.
-schema.py has every key and its limits; rules.py what keys must agree on; stages.py, grid.py runs.
+schema.py has every key; rules.py what keys must agree on; parse.py reads, stages.py, grid.py run.
 """
 
+from rim_jax.config.parse import (  # noqa: F401
+    complete,
+    find_problems,
+    flatten,
+    list_identity,
+    list_types,
+    make_config_dict,
+    parse_config,
+)
 from rim_jax.config.schema import (  # noqa: F401
     RUNTIME_KEYS,
     RUNTIME_SECTIONS,
@@ -27,13 +36,6 @@ from rim_jax.config.schema import (  # noqa: F401
     ProsqaConfig,
     TokenizerConfig,
     TrainConfig,
-    complete,
-    find_problems,
-    flatten,
     is_runtime,
-    list_identity,
-    list_types,
-    make_config_dict,
-    parse_config,
 )
 from rim_jax.errors import UserError  # noqa: F401

@@ -15,7 +15,8 @@ import math
 import ml_collections
 import numpy as np
 
-from rim_jax.config.schema import Config, flatten, is_runtime, list_identity, parse_config
+from rim_jax.config.parse import flatten, list_identity, parse_config
+from rim_jax.config.schema import Config, is_runtime
 from rim_jax.errors import UserError
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 
 from rim_jax import config as config_lib
-from rim_jax.config import grid, schema
+from rim_jax.config import grid, parse, schema
 from rim_jax.runtime import card
 from tests import support
 
@@ -21,7 +21,7 @@ IDENTITIES = {
 
 def change_first_keys(config):
   """A config with another value at every key that is not a later one, allowed or not."""
-  later = schema.list_neutral(type(config))
+  later = parse.list_neutral(type(config))
 
   def change(node, where):
     values = {}

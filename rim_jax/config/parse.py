@@ -1,0 +1,128 @@
+"""A recipe's dictionary to a frozen, validated `Config`; a config as flat keys, and its identity.
+
+A recipe (`configs/*.py`) edits the ConfigDict that `make_config_dict` returns; `parse_config`
+turns it into a frozen `Config` once, at the edge, and no module behind it sees a ConfigDict.
+Knows nothing of devices, data or models, so a config is read and refused in milliseconds.
+"""
+
+import copy
+import dataclasses
+import difflib
+import functools
+import typing
+
+import ml_collections
+
+from rim_jax.config import limits, rules, schema
+from rim_jax.config.schema import Config
+from rim_jax.errors import UserError
+
+
+def make_config_dict(**fields) -> ml_collections.ConfigDict:
+  """All keys at their defaults, with `fields` set; locked, so that a typo raises."""
+  config = ml_collections.ConfigDict(dataclasses.asdict(schema.Config(**fields)))
+  return config.lock()
+
+
+def flatten(config) -> dict:
+  """Dotted key -> value, in declaration order, of a Config or its dictionary."""
+  tree = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, dict):
+      flat.update({f'{key}.{k}': v for k, v in flatten(value).items()})
+    else:
+      flat[key] = value
+  return flat
+
+
+@functools.cache
+def list_neutral(cls) -> dict:
+  """Dotted key -> neutral value, of every key of a config class that is `later`."""
+  neutral = {}
+  for field in dataclasses.fields(cls):
+    if field.metadata.get('later'):
+      neutral |= flatten({field.name: dataclasses.asdict(field.default) if (
+          dataclasses.is_dataclass(field.default)) else field.default})
+    elif dataclasses.is_dataclass(field.default):
+      neutral |= {f'{field.name}.{k}': v for k, v in list_neutral(type(field.default)).items()}
+  return neutral
+
+
+def list_identity(config) -> dict:
+  """Dotted key -> value of what tells a config, or a section of one, from others.
+
+  Whatever hashes or compares configs uses this: a later key at its neutral value is left out, so
+  that a key that is added makes no other run of one that was made before.
+
+  Args:
+    config: a dataclass, or the dictionary of a whole Config.
+  """
+  neutral = list_neutral(type(config) if dataclasses.is_dataclass(config) else schema.Config)
+  return {k: v for k, v in flatten(config).items() if k not in neutral or v != neutral[k]}
+
+
+def complete(tree: dict) -> dict:
+  """The dictionary of a Config as an earlier version wrote it, with the later keys, at neutral."""
+  tree = copy.deepcopy(tree)
+  for key, value in list_neutral(schema.Config).items():
+    *sections, name = key.split('.')
+    node = functools.reduce(lambda node, section: node.setdefault(section, {}), sections, tree)
+    node.setdefault(name, value)
+  return tree
+
+
+def list_types(cls=Config, where: str = '') -> dict:
+  """Dotted key -> its type, with its choices (`Literal`) and its limits (`Annotated`)."""
+  types = {}
+  for name, kind in typing.get_type_hints(cls, include_extras=True).items():
+    if dataclasses.is_dataclass(kind):
+      types |= list_types(kind, f'{where}{name}.')
+    else:
+      types[where + name] = kind
+  return types
+
+
+def _build(cls, tree, where, problems):
+  """Dictionary -> dataclass; unknown keys and wrong types are problems."""
+  types = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+  values = {}
+  for key, value in tree.items():
+    if key not in types:
+      close = difflib.get_close_matches(key, types, 1)
+      hint = f"did you mean '{close[0]}'?" if close else f"keys here: {', '.join(types)}"
+      problems.append(f"unknown key '{where}{key}'; {hint}")
+    elif dataclasses.is_dataclass(types[key]):
+      if isinstance(value, dict):
+        values[key] = _build(types[key], value, f'{where}{key}.', problems)
+      else:
+        problems.append(f'{where}{key}={value!r} should be a group of keys')
+    else:
+      if types[key] is float and type(value) is int:
+        value = float(value)
+      if type(value) is not types[key]:
+        problems.append(f'{where}{key}={value!r} should be {types[key].__name__}, '
+                        f'not {type(value).__name__}')
+      else:
+        values[key] = value
+  return cls(**values)
+
+
+def parse_config(tree, name: str = 'config') -> Config:
+  """ConfigDict or dictionary -> validated Config.
+
+  Raises: UserError, one line for each problem, all of them at once.
+  """
+  tree = tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else tree
+  problems = []
+  config = _build(schema.Config, tree, '', problems)
+  problems = problems or find_problems(config)
+  if problems:
+    raise UserError('\n'.join(f'{name}: {p}' for p in problems))
+  return config
+
+
+def find_problems(config: Config) -> list[str]:
+  """Everything wrong with a config that needs no data and no device to see."""
+  return limits.find_problems(list_types(type(config)), flatten(config)) or (
+      rules.find_problems(config))  # they compute with values that are within their limits
