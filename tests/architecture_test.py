@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from rim_jax.config.methods import FACTS
+
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / 'rim_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))
@@ -181,3 +183,64 @@ sys.exit(str(loaded) if loaded else 0)
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
                         timeout=60)
   assert done.returncode == 0, done.stderr
+
+
+# ---- Nobody asks for a method's name ----
+
+
+def find_asked(source: str) -> list[str]:
+  """Places of a source that compare a method's name, look something up by it, or table by it."""
+  def is_name(node):
+    match node:
+      case ast.Constant(value):
+        return value in FACTS
+      case ast.Tuple(elements) | ast.List(elements) | ast.Set(elements):
+        return any(map(is_name, elements))
+      case (ast.Attribute(attr='method') | ast.Name('method') | ast.Subscript(
+          slice=ast.Constant('method')) | ast.Call(args=[ast.Constant('method'), *_])):
+        return True
+    return False
+
+  def get_asked(node):
+    match node:
+      case ast.Compare(left, _, others):
+        return [left, *others]
+      case ast.Subscript(_, key):
+        return [key]
+      case ast.Call(ast.Attribute(value, ('get' | 'pop' | 'setdefault' | 'index' | 'count'
+                                          | 'startswith' | 'endswith')), args):
+        return [value, *args]
+      case ast.Dict(keys):
+        return keys
+      case ast.Match(subject):
+        return [subject]
+      case ast.MatchValue(value):
+        return [value]
+    return []
+  return [f'{node.lineno}: {ast.unparse(node)[:60]}' for node in ast.walk(ast.parse(source))
+          if any(map(is_name, get_asked(node)))]
+
+
+@pytest.mark.parametrize('asks', [
+    "config.method == 'rim'", "config.method in kinds", "method != other", "card['method'] is x",
+    "TABLE[config.method]", "TABLE.get(config.method)", "TABLE['direct']", "{'cot': 1}",
+    "x in ('rim', 'other')", "e.get('method') == x", "x == 'pause'", "method.startswith('rim')",
+    "match config.method:\n  case _: pass", "match x:\n  case 'icot': pass"])
+def test_the_reader_sees_every_way_to_ask_for_a_name(asks):
+  assert find_asked(asks)
+
+
+@pytest.mark.parametrize('source', [
+    "get_facts(config.method).has_blocks", "{'method': config.method}", "f'{config.method}'",
+    "replace(config, method=name)", "config.facts is other.facts", "table['method']",
+    "e['method'].encode()", "x == 'direction'"])
+def test_to_pass_a_name_on_or_ask_for_facts_is_no_question(source):
+  assert not find_asked(source)
+
+
+def test_nobody_but_methods_and_config_asks_for_a_method_s_name():
+  """Others ask `config.facts`, or what `methods.get_method` returns."""
+  asked = {str(path.relative_to(ROOT)): found for path in FILES
+           if path.parent not in (PACKAGE / 'methods', PACKAGE / 'config')
+           and (found := find_asked(path.read_text()))}
+  assert not asked

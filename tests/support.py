@@ -109,8 +109,7 @@ def make_batch(config, rows, row_slots=48) -> batch_lib.Batch:
 
 def make_model(config, seed=0) -> transformer_lib.Transformer:
   """A random model whose every parameter is off its special value (norm scales are not 1)."""
-  model = transformer_lib.Transformer(config.model, make_codec(config).memory_start,
-                                      jax.random.key(seed))
+  model = methods.make_model(config, make_codec(config).memory_start, jax.random.key(seed))
   rng = np.random.default_rng(seed)
   for _, variable in model_params(model):
     variable.set_value(variable.get_value() + 0.1 * rng.standard_normal(

@@ -10,6 +10,8 @@ import numpy as np
 from rim_jax.config import Config
 from rim_jax.methods import coconut, cot, direct, icot, pause, rim
 from rim_jax.methods.method import Method
+from rim_jax.model.lora import fold_in_name
+from rim_jax.model.transformer import Transformer
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source
 
@@ -27,6 +29,14 @@ METHODS = {
 def get_method(config: Config) -> Method:
   """The method of a run; of a curriculum, each stage has its own."""
   return METHODS[config.method]
+
+
+def make_model(config: Config, vocab_size: int, key) -> Transformer:
+  """A random network, with what its method adds."""
+  model, make = Transformer(config.model, vocab_size, key), get_method(config).make_added
+  if make:
+    model.added = make(config, fold_in_name(key, 'added'))
+  return model
 
 
 def make_codec(config: Config, tokenizer) -> source.Codec:

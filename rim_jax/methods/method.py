@@ -1,6 +1,6 @@
 """What a method is: the `Method` value that its module exports.
 
-Array suffixes as in model/transformer.py.
+Array suffixes beside model/transformer.py's: p pairs of tokens of a row.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 
@@ -15,6 +16,25 @@ from rim_jax.config import Config
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order
+
+
+class AddedParam(nnx.Param):
+  """A parameter that a method trains beside the network, and that an export leaves out.
+
+  It trains whatever optim.trainable is, and is no part of a pretrained model. Weight decay spares
+  those that are named `scale` or `bias`.
+  """
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Read:
+  """What a forward has read of a batch; states are those after each layer and the final norm."""
+  inputs_btd: jax.Array | None  # what stood in for the embedded tokens
+  x_btd: jax.Array  # after the final norm
+  student_lbpd: jax.Array  # states at slots that have a pair (`Batch.slot_pair`)
+  teacher_lbpd: jax.Array  # states of their pairs: no gradient passes here
+  paired_bp: jax.Array  # bool, which of the p pairs there are
 
 
 def weigh_equally(batch: batch_lib.Batch, step, num_steps, config: Config) -> jax.Array:
@@ -28,31 +48,56 @@ class Method:
   """A method, to whoever packs rows, takes a step or decodes; None is the plain way.
 
   What stands in the sequence, and how much it counts, are its two halves. One that feeds states
-  back says what is fed in: the same for rows of training and for the trunks of decoding.
+  back says what is fed in, for rows of training and trunks of decoding alike: every forward ends in
+  one ordinary pass over these inputs, so that a modifier can wrap any method with
+  `dataclasses.replace`.
   """
   # (Encoded, Template, LayoutConfig) -> Example; with a removal also how many tokens are removed.
   layout: Callable[..., layout_lib.Example]
   # (Batch, step, num_steps, Config) -> weight of a readout, given at each of its slots: f32[b, s].
   weight: Callable[..., jax.Array] = weigh_equally
+  # (Batch, Config) -> f32[], what the sums over a step are divided by; counts, which add up over
+  # micro-batches. None: what curriculum.normalize says.
+  norm: Callable[..., jax.Array] | None = None
   removal: order.Removal | None = None  # what its written chains lose, epoch by epoch
   # (model, tokens i32[b, t], Fields, Config, the most examples of a row, dropout key)
   # -> what stands in for the embedded tokens, f[b, t, d], or None: they do.
   inputs: Callable[..., jax.Array | None] | None = None
+  # (model, Batch, Read, Config) -> name -> a sum in nats, added to the weighted NLL before the one
+  # division, and told in metrics.jsonl as train/added_NAME.
+  losses: Callable[..., dict[str, jax.Array]] | None = None
   # (model, Trunks, starts i32[b, r], Config) -> as `decode.prefill`: a cheaper way to the same.
   prefill: Callable | None = None
+  # (Config, key) -> a module of AddedParam, found at `model.added`.
+  make_added: Callable[..., nnx.Module] | None = None
 
   def forward(self, model, batch: batch_lib.Batch, config: Config, row_examples: int = 1,
-              dropout_key=None) -> jax.Array:
-    """Logits at the supervised slots: f32[b, s, v].
+              dropout_key=None) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """(logits at the supervised slots, f32[b, s, v]; `losses`).
 
     Args:
-      row_examples: the most examples that a row holds.
+      row_examples: the most examples that a row holds, each with at most one pair.
     """
     inputs_btd = self.feed(model, batch.tokens, batch_lib.get_fields(batch), config, row_examples,
                            dropout_key)
-    return model.compute_slot_logits(batch, config.layout, dropout_key, inputs_btd)
+    if not self.losses:
+      return model.compute_slot_logits(batch, config.layout, dropout_key, inputs_btd), {}
+    student_bp, teacher_bp, paired_bp = _find_pairs(batch, row_examples)
+    x_btd, states_lbpd = model.read_rows(
+        batch, config.layout, dropout_key, inputs_btd, jnp.concatenate([student_bp, teacher_bp], 1))
+    student_lbpd, teacher_lbpd = jnp.split(states_lbpd.astype(jnp.float32), 2, 2)
+    read = Read(inputs_btd, x_btd, student_lbpd, jax.lax.stop_gradient(teacher_lbpd), paired_bp)
+    return model.compute_logits_at(x_btd, batch.slot_index), self.losses(model, batch, read, config)
 
   def feed(self, model, tokens_bt, fields: batch_lib.Fields, config: Config, row_examples: int = 1,
            dropout_key=None) -> jax.Array | None:
     """`inputs` of rows or trunks; None where tokens are embedded as they are."""
     return self.inputs and self.inputs(model, tokens_bt, fields, config, row_examples, dropout_key)
+
+
+def _find_pairs(batch: batch_lib.Batch, count: int):
+  """(slots' tokens, their pairs' tokens, whether they are pairs): [b, count] each."""
+  paired_bs = batch.slot_pair >= 0
+  at_bp = jnp.argsort(~paired_bs, axis=1, stable=True)[:, :count]
+  return (*(jnp.take_along_axis(x, at_bp, 1)
+            for x in (batch.slot_index, jnp.maximum(batch.slot_pair, 0), paired_bs)),)

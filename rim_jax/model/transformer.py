@@ -205,15 +205,18 @@ class Transformer(nnx.Module):
                           jnp.dtype(self.config.compute_dtype))
 
   def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None, cache=None, offset=0,
-               return_kv=False, num_layers: int | None = None, inputs_btd=None):
+               return_kv=False, num_layers: int | None = None, inputs_btd=None, collect_bp=None):
     """Hidden states after the final norm, or as they leave the first `num_layers` layers.
 
     With a cache, a pair (keys, values), these tokens are written into it from
     `offset` on, and all of it is attended to. `inputs_btd` stands in for the embedded tokens.
+    `collect_bp` are indices of tokens whose states are returned, as each layer leaves them and, for
+    the last one, after the final norm.
 
     Shapes: tokens, positions i32[b, t]; visible (t by c) as `attention.attend` takes it,
       c = t without a cache; keys, values [l, b, c, n, k].
-    Returns: (x [b, t, d], (keys, values), or None unless there is a cache or `return_kv`).
+    Returns: (x [b, t, d], (keys, values), or None unless there is a cache or `return_kv`); with
+      `collect_bp` in place of those the states [l, b, p, d].
     """
     x_btd = self.embed(tokens_bt) if inputs_btd is None else inputs_btd
     if self.positions is not None:
@@ -230,11 +233,18 @@ class Transformer(nnx.Module):
       layer_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
       x_btd, kv = nnx.merge(graphdef, layer)(
           x_btd, positions_bt, visible, layer_key, cached, offset)
+      if collect_bp is not None:
+        return x_btd, _take_tokens(x_btd, collect_bp)
       return x_btd, kv if return_kv or cached is not None else None
     if self.config.remat != 'none':
       body = jax.checkpoint(body, policy=_REMAT[self.config.remat], prevent_cse=False)
-    x_btd, kv = jax.lax.scan(body, x_btd, (layers, indices, cache))
-    return x_btd if num_layers is not None else self.final_norm(x_btd), kv
+    x_btd, found = jax.lax.scan(body, x_btd, (layers, indices, cache))
+    if num_layers is not None:
+      return x_btd, found
+    x_btd = self.final_norm(x_btd)
+    if collect_bp is not None:
+      found = found.at[-1].set(_take_tokens(x_btd, collect_bp))
+    return x_btd, found
 
   def compute_logits(self, x):
     """Logits in f32 over the base vocabulary: [..., d] -> [..., v]."""
@@ -249,16 +259,29 @@ class Transformer(nnx.Module):
 
     Shapes: -> f32[b, s, v]. The trunk is never projected: s is far below t.
     """
+    x_btd, _ = self.read_rows(batch, layout, dropout_key, inputs_btd)
+    return self.compute_logits_at(x_btd, batch.slot_index)
+
+  def read_rows(self, batch: batch_lib.Batch, layout: LayoutConfig, dropout_key=None,
+                inputs_btd=None, collect_bp=None):
+    """States of a packed batch, and those of `collect_bp`; as `__call__` returns them."""
     fields = batch_lib.get_fields(batch)
     visible = attention.find_visible(fields, fields, layout, self.config.attention_tile_tokens)
-    x_btd, _ = self(batch.tokens, batch.positions, visible, dropout_key=dropout_key,
-                    inputs_btd=inputs_btd)
-    x_bsd = jnp.take_along_axis(x_btd, batch.slot_index[..., None], axis=1)
+    return self(batch.tokens, batch.positions, visible, dropout_key=dropout_key,
+                inputs_btd=inputs_btd, collect_bp=collect_bp)
+
+  def compute_logits_at(self, x_btd, index_bs):
+    """Logits of some tokens of rows: f32[b, s, v]."""
+    x_bsd = _take_tokens(x_btd, index_bs)
     kernel_dv = self._get_output()
     if not sharding.is_split_by_ids(kernel_dv.shape[1]):
       return self.compute_logits(x_bsd)
     kernel_dv = constrain(kernel_dv.astype(x_bsd.dtype), None, LOGITS)
     return constrain(_multiply_logits(x_bsd, kernel_dv), BATCH, None, LOGITS)
+
+
+def _take_tokens(x_btd, index_bp):
+  return jnp.take_along_axis(x_btd, index_bp[..., None], axis=1)
 
 
 def _multiply_logits(x, kernel_dv):

@@ -16,7 +16,8 @@ BATCH_VERSION = 1
 SLOT_PAD, SLOT_STEP, SLOT_ANSWER = 0, 1, 2  # values of slot_kind
 
 ROW_FIELDS = ('tokens', 'positions', 'example', 'block', 'readout')
-SLOT_FIELDS = ('slot_index', 'slot_target', 'slot_block', 'slot_steps', 'slot_kind', 'slot_tokens')
+SLOT_FIELDS = ('slot_index', 'slot_target', 'slot_block', 'slot_steps', 'slot_kind', 'slot_tokens',
+               'slot_pair')
 
 
 @jax.tree_util.register_dataclass
@@ -35,6 +36,7 @@ class Batch:
   slot_steps  n = max(T, 1) of its example
   slot_kind   SLOT_PAD, SLOT_STEP or SLOT_ANSWER
   slot_tokens supervised tokens of its readout
+  slot_pair   index in the row of the token whose states are its own states' target, else -1
   """
   tokens: jax.Array
   positions: jax.Array
@@ -47,6 +49,7 @@ class Batch:
   slot_steps: jax.Array
   slot_kind: jax.Array
   slot_tokens: jax.Array
+  slot_pair: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -67,6 +70,7 @@ def make_empty_rows(num_rows: int, row_tokens: int, row_slots: int) -> Batch:
   """Rows of padding, as numpy arrays to be filled."""
   rows = {f: np.zeros((num_rows, row_tokens), np.int32) for f in ROW_FIELDS}
   slots = {f: np.zeros((num_rows, row_slots), np.int32) for f in SLOT_FIELDS}
+  slots['slot_pair'] -= 1
   return Batch(**rows, **slots)
 
 

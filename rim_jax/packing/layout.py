@@ -41,11 +41,16 @@ class Template:
 
 @dataclasses.dataclass(frozen=True)
 class Readout:
-  """`[prefix | target]` after block `block`; the target, eos included, is supervised."""
+  """`[prefix | target]` after block `block`; the target, eos included, is supervised.
+
+  The states that predict target `mark` can be held to those that predict another readout's mark.
+  """
   block: int
   kind: int
   prefix: Sequence[int]
   target: Sequence[int]
+  mark: int = 0  # of an answer its first token
+  pair: int = 0  # the ordinal of that other readout, from 1 on; 0 for none
 
   @property
   def num_tokens(self):  # the last target is never an input
@@ -113,8 +118,9 @@ def read_chain(encoded: Encoded, template: Template, block: int, skipped: int = 
   """
   chain = [i for step in encoded.steps[skipped:]
            for i in (*step, *template.step_separator)][removed:]
+  before = [*chain, *template.answer_prefix]
   return Readout(block, batch_lib.SLOT_ANSWER, (), [
-      *chain, *template.answer_prefix, *encoded.answer, *template.answer_suffix, *template.eos])
+      *before, *encoded.answer, *template.answer_suffix, *template.eos], mark=len(before))
 
 
 def get_block_size(config: LayoutConfig) -> int:
@@ -164,7 +170,7 @@ def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number
     rows.readout[row, to] = readout
     return at + len(ids)
 
-  start = token
+  start, marks = token, []
   token = put(token, *_with_position(make_trunk(example.question, example.num_blocks, config,
                                                 memory_start)), 0)
   for ordinal, readout in enumerate(example.readouts, 1):
@@ -182,7 +188,11 @@ def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number
     rows.slot_steps[row, to] = example.num_steps
     rows.slot_kind[row, to] = readout.kind
     rows.slot_tokens[row, to] = count
+    marks.append(slot + readout.mark)
     slot += count
+  for mark, readout in zip(marks, example.readouts):
+    if readout.pair:
+      rows.slot_pair[row, mark] = rows.slot_index[row, marks[readout.pair - 1]]
   return token, slot
 
 

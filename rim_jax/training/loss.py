@@ -42,18 +42,22 @@ def compute_slot_weights(batch: batch_lib.Batch, step, num_steps, config: Config
   `reduction='readout'` spreads a readout's weight over its tokens (mean token
   NLL), `'token'` gives it to each. `normalize='weight'` divides by the total of
   the weights, so fading shifts the emphasis and does not shrink the gradient;
-  `'readouts'` divides by the number of readouts, faded or not.
+  `'readouts'` divides by the number of readouts, faded or not. A method may have
+  a norm of its own.
 
   Shapes: -> (weights f32[b, s], norm f32[]); sums over micro-batches and devices
     are taken of both before the one division.
   Units: step in completed updates of the stage, num_steps its total.
   """
   supervised = batch.slot_kind != batch_lib.SLOT_PAD
-  weights = methods.get_method(config).weight(batch, step, num_steps, config)
+  method = methods.get_method(config)
+  weights = method.weight(batch, step, num_steps, config)
   share = 1.0 / jnp.maximum(batch.slot_tokens, 1)
   if config.curriculum.reduction == 'readout':
     weights = weights * share
   weights = jnp.where(supervised, weights, 0.0)
+  if method.norm:
+    return weights, method.norm(batch, config)
   if config.curriculum.normalize == 'weight':
     return weights, weights.sum()
   return weights, jnp.where(supervised, share, 0.0).sum()

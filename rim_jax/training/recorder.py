@@ -156,6 +156,7 @@ class Meter:
     values = jax.device_get(metrics)
     rate = num_steps / max(secs, 1e-9)
     scalars = {f'train/{k}': values[k] for k in ('loss', 'grad_norm', 'learning_rate', 'norm')}
+    scalars |= {f'train/added_{name}': value for name, value in values['added'].items()}
     for k in np.flatnonzero(values['block_count']):
       scalars[f'train/nll_block_{k}'] = values['block_nll'][k] / values['block_count'][k]
     scalars |= {'perf/steps_per_sec': rate,

@@ -16,6 +16,7 @@ import optax
 
 from rim_jax import methods
 from rim_jax.config import Config
+from rim_jax.methods.method import AddedParam
 from rim_jax.model import memory, sharding
 from rim_jax.model import transformer as transformer_lib
 from rim_jax.packing import batch as batch_lib
@@ -23,9 +24,9 @@ from rim_jax.training import loss as loss_lib
 from rim_jax.training import optim
 
 # Parameter paths are variable types; the trainable set is a filter on them.
-TRAINABLE = {'all': nnx.Param, 'memory': memory.MemoryParam,
-             'lora': nnx.Any(nnx.LoRAParam, memory.MemoryParam)}
-ADDED = nnx.Any(nnx.LoRAParam, memory.MemoryParam)  # what a pretrained model has not got
+# What a pretrained model has not got: the method's own trains with each set.
+ADDED = nnx.Any(nnx.LoRAParam, memory.MemoryParam, AddedParam)
+TRAINABLE = {'all': nnx.Param, 'memory': nnx.Any(memory.MemoryParam, AddedParam), 'lora': ADDED}
 
 
 @jax.tree_util.register_dataclass
@@ -67,7 +68,7 @@ def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Progr
   trainable = TRAINABLE[config.optim.trainable]
 
   def make_model(key):
-    return transformer_lib.Transformer(config.model, vocab_size, key)
+    return methods.make_model(config, vocab_size, key)
 
   def make_params(key, base):
     model = make_model(key)
@@ -107,13 +108,13 @@ def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Progr
 
 def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks: int,
                  config: Config, dropout_key, row_examples: int = 1):
-  """Weighted NLL of a (micro-)batch as sums.
+  """Weighted NLL of a (micro-)batch as sums, and what its method adds to it.
 
   Returns: (sum in nats, {'norm', 'block_nll' [num_blocks + 1], 'block_count'
-    [num_blocks + 1], 'num_tokens', 'num_examples'}), all sums; block_nll adds up each
-    readout's unweighted mean token NLL by the block that it reads.
+    [num_blocks + 1], 'num_tokens', 'num_examples', 'added' name -> part of the sum}), all sums;
+    block_nll adds up each readout's unweighted mean token NLL by the block that it reads.
   """
-  logits_bsv = methods.get_method(config).forward(
+  logits_bsv, added = methods.get_method(config).forward(
       model, batch, config, row_examples, dropout_key)
   nll_bs = loss_lib.compute_slot_nll(logits_bsv, batch.slot_target)
   weights_bs, norm = loss_lib.compute_slot_weights(batch, step, num_steps, config)
@@ -122,8 +123,9 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
 
   def by_block(x):
     return jax.ops.segment_sum(x.ravel(), batch.slot_block.ravel(), num_blocks + 1)
-  return loss_lib.compute_weighted_nll(nll_bs, weights_bs).sum(), {
+  return sum(added.values(), loss_lib.compute_weighted_nll(nll_bs, weights_bs).sum()), {
       'norm': norm,
+      'added': added,
       'block_nll': by_block(loss_lib.compute_weighted_nll(nll_bs, share)),
       'block_count': by_block(share),
       'num_tokens': (batch.example > 0).sum(),
@@ -171,6 +173,7 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
 
     norm = sums.pop('norm')
     loss = loss_lib.divide_or_zero(total, norm)
+    sums['added'] = {k: loss_lib.divide_or_zero(v, norm) for k, v in sums['added'].items()}
     grads = jax.tree.map(lambda g: loss_lib.divide_or_zero(g, norm), grads)
     grad_norm = optax.global_norm(grads)
     healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(grad_norm)

@@ -41,7 +41,7 @@ def make_config(num_thoughts=2, skip_steps=1, network='learned', **more):
 
 
 def compute_logits(*args):
-  return coconut.COCONUT_STAGE.forward(*args)
+  return coconut.COCONUT_STAGE.forward(*args)[0]
 
 
 def list_sequences(config):

@@ -162,7 +162,8 @@ def make_step_metrics(loss):
   return {'loss': jnp.float32(loss), 'grad_norm': jnp.float32(2), 'learning_rate': jnp.float32(3),
           'norm': jnp.float32(4), 'healthy': jnp.bool_(True),
           'block_nll': jnp.float32([0, 6, 0]), 'block_count': jnp.float32([0, 3, 0]),
-          'num_examples': jnp.int32(5), 'num_tokens': jnp.int32(100)}
+          'num_examples': jnp.int32(5), 'num_tokens': jnp.int32(100),
+          'added': {'distance': jnp.float32(0.5)}}
 
 
 def test_a_push_returns_the_one_before():
@@ -173,6 +174,7 @@ def test_a_push_returns_the_one_before():
   assert (step, scalars['train/loss']) == (1, 1.0) and 'host' not in scalars
   step, scalars = meter.flush()
   assert (step, scalars['train/loss'], scalars['host']) == (2, 2.0, 7)
+  assert scalars['train/added_distance'] == 0.5
   assert meter.flush() is None
 
 

@@ -1,0 +1,65 @@
+"""A toy method, as the tutorial adds one: blocks are read twice, and held to a written chain.
+
+The state that predicts the answer's first token after the blocks learns to be the one that predicts
+it after the written steps; and the blocks' states of a first pass are fed, through a trained gate,
+into the inputs of a second.
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax.numpy as jnp
+
+from rim_jax.config import methods as facts_lib
+from rim_jax.methods import passes
+from rim_jax.methods.method import AddedParam, Method
+from rim_jax.model.sharding import EMBED
+from rim_jax.packing.layout import Example, count_steps, read_answer, read_chain
+
+
+def lay_out(encoded, template, config):
+  """`[x | m_1 .. m_K]`; the chain after the question, the answer after the blocks, paired."""
+  teacher = read_chain(encoded, template, 0)
+  student = dataclasses.replace(read_answer(encoded, template, config.num_blocks), pair=1)
+  return Example(encoded.question, config.num_blocks, count_steps(encoded), (teacher, student))
+
+
+def count_pairs(batch, config):
+  """The norm: examples."""
+  del config
+  return (batch.slot_pair >= 0).sum().astype(jnp.float32)
+
+
+def compute_distance(model, batch, read, config):
+  """Mean distance of paired states over layers and width, added up over examples."""
+  del model, batch, config
+  distance_bp = jnp.abs(read.student_lbpd - read.teacher_lbpd).mean((0, 3))
+  return {'distance': jnp.where(read.paired_bp, distance_bp, 0.0).sum()}
+
+
+class Gate(nnx.Module):
+  """How much of a state is fed back: nothing at first."""
+
+  def __init__(self, config, key):
+    del key
+    self.scale = AddedParam(jnp.zeros(config.model.embed_dim), axes=(EMBED,))
+
+
+def loop(host: Method, num_passes: int) -> Method:
+  """A modifier: any method whose tokens are embedded as they are, with its blocks looped."""
+  def find_inputs(model, tokens_bt, fields, config, row_examples, dropout_key=None):
+    del row_examples
+    in_block = ((fields.block > 0) & (fields.readout == 0))[..., None]
+
+    def feed(embedded_btd, x_btd):
+      scale = model.added.scale[...].astype(x_btd.dtype)[None, None]
+      return embedded_btd + jnp.where(in_block, scale * x_btd, 0.0)
+    return passes.find_inputs(model, tokens_bt, fields, config, num_passes, feed, dropout_key)
+  return dataclasses.replace(host, inputs=find_inputs, make_added=Gate)
+
+
+TOY = loop(Method(lay_out, norm=count_pairs, losses=compute_distance), num_passes=2)
+
+# Its row, which stands in config/methods.py; TOY is entered in methods.METHODS.
+FACTS = facts_lib.Facts('toy', 'a toy: looped blocks, held to a written chain', needs_blocks=True,
+                        feeds_back=True, learns_steps=True)

@@ -1,0 +1,259 @@
+"""A method added as the tutorial says: all that others promise of methods holds for it too."""
+
+import dataclasses
+import json
+import pathlib
+import typing
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from rim_jax import config as config_lib
+from rim_jax import methods, train
+from rim_jax.config import MeshConfig
+from rim_jax.config import methods as facts_lib
+from rim_jax.errors import UserError
+from rim_jax.methods import rim
+from rim_jax.model import sharding
+from rim_jax.packing import layout as layout_lib
+from rim_jax.pretrained import export, families, weights
+from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import step as step_lib
+from tests import support
+from tests.methods import toy
+
+ROWS = [support.RECORDS[:2], support.RECORDS[2:4]]
+GPT2 = pathlib.Path(__file__).parents[1] / 'golden/gpt2'
+ROPE = {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__attention_tile_tokens': 16}
+
+
+def register(patch, facts, method):
+  patch.setitem(facts_lib.FACTS, facts.name, facts)
+  patch.setitem(methods.METHODS, facts.name, method)
+  patch.setitem(config_lib.Config.__annotations__, 'method',
+                typing.Literal[tuple(facts_lib.FACTS)])
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+  register(monkeypatch, toy.FACTS, toy.TOY)
+
+
+def make_config(method='toy', **changes):
+  return support.make_config(method, **{'layout__row_tokens': 96, **changes})
+
+
+def compute_loss(params, graphdef, config, batch):
+  return step_lib.compute_loss(nnx.merge(graphdef, params), batch, 0, 10, 4, config, None, 3)
+
+
+def make_state(config):
+  """(graphdef, parameters, a batch on the device)."""
+  return (*nnx.split(support.make_model(config)),
+          jax.tree.map(jnp.asarray, support.make_batch(config, ROWS)))
+
+
+# ---- Its layout ----
+
+
+def test_a_pair_joins_the_states_that_predict_the_answer_s_first_token():
+  config = make_config(layout__answer_prefix='+')
+  batch = support.make_batch(config, ROWS)
+  assert (batch.slot_pair >= 0).sum() == 4
+  for row, slot in zip(*np.nonzero(batch.slot_pair >= 0)):
+    pair = batch.slot_pair[row, slot]
+    other = np.flatnonzero(batch.slot_index[row] == pair)
+    assert batch.slot_block[row, slot] == 3 and batch.slot_block[row, other].tolist() == [0]
+    assert batch.slot_target[row, other].tolist() == [batch.slot_target[row, slot]]
+    assert batch.example[row, pair] == batch.example[row, batch.slot_index[row, slot]]
+  assert (support.make_batch(make_config('rim_stage2'), ROWS).slot_pair == -1).all()
+
+
+# ---- Its forward ----
+
+
+@pytest.mark.parametrize('network', [{}, ROPE])
+def test_packed_rows_equal_sequences_read_alone_by_hand(network):
+  """Two whole causal forwards a sequence, no batch; logits of both readouts, and the distance."""
+  config = make_config(**network)
+  codec, model = support.make_codec(config), support.make_model(config)
+  logits, added = toy.TOY.forward(
+      model, jax.tree.map(jnp.asarray, support.make_batch(config, ROWS)), config, 3)
+  scale = model.added.scale[...]
+  assert np.abs(scale).min() > 0
+
+  def read_alone(trunk, readout):
+    """States [t, d], and those after each layer, of readout's targets alone."""
+    ids = jnp.asarray([*trunk, *readout.prefix, *readout.target[:-1]])[None]
+    t = ids.shape[1]
+    place, mask = jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool))
+    first, _ = model(ids, place, mask)
+    fed = (ids >= model.vocab_size)[..., None]
+    inputs = model.embed(ids) + jnp.where(fed, scale[None, None] * first, 0)
+    layers = [model(ids, place, mask, inputs_btd=inputs, num_layers=n)[0][0]
+              for n in range(1, config.model.num_layers)]
+    last, _ = model(ids, place, mask, inputs_btd=inputs)
+    at = slice(t - len(readout.target), t)
+    return last[0][at], jnp.stack([*layers, last[0]])[:, at]
+
+  distances, batch = [], support.make_batch(config, ROWS)
+  for r, records in enumerate(ROWS):
+    slot = 0
+    for record in records:
+      example, marked = codec.lay_out(codec.encode(record)), []
+      for readout in example.readouts:
+        trunk, _ = layout_lib.make_trunk(example.question, readout.block, config.layout,
+                                         codec.memory_start)
+        x, layers = read_alone(trunk, readout)
+        count = len(readout.target)
+        support.assert_close(logits[r, slot:slot + count], model.compute_logits(x))
+        slot += count
+        marked.append(layers[:, readout.mark])
+      distances.append(np.abs(marked[1] - marked[0]).mean())
+    assert slot == (batch.slot_kind[r] > 0).sum()
+  np.testing.assert_allclose(added['distance'], sum(distances), rtol=1e-5)
+
+
+@pytest.mark.parametrize('network', [{}, ROPE])
+def test_decoding_s_logits_are_those_of_the_training_forward(network, monkeypatch):
+  config = make_config(layout__answer_prefix='+', **network)
+  codec = support.make_codec(config)
+  model, params, decoder = support.make_decoder(config)
+  questions = [codec.encode(r).question for r in support.RECORDS[:2]]
+  blocks, prefix, count = (3,), codec.template.answer_prefix, config.eval.max_new_tokens
+  ids, seen = support.decode_and_record(decoder, params, questions, 3, prefix, blocks, monkeypatch)
+  batch = support.batch_lib.make_empty_rows(2, 96, count)
+  for i, question in enumerate(questions):
+    readout = layout_lib.Readout(3, 2, prefix, ids[i, 0].tolist())
+    layout_lib.write_example(batch, i, 0, 0, 1, layout_lib.Example(question, 3, 1, (readout,)),
+                             config.layout, codec.memory_start)
+  trained, _ = toy.TOY.forward(model, jax.tree.map(jnp.asarray, batch), config)
+  support.assert_decoded_logits(ids, seen, np.asarray(trained).reshape(2, 1, count, -1),
+                                codec.tokenizer.eos_id)
+
+
+@pytest.mark.parametrize('method', ['rim_stage1', 'rim_stage2'])
+def test_the_modifier_wraps_other_methods_too(method, monkeypatch):
+  """A closed gate, or one pass, is the method itself; an open one is not."""
+  config = make_config(method)
+  _, _, batch = make_state(config)
+  host = methods.METHODS[method]
+  looped = {n: toy.loop(host, n) for n in (1, 3)}
+  register(monkeypatch, config.facts, looped[3])
+  model = support.make_model(config)
+  plain, _ = host.forward(model, batch, config)
+  assert np.abs(looped[3].forward(model, batch, config)[0] - plain).max() > 1e-3
+  np.testing.assert_array_equal(looped[1].forward(model, batch, config)[0], plain)
+  model.added.scale[...] = jnp.zeros_like(model.added.scale[...])
+  support.assert_close(looped[3].forward(model, batch, config)[0], plain)
+  assert host in (rim.RIM_STAGE1, rim.RIM_STAGE2)
+
+
+# ---- Its loss ----
+
+
+def test_what_is_added_is_in_the_loss_and_the_norm_is_its_own(monkeypatch):
+  config = make_config()
+  graphdef, params, batch = make_state(config)
+  total, sums = compute_loss(params, graphdef, config, batch)
+  register(monkeypatch, toy.FACTS, dataclasses.replace(toy.TOY, losses=None))
+  alone, others = compute_loss(params, graphdef, config, batch)
+  assert sums['added']['distance'] > 0.1 and others['added'] == {}
+  np.testing.assert_allclose(total, alone + sums['added']['distance'], rtol=1e-6)
+  assert sums['norm'] == 4  # examples, where weights add up to two readouts of each
+
+
+def test_gradients_reach_the_gate_and_the_student_and_not_the_teacher():
+  config = make_config(layout__answer_prefix='+')
+  graphdef, params, batch = make_state(config)
+
+  def compute_distance(params, added_btd):
+    model = nnx.merge(graphdef, params)
+    embed = type(model).embed
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(type(model), 'embed', lambda self, tokens: embed(self, tokens) + added_btd)
+      return toy.TOY.forward(model, batch, config, 3)[1]['distance']
+  zeros = jnp.zeros((*batch.tokens.shape, config.model.embed_dim))
+  grads, moved = jax.jit(jax.grad(compute_distance, (0, 1)))(params, zeros)
+  assert np.abs(grads['added']['scale'].get_value()).min() > 0
+  reached = np.abs(moved).max(-1) > 0
+  used = batch.example > 0
+  assert reached[used & (batch.readout == 0)].all()  # the student sees the whole trunk
+  assert not reached[batch.readout == 1].any()  # what the teacher alone sees: the written chain
+  assert (reached & (batch.readout == 2)).any()  # its own prefix
+
+
+def test_micro_batches_of_unequal_weight_equal_the_whole():
+  rows = [support.RECORDS[:1], support.RECORDS[1:4], [], support.RECORDS[3:5]]
+  found = []
+  for count in (1, 2):
+    config = make_config(train__num_micro_batches=count, optim__eps=1.0)
+    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    program = step_lib.make_program(config, support.make_codec(config).memory_start, 10, mesh)
+    step = step_lib.make_train_step(program, config, 10, 4, mesh, row_examples=3)
+    with jax.set_mesh(mesh):
+      state, frozen = program.init(jax.random.key(0))
+      state, metrics = step(state, frozen, jax.tree.map(
+          jnp.asarray, support.make_batch(config, rows)))
+    found.append(jax.device_get((state.params, metrics['loss'], metrics['added']['distance'])))
+  jax.tree.map(support.assert_close, *found)
+
+
+# ---- A run ----
+
+
+@pytest.mark.parametrize('trainable', ['all', 'memory', 'lora'])
+def test_its_parameter_trains_with_every_set(trainable):
+  config = make_config(optim__trainable=trainable, model__lora__rank=2 * (trainable == 'lora'))
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  program = step_lib.make_program(config, support.make_codec(config).memory_start, 10, mesh)
+  state, frozen = program.abstract
+  assert 'added' in state.params and 'added' not in frozen
+  assert 'added' not in program.base  # a pretrained model has not got it
+
+
+def test_it_trains_is_kept_and_is_evaluated(tmp_path, use_devices):
+  use_devices(1)
+  config = make_config(data__cache_dir=str(tmp_path / 'cache'), data__chain__num_valid=4,
+                       data__chain__num_test=4)
+  results = train.train(config, tmp_path / 'run', say=lambda line: None)
+  assert results['test']['num_blocks'] == 3 and results['test']['method'] == 'toy'
+  lines = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').open()]
+  told = [line['train/added_distance'] for line in lines if 'train/loss' in line]
+  assert len(told) > 3 and min(told) > 0
+  kept = checkpoint_lib.choose_checkpoint(tmp_path / 'run', 'last').card['params']
+  assert any('added' in name and 'scale' in name for name in kept)
+  task = train.make_task(config, lambda line: None)
+  _, params, _, _ = train.state_lib.load_params(task, tmp_path / 'run', 'last')
+  assert np.abs(params['added']['scale']).min() > 0  # it began with zeros
+
+
+def test_an_export_leaves_its_parameter_out_and_one_that_feeds_back_is_refused(tmp_path):
+  config = families.resolve(config_lib.Config(
+      method='toy', train=config_lib.TrainConfig(num_examples=8),
+      model=config_lib.ModelConfig(init_from=str(GPT2), frozen_dtype='float32'),
+      optim=config_lib.OptimConfig(trainable='memory')))
+  config = support.set_keys(config, {'layout.separator': '', 'export.untie': False})
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+  program = step_lib.make_program(config, config.model.vocab_size, 1, mesh)
+  base = weights.open_base(config.model.init_from)
+  state, frozen = program.init(jax.random.key(0), weights.load_params(base, program.base))
+  assert set(state.params) == {'memory', 'added'}
+  export.write_export(tmp_path / 'out', config, base, support.make_codec(config), state.params,
+                      frozen, {}, ['1+1?'], say=lambda line: None)
+  names = [set(safetensors.numpy.load_file(folder / 'model.safetensors'))
+           for folder in (GPT2, tmp_path / 'out')]
+  assert names[0] == names[1]
+  with pytest.raises(UserError, match='feeds hidden states back'):
+    export.check_exportable(config, base, 'run')
+
+
+def test_every_method_has_its_facts_and_a_prefill_of_its_own_feeds_back():
+  assert set(methods.METHODS) == {
+      name for name, facts in facts_lib.FACTS.items() if not facts.make_stages}
+  for name, method in methods.METHODS.items():
+    assert bool(method.inputs or method.prefill) == facts_lib.FACTS[name].feeds_back, name
