@@ -110,3 +110,16 @@ def test_every_invariant_has_a_test_that_runs_by_default():
       assert name in found, f'{path} has no {name}'
       for marker in ('slow', 'hf', 'tpu', 'gpu'):
         assert f'mark.{marker}' not in found[name], f'{name} does not run by default'
+
+
+@pytest.mark.parametrize('file, constant', [
+    ('config.json', 'CARD'), ('checkpoints/STEP/', 'CHECKPOINT'), ('results.json', 'RESULTS'),
+    ('controls.json', 'CONTROLS'), ('compare.json', 'COMPARE'), ('sweep.json', 'CONCLUSION'),
+    ('points/NAME/point.json', 'SWEEP')])
+def test_versions_of_files_are_those_of_the_code(file, constant):
+  found = {version for path in (DOCS.parent / 'rim_jax').rglob('*.py') for version in re.findall(
+      rf'^{constant}_VERSION = (\d+)', path.read_text(), re.M)}
+  rows = read_table('reference/files.md', '| file | content') + read_table(
+      'reference/files.md', '| file below')
+  row, = (row for row in rows if row[0].startswith(f'`{file}`'))
+  assert {row[-1]} == found
