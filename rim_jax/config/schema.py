@@ -126,7 +126,7 @@ class LayoutConfig:
   question_prefix: str = ''  # Before the question, after bos; may spell special tokens.
   separator: str = '\n'  # After the question; may spell special tokens.
   step_prefix: str = ''  # Before a step that a readout predicts; given, never predicted.
-  answer_prefix: str = 'The final answer is \\boxed{'  # Before the answer; given when decoding.
+  answer_prefix: str = 'The final answer is \\boxed{'  # Before the answer; given, not predicted.
   answer_suffix: str = '}'  # After the answer; predicted with it.
   step_separator: str = '\n'  # After each step of a written chain.
   row_tokens: AtLeastOne = 1024  # Tokens in one packed row.
@@ -323,7 +323,7 @@ class EvalConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
-  """--mode=export: a run as a Hugging Face model, or as PEFT adapters."""
+  """`--mode=export`: a run as a Hugging Face model, or as PEFT adapters."""
   dir: str = ''  # Directory that is written, on a local disk; '': WORKDIR/export.
   adapters: bool = False  # True: PEFT adapters; False: a whole model with merged weights.
   # Give the exported model an output matrix of its own, in which the block tokens never win. False:
@@ -331,12 +331,12 @@ class ExportConfig:
   untie: bool = True
   dtype: Literal['float32', 'bfloat16'] = 'bfloat16'  # Number format of merged weights.
   max_shard_gb: Positive = 5.0  # Largest size of one safetensors file, in 10^9 bytes.
-  num_verified: AtLeastOne = 20  # --verify: questions on which it is compared with transformers.
+  num_verified: AtLeastOne = 20  # `--verify`: questions on which it is compared with transformers.
 
 
 @dataclasses.dataclass(frozen=True)
 class ControlsConfig:
-  """--mode=controls: does the memory do the work? (docs/controls.md)"""
+  """`--mode=controls`: does the memory do the work? (docs/controls.md)"""
   direct_dir: str = ''  # WORKDIR of the matched run of method direct; '': left out.
   pause_dir: str = ''  # WORKDIR of the matched run of method pause; '': left out.
   probes: bool = False  # Also fit linear probes and PCA on block states; needs scikit-learn.
