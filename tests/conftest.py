@@ -1,29 +1,33 @@
 """Eight fake CPU devices for every test, no silent rank promotion, compilations kept.
 
-What is drawn at random (hypothesis) is the same in every run.
+What is drawn at random (hypothesis) is the same in every run. Settings stand in the environment,
+so that the processes that tests start have them too.
 """
 
+from importlib import metadata
 import os
 import pathlib
 import tempfile
 
-os.environ['XLA_FLAGS'] = (os.environ.get('XLA_FLAGS', '')
-                           + ' --xla_force_host_platform_device_count=8').strip()
+# Without these emitters, which later versions cannot do without, compiling takes half the time.
+os.environ['XLA_FLAGS'] = ' '.join([
+    os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
+    '--xla_cpu_use_fusion_emitters=false' if metadata.version('jaxlib') < '0.11' else '']).strip()
 os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
+# Compiling is most of the time, and tiny networks need no optimised code.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+# Many tests compile the same program again; keyed by program and versions, a kept one is the same.
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(
+    pathlib.Path(tempfile.gettempdir()) / f'rim_jax_tests_{os.getuid()}')
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.1'
+os.environ['JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES'] = '-1'
 
 import hypothesis
 import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_default_matmul_precision', 'highest')
-# Compiling is most of the time, and tiny networks need no optimised code.
-jax.config.update('jax_disable_most_optimizations', True)
-# Many tests compile the same program again; keyed by program and versions, a kept one is the same.
-jax.config.update('jax_compilation_cache_dir',
-                  str(pathlib.Path(tempfile.gettempdir()) / f'rim_jax_tests_{os.getuid()}'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
-jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 hypothesis.settings.register_profile('same', derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile('same')

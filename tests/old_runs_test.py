@@ -25,7 +25,7 @@ from rim_jax.config import parse, schema
 from rim_jax.errors import UserError
 from rim_jax.sweep import matched_runs
 from rim_jax.training import state
-from tests import support
+from tests import support, support_runs
 
 OLD = pathlib.Path(__file__).parent / 'old'
 SHA256 = {
@@ -49,8 +49,8 @@ def unpacked(tmp_path_factory):
 def old(unpacked, tmp_path, monkeypatch, use_devices):
   """A copy of them for one test, in the working directory: run, run_stopped, sweep, gone_on."""
   use_devices(1)  # as they were made
-  monkeypatch.setenv('XLA_FLAGS', '')  # and so do the runs of a sweep, each a process
-  monkeypatch.setenv('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')  # compiling is most of their time
+  # And so do the runs of a sweep, each a process.
+  monkeypatch.setenv('XLA_FLAGS', support_runs.ENVIRONMENT['XLA_FLAGS'])
   monkeypatch.chdir(tmp_path)
   for path in unpacked.iterdir():
     if path.name != 'cache':

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -28,7 +27,7 @@ from rim_jax.runtime import card as card_lib
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 from rim_jax.training import step as step_lib
-from tests import support
+from tests import support, support_runs
 
 QUIET = lambda line: None
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -47,23 +46,6 @@ def make_config(cache, method='rim_stage1', mesh=None, **changes):
   return dataclasses.replace(config, mesh=mesh or MeshConfig())
 
 
-def read(workdir):
-  """Every array of the last checkpoint, bytes as they are, and its card."""
-  found = checkpoint_lib.choose_checkpoint(workdir, 'last')
-  import orbax.checkpoint as ocp
-  with ocp.CheckpointManager(found.folder.parent) as manager:
-    items = manager.restore(found.step, args=ocp.args.Composite(
-        params=ocp.args.StandardRestore(), optim=ocp.args.StandardRestore()))
-  return {jax.tree_util.keystr(p): np.asarray(x)
-          for p, x in jax.tree_util.tree_leaves_with_path(dict(items.items()))}, found.card
-
-
-def read_metrics(workdir):
-  """Losses by step; rates differ from run to run."""
-  lines = [json.loads(x) for x in (pathlib.Path(workdir) / 'metrics.jsonl').open()]
-  return [(x['step'], x['train/loss']) for x in lines if 'train/loss' in x]
-
-
 class Killed(BaseException):
   """Ends a run from inside, as Ctrl-C would."""
 
@@ -78,16 +60,6 @@ def kill_after(monkeypatch, count):
         raise Killed
       yield batch
   monkeypatch.setattr(source_lib, 'make_batches', make_batches)
-
-
-def assert_same_run(a, b):
-  arrays, card = read(a)
-  others, other_card = read(b)
-  assert arrays.keys() == others.keys() and len(arrays) > 20
-  for name in arrays:
-    np.testing.assert_array_equal(arrays[name], others[name], err_msg=name)
-  assert card == other_card
-  assert read_metrics(a) == read_metrics(b)
 
 
 @pytest.mark.parametrize('num_devices, mesh', [(1, MeshConfig()), (8, MeshConfig(2, 2, 2))])
@@ -105,7 +77,7 @@ def test_six_steps_are_three_and_a_restore_and_three(
   told = []
   train_lib.train(config, tmp_path / 'parts', say=told.append)
   assert 'continuing from step 3 of 6' in told
-  assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+  support_runs.assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
 
 
 @pytest.mark.parametrize('shares, told', [
@@ -124,7 +96,7 @@ def test_a_run_that_ends_early_goes_on_bit_for_bit(tmp_path, cache, use_devices,
       train_lib.train_curriculum(early, tmp_path / 'parts', QUIET)
   train_lib.train_curriculum(config, tmp_path / 'parts', QUIET)
   for name in ('stage1', 'stage2'):
-    assert_same_run(tmp_path / 'whole' / name, tmp_path / 'parts' / name)
+    support_runs.assert_same_run(tmp_path / 'whole' / name, tmp_path / 'parts' / name)
 
 
 def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
@@ -132,7 +104,7 @@ def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
   config = make_config(cache, mesh=MeshConfig(2, 2, 2), train__num_examples=72)
   workdir = tmp_path / 'run'
   for num_devices, mesh in ((8, MeshConfig(2, 2, 2)), (4, MeshConfig(2, 2, 1)), (1, MeshConfig())):
-    before = read(workdir)[0] if workdir.exists() else None
+    before = support_runs.read_checkpoint(workdir)[0] if workdir.exists() else None
     use_devices(num_devices)
     config = dataclasses.replace(config, mesh=mesh)
     if before:
@@ -148,7 +120,7 @@ def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
           train_lib.train(config, workdir, say=QUIET)
       else:
         train_lib.train(config, workdir, say=QUIET)
-  assert [step for step, _ in read_metrics(workdir)] == list(range(1, 10))
+  assert [step for step, _ in support_runs.read_losses(workdir)] == list(range(1, 10))
 
 
 def test_killed_between_the_stages(tmp_path, cache, use_devices, monkeypatch):
@@ -170,7 +142,7 @@ def test_killed_between_the_stages(tmp_path, cache, use_devices, monkeypatch):
       train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
   train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
   for stage in ('stage1', 'stage2'):
-    assert_same_run(tmp_path / 'whole' / stage, tmp_path / 'parts' / stage)
+    support_runs.assert_same_run(tmp_path / 'whole' / stage, tmp_path / 'parts' / stage)
 
 
 def make_icot(cache):
@@ -191,7 +163,7 @@ def test_icot_goes_on_bit_for_bit_in_the_midst_of_the_removal(tmp_path, cache, u
   with pytest.raises(UserError, match='a part of the chain is still written'):
     run_scores_lib.evaluate_run(task, tmp_path / 'parts', QUIET)
   train_lib.train(config, tmp_path / 'parts', say=QUIET)
-  assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+  support_runs.assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
 
 
 def test_icot_s_best_checkpoint_is_one_without_a_chain(tmp_path, cache, use_devices):
@@ -235,7 +207,7 @@ def test_coconut_s_stages_go_on_from_one_another_and_when_killed(tmp_path, cache
   step = checkpoint_lib.choose_checkpoint(tmp_path / 'parts/stage1', 'last').step
   assert f'parameters from step {step} of {tmp_path}/parts/stage1' in told
   for stage in ('stage0', 'stage1', 'stage2'):
-    assert_same_run(tmp_path / 'whole' / stage, tmp_path / 'parts' / stage)
+    support_runs.assert_same_run(tmp_path / 'whole' / stage, tmp_path / 'parts' / stage)
 
 
 def test_a_coconut_stage_alone_starts_from_the_run_that_is_named(tmp_path, cache):
@@ -297,7 +269,7 @@ def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
   task = train_lib.make_task(second, QUIET)
   program = train_lib.train_step_lib.make_program(second, task.vocab_size, 5, task.mesh)
   state, _ = state_lib.initialize(task, program, tmp_path / 'stage1', QUIET)
-  arrays, _ = read(tmp_path / 'stage1')
+  arrays, _ = support_runs.read_checkpoint(tmp_path / 'stage1')
   for path, x in jax.tree_util.tree_leaves_with_path({'params': state.params}):
     np.testing.assert_array_equal(x, arrays[jax.tree_util.keystr(path)])
   assert int(state.step) == 0
@@ -371,7 +343,7 @@ def test_a_step_that_is_not_finite_stops_the_run_and_says_which_rows(
   report = json.loads((tmp_path / 'run/nonfinite.json').read_text())
   assert report['step'] == 5 and len(report['rows']) == 8
   assert 'nan' in report['block_nll'] and report['loss'] == 'nan'
-  _, card = read(tmp_path / 'run')
+  _, card = support_runs.read_checkpoint(tmp_path / 'run')
   assert card['step'] == 3  # no state after the culprit was ever saved
 
 
@@ -395,7 +367,7 @@ def test_kill_minus_nine_and_the_same_command_again(tmp_path, cache, use_devices
       'import ml_collections\n'
       'def get_config():\n'
       f'  return ml_collections.ConfigDict({dataclasses.asdict(config)!r})\n')
-  env = dict(os.environ, XLA_FLAGS='', JAX_DEFAULT_MATMUL_PRECISION='highest')
+  env = support_runs.ENVIRONMENT
   command = [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}']
   killed = subprocess.Popen([*command, f'--workdir={tmp_path}/parts'], env=env,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -409,7 +381,7 @@ def test_kill_minus_nine_and_the_same_command_again(tmp_path, cache, use_devices
   for name in ('parts', 'whole'):
     subprocess.run([*command, f'--workdir={tmp_path}/{name}'], env=env, check=True,
                    stdout=subprocess.DEVNULL, timeout=300)
-  assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+  support_runs.assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
 
 
 def test_memory_of_a_device_is_told():
@@ -468,10 +440,11 @@ def test_adapters_on_a_pretrained_base_resume_bit_for_bit(
     with pytest.raises(Killed):
       train_lib.train(config, tmp_path / 'parts', say=QUIET)
   train_lib.train(config, tmp_path / 'parts', say=QUIET)
-  assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+  support_runs.assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
   # The base stays where it is; a checkpoint holds what trains.
   assert not (tmp_path / 'whole' / 'base').exists()
-  assert not [name for name in read(tmp_path / 'whole')[0] if 'kernel' in name]
+  arrays, _ = support_runs.read_checkpoint(tmp_path / 'whole')
+  assert not [name for name in arrays if 'kernel' in name]
 
 
 def test_stage_2_goes_on_from_stage_1_s_adapters_on_the_same_base(
@@ -490,7 +463,7 @@ def test_stage_2_goes_on_from_stage_1_s_adapters_on_the_same_base(
     patch.setattr(train_lib, '_run_steps', stop)
     with pytest.raises(Killed):
       train_lib.train(config, tmp_path / 'stage2', tmp_path / 'stage1', say=QUIET)
-  (params, frozen, step), before = seen[0], read(tmp_path / 'stage1')[0]
+  (params, frozen, step), before = seen[0], support_runs.read_checkpoint(tmp_path / 'stage1')[0]
   assert step == 0
   for path, x in jax.tree_util.tree_leaves_with_path({'params': params}):
     np.testing.assert_array_equal(x, before[jax.tree_util.keystr(path)])

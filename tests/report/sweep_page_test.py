@@ -7,22 +7,21 @@ import pytest
 
 from rim_jax.report import control_sections, paper, sweep_page, sweep_results
 from rim_jax.results import timings
-from tests import support
+from tests import support, support_sweep
 from tests.report import control_sections_test as findings_test
 from tests.report import run_page_test as report_test
 from tests.report import sweep_results_test as conclusion_test
 from tests.results import timings_test
-from tests.sweep import driver_test as sweep_test
 
 
 @pytest.fixture
 def swept(tmp_path):
   """Two groups of two seeds, one point of which failed; the page and sweep.json's entries."""
-  points = sweep_test.make_points()
+  points = support_sweep.make_points()
   (tmp_path / 'broken').touch()
-  sweep_test.drive(tmp_path, points[:2])
+  support_sweep.drive(tmp_path, points[:2])
   (tmp_path / 'broken').unlink()
-  sweep_test.drive(tmp_path, points)
+  support_sweep.drive(tmp_path, points)
   page = report_test.Page(tmp_path / 'report.html')
   return tmp_path, page, json.loads((tmp_path / 'sweep.json').read_text())['entries']
 
@@ -354,11 +353,11 @@ def add_times(folder, points, devices, ratios=(None,) * 4):
 def time_methods(tmp_path):
   """(rows of the table of times by name, the headline's cells, the page's text, sweep.json)."""
   def run(*devices, **settings):
-    points = sweep_test.load([({'method': m, 'seed': s}, {'method': m, 'seed': s})
-                              for m in ('direct', 'pause') for s in (0, 1)])
-    sweep_test.drive(tmp_path, points)
+    points = support_sweep.load([({'method': m, 'seed': s}, {'method': m, 'seed': s})
+                                 for m in ('direct', 'pause') for s in (0, 1)])
+    support_sweep.drive(tmp_path, points)
     add_times(tmp_path, points, devices, **settings)
-    sweep_test.drive(tmp_path, points)  # nothing is left to run: it concludes anew
+    support_sweep.drive(tmp_path, points)  # nothing is left to run: it concludes anew
     page = report_test.Page(tmp_path / 'report.html')
     table, = (t for t in page.tables if t[0][-1][0] == 'measured on')
     headline = {row[0][0]: row[7] for row in page.tables[0][1:]}

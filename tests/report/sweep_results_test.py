@@ -11,13 +11,12 @@ from rim_jax.config import grid as grid_lib
 from rim_jax.report import sweep_results
 from rim_jax.results import stats
 from rim_jax.sweep import driver
-from tests import support
-from tests.sweep import driver_test as sweep_test
+from tests import support, support_sweep
 
 
 def make_states(tmp_path, rows):
   """Done points of hand-written results: (factors, valid accuracy or None, test accuracy)."""
-  points = sweep_test.load([(factors, {'seed': i}) for i, (factors, _, _) in enumerate(rows)])
+  points = support_sweep.load([(factors, {'seed': i}) for i, (factors, _, _) in enumerate(rows)])
   for point, (_, valid, test) in zip(points, rows):
     folder = tmp_path / 'points' / point.name
     (folder / 'predictions').mkdir(parents=True)
@@ -155,7 +154,8 @@ def test_pairs_without_a_spread_have_no_interval():
 
 def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
   """`eval.checkpoint='splits'` leaves accuracies alone, in a set of its own."""
-  points = sweep_test.load([({'a': a}, {'seed': a, 'eval.checkpoint': 'splits'}) for a in (1, 2)])
+  points = support_sweep.load([
+      ({'a': a}, {'seed': a, 'eval.checkpoint': 'splits'}) for a in (1, 2)])
   for point in points:
     folder = tmp_path / 'points' / point.name
     folder.mkdir(parents=True)

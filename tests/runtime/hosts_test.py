@@ -1,6 +1,5 @@
 """Processes as one: who is missing, who is silent, and that their number changes nothing."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -19,7 +18,7 @@ from rim_jax import main as main_lib
 from rim_jax.errors import HostError, Stopped, UserError
 from rim_jax.runtime import hosts, run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
-from tests import support
+from tests import support, support_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -213,73 +212,34 @@ def test_the_process_whose_own_part_of_a_step_takes_longest_is_told():
 # ---- Real processes ----
 
 
-def write_recipe(folder, **changes):
-  config = support.make_config(**{
-      'data__cache_dir': str(folder / 'cache'), 'train__batch_rows': 8,
-      'train__num_examples': 720, 'layout__row_tokens': 32, 'model__dropout': 0.1,
-      'eval__num_valid_examples': 4, 'checkpoint__every_steps': 5, **changes})
-  recipe = folder / 'recipe.py'
-  recipe.write_text('import ml_collections\ndef get_config():\n'
-                    f'  return ml_collections.ConfigDict({dataclasses.asdict(config)!r})\n')
-  return recipe
-
-
 def launch(recipe, workdir, processes, *flags, more=()):
   return subprocess.Popen(
       [sys.executable, ROOT / 'launch/local_hosts.py', f'--processes={processes}', *flags, '--',
        sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', f'--workdir={workdir}', *more],
-      env=dict(os.environ, XLA_FLAGS='', JAX_DEFAULT_MATMUL_PRECISION='highest'), cwd=ROOT,
+      env=support_runs.ENVIRONMENT, cwd=ROOT,
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def wait_for(path, process, secs=240):
-  deadline = time.monotonic() + secs
-  while not path.exists():
-    assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
-    time.sleep(0.01)
-
-
-def finish(process, secs=240):
-  out = process.communicate(timeout=secs)[0]
-  return process.returncode, out
-
-
-def read_run(workdir):
-  lines = run_folder.RunFolder(workdir).load_metrics()
-  found = checkpoint_lib.choose_checkpoint(workdir, 'last')
-  shapes = {k: jax.ShapeDtypeStruct(shape, dtype, sharding=jax.sharding.SingleDeviceSharding(
-      jax.devices()[0])) for k, (shape, dtype) in found.card['params'].items()}
-  tree = {}
-  for name, shape in shapes.items():
-    node, *rest = name.split('.')
-    at = tree
-    for part in rest:
-      at, node = at.setdefault(node, {}), part
-    at[node] = shape
-  return ({x['step']: x['train/loss'] for x in lines if 'train/loss' in x},
-          checkpoint_lib.restore(found, 'params', tree), found.card)
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path):
   """One process; and two, asked to end at some step, then four: the same losses and parameters."""
-  recipe = write_recipe(tmp_path)
-  code, out = finish(launch(recipe, tmp_path / 'one', 1))
+  recipe = support_runs.write_recipe(tmp_path)
+  code, out = support_runs.finish(launch(recipe, tmp_path / 'one', 1))
   assert code == 0, out
   two = launch(recipe, tmp_path / 'many', 2)
-  wait_for(tmp_path / 'many/checkpoints/5/manifest.json', two)
+  support_runs.wait_for(tmp_path / 'many/checkpoints/5/manifest.json', two)
   two.send_signal(signal.SIGTERM)
-  code, out = finish(two)
+  code, out = support_runs.finish(two)
   assert code == hosts.EXIT_STOPPED and 'asked to end' in out, out
   at = checkpoint_lib.list_steps(storage.get_absolute(tmp_path / 'many/checkpoints'))[0]
-  code, out = finish(launch(recipe, tmp_path / 'many', 4))
+  code, out = support_runs.finish(launch(recipe, tmp_path / 'many', 4))
   assert code == 0 and f'continuing from step {at} of' in out, out
   assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
   told = [line for line in run_folder.RunFolder(tmp_path / 'many').load_metrics()
           if 'hosts/slowest' in line]
   assert told and all(line['hosts/slowest'] in range(4) for line in told)
 
-  losses, params, card = read_run(tmp_path / 'one')
-  others, other_params, other_card = read_run(tmp_path / 'many')
+  losses, params, card = support_runs.read_run(tmp_path / 'one')
+  others, other_params, other_card = support_runs.read_run(tmp_path / 'many')
   assert len(losses) > 20 and losses.keys() == others.keys() and card['rows'] == other_card['rows']
   for step in losses:
     assert others[step] == pytest.approx(losses[step], rel=1e-5)
@@ -290,34 +250,34 @@ def test_the_number_of_processes_changes_nothing(tmp_path):
 
 
 def test_a_killed_process_ends_the_others_and_the_launcher_goes_on(tmp_path):
-  recipe = write_recipe(tmp_path)
+  recipe = support_runs.write_recipe(tmp_path)
   run = launch(recipe, tmp_path / 'run', 2, '--restart', '--grace_secs=5')
-  wait_for(tmp_path / 'run/checkpoints/5/manifest.json', run)
+  support_runs.wait_for(tmp_path / 'run/checkpoints/5/manifest.json', run)
   found = subprocess.run(['pgrep', '-f', f'{tmp_path}/run.*process_id=1'], capture_output=True,
                          text=True).stdout.split()
   os.kill(int(found[-1]), signal.SIGKILL)
-  code, out = finish(run)
+  code, out = support_runs.finish(run)
   assert code == 0 and 'supervise: it ended with' in out and 'continuing from step' in out, out
-  code, out = finish(launch(recipe, tmp_path / 'whole', 2))
+  code, out = support_runs.finish(launch(recipe, tmp_path / 'whole', 2))
   assert code == 0, out
-  losses, params, _ = read_run(tmp_path / 'run')
-  others, other_params, _ = read_run(tmp_path / 'whole')
+  losses, params, _ = support_runs.read_run(tmp_path / 'run')
+  others, other_params, _ = support_runs.read_run(tmp_path / 'whole')
   assert losses == others
   jax.tree.map(np.testing.assert_array_equal, params, other_params)
 
 
 def test_several_processes_export_the_files_of_one(tmp_path):
   """Parameters split over two processes, part of a model on each."""
-  recipe = write_recipe(
+  recipe = support_runs.write_recipe(
       tmp_path, method='pause', model__init_from=str(ROOT / 'tests/golden/llama'),
       model__frozen_dtype='float32', model__lora__rank=2, model__num_heads=4, model__mlp_dim=40,
       model__max_positions=128, optim__trainable='lora', tokenizer__kind='bytes', mesh__fsdp=2,
       mesh__data=1, train__num_examples=32, layout__row_tokens=64, export__dtype='float32')
-  code, out = finish(launch(recipe, tmp_path / 'run', 2))
+  code, out = support_runs.finish(launch(recipe, tmp_path / 'run', 2))
   assert code == 0, out
 
   def export(name, processes, *more):
-    code, out = finish(launch(recipe, tmp_path / 'run', processes, more=(
+    code, out = support_runs.finish(launch(recipe, tmp_path / 'run', processes, more=(
         '--mode=export', f'--config.export.dir={tmp_path / name}',
         f'--config.mesh.fsdp={processes}', *more)))
     assert code == 0 and out.count('have the ids that the run was trained on') == 1, out
@@ -354,7 +314,7 @@ print(f'first {any(first)}, second {any(second)} at {len(second)}', flush=True)
 
 def test_a_notice_between_two_loops_ends_the_second_at_one_step_everywhere(tmp_path):
   (tmp_path / 'ask.py').write_text(ASK_TWICE)
-  code, out = finish(subprocess.Popen(
+  code, out = support_runs.finish(subprocess.Popen(
       [sys.executable, ROOT / 'launch/local_hosts.py', '--processes=2', '--', sys.executable,
        tmp_path / 'ask.py'], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
       env=dict(os.environ, PYTHONPATH=str(ROOT))))

@@ -19,8 +19,7 @@ from rim_jax.runtime import run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import recorder as recorder_lib
 from tests import bucket as bucket_lib
-from tests.runtime import hosts_test
-from tests.training import checkpoint_test
+from tests import support_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -208,7 +207,7 @@ def test_of_two_that_come_at_once_one_stays(bucket, monkeypatch):
 
 
 def test_checkpoints_come_back_and_damaged_ones_are_put_aside(place):
-  checkpoint_test.save_all(place, [0.1, 0.9, 0.3, 0.2])
+  support_runs.save_checkpoints(place, [0.1, 0.9, 0.3, 0.2])
   assert checkpoint_lib.list_steps(place / 'checkpoints') == [4, 3, 2]
   assert checkpoint_lib.choose_checkpoint(place, 'best').step == 2
   files = storage.list_files(place / 'checkpoints' / '4')
@@ -216,16 +215,16 @@ def test_checkpoints_come_back_and_damaged_ones_are_put_aside(place):
   victim.write_bytes(victim.read_bytes()[:-1] + b'!')
   (place / 'checkpoints/3/manifest.json').unlink()
   told = []
-  found = checkpoint_test.find_latest(place, told.append)
+  found = support_runs.find_latest(place, told.append)
   assert found.step == 2 and len(told) == 2
   assert 'cut off' in told[0] and 'using step 2, 2 steps are lost' in told[1]
-  np.testing.assert_array_equal(checkpoint_test.restore(found)['w'], [2, 2, 2])
+  np.testing.assert_array_equal(support_runs.restore_w(found)['w'], [2, 2, 2])
   assert storage.list_files(place / 'damaged' / '4')  # put aside, not lost
   assert checkpoint_lib.list_steps(place / 'checkpoints') == [2]
   with checkpoint_lib.Checkpointer(place, CheckpointConfig(), told.append) as checkpointer:
     checkpointer.find_latest()
     checkpointer.save(4, {'w': jnp.full(3, 7.0)}, {'step': jnp.int32(4)}, {'rows': 4}, 0.3)
-  np.testing.assert_array_equal(checkpoint_test.restore(checkpoint_test.find_latest(place))['w'],
+  np.testing.assert_array_equal(support_runs.restore_w(support_runs.find_latest(place))['w'],
                                 [7, 7, 7])
 
 
@@ -243,23 +242,23 @@ def start(recipe, workdir):
           'sys.exit(main.cli(sys.argv))')
   return subprocess.Popen(
       [sys.executable, '-c', code, f'--config={recipe}', f'--workdir={workdir}'],
-      env=dict(os.environ, XLA_FLAGS=''), cwd=ROOT, stdout=subprocess.PIPE,
+      env=support_runs.ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT, text=True)
 
 
 def test_a_run_in_a_bucket_killed_and_gone_on_with_is_the_run_on_a_disk(tmp_path, bucket):
-  recipe = hosts_test.write_recipe(tmp_path, log__tensorboard=True)
+  recipe = support_runs.write_recipe(tmp_path, log__tensorboard=True)
   run = start(recipe, 'gs://lab/run')
-  hosts_test.wait_for(epath.Path('gs://lab/run/checkpoints/5/manifest.json'), run)
+  support_runs.wait_for(epath.Path('gs://lab/run/checkpoints/5/manifest.json'), run)
   run.send_signal(signal.SIGKILL)
   run.wait()
-  code, out = hosts_test.finish(start(recipe, 'gs://lab/run'))
+  code, out = support_runs.finish(start(recipe, 'gs://lab/run'))
   assert code == 0 and 'is still at work' in out and 'continuing from step' in out, out
-  code, _ = hosts_test.finish(start(recipe, tmp_path / 'disk'))
+  code, _ = support_runs.finish(start(recipe, tmp_path / 'disk'))
   assert code == 0
   in_bucket, on_disk = epath.Path('gs://lab/run'), epath.Path(tmp_path / 'disk')
-  losses, params, _ = hosts_test.read_run(in_bucket)
-  others, other_params, _ = hosts_test.read_run(on_disk)
+  losses, params, _ = support_runs.read_run(in_bucket)
+  others, other_params, _ = support_runs.read_run(on_disk)
   assert losses == others and len(losses) > 20
   for name in params['blocks']['query']:
     np.testing.assert_array_equal(params['blocks']['query'][name],

@@ -15,7 +15,6 @@ import types
 
 import hypothesis
 from hypothesis import strategies as st
-import ml_collections
 import pytest
 from rich import console as rich_console
 
@@ -28,26 +27,16 @@ from rim_jax.runtime import hosts, run_folder, storage
 from rim_jax.sweep import ask_controls
 from rim_jax.sweep import driver as driver_lib
 from rim_jax.sweep import halving as halving_lib
-from tests import support, train_test
+from tests import support, support_runs, support_sweep
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def make_base(**changes):
-  return ml_collections.ConfigDict(
-      dataclasses.asdict(support.make_config('direct', **changes)))
-
-
-def load(points, **changes):
-  recipe = grid_lib.make_sweep_dict(make_base(**changes), points)
-  return grid_lib.load_points(recipe, 'recipe.py')
 
 
 # ---- Points ----
 
 
 def test_a_point_is_its_base_and_what_it_sets():
-  points = load([({'rate': 0.5, 'seed': 1}, {'optim.learning_rate': 0.5, 'seed': 1}),
+  points = support_sweep.load([({'rate': 0.5, 'seed': 1}, {'optim.learning_rate': 0.5, 'seed': 1}),
                  ({'rate': 0.1, 'seed': 1}, {'optim.learning_rate': 0.1, 'seed': 1})],
                 model__embed_dim=32)
   assert [p.name for p in points] == ['rate=0.5,seed=1', 'rate=0.1,seed=1']
@@ -57,15 +46,15 @@ def test_a_point_is_its_base_and_what_it_sets():
 
 def test_every_problem_of_every_point_is_told():
   with pytest.raises(UserError) as told:
-    load([({'a': 1}, {'optim.learning_rat': 0.5}), ({'b': 1}, {'seed': -1}), ({'c': 1}, {}),
-          ({'c': 1}, {})])
+    support_sweep.load([({'a': 1}, {'optim.learning_rat': 0.5}), ({'b': 1}, {'seed': -1}),
+                        ({'c': 1}, {}), ({'c': 1}, {})])
   lines = str(told.value).split('\n')
   assert len(lines) == 3
   assert "a=1: unknown key 'optim.learning_rat'; did you mean 'learning_rate'" in lines[0]
   assert 'b=1: seed=-1 must not be negative' in lines[1]
   assert '2 points are named c=1' in lines[2]
   with pytest.raises(UserError, match='has no points; its grid is empty'):
-    load([])
+    support_sweep.load([])
 
 
 def test_identity_is_what_is_computed():
@@ -90,79 +79,12 @@ def test_the_comparison_has_every_method_at_equal_network_data_and_examples():
 
 # ---- The driver, on commands that cost nothing ----
 
-SCRIPT = """
-import json, os, pathlib, sys, time
-folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
-with open(folder / 'starts', 'a') as f: f.write('x')
-with open(folder / 'times', 'a') as f: print(time.time(), file=f)
-if (folder.parent.parent / 'gpus').exists():
-  (folder / 'gpus').write_text(os.environ['CUDA_VISIBLE_DEVICES'])
-broken = folder.parent.parent / 'broken'
-if broken.exists() and seed == int(broken.read_text() or 1):
-  sys.stdout.buffer.write(b'\\xff no text')
-  sys.exit('Traceback...\\nerror: it is broken\\n')
-if seed == 0 and (folder.parent.parent / 'kill').exists(): os.kill(os.getpid(), 9)
-if seed == 0 and '0.5' in folder.name and (folder.parent.parent / 'full').exists():
-  sys.exit('error: the disk is full; the checkpoints that were finished are whole')
-held = folder.parent.parent / 'held'
-if held.exists():
-  held.unlink()
-  print('error: DIR: process 1 is at work here; wait for it')
-  sys.exit(2)
-while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
-if len(sys.argv) > 3:  # to a share of the budget; the higher rate is the better one
-  share = sys.argv[3].removeprefix('--config.checkpoint.stop_frac=')
-  if not (folder.parent.parent / 'mute').exists():
-    (folder / ('valid' + share)).write_text(folder.name[5:8])
-  from rim_jax import stages  # the words of a run
-  print(f'stopped: DIR: step 3 of 7 is saved, and {stages.NO_MORE}')
-  sys.exit(75)
-(folder / 'predictions').mkdir(exist_ok=True)
-right = [i % 3 != seed for i in range(30)]
-(folder / 'predictions' / 'test.jsonl').write_text(''.join(json.dumps(
-    {'question': str(i), 'answer': '', 'correct': r}) + chr(10) for i, r in enumerate(right)))
-(folder / 'metrics.jsonl').write_text(''.join(json.dumps(
-    {'step': step, 'valid/final_acc': acc}) + chr(10) for step, acc in (
-    (3, 0.25), (7, 0.75 - seed / 4), (9, 0.0))))
-(folder / 'results.json').write_text(json.dumps({'test': {
-    'n': 30, 'step': 7, 'final_acc': 0.5 + seed / 10, 'any_block_acc': 0.9, 'majority_acc': 0.5,
-    'block_acc': [0.25, 0.5 + seed / 10]}}))
-"""
-
-
-def read_score(state, share):
-  path = state.folder / f'valid{share}'
-  return float(path.read_text()) if path.exists() else None
-
-
-def make_points():
-  return load([({'rate': r, 'seed': s}, {'optim.learning_rate': r, 'seed': s})
-               for r in (0.5, 0.1) for s in (0, 1)])
-
-
-def drive(workdir, points, retry=False, **flags):
-  """Two runs at a time; a command writes what a run would leave."""
-  said = []
-  console = rich_console.Console(file=open(os.devnull, 'w'), force_terminal=False)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(driver_lib, 'make_command', lambda point, folder, source, overrides: [
-        sys.executable, '-c', SCRIPT, str(folder), str(point.factors['seed']), *overrides])
-    patch.setattr(halving_lib, 'read_score', read_score)
-    patch.setattr(driver_lib, '_POLL_SECS', 0.02)
-    try:
-      driver_lib.drive(points, workdir, 'recipe.py', [], 2, retry, said.append, console,
-                       **flags)
-    except UserError as e:
-      said.append(str(e))
-  return '\n'.join(said)
-
-
 @pytest.fixture
 def cheap(tmp_path):
   """Four points in two groups."""
   def run(points=None, **kwargs):
-    return drive(run.workdir, points or run.points, **kwargs)
-  run.workdir, run.points = tmp_path / 'sweep', make_points()
+    return support_sweep.drive(run.workdir, points or run.points, **kwargs)
+  run.workdir, run.points = tmp_path / 'sweep', support_sweep.make_points()
   run.workdir.mkdir()
   return run
 
@@ -286,7 +208,7 @@ def test_of_several_folders_of_a_run_the_one_that_is_done_goes_on(cheap):
 
 def test_a_run_that_is_at_work_under_its_former_name_is_not_moved(cheap):
   """It is held as runs are, here by its second stage; and no second run begins beside it."""
-  points = load([({'rate': 1, 'seed': 0}, {'method': 'rim', 'layout.num_blocks': 4})])
+  points = support_sweep.load([({'rate': 1, 'seed': 0}, {'method': 'rim', 'layout.num_blocks': 4})])
   with pytest.raises(Stopped), keep(cheap, points[0]):
     raise Stopped('asked to end')
   folder = cheap.workdir / 'points' / points[0].name
@@ -330,7 +252,7 @@ def leave(point, fate, cheap):
                            min_size=1, max_size=6), st.booleans())
 def test_what_starts_is_what_is_left(drawn, retry):
   """Whatever became of each point, whichever are new in the grid, whichever have another name."""
-  points = load([({'rate': r}, {'optim.learning_rate': r})
+  points = support_sweep.load([({'rate': r}, {'optim.learning_rate': r})
                  for r in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6)[:len(drawn)]])
   to_run = {'untouched', 'stopped', 'killed'} | ({'failed'} if retry else set())
   with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -392,11 +314,11 @@ def test_a_run_that_is_killed_is_shown_the_others_go_on_and_asked_again_it_does(
 def test_two_points_do_not_share_a_folder():
   """Names are folders, where a '/' cannot be: what differs in it alone would be one."""
   with pytest.raises(UserError, match='2 points are named target=a_b; give them factors that'):
-    load([({'target': 'a/b'}, {'seed': 1}), ({'target': 'a_b'}, {'seed': 2})])
+    support_sweep.load([({'target': 'a/b'}, {'seed': 1}), ({'target': 'a_b'}, {'seed': 2})])
   with pytest.raises(UserError, match='a point has no factors'):  # its folder would hold all
-    load([({}, {}), ({'a': 1}, {'seed': 1})])
+    support_sweep.load([({}, {}), ({'a': 1}, {'seed': 1})])
   with pytest.raises(UserError, match='a name of 302 bytes is no folder'):
-    load([({'x': 300 * 'y'}, {'seed': 1})])
+    support_sweep.load([({'x': 300 * 'y'}, {'seed': 1})])
 
 
 def test_another_config_under_the_same_name_is_refused(cheap):
@@ -424,8 +346,9 @@ def test_a_dry_run_starts_nothing_and_tells_the_cost(cheap):
 def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
   """kill -9 of the driver: its runs get SIGTERM; and while one drives, a second is refused."""
   (cheap.workdir / 'wait').touch()
-  first = subprocess.Popen([sys.executable, '-c', 'import sys; from tests import sweep_test as t; '
-                            't.drive(sys.argv[1], t.make_points())', cheap.workdir], cwd=ROOT)
+  first = subprocess.Popen(
+      [sys.executable, '-c', 'import sys; from tests import support_sweep as t; '
+       't.drive(sys.argv[1], t.make_points())', cheap.workdir], cwd=ROOT)
   deadline = time.monotonic() + 60
   while len(count_starts(cheap.workdir)) < 2:
     assert time.monotonic() < deadline
@@ -507,7 +430,7 @@ def test_ctrl_c_ends_the_runs_saved_and_the_same_command_goes_on(cheap):
   """A terminal sends it to the driver and to all that it started alike."""
   (cheap.workdir / 'wait').touch()
   driver = subprocess.Popen(
-      [sys.executable, '-c', 'import signal, sys; from tests import sweep_test as t; '
+      [sys.executable, '-c', 'import signal, sys; from tests import support_sweep as t; '
        'signal.signal(signal.SIGINT, signal.default_int_handler); '  # a background job ignores it
        't.drive(sys.argv[1], t.make_points())', cheap.workdir], cwd=ROOT, start_new_session=True,
       stderr=subprocess.PIPE)
@@ -616,7 +539,7 @@ def test_a_stop_while_controls_are_asked_leaves_what_the_runs_said(cheap, monkey
     (['--mode=sweep', '--config.seed', '3'], 'write --config.seed=VALUE')])
 def test_a_command_that_is_no_sweep_s_and_no_point_s_is_refused(tmp_path, args, told):
   recipe = tmp_path / 'recipe.py'
-  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
   with pytest.raises(UserError, match=told):
     main_lib._parse(['main', f'--config={recipe}', *args])
 
@@ -624,7 +547,7 @@ def test_a_command_that_is_no_sweep_s_and_no_point_s_is_refused(tmp_path, args, 
 def test_a_key_that_other_points_cannot_have_is_no_matter_to_one(tmp_path):
   """A budget of blocks is refused where a method has none: of all together, and of that one."""
   recipe = tmp_path / 'recipe.py'
-  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
   command = ['main', f'--config={recipe}', '--config.eval.budget_blocks=3']
   config = main_lib._parse([*command, '--point=1'])[1]
   assert (config.method, config.eval.budget_blocks) == ('pause', 3)
@@ -641,7 +564,7 @@ def test_a_key_that_other_points_cannot_have_is_no_matter_to_one(tmp_path):
 
 def test_a_run_that_a_sweep_starts_is_the_point_that_it_began(tmp_path):
   recipe = tmp_path / 'recipe.py'
-  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
   points = main_lib._parse(['main', f'--config={recipe}', '--mode=sweep'])[1]
   command = driver_lib.make_command(points[1], tmp_path, str(recipe), [])
   assert main_lib._parse(['main', *command[3:]])[1] == points[1].config
@@ -653,7 +576,7 @@ def test_a_run_that_a_sweep_starts_is_the_point_that_it_began(tmp_path):
 
 def test_a_number_is_a_point_in_the_recipe_s_order(tmp_path):
   recipe = tmp_path / 'recipe.py'
-  recipe.write_text(RECIPE.format(base=make_base().to_dict(), last=4))
+  recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
   values, config, _ = main_lib._parse(['main', f'--config={recipe}', '--point=2',
                                        '--sweep_dir=gs://bucket/sweep/'])
   assert values.point == 'method=pause,blocks=4' and config.layout.num_blocks == 4
@@ -675,7 +598,7 @@ def get_config():
 
 def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
   """The third has more blocks than positions: told by its own run, and the others are whole."""
-  base = make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=16,
+  base = support_sweep.make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=16,
                    train__batch_rows=8)  # eight devices
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(RECIPE.format(base=base.to_dict(), last=30))
@@ -710,8 +633,9 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
 def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
     tmp_path, monkeypatch):
   """kill -9 of the first point's run, then of the driver while the second is in its midst."""
-  monkeypatch.setenv('XLA_FLAGS', '')  # of the commands: one device
-  base = make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=960,
+  # Of the commands: one device.
+  monkeypatch.setenv('XLA_FLAGS', support_runs.ENVIRONMENT['XLA_FLAGS'])
+  base = support_sweep.make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=960,
                    train__batch_rows=8, model__dropout=0.1, eval__num_valid_examples=4)
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(
@@ -745,7 +669,7 @@ def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
     [(at, end)] = re.findall(r'continuing from step (\d+) of (\d+)',
                              (folder / 'output.txt').read_text())
     assert 3 <= int(at) < int(end)  # in its midst
-    train_test.assert_same_run(whole, folder)
+    support_runs.assert_same_run(whole, folder)
     mine, other = (json.loads((f / 'results.json').read_text())['test'] for f in (whole, folder))
     numbers = [k for k, v in mine.items() if 'ms' not in k.split('_')]
     assert 'final_acc' in numbers
@@ -759,7 +683,7 @@ def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
 
 def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
   """A rate of nearly nothing never learns to write one of three digits."""
-  base = make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=512,
+  base = support_sweep.make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=512,
                    train__batch_rows=8, checkpoint__every_steps=4, data__chain__modulus=3,
                    eval__num_valid_examples=40)
   recipe = tmp_path / 'recipe.py'

@@ -6,11 +6,11 @@ from rich import console as rich_console
 
 from rim_jax.sweep import driver, live_table
 from rim_jax.training import recorder
-from tests.sweep import driver_test as sweep_test
+from tests import support_sweep
 
 
 def test_where_a_run_is_comes_from_its_metrics_and_what_it_tells(tmp_path):
-  points = sweep_test.load([({'seed': 0}, {'seed': 0, 'method': 'direct'})])
+  points = support_sweep.load([({'seed': 0}, {'seed': 0, 'method': 'direct'})])
   [state] = driver.load_states(points, tmp_path)
   tmp_path = tmp_path / 'points/seed=0'
   tmp_path.mkdir(parents=True)

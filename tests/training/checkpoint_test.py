@@ -11,38 +11,18 @@ import pytest
 from rim_jax.config import CheckpointConfig
 from rim_jax.errors import UserError
 from rim_jax.training import checkpoint as checkpoint_lib
-
-
-def save_all(folder, accuracies, keep_last=2, say=lambda line: None, counted_from=0, **more):
-  """One checkpoint a step, 1, 2, ...; parameters hold the step."""
-  config = CheckpointConfig(keep_last=keep_last, **more)
-  with checkpoint_lib.Checkpointer(folder, config, say) as checkpointer:
-    for step, accuracy in enumerate(accuracies, 1):
-      checkpointer.save(step, {'w': jnp.full(3, step, jnp.float32)},
-                        {'step': jnp.int32(step)},
-                        {'rows': step, 'counts': step >= counted_from}, accuracy)
-
-
-def find_latest(folder, say=lambda line: None):
-  with checkpoint_lib.Checkpointer(folder, CheckpointConfig(), say) as checkpointer:
-    return checkpointer.find_latest()
-
-
-def restore(found, shape=(3,), dtype=jnp.float32):
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return checkpoint_lib.restore(
-      found, 'params', {'w': jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)})
+from tests import support_runs
 
 
 def test_a_save_comes_back(tmp_path):
-  save_all(tmp_path, [0.1, 0.2])
-  found = find_latest(tmp_path)
+  support_runs.save_checkpoints(tmp_path, [0.1, 0.2])
+  found = support_runs.find_latest(tmp_path)
   assert (found.step, found.card['rows'], found.card['format']) == (2, 2, 1)
-  np.testing.assert_array_equal(restore(found)['w'], [2, 2, 2])
+  np.testing.assert_array_equal(support_runs.restore_w(found)['w'], [2, 2, 2])
 
 
 def test_the_last_n_and_the_best_are_kept(tmp_path):
-  save_all(tmp_path, [0.1, 0.9, 0.3, 0.2, 0.1, 0.0])
+  support_runs.save_checkpoints(tmp_path, [0.1, 0.9, 0.3, 0.2, 0.1, 0.0])
   assert checkpoint_lib.list_steps(epath.Path(tmp_path) / 'checkpoints') == [6, 5, 2]
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == 2
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'last').step == 6
@@ -54,7 +34,7 @@ def test_the_last_n_and_the_best_are_kept(tmp_path):
 
 
 def test_of_equally_good_checkpoints_the_later_is_best(tmp_path):
-  save_all(tmp_path, [0.5, 0.5])
+  support_runs.save_checkpoints(tmp_path, [0.5, 0.5])
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == 2
 
 
@@ -62,7 +42,7 @@ def test_of_equally_good_checkpoints_the_later_is_best(tmp_path):
     ([0.9, 0.5, 0.4, 0.3], [4, 3, 2], 2), ([0.8, 0.0], [2, 1], 2), ([0.9, 0.1, 0.2], [3, 2], 3)])
 def test_what_does_not_count_is_neither_kept_nor_chosen_as_the_best(
     tmp_path, accuracies, kept, best):
-  save_all(tmp_path, accuracies, counted_from=2)
+  support_runs.save_checkpoints(tmp_path, accuracies, counted_from=2)
   assert checkpoint_lib.list_steps(epath.Path(tmp_path) / 'checkpoints') == kept
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == best
 
@@ -74,7 +54,7 @@ def files_of(folder, step):
 
 @pytest.mark.parametrize('damage', ['flip', 'truncate', 'delete'])
 def test_any_damaged_file_is_named_and_the_one_before_is_used(tmp_path, damage):
-  save_all(tmp_path, [0.1, 0.2])
+  support_runs.save_checkpoints(tmp_path, [0.1, 0.2])
   victim = max(files_of(tmp_path, 2), key=lambda p: p.stat().st_size)
   content = victim.read_bytes()
   if damage == 'flip':
@@ -84,65 +64,66 @@ def test_any_damaged_file_is_named_and_the_one_before_is_used(tmp_path, damage):
   else:
     victim.unlink()
   told = []
-  found = find_latest(tmp_path, told.append)
+  found = support_runs.find_latest(tmp_path, told.append)
   assert found.step == 1
   assert len(told) == 1 and victim.name in told[0] and 'using step 1, 1 steps are lost' in told[0]
   assert (tmp_path / 'damaged' / '2').is_dir()  # put aside, not lost
-  save_all_again = find_latest(tmp_path, told.append)
+  save_all_again = support_runs.find_latest(tmp_path, told.append)
   assert save_all_again.step == 1 and len(told) == 1
 
 
 def test_a_step_put_aside_can_be_saved_again(tmp_path):
-  save_all(tmp_path, [0.1, 0.2])
+  support_runs.save_checkpoints(tmp_path, [0.1, 0.2])
   files_of(tmp_path, 2)[0].unlink()
   with checkpoint_lib.Checkpointer(tmp_path, CheckpointConfig(), lambda line: None) as checkpointer:
     assert checkpointer.find_latest().step == 1
     checkpointer.save(2, {'w': jnp.full(3, 7.0)}, {'step': jnp.int32(2)}, {'rows': 2}, 0.3)
-  np.testing.assert_array_equal(restore(find_latest(tmp_path))['w'], [7, 7, 7])
+  found = support_runs.find_latest(tmp_path)
+  np.testing.assert_array_equal(support_runs.restore_w(found)['w'], [7, 7, 7])
 
 
 def test_a_save_that_was_cut_off_does_not_count(tmp_path):
-  save_all(tmp_path, [0.1, 0.2])
+  support_runs.save_checkpoints(tmp_path, [0.1, 0.2])
   (tmp_path / 'checkpoints/2/manifest.json').unlink()
   told = []
-  assert find_latest(tmp_path, told.append).step == 1
+  assert support_runs.find_latest(tmp_path, told.append).step == 1
   assert 'cut off' in told[0]
 
 
 @pytest.mark.parametrize('gone', ['card/metadata', '_CHECKPOINT_METADATA'])
 def test_a_removal_that_was_cut_off_is_ended_and_its_checkpoint_never_chosen(tmp_path, gone):
-  save_all(tmp_path, [0.1, 0.9, 0.3])
+  support_runs.save_checkpoints(tmp_path, [0.1, 0.9, 0.3])
   (tmp_path / 'checkpoints/2' / gone).unlink()
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == 3
   told = []
-  assert find_latest(tmp_path, told.append).step == 3
+  assert support_runs.find_latest(tmp_path, told.append).step == 3
   assert len(told) == 1 and '2: removing a checkpoint whose removal was cut off' in told[0]
   assert checkpoint_lib.list_steps(epath.Path(tmp_path) / 'checkpoints') == [3]
 
 
 def test_all_damaged_is_an_error(tmp_path):
-  save_all(tmp_path, [0.1, 0.2])
+  support_runs.save_checkpoints(tmp_path, [0.1, 0.2])
   for step in (1, 2):
     files_of(tmp_path, step)[0].write_bytes(b'')
   with pytest.raises(UserError, match='every checkpoint is damaged'):
-    find_latest(tmp_path)
+    support_runs.find_latest(tmp_path)
 
 
 def test_another_format_is_refused(tmp_path):
-  save_all(tmp_path, [0.1])
+  support_runs.save_checkpoints(tmp_path, [0.1])
   path = tmp_path / 'checkpoints/1/manifest.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | {'format': 99}))
   with pytest.raises(UserError, match='format 99'):
-    find_latest(tmp_path)
+    support_runs.find_latest(tmp_path)
 
 
 def test_what_does_not_fit_is_listed_with_both_shapes(tmp_path):
-  save_all(tmp_path, [0.1])
-  found = find_latest(tmp_path)
+  support_runs.save_checkpoints(tmp_path, [0.1])
+  found = support_runs.find_latest(tmp_path)
   with pytest.raises(UserError, match=r'w is float32\[3\] in the checkpoint, float32\[4\]'):
-    restore(found, shape=(4,))
+    support_runs.restore_w(found, shape=(4,))
   with pytest.raises(UserError, match=r'w is float32\[3\] in the checkpoint, bfloat16\[3\]'):
-    restore(found, dtype=jnp.bfloat16)  # Orbax alone would cast
+    support_runs.restore_w(found, dtype=jnp.bfloat16)  # Orbax alone would cast
   with pytest.raises(UserError, match='other is missing in the checkpoint'):
     checkpoint_lib.check_tree({}, {'other': [[1], 'float32']}, 'here')
 

@@ -1,0 +1,92 @@
+"""Sweeps whose runs are commands that cost nothing, for the tests."""
+
+import dataclasses
+import os
+import sys
+
+import ml_collections
+import pytest
+from rich import console as rich_console
+
+from rim_jax.config import grid as grid_lib
+from rim_jax.errors import UserError
+from rim_jax.sweep import driver as driver_lib
+from rim_jax.sweep import halving as halving_lib
+from tests import support
+
+
+def make_base(**changes):
+  return ml_collections.ConfigDict(
+      dataclasses.asdict(support.make_config('direct', **changes)))
+
+
+def load(points, **changes):
+  recipe = grid_lib.make_sweep_dict(make_base(**changes), points)
+  return grid_lib.load_points(recipe, 'recipe.py')
+
+
+SCRIPT = """
+import json, os, pathlib, sys, time
+folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+with open(folder / 'starts', 'a') as f: f.write('x')
+with open(folder / 'times', 'a') as f: print(time.time(), file=f)
+if (folder.parent.parent / 'gpus').exists():
+  (folder / 'gpus').write_text(os.environ['CUDA_VISIBLE_DEVICES'])
+broken = folder.parent.parent / 'broken'
+if broken.exists() and seed == int(broken.read_text() or 1):
+  sys.stdout.buffer.write(b'\\xff no text')
+  sys.exit('Traceback...\\nerror: it is broken\\n')
+if seed == 0 and (folder.parent.parent / 'kill').exists(): os.kill(os.getpid(), 9)
+if seed == 0 and '0.5' in folder.name and (folder.parent.parent / 'full').exists():
+  sys.exit('error: the disk is full; the checkpoints that were finished are whole')
+held = folder.parent.parent / 'held'
+if held.exists():
+  held.unlink()
+  print('error: DIR: process 1 is at work here; wait for it')
+  sys.exit(2)
+while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
+if len(sys.argv) > 3:  # to a share of the budget; the higher rate is the better one
+  share = sys.argv[3].removeprefix('--config.checkpoint.stop_frac=')
+  if not (folder.parent.parent / 'mute').exists():
+    (folder / ('valid' + share)).write_text(folder.name[5:8])
+  from rim_jax import stages  # the words of a run
+  print(f'stopped: DIR: step 3 of 7 is saved, and {stages.NO_MORE}')
+  sys.exit(75)
+(folder / 'predictions').mkdir(exist_ok=True)
+right = [i % 3 != seed for i in range(30)]
+(folder / 'predictions' / 'test.jsonl').write_text(''.join(json.dumps(
+    {'question': str(i), 'answer': '', 'correct': r}) + chr(10) for i, r in enumerate(right)))
+(folder / 'metrics.jsonl').write_text(''.join(json.dumps(
+    {'step': step, 'valid/final_acc': acc}) + chr(10) for step, acc in (
+    (3, 0.25), (7, 0.75 - seed / 4), (9, 0.0))))
+(folder / 'results.json').write_text(json.dumps({'test': {
+    'n': 30, 'step': 7, 'final_acc': 0.5 + seed / 10, 'any_block_acc': 0.9, 'majority_acc': 0.5,
+    'block_acc': [0.25, 0.5 + seed / 10]}}))
+"""
+
+
+def read_score(state, share):
+  path = state.folder / f'valid{share}'
+  return float(path.read_text()) if path.exists() else None
+
+
+def make_points():
+  return load([({'rate': r, 'seed': s}, {'optim.learning_rate': r, 'seed': s})
+               for r in (0.5, 0.1) for s in (0, 1)])
+
+
+def drive(workdir, points, retry=False, **flags):
+  """Two runs at a time; a command writes what a run would leave."""
+  said = []
+  console = rich_console.Console(file=open(os.devnull, 'w'), force_terminal=False)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(driver_lib, 'make_command', lambda point, folder, source, overrides: [
+        sys.executable, '-c', SCRIPT, str(folder), str(point.factors['seed']), *overrides])
+    patch.setattr(halving_lib, 'read_score', read_score)
+    patch.setattr(driver_lib, '_POLL_SECS', 0.02)
+    try:
+      driver_lib.drive(points, workdir, 'recipe.py', [], 2, retry, said.append, console,
+                       **flags)
+    except UserError as e:
+      said.append(str(e))
+  return '\n'.join(said)
