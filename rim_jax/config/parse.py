@@ -72,6 +72,7 @@ def complete(tree: dict) -> dict:
   return tree
 
 
+@functools.cache
 def list_types(cls=Config, where: str = '') -> dict:
   """Dotted key -> its type, with its choices (`Literal`) and its limits (`Annotated`)."""
   types = {}
