@@ -153,6 +153,15 @@ def test_commands_and_keys_exist(page):
 
 
 @pytest.mark.parametrize('page', PAGES, ids=name)
+def test_files_that_are_named_exist(page):
+  text = page.read_text()
+  folders = 'rim_jax|configs|tests|launch|bench|docs|constraints'
+  named = set(re.findall(rf'`((?:{folders})/[\w./-]*\w)/?`', FENCE.sub('', text)))
+  named -= {*re.findall(r'^\+\+\+ b/(\S+)', text, re.M), 'docs/_build/index.html'}
+  assert not [path for path in sorted(named) if not (ROOT / path).exists()]
+
+
+@pytest.mark.parametrize('page', PAGES, ids=name)
 def test_lines_are_short_enough_to_read(page):
   assert not [i for i, line in enumerate(page.read_text().split('\n'), 1)
               if len(line) > 200 and not line.lstrip().startswith('|')]
