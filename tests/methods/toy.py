@@ -54,7 +54,8 @@ def loop(host: Method, num_passes: int) -> Method:
     def feed(embedded_btd, x_btd):
       scale = model.added.scale[...].astype(x_btd.dtype)[None, None]
       return embedded_btd + jnp.where(in_block, scale * x_btd, 0.0)
-    return passes.find_inputs(model, tokens_bt, fields, config, num_passes, feed, dropout_key)
+    feeds = [feed] * (num_passes - 1)
+    return passes.find_inputs(model, tokens_bt, fields, config, feeds, dropout_key)
   return dataclasses.replace(host, inputs=find_inputs, make_added=Gate)
 
 

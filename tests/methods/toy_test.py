@@ -28,6 +28,7 @@ from tests.methods import toy
 
 ROWS = [support.RECORDS[:2], support.RECORDS[2:4]]
 GPT2 = pathlib.Path(__file__).parents[1] / 'golden/gpt2'
+LENGTH = 32  # of a sequence by hand, padded
 ROPE = {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__attention_tile_tokens': 16}
 
 
@@ -81,24 +82,27 @@ def test_packed_rows_equal_sequences_read_alone_by_hand(network):
   """Two whole causal forwards a sequence, no batch; logits of both readouts, and the distance."""
   config = make_config(**network)
   codec, model = support.make_codec(config), support.make_model(config)
-  logits, added = toy.TOY.forward(
-      model, jax.tree.map(jnp.asarray, support.make_batch(config, ROWS)), config, 3)
+  logits, added = jax.jit(lambda batch: toy.TOY.forward(model, batch, config, 3))(
+      support.make_batch(config, ROWS))
   scale = model.added.scale[...]
   assert np.abs(scale).min() > 0
 
-  def read_alone(trunk, readout):
-    """States [t, d], and those after each layer, of readout's targets alone."""
-    ids = jnp.asarray([*trunk, *readout.prefix, *readout.target[:-1]])[None]
-    t = ids.shape[1]
-    place, mask = jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool))
-    first, _ = model(ids, place, mask)
-    fed = (ids >= model.vocab_size)[..., None]
-    inputs = model.embed(ids) + jnp.where(fed, scale[None, None] * first, 0)
-    layers = [model(ids, place, mask, inputs_btd=inputs, num_layers=n)[0][0]
+  @jax.jit
+  def read_ids(ids, t):
+    """States of a sequence of t ids, padded: after each layer, and the final norm."""
+    place, mask = jnp.arange(LENGTH)[None], jnp.tril(jnp.ones((1, LENGTH, LENGTH), bool))
+    first, _ = model(ids[None], place, mask)
+    fed = ((ids >= model.vocab_size) & (jnp.arange(LENGTH) < t))[None, :, None]
+    inputs = model.embed(ids[None]) + jnp.where(fed, scale[None, None] * first, 0)
+    states = [model(None, place, mask, inputs_btd=inputs, num_layers=n)[0][0]
               for n in range(1, config.model.num_layers)]
-    last, _ = model(ids, place, mask, inputs_btd=inputs)
-    at = slice(t - len(readout.target), t)
-    return last[0][at], jnp.stack([*layers, last[0]])[:, at]
+    return jnp.stack([*states, model(None, place, mask, inputs_btd=inputs)[0][0]])
+
+  def read_alone(trunk, readout):
+    """States [l, t, d] where readout's targets are predicted."""
+    ids = [*trunk, *readout.prefix, *readout.target[:-1]]
+    states = read_ids(jnp.asarray(ids + [0] * (LENGTH - len(ids))), len(ids))
+    return states[:, len(ids) - len(readout.target):len(ids)]
 
   distances, batch = [], support.make_batch(config, ROWS)
   for r, records in enumerate(ROWS):
@@ -108,11 +112,11 @@ def test_packed_rows_equal_sequences_read_alone_by_hand(network):
       for readout in example.readouts:
         trunk, _ = layout_lib.make_trunk(example.question, readout.block, config.layout,
                                          codec.memory_start)
-        x, layers = read_alone(trunk, readout)
+        states = read_alone(trunk, readout)
         count = len(readout.target)
-        support.assert_close(logits[r, slot:slot + count], model.compute_logits(x))
+        support.assert_close(logits[r, slot:slot + count], model.compute_logits(states[-1]))
         slot += count
-        marked.append(layers[:, readout.mark])
+        marked.append(states[:, readout.mark])
       distances.append(np.abs(marked[1] - marked[0]).mean())
     assert slot == (batch.slot_kind[r] > 0).sum()
   np.testing.assert_allclose(added['distance'], sum(distances), rtol=1e-5)
@@ -187,20 +191,16 @@ def test_gradients_reach_the_gate_and_the_student_and_not_the_teacher():
   assert (reached & (batch.readout == 2)).any()  # its own prefix
 
 
-def test_micro_batches_of_unequal_weight_equal_the_whole():
-  rows = [support.RECORDS[:1], support.RECORDS[1:4], [], support.RECORDS[3:5]]
-  found = []
-  for count in (1, 2):
-    config = make_config(train__num_micro_batches=count, optim__eps=1.0)
-    mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-    program = step_lib.make_program(config, support.make_codec(config).memory_start, 10, mesh)
-    step = step_lib.make_train_step(program, config, 10, 4, mesh, row_examples=3)
-    with jax.set_mesh(mesh):
-      state, frozen = program.init(jax.random.key(0))
-      state, metrics = step(state, frozen, jax.tree.map(
-          jnp.asarray, support.make_batch(config, rows)))
-    found.append(jax.device_get((state.params, metrics['loss'], metrics['added']['distance'])))
-  jax.tree.map(support.assert_close, *found)
+def test_sums_of_unequal_micro_batches_add_up_to_the_whole():
+  """Of one example and of three: losses, what is added, the norm."""
+  config = make_config()
+  graphdef, params = nnx.split(support.make_model(config))
+  rows = [support.RECORDS[:1], support.RECORDS[1:4]]
+  compute = jax.jit(lambda batch: compute_loss(params, graphdef, config, batch))
+  whole, *parts = (jax.device_get(compute(support.make_batch(config, r)))
+                   for r in (rows, rows[:1], rows[1:]))
+  jax.tree.map(lambda x, *y: support.assert_close(sum(y), x), whole, *parts)
+  assert parts[0][1]['norm'] == 1 and parts[1][1]['norm'] == 3
 
 
 # ---- A run ----
@@ -219,7 +219,7 @@ def test_its_parameter_trains_with_every_set(trainable):
 def test_it_trains_is_kept_and_is_evaluated(tmp_path, use_devices):
   use_devices(1)
   config = make_config(data__cache_dir=str(tmp_path / 'cache'), data__chain__num_valid=4,
-                       data__chain__num_test=4)
+                       data__chain__num_test=4, train__num_micro_batches=2)
   results = train.train(config, tmp_path / 'run', say=lambda line: None)
   assert results['test']['num_blocks'] == 3 and results['test']['method'] == 'toy'
   lines = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').open()]
