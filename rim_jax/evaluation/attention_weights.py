@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rim_jax import methods
 from rim_jax.config import Config
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
@@ -52,7 +53,8 @@ def compute_weights(graphdef, config: Config, params, frozen, rows: batch_lib.Ba
   visible = see(fields, tile_tokens=config.model.attention_tile_tokens)
   at_slots = see(jax.tree.map(lambda x: jnp.take_along_axis(x, rows.slot_index, 1), fields),
                  tile_tokens=0)
-  x_btd, _ = model(rows.tokens, rows.positions, visible, num_layers=0)
+  inputs_btd = methods.get_method(config).feed(model, rows.tokens, fields, config)
+  x_btd, _ = model(rows.tokens, rows.positions, visible, num_layers=0, inputs_btd=inputs_btd)
   layer_def, layers = nnx.split(model.blocks)
 
   def body(x_btd, layer):

@@ -28,7 +28,7 @@ class Batch:
   tokens      ids; vocab_size, +1, +2 are the memory rows <b>, <m>, </b>
   positions   as if no other readout existed (docs/concepts.md)
   example     number of the packed example in its row; 0 is padding
-  block       0 the question, k block k; for a readout, the k that it reads
+  block       0 the question, k block k; for a readout, the k that it reads, -1: nothing
   readout     0 the trunk, else the readout's ordinal in its example
   slot_index  where in the row the prediction is made
   slot_target the id predicted there

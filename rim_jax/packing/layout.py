@@ -43,6 +43,7 @@ class Template:
 class Readout:
   """`[prefix | target]` after block `block`; the target, eos included, is supervised.
 
+  After block -1 it sees nothing but itself: it begins at position 0, and needs a prefix.
   The states that predict target `mark` can be held to those that predict another readout's mark.
   """
   block: int
@@ -138,14 +139,19 @@ def make_trunk(question, num_blocks: int, config: LayoutConfig, memory_start: in
   return ids, blocks
 
 
+def _find_start(num_question: int, block: int, config: LayoutConfig) -> int:
+  """The position at which a readout of a block begins: right after that block."""
+  return num_question + get_block_size(config) * block if block >= 0 else 0
+
+
 def count_example(example: Example, config: LayoutConfig) -> tuple[int, int, int]:
   """(tokens, slots, positions) that an example takes; positions = the largest plus 1."""
-  size = get_block_size(config)
-  trunk = len(example.question) + size * example.num_blocks
+  num_question = len(example.question)
+  trunk = _find_start(num_question, example.num_blocks, config)
   tokens = trunk + sum(r.num_tokens for r in example.readouts)
   slots = sum(len(r.target) for r in example.readouts)
-  last = max((len(example.question) + size * r.block + r.num_tokens for r in example.readouts),
-             default=0)
+  last = max((_find_start(num_question, r.block, config) + r.num_tokens
+              for r in example.readouts), default=0)
   return tokens, slots, max(trunk, last)
 
 
@@ -158,9 +164,6 @@ def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number
 
   Returns: the next free (token, slot).
   """
-  size = get_block_size(config)
-  num_question = len(example.question)
-
   def put(at, ids, position, blocks, readout):
     to = slice(at, at + len(ids))
     rows.tokens[row, to] = ids
@@ -174,7 +177,7 @@ def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number
   token = put(token, *_with_position(make_trunk(example.question, example.num_blocks, config,
                                                 memory_start)), 0)
   for ordinal, readout in enumerate(example.readouts, 1):
-    position = num_question + size * readout.block
+    position = _find_start(len(example.question), readout.block, config)
     ids = [*readout.prefix, *readout.target[:-1]]
     # slot j predicts target j from the id before it, wherever that stands
     first = token + len(readout.prefix) - 1 if readout.prefix else start + position - 1

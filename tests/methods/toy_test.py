@@ -16,7 +16,8 @@ from rim_jax import config as config_lib
 from rim_jax import methods, train
 from rim_jax.config import MeshConfig
 from rim_jax.config import methods as facts_lib
-from rim_jax.errors import UserError
+from rim_jax.errors import Stopped, UserError
+from rim_jax.evaluation import attention_weights
 from rim_jax.methods import rim
 from rim_jax.model import sharding
 from rim_jax.packing import layout as layout_lib
@@ -157,6 +158,66 @@ def test_the_modifier_wraps_other_methods_too(method, monkeypatch):
   assert host in (rim.RIM_STAGE1, rim.RIM_STAGE2)
 
 
+def spell(host: methods.Method) -> methods.Method:
+  """Another modifier: any method, and a readout of the answer that sees itself alone."""
+  def lay_out(encoded, template, config):
+    example = host.layout(encoded, template, config)
+    readout = dataclasses.replace(layout_lib.read_answer(encoded, template, -1), prefix=[1, 2])
+    return dataclasses.replace(example, readouts=(*example.readouts, readout))
+
+  def weigh(batch, *args):
+    return jnp.where(batch.slot_block < 0, 0.5, host.weight(batch, *args))
+  return dataclasses.replace(host, layout=lay_out, weight=weigh)
+
+
+@pytest.mark.parametrize('hidden', [False, True])
+def test_a_readout_may_see_nothing_but_itself(hidden, monkeypatch):
+  """Its logits are those of its ids alone; the other readouts' are as they were."""
+  config = make_config(layout__readout_sees_question=not hidden)
+  model, rows = support.make_model(config), [support.RECORDS[3:]]
+  plain = support.make_batch(config, rows)
+  register(monkeypatch, toy.FACTS, spell(toy.TOY))
+  batch = support.make_batch(config, rows)
+  assert dict(zip(*np.unique(batch.slot_block, return_counts=True)))[-1] == 2 + 3
+  found, before = (toy.TOY.forward(model, jax.tree.map(jnp.asarray, b), config, 2)[0][0]
+                   for b in (batch, plain))
+  support.assert_close(found[(batch.slot_kind > 0)[0] & (batch.slot_block >= 0)[0]],
+                       before[(plain.slot_kind > 0)[0]])
+  codec, others = support.make_codec(config), np.flatnonzero(batch.slot_block[0] < 0)
+  ids = jnp.asarray([[1, 2, *codec.encode(support.RECORDS[4]).answer]])
+  t = ids.shape[1]
+  x, _ = model(ids, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))
+  support.assert_close(found[others[2:]], model.compute_logits(x[0, 1:]))
+
+
+def test_blocks_are_counted_without_readouts_that_see_none(monkeypatch):
+  config = make_config()
+  graphdef, params, plain = make_state(config)
+  _, before = compute_loss(params, graphdef, config, plain)
+  register(monkeypatch, toy.FACTS, spell(toy.TOY))
+  batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS))
+  _, sums = compute_loss(params, graphdef, config, batch)
+  np.testing.assert_allclose(sums['block_count'], before['block_count'], rtol=1e-6)
+  np.testing.assert_allclose(sums['block_nll'], before['block_nll'], rtol=1e-5)
+
+
+def test_attention_is_shown_of_the_last_pass():
+  """What a map shows moves with the gate, and is the plain one where that is closed."""
+  config = make_config()
+  model, codec = support.make_model(config), support.make_codec(config)
+  rows = attention_weights.make_rows([codec.encode(r).question for r in support.RECORDS[:2]], 3, 2,
+                                     config, codec)
+  other = support.make_config('pause', layout__row_tokens=96)
+
+  def compute(config):
+    graphdef, params = nnx.split(model)
+    return np.asarray(attention_weights.compute_weights(
+        graphdef, config, nnx.to_pure_dict(params), {}, rows))
+  assert np.abs(compute(config) - compute(other)).max() > 1e-3
+  model.added.scale[...] = jnp.zeros_like(model.added.scale[...])
+  support.assert_close(compute(config), compute(other))
+
+
 # ---- Its loss ----
 
 
@@ -216,10 +277,13 @@ def test_its_parameter_trains_with_every_set(trainable):
   assert 'added' not in program.base  # a pretrained model has not got it
 
 
-def test_it_trains_is_kept_and_is_evaluated(tmp_path, use_devices):
+def test_it_trains_goes_on_and_is_evaluated(tmp_path, use_devices):
   use_devices(1)
   config = make_config(data__cache_dir=str(tmp_path / 'cache'), data__chain__num_valid=4,
                        data__chain__num_test=4, train__num_micro_batches=2)
+  half = support.set_keys(config, {'checkpoint.stop_frac': 0.5})
+  with pytest.raises(Stopped):
+    train.train(half, tmp_path / 'run', say=lambda line: None)
   results = train.train(config, tmp_path / 'run', say=lambda line: None)
   assert results['test']['num_blocks'] == 3 and results['test']['method'] == 'toy'
   lines = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').open()]
