@@ -19,6 +19,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -29,6 +30,8 @@ from configs import presets
 from rim_jax import config as config_lib
 from rim_jax.evaluation import latency
 from rim_jax.model import sharding
+from rim_jax.model.network import Network
+from rim_jax.packing import source
 from rim_jax.training import step
 
 # preset -> (ids, tokens of the question, of the forced prefix, of a chain, of the answer with eos)
@@ -57,10 +60,12 @@ def make_methods(config, args, mesh, batch):
   prefix = tuple(rng.integers(0, num_ids, num_prefix).tolist())
   blocks = tuple(range(1, config.layout.num_blocks + 1))
 
+  codec = source.Codec(types.SimpleNamespace(vocab_size=num_ids), None, config, num_ids)
+
   def make(name, config=config, **settings):
-    return latency.make_method(
-        name, program.graphdef, config, mesh, state.params, frozen, questions,
-        num_answer=num_answer, memory_start=num_ids, num_ids=num_ids, **settings)
+    network = Network(program.graphdef, state.params, frozen, config, codec, mesh)
+    return latency.make_method(name, network, questions,
+                               latency.Writing(num_answer=num_answer, **settings))
   coconut = dataclasses.replace(config, method='coconut_stage', layout=dataclasses.replace(
       config.layout, num_blocks=1, block_tokens=NUM_THOUGHTS[args.preset], skip_steps=-1))
   return [

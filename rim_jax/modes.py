@@ -138,19 +138,17 @@ def controls(config, workdir, say, console) -> None:
   matched = matched_runs_lib.load_matched(whole, prints, {
       facts.name: dataclasses.replace(config, method=facts.name).eval_set
       for facts in methods.CONTROLS})
-  graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
+  network, step = state_lib.load_network(task, folder, config.eval.checkpoint)
   say(f'{folder}, step {step} ({config.eval.checkpoint} checkpoint): controls on {len(records):,} '
       f'{config.eval.split} questions, K={config.eval_blocks}')
-  found = interventions_lib.run_controls(
-      graphdef, params, frozen, records, config, task.codec, task.mesh, say)
+  found = interventions_lib.run_controls(network, records, say)
   found['controls'] |= matched
   if config.controls.num_attention:
     found['attention'] = attention_weights.read_attention(
-        graphdef, params, frozen, records[:config.controls.num_attention], config, task.codec,
-        task.mesh)
+        network, records[:config.controls.num_attention])
   points = None
   if config.controls.probes:
-    found['probes'], points = _run_probes(task, folder, graphdef, params, frozen, say)
+    found['probes'], points = _run_probes(task, folder, network, say)
   found = {'format': interventions_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
            'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
            'checkpoint': config.eval.checkpoint, 'answer_rule': judge.ANSWER_RULE,
@@ -175,7 +173,7 @@ def _find_start(config, workdir) -> dict:
   return {'start': (card['start'] or {}).get('fingerprint')} if 'start' in card else {}
 
 
-def _run_probes(task, folder, graphdef, params, frozen, say):
+def _run_probes(task, folder, network, say):
   """Probes of a checkpoint, and where its block states stood at each that is kept."""
   from rim_jax.evaluation import probes as probes_lib
   config = task.config
@@ -184,11 +182,10 @@ def _run_probes(task, folder, graphdef, params, frozen, say):
   records = {s: run_scores_lib.get_records(task, s, limit) for s, limit in limits.items()}
 
   def make_load(step):
-    return lambda: state_lib.load_params(task, folder, step)[1]
+    return lambda: state_lib.load_network(task, folder, step)[0].params
   kept = {step: make_load(step) for step in checkpoint_lib.list_whole(
       checkpoint_lib.get_folder(folder))}
-  decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
-  return probes_lib.run_probes(decoder, params, frozen, records, config, task.codec, kept, say)
+  return probes_lib.run_probes(decode.Decoder(network), records, kept, say)
 
 
 def _show_controls(console, found) -> None:
@@ -274,11 +271,10 @@ def generate(config, workdir, question, say, console) -> None:
   for ids in encoded:
     decode.check_positions(len(ids), blocks, len(prefix) + config.eval.max_new_tokens - 1, config,
                            '--question')
-  graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
+  network, step = state_lib.load_network(task, folder, config.eval.checkpoint)
   say(f'{folder}, step {step}, K={blocks}')
-  decoder = decode.Decoder(graphdef, config, codec, task.mesh)
-  texts, _ = decoder.decode_texts(params, frozen, encoded, blocks, prefix,
-                                  scores_lib.get_blocks(blocks))
+  texts, _ = decode.Decoder(network).decode_texts(encoded, blocks, prefix,
+                                                  scores_lib.get_blocks(blocks))
   for text, row in zip(questions, texts):
     run_page.show_answers(console, text, scores_lib.get_blocks(blocks), row, config)
 
@@ -351,7 +347,7 @@ def export(config, workdir, verify, say) -> None:
   if verify:
     export_lib.check_verifiable(config)
   task, folder = _open_run(config, workdir, say)
-  config, codec = task.config, task.codec
+  config = task.config
   if not hosts.lead(lambda: state_lib.is_complete(folder)):
     raise UserError(f'{folder}: is not complete; run its command again to finish it')
   export_lib.check_exportable(config, task.base, folder)
@@ -360,15 +356,12 @@ def export(config, workdir, verify, say) -> None:
     raise UserError(f'{out}: an export is written to a local directory; name one with '
                     '--config.export.dir=DIR')
   hosts.lead(lambda: export_lib.check_free(out))
-  graphdef, params, frozen, step = state_lib.load_params(task, folder, config.eval.checkpoint)
+  network, step = state_lib.load_network(task, folder, config.eval.checkpoint)
   questions = [r.question for r in run_scores_lib.get_records(task, config.eval.split,
                                                          config.eval.num_examples)]
   references = export_lib.iterate_references(
-      config, codec, decode.Decoder(graphdef, config, codec, task.mesh), graphdef, params, frozen,
-      questions[:config.export.num_verified]) if verify else None
-  origin = {'run': str(folder), 'step': step, 'checkpoint': config.eval.checkpoint,
-            'base': {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint}}
-  export_lib.write_export(out, config, task.base, codec, params, frozen, origin, questions,
+      decode.Decoder(network), questions[:config.export.num_verified]) if verify else None
+  export_lib.write_export(out, network, export_lib.Origin(task.base, str(folder), step), questions,
                           references, say)
   say(f'{out}: step {step}; the prompts of {len(questions)} {config.eval.split} questions have the '
       'ids that the run was trained on')

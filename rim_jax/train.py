@@ -21,6 +21,7 @@ from rim_jax.errors import NonFiniteError, Stopped, UserError
 from rim_jax.evaluation import decode, scores
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.model import sharding
+from rim_jax.model.network import Network
 from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import families, weights
 from rim_jax.results import values
@@ -177,8 +178,10 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
         workdir, config.log.profile_at_step, config.log.profile_num_steps, say))
     stack.enter_context(jax.set_mesh(task.mesh))
     machine = stack.enter_context(contextlib.closing(recorder_lib.Machine()))
+    decoder = decode.Decoder(Network(
+        program.graphdef, state.params, frozen, config, task.codec, task.mesh))
     goodput, own_secs, told_at = recorder_lib.Goodput(began), 0.0, start
-    save = _make_save(task, stage, program, writer, checkpointer, watchdog, goodput)
+    save = _make_save(task, stage, decoder, writer, checkpointer, watchdog, goodput)
     note, saved_at, compiled = 'compiling', time.monotonic(), None
     progress.update(start, note)
 
@@ -214,7 +217,7 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
       if due:
         # Now, not one step behind: a stop right after the save must not cost its line.
         note = _log(writer, meter.flush()) or note
-        save(step, state, frozen)
+        save(step, state)
         saved_at = time.monotonic()
       if due or told:
         progress.update(step, note)
@@ -250,19 +253,17 @@ def _log(writer, done) -> str:
   return f'loss {scalars["train/loss"]:.4f}  {scalars["perf/examples_per_sec"]:.0f} examples/s'
 
 
-def _make_save(task, stage, program, writer, checkpointer, watchdog, goodput):
-  """(step, state, frozen) -> None: evaluates on valid, writes that, and starts a save."""
+def _make_save(task, stage, decoder, writer, checkpointer, watchdog, goodput):
+  """(step, state) -> None: evaluates on valid, writes that, and starts a save."""
   config, blocks = task.config, task.config.eval_blocks
-  decoder = decode.Decoder(program.graphdef, config, task.codec, task.mesh)
   records = run_scores_lib.get_records(task, 'valid', config.eval.num_valid_examples)
 
-  def save(step, state, frozen):
+  def save(step, state):
     counts = step >= stage.counted_from
     with goodput.measure('evaluate'):
       # What is left of a chain is written freely.
-      result, _ = scores.evaluate(decoder, state.params, frozen, records, config, task.codec,
-                                  blocks, lambda count: watchdog.beat(step),
-                                  None if counts else ())
+      result, _ = scores.evaluate(decoder.with_params(state.params), records, blocks,
+                                  lambda count: watchdog.beat(step), None if counts else ())
     writer.write(step, {values.VALID_ACC: result['final_acc'], **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
             scores.get_blocks(blocks), result['block_acc'])}})

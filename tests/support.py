@@ -14,6 +14,7 @@ from rim_jax.data.records import Record
 from rim_jax.evaluation import decode
 from rim_jax.model import sharding
 from rim_jax.model import transformer as transformer_lib
+from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source
@@ -117,15 +118,21 @@ def make_model(config, seed=0) -> transformer_lib.Transformer:
   return model
 
 
-def make_decoder(config, devices=1):
-  """(a random model, its parameters, a Decoder of it) on some devices."""
-  model = make_model(config)
-  graphdef, params = nnx.split(model)
+def make_network(config, model=None, devices=1) -> Network:
+  """A network of this model (none: without parameters) on some devices."""
+  graphdef, params = nnx.split(model) if model else (None, nnx.State({}))
   mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:devices])
-  return model, nnx.to_pure_dict(params), decode.Decoder(graphdef, config, make_codec(config), mesh)
+  params = jax.device_put(nnx.to_pure_dict(params), sharding.get_replicated(mesh))
+  return Network(graphdef, params, {}, config, make_codec(config), mesh)
 
 
-def decode_and_record(decoder, params, questions, num_blocks, prefix, blocks, monkeypatch):
+def make_decoder(config, devices=1):
+  """(a random model, a Decoder of it) on some devices."""
+  model = make_model(config)
+  return model, decode.Decoder(make_network(config, model, devices))
+
+
+def decode_and_record(decoder, questions, num_blocks, prefix, blocks, monkeypatch):
   """(ids [b, r, n], the logits [b, r, v] that each of the n was chosen from)."""
   seen, real = [], transformer_lib.Transformer.compute_logits
 
@@ -136,7 +143,7 @@ def decode_and_record(decoder, params, questions, num_blocks, prefix, blocks, mo
   with monkeypatch.context() as patch:
     patch.setattr(transformer_lib.Transformer, 'compute_logits', compute_logits)
     trunks = decoder.place(questions, num_blocks, len(questions))
-    ids = np.asarray(decoder.run(params, {}, trunks, prefix, blocks))
+    ids = np.asarray(decoder.run(trunks, prefix, blocks))
     jax.effects_barrier()
   return ids, seen
 

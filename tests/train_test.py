@@ -109,7 +109,7 @@ def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
     config = dataclasses.replace(config, mesh=mesh)
     if before:
       task = train_lib.make_task(config, QUIET)
-      params = state_lib.load_params(task, workdir, 'last')[1]
+      params = state_lib.load_network(task, workdir, 'last')[0].params
       assert len(params['blocks']['up']['kernel'].sharding.device_set) == num_devices
       for path, x in jax.tree_util.tree_leaves_with_path({'params': params}):
         np.testing.assert_array_equal(x, before[jax.tree_util.keystr(path)])
@@ -295,7 +295,8 @@ def test_what_is_frozen_is_bit_identical_after_training(tmp_path, cache, use_dev
   program = train_lib.train_step_lib.make_program(config, task.vocab_size, 6, task.mesh)
   state, frozen = program.init(jax.random.key(config.seed))
   train_lib.train(config, tmp_path / 'run', say=QUIET)
-  _, params, base, _ = state_lib.load_params(task, tmp_path / 'run', 'last')
+  network, _ = state_lib.load_network(task, tmp_path / 'run', 'last')
+  params, base = network.arrays
   assert list(params) == ['memory'] and (params['memory'] != state.params['memory']).any()
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(base), jax.device_get(frozen))
 

@@ -19,7 +19,7 @@ from rim_jax.config import Config
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
 from rim_jax.model import attention, sharding
-from rim_jax.model.transformer import merge_model
+from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 
@@ -45,9 +45,8 @@ def make_rows(questions, num_blocks: int, num_rows: int, config: Config, codec) 
   return rows
 
 
-def compute_weights(graphdef, config: Config, params, frozen, rows: batch_lib.Batch):
+def compute_weights(model, config: Config, rows: batch_lib.Batch):
   """Weights at every slot of `rows`, means over heads: f32[l, b, s, t]; 0 where nothing is seen."""
-  model = merge_model(graphdef, params, frozen)
   fields = batch_lib.get_fields(rows)
   see = functools.partial(attention.find_visible, key=fields, layout=config.layout)
   visible = see(fields, tile_tokens=config.model.attention_tile_tokens)
@@ -97,21 +96,21 @@ def group_weights(weights_lbst, rows: batch_lib.Batch, num_blocks: int):
   return np.einsum('lbst,bgt->lbsg', weights_lbst, member_bgt.astype(weights_lbst.dtype))
 
 
-def read_attention(graphdef, params, frozen, records, config: Config, codec, mesh) -> dict:
+def read_attention(network: Network, records) -> dict:
   """What controls.json holds of some questions' attention; weights are shares of 1.
 
   Returns: 'groups': names; 'mean': [block read][layer][group], over the questions; 'questions':
     each with 'by_group', the same of it alone, and 'by_token': [block read][token of the question],
     a mean over layers, beside the tokens' texts.
   """
+  config, codec, mesh = network.config, network.codec, network.mesh
   num_blocks = config.eval_blocks
-  questions = scores.encode_questions(records, config, codec, num_blocks)
+  questions = scores.encode_questions(records, network, num_blocks)
   shards = sharding.count_shards(sharding.BATCH, mesh)
   rows = make_rows(questions, num_blocks, -(-len(questions) // shards) * shards, config, codec)
-  compute = jax.jit(functools.partial(compute_weights, graphdef, config),
-                    out_shardings=sharding.get_replicated(mesh))
+  compute = network.jit(compute_weights, out_shardings=sharding.get_replicated(mesh))
   with jax.set_mesh(mesh):
-    weights_lbst = np.asarray(compute(params, frozen, sharding.place_batch(rows, mesh)))
+    weights_lbst = np.asarray(compute(*network.arrays, sharding.place_batch(rows, mesh)))
   by_group = group_weights(weights_lbst, rows, num_blocks)[:, :len(questions)].transpose(1, 2, 0, 3)
   by_token_bst = weights_lbst.mean(0)
   prefix = scores.get_answer_prefix(config, codec)

@@ -5,6 +5,7 @@ on their fields says who attends to whom: the same rule, attention and positions
 as in training, so decoding needs no mask of its own.
 """
 
+import copy
 import dataclasses
 import functools
 
@@ -16,7 +17,7 @@ from rim_jax import methods
 from rim_jax.config import Config
 from rim_jax.errors import UserError
 from rim_jax.model import attention, sharding
-from rim_jax.model.transformer import merge_model
+from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 
@@ -28,6 +29,16 @@ class Trunks:
   tokens: jax.Array  # i32[b, t]
   fields: batch_lib.Fields  # i32[b, t] each
   num_question: jax.Array  # i32[b], tokens of the question
+
+
+@dataclasses.dataclass(frozen=True)
+class Readouts:
+  """What is decoded after every trunk of a batch: constants of the program that does it."""
+  prefix: tuple[int, ...]  # ids that are forced first
+  blocks: tuple[int, ...]  # a readout after each; 0: right after the question
+  max_new_tokens: int
+  eos_id: int  # ends a readout
+  num_ids: int  # ids from here on mean no text, and are never chosen
 
 
 def make_trunks(questions, num_blocks: int, width: int, batch_size: int, config: Config,
@@ -63,9 +74,8 @@ def check_positions(num_question: int, num_blocks: int, num_more: int, config: C
         'eval.max_new_tokens, or shorter questions')
 
 
-def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
-           max_new_tokens: int, params, frozen, trunks: Trunks, draw=None):
-  """Ids of the readouts after `blocks`, each until its eos: greedy, or drawn.
+def decode(model, config: Config, readouts: Readouts, trunks: Trunks, draw=None):
+  """Ids of the readouts, each until its eos: greedy, or drawn.
 
   The first token comes from the prefix's last token, or, with an empty prefix,
   from the trunk's: block k's last token (k = 0: the question's).
@@ -75,9 +85,8 @@ def decode(graphdef, config: Config, prefix: tuple, eos_id: int, num_ids: int, b
       depends on these, the seed, the block and the place alone, not on the batch.
   Shapes: -> i32[b, r, max_new_tokens], r = len(blocks); eos from the first eos on.
   """
-  model = merge_model(graphdef, params, frozen)
-  return read(model, config, prefix, eos_id, num_ids, blocks, max_new_tokens, trunks,
-              *prefill(model, config, trunks, blocks), draw)
+  filled = prefill(model, config, trunks, readouts.blocks)
+  return read(model, config, readouts, trunks, filled, draw)
 
 
 def prefill(model, config: Config, trunks: Trunks, blocks: tuple):
@@ -103,9 +112,8 @@ def _read_trunks(model, config, trunks, has_blocks=True, **settings):
   return model(trunks.tokens, fields.positions, visible, inputs_btd=inputs_btd, **settings)
 
 
-def compute_states(graphdef, config: Config, blocks: tuple, params, frozen, trunks: Trunks):
+def compute_states(model, config: Config, blocks: tuple, trunks: Trunks):
   """States of the closing tokens of `blocks` before the last layer: f32[b, r, d]."""
-  model = merge_model(graphdef, params, frozen)
   x_btd, _ = _read_trunks(model, config, trunks, num_layers=config.model.num_layers - 1)
   last_br = get_starts(blocks, trunks, config) - 1
   return jnp.take_along_axis(x_btd, last_br[..., None], axis=1).astype(jnp.float32)
@@ -117,19 +125,19 @@ def get_starts(blocks: tuple, trunks: Trunks, config: Config):
   return trunks.num_question[:, None] + layout_lib.get_block_size(config.layout) * block_r[None]
 
 
-def read(model, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks: tuple,
-         max_new_tokens: int, trunks: Trunks, x_brd, kv, trunk_fields: batch_lib.Fields, draw=None):
+def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw=None):
   """`decode` from what `prefill` gave."""
-  layout = config.layout
+  x_brd, kv, trunk_fields = filled
+  layout, eos_id, max_new_tokens = config.layout, readouts.eos_id, readouts.max_new_tokens
   num_rows = trunks.tokens.shape[0]
-  num_readouts, num_prefix = len(blocks), len(prefix)
+  num_readouts, num_prefix = len(readouts.blocks), len(readouts.prefix)
   see = functools.partial(attention.find_visible, layout=layout,
                           tile_tokens=config.model.attention_tile_tokens)
   width = trunk_fields.positions.shape[1]
   length = num_prefix + max_new_tokens - 1  # the last new token is never an input
   # Readout tokens stand in the cache by time, then by readout: [time, readout].
-  block_r = jnp.asarray(blocks, jnp.int32)
-  start_br = get_starts(blocks, trunks, config)
+  block_r = jnp.asarray(readouts.blocks, jnp.int32)
+  start_br = get_starts(readouts.blocks, trunks, config)
 
   def make_fields(first, count):
     """Fields of `count` readout tokens from time `first` on: i32[b, count * r]."""
@@ -158,12 +166,12 @@ def read(model, config: Config, prefix: tuple, eos_id: int, num_ids: int, blocks
     return x_btd[:, -num_readouts:], cache
 
   if num_prefix:
-    tokens = jnp.repeat(jnp.asarray(prefix, jnp.int32), num_readouts)
+    tokens = jnp.repeat(jnp.asarray(readouts.prefix, jnp.int32), num_readouts)
     x_brd, cache = feed(jnp.broadcast_to(tokens, (num_rows, tokens.size)), 0, num_prefix, cache)
 
   def choose(x_brd, place):
     # Rows of the embedding beyond the tokenizer's ids are padding: they mean no text.
-    logits_brv = model.compute_logits(x_brd)[..., :num_ids]
+    logits_brv = model.compute_logits(x_brd)[..., :readouts.num_ids]
     if draw is None:
       return logits_brv.argmax(-1).astype(jnp.int32)
     return draw_ids(logits_brv / config.eval.temperature, config.seed, draw, block_r, place)
@@ -207,41 +215,49 @@ def draw_ids(logits_brv, seed: int, draw, block_r, place):
 
 
 class Decoder:
-  """`decode`, compiled once for each (width, batch size, readouts), on a mesh."""
+  """A network and the programs that decode it: one for each (width, batch size, readouts)."""
 
-  def __init__(self, graphdef, config: Config, codec, mesh, max_new_tokens: int | None = None):
-    self._config, self._codec, self._mesh = config, codec, mesh
-    self._max_new_tokens = max_new_tokens or config.eval.max_new_tokens
-    self._decode = jax.jit(
-        functools.partial(decode, graphdef, config), static_argnums=(0, 1, 2, 3, 4),
-        out_shardings=sharding.get_replicated(mesh))
-    self._compute_states = jax.jit(
-        functools.partial(compute_states, graphdef, config), static_argnums=0,
-        out_shardings=sharding.get_replicated(mesh))
+  def __init__(self, network: Network, max_new_tokens: int | None = None):
+    self.network = network
+    self._max_new_tokens = max_new_tokens or network.config.eval.max_new_tokens
+    everywhere = sharding.get_replicated(network.mesh)
+    self._decode = network.jit(decode, 1, everywhere)
+    self._compute_states = network.jit(compute_states, 1, everywhere)
+
+  def with_params(self, params: dict) -> 'Decoder':
+    """The same programs on other parameters, e.g. those of a later step."""
+    other = copy.copy(self)
+    other.network = dataclasses.replace(self.network, params=params)
+    return other
 
   @property
-  def batch_size(self):
+  def batch_size(self) -> int:
     """eval.batch_size, up to what the mesh divides."""
-    shards = sharding.count_shards(sharding.BATCH, self._mesh)
-    return -(-self._config.eval.batch_size // shards) * shards
+    shards = sharding.count_shards(sharding.BATCH, self.network.mesh)
+    return -(-self.network.config.eval.batch_size // shards) * shards
 
   def place(self, questions, num_blocks: int, batch_size: int) -> Trunks:
     """Encoded questions as trunks on the mesh."""
+    config = self.network.config
     longest = max(map(len, questions))
-    width = choose_width(longest + layout_lib.get_block_size(self._config.layout) * num_blocks)
-    trunks = make_trunks(questions, num_blocks, width, batch_size, self._config,
-                         self._codec.memory_start)
-    return sharding.place_batch(trunks, self._mesh)
+    width = choose_width(longest + layout_lib.get_block_size(config.layout) * num_blocks)
+    trunks = make_trunks(questions, num_blocks, width, batch_size, config,
+                         self.network.codec.memory_start)
+    return sharding.place_batch(trunks, self.network.mesh)
 
-  def run(self, params, frozen, trunks: Trunks, prefix, blocks, draw=None):
+  def make_readouts(self, prefix, blocks) -> Readouts:
+    """Readouts in this network's ids, of as many tokens as this decoder writes."""
+    tokenizer = self.network.codec.tokenizer
+    return Readouts(tuple(prefix), tuple(blocks), self._max_new_tokens, tokenizer.eos_id,
+                    tokenizer.vocab_size)
+
+  def run(self, trunks: Trunks, prefix, blocks, draw=None):
     """Ids i32[b, r, max_new_tokens] on the device; `draw` as in `decode`."""
-    with jax.set_mesh(self._mesh):
-      tokenizer = self._codec.tokenizer
-      return self._decode(tuple(prefix), tokenizer.eos_id, tokenizer.vocab_size, tuple(blocks),
-                          self._max_new_tokens, params, frozen, trunks, draw)
+    with jax.set_mesh(self.network.mesh):
+      return self._decode(*self.network.arrays, self.make_readouts(prefix, blocks), trunks, draw)
 
-  def decode_texts(self, params, frozen, questions, num_blocks: int, prefix, blocks, say=None,
-                   sample: int | None = None):
+  def decode_texts(self, questions, num_blocks: int, prefix, blocks, say=None,
+                   sample: int | None = None) -> tuple[list[list[str]], np.ndarray]:
     """Texts of every question's readouts, and which of them reached their eos.
 
     Args:
@@ -257,23 +273,23 @@ class Decoder:
       if sample is not None:
         numbers = np.zeros(self.batch_size, np.int32)
         numbers[:len(members)] = members
-        draw = sharding.place_batch(numbers, self._mesh), sample
-      ids = np.asarray(self.run(params, frozen, trunks, prefix, blocks, draw))
+        draw = sharding.place_batch(numbers, self.network.mesh), sample
+      ids = np.asarray(self.run(trunks, prefix, blocks, draw))
       for i, row in zip(members, ids):
         texts[i] = self.get_texts(row)
-        ended[i] = (row == self._codec.tokenizer.eos_id).any(-1)
+        ended[i] = (row == self.network.codec.tokenizer.eos_id).any(-1)
       done += len(members)
       if say:
         say(done)
     return texts, ended
 
-  def compute_states(self, params, frozen, questions, num_blocks: int):
-    """Every question's closing tokens before the last layer, numpy f32[len(questions), K, d]."""
+  def compute_states(self, questions, num_blocks: int) -> np.ndarray:
+    """Every question's closing tokens before the last layer: f32[len(questions), K, d]."""
     states = [None] * len(questions)
     for members, trunks in self._make_batches(questions, num_blocks):
-      with jax.set_mesh(self._mesh):
+      with jax.set_mesh(self.network.mesh):
         found = np.asarray(self._compute_states(
-            tuple(range(1, num_blocks + 1)), params, frozen, trunks))
+            *self.network.arrays, tuple(range(1, num_blocks + 1)), trunks))
       for i, row in zip(members, found):
         states[i] = row
     return np.stack(states)
@@ -287,7 +303,7 @@ class Decoder:
 
   def get_texts(self, ids_rn) -> list[str]:
     """What each of a question's readouts says, up to its eos."""
-    tokenizer = self._codec.tokenizer
+    tokenizer = self.network.codec.tokenizer
     return [tokenizer.decode(_until(r.tolist(), tokenizer.eos_id)) for r in ids_rn]
 
 

@@ -13,7 +13,6 @@ Donors and means are of questions of equal length, so that every position agrees
 """
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
 from rim_jax.model import sharding
 from rim_jax.model.lora import fold_in_name
-from rim_jax.model.transformer import merge_model
+from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order
@@ -155,22 +154,20 @@ def close_again(model, config: Config, blocks: tuple, trunks, kv, sees_question=
                offset=width)[0]
 
 
-def decode_changed(graphdef, config: Config, change, sees_question: bool, prefix: tuple,
-                   eos_id: int, num_ids: int, blocks: tuple, max_new_tokens: int, params, frozen,
-                   trunks, pairs: Pairs):
+def decode_changed(model, config: Config, change, sees_question: bool,
+                   readouts: decode_lib.Readouts, trunks, pairs: Pairs):
   """`decode.decode` with a control between prefill and reading.
 
   Shapes: -> i32[b, r, max_new_tokens], as there.
   """
-  model = merge_model(graphdef, params, frozen)
-  x_brd, kv, fields = decode_lib.prefill(model, config, trunks, blocks)
+  x_brd, kv, fields = decode_lib.prefill(model, config, trunks, readouts.blocks)
   kv = change(kv, trunks, pairs, config)
-  if not prefix:
-    x_brd = close_again(model, config, blocks, trunks, kv, sees_question)
+  if not readouts.prefix:
+    x_brd = close_again(model, config, readouts.blocks, trunks, kv, sees_question)
   layout = dataclasses.replace(config.layout, readout_sees_question=(
       config.layout.readout_sees_question and sees_question))
-  return decode_lib.read(model, dataclasses.replace(config, layout=layout), prefix, eos_id,
-                         num_ids, blocks, max_new_tokens, trunks, x_brd, kv, fields)
+  return decode_lib.read(model, dataclasses.replace(config, layout=layout), readouts, trunks,
+                         (x_brd, kv, fields))
 
 
 # ---- Who is whose donor ----
@@ -212,17 +209,13 @@ def make_pairs(groups, size: int, num_blocks: int) -> Pairs:
 class Reader:
   """Decodes questions under a control; compiled once for each control and width."""
 
-  def __init__(self, graphdef, config: Config, codec, mesh, params, frozen, records):
-    self._config, self._codec, self._mesh = config, codec, mesh
-    self._state = params, frozen
-    self._decoder = decode_lib.Decoder(graphdef, config, codec, mesh)
-    self._questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
-                       for r in records]
-    self._decode = jax.jit(
-        functools.partial(decode_changed, graphdef, config),
-        static_argnums=(0, 1, 2, 3, 4, 5, 6), out_shardings=sharding.get_replicated(mesh))
-    self._batches = make_batches([len(q) for q in self._questions], self._decoder.batch_size,
-                                 config.seed)
+  def __init__(self, decoder: decode_lib.Decoder, records):
+    self._decoder, network = decoder, decoder.network
+    self._questions = [layout_lib.encode_question(
+        r.question, network.codec.tokenizer, network.codec.template) for r in records]
+    self._decode = network.jit(decode_changed, 3, sharding.get_replicated(network.mesh))
+    self._batches = make_batches([len(q) for q in self._questions], decoder.batch_size,
+                                 network.config.seed)
     # Question -> the one whose blocks it gets; itself where no other is as long.
     self.donors = np.arange(len(records))
     for group in (g for groups in self._batches for g in groups):
@@ -230,8 +223,10 @@ class Reader:
 
   def read(self, change, sees_question: bool = True, swapped=None) -> list[list[str]]:
     """The answer of every question after each block; `swapped`: the blocks that a donor gives."""
-    config, tokenizer = self._config, self._codec.tokenizer
-    num_blocks, size = config.eval_blocks, self._decoder.batch_size
+    network, size = self._decoder.network, self._decoder.batch_size
+    config, num_blocks = network.config, network.config.eval_blocks
+    readouts = self._decoder.make_readouts(
+        scores.get_answer_prefix(config, network.codec), scores.get_blocks(num_blocks))
     answers = [None] * len(self._questions)
     for groups in self._batches:
       members = [i for group in groups for i in group]
@@ -239,11 +234,9 @@ class Reader:
       if swapped is not None:
         pairs = dataclasses.replace(pairs, swapped=np.isin(np.arange(num_blocks + 1), swapped))
       trunks = self._decoder.place([self._questions[i] for i in members], num_blocks, size)
-      with jax.set_mesh(self._mesh):
+      with jax.set_mesh(network.mesh):
         ids = np.asarray(self._decode(
-            change, sees_question, tuple(scores.get_answer_prefix(config, self._codec)),
-            tokenizer.eos_id, tokenizer.vocab_size, scores.get_blocks(num_blocks),
-            config.eval.max_new_tokens, *self._state, trunks, pairs))
+            *network.arrays, change, sees_question, readouts, trunks, pairs))
       for i, row in zip(members, ids):
         answers[i] = [scores.parse_answer(t, config) for t in self._decoder.get_texts(row)]
     return answers
@@ -320,18 +313,16 @@ def pick(result) -> dict:
   return {k: result[k] for k in ('n', 'final_acc', 'final_acc_stderr', 'block_acc')}
 
 
-def reset_rows(graphdef, config: Config, params, frozen) -> dict:
+def reset_rows(network: Network) -> dict:
   """The parameters with memory rows as the config initialises them, all else as it is."""
-  def make(params, frozen):
-    model = merge_model(graphdef, params, frozen)
+  def make(model, config):
     model.reset_memory(fold_in_name(jax.random.key(config.seed), 'controls'))
-    return model.memory[...].astype(params['memory'].dtype)
-  rows = jax.jit(make, out_shardings=params['memory'].sharding)(params, frozen)
-  return dict(params, memory=rows)
+    return model.memory[...].astype(network.params['memory'].dtype)
+  rows = network.jit(make, out_shardings=network.params['memory'].sharding)(*network.arrays)
+  return dict(network.params, memory=rows)
 
 
-def run_controls(graphdef, params, frozen, records, config: Config, codec, mesh, say=print
-                 ) -> dict:
+def run_controls(network: Network, records, say=print) -> dict:
   """Every control that this checkpoint alone can answer, in the order of `CONTROLS`.
 
   Returns: {'pairing': counts, 'controls': name -> entry, 'sweeps': name -> [entry a block]}; an
@@ -339,22 +330,19 @@ def run_controls(graphdef, params, frozen, records, config: Config, codec, mesh,
     'none', why there is nothing.
   Raises: UserError where a question runs beyond a learned position table.
   """
-  num_blocks = config.eval_blocks
-  decoder = decode_lib.Decoder(graphdef, config, codec, mesh)
-
-  def evaluate_with(params, num_blocks):
-    return scores.evaluate(decoder, params, frozen, records, config, codec, num_blocks)
-  base, predictions = evaluate_with(params, num_blocks)
+  config, num_blocks = network.config, network.config.eval_blocks
+  decoder = decode_lib.Decoder(network)
+  base, predictions = scores.evaluate(decoder, records, num_blocks)
   say(f"as trained: {base['final_acc']:.1%}")
-  reader = Reader(graphdef, config, codec, mesh, params, frozen, records)
+  reader = Reader(decoder, records)
   scorer = Scorer(records, reader.donors, [p['block_predictions'] for p in predictions])
   trained = (not config.facts.blocks_are_steps
              and config.layout.stage2_depth0_readout)
   entries = {
       'as_trained': pick(base),
-      'no_blocks': pick(evaluate_with(params, 0)[0]) | {'readout_trained': trained},
-      'untrained_rows': pick(evaluate_with(
-          reset_rows(graphdef, config, params, frozen), num_blocks)[0]),
+      'no_blocks': pick(scores.evaluate(decoder, records, 0)[0]) | {'readout_trained': trained},
+      'untrained_rows': pick(scores.evaluate(
+          decoder.with_params(reset_rows(network)), records, num_blocks)[0]),
   }
   for name, (change, sees_question) in _CHANGES.items():
     if name == 'permuted' and num_blocks == 1:

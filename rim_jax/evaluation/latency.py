@@ -16,18 +16,16 @@ pairs' ratios: a machine that slows down slows both.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import statistics
 import time
 
 import jax
 
-from rim_jax.config import Config
 from rim_jax.config.methods import DIRECT
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
 from rim_jax.model import sharding
-from rim_jax.model.transformer import merge_model
+from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.runtime import hlo
 
@@ -110,58 +108,58 @@ def measure(methods: list[Method], num_runs: int, base: str = DIRECT.name,
 # ---- The programs ----
 
 
-def _prefill(graphdef, config, blocks, params, frozen, trunks):
-  return decode_lib.prefill(merge_model(graphdef, params, frozen), config, trunks, blocks)
+@dataclasses.dataclass(frozen=True)
+class Writing:
+  """What a method writes for a question, however it was trained."""
+  prefix: tuple[int, ...] = ()  # ids forced before the answer
+  num_blocks: int = 0
+  blocks: tuple[int, ...] = (0,)  # which readouts are decoded, together
+  num_chain: int = 0  # tokens generated before the answer's first one, one by one
+  num_answer: int = 1  # tokens of the answer, eos included
 
 
-def _read(graphdef, config, prefix, num_ids, blocks, num_tokens, params, frozen, trunks, *kept):
-  return decode_lib.read(merge_model(graphdef, params, frozen), config, prefix, _NO_EOS, num_ids,
-                         blocks, num_tokens, trunks, *kept)
+def _prefill(model, config, blocks, trunks):
+  return decode_lib.prefill(model, config, trunks, blocks)
 
 
-def make_method(name: str, graphdef, config: Config, mesh, params, frozen, questions, *,
-                prefix=(), num_blocks: int = 0, blocks: tuple = (0,), num_chain: int = 0,
-                num_answer: int = 1, memory_start: int, num_ids: int) -> Method:
+def make_method(name: str, network: Network, questions, writing: Writing) -> Method:
   """A method that `decode.decode` decodes.
 
   Args:
     questions: encoded, as many as the batch has.
-    prefix: ids forced before the answer.
-    blocks: which readouts are decoded, together.
-    num_chain: tokens that are generated before the answer's first one, one by one.
-    num_answer: tokens of the answer, eos included.
   """
+  config, codec, mesh = network.config, network.codec, network.mesh
+  num_blocks, blocks = writing.num_blocks, writing.blocks
   size = len(questions)
   longest = max(map(len, questions))
   num_thoughts = num_blocks * config.layout.block_tokens if config.facts.has_thoughts else 0
   width = decode_lib.choose_width(
       longest + num_blocks * layout_lib.get_block_size(config.layout))
   trunks = sharding.place_batch(decode_lib.make_trunks(
-      questions, num_blocks, width, size, config, memory_start), mesh)
+      questions, num_blocks, width, size, config, codec.memory_start), mesh)
   everywhere = sharding.get_replicated(mesh)
-  until_first, until_end = num_chain + 1, num_chain + num_answer
-  prefill = jax.jit(functools.partial(_prefill, graphdef, config, blocks))
-  whole = jax.jit(functools.partial(decode_lib.decode, graphdef, config), out_shardings=everywhere,
-                  static_argnums=(0, 1, 2, 3, 4))
-  read = jax.jit(functools.partial(_read, graphdef, config), out_shardings=everywhere,
-                 static_argnums=(0, 1, 2, 3))
-  prefix, state = tuple(prefix), (params, frozen)
+  until_first, until_end = writing.num_chain + 1, writing.num_chain + writing.num_answer
+  to_first, to_end = (decode_lib.Readouts(
+      tuple(writing.prefix), blocks, count, _NO_EOS, codec.tokenizer.vocab_size)
+                      for count in (until_first, until_end))
+  prefill = network.jit(_prefill, 1)
+  whole = network.jit(decode_lib.decode, 1, everywhere)
+  read = network.jit(decode_lib.read, 1, everywhere)
   with jax.set_mesh(mesh):
-    kept = prefill(*state, trunks)
+    kept = prefill(*network.arrays, blocks, trunks)
 
   def bind(program, *args):
+    args = (*network.arrays, *args)
+
     def run():
       with jax.set_mesh(mesh):
         return program(*args)
     return run, program, args
   programs = {
-      'prefill': (*bind(prefill, *state, trunks), 0),
-      'first_token': (*bind(whole, prefix, _NO_EOS, num_ids, blocks, until_first, *state, trunks),
-                      until_first - 1),
-      'decode': (*bind(read, prefix, num_ids, blocks, until_end, *state, trunks, *kept),
-                 until_end - 1),
-      'full': (*bind(whole, prefix, _NO_EOS, num_ids, blocks, until_end, *state, trunks),
-               until_end - 1)}
+      'prefill': (*bind(prefill, blocks, trunks), 0),
+      'first_token': (*bind(whole, to_first, trunks), until_first - 1),
+      'decode': (*bind(read, to_end, trunks, kept), until_end - 1),
+      'full': (*bind(whole, to_end, trunks), until_end - 1)}
 
   def count_flops():
     with jax.set_mesh(mesh):
@@ -173,7 +171,7 @@ def make_method(name: str, graphdef, config: Config, mesh, params, frozen, quest
       'dtype': config.model.compute_dtype, 'batch': size, 'prompt_tokens': longest,
       'trunk_tokens': width, 'num_blocks': num_blocks, 'num_readouts': len(blocks),
       'num_thoughts': num_thoughts,  # hidden states that are found one after the other first
-      'prefix_tokens': len(prefix), 'generated_to_first': until_first,
+      'prefix_tokens': len(writing.prefix), 'generated_to_first': until_first,
       'generated_in_full': until_end}, count_flops)
 
 
@@ -189,8 +187,7 @@ def _count_flops(program, args, num_loops, num_devices) -> float | None:
 # ---- A run's own figures ----
 
 
-def measure_run(graphdef, params, frozen, records, config: Config, codec, mesh, num_blocks: int,
-                sizes: tuple, num_runs: int) -> dict:
+def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_runs: int) -> dict:
   """Latency of a run's final readout beside direct answering, for results.json.
 
   On the run's first question. A chain of thought is as long as that question's own, so far as
@@ -206,28 +203,27 @@ def measure_run(graphdef, params, frozen, records, config: Config, codec, mesh, 
     'latency': an entry a batch size, as `measure` makes it}.
   Units: milliseconds.
   """
-  encoded = codec.encode(records[0])
-  template = codec.template
+  config, codec = network.config, network.codec
+  encoded, template = codec.encode(records[0]), codec.template
   num_chain = 0
   if config.writes_steps:
     steps = encoded.steps[max(config.layout.skip_steps, 0):]
     num_chain = min(config.eval.max_new_tokens - 1, len(template.answer_prefix) + sum(
         len(step) + len(template.step_separator) for step in steps))
-  own = {'prefix': tuple(scores.get_answer_prefix(config, codec)), 'num_blocks': num_blocks,
-         'blocks': scores.get_blocks(num_blocks)[-1:], 'num_chain': num_chain}
-  direct = {'prefix': tuple(template.answer_prefix), 'num_blocks': 0, 'blocks': (0,),
-            'num_chain': 0}
-  shards = sharding.count_shards(sharding.BATCH, mesh)
+  direct = Writing(prefix=tuple(template.answer_prefix),
+                   num_answer=len(encoded.answer) + len(template.answer_suffix) + 1)
+  own = dataclasses.replace(
+      direct, prefix=tuple(scores.get_answer_prefix(config, codec)), num_blocks=num_blocks,
+      blocks=scores.get_blocks(num_blocks)[-1:], num_chain=num_chain)
+  kinds = [(network, own)]
+  if own != direct:
+    kinds.append((dataclasses.replace(
+        network, config=dataclasses.replace(config, method=DIRECT.name)), direct))
+  shards = sharding.count_shards(sharding.BATCH, network.mesh)
   entries = []
   for size in sizes:
-    def make(config, settings, size=-(-size // shards) * shards):
-      return make_method(
-          config.method, graphdef, config, mesh, params, frozen, [encoded.question] * size,
-          num_answer=len(encoded.answer) + len(template.answer_suffix) + 1,
-          memory_start=codec.memory_start, num_ids=codec.tokenizer.vocab_size, **settings)
-    methods = [make(config, own)]
-    if own != direct:
-      methods.append(make(dataclasses.replace(config, method=DIRECT.name), direct))
+    questions = [encoded.question] * (-(-size // shards) * shards)
+    methods = [make_method(n.config.method, n, questions, writing) for n, writing in kinds]
     entries.append(measure(methods, num_runs, base=methods[-1].name)[0])
   first = entries[0]
   thoughts = first['num_thoughts'] and f"{first['num_thoughts']} thoughts found one by one first, "

@@ -13,7 +13,6 @@ import warnings
 
 import numpy as np
 
-from rim_jax.config import Config
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores as scores_lib
@@ -34,8 +33,7 @@ def check_installed() -> None:
                     'leave it False') from None
 
 
-def run_probes(decoder: decode_lib.Decoder, params, frozen, records: dict, config: Config, codec,
-               kept: dict, say=print):
+def run_probes(decoder: decode_lib.Decoder, records: dict, kept: dict, say=print):
   """All probes of one checkpoint.
 
   Args:
@@ -43,6 +41,7 @@ def run_probes(decoder: decode_lib.Decoder, params, frozen, records: dict, confi
     kept: training step -> a function that loads its parameters; the components are the last's.
   Returns: (what controls.json holds; points and answers for `format_points`, or None).
   """
+  config, codec = decoder.network.config, decoder.network.codec
   if config.model.num_layers == 1:
     return {'none': "with one layer, a block's state before it is the same for all questions"}, None
   num_blocks = config.eval_blocks
@@ -51,11 +50,11 @@ def run_probes(decoder: decode_lib.Decoder, params, frozen, records: dict, confi
                    for r in rows] for s, rows in records.items()}
   for split, rows in records.items():
     say(f'probes: {len(rows):,} {split} questions')
-    _, predictions = scores_lib.evaluate(decoder, params, frozen, rows, config, codec, num_blocks)
+    _, predictions = scores_lib.evaluate(decoder, rows, num_blocks)
     right[split] = np.asarray([p['block_correct'] for p in predictions])
-    states[split] = decoder.compute_states(params, frozen, questions[split], num_blocks)
+    states[split] = decoder.compute_states(questions[split], num_blocks)
   few = questions['test'][:NUM_POINTS]
-  pca, points = project({step: decoder.compute_states(load(), frozen, few, num_blocks)
+  pca, points = project({step: decoder.with_params(load()).compute_states(few, num_blocks)
                          for step, load in kept.items()}, max(kept))
   name_result = _NAME_RESULT.get(config.data.source)
   steps = probe_steps(states, {s: [tuple(map(name_result, r.steps)) for r in rows]

@@ -44,27 +44,24 @@ def evaluate_run(task, workdir, say=print) -> dict:
   workdir, config, blocks = epath.Path(workdir), task.config, task.config.eval_blocks
   if config.eval.checkpoint == 'splits':
     return _evaluate_splits(task, workdir, say)
-  graphdef, params, frozen, step = state_lib.load_params(task, workdir, config.eval.checkpoint)
+  network, step = state_lib.load_network(task, workdir, config.eval.checkpoint)
   records = get_records(task, config.eval.split, config.eval.num_examples)
   name = config.eval_set
   say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
       f'{config.eval.split} questions, K={blocks}')
-  decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
-  result, predictions = scores.evaluate(
-      decoder, params, frozen, records, config, task.codec, blocks)
+  decoder = decode.Decoder(network)
+  result, predictions = scores.evaluate(decoder, records, blocks)
   if config.eval_budget:
-    result |= scores.evaluate_budgets(decoder, params, frozen, records, config, task.codec,
-                                      config.eval_budget)
+    result |= scores.evaluate_budgets(decoder, records, config.eval_budget)
   if config.model.positions == 'learned' and not config.model.init_from:
     result |= _mark_beyond(task, records, {blocks, *range(config.eval_budget + 1)}, say)
   if config.eval.num_samples:
-    sampled, num_right = scores.evaluate_samples(
-        decoder, params, frozen, records, config, task.codec, blocks)
+    sampled, num_right = scores.evaluate_samples(decoder, records, blocks)
     result |= sampled
     predictions = [p | {'num_right_samples': n} for p, n in zip(predictions, num_right)]
   result |= scores.group_by_steps(predictions, records)
   if config.facts.blocks_are_steps:
-    result |= scores.evaluate_steps(decoder, params, frozen, records, config, task.codec)
+    result |= scores.evaluate_steps(decoder, records)
   if config.facts.has_thoughts:
     result['num_thoughts'] = blocks * config.layout.block_tokens
   if config.eval.split == 'gsm_hard':
@@ -72,8 +69,8 @@ def evaluate_run(task, workdir, say=print) -> dict:
         predictions, [r.question for r in get_records(task, 'test', 0)])
   if config.eval.num_latency_runs:
     result |= latency.measure_run(
-        graphdef, params, frozen, records, config, task.codec, task.mesh, blocks,
-        limits.parse_sizes(config.eval.latency_batch_sizes), config.eval.num_latency_runs)
+        network, records, blocks, limits.parse_sizes(config.eval.latency_batch_sizes),
+        config.eval.num_latency_runs)
   result |= {'data_fingerprint': fingerprint_set(task, records), 'step': step,
              'checkpoint': config.eval.checkpoint, 'method': config.method,
              'format': scores.RESULTS_VERSION}
@@ -108,10 +105,8 @@ def _evaluate_splits(task, workdir, say) -> dict:
   for step in steps:
     say(f'evaluating step {step}, one of {len(steps)}, on {len(records):,} {config.eval.split} '
         f'questions, K={config.eval_blocks}')
-    graphdef, params, frozen, _ = state_lib.load_params(task, workdir, step)
-    decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
-    _, predictions = scores.evaluate(decoder, params, frozen, records, config, task.codec,
-                                     config.eval_blocks)
+    network, _ = state_lib.load_network(task, workdir, step)
+    _, predictions = scores.evaluate(decode.Decoder(network), records, config.eval_blocks)
     correct.append([p['block_correct'] for p in predictions])
   result = scores.score_splits(np.asarray(correct), config.seed)
   chosen = {str(steps[c]): count for c, count in result['chosen'].items()}

@@ -6,6 +6,7 @@ import numpy as np
 
 from rim_jax.config import Config
 from rim_jax.evaluation import decode as decode_lib
+from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order as order_lib
 from rim_jax.results import judge
@@ -53,8 +54,8 @@ def get_answer_prefix(config: Config, codec):
   return () if config.writes_steps else codec.template.answer_prefix
 
 
-def evaluate(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
-             num_blocks: int, say=None, prefix=None) -> tuple[dict, list[dict]]:
+def evaluate(decoder: decode_lib.Decoder, records, num_blocks: int, say=None, prefix=None
+             ) -> tuple[dict, list[dict]]:
   """Decodes every record's answer after each of K blocks.
 
   Args:
@@ -62,10 +63,10 @@ def evaluate(decoder: decode_lib.Decoder, params, frozen, records, config: Confi
   Returns: (results, predictions): accuracies in [0, 1], and one dictionary a record.
   Raises: UserError where a question runs beyond a learned position table.
   """
-  prefix = get_answer_prefix(config, codec) if prefix is None else prefix
-  questions = encode_questions(records, config, codec, num_blocks)
-  texts, ended = decoder.decode_texts(params, frozen, questions, num_blocks, prefix,
-                                      get_blocks(num_blocks), say)
+  config = decoder.network.config
+  prefix = get_answer_prefix(config, decoder.network.codec) if prefix is None else prefix
+  texts, ended = decoder.decode_texts(encode_questions(records, decoder.network, num_blocks),
+                                      num_blocks, prefix, get_blocks(num_blocks), say)
   predictions = []
   for record, row in zip(records, texts):
     answers = [parse_answer(text, config) for text in row]
@@ -90,11 +91,12 @@ def evaluate(decoder: decode_lib.Decoder, params, frozen, records, config: Confi
   }, predictions
 
 
-def encode_questions(records, config: Config, codec, num_blocks: int) -> list[list[int]]:
+def encode_questions(records, network: Network, num_blocks: int) -> list[list[int]]:
   """Ids of every question, each known to leave room for its blocks and its answer.
 
   Raises: UserError where one runs beyond a learned position table.
   """
+  config, codec = network.config, network.codec
   questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
                for r in records]
   num_more = len(get_answer_prefix(config, codec)) + config.eval.max_new_tokens - 1
@@ -103,8 +105,7 @@ def encode_questions(records, config: Config, codec, num_blocks: int) -> list[li
   return questions
 
 
-def evaluate_budgets(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
-                     most: int) -> dict:
+def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int) -> dict:
   """The final answer's accuracy with each number of blocks from 0 to `most`.
 
   The trunk is causal, so readout k of one decode is the final one with K = k.
@@ -112,10 +113,9 @@ def evaluate_budgets(decoder: decode_lib.Decoder, params, frozen, records, confi
   Returns: {'budget_acc': {str(k): accuracy}}.
   Raises: UserError where a question runs beyond a learned position table.
   """
-  blocks = tuple(range(most + 1))
-  texts, _ = decoder.decode_texts(
-      params, frozen, encode_questions(records, config, codec, most), most,
-      get_answer_prefix(config, codec), blocks)
+  config, blocks = decoder.network.config, tuple(range(most + 1))
+  texts, _ = decoder.decode_texts(encode_questions(records, decoder.network, most), most,
+                                  get_answer_prefix(config, decoder.network.codec), blocks)
   correct = [[judge.answers_match(parse_answer(text, config), record.answer) for text in row]
              for record, row in zip(records, texts)]
   return {'budget_acc': dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))}
@@ -133,20 +133,21 @@ def find_beyond(records, config: Config, codec, blocks, num_positions: int) -> l
   return [k for k in blocks if longest + size * k > num_positions]
 
 
-def evaluate_samples(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec,
-                     num_blocks: int) -> tuple[dict, list[int]]:
+def evaluate_samples(decoder: decode_lib.Decoder, records, num_blocks: int
+                     ) -> tuple[dict, list[int]]:
   """pass@k of the final block: is any of k answers right that are drawn at eval.temperature?
 
   Returns: ({'pass_at': {str(k): share of questions}, ...}, right answers of each question, of
     eval.num_samples).
   """
+  config = decoder.network.config
   count = config.eval.num_samples
-  questions = encode_questions(records, config, codec, num_blocks)
+  prefix = get_answer_prefix(config, decoder.network.codec)
+  questions = encode_questions(records, decoder.network, num_blocks)
   num_right = [0] * len(records)
   for sample in range(count):
-    texts, _ = decoder.decode_texts(
-        params, frozen, questions, num_blocks, get_answer_prefix(config, codec),
-        get_blocks(num_blocks)[-1:], sample=sample)
+    texts, _ = decoder.decode_texts(questions, num_blocks, prefix, get_blocks(num_blocks)[-1:],
+                                    sample=sample)
     for i, (record, row) in enumerate(zip(records, texts)):
       num_right[i] += judge.answers_match(parse_answer(row[0], config), record.answer)
   ks = [2**i for i in range(count.bit_length())]
@@ -235,8 +236,7 @@ def score_splits(correct_cnr, seed: int) -> dict:
           'chosen': {c: chosen.count(c) for c in sorted(set(chosen))}}
 
 
-def evaluate_steps(decoder: decode_lib.Decoder, params, frozen, records, config: Config, codec
-                   ) -> dict:
+def evaluate_steps(decoder: decode_lib.Decoder, records) -> dict:
   """Stage 1's own task: readout t against r_{t+1}, with as many blocks as the gold steps.
 
   The trunk is causal, so block t reads the same whether blocks follow it or not:
@@ -245,6 +245,7 @@ def evaluate_steps(decoder: decode_lib.Decoder, params, frozen, records, config:
   Returns: {'step_acc_gold_count': share of right steps, 'step_acc_by_block': [...]}; exact
     text. Block t counts records with t < n: the last block's readout is the answer.
   """
+  config, codec = decoder.network.config, decoder.network.codec
   questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
                for r in records]
   most = max(len(r.steps) for r in records)
@@ -255,7 +256,7 @@ def evaluate_steps(decoder: decode_lib.Decoder, params, frozen, records, config:
   for record, question in zip(records, questions):
     decode_lib.check_positions(len(question), most - 1,
                                len(prefix) + config.eval.max_new_tokens - 1, config, record.origin)
-  texts, _ = decoder.decode_texts(params, frozen, questions, most - 1, prefix, blocks)
+  texts, _ = decoder.decode_texts(questions, most - 1, prefix, blocks)
   right, count = np.zeros((2, most - 1))
   for record, row in zip(records, texts):
     for t in range(1, len(record.steps)):

@@ -11,7 +11,7 @@ A directory appears whole or not at all.
 
 import collections
 import contextlib
-import functools
+import dataclasses
 import importlib.util
 import json
 import os
@@ -28,7 +28,7 @@ import tokenizers
 from rim_jax.config import Config
 from rim_jax.errors import UserError
 from rim_jax.model import lora
-from rim_jax.model.transformer import merge_model
+from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import families, peft, weights
 from rim_jax.runtime import hosts
@@ -36,6 +36,14 @@ from rim_jax.runtime import hosts
 EXPORT_VERSION = 1
 BLOCK_TOKENS = ('<b>', '<m>', '</b>')  # in the order of the memory rows
 _COPIED = ('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+  """Where an exported model comes from, for export.json."""
+  base: weights.Base
+  run: str  # its WORKDIR
+  step: int
 
 
 def check_exportable(config: Config, base: weights.Base | None, where) -> None:
@@ -102,19 +110,19 @@ def _write_json(path, tree):
   path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + '\n')
 
 
-def write_export(out, config: Config, base: weights.Base, codec, params, frozen, origin: dict,
-                 questions, references=None, say=print) -> dict:
+def write_export(out, network: Network, origin: Origin, questions, references=None, say=print
+                 ) -> dict:
   """Writes a run's model below `out` as `config.export` says.
 
   Every process takes part, since each has a part of every array; process 0 writes.
 
   Args:
-    origin: what export.json says of where the model comes from.
     questions: texts on which the exported tokenizer is held to the layout's ids.
     references: `iterate_references`, which transformers is held to before the folder appears.
   Returns: the content of export.json.
   Raises: UserError where tokens or ids do not allow it, or `out` exists.
   """
+  config, base = network.config, origin.base
   with contextlib.ExitStack() as stack:
     folder = None
 
@@ -122,14 +130,16 @@ def write_export(out, config: Config, base: weights.Base, codec, params, frozen,
       nonlocal folder
       folder = stack.enter_context(_appear_whole(pathlib.Path(out)))
       ids = _write_tokenizer(folder, config, base)
-      check_prompts(folder, config, codec, ids, questions)
+      check_prompts(folder, config, network.codec, ids, questions)
       return ids
     ids = hosts.lead(begin)
     if config.export.adapters:
-      peft.write_adapters(folder, config, base, params, ids)
+      peft.write_adapters(folder, config, base, network.params, ids)
     else:
-      _write_model(folder, config, base, params, frozen, ids, say)
-    card = {'format': EXPORT_VERSION, **origin,
+      _write_model(folder, network, base, ids, say)
+    card = {'format': EXPORT_VERSION, 'run': origin.run, 'step': origin.step,
+            'checkpoint': config.eval.checkpoint,
+            'base': {'path': str(base.folder), 'fingerprint': base.fingerprint},
             'kind': 'adapters' if config.export.adapters else 'merged',
             'tokens': dict(zip(BLOCK_TOKENS, ids)), 'untied': config.export.untie,
             'dtype': config.export.dtype, 'prompt': make_prompt('{question}', config),
@@ -137,7 +147,7 @@ def write_export(out, config: Config, base: weights.Base, codec, params, frozen,
             'num_blocks': config.eval_blocks, 'block_tokens': config.layout.block_tokens,
             'max_new_tokens': config.eval.max_new_tokens}
     if references is not None:
-      card['verified'] = _verify(folder, config, codec, references, say)
+      card['verified'] = _verify(folder, config, network.codec, references, say)
     if folder:
       _write_json(folder / 'export.json', card)
       (folder / 'README.md').write_text(_describe(config, card))
@@ -263,7 +273,8 @@ class _Shards:
                   {'metadata': {'total_size': self._total}, 'weight_map': where})
 
 
-def _write_model(folder, config, base, params, frozen, ids, say):
+def _write_model(folder, network, base, ids, say):
+  config, params, frozen = network.config, network.params, network.frozen
   memory = hosts.fetch(params['memory'] if 'memory' in params else frozen['memory']).astype(
       np.float32)
   if folder is None:  # takes part in gathering alone
@@ -343,18 +354,20 @@ def check_verifiable(config: Config) -> None:
       raise UserError(f"--verify needs {package}; install it with pip install -e '.[hf]'")
 
 
-def iterate_references(config: Config, codec, decoder, graphdef, params, frozen,
-                       questions):
-  """What the run computes: (question, ids of its prompt, logits [t, v] of them, its answer)."""
+def iterate_references(decoder, questions):
+  """What the run computes: (question, ids of its prompt, logits [t, v] of them, its answer).
+
+  `decoder` is an `evaluation.decode.Decoder` of the run's network.
+  """
+  network, config, codec = decoder.network, decoder.network.config, decoder.network.codec
   encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
   prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
-  blocks = (config.eval_blocks,)
-  texts, _ = decoder.decode_texts(params, frozen, encoded, config.eval_blocks, prefix, blocks)
-  compute = jax.jit(functools.partial(_compute_logits, graphdef))
+  texts, _ = decoder.decode_texts(encoded, config.eval_blocks, prefix, (config.eval_blocks,))
+  compute = network.jit(_compute_logits)
   for question, ids, (text,) in zip(questions, encoded, texts):
     trunk, _ = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
     prompt = [*trunk, *prefix]
-    yield question, prompt, hosts.fetch(compute(params, frozen, np.asarray([prompt])))[0], text
+    yield question, prompt, hosts.fetch(compute(*network.arrays, np.asarray([prompt])))[0], text
 
 
 def compare_with_transformers(folder, config: Config, codec, references, say=print) -> dict:
@@ -400,9 +413,9 @@ def compare_with_transformers(folder, config: Config, codec, references, say=pri
           'dtype': config.export.dtype, 'compute_dtype': config.model.compute_dtype}
 
 
-def _compute_logits(graphdef, params, frozen, ids_bt):
+def _compute_logits(model, config, ids_bt):
   """Logits of plain ids under a plain causal mask."""
-  model = merge_model(graphdef, params, frozen)
+  del config
   t = ids_bt.shape[1]
   x_btd, _ = model(ids_bt, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))
   return model.compute_logits(x_btd)

@@ -12,6 +12,7 @@ import jax
 from rim_jax import config as config_lib
 from rim_jax.config import Config
 from rim_jax.errors import UserError
+from rim_jax.model.network import Network
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.pretrained import weights
 from rim_jax.runtime import card as card_lib
@@ -39,8 +40,8 @@ def is_complete(workdir) -> bool:
   return last.step == last.card['num_steps']
 
 
-def load_params(task, workdir, which: str | int):
-  """Parameters of a run, placed on the task's mesh: (graphdef, params, frozen, step)."""
+def load_network(task, workdir, which: str | int) -> tuple[Network, int]:
+  """The network of a run's checkpoint, on the task's mesh, and the step that it is of."""
   program = step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
   state, frozen = program.abstract
   found = checkpoint_lib.choose_checkpoint(workdir, which)
@@ -48,7 +49,8 @@ def load_params(task, workdir, which: str | int):
     raise UserError(f'{found.folder}: at this step a part of the chain is still written, and iCoT '
                     'is judged without; run its command again to finish it')
   params = checkpoint_lib.restore(found, 'params', state.params)
-  return program.graphdef, params, _load_frozen(task, workdir, frozen), found.step
+  return Network(program.graphdef, params, _load_frozen(task, workdir, frozen), task.config,
+                 task.codec, task.mesh), found.step
 
 
 def _load_frozen(task, workdir, abstract):
@@ -92,8 +94,8 @@ def initialize(task, program, init_from, say):
                  'the same --config.tokenizer')
   if lines:
     raise UserError('\n'.join(lines))
-  _, params, frozen, step = load_params(task, init_from, 'last')
-  state = program.make_state(params)
+  network, step = load_network(task, init_from, 'last')
+  state = program.make_state(network.params)
   if not task.config.curriculum.reset_optimizer:
     theirs = checkpoint_lib.restore(checkpoint_lib.choose_checkpoint(init_from, 'last'), 'optim',
                                     get_optim(program.abstract[0]))
@@ -101,7 +103,7 @@ def initialize(task, program, init_from, say):
         state, opt_state=optim_lib.swap_moments(state.opt_state, theirs['opt_state']))
   say(f'parameters{"" if task.config.curriculum.reset_optimizer else " and moments"} from step '
       f'{step} of {init_from}')
-  return state, frozen
+  return state, network.frozen
 
 
 def find_init(config: Config, workdir) -> epath.Path | None:

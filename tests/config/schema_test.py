@@ -7,7 +7,6 @@ what the loop asks of its parts) and compile no network.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.util
 import json
@@ -38,7 +37,8 @@ from rim_jax.evaluation import (
   run_scores,
   scores,
 )
-from rim_jax.model import sharding
+from rim_jax.model import network, sharding
+from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import export, families, weights
@@ -336,15 +336,14 @@ def probe_decode(config, tools):
   """What a decoder hands to the device, for nine questions."""
   seen = []
 
-  def record(graphdef, config, prefix, eos_id, num_ids, blocks, max_new_tokens, params, frozen,
-             trunks, draw=None):
-    seen.append((prefix, blocks, max_new_tokens, trunks.tokens.shape))
-    return jnp.zeros((trunks.tokens.shape[0], len(blocks), max_new_tokens), jnp.int32)
+  def record(model, config, readouts, trunks, draw=None):
+    seen.append((readouts.prefix, readouts.blocks, readouts.max_new_tokens, trunks.tokens.shape))
+    return jnp.zeros((trunks.tokens.shape[0], len(readouts.blocks), readouts.max_new_tokens),
+                     jnp.int32)
   tools.patch.setattr(decode, 'decode', record)
-  codec = support.make_codec(config)
-  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-  decoder = decode.Decoder(None, config, codec, mesh)
-  decoder.decode_texts({}, {}, [[1, 2, 3]] * 9, 2, [4], (1, 2))
+  tools.patch.setattr(network, 'merge_model', lambda *args: None)
+  decoder = decode.Decoder(support.make_network(config))
+  decoder.decode_texts([[1, 2, 3]] * 9, 2, [4], (1, 2))
   return seen
 
 
@@ -352,10 +351,10 @@ def probe_sample(config, tools):
   """The traced decoding of a drawn answer."""
   mesh, program = make_program(config)
   with jax.set_mesh(mesh):
-    return show(jax.make_jaxpr(functools.partial(
-        decode.decode, program.graphdef, config, (), 0, 16, (1,), 2))(
-            program.abstract[0].params, {}, decode.make_trunks([[1]], 1, 32, 1, config, 16),
-            (np.zeros(1, np.int32), 0)))
+    found = Network(program.graphdef, {}, {}, config, None, mesh)
+    return show(found.jit(decode.decode, 1).trace(
+        program.abstract[0].params, {}, decode.Readouts((), (1,), 2, 0, 16),
+        decode.make_trunks([[1]], 1, 32, 1, config, 16), (np.zeros(1, np.int32), 0)).jaxpr)
 
 
 def probe_mesh(config, tools):
@@ -384,7 +383,7 @@ def probe_start(config, tools):
   tools.patch.setattr(card_lib, 'load_card', lambda folder: {
       'config': dataclasses.asdict(config), 'tokenizer': task.codec.tokenizer.fingerprint})
   tools.patch.setattr(state_lib, 'is_complete', lambda folder: True)
-  tools.patch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
+  tools.patch.setattr(state_lib, 'load_network', lambda *args: (support.make_network(config), 7))
   tools.patch.setattr(checkpoint_lib, 'choose_checkpoint', lambda folder, which: folder)
   tools.patch.setattr(checkpoint_lib, 'restore', restore)
   program = types.SimpleNamespace(make_state=lambda params: state, abstract=(state, {}))
@@ -405,11 +404,11 @@ def probe_evaluation(config, tools):
   """What an evaluation reads and leaves."""
   seen = []
 
-  def load_params(task, workdir, which):
+  def load_network(task, workdir, which):
     seen.append(which)
-    return None, {}, {}, 7
+    return support.make_network(task.config), 7
 
-  def decode_records(decoder, params, frozen, records, config, codec, num_blocks, say=None):
+  def decode_records(decoder, records, num_blocks, say=None):
     seen.append(([r.origin for r in records], num_blocks))
     return make_result(len(records)), [
         {'question': r.question, 'answer': r.answer, 'correct': True} for r in records]
@@ -417,12 +416,12 @@ def probe_evaluation(config, tools):
   def time_runs(*args):
     seen.append(args[-2:])
     return {'ttft_ms': 1.0}
-  tools.patch.setattr(state_lib, 'load_params', load_params)
+  tools.patch.setattr(state_lib, 'load_network', load_network)
   tools.patch.setattr(scores, 'evaluate', decode_records)
   tools.patch.setattr(scores, 'evaluate_steps', lambda *args: {})
   tools.patch.setattr(scores, 'evaluate_budgets', lambda *args: seen.append(args[-1]) or {})
   tools.patch.setattr(scores, 'evaluate_samples', lambda *args: (
-      {'num_samples': args[4].eval.num_samples}, [0] * len(args[3])))
+      {'num_samples': args[0].network.config.eval.num_samples}, [0] * len(args[1])))
   tools.patch.setattr(latency, 'measure_run', time_runs)
   return seen, run_scores.evaluate_run(make_task(config), tools.make_folder(), quiet)
 
@@ -456,7 +455,7 @@ def probe_loop(config, tools):
     seen.append(('told', tensorboard, wandb))
     return make_writer(workdir, start, tensorboard)
 
-  def decode_records(decoder, params, frozen, records, *rest):
+  def decode_records(decoder, records, *rest):
     seen.append(('valid', len(records)))
     return make_result(len(records)), []
   make_watchdog = hosts.Watchdog
@@ -498,7 +497,8 @@ def probe_export(config, tools):
   folder, seen = tools.make_folder(), []
   tools.patch.setattr(state_lib, 'is_complete', lambda folder: True)
   tools.patch.setattr(modes, '_open_run', lambda *args: (task, folder))
-  tools.patch.setattr(state_lib, 'load_params', lambda *args: (None, state.params, frozen, 7))
+  tools.patch.setattr(state_lib, 'load_network', lambda *args: (
+      Network(None, state.params, frozen, config, codec, mesh), 7))
   tools.patch.setattr(export, 'check_verifiable', lambda config: None)
   tools.patch.setattr(export, 'compare_with_transformers', lambda *args: {})
   tools.patch.setattr(export, 'iterate_references',
@@ -521,18 +521,18 @@ def probe_controls(config, tools):
   """What the probes and the reader of attention are given, if they are run."""
   seen, folder = [], tools.make_folder()
 
-  def record(decoder, params, frozen, records, *rest):
+  def record(decoder, records, *rest):
     seen.append({split: len(rows) for split, rows in records.items()})
     return {'none': ''}, None
   tools.patch.setattr(modes, '_open_run', lambda *args: (make_task(config), folder))
-  tools.patch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
+  tools.patch.setattr(state_lib, 'load_network', lambda *args: (support.make_network(config), 7))
   tools.patch.setattr(interventions, 'run_controls', lambda *args: {
       'controls': {}, 'sweeps': {}, 'pairing': {}})
   tools.patch.setattr(modes, '_show_controls', lambda *args: None)
   tools.patch.setattr(modes, '_write_summary', lambda *args: None)
   tools.patch.setattr(probes, 'run_probes', record)
   tools.patch.setattr(attention_weights, 'read_attention',
-                      lambda *args: seen.append(len(args[3])) or {})
+                      lambda network, records: seen.append(len(records)) or {})
   modes.controls(config, folder, quiet, None)
   return seen
 

@@ -1,15 +1,13 @@
 """Weights of attention against a forward pass in numpy, on each readout's own plain sequence."""
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy import special
 
-from rim_jax.config import MeshConfig
 from rim_jax.evaluation import attention_weights
-from rim_jax.model import attention, sharding
+from rim_jax.model import attention
 from tests import support
 from tests.model import transformer_test as model_test
 
@@ -26,12 +24,8 @@ def make_config(prefix, **switches):
 
 
 def read(config, records=support.RECORDS, devices=1):
-  model, codec = support.make_model(config), support.make_codec(config)
-  graphdef, params = nnx.split(model)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
-  params = jax.device_put(nnx.to_pure_dict(params), sharding.get_replicated(mesh))
-  found = attention_weights.read_attention(graphdef, params, {}, records, config, codec, mesh)
-  return found, params, codec
+  network = support.make_network(config, support.make_model(config), devices)
+  return attention_weights.read_attention(network, records), network.params, network.codec
 
 
 def compute_plainly(params, config, ids, mask):

@@ -26,12 +26,12 @@ def test_logits_equal_those_of_the_training_forward(prefix, network, switches, m
   """Decode greedily, then lay out what was decoded as a training row: the logits agree."""
   config = support.make_config('rim_stage2', layout__answer_prefix=prefix, layout__row_tokens=96,
                                **NETWORKS[network], **switches)
-  model, params, decoder = support.make_decoder(config)
+  model, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   blocks = (1, 2, 3)
   questions = [codec.encode(r).question for r in support.RECORDS[:2]]
   ids, seen = support.decode_and_record(
-      decoder, params, questions, 3, codec.template.answer_prefix, blocks, monkeypatch)
+      decoder, questions, 3, codec.template.answer_prefix, blocks, monkeypatch)
   count = config.eval.max_new_tokens
   rows = []
   for question, row in zip(questions, ids):
@@ -50,12 +50,12 @@ def test_logits_equal_those_of_the_training_forward(prefix, network, switches, m
 @pytest.mark.parametrize('method, prefix', [('rim_stage2', '+'), ('rim_stage2', ''), ('cot', '')])
 def test_greedy_answers_agree_with_decoding_without_a_cache(method, prefix):
   config = support.make_config(method, layout__answer_prefix=prefix)
-  model, params, decoder = support.make_decoder(config)
+  model, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   num_blocks, blocks = (0, (0,)) if method == 'cot' else (3, (1, 2, 3))
   forced = () if method == 'cot' else codec.template.answer_prefix
   questions = [codec.encode(r).question for r in support.RECORDS]
-  texts, ended = decoder.decode_texts(params, {}, questions, num_blocks, forced, blocks)
+  texts, ended = decoder.decode_texts(questions, num_blocks, forced, blocks)
 
   @jax.jit
   def next_ids(tokens):
@@ -84,8 +84,8 @@ def test_neither_the_batch_nor_the_mesh_nor_the_width_changes_an_answer():
       support.RECORDS[0]).question * 4]
   results = []
   for c, devices in ((config, 1), (wide, 1), (config, 8)):
-    _, params, decoder = support.make_decoder(c, devices)
-    results.append(decoder.decode_texts(params, {}, questions, 3, (), (1, 2, 3))[0])
+    _, decoder = support.make_decoder(c, devices)
+    results.append(decoder.decode_texts(questions, 3, (), (1, 2, 3))[0])
   assert results[0] == results[1] == results[2]
 
 
@@ -97,22 +97,22 @@ def test_drawn_answers_do_not_depend_on_the_batch_or_the_mesh():
       support.RECORDS[0]).question * 4]
   runs = []
   for c, devices, blocks in ((config, 1, (1, 2, 3)), (wide, 8, (1, 2, 3)), (wide, 1, (3,))):
-    _, params, decoder = support.make_decoder(c, devices)
-    runs.append([decoder.decode_texts(params, {}, questions, 3, (), blocks, sample=s)[0]
+    _, decoder = support.make_decoder(c, devices)
+    runs.append([decoder.decode_texts(questions, 3, (), blocks, sample=s)[0]
                  for s in (0, 1)])
   assert runs[0] == runs[1]
   assert runs[2] == [[row[-1:] for row in sample] for sample in runs[0]]
   first, second = runs[0]
   assert first != second and len({row[-1] for row in first + second}) > 2
-  _, params, decoder = support.make_decoder(dataclasses.replace(config, seed=1))
-  assert decoder.decode_texts(params, {}, questions, 3, (), (1, 2, 3), sample=0)[0] != first
+  _, decoder = support.make_decoder(dataclasses.replace(config, seed=1))
+  assert decoder.decode_texts(questions, 3, (), (1, 2, 3), sample=0)[0] != first
 
 
 def test_without_temperature_an_answer_is_the_greedy_one():
   config = support.make_config('rim_stage2', eval__temperature=1e-6)
-  _, params, decoder = support.make_decoder(config)
+  _, decoder = support.make_decoder(config)
   questions = [support.make_codec(config).encode(r).question for r in support.RECORDS]
-  run = functools.partial(decoder.decode_texts, params, {}, questions, 3, (), (1, 3))
+  run = functools.partial(decoder.decode_texts, questions, 3, (), (1, 3))
   greedy = run()
   for sample in (0, 5):
     texts, ended = run(sample=sample)
@@ -124,12 +124,12 @@ def test_first_tokens_are_drawn_from_the_softmax(temperature):
   """One question 4,000 times: each id as often as the plain forward's softmax says."""
   config = support.make_config('rim_stage2', layout__num_blocks=1, eval__max_new_tokens=1,
                                eval__batch_size=4000, eval__temperature=temperature)
-  model, params, decoder = support.make_decoder(config)
+  model, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   question = codec.encode(support.RECORDS[0]).question
   trunks = decoder.place([question] * 4000, 1, 4000)
   draw = np.arange(4000, dtype=np.int32), 0
-  ids = np.asarray(decoder.run(params, {}, trunks, (), (1,), draw))[:, 0, 0]
+  ids = np.asarray(decoder.run(trunks, (), (1,), draw))[:, 0, 0]
   tokens, _ = layout_lib.make_trunk(question, 1, config.layout, codec.memory_start)
   t = len(tokens)
   x, _ = model(jnp.asarray(tokens)[None], jnp.arange(t)[None],
@@ -147,10 +147,10 @@ def test_first_tokens_are_drawn_from_the_softmax(temperature):
 def test_a_block_reads_the_same_whatever_follows_it():
   """The trunk is causal: K = 3's first readouts are K = 1's and K = 2's."""
   config = support.make_config('rim_stage2')
-  _, params, decoder = support.make_decoder(config)
+  _, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   questions = [codec.encode(r).question for r in support.RECORDS]
-  run = functools.partial(decoder.decode_texts, params, {}, questions)
+  run = functools.partial(decoder.decode_texts, questions)
   three = run(3, (), (1, 2, 3))[0]
   assert [row[:1] for row in three] == run(1, (), (1,))[0]
   assert [row[:2] for row in three] == run(2, (), (1, 2))[0]

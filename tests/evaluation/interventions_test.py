@@ -9,7 +9,6 @@ import dataclasses
 import io
 import json
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,11 +16,9 @@ import pytest
 from rich import console as rich_console
 
 from rim_jax import modes, train
-from rim_jax.config import MeshConfig
 from rim_jax.data.records import Record
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, interventions, run_scores
-from rim_jax.model import sharding
 from rim_jax.model import transformer as transformer_lib
 from rim_jax.training import state as state_lib
 from tests import support
@@ -86,11 +83,8 @@ def make_copier(config, source, holder=MEMORY):
 
 
 def ask(model, config, records=DIGITS, devices=1):
-  graphdef, params = nnx.split(model)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
-  params = jax.device_put(nnx.to_pure_dict(params), sharding.get_replicated(mesh))
-  return interventions.run_controls(graphdef, params, {}, records, config,
-                                    support.make_codec(config), mesh, lambda line: None)
+  network = support.make_network(config, model, devices)
+  return interventions.run_controls(network, records, lambda line: None)
 
 
 @pytest.mark.parametrize('prefix', ['+', ''])
@@ -158,14 +152,11 @@ def test_nothing_changed_is_plain_decoding(prefix, switches):
   """The closing token that is run again comes to the state that it had."""
   config = support.make_config('rim_stage2', layout__answer_prefix=prefix,
                                eval__max_new_tokens=3, **switches)
-  graphdef, params = nnx.split(support.make_model(config))
-  params, codec = nnx.to_pure_dict(params), support.make_codec(config)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  decoder = decode.Decoder(graphdef, config, codec, mesh)
-  texts, _ = decoder.decode_texts(
-      params, {}, [codec.encode(r).question for r in support.RECORDS], 3,
-      codec.template.answer_prefix, (1, 2, 3))
-  reader = interventions.Reader(graphdef, config, codec, mesh, params, {}, support.RECORDS)
+  _, decoder = support.make_decoder(config)
+  codec = decoder.network.codec
+  texts, _ = decoder.decode_texts([codec.encode(r).question for r in support.RECORDS], 3,
+                                  codec.template.answer_prefix, (1, 2, 3))
+  reader = interventions.Reader(decoder, support.RECORDS)
   assert reader.read(interventions.keep) == texts
   assert len({tuple(t) for t in texts}) > 1
 
@@ -270,7 +261,7 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   task = train.Task(stage, data, support.make_codec(stage), None, None)
   monkeypatch.setattr(modes, '_open_run', lambda *args: (task, tmp_path / 'stage2'))
   monkeypatch.setattr(run_scores, 'get_records', lambda *args: DIGITS)
-  monkeypatch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
+  monkeypatch.setattr(state_lib, 'load_network', lambda *args: (None, 7))
   entry = {'n': 10, 'final_acc': 0.5, 'block_acc': [0.25, 0.5], 'block_donor_acc': [0.75, 0.125],
            'expected': 'what [should] come'}
   monkeypatch.setattr(interventions, 'run_controls', lambda *args: {

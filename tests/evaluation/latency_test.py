@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import statistics
 
-from flax import nnx
 import jax
 import numpy as np
 import pytest
@@ -99,23 +98,20 @@ def test_all_readouts_are_compared_with_one():
 # ---- The programs ----
 
 
-def make_method(name='m', method='rim_stage2', changes=(), **settings):
+def make_method(name='m', method='rim_stage2', changes=(), **writing):
   config = support.make_config(method, model__num_layers=1, model__attention_tile_tokens=0,
                                **dict(changes))
-  graphdef, params = nnx.split(support.make_model(config))
-  params = nnx.to_pure_dict(params)
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  questions = [[1, 2, 3], [4, 5, 6]]
-  method = latency.make_method(name, graphdef, config, mesh, params, {}, questions,
-                               memory_start=16, num_ids=16, **settings)
-  return method, config, graphdef, params, mesh, questions
+  network, questions = support.make_network(config, support.make_model(config)), [
+      [1, 2, 3], [4, 5, 6]]
+  method = latency.make_method(name, network, questions, latency.Writing(**writing))
+  return method, config, network, questions
 
 
 @pytest.mark.parametrize('name, changes, num_blocks, blocks, num_thoughts', [
     ('rim_stage2', {}, 3, (2, 3), 0), ('coconut_stage', {'layout__block_tokens': 4}, 1, (1,), 4),
     ('coconut_stage', {'layout__block_tokens': 4}, 0, (0,), 0)])
 def test_a_method_writes_as_many_tokens_as_it_says(name, changes, num_blocks, blocks, num_thoughts):
-  method, config, graphdef, params, _, questions = make_method(
+  method, config, network, questions = make_method(
       method=name, changes=changes, prefix=(10,), num_blocks=num_blocks, blocks=blocks,
       num_chain=2, num_answer=3)
   assert method.facts['generated_to_first'] == 3 and method.facts['generated_in_full'] == 5
@@ -133,9 +129,8 @@ def test_a_method_writes_as_many_tokens_as_it_says(name, changes, num_blocks, bl
   np.testing.assert_array_equal(ids['full'], ids['decode'])
   trunks = jax.tree.map(jax.numpy.asarray, decode.make_trunks(
       questions, num_blocks, 32, 2, config, 16))
-  np.testing.assert_array_equal(ids['full'], jax.jit(
-      decode.decode, static_argnums=(0, 1, 2, 3, 4, 5, 6))(
-          graphdef, config, (10,), 99, 16, blocks, 5, params, {}, trunks))
+  np.testing.assert_array_equal(ids['full'], network.jit(decode.decode, 1)(
+      *network.arrays, decode.Readouts((10,), blocks, 5, 99, 16), trunks))
 
 
 def test_flops_of_a_chain_are_those_of_its_steps():
@@ -167,25 +162,25 @@ def fake_time(monkeypatch):
   """
   clock, seen = Clock(), []
 
-  def make(name, graphdef, config, mesh, params, frozen, questions, **settings):
-    seen.append(settings | {'name': name, 'config': config, 'questions': questions})
+  def make(name, network, questions, writing):
+    seen.append(dataclasses.asdict(writing) | {'name': name, 'config': network.config,
+                                               'questions': questions})
     return latency.Method(name, {
         part: clock.make_program((name, part), [
             (1 if name == 'direct' else 2 + i) * (1 + 0.1 * n) for n in range(9)])
         for i, part in enumerate(latency.PARTS)}, {
             'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': len(questions),
-            'prompt_tokens': 3, 'trunk_tokens': 32, 'prefix_tokens': len(settings['prefix']),
-            'generated_to_first': settings['num_chain'] + 1,
+            'prompt_tokens': 3, 'trunk_tokens': 32, 'prefix_tokens': len(writing.prefix),
+            'generated_to_first': writing.num_chain + 1,
             'num_thoughts': 3 * (name == 'coconut_stage')}, dict)
   monkeypatch.setattr(latency, 'make_method', make)
   monkeypatch.setattr(latency, 'measure', functools.partial(latency.measure, clock=clock))
   return clock, seen
 
 
-def measure_run(config, sizes=(1, 4), num_runs=7, state=(None, {}, {}), devices=1):
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
-  return latency.measure_run(*state, support.RECORDS, config, support.make_codec(config), mesh,
-                             config.eval_blocks, sizes, num_runs)
+def measure_run(config, sizes=(1, 4), num_runs=7, devices=1, **arrays):
+  network = dataclasses.replace(support.make_network(config, devices=devices), **arrays)
+  return latency.measure_run(network, support.RECORDS, config.eval_blocks, sizes, num_runs)
 
 
 @pytest.mark.parametrize('method, changes, chain', [
@@ -262,14 +257,15 @@ def test_the_base_is_what_direct_answering_decodes_with_the_same_network(method,
     return [m.facts | {f'first_token_{key}': latency.summarize([1.0]) for key in ('ms', 'ratio')}
             for m in methods]
   monkeypatch.setattr(latency, 'measure', measure)
-  measure_run(config, (1,), state=(program.graphdef, state.params, frozen))
+  measure_run(config, (1,), graphdef=program.graphdef, params=state.params, frozen=frozen)
   direct = support.make_config('direct', model__num_layers=1, layout__answer_prefix='*')
   question = codec.encode(support.RECORDS[0]).question
   trunks = jax.tree.map(jax.numpy.asarray, decode.make_trunks(
       [question], 0, 32, 1, direct, codec.memory_start))
-  expected = jax.jit(decode.decode, static_argnums=range(7))(
-      program.graphdef, direct, tuple(codec.template.answer_prefix), latency._NO_EOS,
-      codec.tokenizer.vocab_size, (0,), 2, state.params, frozen, trunks)
+  readouts = decode.Readouts(tuple(codec.template.answer_prefix), (0,), 2, latency._NO_EOS,
+                             codec.tokenizer.vocab_size)
+  expected = dataclasses.replace(support.make_network(direct), graphdef=program.graphdef).jit(
+      decode.decode, 1)(state.params, frozen, readouts, trunks)
   np.testing.assert_array_equal(seen[1].parts['full'](), expected)
   assert {k: seen[1].facts[k] for k in ('num_blocks', 'num_readouts', 'num_thoughts')} == {
       'num_blocks': 0, 'num_readouts': 1, 'num_thoughts': 0}

@@ -120,14 +120,15 @@ def test_a_result_that_never_varies_is_not_probed():
 def test_a_step_of_prosqa_has_the_class_that_it_finds():
   """Its last word, whatever led there; GSM8K's results are no few classes, and are not probed."""
   config = support.make_config('rim_stage2', eval__max_new_tokens=1)
-  (_, params, decoder), codec = support.make_decoder(config), support.make_codec(config)
+  model = support.make_model(config)
   ends = ('yumpus.', 'rempus.', 'lempus.')
   records = {s: [Record(f'{i}', (f'{"Tom" if i % 2 else "Sam"} is a {ends[i % 3]}',), '1', '')
                  for i in range(n)] for s, n in (('train', 60), ('valid', 12), ('test', 18))}
 
   def find_steps(source):
-    asked = dataclasses.replace(config, data=dataclasses.replace(config.data, source=source))
-    found, _ = probes.run_probes(decoder, params, {}, records, asked, codec, {1: lambda: params},
+    network = support.make_network(dataclasses.replace(
+        config, data=dataclasses.replace(config.data, source=source)), model)
+    found, _ = probes.run_probes(decode.Decoder(network), records, {1: lambda: network.params},
                                  lambda line: None)
     return found['steps']
   found = find_steps('prosqa')
@@ -172,9 +173,9 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
 def test_states_are_the_closing_tokens_before_the_last_layer():
   """Against a network of one layer less, on each question alone."""
   config = support.make_config('rim_stage2', eval__batch_size=3)
-  (model, params, decoder), codec = support.make_decoder(config), support.make_codec(config)
+  (model, decoder), codec = support.make_decoder(config), support.make_codec(config)
   questions = [codec.encode(r).question for r in support.RECORDS]
-  found = decoder.compute_states(params, {}, questions, 3)
+  found = decoder.compute_states(questions, 3)
   assert found.shape == (5, 3, 16)
   seen = []
   model.final_norm = lambda x: seen.append(x) or x
@@ -190,18 +191,18 @@ def test_states_are_the_closing_tokens_before_the_last_layer():
 
 def test_all_probes_of_a_network():
   config = support.make_config('rim_stage2', eval__max_new_tokens=1)
-  (_, params, decoder), codec = support.make_decoder(config), support.make_codec(config)
-  rng = np.random.default_rng(0)
+  _, decoder = support.make_decoder(config)
+  params, rng = decoder.network.params, np.random.default_rng(0)
   records = {s: [Record(f'{a}+{b}', (str(a), str((a + b) % 10)), str((a + b) % 10), f'{s}:{i}')
                  for i, (a, b) in enumerate(rng.integers(0, 3, (n, 2)))]
              for s, n in (('train', 40), ('valid', 16), ('test', 24))}
   found, (points, answers) = probes.run_probes(
-      decoder, params, {}, records, config, codec,
-      {5: lambda: jax.tree.map(lambda x: 0.5 * x, params), 9: lambda: params}, lambda line: None)
+      decoder, records, {5: lambda: jax.tree.map(lambda x: 0.5 * x, params), 9: lambda: params},
+      lambda line: None)
   assert found['num_questions'] == {'train': 40, 'valid': 16, 'test': 24}
   assert len(found['right']['by_block']) == 3 and len(found['steps']['acc']) == 3
   assert found['pca']['fitted_on'] == 9 and set(points) == {5, 9}
   assert points[9].shape == (24, 3, 2) and answers[0] == records['test'][0].answer
-  one = support.set_keys(config, {'model.num_layers': 1})
+  one = support.make_network(support.set_keys(config, {'model.num_layers': 1}))
   assert 'one layer' in probes.run_probes(
-      decoder, params, {}, records, one, codec, {}, lambda line: None)[0]['none']
+      decode.Decoder(one), records, {}, lambda line: None)[0]['none']

@@ -31,10 +31,9 @@ def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices)
   assert len(kept) == 3
   correct = []
   for step in kept:
-    graphdef, params, frozen, _ = state_lib.load_params(task, tmp_path / 'run', step)
-    decoder = decode.Decoder(graphdef, config, task.codec, task.mesh)
+    network, _ = state_lib.load_network(task, tmp_path / 'run', step)
     correct.append([p['block_correct'] for p in scores.evaluate(
-        decoder, params, frozen, run_scores_lib.get_records(task, 'test', 0), config, task.codec,
+        decode.Decoder(network), run_scores_lib.get_records(task, 'test', 0),
         config.eval_blocks)[1]])
   wanted = scores.score_splits(np.asarray(correct), config.seed)
   before = storage.load_json(tmp_path / 'run' / 'results.json', '')['test']
@@ -51,7 +50,7 @@ def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices)
   assert found['chosen_on'].startswith('test itself') and found['chosen_on'] in told[-1]
   assert found['data_fingerprint'] == before['data_fingerprint']
   with pytest.raises(UserError, match='scores many checkpoints'):
-    state_lib.load_params(task, tmp_path / 'run', 'splits')
+    state_lib.load_network(task, tmp_path / 'run', 'splits')
 
 
 def test_predictions_are_whole_whenever_a_run_is_killed(tmp_path, monkeypatch):
@@ -79,8 +78,9 @@ def test_blocks_beyond_the_trained_positions_are_marked(tmp_path, monkeypatch, p
   """A question of 9 tokens and 3 blocks of 3: a table has rows for more, and RoPE has none."""
   config = support.make_config('rim_stage2', data__cache_dir=str(tmp_path / 'cache'),
                                model__positions=positions, **asked)
-  monkeypatch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
-  monkeypatch.setattr(scores, 'evaluate', lambda d, p, f, records, *args: (
+  monkeypatch.setattr(state_lib, 'load_network', lambda task, *args: (
+      support.make_network(task.config), 7))
+  monkeypatch.setattr(scores, 'evaluate', lambda decoder, records, *args: (
       {'n': 8}, [{'correct': True}] * len(records)))
   monkeypatch.setattr(scores, 'evaluate_budgets', lambda *args: {})
   result = run_scores_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path, QUIET)[
@@ -94,8 +94,9 @@ def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(t
   task = train_lib.make_task(support.make_config(
       'rim_stage2', data__cache_dir=str(tmp_path / 'cache'), model__positions='rope'), QUIET)
   assert run_scores_lib.fingerprint_set(task, []) == task.dataset.splits['test'].fingerprint
-  monkeypatch.setattr(state_lib, 'load_params', lambda *args: (None, {}, {}, 7))
-  monkeypatch.setattr(scores, 'evaluate', lambda d, p, f, records, *args: ({'n': len(records)}, [
+  monkeypatch.setattr(state_lib, 'load_network', lambda task, *args: (
+      support.make_network(task.config), 7))
+  monkeypatch.setattr(scores, 'evaluate', lambda decoder, records, *args: ({'n': len(records)}, [
       {'question': r.question, 'answer': r.answer, 'correct': True} for r in records]))
 
   def run(name, *answers):

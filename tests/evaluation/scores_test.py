@@ -50,12 +50,11 @@ def test_icot_s_answer_is_read_written_or_forced():
   seen = []
 
   class Recorder(FixedDecoder):
-    def decode_texts(self, params, frozen, questions, num_blocks, prefix, blocks, say=None):
+    def decode_texts(self, questions, num_blocks, prefix, blocks, say=None):
       seen.append(list(prefix))
-      return super().decode_texts(params, frozen, questions, num_blocks, prefix, blocks)
+      return super().decode_texts(questions, num_blocks, prefix, blocks)
   for prefix in (None, ()):
-    scores.evaluate(Recorder([['6']] * 5), None, None, support.RECORDS, config, codec, 0,
-                    prefix=prefix)
+    scores.evaluate(Recorder([['6']] * 5, config), support.RECORDS, 0, prefix=prefix)
   assert seen == [codec.tokenizer.encode('-*'), []]
 
 
@@ -70,11 +69,10 @@ def test_majority_prefers_votes_then_the_latest_block(answers, chosen):
 class FixedDecoder:
   """Stands for a decoder whose texts are known."""
 
-  def __init__(self, texts):
-    self.texts = texts
+  def __init__(self, texts, config):
+    self.texts, self.network = texts, support.make_network(config)
 
-  def decode_texts(self, params, frozen, questions, num_blocks, prefix, blocks, say=None,
-                   sample=None):
+  def decode_texts(self, questions, num_blocks, prefix, blocks, say=None, sample=None):
     if sample is not None:  # a column of the texts for each sample, of the last block alone
       assert len(blocks) == 1 and blocks[0] == num_blocks
       return [[row[sample]] for row in self.texts], None
@@ -86,9 +84,9 @@ class FixedDecoder:
 def test_accuracies_by_hand():
   config = support.make_config('rim_stage2')
   records = support.RECORDS[:4]  # answers 6, 9, 8, 4
-  decoder = FixedDecoder([['6', '6', '6'], ['9', '1', '9'], ['8', '8', '1'], ['1', '1', '1']])
-  result, predictions = scores.evaluate(
-      decoder, None, None, records, config, support.make_codec(config), 3)
+  decoder = FixedDecoder([['6', '6', '6'], ['9', '1', '9'], ['8', '8', '1'], ['1', '1', '1']],
+                         config)
+  result, predictions = scores.evaluate(decoder, records, 3)
   assert result['n'] == 4 and result['block_acc'] == [0.75, 0.5, 0.5]
   assert result['final_acc'] == 0.5 and result['any_block_acc'] == 0.75
   assert result['majority_acc'] == 0.75 and result['num_unfinished'] == 1
@@ -137,9 +135,9 @@ def test_of_equal_checkpoints_the_latest_is_chosen():
 def test_pass_at_k_by_hand():
   """Of four samples 2, 0, 4 and 1 are right: pairs hold a right one in 5, 0, 6 and 3 of 6."""
   config = support.make_config('rim_stage2', eval__num_samples=4, eval__temperature=0.7)
-  decoder = FixedDecoder([['6', '1', '6', '2'], ['1'] * 4, ['8'] * 4, ['1', '4', '1', '1']])
-  result, num_right = scores.evaluate_samples(
-      decoder, None, None, support.RECORDS[:4], config, support.make_codec(config), 3)
+  decoder = FixedDecoder([['6', '1', '6', '2'], ['1'] * 4, ['8'] * 4, ['1', '4', '1', '1']],
+                         config)
+  result, num_right = scores.evaluate_samples(decoder, support.RECORDS[:4], 3)
   assert num_right == [2, 0, 4, 1]
   assert result == {'num_samples': 4, 'temperature': 0.7, 'pass_at': {
       '1': pytest.approx(7 / 16), '2': pytest.approx(14 / 24), '4': 0.75}}
@@ -158,24 +156,23 @@ def test_pass_at_k_is_the_share_of_all_choices_of_k_samples(count):
 def test_pass_at_is_given_for_powers_of_two(count, ks):
   config = support.make_config('rim_stage2', eval__num_samples=count)
   result, _ = scores.evaluate_samples(
-      FixedDecoder([['6'] * count]), None, None, support.RECORDS[:1], config,
-      support.make_codec(config), 3)
+      FixedDecoder([['6'] * count], config), support.RECORDS[:1], 3)
   assert list(result['pass_at']) == list(ks)
 
 
 def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
   config = support.make_config('rim_stage2', layout__num_blocks=1, eval__budget_blocks=-1,
                                eval__max_new_tokens=1, eval__batch_size=20)
-  _, params, decoder = support.make_decoder(config)
+  _, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   # Records whose answers are what the network says after a block, so that accuracies differ.
-  texts, _ = decoder.decode_texts(params, {}, [codec.encode(r).question for r in RECORDS], 2, (),
+  texts, _ = decoder.decode_texts([codec.encode(r).question for r in RECORDS], 2, (),
                                   (0, 1, 2))
   records = [dataclasses.replace(r, answer=row[i * i % 3] or '?')
              for i, (r, row) in enumerate(zip(RECORDS, texts))]
   found = scores.evaluate_budgets(
-      decoder, params, {}, records, config, codec, config.eval_budget)['budget_acc']
-  alone = [scores.evaluate(decoder, params, {}, records, config, codec, k)[0]['final_acc']
+      decoder, records, config.eval_budget)['budget_acc']
+  alone = [scores.evaluate(decoder, records, k)[0]['final_acc']
            for k in range(3)]
   assert found == dict(zip('012', alone))
   assert len(set(alone)) > 2
@@ -183,11 +180,10 @@ def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
 
 def test_a_budget_beyond_the_position_table_is_told():
   config = support.make_config('rim_stage2', model__max_positions=24)
-  _, params, decoder = support.make_decoder(config)
-  codec = support.make_codec(config)
-  scores.evaluate_budgets(decoder, params, {}, support.RECORDS[1:2], config, codec, 6)
+  _, decoder = support.make_decoder(config)
+  scores.evaluate_budgets(decoder, support.RECORDS[1:2], 6)
   with pytest.raises(UserError, match='r:2: a question of 1 tokens with 7 blocks .*budget_blocks'):
-    scores.evaluate_budgets(decoder, params, {}, support.RECORDS[1:2], config, codec, 7)
+    scores.evaluate_budgets(decoder, support.RECORDS[1:2], 7)
 
 
 @pytest.mark.parametrize('method, prefix, trained', [
@@ -243,8 +239,7 @@ def test_step_accuracy_by_hand():
   config = support.make_config('rim_stage1')
   records = [support.RECORDS[0], support.RECORDS[3], support.RECORDS[4]]
   # targets after block t are r_{t+1}: ('6'), ('3', '4'), ('46', '92')
-  decoder = FixedDecoder([['6', '-'], ['3', '5'], ['46', '92']])
-  result = scores.evaluate_steps(decoder, None, None, records, config,
-                                 support.make_codec(config))
+  decoder = FixedDecoder([['6', '-'], ['3', '5'], ['46', '92']], config)
+  result = scores.evaluate_steps(decoder, records)
   assert result['step_acc_gold_count'] == pytest.approx(4 / 5)
   assert result['step_acc_by_block'] == [1.0, 0.5]

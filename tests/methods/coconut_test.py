@@ -214,11 +214,11 @@ def test_under_dropout_both_passes_read_the_question_alike():
 def test_decoding_s_logits_are_those_of_the_training_forward(
     network, skip_steps, prefix, monkeypatch):
   config = make_config(2, skip_steps, network, layout__answer_prefix=prefix)
-  model, params, decoder = support.make_decoder(config)
+  model, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   questions = [codec.encode(r).question for r in support.RECORDS[:3]]
   ids, seen = support.decode_and_record(
-      decoder, params, questions, 1, codec.template.answer_prefix, (1,), monkeypatch)
+      decoder, questions, 1, codec.template.answer_prefix, (1,), monkeypatch)
   count = config.eval.max_new_tokens
   batch = batch_lib.make_empty_rows(1, 80, 3 * count)  # all in one row
   token = slot = 0
@@ -239,8 +239,8 @@ def test_neither_the_batch_nor_the_mesh_changes_an_answer():
     config = make_config(2, 1, eval__batch_size=size)
     codec = support.make_codec(config)
     questions = [codec.encode(r).question for r in support.RECORDS]
-    _, params, decoder = support.make_decoder(config, devices)
-    results.append(decoder.decode_texts(params, {}, questions, 1, (), (1,))[0])
+    _, decoder = support.make_decoder(config, devices)
+    results.append(decoder.decode_texts(questions, 1, (), (1,))[0])
     assert decoder._decode._cache_size() <= 1  # all these widths are one
   assert results[0] == results[1] == results[2]
   assert len({text for text, in results[0]}) > 1
@@ -252,8 +252,8 @@ def test_without_blocks_a_trained_stage_decodes_as_direct_does():
   questions = [codec.encode(r).question for r in support.RECORDS]
   answers = []
   for c in (config, dataclasses.replace(config, method='direct')):
-    _, params, decoder = support.make_decoder(c)
-    answers.append(decoder.decode_texts(params, {}, questions, 0, (), (0,))[0])
+    _, decoder = support.make_decoder(c)
+    answers.append(decoder.decode_texts(questions, 0, (), (0,))[0])
   assert answers[0] == answers[1]
 
 

@@ -20,6 +20,7 @@ from rim_jax.errors import Stopped, UserError
 from rim_jax.evaluation import attention_weights
 from rim_jax.methods import rim
 from rim_jax.model import sharding
+from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import export, families, weights
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -127,10 +128,10 @@ def test_packed_rows_equal_sequences_read_alone_by_hand(network):
 def test_decoding_s_logits_are_those_of_the_training_forward(network, monkeypatch):
   config = make_config(layout__answer_prefix='+', **network)
   codec = support.make_codec(config)
-  model, params, decoder = support.make_decoder(config)
+  model, decoder = support.make_decoder(config)
   questions = [codec.encode(r).question for r in support.RECORDS[:2]]
   blocks, prefix, count = (3,), codec.template.answer_prefix, config.eval.max_new_tokens
-  ids, seen = support.decode_and_record(decoder, params, questions, 3, prefix, blocks, monkeypatch)
+  ids, seen = support.decode_and_record(decoder, questions, 3, prefix, blocks, monkeypatch)
   batch = support.batch_lib.make_empty_rows(2, 96, count)
   for i, question in enumerate(questions):
     readout = layout_lib.Readout(3, 2, prefix, ids[i, 0].tolist())
@@ -292,8 +293,8 @@ def test_it_trains_goes_on_and_is_evaluated(tmp_path, use_devices):
   kept = checkpoint_lib.choose_checkpoint(tmp_path / 'run', 'last').card['params']
   assert any('added' in name and 'scale' in name for name in kept)
   task = train.make_task(config, lambda line: None)
-  _, params, _, _ = train.state_lib.load_params(task, tmp_path / 'run', 'last')
-  assert np.abs(params['added']['scale']).min() > 0  # it began with zeros
+  network, _ = train.state_lib.load_network(task, tmp_path / 'run', 'last')
+  assert np.abs(network.params['added']['scale']).min() > 0  # it began with zeros
 
 
 def test_an_export_leaves_its_parameter_out_and_one_that_feeds_back_is_refused(tmp_path):
@@ -307,8 +308,10 @@ def test_an_export_leaves_its_parameter_out_and_one_that_feeds_back_is_refused(t
   base = weights.open_base(config.model.init_from)
   state, frozen = program.init(jax.random.key(0), weights.load_params(base, program.base))
   assert set(state.params) == {'memory', 'added'}
-  export.write_export(tmp_path / 'out', config, base, support.make_codec(config), state.params,
-                      frozen, {}, ['1+1?'], say=lambda line: None)
+  codec = support.make_codec(config)
+  network = Network(program.graphdef, state.params, frozen, config, codec, mesh)
+  export.write_export(tmp_path / 'out', network, export.Origin(base, 'runs/it', 7), ['1+1?'],
+                      say=lambda line: None)
   names = [set(safetensors.numpy.load_file(folder / 'model.safetensors'))
            for folder in (GPT2, tmp_path / 'out')]
   assert names[0] == names[1]

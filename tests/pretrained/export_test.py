@@ -18,6 +18,7 @@ from rim_jax.config import MeshConfig
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
 from rim_jax.model import sharding
+from rim_jax.model.network import Network
 from rim_jax.pretrained import export, families, weights
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.training import step as step_lib
@@ -55,9 +56,8 @@ def make_model(config, seed=0):
 
 def write(out, config, params, frozen, questions=('1+1?',)):
   base = weights.open_base(config.model.init_from)
-  codec = support.make_codec(config)
-  return export.write_export(out, config, base, codec, params, frozen,
-                             {'base': {'path': str(base.folder)}}, questions,
+  network = Network(None, params, frozen, config, support.make_codec(config), None)
+  return export.write_export(out, network, export.Origin(base, 'runs/it', 7), questions,
                              say=lambda line: None)
 
 
@@ -256,14 +256,12 @@ def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has
   """Writes and compares; `spoil` changes what the run computes with, after the export."""
   program, params, frozen = make_model(config)
   base = weights.open_base(config.model.init_from)
-  codec = support.make_codec(config)
-  decoder = decode.Decoder(program.graphdef, config, codec,
-                           sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
-  references = export.iterate_references(config, codec, decoder, program.graphdef, spoil(params),
-                                         frozen, questions)
-  return export.write_export(out, config, base, codec, params, frozen,
-                             {'base': {'path': str(base.folder)}}, questions, references,
-                             lambda line: None)
+  network = Network(program.graphdef, params, frozen, config, support.make_codec(config),
+                    sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+  references = export.iterate_references(
+      decode.Decoder(dataclasses.replace(network, params=spoil(params))), questions)
+  return export.write_export(out, network, export.Origin(base, 'runs/it', 7), questions,
+                             references, lambda line: None)
 
 
 @needs_hf

@@ -24,6 +24,7 @@ from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
 from rim_jax.model import sharding
 from rim_jax.model import transformer as transformer_lib
+from rim_jax.model.network import Network
 from rim_jax.pretrained import families, weights
 from rim_jax.training import step as step_lib
 from tests import support
@@ -83,9 +84,9 @@ def test_greedy_tokens_equal_those_of_transformers(family):
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   codec = support.make_codec(config)
   codec = dataclasses.replace(codec, tokenizer=_NeverEnds())
-  decoder = decode.Decoder(program.graphdef, config, codec, mesh)
+  decoder = decode.Decoder(Network(program.graphdef, params, frozen, config, codec, mesh))
   questions = [golden['ids_0'].tolist(), golden['ids_1'].tolist()]
-  ids = np.asarray(decoder.run(params, frozen, decoder.place(questions, 0, 2), (), (0,)))
+  ids = np.asarray(decoder.run(decoder.place(questions, 0, 2), (), (0,)))
   for text in (0, 1):
     np.testing.assert_array_equal(ids[text, 0], golden[f'greedy_{text}'])
 
@@ -103,9 +104,9 @@ def test_padding_rows_are_never_decoded(num_ids):
   codec = support.make_codec(config)
   tokenizer = _NeverEnds()
   tokenizer.vocab_size = num_ids
-  decoder = decode.Decoder(program.graphdef, config,
-                           dataclasses.replace(codec, tokenizer=tokenizer), mesh)
-  ids = decoder.run(params, frozen, decoder.place([[5, 9, 30]], 0, 1), (), (0,))
+  decoder = decode.Decoder(Network(program.graphdef, params, frozen, config,
+                                   dataclasses.replace(codec, tokenizer=tokenizer), mesh))
+  ids = decoder.run(decoder.place([[5, 9, 30]], 0, 1), (), (0,))
   assert (np.asarray(ids) >= 100).any() == (num_ids == 272)
 
 
