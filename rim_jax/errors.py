@@ -11,6 +11,10 @@ class UserError(RunError):
   exit_code = 2
 
 
+class FolderTaken(UserError):
+  """Another process is at work in a folder."""
+
+
 class NonFiniteError(RunError):
   """A loss or gradient stopped being finite; the update was withheld."""
 
@@ -22,3 +26,7 @@ class HostError(RunError):
 class Stopped(RunError):
   """The run was asked to end, or has done its share, and has saved; the same command goes on."""
   exit_code = 75
+
+
+class ShareDone(Stopped):
+  """The run has done as much of its budget as checkpoint.stop_frac asks for."""

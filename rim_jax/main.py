@@ -47,6 +47,7 @@ import re
 import sys
 
 from absl import flags
+from etils import epath
 import ml_collections
 from ml_collections import config_flags
 from rich import console as rich_console
@@ -55,6 +56,7 @@ from rim_jax import config as config_lib
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import RunError, Stopped, UserError
 from rim_jax.pretrained import families
+from rim_jax.runtime import status
 
 MODES = ('train', 'eval', 'generate', 'controls', 'report', 'compare', 'export', 'plan',
          'sweep')
@@ -310,14 +312,15 @@ def _run(argv, console) -> None:
       raise UserError('--conclude runs nothing, so it asks nothing: leave out --controls')
     halves = halving.parse_halving(values.halve_at, values.halve_keep)
     overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
+    sweep = driver.Sweep(
+        config, epath.Path(workdir), source, overrides, values.jobs, values.retry_failed, halves,
+        values.controls, values.conclude)
     if values.dry_run:
-      driver.show_dry(config, workdir, source, overrides, values.hardware, values.utilization, say,
-                      halves)
+      driver.show_dry(sweep, values.hardware, values.utilization, say)
       if values.controls:
         say('--controls: then the command of every run with memory again, with --mode=controls')
       return
-    driver.drive(config, workdir, source, overrides, values.jobs, values.retry_failed, say, console,
-                 values.conclude, halves, values.controls)
+    driver.drive(sweep, say, console)
     return
   if values.mode == 'compare':  # of files alone: no accelerator is touched
     from rim_jax.report import comparisons
@@ -368,16 +371,13 @@ def cli(argv, console=None) -> int:
   debug = any(a in ('--debug', '--debug=true', '--debug=True', '--debug=1') for a in argv)
   try:
     _run(list(argv), console)
-  except UserError as e:
-    if debug:
-      raise
-    for line in str(e).split('\n'):
-      print(f'error: {line}', file=sys.stderr)
-    return 2
   except RunError as e:
+    status.tell(ended=type(e).__name__, error=str(e))
     if debug:
       raise
-    print(f'{"stopped" if isinstance(e, Stopped) else "error"}: {e}', file=sys.stderr)
+    name = 'stopped' if isinstance(e, Stopped) else 'error'
+    for line in str(e).split('\n'):
+      print(f'{name}: {line}', file=sys.stderr)
     return e.exit_code
   except KeyboardInterrupt:
     print('stopped; run the same command again to go on from the last checkpoint',

@@ -17,7 +17,7 @@ from rim_jax.config import Config
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets
 from rim_jax.data import tokenizer as tokenizer_lib
-from rim_jax.errors import NonFiniteError, Stopped, UserError
+from rim_jax.errors import NonFiniteError, ShareDone, Stopped, UserError
 from rim_jax.evaluation import decode, scores
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.model import sharding
@@ -228,8 +228,9 @@ def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointe
     with goodput.measure('save'):
       checkpointer.finish()
     if end < stage.num_steps:
-      raise Stopped(f'{workdir}: step {max(start, end)} of {stage.num_steps} is saved, and '
-                          f'{stages_lib.NO_MORE}; with more the same command goes on')
+      raise ShareDone(
+          f'{workdir}: step {max(start, end)} of {stage.num_steps} is saved, and '
+          'checkpoint.stop_frac asks for no more; with more the same command goes on')
     spent = goodput.summarize()
     if stage.num_steps > start:
       writer.write(stage.num_steps, spent)
@@ -320,8 +321,8 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   for name, stage_config in stages_lib.make_stages(config):
     folder = workdir / name if name else workdir
     if not stage_config.checkpoint.stop_frac:
-      raise Stopped(f'{before}: is complete, and {stages_lib.NO_MORE}; with more the same '
-                          'command goes on')
+      raise ShareDone(f'{before}: is complete, and checkpoint.stop_frac asks for no more; with '
+                      'more the same command goes on')
     init_from = before or state_lib.find_init(stage_config, folder)
     if name:
       say(f'== {name}: {folder}')

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import sys
 
 import ml_collections
@@ -42,15 +43,16 @@ if seed == 0 and '0.5' in folder.name and (folder.parent.parent / 'full').exists
 held = folder.parent.parent / 'held'
 if held.exists():
   held.unlink()
-  print('error: DIR: process 1 is at work here; wait for it')
+  from rim_jax.runtime import status  # as a run tells how it ended
+  status.tell(ended='FolderTaken', error='DIR: wait for process 1')
   sys.exit(2)
 while (folder.parent.parent / 'wait').exists(): time.sleep(0.05)
 if len(sys.argv) > 3:  # to a share of the budget; the higher rate is the better one
   share = sys.argv[3].removeprefix('--config.checkpoint.stop_frac=')
   if not (folder.parent.parent / 'mute').exists():
     (folder / ('valid' + share)).write_text(folder.name[5:8])
-  from rim_jax import stages  # the words of a run
-  print(f'stopped: DIR: step 3 of 7 is saved, and {stages.NO_MORE}')
+  from rim_jax.runtime import status
+  status.tell(ended='ShareDone', error='DIR: step 3 of 7 is saved')
   sys.exit(75)
 (folder / 'predictions').mkdir(exist_ok=True)
 right = [i % 3 != seed for i in range(30)]
@@ -80,13 +82,14 @@ def drive(workdir, points, retry=False, **flags):
   said = []
   console = rich_console.Console(file=open(os.devnull, 'w'), force_terminal=False)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(driver_lib, 'make_command', lambda point, folder, source, overrides: [
-        sys.executable, '-c', SCRIPT, str(folder), str(point.factors['seed']), *overrides])
+    patch.setattr(driver_lib.Sweep, 'make_command', lambda sweep, point, more=(): [
+        sys.executable, '-c', SCRIPT, str(sweep.workdir / 'points' / point.name),
+        str(point.factors['seed']), *sweep.overrides, *more])
     patch.setattr(halving_lib, 'read_score', read_score)
     patch.setattr(driver_lib, '_POLL_SECS', 0.02)
     try:
-      driver_lib.drive(points, workdir, 'recipe.py', [], 2, retry, said.append, console,
-                       **flags)
+      driver_lib.drive(driver_lib.Sweep(points, pathlib.Path(workdir), 'recipe.py', num_jobs=2,
+                                        retry_failed=retry, **flags), said.append, console)
     except UserError as e:
       said.append(str(e))
   return '\n'.join(said)

@@ -9,9 +9,6 @@ import math
 
 from rim_jax.config.schema import CheckpointConfig, Config, TrainConfig
 
-# How a run says that it ended where it was to; a sweep's driver reads it.
-NO_MORE = 'checkpoint.stop_frac asks for no more'
-
 
 def make_stages(config: Config) -> list[tuple[str, Config]]:
   """(name, config) of each, in order: ('', itself), or the stages of a curriculum."""

@@ -7,6 +7,7 @@ import collections
 
 from rim_jax.errors import UserError
 from rim_jax.report import page, pairwise
+from rim_jax.results import values
 from rim_jax.runtime import run_folder
 
 _NUM_SHOWN = 6
@@ -37,8 +38,8 @@ def make_examples(runs) -> str:
   body = ''.join(page.make_table(
       [f'<div class="long">gold: {page.escape(asked[i][1])}</div>',
        f'<div class="long">{page.escape(asked[i][0])}</div>'],
-      [[label, f'<div class="long">{page.mark_answers(predictions[i], state.result)}</div>']
-       for label, state, predictions in group])
+      [[label, f'<div class="long">{page.mark_answers(predictions[i], result)}</div>']
+       for label, state, predictions in group for result in [values.to_tree(state.result)]])
                  for i in choose_questions(right, _NUM_SHOWN))
   return _describe(right) * bool(body) + body + ''.join(
       f'<p><small>Left out: {page.escape(why)}.</small></p>' for why in left_out)

@@ -17,7 +17,7 @@ from rim_jax.report import (
   sweep_figures,
   sweep_results,
 )
-from rim_jax.results import timings
+from rim_jax.results import timings, values
 from rim_jax.runtime import run_folder
 
 _HEAD = ('', 'on valid<small>chooses the checkpoint of a run, and the best of all</small>', 'final',
@@ -207,7 +207,7 @@ def _show_effect(effect):
 def _draw_factors(states, workdir):
   """Every point over its factors, and each two factors that were crossed."""
   levels = sweep_results.list_levels([s.point for s in states])
-  rows = [(s.point.factors, s.result['final_acc']) for s in states if s.result]
+  rows = [(s.point.factors, s.result.final_acc) for s in states if s.result]
   body = sweep_figures.draw_parallel(rows, levels, 'accuracy', workdir)
   for first, second in sweep_figures.list_grids(rows, levels):
     body += sweep_figures.draw_heat_map(rows, levels, first, second, 'accuracy', workdir)
@@ -233,7 +233,7 @@ def _make_blocks(entries, drawn, which, workdir):
 def _make_by_number(entries, which, states, workdir) -> list[str]:
   """Accuracies with K blocks, and of k answers drawn, where some were asked for."""
   told = {e['name']: page.describe_trained(states[e['points'][0]].last[0], [
-      k for point in e['points'] for k in states[point].result.get('beyond_positions', ())])
+      k for point in e['points'] for k in states[point].result.beyond_positions or ()])
           for e in entries if 'budget_acc' in e}
   alike = set(told.values()) if len(set(told.values())) == 1 else ()
   budgets = _draw_by_number(
@@ -311,8 +311,8 @@ def _draw_learning(entries, which, states, workdir):
 
 def _make_controls(entries, states):
   """Controls beside what each should give: means over seeds, and each run's, after each block."""
-  found = {s.point.name: control_results.load_asked(s.last[1], s.last[0].eval_set, s.result)[0]
-           for s in states if s.result}
+  found = {s.point.name: control_results.load_asked(
+      s.last[1], s.last[0].eval_set, values.to_tree(s.result))[0] for s in states if s.result}
   body = control_sections.tabulate_over_seeds({e['name']: (e['controls'], e['num_done'])
                                                for e in entries if 'controls' in e})
   runs = control_sections.tabulate_controls({name: c['controls'] for name, c in found.items() if c})
@@ -324,8 +324,8 @@ def _make_controls(entries, states):
 def _make_runs(states):
   rows = []
   for state in states:
-    accuracy = state.result and page.mark(state.result['final_acc'],
-                                        f'{100 * state.result["final_acc"]:.1f}%')
+    accuracy = state.result and page.mark(state.result.final_acc,
+                                        f'{100 * state.result.final_acc:.1f}%')
     rows.append([_name(state.point.name), state.status, accuracy or '–',
                  f'<div class="long">{page.escape(state.folder)}</div>'])
   return page.make_table(['', 'state', 'final', 'where'], rows)

@@ -14,7 +14,7 @@ import pathlib
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import get_setting, name_setting
 from rim_jax.report import control_results, pairwise
-from rim_jax.results import stats, timings
+from rim_jax.results import stats, timings, values
 from rim_jax.runtime import run_folder, storage
 
 CONCLUSION_VERSION = 4  # counted up where a key changes its meaning or goes
@@ -52,11 +52,11 @@ def read_valid_acc(state) -> float | None:
   result = state.result
   if result is None:
     return None
-  return run_folder.RunFolder(state.last[1]).load_valid_accs().get(result.get('step'))
+  return run_folder.RunFolder(state.last[1]).load_valid_accs().get(result.step)
 
 
 def _make_entry(name, members) -> dict:
-  found = [(s, r) for s in members if (r := s.result)]
+  found = [(s, values.to_tree(r)) for s in members if (r := s.result)]
   entry = {'name': name, 'factors': get_setting(members[0].point), 'num_points': len(members),
            'num_done': len(found),
            'failed': {s.point.name: s.error for s in members if s.status == 'failed'},
@@ -152,8 +152,8 @@ def find_touched(states) -> list[str]:
   """Runs whose checkpoint was not chosen on valid, by what their results say."""
   found = {}
   for state in states:
-    if state.result and 'chosen_on' in state.result:
-      found.setdefault(state.result['chosen_on'], []).append(state.point.name)
+    if state.result and state.result.chosen_on:
+      found.setdefault(state.result.chosen_on, []).append(state.point.name)
   return [f"checkpoints of {', '.join(names)} were chosen on {told}"
           for told, names in found.items()]
 
@@ -176,7 +176,7 @@ def find_effects(states) -> list[dict]:
 
   From pairs of done points that agree in every other factor and in the seed.
   """
-  found, effects = {s.point.name: {'final_acc': s.result['final_acc'],
+  found, effects = {s.point.name: {'final_acc': s.result.final_acc,
                                    'valid_acc': read_valid_acc(s)} for s in states if s.result}, []
   for factor, (reference, *others) in list_levels([s.point for s in states]).items():
     at = {}  # level -> what else a point is -> its measures

@@ -56,14 +56,6 @@ def start(command, place: Place, log) -> subprocess.Popen:
       env=dict(os.environ, **place.environ))
 
 
-def read_told(path, start: int = 0) -> str:
-  """What a command said last in its log, from byte `start` on: its last error, or last line."""
-  with open(path, 'rb') as log:
-    log.seek(start)
-    lines = log.read().decode(errors='replace').strip().split('\n')
-  return ([line for line in lines if line.startswith('error:')] or lines)[-1][:300]
-
-
 def share(items, slot: int, num_jobs: int):
   """One run's part of what there is; where that is less than a run each, one that others share."""
   return items[slot::num_jobs] or (items and [items[slot % len(items)]])

@@ -22,6 +22,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
+from rim_jax import errors
 from rim_jax.errors import HostError, UserError
 
 EXIT_STOPPED = 75  # asked to end: saved, and the same command goes on
@@ -201,10 +202,10 @@ def lead(fn):
     try:
       told = {'value': fn()}
     except UserError as e:
-      told = {'error': str(e)}
+      told = {'error': str(e), 'kind': type(e).__name__}
   told = json.loads(_broadcast(json.dumps(told).encode()))
   if 'error' in told:
-    raise UserError(told['error'])
+    raise getattr(errors, told['kind'])(told['error'])
   return told['value']
 
 

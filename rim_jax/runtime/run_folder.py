@@ -25,6 +25,9 @@ class RunFolder:
   def __str__(self) -> str:
     return str(self.path)
 
+  def __fspath__(self) -> str:
+    return str(self.path)
+
   def __truediv__(self, name: str) -> epath.Path:
     return self.path / name
 

@@ -18,7 +18,7 @@ import uuid
 
 from etils import epath
 
-from rim_jax.errors import UserError
+from rim_jax.errors import FolderTaken, UserError
 
 _PUT_SECS = 10.0  # between two writes of one growing object: stores refuse many a second
 _PART_LINES = 1000
@@ -182,7 +182,7 @@ class Journal:
 def hold(workdir, say=print):
   """Keeps a WORKDIR for this process as long as it lives, so that two never write into it.
 
-  Raises: UserError naming the process that holds it.
+  Raises: FolderTaken naming the process that holds it.
   """
   path = epath.Path(workdir) / '.lock'
   me = f'process {os.getpid()} on {socket.gethostname()}'
@@ -192,8 +192,8 @@ def hold(workdir, say=print):
 
 
 def _make_taken(path, holder):
-  return UserError(f'{path.parent}: {holder or "another run"} is at work here; wait for it, end '
-                   'it, or use another --workdir')
+  return FolderTaken(f'{path.parent}: {holder or "another run"} is at work here; wait for it, '
+                     'end it, or use another --workdir')
 
 
 @contextlib.contextmanager

@@ -5,27 +5,29 @@ same checkpoint and set and beside the same runs, is not asked again.
 """
 
 import dataclasses
-import subprocess
 import time
 
 from rim_jax.config import methods
 from rim_jax.errors import UserError
 from rim_jax.evaluation import probes
 from rim_jax.report import control_results
-from rim_jax.runtime import devices, storage
-from rim_jax.sweep import matched_runs
+from rim_jax.results import values
+from rim_jax.runtime import storage
+from rim_jax.runtime.point_run import PointRun
+from rim_jax.sweep import jobs, matched_runs
 
 _POLL_SECS = 0.5
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Question:
-  """A run to ask: its name, the command, where its words go; once it has begun, where it runs."""
-  name: str
+  """A run to ask: the command, and where its words go."""
+  run: PointRun
   command: list[str]
-  output: str
-  place: devices.Place | None = None
-  process: subprocess.Popen | None = None
+
+  @property
+  def output(self):
+    return self.run.folder / 'controls.txt'
 
 
 def check(points) -> None:
@@ -38,55 +40,55 @@ def check(points) -> None:
     probes.check_installed()
 
 
-def ask(states, make_command, places, say) -> list[str]:
+def ask(runs: list[PointRun], make_command, places, say) -> list[str]:
   """Asks each run that is done and has memory; the matched runs of the same sweep stand beside it.
 
   Args:
-    states: sweep.State of every point.
-    make_command: (point, folder) -> the command of a run.
+    make_command: (point, flags) -> the command of a run.
     places: devices.Place of each that is asked at a time.
   Returns: a line for each that could not be asked.
   """
-  done = [s for s in states if s.result is not None]
+  done = {run.point.name: (run, result) for run in runs if (result := run.result)}
   waiting, problems, num_before = [], [], 0
-  for state in done:
-    config, told = state.last[0], state.result['checkpoint']
+  for run, result in done.values():
+    config, told = run.last[0], result.checkpoint
     if not config.facts.has_memory or not config.eval_blocks:
       continue
     if told != config.eval.checkpoint:
-      problems.append(f'{state.folder}: its result is of the {told} checkpoint, now it is '
+      problems.append(f'{run.folder}: its result is of the {told} checkpoint, now it is '
                       f'{config.eval.checkpoint}; evaluate that with --mode=eval, and ask again')
-    elif (flags := list_flags(state, done)) is None:
+    elif (flags := list_flags(run, result, done)) is None:
       num_before += 1
     else:
-      command = [*make_command(state.point, state.folder), '--mode=controls', *flags]
-      waiting.append(Question(state.point.name, command, str(state.folder / 'controls.txt')))
+      waiting.append(Question(run, make_command(run.point, ['--mode=controls', *flags])))
   say(f'controls: {num_before} runs with memory asked before, {len(waiting)} to ask, '
       f'{len(places)} at a time')
   return problems + _run_all(waiting, places, say)
 
 
-def list_flags(state, done) -> list[str] | None:
+def list_flags(run: PointRun, result: values.EvalResult, done: dict) -> list[str] | None:
   """The flags that name a run's matched runs. None where it has been asked beside just these.
 
   Args:
-    done: every state that has a result, this one among them.
+    done: name -> (run, result) of every run that has a result, this one among them.
   """
-  own, (config, folder) = state.point.config, state.last
-  found, _ = control_results.load_asked(folder, config.eval_set, state.result)
-  fresh = found and (not config.controls.probes or 'probes' in found)
-  names = matched_runs.find_matched(own, {s.point.name: s.point.config for s in done})
-  flags, by_name = [], {s.point.name: s for s in done}
+  own, (config, folder) = run.point.config, run.last
+  found, _ = control_results.load_asked(folder, config.eval_set, values.to_tree(result))
+  asked = folder.load_controls() if found else None
+  fresh = asked is not None and (not config.controls.probes or asked.probes is not None)
+  names = matched_runs.find_matched(own, {name: r.point.config for name, (r, _) in done.items()})
+  flags = []
   for control in (facts.name for facts in methods.CONTROLS):
-    run, told = getattr(own.controls, f'{control}_dir'), found.get('controls', {}).get(control, {})
-    if not run and control in names:
-      other = by_name[names[control]]
-      run = str(other.last[1])
-      flags.append(f'--config.controls.{control}_dir={run}')
-      fresh = fresh and told.get('final_acc') == other.result['final_acc']  # not evaluated anew
-    if run:
-      fresh = fresh and 'run' in told and (
-          storage.get_absolute(told['run']) == storage.get_absolute(run))
+    matched = getattr(own.controls, f'{control}_dir')
+    told = asked.controls.get(control) if asked else None
+    if not matched and control in names:
+      other, theirs = done[names[control]]
+      matched = str(other.last[1])
+      flags.append(f'--config.controls.{control}_dir={matched}')
+      fresh = fresh and told is not None and told.final_acc == theirs.final_acc  # the same still
+    if matched:
+      fresh = fresh and told is not None and told.run is not None and (
+          storage.get_absolute(told.run) == storage.get_absolute(matched))
   return None if fresh else flags
 
 
@@ -97,29 +99,25 @@ def _run_all(waiting, places, say) -> list[str]:
   try:
     while waiting or running:
       while waiting and free:
-        question = waiting.pop(0)
-        question.place = free.pop(0)
-        with open(question.output, 'wb') as log:
-          question.process = devices.start(question.command, question.place, log)
-        running.append(question)
-      for question in [q for q in running if q.process.poll() is not None]:
-        running.remove(question)
-        free.append(question.place)
-        problems += _read_problem(question)
+        question, place = waiting.pop(0), free.pop(0)
+        question.output.unlink(missing_ok=True)
+        running.append((question, jobs.Job(question.command, place, question.output), place))
+      for under_way in [u for u in running if u[1].is_done()]:
+        question, job, place = under_way
+        running.remove(under_way)
+        free.append(place)
+        end = job.wait()
+        if end.code:
+          problems.append(f'{question.output}: exit code {end.code}: {end.told}; --controls again '
+                          'asks what was not answered')
         left = len(waiting) + len(running)
         mins = (time.monotonic() - began) / (total - left) * left / 60
-        say(f'controls of {question.name}: {total - left} of {total}'
+        say(f'controls of {question.run.point.name}: {total - left} of {total}'
             + (f', about {mins:.0f} min left' if left else ''))
       time.sleep(_POLL_SECS)
   finally:
-    for question in running:
-      question.process.terminate()
-    for question in running:
-      question.process.wait()
+    for _, job, _ in running:
+      job.terminate()
+    for _, job, _ in running:
+      job.wait()
   return problems
-
-
-def _read_problem(question) -> list[str]:
-  code = question.process.returncode
-  return [f'{question.output}: exit code {code}: {devices.read_told(question.output)}; --controls '
-          'again asks what was not answered'] if code else []

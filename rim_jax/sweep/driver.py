@@ -8,95 +8,50 @@ commands, watches what they leave, and draws the conclusion.
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import shlex
 import signal
-import subprocess
 import sys
 import time
 
 from etils import epath
 
-from rim_jax.config import Config
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import Point
-from rim_jax.errors import Stopped, UserError
+from rim_jax.errors import FolderTaken, ShareDone, Stopped, UserError
 from rim_jax.report import sweep_page
 from rim_jax.report import sweep_results as sweep_results_lib
-from rim_jax.runtime import devices, hosts, storage
+from rim_jax.runtime import devices, hosts, point_run, storage
+from rim_jax.runtime.point_run import PointRun
 from rim_jax.sweep import halving as halving_lib
-from rim_jax.sweep import live_table
+from rim_jax.sweep import jobs, live_table
 
-SWEEP_VERSION = 1
 _POLL_SECS = 0.5
-_AT_WORK = 'is at work here'  # of a run that another process holds
 _WAIT_SECS = 30.0  # before one that another process holds is tried again
 
 
-# ---- What a point has left ----
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """What --mode=sweep is asked to run, and how."""
+  points: list[Point]
+  workdir: epath.Path
+  source: str  # the recipe, FILE[:PRESET]
+  overrides: list[str] = dataclasses.field(default_factory=list)  # --config.KEY=VALUE of all runs
+  num_jobs: int = 1
+  retry_failed: bool = False
+  halving: halving_lib.Halving | None = None
+  controls: bool = False  # every run that has memory is asked, when all are done, what it does
+  conclude_only: bool = False  # nothing is run
+
+  def make_command(self, point: Point, more=()) -> list[str]:
+    """The command of one point, as anyone can run it."""
+    return [sys.executable, '-m', 'rim_jax.main', f'--config={self.source}',
+            f'--point={point.name}', f'--identity={grid_lib.identify(point.config)}',
+            f'--workdir={self.workdir / "points" / point.name}', *self.overrides, *more]
 
 
-@dataclasses.dataclass
-class State:
-  """Where a point stands. `status`: waiting | running | done | failed | dropped (by halving.py)."""
-  point: Point
-  folder: pathlib.Path
-  status: str = 'waiting'
-  error: str = ''
-  process: subprocess.Popen | None = None
-  slot: int = -1
-  output_at: int = 0  # where in its output.txt the run under way begins
-  not_before: float = 0.0  # on time.monotonic's clock
-
-  @property
-  def result(self) -> dict | None:
-    """What the last stage says of the set that its config names, once done."""
-    config, folder = self.last
-    if self.status != 'done':
-      return None
-    return storage.load_json(folder / 'results.json', 'the results').get(config.eval_set)
-
-  @property
-  def predictions(self) -> pathlib.Path:
-    config, folder = self.last
-    return folder / 'predictions' / f'{config.eval_set}.jsonl'
-
-  @property
-  def last(self) -> tuple[Config, pathlib.Path]:
-    """(config, folder) of the stage whose answers count."""
-    return stages_lib.get_last(self.point.config, self.folder)
-
-
-def load_states(points, workdir) -> list[State]:
-  """What a driver before this one knew of them.
-
-  Raises: UserError where a folder holds a point of the same name and another config.
-  """
-  states, problems = [], []
-  for point in points:
-    state = State(point, epath.Path(workdir) / 'points' / point.name)
-    try:
-      state.status, state.error = _read_told(state)
-    except UserError as e:
-      problems.append(str(e))
-    states.append(state)
-  if problems:
-    raise UserError('\n'.join(problems))
-  return states
-
-
-def _read_told(state: State) -> tuple[str, str]:
-  """(status, error) of a point as it was told last, if it was."""
-  path = state.folder / 'point.json'
-  if not path.exists():
-    return state.status, state.error
-  told = storage.load_json(path, 'the state of a point')
-  if told['identity'] != grid_lib.identify(state.point.config):
-    raise UserError(f'{state.folder}: holds a run of another config than {state.point.name} has '
-                    'now; use another --workdir, or remove that folder')
-  return told['status'], told['error']
+# ---- Which folder is whose ----
 
 
 def adopt(points, workdir, say) -> None:
@@ -121,21 +76,14 @@ def adopt(points, workdir, say) -> None:
       say(f'{point.name}: is the run that was named {old.name}; its folder is moved')
 
 
-def _find_left(folder, names) -> dict[str, list]:
+def _find_left(folder, names) -> dict[str, list[epath.Path]]:
   """Identity -> folders below `folder` that hold such a run under none of `names`, done first."""
   left = {}
   for path in sorted(folder.iterdir()) if folder.exists() else ():
-    if path.name not in names and (path / 'point.json').exists():
-      told = storage.load_json(path / 'point.json', 'the state of a point')
+    if path.name not in names and (told := point_run.load_told(path)):
       left.setdefault(told['identity'], []).append((told['status'] != 'done', path))
   return {identity: [path for _, path in sorted(found, key=lambda f: f[0])]
           for identity, found in left.items()}
-
-
-def _keep(state: State) -> None:
-  storage.write_json(state.folder / 'point.json', {
-      'format': SWEEP_VERSION, 'identity': grid_lib.identify(state.point.config),
-      'status': state.status, 'error': state.error})
 
 
 @contextlib.contextmanager
@@ -150,69 +98,65 @@ def keep_point(point: Point, names, workdir, say=print):
   Raises: UserError where the sweep's directory holds another config under its name.
   """
   folder = epath.Path(workdir) / 'points'
-  state = State(point, folder / point.name)
+  run = PointRun(point, folder / point.name)
 
   def look():
-    left = {} if state.folder.exists() else _find_left(folder, names)
-    return *_read_told(state), [str(f) for f in left.get(grid_lib.identify(point.config), ())]
-  state.status, state.error, left = hosts.lead(look)
+    left = {} if run.folder.exists() else _find_left(folder, names)
+    run.read_status()
+    return run.status, [str(f) for f in left.get(grid_lib.identify(point.config), ())]
+
+  def tell(status, error=''):
+    if hosts.is_leader():
+      run.set_status(status, error)
+  status, left = hosts.lead(look)
   if left:
     say(f'{left[0]}: is this run under the name that it had; a job begins anew. To go on from it, '
-        f'end this one and move it to {state.folder}, as --mode=sweep does on a disk')
-  if state.status != 'done':
-    _tell(state, 'running')
+        f'end this one and move it to {run.folder}, as --mode=sweep does on a disk')
+  if status != 'done':
+    tell('running')
   try:
     yield
-  except BaseException as e:
-    if not isinstance(e, UserError) or _AT_WORK not in str(e):  # else another tells how it goes
-      asked = isinstance(e, (Stopped, KeyboardInterrupt))
-      _tell(state, 'waiting' if asked else 'failed',
-            '' if asked else f'{type(e).__name__}: {" ".join(str(e).split())}'[:300])
+  except FolderTaken:  # another tells how it goes
     raise
-  _tell(state, 'done')
-
-
-def _tell(state, status, error=''):
-  state.status, state.error = status, error
-  if hosts.is_leader():
-    state.folder.mkdir(parents=True, exist_ok=True)
-    _keep(state)
+  except (Stopped, KeyboardInterrupt):
+    tell('waiting')
+    raise
+  except BaseException as e:
+    tell('failed', f'{type(e).__name__}: {" ".join(str(e).split())}'[:300])
+    raise
+  tell('done')
 
 
 # ---- Running ----
 
 
-def run(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool,
-        halving: halving_lib.Halving | None, say, console) -> list[State]:
+def run_points(sweep: Sweep, say, console) -> list[PointRun]:
   """Runs what is left, `num_jobs` at a time, devices divided between them.
 
   A stop (Ctrl-C, SIGTERM) ends the runs under way as a stop ends any run: saved.
   """
-  states, places = load_states(points, workdir), devices.divide(num_jobs)
-  for state in states:
-    if state.status == 'failed' and retry_failed:
-      state.status, state.error = 'waiting', ''
-    elif state.status == 'running':  # its driver was killed
-      state.status = 'waiting'
-    elif state.status == 'dropped':  # to be judged anew, or without halving to go on
-      state.status, state.error = 'waiting', ''
-  say(f'{len(states)} points: {sum(s.status == "done" for s in states)} done before, '
-      f'{sum(s.status == "waiting" for s in states)} to run, {num_jobs} at a time')
-  with live_table.Board(states, console) as shown:
-    contenders, rungs = states, []
-    (pathlib.Path(workdir) / 'halving.json').unlink(missing_ok=True)
-    for share in halving.shares if halving else ():
-      _run_all(contenders, source, [*overrides, f'--config.checkpoint.stop_frac={share}'],
-               places, shown, share)
-      rungs.append(halving_lib.judge(contenders, share, halving.keep))
-      storage.write_json(pathlib.Path(workdir) / 'halving.json', {
-          'format': SWEEP_VERSION, 'keep': halving.keep, 'rungs': rungs})
+  runs = point_run.load_point_runs(sweep.points, sweep.workdir)
+  for run in runs:
+    # A running one's driver was killed; a dropped one is judged anew, or goes on without halving.
+    if run.status in ('running', 'dropped') or (run.status == 'failed' and sweep.retry_failed):
+      run.status, run.error = 'waiting', ''
+  say(f'{len(runs)} points: {sum(r.status == "done" for r in runs)} done before, '
+      f'{sum(r.status == "waiting" for r in runs)} to run, {sweep.num_jobs} at a time')
+  with live_table.Board(runs, console) as shown:
+    pool = _Pool(sweep, devices.divide(sweep.num_jobs), shown)
+    contenders, rungs, path = runs, [], sweep.workdir / 'halving.json'
+    path.unlink(missing_ok=True)
+    for share in sweep.halving.shares if sweep.halving else ():
+      pool.run(contenders, share)
+      rungs.append(halving_lib.judge(contenders, share, sweep.halving.keep))
+      storage.write_json(path, {
+          'format': point_run.SWEEP_VERSION, 'keep': sweep.halving.keep, 'rungs': rungs})
       contenders = _drop(contenders, rungs[-1], say)
-    _run_all(states, source, overrides, places, shown)
-  return states
+    pool.run(runs)
+  return runs
 
 
-def _drop(states, rung, say) -> list[State]:
+def _drop(runs, rung, say) -> list[PointRun]:
   """Ends the settings that do not go on, and says so of each; returns those that do.
 
   What is done stays done, but takes no place of the next share.
@@ -223,143 +167,135 @@ def _drop(states, rung, say) -> list[State]:
     say(f"{setting['name']}: {'goes on' if setting['goes_on'] else 'ends'} {told}")
     if not setting['goes_on']:
       ended[setting['name']] = told
-  for state in states:
-    name = grid_lib.name_setting(state.point)
-    if name in ended and state.status == 'waiting':
-      state.status, state.error = 'dropped', ended[name]
-      _keep(state)
-  return [s for s in states if grid_lib.name_setting(s.point) not in ended]
+  for run in runs:
+    name = grid_lib.name_setting(run.point)
+    if name in ended and run.status == 'waiting':
+      run.set_status('dropped', ended[name])
+  return [r for r in runs if grid_lib.name_setting(r.point) not in ended]
 
 
-def _run_all(states, source, overrides, places, shown, share: float = 1.0) -> None:
-  """Runs each that waits until it is done or has failed, or has done this share of its budget."""
-  def is_to_run(state):
-    return state.status == 'waiting' and (
-        share == 1 or halving_lib.read_score(state, share) is None)
-  waiting = [s for s in states if is_to_run(s)]
-  slots = list(range(len(places)))
-  try:
-    while waiting or any(s.process for s in states):
-      while slots and (ready := [s for s in waiting if s.not_before <= time.monotonic()]):
-        state = ready[0]
-        waiting.remove(state)
-        state.slot = slots.pop(0)
-        _start(state, source, overrides, places[state.slot])
-      for state in states:
-        if state.process and state.process.poll() is not None:
-          _finish(state, share)
-          slots.append(state.slot)
-          if is_to_run(state):
-            waiting.append(state)
-      shown.update()
-      time.sleep(_POLL_SECS)
-  finally:
-    for state in states:
-      if state.process:
-        state.process.terminate()
-    for state in states:
-      if state.process:
-        state.process.wait()
-        _finish(state, share)
+class _Pool:
+  """Runs points on the parts of a machine, one on each at a time."""
 
+  def __init__(self, sweep: Sweep, places: list[devices.Place], shown: live_table.Board):
+    self._sweep, self._free, self._shown = sweep, list(places), shown
+    self._running = []  # of (run, job, place)
 
-def make_command(point: Point, folder, source: str, overrides) -> list[str]:
-  """The command of one point, as anyone can run it."""
-  return [sys.executable, '-m', 'rim_jax.main', f'--config={source}', f'--point={point.name}',
-          f'--identity={grid_lib.identify(point.config)}', f'--workdir={folder}', *overrides]
+  def run(self, runs: list[PointRun], share: float = 1.0) -> None:
+    """Runs each that waits until it is done or has failed, or has done this share of its budget."""
+    def is_to_run(run):
+      return run.status == 'waiting' and (
+          share == 1 or halving_lib.read_score(run, share) is None)
+    waiting, not_before = [r for r in runs if is_to_run(r)], {}
+    try:
+      while waiting or self._running:
+        while self._free and (ready := [r for r in waiting if not_before.get(
+            r.point.name, 0.0) <= time.monotonic()]):
+          waiting.remove(ready[0])
+          self._start(ready[0], share)
+        for under_way in [u for u in self._running if u[1].is_done()]:
+          run, _, _ = under_way
+          if self._finish(under_way, share):
+            not_before[run.point.name] = time.monotonic() + _WAIT_SECS
+          if is_to_run(run):
+            waiting.append(run)
+        self._shown.update()
+        time.sleep(_POLL_SECS)
+    finally:
+      for _, job, _ in self._running:
+        job.terminate()
+      for under_way in list(self._running):
+        self._finish(under_way, share)
 
+  def _start(self, run: PointRun, share: float) -> None:
+    run.set_status('running')
+    place = self._free.pop(0)
+    more = [f'--config.checkpoint.stop_frac={share}'] if share < 1 else []
+    self._running.append((run, jobs.Job(
+        self._sweep.make_command(run.point, more), place, run.folder / 'output.txt'), place))
 
-def _start(state: State, source, overrides, place) -> None:
-  state.folder.mkdir(parents=True, exist_ok=True)
-  state.status = 'running'
-  _keep(state)
-  with open(state.folder / 'output.txt', 'ab') as log:
-    state.output_at = log.tell()
-    state.process = devices.start(
-        make_command(state.point, state.folder, source, overrides), place, log)
-
-
-def _finish(state: State, share: float) -> None:
-  code = state.process.returncode
-  state.process = None
-  told = devices.read_told(state.folder / 'output.txt', state.output_at)
-  # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
-  again = code in (hosts.EXIT_STOPPED, -signal.SIGTERM) or (code == 2 and _AT_WORK in told)
-  state.status = 'done' if code == 0 else 'waiting' if again else 'failed'
-  if _AT_WORK in told and again:
-    state.not_before = time.monotonic() + _WAIT_SECS
-  state.error = f'exit code {code}: {told}' if code and code != hosts.EXIT_STOPPED else ''
-  if share < 1 and code == hosts.EXIT_STOPPED and stages_lib.NO_MORE in told and (
-      halving_lib.read_score(state, share) is None):  # or it would be started again for ever
-    state.status = 'failed'
-    state.error = (f'ended at {share:.0%} of its budget without an accuracy on valid of that step; '
-                   'is checkpoint.every_steps other than it was?')
-  _keep(state)
+  def _finish(self, under_way, share: float) -> bool:
+    """Tells how a run ended; returns whether another process has its folder, for now."""
+    run, job, place = under_way
+    end = job.wait()
+    self._running.remove(under_way)
+    self._free.append(place)
+    # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
+    taken = end.kind == FolderTaken.__name__
+    again = taken or end.code in (Stopped.exit_code, -signal.SIGTERM)
+    status = 'done' if end.code == 0 else 'waiting' if again else 'failed'
+    error = f'exit code {end.code}: {end.told}' if end.code not in (
+        0, Stopped.exit_code) else ''
+    if share < 1 and end.kind == ShareDone.__name__ and (
+        halving_lib.read_score(run, share) is None):  # or it would be started again for ever
+      status, error = 'failed', (
+          f'ended at {share:.0%} of its budget without an accuracy on valid of that step; is '
+          'checkpoint.every_steps other than it was?')
+    run.set_status(status, error)
+    return taken
 
 
 # ---- A whole sweep ----
 
 
-def drive(points, workdir, source: str, overrides, num_jobs: int, retry_failed: bool, say,
-          console, conclude_only: bool = False, halving: halving_lib.Halving | None = None,
-          controls: bool = False) -> None:
-  """--mode=sweep: runs what is left and shows what all say together; --conclude: shows it only.
-
-  With `controls` every run that has memory is asked before that, too, what it does
-  (ask_controls.py).
+def drive(sweep: Sweep, say, console) -> None:
+  """--mode=sweep: runs what is left, asks controls if told to, and shows what all say together.
 
   Raises: UserError for what is wrong with flags or WORKDIR, and where a point failed.
   """
-  if storage.is_bucket(workdir):
-    raise UserError(f'--workdir={workdir}: a sweep is driven from a local directory')
-  if num_jobs < 1:
-    raise UserError(f'--jobs={num_jobs}: must be 1 or more')
-  early = [p.name for p in points if p.config.checkpoint.stop_frac < 1]
-  if early:
-    raise UserError(f'{early[0]}: checkpoint.stop_frac below 1: the runs of a sweep go to their '
-                    'end; drop the worst with --halve_at, or run one with --point')
-  workdir, unanswered = pathlib.Path(workdir), []
-  if conclude_only and not workdir.exists():
-    raise UserError(f'{workdir}: there is no sweep here; name its --workdir')
-  if controls:
+  _check(sweep)
+  workdir, unanswered = pathlib.Path(sweep.workdir), []
+  if sweep.controls:
     from rim_jax.sweep import ask_controls  # late: runs are driven without a model
-    ask_controls.check(points)
+    ask_controls.check(sweep.points)
   workdir.mkdir(parents=True, exist_ok=True)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
   with storage.hold(workdir):
-    adopt(points, workdir, say)
+    adopt(sweep.points, workdir, say)
     try:
-      states = load_states(points, workdir) if conclude_only else run(
-          points, workdir, source, overrides, num_jobs, retry_failed, halving, say, console)
-      _conclude(states, workdir, source)
-      if controls:
-        unanswered = ask_controls.ask(states, functools.partial(
-            make_command, source=source, overrides=overrides), devices.divide(num_jobs), say)
-        _conclude(states, workdir, source)
+      runs = point_run.load_point_runs(sweep.points, workdir) if (
+          sweep.conclude_only) else run_points(sweep, say, console)
+      _conclude(runs, sweep)
+      if sweep.controls:
+        unanswered = ask_controls.ask(
+            runs, sweep.make_command, devices.divide(sweep.num_jobs), say)
+        _conclude(runs, sweep)
     except KeyboardInterrupt:
       raise Stopped(f'{workdir}: asked to end; the runs under way are saved, and the same '
-                          'command goes on; controls under way are asked anew') from None
+                    'command goes on; controls under way are asked anew') from None
   say((workdir / 'sweep.md').read_text())
   say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, figures/, points/)')
   say(f'report: {workdir / "report.html"}')
-  for state in states:
-    if state.status == 'done' and state.result is None:
-      say(f'{state.point.name}: is done, and was not evaluated as eval now says: '
-          + shlex.join([*make_command(state.point, state.folder, source, overrides),
-                        '--mode=eval']))
-  failed = [f'{s.folder}: {s.error}; its output.txt has more; run again with --retry_failed'
-            for s in states if s.status == 'failed']
+  for run in runs:
+    if run.status == 'done' and run.result is None:
+      say(f'{run.point.name}: is done, and was not evaluated as eval now says: '
+          + shlex.join(sweep.make_command(run.point, ['--mode=eval'])))
+  failed = [f'{r.folder}: {r.error}; its output.txt has more; run again with --retry_failed'
+            for r in runs if r.status == 'failed']
   if failed or unanswered:
     raise UserError('\n'.join(failed + unanswered))
 
 
-def _conclude(states, workdir, source) -> None:
-  conclusion = sweep_results_lib.conclude(states, workdir)
-  sweep_page.write_summary(workdir, f'rim_jax: {source}', conclusion, states)
+def _check(sweep: Sweep) -> None:
+  """Raises: UserError for what is wrong with flags or WORKDIR."""
+  if storage.is_bucket(sweep.workdir):
+    raise UserError(f'--workdir={sweep.workdir}: a sweep is driven from a local directory')
+  if sweep.num_jobs < 1:
+    raise UserError(f'--jobs={sweep.num_jobs}: must be 1 or more')
+  early = [p.name for p in sweep.points if p.config.checkpoint.stop_frac < 1]
+  if early:
+    raise UserError(f'{early[0]}: checkpoint.stop_frac below 1: the runs of a sweep go to their '
+                    'end; drop the worst with --halve_at, or run one with --point')
+  if sweep.conclude_only and not sweep.workdir.exists():
+    raise UserError(f'{sweep.workdir}: there is no sweep here; name its --workdir')
 
 
-def show_dry(points, workdir, source, overrides, hardware: str, utilization: float, say,
-             halving: halving_lib.Halving | None = None) -> None:
+def _conclude(runs: list[PointRun], sweep: Sweep) -> None:
+  conclusion = sweep_results_lib.conclude(runs, sweep.workdir)
+  sweep_page.write_summary(sweep.workdir, f'rim_jax: {sweep.source}', conclusion, runs)
+
+
+def show_dry(sweep: Sweep, hardware: str, utilization: float, say) -> None:
   """Every point's cost and command, and what all take together.
 
   Raises: UserError for a machine that is not known.
@@ -369,18 +305,18 @@ def show_dry(points, workdir, source, overrides, hardware: str, utilization: flo
   if not 0 < utilization <= 1:
     raise UserError(f'--utilization={utilization}: is a share of the peak, above 0 and at most 1')
   machine = compile_lib.parse_hardware(hardware)
-  found = [cost_lib.estimate(point.config) for point in points]
-  for point, cost in zip(points, found):
-    folder = pathlib.Path(workdir) / 'points' / point.name
+  found = [cost_lib.estimate(point.config) for point in sweep.points]
+  for point, cost in zip(sweep.points, found):
     say(f'{point.name}: {cost_lib.describe(cost, machine, utilization)}')
-    say('  ' + shlex.join(make_command(point, folder, source, overrides)))
+    say('  ' + shlex.join(sweep.make_command(point)))
   known = [cost for cost in found if cost.flops is not None]
   total = cost_lib.Estimate(sum(c.num_examples for c in known), sum(c.flops for c in known))
-  say(f'total: {len(points)} points'
+  say(f'total: {len(sweep.points)} points'
       + (f', {cost_lib.describe(total, machine, utilization)}' if known else '')
       + (f'; the FLOPs of {len(found) - len(known)} are not known' * (len(known) < len(found))))
+  halving = sweep.halving
   if halving:
-    count = len({grid_lib.name_setting(point) for point in points})
+    count = len({grid_lib.name_setting(point) for point in sweep.points})
     say(f'with --halve_at about {halving_lib.estimate_share(halving, count):.0%} of that, and more '
         f'where a share ends between two of checkpoint.every_steps: of {count} settings '
         + ', '.join(f'{kept} go on after {share:.0%}' for share, kept in halving_lib.list_kept(

@@ -15,6 +15,7 @@ from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
 from rim_jax.runtime import run_folder
+from rim_jax.runtime.point_run import PointRun
 from rim_jax.training import checkpoint as checkpoint_lib
 
 
@@ -51,15 +52,15 @@ def stop_at(config, share: float):
       config.checkpoint, stop_frac=share))
 
 
-def read_score(state, share: float) -> float | None:
+def read_score(run: PointRun, share: float) -> float | None:
   """A point's accuracy on valid after a share of its budget; None where it is not there yet.
 
   Of the very step at which the run ends for it: one that has gone further is judged as it was.
   """
   begun = [(name, config) for name, config in stages_lib.make_stages(
-      stop_at(state.point.config, share)) if config.checkpoint.stop_frac]
+      stop_at(run.point.config, share)) if config.checkpoint.stop_frac]
   name, config = begun[-1]
-  folder = checkpoint_lib.get_folder(state.folder / name)
+  folder = checkpoint_lib.get_folder(run.folder / name)
   saved = checkpoint_lib.list_whole(folder)
   try:
     num_steps = checkpoint_lib.load_checkpoint(folder, saved[0]).card['num_steps'] if saved else 0
@@ -68,19 +69,19 @@ def read_score(state, share: float) -> float | None:
   if not num_steps:
     return None
   stop = stages_lib.find_stop(num_steps, config.checkpoint)
-  told = run_folder.RunFolder(state.folder / name).load_valid_accs().get(stop)
+  told = run_folder.RunFolder(run.folder / name).load_valid_accs().get(stop)
   return told if saved[0] >= stop else None
 
 
-def judge(states, share: float, keep: float) -> dict:
+def judge(runs: list[PointRun], share: float, keep: float) -> dict:
   """What one share says of the points that reached it: scores, and which settings go on.
 
   A setting's score is the mean over its seeds; one as good as the last that goes on goes on too.
   Settings without a score (every seed failed) are not judged.
   """
   scores, sizes = {}, collections.Counter()
-  for state in states:
-    name, score = grid_lib.name_setting(state.point), read_score(state, share)
+  for run in runs:
+    name, score = grid_lib.name_setting(run.point), read_score(run, share)
     sizes[name] += 1
     if score is not None:
       scores.setdefault(name, []).append(score)

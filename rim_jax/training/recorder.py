@@ -22,7 +22,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 
 from rim_jax.errors import UserError
-from rim_jax.runtime import run_folder, storage
+from rim_jax.runtime import run_folder, status, storage
 
 BEGAN = time.monotonic()  # near enough to the process's start
 
@@ -296,16 +296,11 @@ class Progress:
       return
     self._told = now
     left = (now - self._began) / max(done - self._start, 1) * (self._total - done)
-    self._console.print(f'{self._title} {done}/{self._total}  {note}  {format_secs(left)} left',
-                        soft_wrap=True, highlight=False, markup=False)
+    status.tell(stage=self._title, left_secs=left)
+    self._console.print(
+        f'{self._title} {done}/{self._total}  {note}  {status.format_secs(left)} left',
+        soft_wrap=True, highlight=False, markup=False)
 
   def close(self) -> None:
     if self._bar:
       self._bar.stop()
-
-
-def format_secs(secs: float) -> str:
-  """Seconds as h:mm:ss or m:ss."""
-  minutes, seconds = divmod(round(secs), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

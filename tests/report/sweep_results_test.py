@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 from rim_jax.config import grid as grid_lib
 from rim_jax.report import sweep_results
 from rim_jax.results import stats
-from rim_jax.sweep import driver
+from rim_jax.runtime import point_run
 from tests import support, support_sweep
 
 
@@ -28,7 +28,7 @@ def make_states(tmp_path, rows):
         'n': 100, 'step': 5, 'final_acc': test, 'any_block_acc': test, 'block_acc': [test]}}))
     if valid is not None:
       (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': valid}))
-  return driver.load_states(points, tmp_path)
+  return point_run.load_point_runs(points, tmp_path)
 
 
 def test_the_best_is_chosen_by_valid_and_test_has_no_say(tmp_path):
@@ -165,7 +165,7 @@ def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
         'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5],
         'chosen_on': 'test itself, 264 of it'}}))
     (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))
-  told = sweep_results.conclude(driver.load_states(points, tmp_path), tmp_path)
+  told = sweep_results.conclude(point_run.load_point_runs(points, tmp_path), tmp_path)
   assert [e['final_acc']['mean'] for e in told['entries']] == [0.5, 0.5]
   assert told['entries'][1]['against_best']['tests'] == [] and told['pairs'][0]['tests'] == []
   assert told['warnings'] == ['checkpoints of a=1, a=2 were chosen on test itself, 264 of it']

@@ -9,8 +9,8 @@ import pytest
 
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import UserError
-from rim_jax.runtime import devices
-from rim_jax.sweep import ask_controls, driver
+from rim_jax.runtime import devices, point_run
+from rim_jax.sweep import ask_controls
 from tests import support
 
 # What --mode=controls would leave, of the checkpoint that the results are of.
@@ -19,7 +19,10 @@ import json, os, pathlib, sys, time
 folder, flags = pathlib.Path(sys.argv[1]), dict(f.split('=', 1) for f in sys.argv[2:])
 with open(folder / 'asked', 'a') as f: f.write('x')
 assert flags.pop('--mode') == 'controls'
-if (folder / 'broken').exists(): sys.exit('Traceback\\nerror: it is broken\\nthe end')
+if (folder / 'broken').exists():
+  from rim_jax.runtime import status  # as a run tells how it ended
+  status.tell(ended='UserError', error='one problem\\nit is broken')
+  sys.exit('the end')
 if (folder / 'slow').exists(): time.sleep(600)
 with open(folder / 'places', 'a') as f: f.write(os.environ['PLACE'])
 controls = {key.split('.')[2].removesuffix('_dir'): {'run': run, 'final_acc': json.loads(
@@ -27,6 +30,8 @@ controls = {key.split('.')[2].removesuffix('_dir'): {'run': run, 'final_acc': js
     for key, run in flags.items()}
 last = folder / 'stage2' if (folder / 'stage2').exists() else folder
 (last / 'controls.json').write_text(json.dumps({
+    'num_blocks': 4, 'sweeps': {}, 'pairing': {
+        'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0},
     'set': 'test', 'step': json.loads((last / 'results.json').read_text())['test']['step'],
     'controls': controls}))
 """
@@ -35,8 +40,8 @@ last = folder / 'stage2' if (folder / 'stage2').exists() else folder
 def make_state(tmp_path, method, status='done', seed=0, **changes):
   name = f'method={method},seed={seed}' + ''.join(f',{k}={v}' for k, v in changes.items())
   config = support.make_config(method, seed=seed, **changes)
-  state = driver.State(grid_lib.Point(name, {}, config), tmp_path / name, status)
-  state.last[1].mkdir(parents=True)
+  state = point_run.PointRun(grid_lib.Point(name, {}, config), tmp_path / name, status)
+  state.last[1].path.mkdir(parents=True)
   (state.last[1] / 'results.json').write_text(json.dumps({state.last[0].eval_set: {
       'step': 5, 'checkpoint': 'best', 'final_acc': 0.5, 'block_acc': [0.5]}}))
   return state
@@ -48,9 +53,9 @@ def ask(monkeypatch):
   monkeypatch.setattr(ask_controls, '_POLL_SECS', 0.02)
 
   def run(states, *overrides):
-    said = []
-    problems = ask_controls.ask(states, lambda point, folder: [
-        sys.executable, '-c', SCRIPT, str(folder), *overrides],
+    said, folders = [], {s.point.name: s.folder for s in states}
+    problems = ask_controls.ask(states, lambda point, flags: [
+        sys.executable, '-c', SCRIPT, str(folders[point.name]), *flags, *overrides],
         [devices.Place((), {'PLACE': name}) for name in 'ab'], said.append)
     return problems, said
   return run

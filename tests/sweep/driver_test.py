@@ -21,9 +21,9 @@ from rich import console as rich_console
 from configs import compare
 from rim_jax import main as main_lib
 from rim_jax.config import grid as grid_lib
-from rim_jax.errors import Stopped, UserError
+from rim_jax.errors import FolderTaken, Stopped, UserError
 from rim_jax.planning import cost
-from rim_jax.runtime import hosts, run_folder, storage
+from rim_jax.runtime import hosts, point_run, run_folder, storage
 from rim_jax.sweep import ask_controls
 from rim_jax.sweep import driver as driver_lib
 from rim_jax.sweep import halving as halving_lib
@@ -147,8 +147,8 @@ def test_a_result_is_of_the_set_that_the_config_names(cheap):
   path = cheap.workdir / 'points/rate=0.5,seed=0/results.json'
   results = json.loads(path.read_text())
   path.write_text(json.dumps(results | {'test-k2': results['test'] | {'final_acc': 0.0}}))
-  state = driver_lib.load_states(cheap.points, cheap.workdir)[0]
-  assert state.result['final_acc'] == 0.5 and state.predictions.name == 'test.jsonl'
+  state = point_run.load_point_runs(cheap.points, cheap.workdir)[0]
+  assert state.result.final_acc == 0.5 and state.predictions.name == 'test.jsonl'
   named = dataclasses.replace(state.point, config=support.set_keys(
       state.point.config, {'eval.num_examples': 7}))
   other = dataclasses.replace(state, point=named)
@@ -259,12 +259,13 @@ def test_what_starts_is_what_is_left(drawn, retry):
     workdir = pathlib.Path(folder)
     cheap = types.SimpleNamespace(points=points, workdir=workdir)
     patch.setattr(driver_lib, '_POLL_SECS', 0.002)
-    patch.setattr(driver_lib, 'make_command', lambda point, folder, source, overrides: [
-        'sh', '-c', f'printf x >> {folder}/starts'])
+    patch.setattr(driver_lib.Sweep, 'make_command', lambda sweep, point, more: [
+        'sh', '-c', f'printf x >> {workdir}/points/{point.name}/starts'])
 
     def run(points, retry=retry):
       driver_lib.adopt(points, workdir, lambda line: None)
-      return driver_lib.run(points, workdir, 'recipe.py', [], 3, retry, None, lambda line: None,
+      return driver_lib.run_points(driver_lib.Sweep(
+          points, workdir, 'recipe.py', num_jobs=3, retry_failed=retry), lambda line: None,
                             rich_console.Console(file=open(os.devnull, 'w')))
     for point, (fate, is_new, _) in zip(points, drawn):
       if not is_new:
@@ -301,7 +302,7 @@ def test_a_run_that_is_killed_is_shown_the_others_go_on_and_asked_again_it_does(
   (cheap.workdir / 'points/rate=0.5,seed=0/output.txt').write_text('error: of old')
   said = cheap()
   assert said.count('exit code -9') == 2 and 'of old' not in said
-  assert [s.status for s in driver_lib.load_states(cheap.points, cheap.workdir)] == [
+  assert [s.status for s in point_run.load_point_runs(cheap.points, cheap.workdir)] == [
       'failed', 'done', 'failed', 'done']
   (cheap.workdir / 'kill').unlink()
   (cheap.workdir / 'broken').write_text('0')
@@ -330,8 +331,8 @@ def test_another_config_under_the_same_name_is_refused(cheap):
 
 def test_a_dry_run_starts_nothing_and_tells_the_cost(cheap):
   said = []
-  driver_lib.show_dry(cheap.points, cheap.workdir, 'recipe.py', ['--config.seed=3'], 'v5e:2x4', 0.5,
-                      said.append)
+  sweep = driver_lib.Sweep(cheap.points, cheap.workdir, 'recipe.py', ['--config.seed=3'])
+  driver_lib.show_dry(sweep, 'v5e:2x4', 0.5, said.append)
   assert not (cheap.workdir / 'points').exists() and len(said) == 10
   flops = cost.estimate(cheap.points[0].config).flops
   hours = flops / (8 * 197e12 * 0.5) / 3600
@@ -340,7 +341,7 @@ def test_a_dry_run_starts_nothing_and_tells_the_cost(cheap):
   assert said[8].startswith(f'total: 4 points, 256 examples, {4 * flops:.2e} FLOPs')
   assert 'v5e:2x4 (8 x 197 TFLOP/s bf16), at an assumed 50%' in said[9]
   with pytest.raises(UserError, match='kinds: v4, v5e'):
-    driver_lib.show_dry(cheap.points, cheap.workdir, 'recipe.py', [], 'v5e:0x4', 0.5, said.append)
+    driver_lib.show_dry(sweep, 'v5e:0x4', 0.5, said.append)
 
 
 def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
@@ -356,7 +357,7 @@ def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
   assert f'process {first.pid} on' in cheap() and 'is at work here' in cheap()
   first.kill()
   first.wait()
-  assert set(s.status for s in driver_lib.load_states(cheap.points, cheap.workdir)) == {
+  assert set(s.status for s in point_run.load_point_runs(cheap.points, cheap.workdir)) == {
       'running', 'waiting'}
   while subprocess.run(['pgrep', '-f', f'{cheap.workdir}/points'], capture_output=True).stdout:
     assert time.monotonic() < deadline
@@ -371,7 +372,7 @@ def test_a_full_disk_is_told_of_its_point_alone_and_the_others_go_on(cheap):
   (cheap.workdir / 'full').touch()
   said = cheap()
   assert said.count('exit code 1: error: the disk is full') == 1
-  states = driver_lib.load_states(cheap.points, cheap.workdir)
+  states = point_run.load_point_runs(cheap.points, cheap.workdir)
   assert [s.status for s in states] == ['failed', 'done', 'done', 'done']
   assert 'the disk is full' in (cheap.workdir / 'report.html').read_text()
   (cheap.workdir / 'full').unlink()
@@ -387,7 +388,7 @@ def test_settings_that_are_worse_early_end_and_are_told_of(cheap):
   why = ('after 25% of its budget: 10.0% of valid over 2 of 2 seed(s), place 2 of 2, of which 1 go '
          'on')
   assert f'rate=0.1: ends {why}' in said
-  states = driver_lib.load_states(cheap.points, cheap.workdir)
+  states = point_run.load_point_runs(cheap.points, cheap.workdir)
   assert [s.status for s in states] == ['done', 'done', 'dropped', 'dropped']
   assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 3, 3]  # two shares, and to the end
   told = json.loads((cheap.workdir / 'sweep.json').read_text())
@@ -408,7 +409,7 @@ def test_settings_that_are_worse_early_end_and_are_told_of(cheap):
   cheap()
   assert not (cheap.workdir / 'halving.json').exists()  # nothing was judged
   cheap(halving=halving)  # and what is done stays done
-  assert {s.status for s in driver_lib.load_states(cheap.points, cheap.workdir)} == {'done'}
+  assert {s.status for s in point_run.load_point_runs(cheap.points, cheap.workdir)} == {'done'}
 
 
 def test_a_run_that_ends_without_a_score_is_not_started_for_ever(cheap):
@@ -440,7 +441,7 @@ def test_ctrl_c_ends_the_runs_saved_and_the_same_command_goes_on(cheap):
     time.sleep(0.02)
   os.killpg(driver.pid, signal.SIGINT)
   assert b'Stopped' in driver.communicate(timeout=60)[1]
-  states = driver_lib.load_states(cheap.points, cheap.workdir)
+  states = point_run.load_point_runs(cheap.points, cheap.workdir)
   assert [s.status for s in states] == ['waiting'] * 4
   assert all(s.error == f'exit code {-signal.SIGTERM}: ' for s in states[:2])  # not SIGINT
   (cheap.workdir / 'wait').unlink()
@@ -453,7 +454,7 @@ def test_a_setting_that_failed_is_not_judged(cheap):
   cheap(points=cheap.points[2:3])
   (cheap.workdir / 'broken').unlink()
   cheap(points=cheap.points[:3], halving=halving_lib.Halving((0.5,), 0.5))
-  states = driver_lib.load_states(cheap.points[:3], cheap.workdir)
+  states = point_run.load_point_runs(cheap.points[:3], cheap.workdir)
   assert [s.status for s in states] == ['done', 'done', 'failed']
 
 
@@ -463,7 +464,7 @@ def test_a_point_that_runs_as_a_job_of_its_own_is_seen_by_driver_and_conclusion(
   # As with several processes, where what process 0 finds travels as JSON.
   monkeypatch.setattr(hosts, 'lead', lambda fn: json.loads(json.dumps(fn())))
   def look():
-    return [(s.status, s.error) for s in driver_lib.load_states(cheap.points, cheap.workdir)]
+    return [(s.status, s.error) for s in point_run.load_point_runs(cheap.points, cheap.workdir)]
   with keep(cheap, cheap.points[0]):
     assert look()[0] == ('running', '')
   with pytest.raises(ValueError), keep(cheap, cheap.points[1]):
@@ -475,7 +476,7 @@ def test_a_point_that_runs_as_a_job_of_its_own_is_seen_by_driver_and_conclusion(
   # Another process has it: what that one tells stays.
   with pytest.raises(UserError), keep(cheap, cheap.points[3]):
     with keep(cheap, cheap.points[3]):
-      raise UserError('DIR: process 1 is at work here; wait for it')
+      raise FolderTaken('DIR: wait for process 1')
   assert look()[3] == ('running', '')
   other = dataclasses.replace(cheap.points[0], config=cheap.points[2].config)
   with pytest.raises(UserError, match='holds a run of another config'):
@@ -490,7 +491,7 @@ def test_a_driver_leaves_a_point_that_another_process_holds_for_a_while(cheap, m
   first, second = map(float, (cheap.workdir / 'points/rate=0.5,seed=0/times').read_text().split())
   assert second - first > 1.8  # an instant again takes the start of a process
   assert count_starts(cheap.workdir) == {'rate=0.5,seed=0': 2}
-  assert driver_lib.load_states(cheap.points[:1], cheap.workdir)[0].status == 'done'
+  assert point_run.load_point_runs(cheap.points[:1], cheap.workdir)[0].status == 'done'
 
 
 def test_what_is_done_and_was_evaluated_otherwise_is_told_with_the_command(cheap):
@@ -505,14 +506,14 @@ def test_a_conclusion_alone_runs_nothing(cheap):
   cheap(points=cheap.points[:2])
   before = count_starts(cheap.workdir)
   console = rich_console.Console(file=open(os.devnull, 'w'))
-  driver_lib.drive(cheap.points, cheap.workdir, 'recipe.py', [], 1, False, lambda line: None,
-                   console, conclude_only=True)
+  sweep = driver_lib.Sweep(cheap.points, cheap.workdir, 'recipe.py', conclude_only=True)
+  driver_lib.drive(sweep, lambda line: None, console)
   assert count_starts(cheap.workdir) == before
   entries = json.loads((cheap.workdir / 'sweep.json').read_text())['entries']
   assert [e['num_done'] for e in entries] == [2, 0]
   with pytest.raises(UserError, match='there is no sweep here'):
-    driver_lib.drive(cheap.points, cheap.workdir / 'typo', 'recipe.py', [], 1, False,
-                     lambda line: None, console, conclude_only=True)
+    driver_lib.drive(dataclasses.replace(sweep, workdir=cheap.workdir / 'typo'),
+                     lambda line: None, console)
   assert not (cheap.workdir / 'typo').exists()
 
 
@@ -566,7 +567,7 @@ def test_a_run_that_a_sweep_starts_is_the_point_that_it_began(tmp_path):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
   points = main_lib._parse(['main', f'--config={recipe}', '--mode=sweep'])[1]
-  command = driver_lib.make_command(points[1], tmp_path, str(recipe), [])
+  command = driver_lib.Sweep(points, tmp_path, str(recipe)).make_command(points[1])
   assert main_lib._parse(['main', *command[3:]])[1] == points[1].config
   text = recipe.read_text()
   recipe.write_text(text.replace("'layout.num_blocks': k", "'layout.num_blocks': k + 1"))

@@ -6,7 +6,8 @@ import pytest
 
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import UserError
-from rim_jax.sweep import driver, halving
+from rim_jax.runtime import point_run
+from rim_jax.sweep import halving
 from rim_jax.training import checkpoint as checkpoint_lib
 from tests import support
 
@@ -14,7 +15,7 @@ from tests import support
 def make_state(folder, method='rim', **changes):
   config = support.make_config(method, train__num_examples=1000, curriculum__stage1_frac=0.75,
                                checkpoint__every_steps=10, **changes)
-  return driver.State(grid_lib.Point('a=1', {'a': 1}, config), folder)
+  return point_run.PointRun(grid_lib.Point('a=1', {'a': 1}, config), folder)
 
 
 def leave(folder, num_steps, saved, valid):
@@ -51,7 +52,8 @@ def test_what_is_told_but_not_saved_is_not_there_yet(tmp_path):
 def make_settings(scores, monkeypatch):
   """States of settings with the scores of their seeds."""
   config = support.make_config('direct')
-  states = [driver.State(grid_lib.Point(f'a={a},seed={s}', {'a': a, 'seed': s}, config), score)
+  states = [point_run.PointRun(
+      grid_lib.Point(f'a={a},seed={s}', {'a': a, 'seed': s}, config), score)
             for a, found in scores.items() for s, score in enumerate(found)]
   monkeypatch.setattr(halving, 'read_score', lambda state, share: state.folder)
   return states

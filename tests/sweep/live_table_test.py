@@ -4,14 +4,15 @@ import json
 
 from rich import console as rich_console
 
-from rim_jax.sweep import driver, live_table
+from rim_jax.runtime import point_run, status
+from rim_jax.sweep import jobs, live_table
 from rim_jax.training import recorder
 from tests import support_sweep
 
 
-def test_where_a_run_is_comes_from_its_metrics_and_what_it_tells(tmp_path):
+def test_where_a_run_is_comes_from_its_metrics_and_what_it_tells(tmp_path, monkeypatch):
   points = support_sweep.load([({'seed': 0}, {'seed': 0, 'method': 'direct'})])
-  [state] = driver.load_states(points, tmp_path)
+  [state] = point_run.load_point_runs(points, tmp_path)
   tmp_path = tmp_path / 'points/seed=0'
   tmp_path.mkdir(parents=True)
   assert live_table.read_progress(state) == ''
@@ -19,13 +20,12 @@ def test_where_a_run_is_comes_from_its_metrics_and_what_it_tells(tmp_path):
       {'step': 20, 'train/loss': 0.5}, {'step': 20, 'valid/final_acc': 0.25},
       {'step': 30, 'train/loss': 0.25})))
   assert live_table.read_progress(state) == 'train step 30, loss 0.2500, valid 25.0%'
+  monkeypatch.setenv(status.VARIABLE, str(jobs.get_status(tmp_path / 'output.txt')))
   with open(tmp_path / 'output.txt', 'w') as file:
     progress = recorder.Progress('seed=0', 90, 0, rich_console.Console(file=file, width=80),
                                  clock=iter((0.0, 120.5)).__next__)
     progress.update(30, 'loss 0.2500  7 examples/s')
     progress.close()
-    print('evaluating step 30 on 4 questions', file=file)
   assert live_table.read_progress(state).endswith('valid 25.0%, 4:01 left of the stage')
-  with open(tmp_path / 'output.txt', 'a') as file:  # of another stage
-    print('stage9 80/90  loss 0.2500  7 examples/s  0:00 left', file=file)
-  assert live_table.read_progress(state).endswith('valid 25.0%, 4:01 left of the stage')
+  status.tell(stage='stage9')  # another one
+  assert live_table.read_progress(state).endswith('valid 25.0%')

@@ -15,7 +15,7 @@ import pytest
 from rich import console as rich_console
 
 from rim_jax.errors import UserError
-from rim_jax.runtime import run_folder
+from rim_jax.runtime import run_folder, status
 from rim_jax.training import recorder as recorder_lib
 
 
@@ -273,7 +273,7 @@ def test_on_a_terminal_a_bar():
 @pytest.mark.parametrize('secs, text', [(0, '0:00'), (59.6, '1:00'), (61, '1:01'),
                                         (3599.7, '1:00:00'), (3661, '1:01:01')])
 def test_seconds(secs, text):
-  assert recorder_lib.format_secs(secs) == text
+  assert status.format_secs(secs) == text
 
 
 def test_wall_time_is_divided_among_its_parts():

@@ -1,0 +1,50 @@
+"""A command under way on its part of the machine, and how it ended."""
+
+import dataclasses
+import pathlib
+
+from rim_jax.runtime import devices, status
+
+
+@dataclasses.dataclass(frozen=True)
+class End:
+  """How a command ended: its exit code, and what it said of it."""
+  code: int
+  kind: str  # the class, in errors.py, of what ended it early; '' for any other way
+  told: str  # that error in one line, or else the last line of its output
+
+
+class Job:
+  """A command that runs. Its words are added to a file; what it says as data stands beside that."""
+
+  def __init__(self, command: list[str], place: devices.Place, output):
+    self._output, self._status = pathlib.Path(output), get_status(output)
+    self._status.unlink(missing_ok=True)
+    place = dataclasses.replace(
+        place, environ=place.environ | {status.VARIABLE: str(self._status)})
+    with open(self._output, 'ab') as log:
+      self._begin = log.tell()
+      self._process = devices.start(command, place, log)
+
+  def is_done(self) -> bool:
+    return self._process.poll() is not None
+
+  def terminate(self) -> None:
+    self._process.terminate()
+
+  def wait(self) -> End:
+    """Waits until it is done."""
+    code, told = self._process.wait(), status.load(self._status)
+    self._status.unlink(missing_ok=True)
+    error = f'error: {told.error.splitlines()[-1]}' if told.error else self._read_last_line()
+    return End(code, told.ended, error[:300])
+
+  def _read_last_line(self) -> str:
+    with open(self._output, 'rb') as log:
+      log.seek(self._begin)
+      return log.read().decode(errors='replace').strip().split('\n')[-1]
+
+
+def get_status(output) -> pathlib.Path:
+  """Where the run whose words go to `output` says as data how it gets on."""
+  return pathlib.Path(output).with_suffix('.status.json')
