@@ -50,7 +50,7 @@ def assert_same_run(a, b):
 def write_recipe(folder, **changes):
   config = support.make_config(**{
       'data__cache_dir': str(folder / 'cache'), 'train__batch_rows': 8,
-      'train__num_examples': 720, 'layout__row_tokens': 32, 'model__dropout': 0.1,
+      'train__num_examples': 320, 'layout__row_tokens': 32, 'model__dropout': 0.1,
       'eval__num_valid_examples': 4, 'checkpoint__every_steps': 5, **changes})
   recipe = folder / 'recipe.py'
   recipe.write_text('import ml_collections\ndef get_config():\n'
@@ -58,14 +58,14 @@ def write_recipe(folder, **changes):
   return recipe
 
 
-def wait_for(path, process, secs=240):
+def wait_for(path, process, secs=500):
   deadline = time.monotonic() + secs
   while not path.exists():
     assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
     time.sleep(0.01)
 
 
-def finish(process, secs=240):
+def finish(process, secs=500):
   out = process.communicate(timeout=secs)[0]
   return process.returncode, out
 

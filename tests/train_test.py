@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -62,14 +61,36 @@ def kill_after(monkeypatch, count):
   monkeypatch.setattr(source_lib, 'make_batches', make_batches)
 
 
-@pytest.mark.parametrize('num_devices, mesh', [(1, MeshConfig()), (8, MeshConfig(2, 2, 2))])
-@pytest.mark.parametrize('taken', [3, 5])
+@pytest.fixture(scope='module')
+def whole(cache, tmp_path_factory):
+  """Undisturbed runs to compare with, each trained once: (config, devices) -> its folder."""
+  folders = {}
+
+  def train(config, use_devices, num_devices=1):
+    use_devices(num_devices)
+    key = config_lib.flatten(config).__repr__(), num_devices
+    if key not in folders:
+      folder = tmp_path_factory.mktemp('whole')
+      train_lib.train_curriculum(config, folder, QUIET)
+      folders[key] = folder
+    return folders[key]
+  return train
+
+
+def make_two_stages(cache):
+  """Five steps each."""
+  return make_config(cache, 'rim', train__num_examples=80, curriculum__stage1_frac=0.5,
+                     layout__depth0_readout=True)
+
+
+@pytest.mark.parametrize('taken, num_devices, mesh', [
+    (3, 1, MeshConfig()), (5, 1, MeshConfig()), (5, 8, MeshConfig(2, 2, 2)),
+    pytest.param(3, 8, MeshConfig(2, 2, 2), marks=pytest.mark.slow)])
 def test_six_steps_are_three_and_a_restore_and_three(
-    tmp_path, cache, use_devices, num_devices, mesh, taken):
+    tmp_path, cache, whole, use_devices, taken, num_devices, mesh):
   """Parameters, optimizer, data position and losses, bit for bit; also when killed off a save."""
-  use_devices(num_devices)
   config = make_config(cache, mesh=mesh)
-  train_lib.train(config, tmp_path / 'whole', say=QUIET)
+  undisturbed = whole(config, use_devices, num_devices)
   with pytest.MonkeyPatch.context() as patch:
     kill_after(patch, taken)
     with pytest.raises(Killed):
@@ -77,33 +98,30 @@ def test_six_steps_are_three_and_a_restore_and_three(
   told = []
   train_lib.train(config, tmp_path / 'parts', say=told.append)
   assert 'continuing from step 3 of 6' in told
-  support_runs.assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+  support_runs.assert_same_run(undisturbed, tmp_path / 'parts')
 
 
-@pytest.mark.parametrize('shares, told', [
-    ((0.2, 0.3), ['stage1: step 3 of 5 is saved', 'stage1: step 3 of 5 is saved']),
-    ((0.5, 0.7), ['stage1: is complete', 'stage2: step 3 of 5 is saved'])])
-def test_a_run_that_ends_early_goes_on_bit_for_bit(tmp_path, cache, use_devices, shares, told):
+def test_a_run_that_ends_early_goes_on_bit_for_bit(tmp_path, cache, whole, use_devices):
   """At a share of the whole budget, in either stage or between them; once there it stays."""
-  use_devices(1)
-  config = make_config(cache, 'rim', train__num_examples=80, curriculum__stage1_frac=0.5,
-                       checkpoint__every_steps=3)
-  train_lib.train_curriculum(config, tmp_path / 'whole', QUIET)
-  for share, line in zip(shares, told):
+  config = make_two_stages(cache)
+  undisturbed = whole(config, use_devices)
+  for share, line in (
+      (0.2, 'stage1: step 3 of 5 is saved'), (0.3, 'stage1: step 3 of 5 is saved'),
+      (0.5, 'stage1: is complete'), (0.7, 'stage2: step 3 of 5 is saved')):
     early = dataclasses.replace(config, checkpoint=dataclasses.replace(
         config.checkpoint, stop_frac=share))
     with pytest.raises(Stopped, match=line):
       train_lib.train_curriculum(early, tmp_path / 'parts', QUIET)
   train_lib.train_curriculum(config, tmp_path / 'parts', QUIET)
   for name in ('stage1', 'stage2'):
-    support_runs.assert_same_run(tmp_path / 'whole' / name, tmp_path / 'parts' / name)
+    support_runs.assert_same_run(undisturbed / name, tmp_path / 'parts' / name)
 
 
 def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
-  """8 devices, then 4, then 1: the same parameters arrive, and training goes on."""
-  config = make_config(cache, mesh=MeshConfig(2, 2, 2), train__num_examples=72)
+  """8 devices, then 1: the same parameters arrive, and training goes on."""
+  config = make_config(cache, mesh=MeshConfig(2, 2, 2))
   workdir = tmp_path / 'run'
-  for num_devices, mesh in ((8, MeshConfig(2, 2, 2)), (4, MeshConfig(2, 2, 1)), (1, MeshConfig())):
+  for num_devices, mesh in ((8, MeshConfig(2, 2, 2)), (1, MeshConfig())):
     before = support_runs.read_checkpoint(workdir)[0] if workdir.exists() else None
     use_devices(num_devices)
     config = dataclasses.replace(config, mesh=mesh)
@@ -120,14 +138,13 @@ def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):
           train_lib.train(config, workdir, say=QUIET)
       else:
         train_lib.train(config, workdir, say=QUIET)
-  assert [step for step, _ in support_runs.read_losses(workdir)] == list(range(1, 10))
+  assert [step for step, _ in support_runs.read_losses(workdir)] == list(range(1, 7))
 
 
-def test_killed_between_the_stages(tmp_path, cache, use_devices, monkeypatch):
+def test_killed_between_the_stages(tmp_path, cache, whole, use_devices):
   """After stage 1's last save and before stage 2's first step: nothing is done twice or lost."""
-  use_devices(1)
-  config = make_config(cache, 'rim', layout__depth0_readout=True)
-  train_lib.train_curriculum(config, tmp_path / 'whole', say=QUIET)
+  config = make_two_stages(cache)
+  undisturbed = whole(config, use_devices)
   real = run_scores_lib.evaluate_run
   with pytest.MonkeyPatch.context() as patch:
     def stop(task, workdir, say):
@@ -142,7 +159,7 @@ def test_killed_between_the_stages(tmp_path, cache, use_devices, monkeypatch):
       train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
   train_lib.train_curriculum(config, tmp_path / 'parts', say=QUIET)
   for stage in ('stage1', 'stage2'):
-    support_runs.assert_same_run(tmp_path / 'whole' / stage, tmp_path / 'parts' / stage)
+    support_runs.assert_same_run(undisturbed / stage, tmp_path / 'parts' / stage)
 
 
 def make_icot(cache):
@@ -170,14 +187,14 @@ def test_icot_s_best_checkpoint_is_one_without_a_chain(tmp_path, cache, use_devi
   """However right the answers were while steps were written; and then the prefix is not forced."""
   use_devices(1)
   config, seen = make_icot(cache), []
-  real = train_lib.evaluate.evaluate
+  real = train_lib.scores.evaluate
 
   def evaluate(*args):
     seen.append(args[8:])
     result, predictions = real(*args)
     return result | {'final_acc': 1.0 / len(seen)}, predictions
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(train_lib.evaluate, 'evaluate', evaluate)
+    patch.setattr(train_lib.scores, 'evaluate', evaluate)
     results = train_lib.train(config, tmp_path / 'run', say=QUIET)
   found = {s: checkpoint_lib.load_checkpoint(tmp_path / 'run/checkpoints', s).card
            for s in checkpoint_lib.list_steps(tmp_path / 'run/checkpoints')}
@@ -189,6 +206,7 @@ def test_icot_s_best_checkpoint_is_one_without_a_chain(tmp_path, cache, use_devi
       tmp_path / 'run', 'last').step
 
 
+@pytest.mark.slow
 def test_coconut_s_stages_go_on_from_one_another_and_when_killed(tmp_path, cache, use_devices):
   """In the midst of stage 1, where steps give way to thoughts: the end is an undisturbed one's."""
   use_devices(1)
@@ -261,15 +279,14 @@ def test_any_method_begins_with_the_run_that_is_named_and_its_card_says_which(
 
 
 def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
-    tmp_path, cache, use_devices):
-  use_devices(1)
-  config = make_config(cache, 'rim')
+    cache, whole, use_devices):
+  config = make_two_stages(cache)
+  stage1 = whole(config, use_devices) / 'stage1'
   (_, first), (_, second) = stages_lib.make_stages(config)
-  train_lib.train(first, tmp_path / 'stage1', say=QUIET)
   task = train_lib.make_task(second, QUIET)
-  program = train_lib.train_step_lib.make_program(second, task.vocab_size, 5, task.mesh)
-  state, _ = state_lib.initialize(task, program, tmp_path / 'stage1', QUIET)
-  arrays, _ = support_runs.read_checkpoint(tmp_path / 'stage1')
+  program = step_lib.make_program(second, task.vocab_size, 5, task.mesh)
+  state, _ = state_lib.initialize(task, program, stage1, QUIET)
+  arrays, _ = support_runs.read_checkpoint(stage1)
   for path, x in jax.tree_util.tree_leaves_with_path({'params': state.params}):
     np.testing.assert_array_equal(x, arrays[jax.tree_util.keystr(path)])
   assert int(state.step) == 0
@@ -278,10 +295,9 @@ def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
   assert second.model.dropout == 0.2
   # Or with its moments: all of its optimizer but the place in the schedule, which begins anew.
   kept = support.set_keys(second, {'curriculum.reset_optimizer': False})
-  state, _ = state_lib.initialize(dataclasses.replace(task, config=kept), program,
-                                  tmp_path / 'stage1', QUIET)
+  state, _ = state_lib.initialize(dataclasses.replace(task, config=kept), program, stage1, QUIET)
   theirs = checkpoint_lib.restore(
-      checkpoint_lib.choose_checkpoint(tmp_path / 'stage1', 'last'), 'optim',
+      checkpoint_lib.choose_checkpoint(stage1, 'last'), 'optim',
       state_lib.get_optim(program.abstract[0]))['opt_state']
   pairs = list(zip(jax.tree.leaves(state.opt_state), jax.tree.leaves(theirs), strict=True))
   changed = [(int(mine), int(old)) for mine, old in pairs if not np.array_equal(mine, old)]
@@ -292,7 +308,7 @@ def test_what_is_frozen_is_bit_identical_after_training(tmp_path, cache, use_dev
   use_devices(1)
   config = make_config(cache, optim__trainable='memory')
   task = train_lib.make_task(config, QUIET)
-  program = train_lib.train_step_lib.make_program(config, task.vocab_size, 6, task.mesh)
+  program = step_lib.make_program(config, task.vocab_size, 6, task.mesh)
   state, frozen = program.init(jax.random.key(config.seed))
   train_lib.train(config, tmp_path / 'run', say=QUIET)
   network, _ = state_lib.load_network(task, tmp_path / 'run', 'last')
@@ -359,30 +375,34 @@ def test_changed_data_is_noticed(tmp_path, cache, use_devices):
     card_lib.check_card(card, task, 'run')
 
 
-def test_kill_minus_nine_and_the_same_command_again(tmp_path, cache, use_devices):
+DIES = '''
+import os, signal, sys
+from rim_jax import main
+from rim_jax.training import checkpoint
+real = checkpoint.seal
+def seal(folder, *rest):
+  real(folder, *rest)
+  os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.seal = seal
+main.cli(sys.argv)
+'''
+
+
+def test_kill_minus_nine_and_the_same_command_again(tmp_path, cache, whole, use_devices):
   """A real process, a real SIGKILL right after a save: the end is that of an undisturbed run."""
-  use_devices(1)
   recipe = tmp_path / 'recipe.py'
-  config = make_config(cache, train__num_examples=96)
+  config = make_config(cache)
   recipe.write_text(
       'import ml_collections\n'
       'def get_config():\n'
       f'  return ml_collections.ConfigDict({dataclasses.asdict(config)!r})\n')
-  env = support_runs.ENVIRONMENT
-  command = [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}']
-  killed = subprocess.Popen([*command, f'--workdir={tmp_path}/parts'], env=env,
-                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-  deadline = time.monotonic() + 240
-  while not (tmp_path / 'parts/checkpoints/3/manifest.json').exists():
-    assert killed.poll() is None and time.monotonic() < deadline, killed.stdout.read()
-    time.sleep(0.01)
-  killed.send_signal(signal.SIGKILL)
-  killed.wait()
-  assert not (tmp_path / 'parts/results.json').exists()
-  for name in ('parts', 'whole'):
-    subprocess.run([*command, f'--workdir={tmp_path}/{name}'], env=env, check=True,
-                   stdout=subprocess.DEVNULL, timeout=300)
-  support_runs.assert_same_run(tmp_path / 'whole', tmp_path / 'parts')
+  flags = [f'--config={recipe}', f'--workdir={tmp_path}/parts']
+  killed, done = (subprocess.run(
+      [sys.executable, *program, *flags], env=support_runs.ENVIRONMENT, text=True,
+      capture_output=True, timeout=500) for program in (('-c', DIES), ('-m', 'rim_jax.main')))
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  assert done.returncode == 0 and 'continuing from step 3 of 6' in done.stdout, done.stderr
+  support_runs.assert_same_run(whole(config, use_devices), tmp_path / 'parts')
 
 
 def test_memory_of_a_device_is_told():
@@ -430,7 +450,8 @@ def llama(tmp_path):
   return pathlib.Path(shutil.copytree(GOLDEN / 'llama', tmp_path / 'llama'))
 
 
-@pytest.mark.parametrize('num_devices, mesh', [(1, MeshConfig()), (8, MeshConfig(2, 2, 2))])
+@pytest.mark.parametrize('num_devices, mesh', [
+    (1, MeshConfig()), pytest.param(8, MeshConfig(2, 2, 2), marks=pytest.mark.slow)])
 def test_adapters_on_a_pretrained_base_resume_bit_for_bit(
     tmp_path, cache, llama, use_devices, num_devices, mesh):
   use_devices(num_devices)

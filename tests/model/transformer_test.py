@@ -98,11 +98,11 @@ HIDDEN = {'layout__readout_sees_question': False}
 
 
 @pytest.mark.parametrize('network, method, prefix, switches', [
-    ('learned', 'rim_stage1', '', {}), ('rope', 'rim_stage1', '+-', {}),
-    ('learned', 'rim_stage2', '+-', {}), ('rope', 'rim_stage2', '', {}),
-    ('learned', 'cot', '+', {}), ('learned', 'rim_stage1', '+-', DEPTH0),
-    ('rope', 'rim_stage1', '+-', BIDIRECTIONAL), ('learned', 'rim_stage2', '+-', HIDDEN),
-    ('learned', 'rim_stage1', '+-', DEPTH0 | HIDDEN),
+    ('learned', 'rim_stage1', '', {}), ('rope', 'rim_stage2', '', {}), ('learned', 'cot', '+', {}),
+    ('rope', 'rim_stage1', '+-', BIDIRECTIONAL), ('learned', 'rim_stage1', '+-', DEPTH0 | HIDDEN),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('rope', 'rim_stage1', '+-', {}), ('learned', 'rim_stage2', '+-', {}),
+        ('learned', 'rim_stage1', '+-', DEPTH0), ('learned', 'rim_stage2', '+-', HIDDEN))),
 ])
 def test_one_packed_pass_equals_separate_forwards(network, method, prefix, switches):
   """docs/concepts.md: logits and gradients, several examples in a row, T = 0 among them."""
@@ -169,7 +169,8 @@ def test_a_slot_of_weight_zero_gives_exactly_zero_gradient():
   assert (gradient[last] == 0).all() and (gradient[batch.example == 1] > 0).any()
 
 
-@pytest.mark.parametrize('network, policy', [('learned', 'full'), ('rope', 'dots')])
+@pytest.mark.parametrize('network, policy', [
+    ('learned', 'full'), pytest.param('rope', 'dots', marks=pytest.mark.slow)])
 def test_remat_changes_nothing(network, policy):
   plain = make_config('rim_stage1', network)
   remat = make_config('rim_stage1', network, model__remat=policy)

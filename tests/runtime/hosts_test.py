@@ -211,82 +211,119 @@ def test_the_process_whose_own_part_of_a_step_takes_longest_is_told():
 
 # ---- Real processes ----
 
+# Steps take long enough for a notice to come between them, and process 1 may be killed, once.
+SLOWLY = """
+import os, signal, sys, time
+from rim_jax import main
+from rim_jax.runtime import hosts
+real, asked, died = hosts.StopSignal.is_set, [], os.environ.get('DIES_ONCE')
+def is_set(self):
+  asked.append(1)
+  time.sleep(float(os.environ.get('STEP_SECS', '0')))
+  if died and '--process_id=1' in sys.argv and len(asked) == 12 and not os.path.exists(died):
+    open(died, 'w').close()
+    os.kill(os.getpid(), signal.SIGKILL)
+  return real(self)
+hosts.StopSignal.is_set = is_set
+sys.exit(main.cli(sys.argv))
+"""
 
-def launch(recipe, workdir, processes, *flags, more=()):
+
+def launch(recipe, workdir, processes, *flags, more=(), **environment):
   return subprocess.Popen(
       [sys.executable, ROOT / 'launch/local_hosts.py', f'--processes={processes}', *flags, '--',
-       sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', f'--workdir={workdir}', *more],
-      env=support_runs.ENVIRONMENT, cwd=ROOT,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+       sys.executable, '-c', SLOWLY, f'--config={recipe}', f'--workdir={workdir}', *more],
+      env=support_runs.ENVIRONMENT | environment, cwd=ROOT, stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True)
 
 
-def test_the_number_of_processes_changes_nothing(tmp_path):
-  """One process; and two, asked to end at some step, then four: the same losses and parameters."""
-  recipe = support_runs.write_recipe(tmp_path)
-  code, out = support_runs.finish(launch(recipe, tmp_path / 'one', 1))
+@pytest.fixture(scope='module')
+def by_two(tmp_path_factory):
+  """(recipe, WORKDIR of its undisturbed run by two processes)"""
+  folder = tmp_path_factory.mktemp('by_two')
+  recipe = support_runs.write_recipe(folder)
+  code, out = support_runs.finish(launch(recipe, folder / 'run', 2))
   assert code == 0, out
-  two = launch(recipe, tmp_path / 'many', 2)
-  support_runs.wait_for(tmp_path / 'many/checkpoints/5/manifest.json', two)
-  two.send_signal(signal.SIGTERM)
-  code, out = support_runs.finish(two)
+  return recipe, folder / 'run'
+
+
+def run_here(recipe, workdir, capsys, *flags):
+  """By this process alone: what it says."""
+  code = main_lib.cli(['main', f'--config={recipe}', f'--workdir={workdir}', *flags])
+  told = capsys.readouterr()
+  assert code == 0, told
+  return told.out
+
+
+@pytest.mark.parametrize('processes', [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_number_of_processes_changes_nothing(tmp_path, by_two, use_devices, capsys, processes):
+  """Two processes, asked to end at some step, then another number: what two give, or one."""
+  use_devices(1)
+  recipe, two = by_two
+  run = launch(recipe, tmp_path / 'many', 2, STEP_SECS='0.25')
+  support_runs.wait_for(tmp_path / 'many/checkpoints/5/manifest.json', run)
+  run.send_signal(signal.SIGTERM)
+  code, out = support_runs.finish(run)
   assert code == hosts.EXIT_STOPPED and 'asked to end' in out, out
   at = checkpoint_lib.list_steps(storage.get_absolute(tmp_path / 'many/checkpoints'))[0]
-  code, out = support_runs.finish(launch(recipe, tmp_path / 'many', 4))
-  assert code == 0 and f'continuing from step {at} of' in out, out
-  assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
-  told = [line for line in run_folder.RunFolder(tmp_path / 'many').load_metrics()
-          if 'hosts/slowest' in line]
-  assert told and all(line['hosts/slowest'] in range(4) for line in told)
+  if processes == 1:
+    out = run_here(recipe, tmp_path / 'many', capsys)
+  else:
+    code, out = support_runs.finish(launch(recipe, tmp_path / 'many', processes))
+    assert code == 0, out
+    assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
+  assert f'continuing from step {at} of' in out, out
+  told = [line for line in run_folder.RunFolder(two).load_metrics() if 'hosts/slowest' in line]
+  assert told and all(line['hosts/slowest'] in range(2) for line in told)
 
+  run_here(recipe, tmp_path / 'one', capsys)
   losses, params, card = support_runs.read_run(tmp_path / 'one')
-  others, other_params, other_card = support_runs.read_run(tmp_path / 'many')
-  assert len(losses) > 20 and losses.keys() == others.keys() and card['rows'] == other_card['rows']
-  for step in losses:
-    assert others[step] == pytest.approx(losses[step], rel=1e-5)
-  jax.tree.map(lambda a, b: support.assert_close(a, b, relative=1e-4), other_params, params)
-  for name in ('one', 'many'):
-    rows = (tmp_path / name / 'predictions/test.jsonl').read_text().splitlines()
+  for folder in (two, tmp_path / 'many'):
+    others, other_params, other_card = support_runs.read_run(folder)
+    assert len(losses) > 20 and losses.keys() == others.keys()
+    assert card['rows'] == other_card['rows']
+    for step in losses:
+      assert others[step] == pytest.approx(losses[step], rel=1e-5)
+    jax.tree.map(lambda a, b: support.assert_close(a, b, relative=1e-4), other_params, params)
+    rows = (folder / 'predictions/test.jsonl').read_text().splitlines()
     assert len(rows) == len({json.loads(r)['origin'] for r in rows}) == 8
 
 
-def test_a_killed_process_ends_the_others_and_the_launcher_goes_on(tmp_path):
-  recipe = support_runs.write_recipe(tmp_path)
-  run = launch(recipe, tmp_path / 'run', 2, '--restart', '--grace_secs=5')
-  support_runs.wait_for(tmp_path / 'run/checkpoints/5/manifest.json', run)
-  found = subprocess.run(['pgrep', '-f', f'{tmp_path}/run.*process_id=1'], capture_output=True,
-                         text=True).stdout.split()
-  os.kill(int(found[-1]), signal.SIGKILL)
-  code, out = support_runs.finish(run)
+def test_a_killed_process_ends_the_others_and_the_launcher_goes_on(tmp_path, by_two):
+  recipe, whole = by_two
+  code, out = support_runs.finish(launch(recipe, tmp_path / 'run', 2, '--restart', '--grace_secs=5',
+                                         DIES_ONCE=str(tmp_path / 'died')))
+  assert (tmp_path / 'died').exists()
   assert code == 0 and 'supervise: it ended with' in out and 'continuing from step' in out, out
-  code, out = support_runs.finish(launch(recipe, tmp_path / 'whole', 2))
-  assert code == 0, out
   losses, params, _ = support_runs.read_run(tmp_path / 'run')
-  others, other_params, _ = support_runs.read_run(tmp_path / 'whole')
+  others, other_params, _ = support_runs.read_run(whole)
   assert losses == others
   jax.tree.map(np.testing.assert_array_equal, params, other_params)
 
 
-def test_several_processes_export_the_files_of_one(tmp_path):
+@pytest.mark.parametrize('kind', ['model', pytest.param('adapters', marks=pytest.mark.slow)])
+def test_several_processes_export_the_files_of_one(tmp_path, use_devices, capsys, kind):
   """Parameters split over two processes, part of a model on each."""
   recipe = support_runs.write_recipe(
       tmp_path, method='pause', model__init_from=str(ROOT / 'tests/golden/llama'),
       model__frozen_dtype='float32', model__lora__rank=2, model__num_heads=4, model__mlp_dim=40,
       model__max_positions=128, optim__trainable='lora', tokenizer__kind='bytes', mesh__fsdp=2,
       mesh__data=1, train__num_examples=32, layout__row_tokens=64, export__dtype='float32')
-  code, out = support_runs.finish(launch(recipe, tmp_path / 'run', 2))
-  assert code == 0, out
-
-  def export(name, processes, *more):
-    code, out = support_runs.finish(launch(recipe, tmp_path / 'run', processes, more=(
-        '--mode=export', f'--config.export.dir={tmp_path / name}',
-        f'--config.mesh.fsdp={processes}', *more)))
-    assert code == 0 and out.count('have the ids that the run was trained on') == 1, out
-    return {p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
-  whole = export('one', 1)
-  assert export('two', 2) == whole and 'model.safetensors' in whole
-  halves = export('two adapters', 2, '--config.export.adapters=True')
-  assert halves == export('one adapters', 1, '--config.export.adapters=True')
-  assert 'adapter_model.safetensors' in halves
+  use_devices(2)
+  run_here(recipe, tmp_path / 'run', capsys)
+  flags = [f'--config.export.adapters={kind == "adapters"}', '--mode=export']
+  use_devices(1)
+  out = run_here(recipe, tmp_path / 'run', capsys, *flags, '--config.mesh.fsdp=1',
+                 f'--config.export.dir={tmp_path / "one"}')
+  code, told = support_runs.finish(launch(recipe, tmp_path / 'run', 2, more=(
+      *flags, f'--config.export.dir={tmp_path / "two"}')))
+  assert code == 0, told
+  for text in (out, told):
+    assert text.count('have the ids that the run was trained on') == 1, text
+  one, two = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()}
+              for name in ('one', 'two'))
+  assert one == two
+  assert ('adapter_model.safetensors' if kind == 'adapters' else 'model.safetensors') in two
 
 
 ASK_TWICE = '''

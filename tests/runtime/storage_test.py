@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rim_jax import main as main_lib
 from rim_jax.config import CheckpointConfig
 from rim_jax.errors import UserError
 from rim_jax.runtime import run_folder, storage
@@ -236,26 +237,34 @@ def test_the_base_is_saved_once(place):
   np.testing.assert_array_equal(checkpoint_lib.load_base(place, tree)['w'], tree['w'])
 
 
-def start(recipe, workdir):
-  code = ('import sys; from rim_jax import main; from rim_jax.runtime import storage; '
-          'storage._LEASE_SECS = 0.5; '
-          'sys.exit(main.cli(sys.argv))')
-  return subprocess.Popen(
-      [sys.executable, '-c', code, f'--config={recipe}', f'--workdir={workdir}'],
-      env=support_runs.ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE,
-      stderr=subprocess.STDOUT, text=True)
+DIES = '''
+import os, signal, sys
+from rim_jax import main
+from rim_jax.training import checkpoint
+real = checkpoint.seal
+def seal(folder):
+  real(folder)
+  os.kill(os.getpid(), signal.SIGKILL)
+checkpoint.seal = seal
+main.cli(sys.argv)
+'''
 
 
-def test_a_run_in_a_bucket_killed_and_gone_on_with_is_the_run_on_a_disk(tmp_path, bucket):
+def test_a_run_in_a_bucket_killed_and_gone_on_with_is_the_run_on_a_disk(
+    tmp_path, bucket, monkeypatch, capsys, use_devices):
+  use_devices(1)
+  monkeypatch.setattr(storage, '_LEASE_SECS', 0.5)
   recipe = support_runs.write_recipe(tmp_path, log__tensorboard=True)
-  run = start(recipe, 'gs://lab/run')
-  support_runs.wait_for(epath.Path('gs://lab/run/checkpoints/5/manifest.json'), run)
-  run.send_signal(signal.SIGKILL)
-  run.wait()
-  code, out = support_runs.finish(start(recipe, 'gs://lab/run'))
-  assert code == 0 and 'is still at work' in out and 'continuing from step' in out, out
-  code, _ = support_runs.finish(start(recipe, tmp_path / 'disk'))
-  assert code == 0
+  flags = [f'--config={recipe}', '--workdir=gs://lab/run']
+  killed = subprocess.run(
+      [sys.executable, '-c', DIES, *flags], env=os.environ | {
+          'XLA_FLAGS': support_runs.ENVIRONMENT['XLA_FLAGS']}, cwd=ROOT, capture_output=True,
+      text=True, timeout=500)
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  assert main_lib.cli(['main', *flags]) == 0
+  out = capsys.readouterr().out
+  assert 'is still at work' in out and 'continuing from step 5 of 40' in out, out
+  assert main_lib.cli(['main', f'--config={recipe}', f'--workdir={tmp_path / "disk"}']) == 0
   in_bucket, on_disk = epath.Path('gs://lab/run'), epath.Path(tmp_path / 'disk')
   losses, params, _ = support_runs.read_run(in_bucket)
   others, other_params, _ = support_runs.read_run(on_disk)

@@ -350,7 +350,7 @@ def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
   first = subprocess.Popen(
       [sys.executable, '-c', 'import sys; from tests import support_sweep as t; '
        't.drive(sys.argv[1], t.make_points())', cheap.workdir], cwd=ROOT)
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + 500
   while len(count_starts(cheap.workdir)) < 2:
     assert time.monotonic() < deadline
     time.sleep(0.02)
@@ -435,12 +435,12 @@ def test_ctrl_c_ends_the_runs_saved_and_the_same_command_goes_on(cheap):
        'signal.signal(signal.SIGINT, signal.default_int_handler); '  # a background job ignores it
        't.drive(sys.argv[1], t.make_points())', cheap.workdir], cwd=ROOT, start_new_session=True,
       stderr=subprocess.PIPE)
-  deadline = time.monotonic() + 60
+  deadline = time.monotonic() + 500
   while len(count_starts(cheap.workdir)) < 2:
     assert time.monotonic() < deadline
     time.sleep(0.02)
   os.killpg(driver.pid, signal.SIGINT)
-  assert b'Stopped' in driver.communicate(timeout=60)[1]
+  assert b'Stopped' in driver.communicate(timeout=500)[1]
   states = point_run.load_point_runs(cheap.points, cheap.workdir)
   assert [s.status for s in states] == ['waiting'] * 4
   assert all(s.error == f'exit code {-signal.SIGTERM}: ' for s in states[:2])  # not SIGINT
@@ -597,10 +597,17 @@ def get_config():
 """
 
 
-def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
+@pytest.fixture
+def one_device(monkeypatch, use_devices):
+  """For runs in this process, and for those that a sweep starts."""
+  use_devices(1)
+  monkeypatch.setenv('XLA_FLAGS', support_runs.ENVIRONMENT['XLA_FLAGS'])
+
+
+def test_real_runs_one_of_which_cannot_be(tmp_path, capsys, one_device):
   """The third has more blocks than positions: told by its own run, and the others are whole."""
   base = support_sweep.make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=16,
-                   train__batch_rows=8)  # eight devices
+                                 train__batch_rows=8)
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(RECIPE.format(base=base.to_dict(), last=30))
   command = ['main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--mode=sweep',
@@ -631,11 +638,10 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys):
   assert [(e['num_done'], len(e['failed'])) for e in entries] == [(0, 0), (1, 0), (0, 1)]
 
 
+@pytest.mark.slow
 def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
-    tmp_path, monkeypatch):
+    tmp_path, one_device):
   """kill -9 of the first point's run, then of the driver while the second is in its midst."""
-  # Of the commands: one device.
-  monkeypatch.setenv('XLA_FLAGS', support_runs.ENVIRONMENT['XLA_FLAGS'])
   base = support_sweep.make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=960,
                    train__batch_rows=8, model__dropout=0.1, eval__num_valid_examples=4)
   recipe = tmp_path / 'recipe.py'
@@ -647,7 +653,7 @@ def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
   folders = [tmp_path / 'parts/points' / name for name in ('seed=0', 'seed=1')]
   driver = subprocess.Popen([*command, f'--workdir={tmp_path / "parts"}'], cwd=ROOT,
                             stdout=subprocess.DEVNULL)
-  deadline = time.monotonic() + 240
+  deadline = time.monotonic() + 500
   for folder in folders:
     while not (folder / 'checkpoints/3/manifest.json').exists():
       assert driver.poll() is None and time.monotonic() < deadline
@@ -664,7 +670,7 @@ def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
   assert not any((folder / 'results.json').exists() for folder in folders)
   for name in ('whole', 'parts'):
     subprocess.run([*command, f'--workdir={tmp_path / name}', '--jobs=2', '--retry_failed'],
-                   cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=240)
+                   cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=500)
   for folder in folders:
     whole = tmp_path / 'whole/points' / folder.name
     [(at, end)] = re.findall(r'continuing from step (\d+) of (\d+)',
@@ -682,8 +688,8 @@ def test_a_run_and_a_driver_that_are_killed_end_bit_for_bit_as_undisturbed_ones(
   assert entries[0] == entries[1]
 
 
-def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
-  """A rate of nearly nothing never learns to write one of three digits."""
+def make_rates(tmp_path):
+  """The command of a sweep of two rates."""
   base = support_sweep.make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=512,
                    train__batch_rows=8, checkpoint__every_steps=4, data__chain__modulus=3,
                    eval__num_valid_examples=40)
@@ -692,8 +698,12 @@ def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
       'import ml_collections\nfrom rim_jax import points\n'
       f'def get_config():\n  return points.make_sweep_dict(ml_collections.ConfigDict('
       f'{base.to_dict()!r}), points.vary("optim.learning_rate", (1e-2, 1e-12), "lr"))\n')
-  command = ['main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--mode=sweep',
-             '--jobs=2']
+  return ['main', f'--config={recipe}', f'--workdir={tmp_path / "run"}', '--mode=sweep', '--jobs=2']
+
+
+def test_flags_of_halving_that_do_not_go_together_are_refused_and_its_cost_is_told(
+    tmp_path, capsys):
+  command = make_rates(tmp_path)
   for args, told in ((['--halve_at=0.5,0.25'], 'ascending'), (['--halve_keep=0.5'], 'goes with'),
                      (['--halve_at=0.5', '--conclude'], 'leave out --halve_at'),
                      (['--controls', '--conclude'], 'leave out --controls')):
@@ -703,8 +713,12 @@ def test_real_runs_of_which_the_worse_end_early(tmp_path, capsys):
   told = capsys.readouterr().out
   assert 'of every run with memory again, with --mode=controls' in told
   assert 'with --halve_at about 62% of that' in told and 'of 2 settings 1 go on after 25%' in told
-  assert main_lib.cli([*command, '--halve_at=0.25']) == 0
-  capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_real_runs_of_which_the_worse_end_early(tmp_path, one_device):
+  """A rate of nearly nothing never learns to write one of three digits."""
+  assert main_lib.cli([*make_rates(tmp_path), '--halve_at=0.25']) == 0
   num_steps = run_folder.RunFolder(tmp_path / 'run/points/lr=0.01').load_metrics()[-1]['step']
   assert num_steps > 8
   (rung,) = json.loads((tmp_path / 'run/halving.json').read_text())['rungs']
