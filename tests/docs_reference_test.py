@@ -93,8 +93,9 @@ def test_a_preset_tells_its_cost_and_score(preset):
 
 
 def find_tests(path):
-  """Name of each test of a file -> the text of its decorators."""
-  return {node.name: ' '.join(map(ast.unparse, node.decorator_list))
+  """Name of each test of a file -> the text of its decorators, but for marks of single cases."""
+  return {node.name: ' '.join(text for text in map(ast.unparse, node.decorator_list)
+                              if not text.startswith('pytest.mark.parametrize'))
           for node in ast.parse(path.read_text()).body
           if isinstance(node, ast.FunctionDef) and node.name.startswith('test_')}
 
