@@ -22,6 +22,7 @@ import jax
 from configs import presets
 from rim_jax import config as config_lib
 from rim_jax.planning import compile as compile_lib
+from rim_jax.planning import machines as machines_lib
 from rim_jax.pretrained import families
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -79,7 +80,7 @@ def make_config(model, stage, trained, chips, num_slices):
 
 def compile_row(key):
   model, stage, trained, topology, num_slices = key
-  machine = compile_lib.make_machine(topology, num_slices)
+  machine = machines_lib.make_machine(topology, num_slices)
   config = make_config(model, stage, trained, len(machine.devices), num_slices)
   return compile_lib.make_plan(config, machine)
 

@@ -16,7 +16,6 @@ import itertools
 import json
 import os
 import pathlib
-import random
 import sys
 import tempfile
 import typing
@@ -32,7 +31,8 @@ from rim_jax.config import (
     ProsqaConfig,
     list_identity,
 )
-from rim_jax.data import prosqa
+from rim_jax.data import chain as chain_lib
+from rim_jax.data import formats, gsm8k, prosqa
 from rim_jax.data import records as records_lib
 from rim_jax.data.perturbed import variation
 from rim_jax.data.records import SPLITS, Record, Variant
@@ -277,8 +277,8 @@ class RimChain(_RecordBuilder):
   def make_prepared(self):
     chain = self.builder_config.chain
     sizes = {'train': chain.num_train, 'valid': chain.num_valid, 'test': chain.num_test}
-    questions = iter(draw_chain_questions(chain, sum(sizes.values())))
-    splits = {name: [_make_chain_record(chain, *question, f'rim_chain/{name}:{i + 1}')
+    questions = iter(chain_lib.draw_questions(chain, sum(sizes.values())))
+    splits = {name: [chain_lib.make_record(chain, *question, f'rim_chain/{name}:{i + 1}')
                      for i, question in enumerate(itertools.islice(questions, size))]
               for name, size in sizes.items()}
     return _Prepared(splits, {}, [])
@@ -289,54 +289,6 @@ def make_chain_config(config: DataConfig) -> ChainBuilderConfig:
   fingerprint = _compute_fingerprint(
       'rim_chain', str(RimChain.VERSION), list_identity(config.chain))
   return ChainBuilderConfig(name=fingerprint, chain=config.chain)
-
-
-def draw_chain_questions(chain: ChainConfig, num_questions: int) -> list[tuple[int, int]]:
-  """Distinct questions (T, number) in random order, number < how many there are of T steps.
-
-  Each length gets an equal share: drawn from the whole space, nearly all questions would
-  have max_steps. But no length gives more than 80 % of its questions, because a model
-  could look up the answers of a length that it has seen whole; longer ones make up for it.
-  Raises: UserError where that leaves too few questions.
-  """
-  if len(set(chain.operators)) < len(chain.operators):
-    raise UserError(f"data.chain.operators='{chain.operators}' repeats a character; use "
-                    f"'{''.join(dict.fromkeys(chain.operators))}'")
-  lengths = range(chain.min_steps, chain.max_steps + 1)
-  space = {t: chain.modulus * (chain.modulus * len(chain.operators))**t for t in lengths}
-  most = sum(size * 4 // 5 for size in space.values())
-  if num_questions > most:
-    raise UserError(
-        f'data.chain: num_train + num_valid + num_test = {num_questions} questions, but of the '
-        f'{sum(space.values())} there are at most 80 % ({most}) may be drawn; lower num_train, or '
-        'raise max_steps or modulus')
-  # Python's generator: its integers have no upper limit, and numpy does not promise to
-  # keep the sequence of its own from version to version.
-  rng = random.Random(chain.seed)
-  questions = []
-  for num_lengths_left, t in zip(reversed(range(1, len(lengths) + 1)), lengths):
-    share = min((num_questions - len(questions)) // num_lengths_left, space[t] * 4 // 5)
-    drawn = {}  # a dictionary, for its order
-    while len(drawn) < share:
-      drawn[t, rng.randrange(space[t])] = None
-    questions += drawn
-  rng.shuffle(questions)
-  return questions
-
-
-def _make_chain_record(chain, num_steps, number, origin):
-  """The question with this number: its operands and operators are the number's digits."""
-  number, result = divmod(number, chain.modulus)
-  question, steps = str(result), []
-  for _ in range(num_steps):
-    number, operator = divmod(number, len(chain.operators))
-    number, operand = divmod(number, chain.modulus)
-    operator = chain.operators[operator]
-    result = {'+': result + operand, '-': result - operand, '*': result * operand}[operator]
-    result %= chain.modulus
-    question += f'{operator}{operand}'
-    steps.append(str(result))
-  return Record(question, tuple(steps), steps[-1], origin)
 
 
 # Files in a GSM8K format, and problems made from them.
@@ -361,7 +313,7 @@ class RimGsm8k(_RecordBuilder):
     config = self.builder_config
     splits, dropped, notes = {}, {}, []
     for name, (path, content) in config.files.items():
-      splits[name], dropped[name] = records_lib.parse_file(path, content, config)
+      splits[name], dropped[name] = formats.parse_file(path, content, config)
       if dropped[name]:
         shown = '; '.join(dropped[name][:3]) + ('; ...' if len(dropped[name]) > 3 else '')
         notes.append(f'{name}: dropped {len(dropped[name])} bad rows: {shown}')
@@ -371,7 +323,7 @@ class RimGsm8k(_RecordBuilder):
     splits, dropped, notes = self.read_files()
     if 'valid' not in splits:
       train_path = self.builder_config.files['train'][0]
-      splits['train'], splits['valid'] = records_lib.hold_out(
+      splits['train'], splits['valid'] = gsm8k.hold_out(
           splits['train'], self.builder_config.num_valid, train_path)
       notes.append(f"valid: {len(splits['valid'])} rows held out of {train_path.name} by "
                    'question hash')
@@ -413,7 +365,7 @@ def make_prosqa_config(config: DataConfig) -> Gsm8kBuilderConfig:
   files = {}
   if config.dir:
     folder = pathlib.Path(config.dir).expanduser()
-    files = records_lib.find_files(folder, (), 'draw all problems')
+    files = formats.find_files(folder, (), 'draw all problems')
     if not files:
       raise UserError(f"data.dir='{folder}': no train, valid or test file there; add one, or pass "
                       'no directory to draw all problems')
@@ -432,8 +384,8 @@ def _digest_files(files):
 def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
   """The files of `config.dir`, or else OpenAI's, named by the fingerprint of their content."""
   folder = (pathlib.Path(config.dir).expanduser() if config.dir
-            else records_lib.download_gsm8k(config, say))
-  files = records_lib.find_files(folder)
+            else gsm8k.download_gsm8k(config, say))
+  files = formats.find_files(folder)
   options = {
       'on_bad_rows': config.on_bad_rows, 'step_marks': config.step_marks,
       'num_valid': 0 if 'valid' in files else config.num_valid}

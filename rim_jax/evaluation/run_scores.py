@@ -10,7 +10,7 @@ import numpy as np
 
 from rim_jax.config import limits
 from rim_jax.data import datasets as datasets_lib
-from rim_jax.data import records as records_lib
+from rim_jax.data import evaluation_sets
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, latency, scores
 from rim_jax.packing import source as source_lib
@@ -24,7 +24,7 @@ def get_records(task, split: str, limit: int):
   """The first `limit` records of a split (0: all), or of GSM-Hard."""
   source = task.dataset.splits.get(split)
   if source is None:
-    records = records_lib.load_gsm_hard(epath.Path(task.config.eval.path).expanduser())
+    records = evaluation_sets.load_gsm_hard(epath.Path(task.config.eval.path).expanduser())
     return records[:limit or None]
   count = min(limit, len(source)) if limit else len(source)
   return source.__getitems__(range(count))

@@ -20,6 +20,7 @@ from rim_jax.errors import UserError
 from rim_jax.model import sharding
 from rim_jax.packing import source
 from rim_jax.planning import compile as compile_lib
+from rim_jax.planning import machines
 from rim_jax.pretrained import families
 from rim_jax.training import step as step_lib
 
@@ -78,7 +79,7 @@ def _count_records(config) -> tuple[int | None, str]:
     return None, str(e).splitlines()[0]
 
 
-def describe(found: Estimate, machine: compile_lib.Peak, utilization: float) -> str:
+def describe(found: Estimate, machine: machines.Peak, utilization: float) -> str:
   """One line: examples, FLOPs, hours, or what is not known."""
   parts = [] if found.num_examples is None else [f'{found.num_examples:,.0f} examples']
   if found.flops is not None:
@@ -87,5 +88,5 @@ def describe(found: Estimate, machine: compile_lib.Peak, utilization: float) -> 
   return ', '.join(parts) + (f' ({found.why})' if found.why and parts else found.why)
 
 
-def compute_hours(flops: float, machine: compile_lib.Peak, utilization: float) -> float:
+def compute_hours(flops: float, machine: machines.Peak, utilization: float) -> float:
   return flops / (machine.flops_per_sec * utilization) / 3600

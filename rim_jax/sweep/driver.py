@@ -300,11 +300,11 @@ def show_dry(sweep: Sweep, hardware: str, utilization: float, say) -> None:
 
   Raises: UserError for a machine that is not known.
   """
-  from rim_jax.planning import compile as compile_lib  # late: a driver needs no model
   from rim_jax.planning import cost as cost_lib
+  from rim_jax.planning import machines  # late: a driver needs no model
   if not 0 < utilization <= 1:
     raise UserError(f'--utilization={utilization}: is a share of the peak, above 0 and at most 1')
-  machine = compile_lib.parse_hardware(hardware)
+  machine = machines.parse_hardware(hardware)
   found = [cost_lib.estimate(point.config) for point in sweep.points]
   for point, cost in zip(sweep.points, found):
     say(f'{point.name}: {cost_lib.describe(cost, machine, utilization)}')

@@ -25,7 +25,7 @@ from rim_jax import config as config_lib
 from rim_jax import modes, train
 from rim_jax.config import Config, limits
 from rim_jax.config import stages as stages_lib
-from rim_jax.data import datasets, records
+from rim_jax.data import datasets, gsm8k
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import Stopped, UserError
 from rim_jax.evaluation import (
@@ -229,7 +229,7 @@ def probe_dataset_or_error(config, tools):
   """The same where it may be refused, and where there is no network."""
   def refuse(url, timeout):
     raise OSError('no network in a test')
-  tools.patch.setattr(records.urllib.request, 'urlopen', refuse)
+  tools.patch.setattr(gsm8k.urllib.request, 'urlopen', refuse)
   try:
     return probe_dataset(config, tools)
   except UserError as e:
@@ -248,7 +248,7 @@ def probe_download(config, tools):
   def refuse(url, timeout):
     asked.append(url)
     raise OSError('no network in a test')
-  tools.patch.setattr(records.urllib.request, 'urlopen', refuse)
+  tools.patch.setattr(gsm8k.urllib.request, 'urlopen', refuse)
   with pytest.raises(UserError, match='no network'):
     datasets.load_dataset(config.data, quiet)
   return asked

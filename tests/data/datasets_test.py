@@ -22,7 +22,7 @@ import pytest
 
 from rim_jax.config import ChainConfig, DataConfig
 from rim_jax.config.schema import later
-from rim_jax.data import datasets, records
+from rim_jax.data import datasets, gsm8k
 from rim_jax.errors import UserError
 
 
@@ -154,33 +154,6 @@ def test_chain_uses_a_space_up_to_its_limit(tmp_path):
 # Rows and files.
 
 QUESTION = 'Tom  has 2 cats\u2028and \u00a312; "how" many\\legs? \x00'
-ROWS = {
-    'normalised': json.dumps({'question': QUESTION, 'steps': ['2*4=8', '-8+.50=-7.50'],
-                              'answer': '1,234,567', 'level': 3}),
-    'normalised, marked': json.dumps({'question': QUESTION, 'answer': ' 1234567',
-                                      'steps': ['<<2*4=8>>', '<<-8+.50=-7.50>>']}),
-    'openai': json.dumps({'question': QUESTION, 'answer': (
-        'Two cats have 2*4=<<2*4=8>>8 legs.\nThen <<-8+.50=-7.50>>.\n#### 1,234,567 ')},
-        ensure_ascii=False),
-    'icot': f'{QUESTION}||<<2*4=8>> <<-8+.50=-7.50>> #### 1,234,567',
-}
-
-
-@pytest.mark.parametrize('row', ROWS.values(), ids=ROWS)
-def test_formats_agree(row):
-  for line in (row.encode(), row.encode() + b'\r'):
-    assert records.parse_row(line) == (QUESTION, ('2*4=8', '-8+.50=-7.50'), '1234567')
-    assert records.parse_row(line, step_marks=True) == (
-        QUESTION, ('<<2*4=8>>', '<<-8+.50=-7.50>>'), '1234567')
-
-
-@pytest.mark.parametrize('answer, read', [
-    ('1,234', '1234'), ('-1,234.50', '-1234.50'), ('0.5', '0.5'), (' -7 ', '-7'),
-    ('1,23', '1,23'), ('1,2,3', '1,2,3'), ('Tom is a yimpus, 1,000 times.',) * 2])
-def test_answers(answer, read):
-  row = {'question': 'q', 'steps': [], 'answer': answer}
-  assert records.parse_row(json.dumps(row).encode()) == ('q', (), read)
-
 
 @pytest.mark.parametrize('extension', ['jsonl', 'txt', 'json', 'jsonl_gz', 'txt_gz'])
 def test_files_are_read_bit_for_bit(tmp_path, extension):
@@ -328,35 +301,6 @@ def test_records_that_are_no_split_have_the_fingerprint_of_one(tmp_path):
   rows = split.__getitems__(range(len(split)))
   assert datasets.fingerprint_records(rows) == split.fingerprint
   assert datasets.fingerprint_records(rows[:-1]) != split.fingerprint
-
-
-def test_gsm_hard_in_both_forms(tmp_path):
-  path = tmp_path / 'hard.jsonl'
-  path.write_text('{"question": "Tom\\u2028 has?", "answer": "-9867630"}\n'
-                  '{"input": "b?", "code": "def f(): ...", "target": -9867630.0}\n'
-                  '{"input": "c?", "target": 1.5e-7}\n{"input": "d?", "target": 120}\n'
-                  '{"question": "e?", "answer": "1,234.50"}\n\n')
-  found = records.load_gsm_hard(path)
-  assert [(r.question, r.steps, r.answer, r.origin) for r in found] == [
-      (question, (), answer, f'hard.jsonl:{i}') for i, (question, answer) in enumerate([
-          ('Tom\u2028 has?', '-9867630'), ('b?', '-9867630'), ('c?', '0.00000015'), ('d?', '120'),
-          ('e?', '1234.50')], 1)]
-
-
-@pytest.mark.parametrize('content, what', [
-    ('', ':1: Expecting value'), ('[]', ':1: not a JSON object'),
-    ('{"question": "a?", "answer": "1"}\n{"question": "b?"}', ":2: 'answer' should be a string"),
-    ('{"target": 1}', ":1: 'question' should be"), ('{"input": "a?", "target": NaN}', ':1: '),
-    ('{"input": "a?", "answer": "one"}', ":1: the answer 'one' is not a number")])
-def test_a_bad_gsm_hard_file_is_told_in_one_line(tmp_path, content, what):
-  path = tmp_path / 'hard.jsonl'
-  path.write_text(content)
-  with pytest.raises(UserError) as error:
-    records.load_gsm_hard(path)
-  assert str(error.value).startswith(f'{path}{what}') and str(error.value).endswith('; fix the row')
-  assert '\n' not in str(error.value)
-  with pytest.raises(UserError, match='nothing.jsonl: .*; set --config.eval.path to GSM-Hard'):
-    records.load_gsm_hard(tmp_path / 'nothing.jsonl')
 
 
 # Prepared copies.
@@ -518,7 +462,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(tmp_path, monkeypatch):
   folder = write_rows(tmp_path / 'served', train=make_rows(30), test=make_rows(5, 't'))
   files = {p.name: p.read_bytes() for p in folder.iterdir()}
-  monkeypatch.setattr(records, 'GSM8K_FILES', {
+  monkeypatch.setattr(gsm8k, 'GSM8K_FILES', {
       name: (len(files[name]), hashlib.sha256(files[name]).hexdigest())
       for name in ('train.jsonl', 'test.jsonl')})
   with Server(files) as server:

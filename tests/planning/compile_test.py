@@ -1,4 +1,4 @@
-"""Plans: the machine, the rows, the roofline, what fits; and real compilations for TPUs not here.
+"""Plans: the rows, the roofline, what fits; and real compilations for TPUs not here.
 
 What needs libtpu is marked `tpu`, takes minutes, and is skipped without it. The rest plans for the
 eight fake CPU devices in a TPU's place.
@@ -12,7 +12,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import jax
 import pytest
@@ -21,13 +20,14 @@ from rich import console as rich_console
 from configs import presets
 from rim_jax import config as config_lib
 from rim_jax import main
-from rim_jax.config import MeshConfig, methods
+from rim_jax.config import methods
 from rim_jax.data import datasets, prosqa
 from rim_jax.errors import UserError
 from rim_jax.methods import get_method
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source
 from rim_jax.planning import compile as compile_lib
+from rim_jax.planning import machines
 from rim_jax.runtime import hlo
 from rim_jax.training import step as step_lib
 from tests import support
@@ -39,8 +39,8 @@ needs_libtpu = pytest.mark.skipif(
 
 
 def make_machine(num_slices=1, **changes):
-  chip = dataclasses.replace(compile_lib.CHIPS['v5e'], **changes)
-  return compile_lib.Machine('v5e:2x4', num_slices, jax.devices(), chip)
+  chip = dataclasses.replace(machines.CHIPS['v5e'], **changes)
+  return machines.Machine('v5e:2x4', num_slices, jax.devices(), chip)
 
 
 def compile_here(config, program, rows, mesh):
@@ -60,7 +60,7 @@ def compile_here(config, program, rows, mesh):
 
 
 def test_a_step_takes_as_long_as_its_slowest_part():
-  chip = compile_lib.Chip(16, 100.0, 10.0, 5.0, 1.0)
+  chip = machines.Chip(16, 100.0, 10.0, 5.0, 1.0)
   costs = hlo.Costs(400.0, 0.0, 50.0, {'all-gather': hlo.Collective(2, 10.0, 0.0),
                                        'all-reduce': hlo.Collective(1, 15.0, 7.0)}, 0, 0)
   assert compile_lib.compute_roofline(costs, chip) == {
@@ -79,48 +79,6 @@ def test_the_ceiling_of_a_step_bound_by_compute_is_its_share_of_useful_flops(mon
   assert flops['per_step'] == 8 * flops['per_device']
   assert found['mfu_ceiling'] == pytest.approx(flops['model_per_step'] / flops['per_step'])
   assert found['roofline_secs']['step'] == flops['per_device']
-
-
-# ---- The machine ----
-
-
-@pytest.mark.parametrize('name', ['v5e', 'v9:2x2', 'v5e:16', 'v5e:2x', 'cpu:2x2', ''])
-def test_an_unknown_topology_is_told_in_one_line(name):
-  with pytest.raises(UserError, match='is not KIND:SIZE, e.g. v5e:4x4') as error:
-    compile_lib.make_machine(name)
-  assert '\n' not in str(error.value)
-
-
-@pytest.mark.parametrize('name, count, fragment', [
-    ('v5e:2x2', 0, 'must be 1 or more'), ('v4:2x2x1', 2, 'not published')])
-def test_slices_that_cannot_be_are_told(name, count, fragment):
-  with pytest.raises(UserError, match=fragment):
-    compile_lib.make_machine(name, count)
-
-
-@pytest.mark.parametrize('told, fragment', [
-    ('JAX TPU support not installed; cannot generate TPU topology. See ...',
-     r"not installed; pip install 'jax\[tpu\]=="),
-    ('INVALID_ARGUMENT: Topology layout\n is not divisible', 'common sizes: v5e and v6e 2x2')])
-def test_what_libtpu_refuses_is_told_in_one_line(monkeypatch, told, fragment):
-  def refuse(**_):
-    raise RuntimeError(told)
-  monkeypatch.setattr(compile_lib.topologies, 'get_topology_desc', refuse)
-  with pytest.raises(UserError, match=fragment) as error:
-    compile_lib.make_machine('v5e:3x3')
-  assert '\n' not in str(error.value)
-
-
-def test_slices_have_an_axis_of_their_own():
-  devices = [types.SimpleNamespace(id=i, slice_index=i // 4, platform='cpu') for i in range(8)]
-  machine = dataclasses.replace(make_machine(2), devices=devices)
-  with pytest.raises(UserError, match=r'in 2 slices; use --config.mesh.slice=2'):
-    compile_lib.make_mesh(MeshConfig(2, 4, 1), machine)
-
-
-def test_a_mesh_that_does_not_fill_the_topology():
-  with pytest.raises(UserError, match='data=3 .* does not fill the 8 devices of v5e:2x4'):
-    compile_lib.make_mesh(MeshConfig(3, 1, 1), make_machine())
 
 
 # ---- The rows ----
@@ -350,7 +308,7 @@ def test_libtpu_refuses_a_size_in_one_line():
 import os
 from rim_jax import main
 os.environ.update(main.PLAN_ENVIRONMENT)
-from rim_jax.planning import compile as plan
+from rim_jax.planning import machines as plan
 from rim_jax.config import MeshConfig, UserError
 try:
   plan.make_machine('v5e:3x3x3')

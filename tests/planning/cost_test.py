@@ -3,7 +3,7 @@
 import pytest
 
 from rim_jax.planning import compile as compile_lib
-from rim_jax.planning import cost
+from rim_jax.planning import cost, machines
 from tests import support
 
 
@@ -31,11 +31,11 @@ def test_a_curriculum_is_the_sum_of_its_stages_and_epochs_are_counted_where_data
 def test_what_is_not_here_is_said(changes, why):
   found = cost.estimate(support.make_config('direct', **changes))
   assert found.flops is None and why in found.why
-  assert why in cost.describe(found, compile_lib.parse_hardware('h100'), 0.4)
+  assert why in cost.describe(found, machines.parse_hardware('h100'), 0.4)
 
 
 def test_hardware_is_counted_in_chips():
-  assert compile_lib.parse_hardware('v5e:2x4') == compile_lib.Peak('v5e:2x4', 8, 8 * 197e12)
-  assert compile_lib.parse_hardware('h100').flops_per_sec == 989e12
-  assert cost.compute_hours(989e12 * 0.4 * 7200, compile_lib.parse_hardware('h100'), 0.4) == (
+  assert machines.parse_hardware('v5e:2x4') == machines.Peak('v5e:2x4', 8, 8 * 197e12)
+  assert machines.parse_hardware('h100').flops_per_sec == 989e12
+  assert cost.compute_hours(989e12 * 0.4 * 7200, machines.parse_hardware('h100'), 0.4) == (
       pytest.approx(2.0))

@@ -1,0 +1,55 @@
+"""The chain task: chains of arithmetic modulo a number, whose every step is one digit or a few."""
+
+import random
+
+from rim_jax.config import ChainConfig
+from rim_jax.data.records import Record
+from rim_jax.errors import UserError
+
+
+def draw_questions(chain: ChainConfig, num_questions: int) -> list[tuple[int, int]]:
+  """Distinct questions (T, number) in random order, number < how many there are of T steps.
+
+  Each length gets an equal share: drawn from the whole space, nearly all questions would
+  have max_steps. But no length gives more than 80 % of its questions, because a model
+  could look up the answers of a length that it has seen whole; longer ones make up for it.
+  Raises: UserError where that leaves too few questions.
+  """
+  if len(set(chain.operators)) < len(chain.operators):
+    raise UserError(f"data.chain.operators='{chain.operators}' repeats a character; use "
+                    f"'{''.join(dict.fromkeys(chain.operators))}'")
+  lengths = range(chain.min_steps, chain.max_steps + 1)
+  space = {t: chain.modulus * (chain.modulus * len(chain.operators))**t for t in lengths}
+  most = sum(size * 4 // 5 for size in space.values())
+  if num_questions > most:
+    raise UserError(
+        f'data.chain: num_train + num_valid + num_test = {num_questions} questions, but of the '
+        f'{sum(space.values())} there are at most 80 % ({most}) may be drawn; lower num_train, or '
+        'raise max_steps or modulus')
+  # Python's generator: its integers have no upper limit, and numpy does not promise to
+  # keep the sequence of its own from version to version.
+  rng = random.Random(chain.seed)
+  questions = []
+  for num_lengths_left, t in zip(reversed(range(1, len(lengths) + 1)), lengths):
+    share = min((num_questions - len(questions)) // num_lengths_left, space[t] * 4 // 5)
+    drawn = {}  # a dictionary, for its order
+    while len(drawn) < share:
+      drawn[t, rng.randrange(space[t])] = None
+    questions += drawn
+  rng.shuffle(questions)
+  return questions
+
+
+def make_record(chain, num_steps, number, origin):
+  """The question with this number: its operands and operators are the number's digits."""
+  number, result = divmod(number, chain.modulus)
+  question, steps = str(result), []
+  for _ in range(num_steps):
+    number, operator = divmod(number, len(chain.operators))
+    number, operand = divmod(number, chain.modulus)
+    operator = chain.operators[operator]
+    result = {'+': result + operand, '-': result - operand, '*': result * operand}[operator]
+    result %= chain.modulus
+    question += f'{operator}{operand}'
+    steps.append(str(result))
+  return Record(question, tuple(steps), steps[-1], origin)

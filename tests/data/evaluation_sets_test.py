@@ -1,0 +1,35 @@
+"""GSM-Hard is read in both of its forms, and a bad file is told in one line."""
+
+import pytest
+
+from rim_jax.data import evaluation_sets
+from rim_jax.errors import UserError
+
+
+def test_gsm_hard_in_both_forms(tmp_path):
+  path = tmp_path / 'hard.jsonl'
+  path.write_text('{"question": "Tom\\u2028 has?", "answer": "-9867630"}\n'
+                  '{"input": "b?", "code": "def f(): ...", "target": -9867630.0}\n'
+                  '{"input": "c?", "target": 1.5e-7}\n{"input": "d?", "target": 120}\n'
+                  '{"question": "e?", "answer": "1,234.50"}\n\n')
+  found = evaluation_sets.load_gsm_hard(path)
+  assert [(r.question, r.steps, r.answer, r.origin) for r in found] == [
+      (question, (), answer, f'hard.jsonl:{i}') for i, (question, answer) in enumerate([
+          ('Tom\u2028 has?', '-9867630'), ('b?', '-9867630'), ('c?', '0.00000015'), ('d?', '120'),
+          ('e?', '1234.50')], 1)]
+
+
+@pytest.mark.parametrize('content, what', [
+    ('', ':1: Expecting value'), ('[]', ':1: not a JSON object'),
+    ('{"question": "a?", "answer": "1"}\n{"question": "b?"}', ":2: 'answer' should be a string"),
+    ('{"target": 1}', ":1: 'question' should be"), ('{"input": "a?", "target": NaN}', ':1: '),
+    ('{"input": "a?", "answer": "one"}', ":1: the answer 'one' is not a number")])
+def test_a_bad_gsm_hard_file_is_told_in_one_line(tmp_path, content, what):
+  path = tmp_path / 'hard.jsonl'
+  path.write_text(content)
+  with pytest.raises(UserError) as error:
+    evaluation_sets.load_gsm_hard(path)
+  assert str(error.value).startswith(f'{path}{what}') and str(error.value).endswith('; fix the row')
+  assert '\n' not in str(error.value)
+  with pytest.raises(UserError, match='nothing.jsonl: .*; set --config.eval.path to GSM-Hard'):
+    evaluation_sets.load_gsm_hard(tmp_path / 'nothing.jsonl')
