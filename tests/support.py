@@ -18,6 +18,7 @@ from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source
+from rim_jax.training import step as step_lib
 
 # T = 0 and T = 1 among them, and an answer of several digits.
 RECORDS = (
@@ -27,6 +28,11 @@ RECORDS = (
     Record('1+1+1+1', ('2', '3', '4'), '4', 'r:4'),
     Record('20+3', ('23', '46', '92'), '92', 'r:5'),
 )
+
+
+# Of an update: rows of very unequal weight, with one, two and no examples.
+TRAIN_ROWS = [RECORDS[:2], RECORDS[4:], RECORDS[3:4], [], RECORDS[:1], [], [], RECORDS[2:4]]
+TRAIN_STEPS, TRAIN_BLOCKS = 10, 4
 
 
 # ---- The config of a version to come, with a key and a section more ----
@@ -167,3 +173,28 @@ def assert_close(a, b, relative=1e-5):
   assert a.shape == b.shape
   assert np.abs(a - b).max() <= relative * np.abs(b).max(), (
       np.abs(a - b).max(), np.abs(b).max())
+
+
+def start_training(config, devices, mesh_config=None):
+  """(mesh, train step, its state, what is frozen, a batch of TRAIN_ROWS)"""
+  mesh = sharding.make_mesh(mesh_config or config_lib.MeshConfig(), devices)
+  program = step_lib.make_program(config, make_codec(config).memory_start, TRAIN_STEPS,
+                                  mesh)
+  step = step_lib.make_train_step(program, config, TRAIN_STEPS, TRAIN_BLOCKS, mesh)
+  state, frozen = program.init(jax.random.key(0))
+  batch = sharding.place_batch(make_batch(config, TRAIN_ROWS), mesh)
+  return mesh, step, state, frozen, batch
+
+
+def make_plain_mask(config, num_tokens, num_question, num_readout):
+  """One plain sequence's mask: causal, but for the two switches."""
+  q, k = np.indices((num_tokens, num_tokens))
+  trunk = num_tokens - num_readout
+  block = (np.arange(num_tokens) - num_question) // (config.layout.block_tokens + 2) + 1
+  block = np.where(np.arange(num_tokens) < num_question, 0, block)
+  mask = k <= q
+  if config.layout.bidirectional_blocks:
+    mask |= (block[q] == block[k]) & (block[q] > 0) & (q < trunk) & (k < trunk)
+  if not config.layout.readout_sees_question and trunk > num_question:
+    mask &= ~((q >= trunk) & (k < num_question))
+  return mask

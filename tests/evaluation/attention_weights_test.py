@@ -9,7 +9,6 @@ from scipy import special
 from rim_jax.evaluation import attention_weights
 from rim_jax.model import attention
 from tests import support
-from tests.model import transformer_test as model_test
 
 SWITCHES = {
     'closing token': ('', {}), 'prefix': ('+-', {}),
@@ -68,7 +67,7 @@ def test_weights_are_those_of_a_forward_pass_written_out(case):
     for k in (1, 2, 3):
       memory = list(range(codec.memory_start, codec.memory_start + size)) * k
       ids = [*question, *memory, *codec.tokenizer.encode(prefix)]
-      mask = model_test.make_plain_mask(config, len(ids), len(question), num_prefix)
+      mask = support.make_plain_mask(config, len(ids), len(question), num_prefix)
       want = compute_plainly(params, config, ids, mask)[:, -1]
       n = len(question)
       groups = [want[:, :n].sum(-1),

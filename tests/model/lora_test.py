@@ -12,7 +12,6 @@ from rim_jax.config import rules
 from rim_jax.model import lora
 from rim_jax.model import transformer as transformer_lib
 from tests import support
-from tests.training import step_test as train_step_test
 
 # Fused and separate projections, heads shared and not.
 NETWORKS = {'gpt2': {'model__fused_qkv': True, 'model__bias': 'all'},
@@ -84,7 +83,7 @@ def test_merging_is_the_sum_that_the_paper_states():
 @pytest.mark.parametrize('network', NETWORKS)
 def test_only_adapters_and_memory_rows_train(network):
   config = make_config(network, optim__trainable='lora', model__remat='full', train__batch_rows=8)
-  mesh, step, state, frozen, batch = train_step_test.start(config, jax.devices()[:1])
+  mesh, step, state, frozen, batch = support.start_training(config, jax.devices()[:1])
   before = jax.device_get((state.params, frozen))
   with jax.set_mesh(mesh):
     for _ in range(3):

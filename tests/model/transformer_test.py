@@ -11,6 +11,7 @@ from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.training import loss as loss_lib
 from tests import support
+from tests.support import make_plain_mask
 
 ROWS = [support.RECORDS[:3], support.RECORDS[3:]]
 # Between them, every setting that a published family needs.
@@ -36,20 +37,6 @@ def unpack(config, example, readout, memory_start):
   ids = [*trunk, *readout.prefix, *readout.target[:-1]]
   first = len(trunk) + len(readout.prefix) - 1
   return ids, list(range(first, first + len(readout.target)))
-
-
-def make_plain_mask(config, num_tokens, num_question, num_readout):
-  """One plain sequence's mask: causal, but for the two switches."""
-  q, k = np.indices((num_tokens, num_tokens))
-  trunk = num_tokens - num_readout
-  block = (np.arange(num_tokens) - num_question) // (config.layout.block_tokens + 2) + 1
-  block = np.where(np.arange(num_tokens) < num_question, 0, block)
-  mask = k <= q
-  if config.layout.bidirectional_blocks:
-    mask |= (block[q] == block[k]) & (block[q] > 0) & (q < trunk) & (k < trunk)
-  if not config.layout.readout_sees_question and trunk > num_question:
-    mask &= ~((q >= trunk) & (k < num_question))
-  return mask
 
 
 def make_plain_sequences(config):

@@ -30,8 +30,7 @@ from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import machines
 from rim_jax.runtime import hlo
 from rim_jax.training import step as step_lib
-from tests import support
-from tests.pretrained import families_test
+from tests import support, support_pretrained
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -245,7 +244,7 @@ def test_the_mode_refuses_in_one_line(monkeypatch, clean_environment, capsys, ar
 def run_plan(tmp_path, name, recipe, *argv):
   """plan.json of a real command on a published model's config.json."""
   (tmp_path / name).mkdir()
-  (tmp_path / name / 'config.json').write_text(json.dumps(families_test.PUBLISHED[name][1]))
+  (tmp_path / name / 'config.json').write_text(json.dumps(support_pretrained.PUBLISHED[name][1]))
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   done = subprocess.run(
       [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', '--mode=plan',
@@ -330,8 +329,8 @@ def test_the_reader_of_shapes_is_that_of_training(tmp_path):
   folder = tmp_path / 'llama'
   folder.mkdir()
   (folder / 'config.json').write_text(
-      json.dumps(families_test.PUBLISHED['llama3_2_1b'][1]))
-  config = families_test.make_config(folder)
+      json.dumps(support_pretrained.PUBLISHED['llama3_2_1b'][1]))
+  config = support_pretrained.make_plain_config(folder)
   resolved = families.resolve_shape(config)
   assert resolved.model.vocab_size == compile_lib.get_vocab_size(resolved) == 128256
   with pytest.raises(UserError, match=r'tokenizer\.json'):

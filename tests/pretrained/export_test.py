@@ -21,44 +21,13 @@ from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.pretrained import export, families, weights
 from rim_jax.pretrained import peft as peft_lib
-from rim_jax.training import step as step_lib
 from tests import support
-from tests.pretrained.weights_test import compute_logits
+from tests.support_pretrained import compute_logits, make_config, make_model
+from tests.support_pretrained import write_export as write
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
 QUESTIONS = ('Tom has 3 pens. How many?', 'x  \n\n', '', ' "<b>" ½ é ', 'Is 1,000 > 999?\u2028no')
-
-
-def make_config(family, **changes):
-  config = families.resolve(config_lib.Config(
-      method='rim_stage2', train=config_lib.TrainConfig(num_examples=8),
-      # A path that is absolute stays itself below GOLDEN.
-      model=config_lib.ModelConfig(init_from=str(GOLDEN / family), frozen_dtype='float32',
-                                   lora=config_lib.LoraConfig(rank=2, alpha=4.0)),
-      optim=config_lib.OptimConfig(trainable='lora')))
-  return support.set_keys(config, {
-      'layout.num_blocks': 2, 'layout.separator': '', 'export.dtype': 'float32',
-      **{k.replace('__', '.'): v for k, v in changes.items()}})
-
-
-def make_model(config, seed=0):
-  """(program, params, frozen) with every trained parameter off its initial value."""
-  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  program = step_lib.make_program(config, config.model.vocab_size, 1, mesh)
-  base = weights.load_params(weights.open_base(config.model.init_from), program.base)
-  state, frozen = program.init(jax.random.key(0), base)
-  rng = np.random.default_rng(seed)
-  params = jax.tree.map(
-      lambda x: x + 0.2 * rng.standard_normal(x.shape).astype(np.float32), state.params)
-  return program, params, frozen
-
-
-def write(out, config, params, frozen, questions=('1+1?',)):
-  base = weights.open_base(config.model.init_from)
-  network = Network(None, params, frozen, config, support.make_codec(config), None)
-  return export.write_export(out, network, export.Origin(base, 'runs/it', 7), questions,
-                             say=lambda line: None)
 
 
 @pytest.mark.parametrize('family', FAMILIES)

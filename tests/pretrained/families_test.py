@@ -16,46 +16,11 @@ from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import families
 from rim_jax.training import step as step_lib
 from tests import support
+from tests.support_pretrained import PUBLISHED
+from tests.support_pretrained import make_plain_config as make_config
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
-
-# The parts of published config.json files that decide a shape, and the parameters they come to.
-_LLAMA3_ROPE = {'rope_type': 'llama3', 'factor': 32.0, 'low_freq_factor': 1.0,
-                'high_freq_factor': 4.0, 'original_max_position_embeddings': 8192}
-PUBLISHED = {
-    'gpt2': (124_439_808, {
-        'model_type': 'gpt2', 'n_embd': 768, 'n_layer': 12, 'n_head': 12, 'n_positions': 1024,
-        'n_ctx': 1024, 'vocab_size': 50257, 'activation_function': 'gelu_new',
-        'layer_norm_epsilon': 1e-5, 'architectures': ['GPT2LMHeadModel'], 'attn_pdrop': 0.1,
-        'task_specific_params': {'text-generation': {'do_sample': True}}}),
-    'llama3_2_1b': (1_235_814_400, {
-        'model_type': 'llama', 'hidden_size': 2048, 'intermediate_size': 8192,
-        'num_hidden_layers': 16, 'num_attention_heads': 32, 'num_key_value_heads': 8,
-        'head_dim': 64, 'vocab_size': 128256, 'max_position_embeddings': 131072,
-        'rms_norm_eps': 1e-5, 'rope_theta': 500000.0, 'rope_scaling': _LLAMA3_ROPE,
-        'tie_word_embeddings': True, 'hidden_act': 'silu', 'torch_dtype': 'bfloat16'}),
-    'llama3_2_3b': (3_212_749_824, {
-        'model_type': 'llama', 'hidden_size': 3072, 'intermediate_size': 8192,
-        'num_hidden_layers': 28, 'num_attention_heads': 24, 'num_key_value_heads': 8,
-        'head_dim': 128, 'vocab_size': 128256, 'max_position_embeddings': 131072,
-        'rms_norm_eps': 1e-5, 'rope_theta': 500000.0, 'rope_scaling': _LLAMA3_ROPE,
-        'tie_word_embeddings': True, 'hidden_act': 'silu'}),
-    'llama3_1_8b': (8_030_261_248, {
-        'model_type': 'llama', 'hidden_size': 4096, 'intermediate_size': 14336,
-        'num_hidden_layers': 32, 'num_attention_heads': 32, 'num_key_value_heads': 8,
-        'vocab_size': 128256, 'max_position_embeddings': 131072, 'rms_norm_eps': 1e-5,
-        'rope_theta': 500000.0, 'rope_scaling': _LLAMA3_ROPE | {'factor': 8.0},
-        'tie_word_embeddings': False, 'hidden_act': 'silu'}),
-    'qwen3_4b': (4_022_468_096, {
-        'model_type': 'qwen3', 'hidden_size': 2560, 'intermediate_size': 9728,
-        'num_hidden_layers': 36, 'num_attention_heads': 32, 'num_key_value_heads': 8,
-        'head_dim': 128, 'vocab_size': 151936, 'max_position_embeddings': 40960,
-        'rms_norm_eps': 1e-6, 'rope_theta': 1000000, 'rope_scaling': None,
-        'tie_word_embeddings': True, 'hidden_act': 'silu', 'sliding_window': None,
-        'use_sliding_window': False, 'max_window_layers': 36, 'attention_bias': False}),
-}
-
 
 @pytest.fixture
 def folder(tmp_path):
@@ -67,12 +32,6 @@ def folder(tmp_path):
     path.write_text(json.dumps({k: v for k, v in tree.items() if v != 'absent'}))
     return tmp_path / name
   return make
-
-
-def make_config(folder, **changes):
-  return config_lib.Config(
-      method='rim_stage1', train=config_lib.TrainConfig(num_examples=8),
-      model=config_lib.ModelConfig(init_from=str(folder), **changes))
 
 
 @pytest.mark.parametrize('name', PUBLISHED)

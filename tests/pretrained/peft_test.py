@@ -14,7 +14,8 @@ from rim_jax.model import sharding
 from rim_jax.pretrained import export, peft, weights
 from rim_jax.training import step as step_lib
 from tests import support
-from tests.pretrained.export_test import make_config, make_model, write
+from tests.support_pretrained import make_config, make_model
+from tests.support_pretrained import write_export as write
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 

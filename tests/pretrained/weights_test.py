@@ -23,11 +23,11 @@ from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
 from rim_jax.model import sharding
-from rim_jax.model import transformer as transformer_lib
 from rim_jax.model.network import Network
 from rim_jax.pretrained import families, weights
 from rim_jax.training import step as step_lib
 from tests import support
+from tests.support_pretrained import compute_logits
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
@@ -50,13 +50,6 @@ def load(folder, config=None, mesh_config=None, devices=1):
   base = weights.load_params(weights.open_base(folder), program.base)
   state, frozen = program.init(jax.random.key(0), base)
   return config, program, state.params, frozen
-
-
-def compute_logits(program, params, frozen, ids):
-  model = transformer_lib.merge_model(program.graphdef, params, frozen)
-  t = len(ids)
-  x, _ = model(jnp.asarray(ids)[None], jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))
-  return np.asarray(model.compute_logits(x))[0]
 
 
 # ---- Equal to transformers ----

@@ -11,7 +11,7 @@ from rim_jax.config import stages as stages_lib
 from rim_jax.results import stats
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts
-from tests import main_test
+from tests import support_cli
 
 RIGHT_A = [True] * 20 + [False] * 10
 RIGHT_B = [True] * 8 + [False] * 12 + [True] * 2 + [False] * 8
@@ -21,7 +21,7 @@ RIGHT_B = [True] * 8 + [False] * 12 + [True] * 2 + [False] * 8
 def _in_place(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.delitem(sys.modules, 'config_config', raising=False)
-  (tmp_path / 'tiny.py').write_text(main_test.RECIPE)
+  (tmp_path / 'tiny.py').write_text(support_cli.RECIPE)
   monkeypatch.setattr(hosts, 'start', lambda *args: pytest.fail('a process began'))
 
 
@@ -55,7 +55,7 @@ def test_two_runs_are_compared_as_their_answers(tmp_path, mine, theirs, folder):
   b = write_run(tmp_path / 'theirs', theirs, RIGHT_B)
   if theirs == 'rim':  # of a curriculum the last stage counts
     write_run(tmp_path / 'theirs', theirs, RIGHT_A, stage=0)
-  code, out = main_test.run_cli(*ask(mine, f'--with={folder}'))
+  code, out = support_cli.run_cli(*ask(mine, f'--with={folder}'))
   assert code == 0
   told = json.loads((tmp_path / 'mine/compare.json').read_text())
   want = stats.compare(RIGHT_A, RIGHT_B)
@@ -80,7 +80,7 @@ def test_each_run_has_its_own_name_for_the_set(tmp_path):
   card['config']['layout']['num_blocks'] = 1
   (other / 'config.json').write_text(json.dumps(card))
   for folder in ('direct', 'other'):
-    code, _ = main_test.run_cli(*ask('pause', f'--with={folder}', '--config.eval.num_blocks=1'))
+    code, _ = support_cli.run_cli(*ask('pause', f'--with={folder}', '--config.eval.num_blocks=1'))
     assert code == 0
     told = json.loads((tmp_path / 'mine/compare.json').read_text())
     assert (told['a']['set'], told['b']['set'], told['only_a']) == ('test-k1', 'test', 12)
@@ -97,7 +97,7 @@ def test_runs_are_compared_on_the_set_that_eval_names(tmp_path):
         'step': 7, 'checkpoint': 'best', 'data_fingerprint': key} for key in ('test', 'gsm_hard')}))
   hard = ['--config.eval.split=gsm_hard', '--config.eval.path=hard.jsonl']
   for flags, name, only_mine in ((hard, 'gsm_hard', 12), ([], 'test', 2)):
-    assert main_test.run_cli(*ask('pause', '--with=theirs', *gsm8k, *flags))[0] == 0
+    assert support_cli.run_cli(*ask('pause', '--with=theirs', *gsm8k, *flags))[0] == 0
     told = json.loads((tmp_path / 'mine/compare.json').read_text())
     assert (told['a']['set'], told['b']['set'], told['only_a']) == (name, name, only_mine)
 
@@ -105,7 +105,7 @@ def test_runs_are_compared_on_the_set_that_eval_names(tmp_path):
 def test_a_run_of_a_sweep_is_compared_as_any(tmp_path):
   write_run(tmp_path / 'mine', 'pause', RIGHT_A)
   write_run(tmp_path / 'sweep/points/method=direct,seed=0', 'direct', RIGHT_B)
-  assert main_test.run_cli(*ask('pause', '--with=sweep/points/method=direct,seed=0'))[0] == 0
+  assert support_cli.run_cli(*ask('pause', '--with=sweep/points/method=direct,seed=0'))[0] == 0
 
 
 WITH = '--with=theirs'
@@ -151,5 +151,5 @@ def test_what_cannot_be_compared_is_told_in_one_line(tmp_path, capsys, case):
   (tmp_path / 'empty').mkdir()
   (tmp_path / 'sweep/points').mkdir(parents=True)
   flags, *lines = REFUSED[case]
-  main_test.check_refused(capsys, ask('pause', *flags), *lines)
+  support_cli.check_refused(capsys, ask('pause', *flags), *lines)
   assert not list(tmp_path.glob('*/compare.json'))

@@ -12,21 +12,8 @@ from rim_jax.model import sharding
 from rim_jax.training import optim
 from rim_jax.training import step as step_lib
 from tests import support
-
-NUM_STEPS, NUM_BLOCKS = 10, 4
-# Rows of very unequal weight: one, two and no examples.
-ROWS = [support.RECORDS[:2], support.RECORDS[4:], support.RECORDS[3:4], [], support.RECORDS[:1],
-        [], [], support.RECORDS[2:4]]
-
-
-def start(config, devices, mesh_config=None):
-  mesh = sharding.make_mesh(mesh_config or MeshConfig(), devices)
-  program = step_lib.make_program(config, support.make_codec(config).memory_start, NUM_STEPS,
-                                  mesh)
-  step = step_lib.make_train_step(program, config, NUM_STEPS, NUM_BLOCKS, mesh)
-  state, frozen = program.init(jax.random.key(0))
-  batch = sharding.place_batch(support.make_batch(config, ROWS), mesh)
-  return mesh, step, state, frozen, batch
+from tests.support import TRAIN_BLOCKS, TRAIN_ROWS, TRAIN_STEPS
+from tests.support import start_training as start
 
 
 def take(config, devices, mesh_config=None, count=1):
@@ -73,12 +60,12 @@ def test_every_mesh_gives_the_same_update(mesh):
 def test_metrics_by_hand():
   config = support.make_config('rim_stage1', train__batch_rows=8)
   (_, metrics), _ = take(config, jax.devices()[:1])
-  counts = np.zeros(NUM_BLOCKS + 1)
-  for record in [r for row in ROWS for r in row]:
+  counts = np.zeros(TRAIN_BLOCKS + 1)
+  for record in [r for row in TRAIN_ROWS for r in row]:
     for t in range(1, max(len(record.steps), 1) + 1):
       counts[t] += 1
   np.testing.assert_allclose(metrics['block_count'], counts, rtol=1e-5)
-  assert metrics['num_examples'] == sum(map(len, ROWS))
+  assert metrics['num_examples'] == sum(map(len, TRAIN_ROWS))
   # lambda is 1 everywhere at step 0, so the loss is the mean over readouts
   assert metrics['loss'] == pytest.approx(metrics['block_nll'].sum() / counts.sum(), rel=1e-5)
 
@@ -143,11 +130,11 @@ def test_a_step_that_is_not_finite_is_withheld_and_so_is_every_later_one():
 def test_the_optimizer_begins_anew_where_it_should_and_its_schedule_goes_on():
   config = support.make_config('icot', train__batch_rows=8, optim__decay='cosine')
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  program = step_lib.make_program(config, support.make_codec(config).memory_start, NUM_STEPS,
+  program = step_lib.make_program(config, support.make_codec(config).memory_start, TRAIN_STEPS,
                                   mesh)
-  step = step_lib.make_train_step(program, config, NUM_STEPS, NUM_BLOCKS, mesh, (2, 7))
-  batch = sharding.place_batch(support.make_batch(config, ROWS), mesh)
-  schedule = optim.make_schedule(config.optim, NUM_STEPS)
+  step = step_lib.make_train_step(program, config, TRAIN_STEPS, TRAIN_BLOCKS, mesh, (2, 7))
+  batch = sharding.place_batch(support.make_batch(config, TRAIN_ROWS), mesh)
+  schedule = optim.make_schedule(config.optim, TRAIN_STEPS)
   fresh = []
   with jax.set_mesh(mesh):
     state, frozen = program.init(jax.random.key(0))
@@ -193,7 +180,7 @@ def test_schedule():
 def test_decay_spares_norms_biases_and_memory():
   config = support.make_config(model__norm='layernorm', model__bias='all')
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  program = step_lib.make_program(config, 16, NUM_STEPS, mesh)
+  program = step_lib.make_program(config, 16, TRAIN_STEPS, mesh)
   mask = optim.make_decay_mask(program.abstract[0].params)
   assert mask['embedding'] and mask['blocks']['query']['kernel'] and mask['positions']
   assert not mask['memory'] and not mask['blocks']['query']['bias']
