@@ -40,17 +40,34 @@ def is_complete(workdir) -> bool:
   return last.step == last.card['num_steps']
 
 
-def load_network(task, workdir, which: str | int) -> tuple[Network, int]:
-  """The network of a run's checkpoint, on the task's mesh, and the step that it is of."""
+def load_network(task, workdir, which: str | int, is_start: bool = False) -> tuple[Network, int]:
+  """The network of a run's checkpoint, on the task's mesh, and the step that it is of.
+
+  Args:
+    is_start: a run of another method may begin with it: what its method adds is fresh where the
+      checkpoint has nothing of the kind.
+  """
   program = step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
   state, frozen = program.abstract
   found = checkpoint_lib.choose_checkpoint(workdir, which)
   if not found.card.get('counts', True):
     raise UserError(f'{found.folder}: at this step a part of the chain is still written, and iCoT '
                     'is judged without; run its command again to finish it')
-  params = checkpoint_lib.restore(found, 'params', state.params)
+  wanted, fresh = dict(state.params), {}
+  if is_start and 'added' in wanted and not any(
+      name.startswith('added.') for name in found.card['params']):
+    fresh = {'added': _make_added(program, task.config.seed)}
+    del wanted['added']
+  params = checkpoint_lib.restore(found, 'params', wanted) | fresh
   return Network(program.graphdef, params, _load_frozen(task, workdir, frozen), task.config,
                  task.codec, task.mesh), found.step
+
+
+def _make_added(program, seed: int):
+  """The part `added` of a fresh trainable set; nothing else of it is computed."""
+  make = jax.jit(lambda key: program.make_params(key, {})[0]['added'],
+                 out_shardings=program.shardings[0].params['added'])
+  return make(jax.random.key(seed))
 
 
 def _load_frozen(task, workdir, abstract):
@@ -94,7 +111,7 @@ def initialize(task, program, init_from, say):
                  'the same --config.tokenizer')
   if lines:
     raise UserError('\n'.join(lines))
-  network, step = load_network(task, init_from, 'last')
+  network, step = load_network(task, init_from, 'last', is_start=True)
   state = program.make_state(network.params)
   if not task.config.curriculum.reset_optimizer:
     theirs = checkpoint_lib.restore(checkpoint_lib.choose_checkpoint(init_from, 'last'), 'optim',

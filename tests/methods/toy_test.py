@@ -24,6 +24,7 @@ from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import export, families, weights
 from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import state as state_lib
 from rim_jax.training import step as step_lib
 from tests import support
 from tests.methods import toy
@@ -37,7 +38,7 @@ ROPE = {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__attention_
 def register(patch, facts, method):
   patch.setitem(facts_lib.FACTS, facts.name, facts)
   patch.setitem(methods.METHODS, facts.name, method)
-  patch.setitem(config_lib.Config.__annotations__, 'method',
+  patch.setitem(config_lib.list_types(config_lib.Config), 'method',
                 typing.Literal[tuple(facts_lib.FACTS)])
 
 
@@ -211,9 +212,7 @@ def test_attention_is_shown_of_the_last_pass():
   other = support.make_config('pause', layout__row_tokens=96)
 
   def compute(config):
-    graphdef, params = nnx.split(model)
-    return np.asarray(attention_weights.compute_weights(
-        graphdef, config, nnx.to_pure_dict(params), {}, rows))
+    return np.asarray(attention_weights.compute_weights(model, config, rows))
   assert np.abs(compute(config) - compute(other)).max() > 1e-3
   model.added.scale[...] = jnp.zeros_like(model.added.scale[...])
   support.assert_close(compute(config), compute(other))
@@ -293,8 +292,23 @@ def test_it_trains_goes_on_and_is_evaluated(tmp_path, use_devices):
   kept = checkpoint_lib.choose_checkpoint(tmp_path / 'run', 'last').card['params']
   assert any('added' in name and 'scale' in name for name in kept)
   task = train.make_task(config, lambda line: None)
-  network, _ = train.state_lib.load_network(task, tmp_path / 'run', 'last')
+  network, _ = state_lib.load_network(task, tmp_path / 'run', 'last')
   assert np.abs(network.params['added']['scale']).min() > 0  # it began with zeros
+
+
+def test_a_run_without_its_parameter_can_be_started_from(tmp_path, use_devices):
+  use_devices(1)
+  settings = {'data__cache_dir': str(tmp_path / 'cache'), 'data__chain__num_valid': 4,
+              'data__chain__num_test': 4, 'train__num_examples': 8}
+  train.train(make_config('pause', **settings), tmp_path / 'pause', say=lambda line: None)
+  task = train.make_task(make_config(**settings), lambda line: None)
+  program = step_lib.make_program(task.config, task.vocab_size, 10, task.mesh)
+  state, _ = state_lib.initialize(task, program, tmp_path / 'pause', lambda line: None)
+  theirs, _ = state_lib.load_network(
+      train.make_task(make_config('pause', **settings), lambda line: None), tmp_path / 'pause',
+      'last')
+  assert not np.abs(state.params.pop('added')['scale']).any()
+  jax.tree.map(np.testing.assert_array_equal, state.params, theirs.params)
 
 
 def test_an_export_leaves_its_parameter_out_and_one_that_feeds_back_is_refused(tmp_path):
