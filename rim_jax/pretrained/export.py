@@ -22,7 +22,6 @@ import tempfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 import tokenizers
 
 from rim_jax.config import Config
@@ -31,6 +30,7 @@ from rim_jax.model import lora
 from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import families, peft, weights
+from rim_jax.pretrained import tensors as tensors_lib
 from rim_jax.runtime import hosts
 
 EXPORT_VERSION = 1
@@ -221,12 +221,12 @@ def check_prompts(folder, config: Config, codec, ids, questions) -> None:
 def iterate_tensors(config: Config, base: weights.Base, params, frozen):
   """(stored name, array as it is stored, in f32) of every base parameter, adapters merged."""
   merge = jax.jit(lora.merge, static_argnums=3)
-  for path, tensor in families.list_tensors(base.family):
-    value = families.get_leaf(params, path)
-    value = families.get_leaf(frozen, path) if value is None else value
+  for path, tensor in tensors_lib.list_tensors(base.family):
+    value = tensors_lib.get_leaf(params, path)
+    value = tensors_lib.get_leaf(frozen, path) if value is None else value
     if value is None:  # of a setting that this model has not got
       continue
-    adapter = families.get_leaf(params, (*path[:-1], 'adapter')) if path[-1] == 'kernel' else None
+    adapter = path[-1] == 'kernel' and tensors_lib.get_leaf(params, (*path[:-1], 'adapter'))
     for i in range(len(value) if path[0] == 'blocks' else 1):
       # Layer by layer: no host holds a whole stack in f32.
       part = value[i] if path[0] == 'blocks' else value
@@ -239,40 +239,6 @@ def iterate_tensors(config: Config, base: weights.Base, params, frozen):
           tensor.get_stored_shape(part.shape))
 
 
-class _Shards:
-  """Writes tensors to numbered safetensors files of at most `limit` bytes each."""
-
-  def __init__(self, folder, dtype, limit):
-    self._folder, self._dtype, self._limit = folder, jnp.dtype(dtype), limit
-    self._pending, self._files, self._total = {}, [], 0
-
-  def add(self, name, value):
-    value = np.ascontiguousarray(value.astype(self._dtype))
-    if self._pending and sum(v.nbytes for v in self._pending.values()) + value.nbytes > self._limit:
-      self._flush()
-    self._pending[name] = value
-
-  def _flush(self):
-    path = self._folder / f'part{len(self._files)}'
-    safetensors.numpy.save_file(self._pending, path, metadata={'format': 'pt'})
-    self._files.append((path, list(self._pending)))
-    self._total += sum(v.nbytes for v in self._pending.values())
-    self._pending = {}
-
-  def finish(self):
-    """Names the files as transformers looks for them; several get an index."""
-    self._flush()
-    count, where = len(self._files), {}
-    for i, (path, names) in enumerate(self._files, 1):
-      file = ('model.safetensors' if count == 1 else
-              f'model-{i:05d}-of-{count:05d}.safetensors')
-      path.rename(self._folder / file)
-      where |= dict.fromkeys(names, file)
-    if count > 1:
-      _write_json(self._folder / 'model.safetensors.index.json',
-                  {'metadata': {'total_size': self._total}, 'weight_map': where})
-
-
 def _write_model(folder, network, base, ids, say):
   config, params, frozen = network.config, network.params, network.frozen
   memory = hosts.fetch(params['memory'] if 'memory' in params else frozen['memory']).astype(
@@ -280,9 +246,9 @@ def _write_model(folder, network, base, ids, say):
   if folder is None:  # takes part in gathering alone
     collections.deque(iterate_tensors(config, base, params, frozen), 0)
     return
-  shards = _Shards(folder, config.export.dtype, config.export.max_shard_gb * 1e9)
+  shards = weights.Shards(folder, config.export.dtype, config.export.max_shard_gb * 1e9)
   untie = config.export.untie or not config.model.tie_embeddings
-  embedding_name = families.TENSORS[base.family]['embedding'].name
+  embedding_name = tensors_lib.TENSORS[base.family]['embedding'].name
   for name, value in iterate_tensors(config, base, params, frozen):
     if name == embedding_name:
       num_rows = max(len(value), max(ids) + 1)

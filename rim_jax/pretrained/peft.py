@@ -18,6 +18,7 @@ from rim_jax.config import Config, LoraConfig
 from rim_jax.errors import UserError
 from rim_jax.packing.layout import NUM_MEMORY_ROWS
 from rim_jax.pretrained import families, weights
+from rim_jax.pretrained import tensors as tensors_lib
 from rim_jax.runtime import hosts
 
 _PREFIX = 'base_model.model.'
@@ -26,14 +27,14 @@ _FILE = 'adapter_model.safetensors'
 
 def _list_modules(family: str, params):
   """(path of the adapter, stored module) of every adapter of a model."""
-  for path, tensor in families.list_tensors(family):
+  for path, tensor in tensors_lib.list_tensors(family):
     adapter = (*path[:-1], 'adapter')
-    if path[-1] == 'kernel' and families.get_leaf(params, adapter) is not None:
+    if path[-1] == 'kernel' and tensors_lib.get_leaf(params, adapter) is not None:
       yield adapter, tensor.module
 
 
 def _get_rows_name(family: str) -> str:
-  embedding = families.TENSORS[family]['embedding'].module
+  embedding = tensors_lib.TENSORS[family]['embedding'].module
   return f'{_PREFIX}{embedding}.token_adapter.trainable_tokens_delta'
 
 
@@ -44,7 +45,7 @@ def write_adapters(folder: pathlib.Path, config: Config, base: weights.Base, par
   """
   rank, tensors, modules = config.model.lora.rank, {}, set()
   for path, module in _list_modules(base.family, params):
-    a_lir, b_lro = (hosts.fetch(families.get_leaf(params, (*path, k))) for k in 'ab')
+    a_lir, b_lro = (hosts.fetch(tensors_lib.get_leaf(params, (*path, k))) for k in 'ab')
     for i, (a, b) in enumerate(zip(a_lir, b_lro)):
       name = _PREFIX + module.format(i)
       tensors[f'{name}.lora_A.weight'] = np.ascontiguousarray(

@@ -8,15 +8,18 @@ no code from a model directory.
 import contextlib
 import dataclasses
 import hashlib
+import json
 import pathlib
 
 import jax
 import ml_dtypes  # noqa: F401  (makes bfloat16 a numpy dtype, which safetensors asks for)
 import numpy as np
 import safetensors
+import safetensors.numpy
 
 from rim_jax.errors import UserError
 from rim_jax.pretrained import families
+from rim_jax.pretrained import tensors as tensors_lib
 
 _DTYPES = ('F32', 'F16', 'BF16')
 # A fingerprint reads this much of a file at this many places: seconds for any model, and two
@@ -35,7 +38,7 @@ class Base:
 
   def find(self, name: str) -> str | None:
     """The stored name of a tensor, with or without the optional prefix."""
-    names = (name, name.removeprefix(families.OPTIONAL_PREFIX))
+    names = (name, name.removeprefix(tensors_lib.OPTIONAL_PREFIX))
     return next((n for n in names if n in self.files), None)
 
 
@@ -118,7 +121,7 @@ def check_tensors(base: Base, abstract) -> None:
   Raises: UserError listing every tensor that is missing, extra or of another shape, and for an
     output matrix that differs from the embedding that config.json ties it to.
   """
-  expected, tensors = {}, dict(families.list_tensors(base.family))
+  expected, tensors = {}, dict(tensors_lib.list_tensors(base.family))
   for path, leaf in flatten(abstract).items():
     names, shape = _list_names(path, tensors[path], leaf.shape)
     expected |= dict.fromkeys(names, tensors[path].get_stored_shape(shape))
@@ -135,7 +138,7 @@ def check_tensors(base: Base, abstract) -> None:
     if tied and not _is_copy(base, name, base.find(tensors['embedding',].name)):
       problems.append(f'{name} differs from the embedding, to which tie_word_embeddings in '
                       'config.json ties it; set that to false')
-    if not tied and not families.BUFFERS.fullmatch(name):
+    if not tied and not tensors_lib.BUFFERS.fullmatch(name):
       problems.append(f'{name} {list(base.shapes[name])} is no tensor of this model')
   if problems:
     raise UserError('\n'.join(f'{base.folder}: {p}' for p in problems))
@@ -158,7 +161,7 @@ def load_params(base: Base, abstract):
   Raises: UserError, as `check_tensors` does and for a file that is damaged.
   """
   check_tensors(base, abstract)
-  tensors = dict(families.list_tensors(base.family))
+  tensors = dict(tensors_lib.list_tensors(base.family))
 
   def load(path, leaf):
     path = tuple(k.key for k in path)
@@ -224,3 +227,37 @@ def _find_runs(sizes, ranges):
 def describe(base: Base) -> str:
   return (f'{base.folder}: {base.family}, {len(base.files)} tensors in '
           f'{len(set(base.files.values()))} file(s)')
+
+
+class Shards:
+  """Writes tensors to numbered safetensors files of at most `limit` bytes each."""
+
+  def __init__(self, folder, dtype, limit):
+    self._folder, self._dtype, self._limit = folder, jax.numpy.dtype(dtype), limit
+    self._pending, self._files, self._total = {}, [], 0
+
+  def add(self, name, value):
+    value = np.ascontiguousarray(value.astype(self._dtype))
+    if self._pending and sum(v.nbytes for v in self._pending.values()) + value.nbytes > self._limit:
+      self._flush()
+    self._pending[name] = value
+
+  def _flush(self):
+    path = self._folder / f'part{len(self._files)}'
+    safetensors.numpy.save_file(self._pending, path, metadata={'format': 'pt'})
+    self._files.append((path, list(self._pending)))
+    self._total += sum(v.nbytes for v in self._pending.values())
+    self._pending = {}
+
+  def finish(self):
+    """Names the files as transformers looks for them; several get an index."""
+    self._flush()
+    count, where = len(self._files), {}
+    for i, (path, names) in enumerate(self._files, 1):
+      file = ('model.safetensors' if count == 1 else
+              f'model-{i:05d}-of-{count:05d}.safetensors')
+      path.rename(self._folder / file)
+      where |= dict.fromkeys(names, file)
+    if count > 1:
+      (self._folder / 'model.safetensors.index.json').write_text(json.dumps(
+          {'metadata': {'total_size': self._total}, 'weight_map': where}, indent=2) + '\n')

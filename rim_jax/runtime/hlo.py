@@ -11,23 +11,19 @@ often it runs: loops inside loops by the product of their trip counts. Counted a
                cut from, and what stays in a TPU's vector memory (space 1) counts nothing.
   collectives  by kind: runs, and the bytes that one device sends for them on a ring.
 
-The text is that of `compiled.as_text()`. Knows nothing of JAX, models or chips.
+The text is that of `compiled.as_text()`, read by `runtime/hlo_text.py`. Knows nothing of JAX,
+models or chips.
 """
 
 import collections
 import dataclasses
-import functools
 import math
 import re
 
 import numpy as np
 
-_BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2,
-          'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8}
-_ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?')
-_HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
-_LINE = re.compile(r'^  (ROOT )?%?([\w.\-]+) = ')
-_NAME = re.compile(r'%([\w.\-]+)')
+from rim_jax.runtime.hlo_text import Instruction, count_runs, get_root, parse
+
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 # They move no bytes of their own: names, views, and the ends of what a `-start` began.
 _FREE = re.compile(r'parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call'
@@ -37,39 +33,6 @@ _SLICES = ('dynamic-slice', 'slice', 'gather')
 # Matrix products of one splash kernel: scores and values; backward, the scores once more.
 _KERNELS = {'splash_mqa_fwd': 2, 'splash_mha_fwd': 2, 'splash_mqa_dq': 3, 'splash_mha_dq': 3,
             'splash_mqa_dkv': 4, 'splash_mha_dkv': 4}
-
-
-@dataclasses.dataclass(frozen=True)
-class Array:
-  dtype: str
-  shape: tuple[int, ...]
-  in_hbm: bool
-
-  @property
-  def num_bytes(self):
-    return math.prod(self.shape) * _BYTES.get(self.dtype, 0)  # 0: a token, an opaque handle
-
-
-@dataclasses.dataclass(frozen=True)
-class Instruction:
-  name: str
-  op: str
-  type: str
-  operands: tuple[str, ...]
-  inside: str  # of the parentheses: operands, a constant's value, a parameter's number
-  attributes: str
-  is_root: bool
-
-  @functools.cached_property
-  def arrays(self) -> tuple[Array, ...]:
-    return tuple(Array(dtype, tuple(map(int, filter(None, dims.split(',')))),
-                       re.search(r'S\([1-9]', layout or '') is None)
-                 for dtype, dims, layout in _ARRAY.findall(self.type))
-
-  def get(self, key):
-    """The computation that an attribute names, or None."""
-    found = re.search(rf'\b{key}=%([\w.\-]+)', self.attributes)
-    return found and found[1]
 
 
 @dataclasses.dataclass
@@ -89,141 +52,6 @@ class Costs:
   collectives: dict[str, Collective]
   unknown_loops: int  # whose trip count depends on data; counted `unknown_trips` times
   unknown_kernels: int  # of which nothing is known; counted as no FLOPs
-
-
-def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
-  """A module's text -> (its computations by name, each by instruction; the entry's name)."""
-  computations, entry, current, pending = {}, None, None, None
-
-  def finish():
-    if pending:
-      instruction = _parse_instruction(pending)
-      computations[current][instruction.name] = instruction
-  for line in text.splitlines():
-    head = _HEAD.match(line)
-    if head and not line.startswith(' '):
-      current, pending = head[2], None
-      computations[current] = {}
-      entry = current if head[1] else entry
-    elif current and line == '}':
-      finish()
-      current = pending = None
-    elif current and _LINE.match(line):
-      finish()
-      pending = line
-    elif pending:  # an attribute that holds a line break
-      pending += line
-  return computations, entry
-
-
-def _find_close(text, start):
-  """Where the parenthesis that opens at `start` closes."""
-  depth = 0
-  for i in range(start, len(text)):
-    depth += {'(': 1, ')': -1}.get(text[i], 0)
-    if not depth:
-      return i
-  raise ValueError(f'unbalanced: {text[start:start + 80]}')
-
-
-def _parse_instruction(line):
-  head = _LINE.match(line)
-  at = head.end()
-  end = _find_close(line, at) + 1 if line[at] == '(' else line.index(' ', at)
-  opening = line.index('(', end)
-  close = _find_close(line, opening)
-  inside = line[opening + 1:close]
-  return Instruction(head[2], line[end:opening].strip(), line[at:end],
-                     tuple(_NAME.findall(inside)), inside, line[close + 1:], bool(head[1]))
-
-
-def _get_root(computation):
-  return next((i for i in computation.values() if i.is_root), list(computation.values())[-1])
-
-
-# ---- How often each computation runs ----
-
-
-def count_trips(loop: Instruction, caller, computations) -> int | None:
-  """Trip count of a `while`, as the compiler states it or by its counter; None if neither tells."""
-  stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
-  if stated:
-    return int(stated[1])
-  condition, body = computations[loop.get('condition')], computations[loop.get('body')]
-  start = caller.get(loop.operands[0])
-  compare, args = _unfold(_get_root(condition), condition, computations)
-  if compare.op != 'compare' or 'direction=LT' not in compare.attributes:
-    return None
-
-  def evaluate(instruction):  # a constant, or one that is carried into the loop and never changed
-    if instruction is not None and instruction.op == 'constant':
-      return int(instruction.inside) if instruction.inside.isdigit() else None
-    index = _get_index(instruction)
-    if index is None or start is None or start.op != 'tuple':
-      return None
-    source = caller.get(start.operands[index])
-    while source is not None and source.op in ('copy', 'bitcast'):
-      source = caller.get(source.operands[0])
-    return evaluate(source) if source is not None and source.op == 'constant' else None
-  counter, limit = args
-  first, last = evaluate(counter), evaluate(limit)
-  index = _get_index(counter)
-  if index is None or first is None or last is None:
-    return None
-  update, args = _unfold(body.get(_get_root(body).operands[index]), body, computations)
-  if update is None or update.op != 'add':
-    return None
-  steps = [int(a.inside) for a in args if a is not None and a.op == 'constant']
-  return max(0, -(-(last - first) // steps[0])) if len(steps) == 1 and steps[0] > 0 else None
-
-
-def _get_index(instruction):
-  """Which element of a loop's state this is, or None."""
-  if instruction is None or instruction.op != 'get-tuple-element':
-    return None
-  return int(re.search(r'index=(\d+)', instruction.attributes)[1])
-
-
-def _unfold(instruction, computation, computations):
-  """(an instruction, its operands), looking into a fusion that holds nothing else."""
-  while instruction is not None and instruction.op in ('copy', 'bitcast'):
-    instruction = computation.get(instruction.operands[0])
-  if instruction is None:
-    return None, []
-  operands = [computation.get(name) for name in instruction.operands]
-  if instruction.op != 'fusion':
-    return instruction, operands
-  inner = computations[instruction.get('calls')]
-  root = _get_root(inner)
-  return root, [operands[int(i.inside)] if i is not None and i.op == 'parameter' else i
-                for i in map(inner.get, root.operands)]
-
-
-def count_runs(computations, entry, unknown_trips: int = 1
-               ) -> tuple[dict[str, int], set[str], int]:
-  """(runs of every computation, those inside fusions, number of loops of unknown length)."""
-  runs, fused, unknown = collections.Counter(), set(), 0
-
-  def visit(name, times, in_fusion):
-    nonlocal unknown
-    runs[name] += times
-    if in_fusion:
-      fused.add(name)
-    for i in computations[name].values():
-      if i.op == 'while':
-        trips = count_trips(i, computations[name], computations)
-        unknown += trips is None
-        visit(i.get('body'), times * (unknown_trips if trips is None else trips), in_fusion)
-      elif i.op in ('fusion', 'call', 'async-start'):
-        called = i.get('calls') or i.get('to_apply')
-        visit(called, times, in_fusion or i.op != 'call')
-      elif i.op == 'conditional':  # every branch: an upper bound
-        branches = re.search(r'branch_computations=\{([^}]*)\}', i.attributes)
-        for branch in _NAME.findall(branches[1]) if branches else filter(None, (
-            i.get('true_computation'), i.get('false_computation'))):
-          visit(branch, times, in_fusion)
-  visit(entry, 1, False)
-  return runs, fused, unknown
 
 
 # ---- FLOPs ----
@@ -327,7 +155,7 @@ def _count_fusion_bytes(i, operands, inner):
           u.arrays[0].num_bytes for u, _ in uses if u.op in _SLICES))
     else:
       total += _get_bytes(source.arrays)
-  root = _get_root(inner)
+  root = get_root(inner)
   roots = [inner[o] for o in root.operands] if root.op == 'tuple' else [root]
   for result, array in zip(roots, i.arrays):
     while result.op == 'bitcast' and result.operands[0] in inner:
