@@ -21,9 +21,9 @@ from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.evaluation import scores as scores_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.report import run_page
-from rim_jax.results import judge
+from rim_jax.results import judge, values
 from rim_jax.runtime import card as card_lib
-from rim_jax.runtime import hosts, storage
+from rim_jax.runtime import hosts, run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 
@@ -149,20 +149,22 @@ def controls(config, workdir, say, console) -> None:
   points = None
   if config.controls.probes:
     found['probes'], points = _run_probes(task, folder, network, say)
-  found = {'format': interventions_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
-           'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
-           'checkpoint': config.eval.checkpoint, 'answer_rule': judge.ANSWER_RULE,
-           'data_fingerprint': run_scores_lib.fingerprint_set(task, records), **found}
+  found = values.from_tree(values.ControlsResult, {
+      'format': interventions_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
+      'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
+      'checkpoint': config.eval.checkpoint, 'answer_rule': judge.ANSWER_RULE,
+      'data_fingerprint': run_scores_lib.fingerprint_set(task, records), **found})
   if not hosts.is_leader():
     return
-  storage.write_json(folder / 'controls.json', found)
-  if folder != epath.Path(workdir):
-    storage.write_json(epath.Path(workdir) / 'controls.json', {name: found})
+  run, top = run_folder.RunFolder(folder), run_folder.RunFolder(workdir)
+  run.write_controls(found)
+  if run != top:
+    storage.write_json(top.controls, {name: values.to_tree(found)})
   _show_controls(console, found)
   if points:
-    (folder / 'pca.csv').write_text(probes_lib.format_points(*points))
-    say(f'points of block states: {folder / "pca.csv"}')
-  say(f'files: {epath.Path(workdir) / "controls.json"}')
+    run.points.write_text(probes_lib.format_points(*points))
+    say(f'points of block states: {run.points}')
+  say(f'files: {top.controls}')
   say(f'report: {_write_summary(whole, workdir)}')
 
 
@@ -188,71 +190,68 @@ def _run_probes(task, folder, network, say):
   return probes_lib.run_probes(decode.Decoder(network), records, kept, say)
 
 
-def _show_controls(console, found) -> None:
+def _show_controls(console, found: values.ControlsResult) -> None:
   """What each control should give, and what it gave, in one table."""
-  blocks = ' / '.join(f'{k}' for k in scores_lib.get_blocks(found['num_blocks']))
+  blocks = ' / '.join(f'{k}' for k in scores_lib.get_blocks(found.num_blocks))
   rows = table.Table('control: what it gives if the memory does the work',
                      f'own answer after {blocks}', "the donor's", 'n', box=box.SIMPLE,
                      title_justify='left', title=(
-                         f"{found['method']}, step {found['step']}, {found['set']}: % right"))
+                         f'{found.method}, step {found.step}, {found.set}: % right'))
 
-  def show(entry, key):
-    return Text(' / '.join(f'{100 * a:.0f}' for a in entry[key]) if key in entry else '')
+  def show(shares, otherwise=''):
+    return Text(' / '.join(f'{100 * a:.0f}' for a in shares) if shares else otherwise)
 
-  def add(name, entry):
-    found = Text(entry['none'] if 'none' in entry else 'not given') if (
-        'block_acc' not in entry) else show(entry, 'block_acc')
-    what = name.replace('_', ' ') + (f": {entry['expected']}" if entry['expected'] else '') + (
-        f"; DIFFERS in {', '.join(entry['differs'])}" if entry.get('differs') else '') + (
-            '; a readout was trained there' if entry.get('readout_trained') else '')
-    rows.add_row(Text(what), found, show(entry, 'block_donor_acc'),
-                 Text(f"{entry['n']:,}" if 'n' in entry else ''))
-  for name, entry in found['controls'].items():
-    add(name, entry)
-  for name, sweep in found['sweeps'].items():
-    for nth, entry in enumerate(sweep['by_block']):
-      add(f"{name}_{entry['block']}", {'expected': '' if nth else sweep['expected'], **entry})
+  def add(name, entry: values.ControlResult, expected):
+    what = name.replace('_', ' ') + (f': {expected}' if expected else '') + (
+        f"; DIFFERS in {', '.join(entry.differs)}" if entry.differs else '') + (
+            '; a readout was trained there' if entry.readout_trained else '')
+    rows.add_row(Text(what), show(entry.block_acc, entry.none or 'not given'),
+                 show(entry.block_donor_acc), Text('' if entry.n is None else f'{entry.n:,}'))
+  for name, entry in found.controls.items():
+    add(name, entry, entry.expected)
+  for name, sweep in found.sweeps.items():
+    for nth, entry in enumerate(sweep.by_block):
+      add(f'{name}_{entry.block}', entry, '' if nth else sweep.expected)
   console.print(rows)
-  _show_probes(console, found.get('probes'))
-  pairing = found['pairing']
+  if found.probes:
+    _show_probes(console, found.probes)
+  pairing = found.pairing
   console.print(Text(
-      f"swaps: {pairing['num_pairs']} pairs; {pairing['num_equal_answers']} more have equal "
-      f"answers and {pairing['num_without_partner']} questions no partner of their length: not "
-      'counted'))
+      f'swaps: {pairing.num_pairs} pairs; {pairing.num_equal_answers} more have equal answers and '
+      f'{pairing.num_without_partner} questions no partner of their length: not counted'))
 
 
-def _show_probes(console, probes) -> None:
-  """Selection by probes and the matrix of intermediate results, where there are any."""
-  if not probes:
-    return
-  if 'none' in probes:
-    console.print(Text(f"probes: {probes['none']}"))
+def _show_probes(console, probes: values.ProbesResult) -> None:
+  """Selection by probes and the matrix of intermediate results."""
+  if probes.none or not (probes.right and probes.pca and probes.steps):
+    console.print(Text(f'probes: {probes.none}'))
     return
 
-  def show(entry, *keys):
-    return entry['none'] if 'none' in entry else ', '.join(
-        f'{key} {100 * entry[key]:.1f}' if entry[key] is not None else f'{key} -' for key in keys)
-  lines = [f"block {e['block']}'s readout is right: {show(e, 'auroc', 'auprc')}"
-           for e in probes['right']['by_block']]
-  selection = probes['right']['selection']
+  def show(none, **shares):
+    return none or ', '.join(
+        f'{key} -' if share is None else f'{key} {100 * share:.1f}'
+        for key, share in shares.items())
+  lines = [f"block {e.block}'s readout is right: {show(e.none, auroc=e.auroc, auprc=e.auprc)}"
+           for e in probes.right.by_block]
+  chosen, pca = probes.right.selection, probes.pca
   lines.append('the most confident block: ' + show(
-      selection, 'acc', 'final_acc', 'any_block_acc', 'recoverable_acc'))
-  pca = probes['pca']
-  lines.append('two components of block states explain: ' + (pca.get('none') or ', '.join(
-      f'{100 * e:.1f}' for e in pca['explained'])))
+      chosen.none, acc=chosen.acc, final_acc=chosen.final_acc, any_block_acc=chosen.any_block_acc,
+      recoverable_acc=chosen.recoverable_acc))
+  lines.append('two components of block states explain: ' + (pca.none or ', '.join(
+      f'{100 * e:.1f}' for e in pca.explained or ())))
   console.print(Text('probes (%)\n  ' + '\n  '.join(lines)))
-  steps = probes['steps']
-  if 'acc' not in steps:
+  steps = probes.steps
+  if steps.acc is None or steps.majority is None:
     return
-  names = [f'r_{t}' for t in range(1, len(steps['majority']) + 1)]
+  names = [f'r_{t}' for t in range(1, len(steps.majority) + 1)]
   rows = table.Table('state of', *names, box=box.SIMPLE, title_justify='left',
                      title='does block k hold r_t? % right')
 
-  def cells(values):
-    return ['-' if v is None else f'{100 * v:.1f}' for v in values]
-  for k, acc in enumerate(steps['acc'], 1):
+  def cells(shares):
+    return ['-' if s is None else f'{100 * s:.1f}' for s in shares]
+  for k, acc in enumerate(steps.acc, 1):
     rows.add_row(f'block {k}', *cells(acc))
-  rows.add_row('majority', *cells(steps['majority']))
+  rows.add_row('majority', *cells(steps.majority))
   console.print(rows)
 
 

@@ -26,7 +26,7 @@ from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import families, weights
 from rim_jax.results import values
 from rim_jax.runtime import card as card_lib
-from rim_jax.runtime import hosts, storage
+from rim_jax.runtime import hosts, run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import recorder as recorder_lib
 from rim_jax.training import state as state_lib
@@ -63,12 +63,12 @@ def make_task(config: Config, say=print) -> Task:
 
 
 def train(config: Config, workdir, init_from=None, say=print, console=None,
-          began: float | None = None) -> dict:
+          began: float | None = None) -> dict[str, values.EvalResult]:
   """Trains one stage in WORKDIR, from where it stopped, and evaluates it.
 
   Args:
     began: when its wall time begins to count; now by default.
-  Returns: the content of results.json.
+  Returns: set -> its result.
   Raises: UserError; NonFiniteError when an update had to be withheld; Stopped once asked to
     end and saved.
   """
@@ -78,7 +78,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
   hosts.lead(lambda: _check_workdir(task, workdir))
   if hosts.lead(lambda: state_lib.is_complete(workdir)):
     say(f'{workdir}: this run is complete')
-    return storage.load_json(workdir / 'results.json', 'the results')
+    return run_folder.RunFolder(workdir).load_results()
   with _hold(workdir, say):
     _train_stage(task, workdir, init_from, began, say, console)
     return run_scores_lib.evaluate_run(task, workdir, say)
@@ -265,16 +265,16 @@ def _make_save(task, stage, decoder, writer, checkpointer, watchdog, goodput):
       # What is left of a chain is written freely.
       result, _ = scores.evaluate(decoder.with_params(state.params), records, blocks,
                                   lambda count: watchdog.beat(step), None if counts else ())
-    writer.write(step, {values.VALID_ACC: result['final_acc'], **{
+    writer.write(step, {values.VALID_ACC: result.final_acc, **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
-            scores.get_blocks(blocks), result['block_acc'])}})
+            scores.get_blocks(blocks), result.block_acc)}})
     with goodput.measure('save'):
       writer.flush()  # a checkpoint never stands without what was told up to it
       checkpointer.save(
           step, state.params, state_lib.get_optim(state),
           {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
            'batch_rows': stage.batch_rows, 'method': config.method, 'counts': counts},
-          result['final_acc'])
+          result.final_acc)
     watchdog.beat(step)
   return save
 

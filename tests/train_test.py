@@ -22,6 +22,7 @@ from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.model import sharding
 from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import families
+from rim_jax.results import values
 from rim_jax.runtime import card as card_lib
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
@@ -190,16 +191,16 @@ def test_icot_s_best_checkpoint_is_one_without_a_chain(tmp_path, cache, use_devi
   real = train_lib.scores.evaluate
 
   def evaluate(*args):
-    seen.append(args[8:])
+    seen.append(args[4:])
     result, predictions = real(*args)
-    return result | {'final_acc': 1.0 / len(seen)}, predictions
+    return dataclasses.replace(result, final_acc=1.0 / len(seen)), predictions
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train_lib.scores, 'evaluate', evaluate)
     results = train_lib.train(config, tmp_path / 'run', say=QUIET)
   found = {s: checkpoint_lib.load_checkpoint(tmp_path / 'run/checkpoints', s).card
            for s in checkpoint_lib.list_steps(tmp_path / 'run/checkpoints')}
   best = max((s for s in found if found[s]['counts']), key=lambda s: found[s]['valid_final_acc'])
-  assert results['test']['step'] == best and not found.get(2, {'counts': False})['counts']
+  assert results['test'].step == best and not found.get(2, {'counts': False})['counts']
   free = [rest == ((),) for rest in seen]
   assert free[0] and not free[-1] and free == sorted(free, reverse=True)
   assert found.keys() >= {best} and max(found) == checkpoint_lib.choose_checkpoint(
@@ -333,11 +334,11 @@ def test_a_run_leaves_its_files(tmp_path, cache, use_devices):
   assert {'train/loss', 'perf/tokens_per_sec', 'train/nll_block_4', 'compile/secs',
           'memory/host_peak_mib'} <= lines[0].keys()
   assert list((workdir / 'tensorboard').iterdir())
-  assert strict((workdir / 'results.json').read_text()) == results
+  assert strict((workdir / 'results.json').read_text()) == values.to_tree(results)
   test = results['test']
   predictions = [strict(x) for x in (workdir / 'predictions/test.jsonl').open()]
-  assert len(predictions) == test['n'] == 8
-  assert np.mean([p['correct'] for p in predictions]) == test['final_acc']
+  assert len(predictions) == test.n == 8
+  assert np.mean([p['correct'] for p in predictions]) == test.final_acc
   told = []
   assert train_lib.train(config, workdir, say=told.append) == results
   assert f'{workdir}: this run is complete' in told

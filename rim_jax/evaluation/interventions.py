@@ -28,7 +28,7 @@ from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order
-from rim_jax.results import judge
+from rim_jax.results import judge, values
 
 CONTROLS_VERSION = 1
 
@@ -245,12 +245,13 @@ class Reader:
 # ---- What comes of it ----
 
 
-def _summarize(right_nr, name: str = 'acc') -> dict:
+def _summarize(right_nr, whose: str = '') -> dict:
   """Shares of right answers after each block: bool[n, r] -> a part of a control's entry."""
   count = len(right_nr)
   final = float(right_nr[:, -1].mean())
-  return {f'final_{name}': final, f'final_{name}_stderr': (final * (1 - final) / count) ** 0.5,
-          f'block_{name}': right_nr.mean(0).tolist()}
+  return {f'final_{whose}acc': final,
+          f'final_{whose}acc_stderr': (final * (1 - final) / count) ** 0.5,
+          f'block_{whose}acc': right_nr.mean(0).tolist()}
 
 
 def _match(answers, wanted):
@@ -283,8 +284,8 @@ class Scorer:
       return {'n': 0, 'none': 'no two questions are equally long'}
     golds = [self._golds[i] for i in members]
     unchanged = _match([self._unchanged[i] for i in members], golds)
-    return {'n': len(members), **_summarize(_match([answers[i] for i in members], golds)),
-            'unchanged_acc': float(unchanged[:, -1].mean())}
+    return dict(n=len(members), **_summarize(_match([answers[i] for i in members], golds)),
+                unchanged_acc=float(unchanged[:, -1].mean()))
 
   def score_swap(self, answers) -> dict:
     """Over pairs whose answers differ: the own answer, the donor's, the model's for the donor."""
@@ -293,9 +294,9 @@ class Scorer:
     theirs = self._donors[self.telling]
     answers_of = [answers[i] for i in self.telling]
     return {**self.score(answers, self.telling),
-            **_summarize(_match(answers_of, [self._golds[i] for i in theirs]), 'donor_acc'),
+            **_summarize(_match(answers_of, [self._golds[i] for i in theirs]), 'donor_'),
             **_summarize(_match(answers_of, [self._unchanged[i] for i in theirs]),
-                         'donor_model_acc')}
+                         'donor_model_')}
 
 
 def check_method(config: Config) -> None:
@@ -308,9 +309,10 @@ def check_method(config: Config) -> None:
                     'the controls')
 
 
-def pick(result) -> dict:
+def pick(result: values.EvalResult) -> dict:
   """What an entry has of an evaluation's result."""
-  return {k: result[k] for k in ('n', 'final_acc', 'final_acc_stderr', 'block_acc')}
+  return dict(n=result.n, final_acc=result.final_acc, final_acc_stderr=result.final_acc_stderr,
+              block_acc=result.block_acc)
 
 
 def reset_rows(network: Network) -> dict:
@@ -325,17 +327,15 @@ def reset_rows(network: Network) -> dict:
 def run_controls(network: Network, records, say=print) -> dict:
   """Every control that this checkpoint alone can answer, in the order of `CONTROLS`.
 
-  Returns: {'pairing': counts, 'controls': name -> entry, 'sweeps': name -> [entry a block]}; an
-    entry has 'what', 'expected', 'n', 'final_acc', 'final_acc_stderr', 'block_acc' in [0, 1], or
-    'none', why there is nothing.
+  Returns: 'pairing', 'controls' and 'sweeps' of a values.ControlsResult, as its tree has them.
   Raises: UserError where a question runs beyond a learned position table.
   """
   config, num_blocks = network.config, network.config.eval_blocks
   decoder = decode_lib.Decoder(network)
   base, predictions = scores.evaluate(decoder, records, num_blocks)
-  say(f"as trained: {base['final_acc']:.1%}")
+  say(f"as trained: {base.final_acc:.1%}")
   reader = Reader(decoder, records)
-  scorer = Scorer(records, reader.donors, [p['block_predictions'] for p in predictions])
+  scorer = Scorer(records, reader.donors, [p.block_predictions for p in predictions])
   trained = (not config.facts.blocks_are_steps
              and config.layout.stage2_depth0_readout)
   entries = {

@@ -27,6 +27,7 @@ from rim_jax.evaluation import scores
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
+from rim_jax.results import values
 from rim_jax.runtime import hlo
 
 NUM_WARM = 2  # the first compiles, the second warms
@@ -235,4 +236,4 @@ def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_ru
               f"{first['trunk_tokens']}, {first['prefix_tokens']} forced, {thoughts or ''}"
               f"{first['generated_to_first']} generated to the first of the answer, median of "
               f'{num_runs} warm runs'),
-          'latency': entries}
+          'latency': values.from_tree(list[values.LatencyResult], entries)}

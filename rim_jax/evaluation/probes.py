@@ -51,7 +51,7 @@ def run_probes(decoder: decode_lib.Decoder, records: dict, kept: dict, say=print
   for split, rows in records.items():
     say(f'probes: {len(rows):,} {split} questions')
     _, predictions = scores_lib.evaluate(decoder, rows, num_blocks)
-    right[split] = np.asarray([p['block_correct'] for p in predictions])
+    right[split] = np.asarray([p.block_correct for p in predictions])
     states[split] = decoder.compute_states(questions[split], num_blocks)
   few = questions['test'][:NUM_POINTS]
   pca, points = project({step: decoder.with_params(load()).compute_states(few, num_blocks)
@@ -150,13 +150,14 @@ def select(scores_nk, right_nk) -> dict:
   chosen_n = num_blocks - 1 - scores_nk[:, ::-1].argmax(1)
   picked_n = right_nk[np.arange(len(right_nk)), chosen_n]
   recoverable_n = right_nk.any(1)
-  return {'acc': float(picked_n.mean()), 'final_acc': float(right_nk[:, -1].mean()),
-          'any_block_acc': float(recoverable_n.mean()),  # an upper bound: it looks at the answer
-          'num_recoverable': int(recoverable_n.sum()),
-          'recoverable_acc': float(picked_n[recoverable_n].mean()) if recoverable_n.any() else None,
-          'recoverable_final_acc': float(right_nk[recoverable_n, -1].mean()) if (
-              recoverable_n.any()) else None,
-          'chosen_blocks': np.bincount(chosen_n, minlength=num_blocks).tolist()}
+  return dict(acc=float(picked_n.mean()), final_acc=float(right_nk[:, -1].mean()),
+              any_block_acc=float(recoverable_n.mean()),  # an upper bound: it looks at the answer
+              num_recoverable=int(recoverable_n.sum()),
+              recoverable_acc=float(picked_n[recoverable_n].mean()) if (
+                  recoverable_n.any()) else None,
+              recoverable_final_acc=float(right_nk[recoverable_n, -1].mean()) if (
+                  recoverable_n.any()) else None,
+              chosen_blocks=np.bincount(chosen_n, minlength=num_blocks).tolist())
 
 
 def probe_steps(states: dict, steps: dict) -> dict:

@@ -3,7 +3,7 @@
 `task` is a `train.Task`: config, dataset, codec, mesh, base.
 """
 
-import json
+import dataclasses
 
 from etils import epath
 import numpy as np
@@ -14,8 +14,8 @@ from rim_jax.data import evaluation_sets
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, latency, scores
 from rim_jax.packing import source as source_lib
-from rim_jax.results import judge
-from rim_jax.runtime import hosts, storage
+from rim_jax.results import judge, values
+from rim_jax.runtime import hosts, run_folder
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 
@@ -36,45 +36,46 @@ def fingerprint_set(task, records) -> str:
   return datasets_lib.fingerprint_records(records) if source is None else source.fingerprint
 
 
-def evaluate_run(task, workdir, say=print) -> dict:
+def evaluate_run(task, workdir, say=print) -> dict[str, values.EvalResult]:
   """Evaluates a run's checkpoint as `config.eval` says; adds to results.json and predictions/.
 
-  Returns: the whole content of results.json.
+  Returns: the whole content of results.json, set -> result.
   """
-  workdir, config, blocks = epath.Path(workdir), task.config, task.config.eval_blocks
+  config, blocks, folder = task.config, task.config.eval_blocks, run_folder.RunFolder(workdir)
   if config.eval.checkpoint == 'splits':
     return _evaluate_splits(task, workdir, say)
   network, step = state_lib.load_network(task, workdir, config.eval.checkpoint)
   records = get_records(task, config.eval.split, config.eval.num_examples)
-  name = config.eval_set
   say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
       f'{config.eval.split} questions, K={blocks}')
   decoder = decode.Decoder(network)
   result, predictions = scores.evaluate(decoder, records, blocks)
+  more = {}  # fields of the result
   if config.eval_budget:
-    result |= scores.evaluate_budgets(decoder, records, config.eval_budget)
+    more |= dict(budget_acc=scores.evaluate_budgets(decoder, records, config.eval_budget))
   if config.model.positions == 'learned' and not config.model.init_from:
-    result |= _mark_beyond(task, records, {blocks, *range(config.eval_budget + 1)}, say)
+    more |= _mark_beyond(task, records, {blocks, *range(config.eval_budget + 1)}, say)
   if config.eval.num_samples:
     sampled, num_right = scores.evaluate_samples(decoder, records, blocks)
-    result |= sampled
-    predictions = [p | {'num_right_samples': n} for p, n in zip(predictions, num_right)]
-  result |= scores.group_by_steps(predictions, records)
+    more |= sampled
+    predictions = [dataclasses.replace(p, num_right_samples=n)
+                   for p, n in zip(predictions, num_right)]
+  more |= scores.group_by_steps(predictions, records)
   if config.facts.blocks_are_steps:
-    result |= scores.evaluate_steps(decoder, records)
+    more |= scores.evaluate_steps(decoder, records)
   if config.facts.has_thoughts:
-    result['num_thoughts'] = blocks * config.layout.block_tokens
+    more['num_thoughts'] = blocks * config.layout.block_tokens
   if config.eval.split == 'gsm_hard':
-    result |= scores.group_gsm_hard(
+    more |= scores.group_gsm_hard(
         predictions, [r.question for r in get_records(task, 'test', 0)])
   if config.eval.num_latency_runs:
-    result |= latency.measure_run(
+    more |= latency.measure_run(
         network, records, blocks, limits.parse_sizes(config.eval.latency_batch_sizes),
         config.eval.num_latency_runs)
-  result |= {'data_fingerprint': fingerprint_set(task, records), 'step': step,
-             'checkpoint': config.eval.checkpoint, 'method': config.method,
-             'format': scores.RESULTS_VERSION}
-  return hosts.lead(lambda: _write_results(workdir, name, result, predictions))
+  result = dataclasses.replace(
+      result, **more, data_fingerprint=fingerprint_set(task, records), step=step,
+      checkpoint=config.eval.checkpoint, method=config.method, format=scores.RESULTS_VERSION)
+  return _write(folder, config.eval_set, result, predictions)
 
 
 def _mark_beyond(task, records, asked, say) -> dict:
@@ -92,7 +93,7 @@ def _mark_beyond(task, records, asked, say) -> dict:
   return {'beyond_positions': beyond} if beyond else {}
 
 
-def _evaluate_splits(task, workdir, say) -> dict:
+def _evaluate_splits(task, workdir, say) -> dict[str, values.EvalResult]:
   """`evaluate_run` by the paper's protocol: every kept checkpoint, `evaluate.score_splits`."""
   config, correct = task.config, []
   records = get_records(task, config.eval.split, config.eval.num_examples)
@@ -107,30 +108,22 @@ def _evaluate_splits(task, workdir, say) -> dict:
         f'questions, K={config.eval_blocks}')
     network, _ = state_lib.load_network(task, workdir, step)
     _, predictions = scores.evaluate(decode.Decoder(network), records, config.eval_blocks)
-    correct.append([p['block_correct'] for p in predictions])
+    correct.append([p.block_correct for p in predictions])
   result = scores.score_splits(np.asarray(correct), config.seed)
-  chosen = {str(steps[c]): count for c, count in result['chosen'].items()}
-  touched = (f'{config.eval.split} itself: {result["num_choosing"]} of its {len(records)} '
+  chosen = {str(steps[int(c)]): count for c, count in (result.chosen or {}).items()}
+  touched = (f'{config.eval.split} itself: {result.num_choosing} of its {len(records)} '
              f'questions choose among {len(steps)} checkpoints, the others score, '
-             f'{result["num_splits"]} times (arXiv 2605.30343)')
+             f'{result.num_splits} times (arXiv 2605.30343)')
   say(f'the checkpoint was chosen on {touched}')
-  result |= {'n': len(records), 'num_blocks': config.eval_blocks, 'chosen': chosen,
-             'chosen_on': touched, 'answer_rule': judge.ANSWER_RULE,
-             'data_fingerprint': fingerprint_set(task, records),
-             'step': int(max(chosen, key=chosen.get)), 'checkpoint': 'splits',
-             'method': config.method, 'format': scores.RESULTS_VERSION}
-  return hosts.lead(lambda: _write_results(workdir, config.eval_set, result, None))
+  return _write(run_folder.RunFolder(workdir), config.eval_set, dataclasses.replace(
+      result, n=len(records), num_blocks=config.eval_blocks, chosen=chosen, chosen_on=touched,
+      answer_rule=judge.ANSWER_RULE, data_fingerprint=fingerprint_set(task, records),
+      step=int(max(chosen, key=chosen.__getitem__)), checkpoint='splits', method=config.method,
+      format=scores.RESULTS_VERSION))
 
 
-def _write_results(workdir, name, result, predictions) -> dict:
-  """One set's predictions (None: there are none), and its results beside those of other sets."""
-  if predictions is not None:
-    (workdir / 'predictions').mkdir(exist_ok=True)
-    lines = (json.dumps(p, allow_nan=False) + '\n' for p in predictions)
-    storage.write_text(workdir / 'predictions' / f'{name}.jsonl', ''.join(lines))
-  path = workdir / 'results.json'
-  results = storage.load_json(path, 'the results') if path.exists() else {}
-  results.pop(name, None)  # the set evaluated last stands last
-  results[name] = result
-  storage.write_json(path, results)
-  return results
+def _write(folder, set_name: str, result, predictions=None) -> dict[str, values.EvalResult]:
+  """What process 0 writes; each process gets the results of all sets."""
+  results = hosts.lead(lambda: values.to_tree(
+      folder.write_result(set_name, result, predictions)))
+  return values.from_tree(dict[str, values.EvalResult], results)

@@ -9,7 +9,7 @@ from rim_jax.evaluation import decode as decode_lib
 from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order as order_lib
-from rim_jax.results import judge
+from rim_jax.results import judge, values
 
 RESULTS_VERSION = 1
 NUM_SPLITS, SPLIT_SHARE = 16, 0.2  # of the paper's protocol: 264 of GSM8K's 1,319 choose
@@ -55,12 +55,12 @@ def get_answer_prefix(config: Config, codec):
 
 
 def evaluate(decoder: decode_lib.Decoder, records, num_blocks: int, say=None, prefix=None
-             ) -> tuple[dict, list[dict]]:
+             ) -> tuple[values.EvalResult, list[values.Prediction]]:
   """Decodes every record's answer after each of K blocks.
 
   Args:
     prefix: ids that are forced first; the method's own by default.
-  Returns: (results, predictions): accuracies in [0, 1], and one dictionary a record.
+  Returns: (what they score, one prediction a record).
   Raises: UserError where a question runs beyond a learned position table.
   """
   config = decoder.network.config
@@ -71,24 +71,23 @@ def evaluate(decoder: decode_lib.Decoder, records, num_blocks: int, say=None, pr
   for record, row in zip(records, texts):
     answers = [parse_answer(text, config) for text in row]
     correct = [judge.answers_match(a, record.answer) for a in answers]
-    predictions.append({
-        'origin': record.origin, 'question': record.question, 'answer': record.answer,
-        'prediction': answers[-1], 'correct': correct[-1], 'block_predictions': answers,
-        'block_correct': correct, 'text': row[-1],
-        'majority_correct': judge.answers_match(choose_majority(answers), record.answer)})
-  correct = np.asarray([p['block_correct'] for p in predictions])
+    predictions.append(values.Prediction(
+        origin=record.origin, question=record.question, answer=record.answer,
+        prediction=answers[-1], correct=correct[-1], block_predictions=answers,
+        block_correct=correct, text=row[-1],
+        majority_correct=judge.answers_match(choose_majority(answers), record.answer)))
+  correct = np.asarray([p.block_correct for p in predictions])
   count = len(predictions)
   final = float(correct[:, -1].mean())
-  return {
-      'n': count, 'num_blocks': num_blocks,
-      'final_acc': final,
-      'final_acc_stderr': (final * (1 - final) / count) ** 0.5,
-      'block_acc': correct.mean(0).tolist(),
-      'any_block_acc': float(correct.any(1).mean()),  # an upper bound: it looks at the answer
-      'majority_acc': float(np.mean([p['majority_correct'] for p in predictions])),
-      'num_unfinished': int((~ended[:, -1]).sum()),  # final readouts cut off at max_new_tokens
-      'answer_rule': judge.ANSWER_RULE,
-  }, predictions
+  return values.EvalResult(
+      n=count, num_blocks=num_blocks,
+      final_acc=final,
+      final_acc_stderr=(final * (1 - final) / count) ** 0.5,
+      block_acc=correct.mean(0).tolist(),
+      any_block_acc=float(correct.any(1).mean()),  # an upper bound: it looks at the answer
+      majority_acc=float(np.mean([p.majority_correct for p in predictions])),
+      num_unfinished=int((~ended[:, -1]).sum()),  # final readouts cut off at max_new_tokens
+      answer_rule=judge.ANSWER_RULE), predictions
 
 
 def encode_questions(records, network: Network, num_blocks: int) -> list[list[int]]:
@@ -105,12 +104,12 @@ def encode_questions(records, network: Network, num_blocks: int) -> list[list[in
   return questions
 
 
-def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int) -> dict:
+def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int) -> dict[str, float]:
   """The final answer's accuracy with each number of blocks from 0 to `most`.
 
   The trunk is causal, so readout k of one decode is the final one with K = k.
 
-  Returns: {'budget_acc': {str(k): accuracy}}.
+  Returns: K -> accuracy.
   Raises: UserError where a question runs beyond a learned position table.
   """
   config, blocks = decoder.network.config, tuple(range(most + 1))
@@ -118,7 +117,7 @@ def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int) -> dict:
                                   get_answer_prefix(config, decoder.network.codec), blocks)
   correct = [[judge.answers_match(parse_answer(text, config), record.answer) for text in row]
              for record, row in zip(records, texts)]
-  return {'budget_acc': dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))}
+  return dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))
 
 
 def find_beyond(records, config: Config, codec, blocks, num_positions: int) -> list[int]:
@@ -137,8 +136,7 @@ def evaluate_samples(decoder: decode_lib.Decoder, records, num_blocks: int
                      ) -> tuple[dict, list[int]]:
   """pass@k of the final block: is any of k answers right that are drawn at eval.temperature?
 
-  Returns: ({'pass_at': {str(k): share of questions}, ...}, right answers of each question, of
-    eval.num_samples).
+  Returns: (fields of a result, right answers of each question, of eval.num_samples).
   """
   config = decoder.network.config
   count = config.eval.num_samples
@@ -151,9 +149,9 @@ def evaluate_samples(decoder: decode_lib.Decoder, records, num_blocks: int
     for i, (record, row) in enumerate(zip(records, texts)):
       num_right[i] += judge.answers_match(parse_answer(row[0], config), record.answer)
   ks = [2**i for i in range(count.bit_length())]
-  return {'pass_at': {str(k): float(np.mean([compute_pass_at(c, count, k) for c in num_right]))
-                      for k in ks},
-          'num_samples': count, 'temperature': config.eval.temperature}, num_right
+  return dict(pass_at={str(k): float(np.mean([compute_pass_at(c, count, k) for c in num_right]))
+                       for k in ks},
+              num_samples=count, temperature=config.eval.temperature), num_right
 
 
 def compute_pass_at(num_right: int, count: int, k: int) -> float:
@@ -178,12 +176,12 @@ def group_gsm_hard(predictions, test_questions) -> dict:
   known = {' '.join(q.split()) for q in test_questions}
   groups = {'integer': [], 'negative': [], 'non_integer': [], 'changed': []}
   for p in predictions:
-    answer = judge.canonicalize(p['answer'])
+    answer = judge.canonicalize(p.answer)
     kind = ('negative' if answer < 0 else
             'integer' if answer == answer.to_integral_value() else 'non_integer')
-    groups[kind].append(p['correct'])
-    if ' '.join(p['question'].split()) not in known:
-      groups['changed'].append(p['correct'])
+    groups[kind].append(p.correct)
+    if ' '.join(p.question.split()) not in known:
+      groups['changed'].append(p.correct)
   results = {}
   for kind, correct in groups.items():
     if correct:
@@ -195,20 +193,19 @@ def group_gsm_hard(predictions, test_questions) -> dict:
 def group_by_steps(predictions, records) -> dict:
   """Accuracy by how many steps lead to the answer: a mean hides that some were never learned.
 
-  Returns: {'steps_acc': {str(T): accuracy}, 'num_by_steps': {str(T): questions}}, or {} where all
-    have as many.
+  Returns: fields of a result, by T: accuracy and questions; {} where all have as many.
   """
   groups = {}
   for p, record in zip(predictions, records, strict=True):
-    groups.setdefault(len(record.steps), []).append(p['correct'])
+    groups.setdefault(len(record.steps), []).append(p.correct)
   if len(groups) < 2:
     return {}
   groups = {str(t): groups[t] for t in sorted(groups)}
-  return {'steps_acc': {t: sum(correct) / len(correct) for t, correct in groups.items()},
-          'num_by_steps': {t: len(correct) for t, correct in groups.items()}}
+  return dict(steps_acc={t: sum(correct) / len(correct) for t, correct in groups.items()},
+              num_by_steps={t: len(correct) for t, correct in groups.items()})
 
 
-def score_splits(correct_cnr, seed: int) -> dict:
+def score_splits(correct_cnr, seed: int) -> values.EvalResult:
   """The paper's choice of a checkpoint (arXiv 2605.30343): by the questions it is judged on.
 
   In each of 16 splits a random fifth of the questions chooses the checkpoint whose final answer is
@@ -229,11 +226,11 @@ def score_splits(correct_cnr, seed: int) -> dict:
     chosen.append(len(right_c) - 1 - int(right_c[::-1].argmax()))
     scored_ir.append(correct_cnr[chosen[-1], scoring].mean(0))
   scored_ir = np.asarray(scored_ir)
-  return {'final_acc': float(scored_ir[:, -1].mean()),
-          'final_acc_stderr': float(scored_ir[:, -1].std(ddof=1) / NUM_SPLITS**0.5),
-          'block_acc': scored_ir.mean(0).tolist(), 'num_choosing': num_choosing,
-          'num_splits': NUM_SPLITS,
-          'chosen': {c: chosen.count(c) for c in sorted(set(chosen))}}
+  return values.EvalResult(
+      final_acc=float(scored_ir[:, -1].mean()),
+      final_acc_stderr=float(scored_ir[:, -1].std(ddof=1) / NUM_SPLITS**0.5),
+      block_acc=scored_ir.mean(0).tolist(), num_choosing=num_choosing, num_splits=NUM_SPLITS,
+      chosen={str(c): chosen.count(c) for c in sorted(set(chosen))})
 
 
 def evaluate_steps(decoder: decode_lib.Decoder, records) -> dict:
@@ -242,8 +239,8 @@ def evaluate_steps(decoder: decode_lib.Decoder, records) -> dict:
   The trunk is causal, so block t reads the same whether blocks follow it or not:
   one decode with the largest n serves every record.
 
-  Returns: {'step_acc_gold_count': share of right steps, 'step_acc_by_block': [...]}; exact
-    text. Block t counts records with t < n: the last block's readout is the answer.
+  Returns: fields of a result: shares of right steps, of all and by block; exact text. Block t
+    counts records with t < n: the last block's readout is the answer.
   """
   config, codec = decoder.network.config, decoder.network.codec
   questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
@@ -262,5 +259,5 @@ def evaluate_steps(decoder: decode_lib.Decoder, records) -> dict:
     for t in range(1, len(record.steps)):
       right[t - 1] += row[t - 1] == record.steps[t]
       count[t - 1] += 1
-  return {'step_acc_gold_count': float(right.sum() / count.sum()),
-          'step_acc_by_block': (right / np.maximum(count, 1)).tolist()}
+  return dict(step_acc_gold_count=float(right.sum() / count.sum()),
+              step_acc_by_block=(right / np.maximum(count, 1)).tolist())

@@ -9,7 +9,7 @@ from rim_jax.config import Config, flatten, is_runtime, methods
 from rim_jax.errors import UserError
 from rim_jax.evaluation import interventions
 from rim_jax.runtime import card as card_lib
-from rim_jax.runtime import storage
+from rim_jax.runtime import run_folder
 
 # Keys that a matched run may have otherwise, each as a whole or as how some begin: of steps and of
 # stages, which it has not; of other methods; which examples share a row, not what they are; and
@@ -50,7 +50,7 @@ def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
     key = f'--config.controls.{name}_dir={folder}'
     try:
       card = card_lib.load_card(folder)
-      results = storage.load_json(f'{folder}/results.json', 'the results')
+      results = run_folder.RunFolder(folder).load_results()
     except UserError as e:
       problems.append(f'{key}: {e}')
       continue

@@ -42,6 +42,7 @@ from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import export, families, weights
+from rim_jax.results import values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts, run_folder
 from rim_jax.sweep import matched_runs
@@ -397,7 +398,7 @@ def make_task(config):
 
 
 def make_result(count):
-  return {'n': count, 'final_acc': 0.5, 'block_acc': [0.5]}
+  return values.EvalResult(n=count, final_acc=0.5, block_acc=[0.5])
 
 
 def probe_evaluation(config, tools):
@@ -411,7 +412,7 @@ def probe_evaluation(config, tools):
   def decode_records(decoder, records, num_blocks, say=None):
     seen.append(([r.origin for r in records], num_blocks))
     return make_result(len(records)), [
-        {'question': r.question, 'answer': r.answer, 'correct': True} for r in records]
+        values.Prediction(question=r.question, answer=r.answer, correct=True) for r in records]
 
   def time_runs(*args):
     seen.append(args[-2:])
@@ -423,7 +424,8 @@ def probe_evaluation(config, tools):
   tools.patch.setattr(scores, 'evaluate_samples', lambda *args: (
       {'num_samples': args[0].network.config.eval.num_samples}, [0] * len(args[1])))
   tools.patch.setattr(latency, 'measure_run', time_runs)
-  return seen, run_scores.evaluate_run(make_task(config), tools.make_folder(), quiet)
+  return seen, values.to_tree(
+      run_scores.evaluate_run(make_task(config), tools.make_folder(), quiet))
 
 
 def probe_loop(config, tools):
@@ -527,12 +529,12 @@ def probe_controls(config, tools):
   tools.patch.setattr(modes, '_open_run', lambda *args: (make_task(config), folder))
   tools.patch.setattr(state_lib, 'load_network', lambda *args: (support.make_network(config), 7))
   tools.patch.setattr(interventions, 'run_controls', lambda *args: {
-      'controls': {}, 'sweeps': {}, 'pairing': {}})
+      'controls': {}, 'sweeps': {}, 'pairing': None})
   tools.patch.setattr(modes, '_show_controls', lambda *args: None)
   tools.patch.setattr(modes, '_write_summary', lambda *args: None)
   tools.patch.setattr(probes, 'run_probes', record)
   tools.patch.setattr(attention_weights, 'read_attention',
-                      lambda network, records: seen.append(len(records)) or {})
+                      lambda network, records: seen.append(len(records)))
   modes.controls(config, folder, quiet, None)
   return seen
 

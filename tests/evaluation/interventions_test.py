@@ -20,6 +20,7 @@ from rim_jax.data.records import Record
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, interventions, run_scores
 from rim_jax.model import transformer as transformer_lib
+from rim_jax.results import values
 from rim_jax.training import state as state_lib
 from tests import support
 
@@ -304,11 +305,12 @@ def test_what_a_curriculum_began_with_is_its_first_stage_s_start(tmp_path, card,
 def test_probes_are_shown_and_what_is_missing_says_so():
   out = io.StringIO()
   selection = {'acc': 0.5, 'final_acc': 0.25, 'any_block_acc': 0.75, 'recoverable_acc': None}
-  modes._show_probes(rich_console.Console(file=out, width=100), {
-      'right': {'selection': selection, 'by_block': [
-          {'block': 1, 'auroc': 0.875, 'auprc': 0.75}, {'block': 2, 'none': 'one [class]'}]},
-      'pca': {'explained': [0.5, 0.125]},
-      'steps': {'acc': [[0.5, None], [0.25, 1.0]], 'majority': [0.1, None]}})
+  modes._show_probes(rich_console.Console(file=out, width=100), values.from_tree(
+      values.ProbesResult, {
+          'right': {'selection': selection, 'pooled': {}, 'by_block': [
+              {'block': 1, 'auroc': 0.875, 'auprc': 0.75}, {'block': 2, 'none': 'one [class]'}]},
+          'pca': {'explained': [0.5, 0.125], 'fitted_on': 3},
+          'steps': {'acc': [[0.5, None], [0.25, 1.0]], 'majority': [0.1, None]}}))
   for text in ('auroc 87.5, auprc 75.0', "block 2's readout is right: one [class]",
                'acc 50.0, final_acc 25.0, any_block_acc 75.0, recoverable_acc -', '50.0, 12.5',
                'r_2'):

@@ -11,12 +11,17 @@ from rim_jax import train as train_lib
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, scores
 from rim_jax.evaluation import run_scores as run_scores_lib
+from rim_jax.results import values
 from rim_jax.runtime import run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 from tests import support
 
 QUIET = lambda line: None
+
+
+def make_result(count):
+  return values.EvalResult(n=count, final_acc=1.0, block_acc=[1.0])
 
 
 def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices):
@@ -32,7 +37,7 @@ def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices)
   correct = []
   for step in kept:
     network, _ = state_lib.load_network(task, tmp_path / 'run', step)
-    correct.append([p['block_correct'] for p in scores.evaluate(
+    correct.append([p.block_correct for p in scores.evaluate(
         decode.Decoder(network), run_scores_lib.get_records(task, 'test', 0),
         config.eval_blocks)[1]])
   wanted = scores.score_splits(np.asarray(correct), config.seed)
@@ -43,30 +48,31 @@ def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices)
   results = run_scores_lib.evaluate_run(train_lib.make_task(splits, QUIET), tmp_path / 'run',
                                    told.append)
   found = results['test-splits']
-  assert results['test'] == before  # what was chosen on valid stays
+  assert values.to_tree(results['test']) == before  # what was chosen on valid stays
   for key in ('final_acc', 'final_acc_stderr', 'block_acc', 'num_choosing'):
-    assert found[key] == wanted[key]
-  assert found['chosen'] == {str(kept[c]): count for c, count in wanted['chosen'].items()}
-  assert found['chosen_on'].startswith('test itself') and found['chosen_on'] in told[-1]
-  assert found['data_fingerprint'] == before['data_fingerprint']
+    assert getattr(found, key) == getattr(wanted, key)
+  assert found.chosen == {str(kept[int(c)]): count for c, count in wanted.chosen.items()}
+  assert found.chosen_on.startswith('test itself') and found.chosen_on in told[-1]
+  assert found.data_fingerprint == before['data_fingerprint']
   with pytest.raises(UserError, match='scores many checkpoints'):
     state_lib.load_network(task, tmp_path / 'run', 'splits')
 
 
 def test_predictions_are_whole_whenever_a_run_is_killed(tmp_path, monkeypatch):
   """Half of a file is written, and then nothing more: what was there is still there."""
-  first = [{'question': f'{i}?', 'correct': True} for i in range(9)]
-  run_scores_lib._write_results(tmp_path, 'test', {'n': 9}, first)
+  first = [values.Prediction(question=f'{i}?', answer='', correct=True) for i in range(9)]
+  folder = run_folder.RunFolder(tmp_path)
+  folder.write_result('test', make_result(9), first)
   path = tmp_path / 'predictions' / 'test.jsonl'
   before = path.read_text()
-  assert [json.loads(line) for line in before.splitlines()] == first
+  assert [json.loads(line) for line in before.splitlines()] == values.to_tree(first)
 
   def die(self, text):
     self.write_bytes(text[:len(text) // 2].encode())
     raise KeyboardInterrupt
   monkeypatch.setattr(type(epath.Path(tmp_path)), 'write_text', die)
   with pytest.raises(KeyboardInterrupt):
-    run_scores_lib._write_results(epath.Path(tmp_path), 'test', {'n': 5}, first[:5])
+    folder.write_result('test', make_result(5), first[:5])
   assert path.read_text() == before
 
 
@@ -81,11 +87,11 @@ def test_blocks_beyond_the_trained_positions_are_marked(tmp_path, monkeypatch, p
   monkeypatch.setattr(state_lib, 'load_network', lambda task, *args: (
       support.make_network(task.config), 7))
   monkeypatch.setattr(scores, 'evaluate', lambda decoder, records, *args: (
-      {'n': 8}, [{'correct': True}] * len(records)))
+      make_result(8), [values.Prediction(question='', answer='', correct=True)] * len(records)))
   monkeypatch.setattr(scores, 'evaluate_budgets', lambda *args: {})
   result = run_scores_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path, QUIET)[
       config.eval_set]
-  assert result.get('beyond_positions') == beyond
+  assert result.beyond_positions == beyond
 
 
 def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(tmp_path,
@@ -96,8 +102,9 @@ def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(t
   assert run_scores_lib.fingerprint_set(task, []) == task.dataset.splits['test'].fingerprint
   monkeypatch.setattr(state_lib, 'load_network', lambda task, *args: (
       support.make_network(task.config), 7))
-  monkeypatch.setattr(scores, 'evaluate', lambda decoder, records, *args: ({'n': len(records)}, [
-      {'question': r.question, 'answer': r.answer, 'correct': True} for r in records]))
+  monkeypatch.setattr(scores, 'evaluate', lambda decoder, records, *args: (
+      make_result(len(records)), [values.Prediction(
+          question=r.question, answer=r.answer, correct=True) for r in records]))
 
   def run(name, *answers):
     (tmp_path / name).mkdir()
@@ -106,7 +113,7 @@ def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(t
                             for i, a in enumerate(answers)))
     hard = dataclasses.replace(task, config=dataclasses.replace(task.config, eval=(
         dataclasses.replace(task.config.eval, split='gsm_hard', path=str(path)))))
-    told = run_scores_lib.evaluate_run(hard, tmp_path / name, QUIET)['gsm_hard']['data_fingerprint']
+    told = run_scores_lib.evaluate_run(hard, tmp_path / name, QUIET)['gsm_hard'].data_fingerprint
     return told, tmp_path / name / 'predictions/gsm_hard.jsonl'
   (one, a), (same, b), (other, c) = run('a', 1, 2), run('b', 1.0, 2.0), run('c', 1, 3)
   assert one == same != other and len(other) == 16

@@ -11,7 +11,7 @@ from rim_jax.errors import UserError
 from rim_jax.evaluation import scores
 from rim_jax.packing import order as order_lib
 from rim_jax.packing import source
-from rim_jax.results import judge
+from rim_jax.results import judge, values
 from tests import support
 
 RECORDS = tuple(support.Record(f'{a}+{b}', (), str(a + b), f'r:{a}{b}')
@@ -87,12 +87,12 @@ def test_accuracies_by_hand():
   decoder = FixedDecoder([['6', '6', '6'], ['9', '1', '9'], ['8', '8', '1'], ['1', '1', '1']],
                          config)
   result, predictions = scores.evaluate(decoder, records, 3)
-  assert result['n'] == 4 and result['block_acc'] == [0.75, 0.5, 0.5]
-  assert result['final_acc'] == 0.5 and result['any_block_acc'] == 0.75
-  assert result['majority_acc'] == 0.75 and result['num_unfinished'] == 1
-  assert result['final_acc_stderr'] == pytest.approx(0.25)
-  assert [p['correct'] for p in predictions] == [True, True, False, False]
-  assert predictions[1]['block_predictions'] == ['9', '1', '9']
+  assert result.n == 4 and result.block_acc == [0.75, 0.5, 0.5]
+  assert result.final_acc == 0.5 and result.any_block_acc == 0.75
+  assert result.majority_acc == 0.75 and result.num_unfinished == 1
+  assert result.final_acc_stderr == pytest.approx(0.25)
+  assert [p.correct for p in predictions] == [True, True, False, False]
+  assert predictions[1].block_predictions == ['9', '1', '9']
 
 
 def score_each(correct_cnr, seed):
@@ -114,22 +114,22 @@ def test_the_papers_choice_equals_one_made_question_by_question():
   found = scores.score_splits(correct, seed=7)
   wanted = score_each(correct.tolist(), 7)
   finals = [accs[-1] for _, accs in wanted]
-  assert found['num_choosing'] == 12 and found['num_splits'] == 16
-  assert found['final_acc'] == pytest.approx(statistics.mean(finals))
-  assert found['final_acc_stderr'] == pytest.approx(statistics.stdev(finals) / 4)
-  assert found['block_acc'] == pytest.approx([statistics.mean(b) for b in zip(
+  assert found.num_choosing == 12 and found.num_splits == 16
+  assert found.final_acc == pytest.approx(statistics.mean(finals))
+  assert found.final_acc_stderr == pytest.approx(statistics.stdev(finals) / 4)
+  assert found.block_acc == pytest.approx([statistics.mean(b) for b in zip(
       *(accs for _, accs in wanted))])
   chosen = [best for best, _ in wanted]
-  assert found['chosen'] == {c: chosen.count(c) for c in set(chosen)} and len(set(chosen)) > 1
+  assert found.chosen == {str(c): chosen.count(c) for c in set(chosen)} and len(set(chosen)) > 1
   assert scores.score_splits(correct, seed=8) != found
 
 
 def test_as_many_of_gsm8k_choose_as_in_the_paper():
-  assert scores.score_splits(np.ones((1, 1319, 1), bool), 0)['num_choosing'] == 264
+  assert scores.score_splits(np.ones((1, 1319, 1), bool), 0).num_choosing == 264
 
 
 def test_of_equal_checkpoints_the_latest_is_chosen():
-  assert scores.score_splits(np.ones((3, 20, 1), bool), 0)['chosen'] == {2: 16}
+  assert scores.score_splits(np.ones((3, 20, 1), bool), 0).chosen == {'2': 16}
 
 
 def test_pass_at_k_by_hand():
@@ -170,10 +170,8 @@ def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
                                   (0, 1, 2))
   records = [dataclasses.replace(r, answer=row[i * i % 3] or '?')
              for i, (r, row) in enumerate(zip(RECORDS, texts))]
-  found = scores.evaluate_budgets(
-      decoder, records, config.eval_budget)['budget_acc']
-  alone = [scores.evaluate(decoder, records, k)[0]['final_acc']
-           for k in range(3)]
+  found = scores.evaluate_budgets(decoder, records, config.eval_budget)
+  alone = [scores.evaluate(decoder, records, k)[0].final_acc for k in range(3)]
   assert found == dict(zip('012', alone))
   assert len(set(alone)) > 2
 
@@ -215,7 +213,8 @@ def test_blocks_beyond_the_positions_of_training_by_hand(method, prefix, trained
 def test_gsm_hard_by_kind_of_answer_by_hand():
   rows = [('5', True, 'a  b'), ('0', False, 'b'), ('-0', True, 'c'), ('-3', True, 'd'),
           ('-.5', False, 'e'), ('-1,000', False, 'f'), ('2.5', True, 'g'), ('4.0', False, 'h')]
-  predictions = [dict(zip(('answer', 'correct', 'question'), row)) for row in rows]
+  predictions = [values.Prediction(answer=answer, correct=correct, question=question)
+                 for answer, correct, question in rows]
   assert scores.group_gsm_hard(predictions, ['a b', 'e', 'x']) == {
       'integer_acc': 0.5, 'num_integer': 4, 'negative_acc': pytest.approx(1 / 3),
       'num_negative': 3, 'non_integer_acc': 1.0, 'num_non_integer': 1, 'changed_acc': 0.5,
@@ -227,7 +226,8 @@ def test_gsm_hard_by_kind_of_answer_by_hand():
 
 def test_accuracy_by_number_of_steps_by_hand():
   records = [dataclasses.replace(support.RECORDS[0], steps=('x',) * t) for t in (10, 2, 10, 2, 0)]
-  predictions = [{'correct': c} for c in (True, False, False, False, True)]
+  predictions = [values.Prediction(question='', answer='', correct=c)
+                 for c in (True, False, False, False, True)]
   found = scores.group_by_steps(predictions, records)
   assert found == {'steps_acc': {'0': 1.0, '2': 0.0, '10': 0.5},
                    'num_by_steps': {'0': 1, '2': 2, '10': 2}}

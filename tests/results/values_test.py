@@ -1,5 +1,6 @@
 """Results as values: to JSON and back, older and newer files, and no key spelled anywhere else."""
 
+import ast
 import dataclasses
 import json
 import pathlib
@@ -50,3 +51,20 @@ def test_an_older_file_lacks_what_came_later_and_a_newer_one_keeps_what_is_not_k
 def test_what_is_no_result_is_refused(tree, told):
   with pytest.raises(ValueError, match=told):
     values.from_tree(values.EvalResult, tree)
+
+
+KEYS = {field.name for kind in (values.EvalResult, values.ControlResult, values.SelectionResult)
+        for field in dataclasses.fields(kind) if '_acc' in field.name} | {values.VALID_ACC}
+
+
+def find_keys(source: str) -> set[str]:
+  return KEYS & {node.value for node in ast.walk(ast.parse(source))
+                 if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
+def test_no_module_spells_a_result_s_key():
+  """Of what is evaluated and swept; a report that is shown by keys has them from the fields."""
+  assert find_keys("result['final_acc']") == {'final_acc'} and not find_keys('result.final_acc')
+  spelled = {str(path.relative_to(PACKAGE)): found for path in PACKAGE.rglob('*.py')
+             if (found := find_keys(path.read_text())) and path.parent.name != 'report'}
+  assert spelled == {'results/values.py': {values.VALID_ACC}}
