@@ -285,7 +285,7 @@ def test_it_trains_goes_on_and_is_evaluated(tmp_path, use_devices):
   with pytest.raises(Stopped):
     train.train(half, tmp_path / 'run', say=lambda line: None)
   results = train.train(config, tmp_path / 'run', say=lambda line: None)
-  assert results['test']['num_blocks'] == 3 and results['test']['method'] == 'toy'
+  assert results['test'].num_blocks == 3 and results['test'].method == 'toy'
   lines = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').open()]
   told = [line['train/added_distance'] for line in lines if 'train/loss' in line]
   assert len(told) > 3 and min(told) > 0
