@@ -25,6 +25,7 @@ setuptools.setup(
         'grain>=0.2.18',
         'importlib_resources',  # tensorflow-datasets imports it without declaring it
         'jax>=0.10.2',
+        'jinja2',
         'matplotlib',
         'ml-collections',
         'numpy',

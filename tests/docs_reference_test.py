@@ -11,7 +11,6 @@ import pytest
 from configs import presets
 from docs import make_reference
 from rim_jax import config as config_lib
-from rim_jax.evaluation import scores
 from rim_jax.results import judge
 from tests import support
 
@@ -57,7 +56,7 @@ def test_answers_are_judged_as_the_page_says(one, other, same, why):
 
 def test_an_answer_that_contains_the_suffix_is_cut_as_the_page_says():
   config = support.make_config('rim_stage2', layout__answer_prefix='(', layout__answer_suffix='}')
-  assert scores.parse_answer(r'\frac{1}{2}}', config) == r'\frac{1'
+  assert judge.parse_answer(r'\frac{1}{2}}', config) == r'\frac{1'
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'results.json'])

@@ -238,7 +238,7 @@ class Reader:
         ids = np.asarray(self._decode(
             *network.arrays, change, sees_question, readouts, trunks, pairs))
       for i, row in zip(members, ids):
-        answers[i] = [scores.parse_answer(t, config) for t in self._decoder.get_texts(row)]
+        answers[i] = [judge.parse_answer(t, config) for t in self._decoder.get_texts(row)]
     return answers
 
 

@@ -15,19 +15,6 @@ RESULTS_VERSION = 1
 NUM_SPLITS, SPLIT_SHARE = 16, 0.2  # of the paper's protocol: 264 of GSM8K's 1,319 choose
 
 
-def parse_answer(text: str, config: Config) -> str:
-  """The answer in a decoded readout: what stands between the answer's prefix and suffix.
-
-  An answer readout begins after its forced prefix. What a method that writes steps has written
-  holds its answer after the last prefix, or, without one, after the last step.
-  """
-  layout = config.layout
-  if config.facts.learns_steps:
-    marker = layout.answer_prefix or layout.step_separator
-    text = text.rpartition(marker)[2]
-  return text.split(layout.answer_suffix)[0] if layout.answer_suffix else text
-
-
 def choose_majority(answers) -> str:
   """The answer most blocks give; of equals, the one given by the latest block."""
   groups = []  # [an answer, its votes, its latest block]
@@ -69,7 +56,7 @@ def evaluate(decoder: decode_lib.Decoder, records, num_blocks: int, say=None, pr
                                       num_blocks, prefix, get_blocks(num_blocks), say)
   predictions = []
   for record, row in zip(records, texts):
-    answers = [parse_answer(text, config) for text in row]
+    answers = [judge.parse_answer(text, config) for text in row]
     correct = [judge.answers_match(a, record.answer) for a in answers]
     predictions.append(values.Prediction(
         origin=record.origin, question=record.question, answer=record.answer,
@@ -115,7 +102,7 @@ def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int) -> dict[st
   config, blocks = decoder.network.config, tuple(range(most + 1))
   texts, _ = decoder.decode_texts(encode_questions(records, decoder.network, most), most,
                                   get_answer_prefix(config, decoder.network.codec), blocks)
-  correct = [[judge.answers_match(parse_answer(text, config), record.answer) for text in row]
+  correct = [[judge.answers_match(judge.parse_answer(text, config), record.answer) for text in row]
              for record, row in zip(records, texts)]
   return dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))
 
@@ -147,7 +134,7 @@ def evaluate_samples(decoder: decode_lib.Decoder, records, num_blocks: int
     texts, _ = decoder.decode_texts(questions, num_blocks, prefix, get_blocks(num_blocks)[-1:],
                                     sample=sample)
     for i, (record, row) in enumerate(zip(records, texts)):
-      num_right[i] += judge.answers_match(parse_answer(row[0], config), record.answer)
+      num_right[i] += judge.answers_match(judge.parse_answer(row[0], config), record.answer)
   ks = [2**i for i in range(count.bit_length())]
   return dict(pass_at={str(k): float(np.mean([compute_pass_at(c, count, k) for c in num_right]))
                        for k in ks},

@@ -6,13 +6,12 @@ Reads cards, results and predictions, never a model; asks for no device.
 import dataclasses
 
 from etils import epath
-from rich import box, table
 from rich.text import Text
 
 from rim_jax.config import Config
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
-from rim_jax.report import page, pairwise
+from rim_jax.report import page, pairwise, tables
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import run_folder, storage
 
@@ -77,13 +76,14 @@ def _read_run(folder, config: Config) -> dict:
 
 
 def _show(console, runs, found) -> None:
-  rows = table.Table('', 'run', 'method', 'seed', 'step', 'set', '% right', box=box.SIMPLE,
-                     title_justify='left', title=f'Two runs on the same {found.count:,} questions')
+  rows = []
   for key, run in runs.items():
     step = '' if run['step'] is None else f"{run['step']:,} ({run['checkpoint']})"
-    cells = (run['run'], run['method'], str(run['seed']), step, run['set'])
-    rows.add_row(key, *(Text(cell, overflow='fold') for cell in cells), f"{100 * run['acc']:.1f}")
-  console.print(rows)
+    rows.append([key, run['run'], run['method'], str(run['seed']), step, run['set'],
+                 tables.share(run['acc'])])
+  shown = tables.table(['', 'run', 'method', 'seed', 'step', 'set', '% right'], rows,
+                       f'Two runs on the same {found.count:,} questions')
+  console.print(tables.to_rich(shown, console))
   low, high = (100 * x for x in found.interval)
   console.print(Text(
       f'a less b: {100 * found.difference:+.1f} points, {found.confidence:.0%} interval '

@@ -8,85 +8,122 @@ import csv
 
 from etils import epath
 
+from rim_jax.report import control_results
+from rim_jax.report.figures import Axes, Figure, draw, draw_map
 from rim_jax.report.page import (
-  draw,
-  draw_map,
-  escape,
+  Block,
+  Section,
+  details,
+  figures,
+  items,
   load_json,
-  make_table,
-  mark,
+  paragraph,
   section,
-  show_mean,
-  show_share,
-  wrap_figures,
+)
+from rim_jax.report.tables import (
+  MISSING,
+  Cell,
+  Part,
+  Table,
+  cell,
+  clean,
+  join,
+  mean,
+  name,
+  number,
+  share,
+  stack,
+  table,
 )
 
 _SHOULD = 'if the memory does the work'
 _ASK = 'not asked yet: --mode=controls'
 _MAX_MAPS = 4  # questions that have a map of their own
 _MAX_POINTS = 1000  # of one figure
+_FREQUENT = 'frequent: always the class most frequent in train'
 
 
-def make_parts(name: str, folder, workdir) -> list[str]:
+def make_parts(run: str, folder) -> list[Section]:
   """Everything that was found about one run, a section each.
 
   Args:
-    name: what captions call the run.
-    folder: where its controls.json is; `workdir` is where figures are kept.
+    run: what captions call the run.
+    folder: where its controls.json is.
   """
   found = load_json(folder, 'controls.json')
   probes = found.get('probes', {})
   none = probes.get('none', f'{_ASK} --config.controls.probes=True')
   return [
-      section('Does the memory do the work?', found and _make_controls(name, found, workdir), _ASK),
-      section('What an answer attends to', _make_attention(name, found.get('attention'), workdir),
+      section('Does the memory do the work?', _make_controls(run, found) if found else [], _ASK),
+      section('What an answer attends to', _make_attention(run, found.get('attention')),
               f'{_ASK}, with --config.controls.num_attention above 0'),
-      section('What block states hold', 'right' in probes and _make_probes(name, probes, workdir),
+      section('What block states hold', _make_probes(run, probes) if 'right' in probes else [],
               none),
-      section('Where block states lie', 'pca' in probes and _make_components(
-          name, probes['pca'], folder, workdir), none)]
+      section('Where block states lie',
+              _make_components(run, probes['pca'], folder) if 'pca' in probes else [], none)]
 
 
 # ---- Controls ----
 
 
-def tabulate_controls(found: dict) -> str:
+def tabulate_controls(found: dict) -> Table | None:
   """The controls of some runs beside what each should give; run -> its controls."""
+  return _tabulate(found, _show_control)
+
+
+def tabulate_over_seeds(entries) -> Table | None:
+  """Controls beside what each should give, the last answer's shares as means over seeds.
+
+  Args:
+    entries: those of sweep.json that were asked.
+  """
+  counts = {e['name']: e['num_done'] for e in entries}
+  return _tabulate({e['name']: e['controls'] for e in entries},
+                   lambda key, control, entry: _show_shares(control, counts[entry]),
+                   ("The last answer, in % right, or of questions on which it is the donor's: "
+                    'means over seeds.',))
+
+
+def _tabulate(found, show, notes=()):
+  """A row a control: what is done, what it should give, and what `show` has of each run."""
   rows = []
   for key in dict.fromkeys(k for controls in found.values() for k in controls):
-    given = [controls.get(key, {}) for controls in found.values()]
-    meaning = next(g for g in given if g)
-    rows.append([*_show_meaning(key, meaning),
-                 *(f'<div class="long">{_show_control(key, g)}</div>' for g in given)])
-  return rows and make_table(['', _SHOULD, *map(escape, found)], rows)
+    meaning = next(c[key] for c in found.values() if c.get(key))
+    rows.append([cell(Part(key.replace('_', ' '), style='bold'), long=True).note(
+        clean(meaning.get('what', ''))), cell(clean(meaning.get('expected', '')), long=True),
+                 *(show(key, controls.get(key, {}), run) for run, controls in found.items())])
+  return table(['', _SHOULD, *map(clean, found)], rows, notes=notes)
 
 
-def _show_meaning(key, control):
-  """What is done, and what it should give."""
-  return [f'<div class="long"><b>{escape(key.replace("_", " "))}</b>'
-          f'<small>{escape(control.get("what", ""))}</small></div>',
-          f'<div class="long">{escape(control.get("expected", ""))}</div>']
-
-
-def _show_control(key, control):
+def _show_control(key, control, _):
   """Accuracies after each block, the own answer's and the donor's, and what they are of."""
-  lines = [label + ' / '.join(map(show_share, control[part])) for part, label in (
+  lines = [cell(label, join(map(share, control[part]))) for part, label in (
       ('block_acc', ''), ('block_donor_acc', "donor's ")) if control.get(part)]
   if 'none' in control:
-    lines.append(escape(control['none']))
+    lines.append(clean(control['none']))
   elif control.get('given') is False:
     lines.append(f'not given: controls.{key}_dir')
-  notes = [f'{mark(control["n"])} questions'] if control.get('n') else []
+  notes = [cell(number(control['n']), ' questions')] if control.get('n') else []
   if control.get('readout_trained'):
     notes.append('a readout was trained there')
   if 'run' in control:
-    notes.append(escape(control['run']))
+    notes.append(clean(control['run']))
   if control.get('differs'):
-    notes.append(f'DIFFERS in {escape(", ".join(control["differs"]))}')
-  return ('<br>'.join(lines) or '–') + (f'<small>{"; ".join(notes)}</small>' if notes else '')
+    notes.append(f'DIFFERS in {clean(", ".join(control["differs"]))}')
+  told = stack(lines or [MISSING])
+  return told.note(join(notes, '; ')) if notes else told
 
 
-def _make_controls(name, found, workdir):
+def _show_shares(control, count):
+  """The own answer's share and the donor's; of another run that is one for all seeds, once."""
+  lines = [cell(label, mean(control[key], of=count)) for key, label in zip(
+      control_results.SHARES, ('', "donor's ")) if key in control]
+  told = stack([*lines, *map(clean, control.get('none', ()))] or [MISSING])
+  differs = ', '.join(control.get('differs', ()))
+  return told.note(f'DIFFERS in {clean(differs)}') if differs else told
+
+
+def _make_controls(run, found) -> list[Block]:
   pairing, blocks = found['pairing'], range(1, found['num_blocks'] + 1)
   told = (f'{found["set"]}, {found["n"]:,} questions, step {found["step"]:,} '
           f'({found["checkpoint"]} checkpoint). In % right, after block '
@@ -94,154 +131,152 @@ def _make_controls(name, found, workdir):
   counted = (f'Swaps: {pairing["num_pairs"]:,} pairs; {pairing["num_equal_answers"]:,} more have '
              f'equal answers and {pairing["num_without_partner"]:,} questions no partner of their '
              'length: not counted.')
-  body = (f'<p>{escape(told)}</p>{tabulate_controls({name: found["controls"]})}'
-          f'<p><small>{escape(counted)}</small></p>')
-  return body + ''.join(_make_sweep(name, key, sweep, blocks, workdir)
-                        for key, sweep in found['sweeps'].items())
+  return [paragraph(told), tabulate_controls({run: found['controls']}),
+          paragraph(counted, small=True),
+          *(block for key, sweep in found['sweeps'].items()
+            for block in _make_sweep(run, key, sweep, blocks))]
 
 
-def _make_sweep(name, key, sweep, blocks, workdir):
+def _make_sweep(run, key, sweep, blocks) -> list[Block]:
   """Whose answer is given, by the block that is changed and the block that is read."""
   entries = [e for e in sweep['by_block'] if 'block_acc' in e]
   title = key.replace('_', ' ')
-  body = (f'<p><b>{escape(title)}</b>: {escape(sweep["what"])}. If the memory does the work: '
-          f'{escape(sweep["expected"])}.</p>')
+  told = paragraph(Part(title, style='bold'), clean(
+      f': {sweep["what"]}. If the memory does the work: {sweep["expected"]}.'))
   if not entries:
     reasons = dict.fromkeys(e['none'] for e in sweep['by_block'])
-    return body + f'<p class="none">{escape("; ".join(reasons))}</p>'
-  return body + wrap_figures(''.join(
-      draw_map(f'{name}, {title}: questions with {whose} answer, %', 'block changed' if (
-          key == 'swapped_block') else 'changed from block', 'read after block',
-               [e['block'] for e in entries], blocks, [e[part] for e in entries], workdir)
-      for part, whose in (('block_acc', 'the own'), ('block_donor_acc', "the donor's"))))
+    return [told, paragraph(clean('; '.join(reasons)), muted=True)]
+  changed = 'block changed' if key == 'swapped_block' else 'changed from block'
+  axes = Axes(changed, [e['block'] for e in entries], 'read after block', blocks)
+  return [told, *figures(
+      draw_map(f'{run}, {title}: questions with {whose} answer, %', axes,
+               [e[part] for e in entries])
+      for part, whose in (('block_acc', 'the own'), ('block_donor_acc', "the donor's")))]
 
 
 # ---- Attention ----
 
 
-def _make_attention(name, attention, workdir):
+def _make_attention(run, attention) -> list[Block]:
   if not attention:
-    return ''
-  mean = attention['mean']
-  layers, reads = range(1, len(mean[0]) + 1), range(1, len(mean) + 1)
+    return []
+  by_block = attention['mean']
+  layers, reads = range(1, len(by_block[0]) + 1), range(1, len(by_block) + 1)
   names = ['question', *(f'm{k}' for k in reads), 'own']
-  if not any(layer[-1] for by_layer in mean for layer in by_layer):  # nothing is forced
+  if not any(layer[-1] for by_layer in by_block for layer in by_layer):  # nothing is forced
     names.pop()
   over = f'mean over {attention["num_questions"]} questions'
-  shares = [[sum(column) / len(layers) for column in zip(*by_layer)] for by_layer in mean]
+  shares = [[sum(column) / len(layers) for column in zip(*by_layer)] for by_layer in by_block]
 
   def draw_weights(caption, ylabel, rows, weights):
-    return draw_map(f'{name}: attention after {caption}', ylabel, 'attended to', rows, names,
-                    [row[:len(names)] for row in weights], workdir)
+    return draw_map(f'{run}: attention after {caption}', Axes(ylabel, rows, 'attended to', names),
+                    [row[:len(names)] for row in weights])
   maps = [draw_weights(f'each block, %; mean over layers, {over}', 'read after block', reads,
                        shares),
-          draw_weights(f'the last block, %; {over}', 'layer', layers, mean[-1])]
+          draw_weights(f'the last block, %; {over}', 'layer', layers, by_block[-1])]
   maps += [draw_weights(f'the last block, question {i}, %', 'layer', layers, q['by_group'][-1])
            for i, q in enumerate(attention['questions'][:_MAX_MAPS], 1)]
-  rows = [[str(i), f'<div class="long">{_shade(q["tokens"], q["by_token"][-1])}</div>',
-           escape(q['answer'])] for i, q in enumerate(attention['questions'], 1)]
-  return (f'<p>In % of {escape(attention["what"])}. m1, m2, ... are the blocks, own is what is '
-          'forced before the answer. What is read need not matter: that is for the controls to '
-          f'say.</p>{wrap_figures("".join(maps))}'
-          '<p>Tokens of the question after the last block, mean over layers; the more is read of '
-          'one, the stronger its colour, against the most of its row.</p>'
-          f'{make_table(["", "question", "gold"], rows)}')
+  rows = [[str(i), _shade(q['tokens'], q['by_token'][-1]), clean(q['answer'])]
+          for i, q in enumerate(attention['questions'], 1)]
+  return [paragraph(
+      f'In % of {clean(attention["what"])}. m1, m2, ... are the blocks, own is what is forced '
+      'before the answer. What is read need not matter: that is for the controls to say.'),
+          *figures(maps), paragraph(
+              'Tokens of the question after the last block, mean over layers; the more is read of '
+              'one, the stronger its colour, against the most of its row.'),
+          table(['', 'question', 'gold'], rows)]
 
 
-def _shade(tokens, weights):
+def _shade(tokens, weights) -> Cell:
   most = max(weights, default=0) or 1
-  return ''.join(
-      f'<span class="token" style="background:rgb(47 129 247/{0.7 * w / most:.2f})" '
-      f'title="{100 * w:.2f}%">{escape(text) or "·"}</span>' for text, w in zip(tokens, weights))
+  return cell(*(Part(clean(text) or '·', style='token', shade=0.7 * w / most,
+                     title=f'{100 * w:.2f}%') for text, w in zip(tokens, weights)), long=True)
 
 
 # ---- Probes ----
 
 
-def _make_probes(name, probes, workdir):
+def _make_probes(run, probes) -> list[Block]:
   right, counts = probes['right'], probes['num_questions']
-  told = (f'Logistic regressions on {probes["state"]}: fitted on {counts["train"]:,} questions of '
-          f'train, C chosen on {counts["valid"]:,} of valid, in % on {counts["test"]:,} of test.')
+  told = (f'Logistic regressions on {clean(probes["state"])}: fitted on {counts["train"]:,} '
+          f'questions of train, C chosen on {counts["valid"]:,} of valid, in % on '
+          f'{counts["test"]:,} of test.')
   rows = [[f'block {e["block"]}', *_show_ranking(e)] for e in right['by_block']]
   rows.append(['all blocks', *_show_ranking(right['pooled'])])
-  head = ['', 'AUROC', 'AUPRC', 'right<small>the AUPRC of chance</small>', 'C']
-  return (f'<p>{escape(told)}</p><p><b>Is this block\'s readout right?</b></p>'
-          f'{make_table(head, rows)}{_make_selection(right["selection"])}'
-          f'{_make_steps(name, probes["steps"], workdir)}')
+  head = ['', 'AUROC', 'AUPRC', ('right', 'the AUPRC of chance'), 'C']
+  return [paragraph(told), paragraph(Part("Is this block's readout right?", style='bold')),
+          table(head, rows), *_make_selection(right['selection']),
+          *_make_steps(run, probes['steps'])]
 
 
 def _show_ranking(entry):
   if 'none' in entry:
-    base = show_share(entry['right']) if 'right' in entry else (
-        f'{show_share(entry["train_right"])} of train' if 'train_right' in entry else '–')
-    return [f'<div class="long">{escape(entry["none"])}</div>', '–', base, '–']
-  chosen = mark(entry['c'], f'{entry["c"]:g}') + ('' if entry['c_tuned'] else ' (not tuned)') if (
-      'c' in entry) else '–'
-  return [show_share(entry['auroc']), show_share(entry['auprc']), show_share(entry['right']),
-          chosen]
+    base = share(entry['right']) if 'right' in entry else (
+        cell(share(entry['train_right']), ' of train') if 'train_right' in entry else MISSING)
+    return [cell(clean(entry['none']), long=True), MISSING, base, MISSING]
+  chosen = cell(number(entry['c'], f'{entry["c"]:g}'), '' if entry['c_tuned'] else
+                ' (not tuned)') if 'c' in entry else MISSING
+  return [share(entry['auroc']), share(entry['auprc']), share(entry['right']), chosen]
 
 
-def _make_selection(selection):
+def _make_selection(selection) -> list[Block]:
   """What choosing a block by its probe would give."""
-  head = '<p><b>The answer of the block whose probe is most confident</b></p>'
+  head = paragraph(Part('The answer of the block whose probe is most confident', style='bold'))
   if 'none' in selection:
-    return f'{head}<p class="none">{escape(selection["none"])}</p>'
-  count = mark(selection['num_recoverable'])
-  rows = [['chosen', show_share(selection['acc']), show_share(selection['recoverable_acc'])],
-          ['the last block', show_share(selection['final_acc']),
-           show_share(selection['recoverable_final_acc'])],
-          ['any block<small>upper bound</small>', show_share(selection['any_block_acc']), '–']]
-  chosen = ' / '.join(map(mark, selection['chosen_blocks']))
-  return (head + make_table(['', 'all questions', f'the {count} that some block gets right'], rows)
-          + f'<p><small>Chosen, block by block: {chosen}.</small></p>')
+    return [head, paragraph(clean(selection['none']), muted=True)]
+  rows = [['chosen', share(selection['acc']), share(selection['recoverable_acc'])],
+          ['the last block', share(selection[control_results.SHARES[0]]),
+           share(selection['recoverable_final_acc'])],
+          [cell('any block').note('upper bound'), share(selection['any_block_acc']), MISSING]]
+  count = selection['num_recoverable']
+  return [head, table(['', 'all questions', f'the {count:,} that some block gets right'], rows),
+          paragraph('Chosen, block by block: ', join(map(number, selection['chosen_blocks'])), '.',
+                    small=True)]
 
 
-def _make_steps(name, steps, workdir):
+def _make_steps(run, steps) -> list[Block]:
   """Which intermediate result each block holds, beside the class most frequent in train."""
   if 'acc' not in steps:
-    return f'<p><b>Intermediate results</b></p><p class="none">{escape(steps["none"])}</p>'
+    return [paragraph(Part('Intermediate results', style='bold')),
+            paragraph(clean(steps['none']), muted=True)]
   columns = [f'r{t}' for t in range(1, len(steps['majority']) + 1)]
   rows = [f'block {k}' for k in range(1, len(steps['acc']) + 1)]
-  missing = ''.join(f'<li>r{escape(t)}: {escape(why)}</li>' for t, why in steps['none'].items())
-  body = wrap_figures(draw_map(
-      f'{name}: intermediate results that a probe reads off a block, %; frequent: always the class '
-      'most frequent in train', 'state of', 'intermediate result', [*rows, 'frequent'], columns,
-      [*steps['acc'], steps['majority']], workdir))
-  return ('<p><b>Does this block hold that intermediate result?</b></p>' + body
-          + (f'<ul>{missing}</ul>' if missing else ''))
+  return [paragraph(Part('Does this block hold that intermediate result?', style='bold')),
+          *figures([draw_map(
+              f'{run}: intermediate results that a probe reads off a block, %; {_FREQUENT}',
+              Axes('state of', [*rows, 'frequent'], 'intermediate result', columns),
+              [*steps['acc'], steps['majority']])]),
+          *items(f'r{t}: {why}' for t, why in steps['none'].items())]
 
 
 # ---- Components ----
 
 
-def _make_components(name, pca, folder, workdir):
+def _make_components(run, pca, folder) -> list[Block]:
   """Centers of blocks over training, and points of the last checkpoint by block."""
   if 'none' in pca:
-    return f'<p class="none">{escape(pca["none"])}</p>'
+    return [paragraph(clean(pca['none']), muted=True)]
   steps = sorted(pca['centers'], key=int)
   last = str(pca['fitted_on'])
-  labels = [f'component {i} ({100 * share:.0f} %)'
-            for i, share in enumerate(pca['explained'], 1)]
+  labels = [f'component {i} ({100 * part:.0f} %)' for i, part in enumerate(pca['explained'], 1)]
   blocks = range(1, len(pca['centers'][last]) + 1)
-  paths = {k: tuple(zip(*(pca['centers'][step][k - 1] for step in steps)))
-           for k in blocks}
-  body = draw(f'{name}: center of each block; {len(steps)} checkpoint(s), the ring is the last',
-              labels[1], labels[0], paths, folder=workdir, legend_title='block', marks='path')
-  points, count = _load_points(folder, last, len(blocks))
-  if points:
-    body += draw(f'{name}: block states; of {count} questions, at step {int(last):,}', labels[1],
-                 labels[0], points, folder=workdir, legend_title='block', marks='points')
-  rows = [[f'block {k}', *(_show_distance(pca['spread'][step][k - 1]) for step in steps)]
+  paths = {k: tuple(zip(*(pca['centers'][step][k - 1] for step in steps))) for k in blocks}
+  drawn = [draw(f'{run}: center of each block; {len(steps)} checkpoint(s), the ring is the last',
+                labels[1], labels[0], paths, legend_title='block', marks='path'),
+           _draw_points(run, folder, last, labels, len(blocks))]
+  rows = [[f'block {k}', *(number(v, f'{v:.2f}') for v in (pca['spread'][s][k - 1] for s in steps))]
           for k in blocks]
-  return (f'<p>Two components of the block states at step {int(last):,}, on which those of every '
-          'checkpoint that is kept are projected; in brackets, their share of the variance.</p>'
-          f'{wrap_figures(body)}'
-          '<p>Mean distance of a block\'s states to its center:</p>'
-          f'{make_table(["", *(f"step {int(step):,}" for step in steps)], rows)}')
+  return [paragraph(
+      f'Two components of the block states at step {int(last):,}, on which those of every '
+      'checkpoint that is kept are projected; in brackets, their share of the variance.'),
+          *figures(drawn), paragraph("Mean distance of a block's states to its center:"),
+          table(['', *(f'step {int(step):,}' for step in steps)], rows)]
 
 
-def _show_distance(value):
-  return mark(value, f'{value:.2f}')
+def _draw_points(run, folder, step, labels, num_blocks) -> Figure | None:
+  points, count = _load_points(folder, step, num_blocks)
+  return draw(f'{run}: block states; of {count} questions, at step {int(step):,}', labels[1],
+              labels[0], points, legend_title='block', marks='points') if points else None
 
 
 def _load_points(folder, step, num_blocks):
@@ -260,65 +295,38 @@ def _load_points(folder, step, num_blocks):
 # ---- Over the seeds of a sweep ----
 
 
-def tabulate_over_seeds(found: dict) -> str:
-  """Controls beside what each should give, the last answer's shares as means over seeds.
-
-  Args:
-    found: setting -> (the controls of its entry, how many runs it has).
-  """
-  rows = []
-  for key in dict.fromkeys(k for controls, _ in found.values() for k in controls):
-    meaning = next(controls[key] for controls, _ in found.values() if key in controls)
-    rows.append([*_show_meaning(key, meaning), *(
-        f'<div class="long">{_show_shares(controls.get(key, {}), count)}</div>'
-        for controls, count in found.values())])
-  return make_table(['', _SHOULD, *map(escape, found)], rows) + (
-      '<p><small>The last answer, in % right, or of questions on which it is the donor\'s: means '
-      'over seeds.</small></p>') if rows else ''
-
-
-def _show_shares(control, count):
-  """The own answer's share and the donor's; of another run that is one for all seeds, once."""
-  lines = [label + show_mean(control[key], of=count) for key, label in (
-      ('final_acc', ''), ('final_donor_acc', "donor's ")) if key in control]
-  lines += [escape(why) for why in control.get('none', ())]
-  differs = ', '.join(control.get('differs', ()))
-  return (''.join(f'<div>{line}</div>' for line in lines) or '–') + (
-      f'<small>DIFFERS in {escape(differs)}</small>' if differs else '')
-
-
-def make_probes_over_seeds(entries, workdir) -> str:
-  """What probes read off block states, as means over seeds; '' where no entry has any."""
+def make_probes_over_seeds(entries) -> list[Block]:
+  """What probes read off block states, as means over seeds; [] where no entry has any."""
   probed = [e for e in entries if 'probes' in e]
   if not probed:
-    return ''
+    return []
   width = max(len(e['probes']['auroc']) for e in probed)
   rows = []
   for entry in probed:
     found, count = entry['probes'], entry['num_done']
     blocks = found['auroc'] + [None] * (width - len(found['auroc']))
-    rows.append([f'<div class="long"><b>{escape(entry["name"])}</b></div>', *(
-        show_mean(x, of=count) for x in (*blocks, found['pooled_auroc'], found['recoverable_acc'],
-                                         found['recoverable_final_acc']))])
+    rows.append([name(entry['name']), *(
+        mean(x, of=count) for x in (*blocks, found['pooled_auroc'], found['recoverable_acc'],
+                                    found['recoverable_final_acc']))])
   head = ['', *(f'AUROC, block {k}' for k in range(1, width + 1)), 'all blocks',
-          'right picks<small>by the probe, where some block is right</small>',
-          'the last block<small>there</small>']
-  return ('<p>Is this block\'s readout right? Linear probes of its state, fitted on train, C '
-          f'chosen on valid, in % on test; means over seeds.</p>{make_table(head, rows)}'
-          + ''.join(_make_steps_over_seeds(e, workdir) for e in probed if 'steps' in e['probes']))
+          ('right picks', 'by the probe, where some block is right'), ('the last block', 'there')]
+  return [paragraph(
+      "Is this block's readout right? Linear probes of its state, fitted on train, C chosen on "
+      'valid, in % on test; means over seeds.'), table(head, rows),
+          *(block for e in probed if 'steps' in e['probes'] for block in _make_steps_over_seeds(e))]
 
 
-def _make_steps_over_seeds(entry, workdir):
+def _make_steps_over_seeds(entry) -> list[Block]:
   """Which intermediate result each block holds: a map of means, and a table with their errors."""
   steps, count = entry['probes']['steps'], entry['num_done']
   columns = [f'r{t}' for t in range(1, len(steps['majority']) + 1)]
   rows = {f'block {k}': row for k, row in enumerate(steps['acc'], 1)}
   rows['frequent'] = steps['majority']
   means = [[x and x['mean'] for x in row] for row in rows.values()]
-  return wrap_figures(draw_map(
-      f'{entry["name"]}: intermediate results that a probe reads off a block, %, mean over seeds; '
-      'frequent: always the class most frequent in train', 'state of', 'intermediate result',
-      list(rows), columns, means, workdir)) + (
-          f'<details><summary>{escape(entry["name"])}: with standard errors</summary>'
-          + make_table(['', *columns], [[name, *(show_mean(x, of=count) for x in row)]
-                                        for name, row in rows.items()]) + '</details>')
+  caption = (f'{entry["name"]}: intermediate results that a probe reads off a block, %, mean over '
+             f'seeds; {_FREQUENT}')
+  return [*figures([draw_map(caption, Axes('state of', list(rows), 'intermediate result', columns),
+                             means)]),
+          *details(f'{entry["name"]}: with standard errors', [
+              table(['', *columns], [[row, *(mean(x, of=count) for x in cells)]
+                                     for row, cells in rows.items()])])]

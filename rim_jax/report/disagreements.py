@@ -7,17 +7,18 @@ import collections
 
 from rim_jax.errors import UserError
 from rim_jax.report import page, pairwise
+from rim_jax.report.tables import clean, name, number, table
 from rim_jax.results import values
 from rim_jax.runtime import run_folder
 
 _NUM_SHOWN = 6
 
 
-def make_examples(runs) -> str:
-  """Answers of runs to the same few questions, one run below another; '' where none has answers.
+def make_examples(runs) -> list[page.Block]:
+  """Answers of runs to the same few questions, one run below another; [] where none has answers.
 
   Args:
-    runs: a run's label, in HTML -> its sweep.State; those on other questions than most of them
+    runs: a run's name -> its sweep.State; those on other questions than most of them
       are left out, with a note.
   """
   groups, left_out = {}, []
@@ -35,14 +36,12 @@ def make_examples(runs) -> str:
   left_out += [f'{state.point.name}: was asked other questions' for others in groups.values()
                if others is not group for _, state, _ in others]
   right = [[p['correct'] for p in predictions] for _, _, predictions in group]
-  body = ''.join(page.make_table(
-      [f'<div class="long">gold: {page.escape(asked[i][1])}</div>',
-       f'<div class="long">{page.escape(asked[i][0])}</div>'],
-      [[label, f'<div class="long">{page.mark_answers(predictions[i], result)}</div>']
-       for label, state, predictions in group for result in [values.to_tree(state.result)]])
-                 for i in choose_questions(right, _NUM_SHOWN))
-  return _describe(right) * bool(body) + body + ''.join(
-      f'<p><small>Left out: {page.escape(why)}.</small></p>' for why in left_out)
+  shown = [table([(f'gold: {clean(asked[i][1])}', ''), clean(asked[i][0])],
+                 [[name(label), page.mark_answers(predictions[i], values.to_tree(state.result))]
+                  for label, state, predictions in group])
+           for i in choose_questions(right, _NUM_SHOWN)]
+  return [*([_describe(right)] if shown else []), *shown, *(
+      page.paragraph(f'Left out: {clean(why)}.', small=True) for why in left_out)]
 
 
 def choose_questions(right, count: int) -> list[int]:
@@ -67,7 +66,8 @@ def _describe(right):
   """How the questions were chosen, and of how many."""
   ways = list(zip(*right))
   apart = sum(0 < sum(way) < len(way) for way in ways)
-  return ('<p><small>Answers read (✓ right, ✗ wrong), after each block where there are some; one '
-          f'seed of each setting. {page.mark(apart)} of {page.mark(len(ways))} questions are right '
-          'with one of these runs and wrong with another. Shown are such, as far as there are any, '
-          'one for each way to divide the runs first: they are no sample.</small></p>')
+  return page.paragraph(
+      'Answers read (✓ right, ✗ wrong), after each block where there are some; one seed of each '
+      'setting. ', number(apart), ' of ', number(len(ways)), ' questions are right with one of '
+      'these runs and wrong with another. Shown are such, as far as there are any, one for each '
+      'way to divide the runs first: they are no sample.', small=True)

@@ -69,22 +69,6 @@ def has_predictions(state) -> bool:
   return state.last[0].eval.checkpoint != 'splits'
 
 
-def tabulate(conclusion) -> list[str]:
-  """Rows of the table of pairs, below its own sentence; none without pairs that were compared."""
-  names, cells = arrange(conclusion)
-  if not cells:
-    told = describe_unpaired(conclusion)
-    return ['', told] if told else []
-  lines = ['', f'Any two, row less column: {PAIRS_MEAN}.', '',
-           '| |' + ''.join(f' {i} |' for i in range(1, len(names))), '|---' * len(names) + '|']
-  for i, name in enumerate(names):
-    row = [f"{100 * pair['difference']['mean']:+.1f}; p "
-           + ', '.join(show_chance(t['p_value_holm']) for t in pair['tests'])
-           if (pair := cells.get((i, j))) else '' for j in range(len(names) - 1)]
-    lines.append(f'| {i + 1}: {name} | ' + ' | '.join(row) + ' |')
-  return lines
-
-
 def arrange(conclusion) -> tuple[list[str], dict]:
   """(names of the settings that are done, (row, column) -> the pair, where it was compared)."""
   names = [e['name'] for e in conclusion['entries'] if e['num_done']]

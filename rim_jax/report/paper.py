@@ -5,7 +5,8 @@ GSM8K-Aug. Nothing here was measured by this project.
 """
 
 from rim_jax.config import Config
-from rim_jax.report.page import escape, make_table, mark, section, show_share
+from rim_jax.report.page import Section, paragraph, section
+from rim_jax.report.tables import MISSING, cell, clean, number, share, table
 
 SOURCE = 'arXiv 2605.30343'
 METHODS = ('direct', 'Coconut', 'RiM', 'CoT')
@@ -24,7 +25,7 @@ NOTE = ("GPT-2's CoT on GSM8K is that of Coconut's paper, arXiv 2412.06769; RiM'
         'Llama-3.2-3B is derived from figures given there')
 
 
-def make_target(config: Config, sets: dict) -> list[str]:
+def make_target(config: Config, sets: dict) -> list[Section]:
   """The figures as a part of a page, below a run's own on the same sets; of other data nothing.
 
   Args:
@@ -32,14 +33,13 @@ def make_target(config: Config, sets: dict) -> list[str]:
   """
   if not _has_target(config):
     return []
-  own = ''.join(
-      f'<p>This run ({escape(r["method"])}) on {name}: <strong>'
-      f'{show_share(r["final_acc"])}%</strong> of {mark(r["n"])} '
-      'questions.</p>' for key, r in sets.items() if (name := _name_set(key)))
+  own = [paragraph(f'This run ({clean(r["method"])}) on {known}: ',
+                   share(r['final_acc'], 'strong'), '% of ', number(r['n']), ' questions.')
+         for key, r in sets.items() if (known := _name_set(key))]
   return [_make_section(own, [], "This run's own model and data stand below.")]
 
 
-def make_targets(found) -> list[str]:
+def make_targets(found) -> list[Section]:
   """The same for settings of many runs: each a row, its mean below the paper's of its method.
 
   Args:
@@ -50,12 +50,13 @@ def make_targets(found) -> list[str]:
   for name, config, key, summary in found:
     known = _name_set(key)
     if known and _has_target(config) and config.facts.paper_name:
-      spread = '' if summary['stderr'] is None else f' ± {show_share(summary["stderr"])}'
-      cells = dict.fromkeys(METHODS, '') | {
-          config.facts.paper_name: f'<strong>{show_share(summary["mean"])}</strong>{spread}'}
-      rows.append([f'<div class="long">{escape(name)}, {known}<small>found here on {key}, seeds: '
-                   f'{mark(summary["count"])}</small></div>', *cells.values()])
-  return [_make_section('', rows, 'What was found here is a mean over seeds, ± its standard error; '
+      told = cell(share(summary['mean'], 'strong'))
+      if summary['stderr'] is not None:
+        told += cell(' ± ', share(summary['stderr']))
+      cells = dict.fromkeys(METHODS, '') | {config.facts.paper_name: told}
+      rows.append([cell(f'{clean(name)}, {known}', long=True).note(
+          f'found here on {key}, seeds: ', number(summary['count'])), *cells.values()])
+  return [_make_section([], rows, 'What was found here is a mean over seeds, ± its standard error; '
                         'its own model and data stand below.')] if rows else []
 
 
@@ -68,10 +69,10 @@ def _has_target(config):
   return config.data.source.startswith('gsm8k')
 
 
-def _make_section(own, rows, note):
+def _make_section(own, rows, note) -> Section:
   """The paper's figures, `rows` of own ones below them in the same columns."""
-  reported = [[f'{model}, {NAMES[key]}', *('–' if x is None else mark(x) for x in values)]
+  reported = [[f'{model}, {NAMES[key]}', *(MISSING if x is None else number(x) for x in values)]
               for key, models in REPORTED.items() for model, values in models.items()]
-  return section('What the paper reports', own + make_table(['% right', *METHODS], reported + rows)
-                 + f'<p><small>{SOURCE}: models fine-tuned on GSM8K-Aug, greedy. {escape(NOTE)}. '
-                 f'{note}</small></p>')
+  return section('What the paper reports', [*own, table(
+      ['% right', *METHODS], reported + rows,
+      notes=[f'{SOURCE}: models fine-tuned on GSM8K-Aug, greedy. {NOTE}. {note}'])])

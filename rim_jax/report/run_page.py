@@ -9,8 +9,6 @@ Modules that bring JAX or matplotlib are imported where they are used.
 import shlex
 
 from etils import epath
-from rich import box, columns, table
-from rich.console import Group
 from rich.text import Text
 
 from rim_jax import config as config_lib
@@ -18,21 +16,35 @@ from rim_jax.config import Config, methods
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
 from rim_jax.report import control_results, control_sections, paper
+from rim_jax.report.figures import draw
 from rim_jax.report.page import (
-  clean,
+  Block,
+  Heading,
+  Section,
   describe_trained,
-  draw,
-  escape,
-  list_answers,
+  details,
+  figures,
   load_json,
-  make_table,
-  mark,
   mark_answers,
+  paragraph,
   section,
-  wrap_figures,
   write_page,
 )
-from rim_jax.results import timings
+from rim_jax.report.tables import (
+  MISSING,
+  Cell,
+  Column,
+  Part,
+  Table,
+  cell,
+  clean,
+  join,
+  number,
+  stack,
+  table,
+  to_rich,
+)
+from rim_jax.results import judge, timings
 from rim_jax.runtime import run_folder
 
 _MEASURES = (  # key in results.json, label, what it means
@@ -134,10 +146,6 @@ def _get_measures(result):
   return [m for m in _MEASURES if m[0] in result and m[0] not in idle]
 
 
-def _make_grid(console, title, **settings):
-  return table.Table(title=Text(title), box=box.SIMPLE, width=min(console.width, 100), **settings)
-
-
 def _load_results(folder) -> dict:
   """results.json, with what a probe selects beside each set that controls.json is of."""
   return {name: result | control_results.get_selected(
@@ -153,57 +161,54 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
     console.print(Text(f'{folder}: no results to show'))
     return
   result = results[name]
-  facts = methods.get_facts(result['method'])
-  bar = '#' if console.options.ascii_only else '█'
-  grid = _make_grid(console, f'Results on {name}', show_header=False)
-  grid.add_column(overflow='fold')
-  grid.add_column(justify='right', no_wrap=True)
-  grid.add_column(overflow='fold', ratio=1, style='dim')
-  for key, label, meaning in _get_measures(result):
-    value, style = _format(key, result[key]), ''
-    if key == 'final_acc':
-      for block, acc in _by_block(result['block_acc'], result['num_blocks']).items():
-        grid.add_row(_name_block(block, facts), _format('', acc), bar * round(20 * acc))
-      value, style = f'{value} +- {_format("", result["final_acc_stderr"])}', 'bold'
-    meaning = facts.label if key == 'method' else meaning
-    if key in _LONG or isinstance(result[key], (dict, list)):  # long: in the wide column
-      value, meaning = '', value
-    grid.add_row(label, Text(value, style=style), Text(f'({meaning})' if meaning else ''))
-  console.print(grid)
+  console.print(to_rich(_tabulate_result(name, result), console))
   examples = _choose_examples(load_predictions(folder, name), num_shown)
   if examples:
-    _show_examples(console, examples, result)
+    console.print(to_rich(_tabulate_examples(examples, result), console))
   console.print(Text(f'Rule: {result["answer_rule"]}.'))
 
 
-def _show_examples(console, examples, result):
-  right, wrong = ('ok', 'x') if console.options.ascii_only else ('✓', '✗')
-  grid = _make_grid(console, f'Example questions ({right} right, {wrong} wrong)')
-  grid.add_column('question', overflow='fold', ratio=2)
-  grid.add_column('gold', overflow='fold', max_width=12)
-  grid.add_column('answer after each block' if result['num_blocks'] else 'answer', ratio=3)
+def _tabulate_result(name, result) -> Table:
+  """Every measure of a set with what it means, and a bar for each block."""
+  facts, rows = methods.get_facts(result['method']), []
+  for key, label, meaning in _get_measures(result):
+    value = cell(_format(key, result[key]))
+    if key == 'final_acc':
+      rows += [(_name_block(block, facts), _format('', acc), '█' * round(20 * acc))
+               for block, acc in _by_block(result['block_acc'], result['num_blocks']).items()]
+      value = cell(f'{value.text} +- {_format("", result["final_acc_stderr"])}').style('strong')
+    meaning = facts.label if key == 'method' else meaning
+    if key in _LONG or isinstance(result[key], (dict, list)):  # long: in the wide column
+      value, meaning = cell(''), value.text
+    rows.append((label, value, f'({meaning})' if meaning else ''))
+  return table([Column(), Column(right=True), Column(dim=True, ratio=1)], rows,
+               f'Results on {name}')
 
-  def fit(text, most):
-    return clean(text, most, console.encoding)
-  for p in examples:
-    answers = list_answers(p, result)
-    cell = columns.Columns([
-        Text(f'{f"{block}: " if block else ""}{right if ok else wrong} {fit(text, 16)}',
-             style='green' if ok else 'red') for block, (text, ok) in answers.items()])
-    if methods.get_facts(result['method']).writes_steps:
-      cell = Group(cell, Text(fit(p['text'], 160), style='dim', overflow='fold'))
-    grid.add_row(Text(fit(p['question'], 120)), Text(fit(p['answer'], 24)), cell)
-  console.print(grid)
+
+def _tabulate_examples(examples, result) -> Table:
+  head = [Column('question', ratio=2), Column('gold', most=12),
+          Column('answer after each block' if result['num_blocks'] else 'answer', ratio=3)]
+  rows = [[clean(p['question'], 120), clean(p['answer'], 24), _show_read(p, result, 160)]
+          for p in examples]
+  return table(head, rows, 'Example questions (✓ right, ✗ wrong)')
+
+
+def _show_read(prediction, result, most=None) -> Cell:
+  """The answers read after each block and, where steps are written, what was written."""
+  told = mark_answers(prediction, result)
+  if methods.get_facts(result['method']).writes_steps:
+    written = prediction['text'] if most is None else clean(prediction['text'], most)
+    for line in written.split('\n'):
+      told = told.note(clean(line))
+  return told
 
 
 def show_answers(console, question: str, blocks, texts, config: Config) -> None:
   """Shows what was decoded for one question after each of `blocks`; the last is the answer."""
-  from rim_jax.evaluation import scores
-
   def show(label, text, style=''):
     text = clean(text, None, console.encoding) or '(nothing)'
     console.print(Text.assemble((label, 'dim'), (text, style)))
-  answers = [scores.parse_answer(text, config) for text in texts]
+  answers = [judge.parse_answer(text, config) for text in texts]
   show('question: ', question)
   for line in texts[-1].split('\n') if config.writes_steps else ():
     show('  written: ', line)
@@ -219,51 +224,51 @@ def write_report(workdir, config: Config) -> epath.Path:
             for name, stage in stages_lib.make_stages(config)]
   results = {name: _load_results(folder) for name, _, folder in stages}
   rules = {result['answer_rule'] for sets in results.values() for result in sets.values()}
-  page = [f'<p>{config.facts.label}.</p>',
-          section('Results', _make_headline(results)),
-          *(f'<p><small>Rule: {escape(rule)}.</small></p>' for rule in sorted(rules)),
-          section('Accuracy against latency', _make_latency(results, workdir),
-                  'not measured: --mode=eval, with --config.eval.num_latency_runs above 0')]
+  blocks = [paragraph(f'{config.facts.label}.'),
+            section('Results', [_make_headline(results)]),
+            *(paragraph(f'Rule: {clean(rule)}.', small=True) for rule in sorted(rules)),
+            section('Accuracy against latency', _make_latency(results),
+                    'not measured: --mode=eval, with --config.eval.num_latency_runs above 0')]
   for name, stage, folder in stages:
-    page += [f'<h2>{name}</h2><p>{stage.facts.label}.</p>',
-             section('Accuracy after each block', _make_accuracies(name, results[name], workdir)),
-             *_make_questions(name, stage, folder, results[name], workdir, stages[-1][0]),
-             section('Learning curves', _make_curves(name, stage, folder, results[name], workdir)),
-             section('Examples', _make_examples(folder, results[name], config.eval.num_shown)),
-             *(paper.make_target(stage, results[name]) if name == stages[-1][0] else ()),
-             section('How to reproduce it', _make_card(folder))]
+    is_last = name == stages[-1][0]
+    blocks += [Heading(name), paragraph(f'{stage.facts.label}.'),
+               section('Accuracy after each block', _make_accuracies(name, results[name])),
+               *_make_questions(name, stage, folder, results[name], is_last),
+               section('Learning curves', _make_curves(name, stage, folder, results[name])),
+               section('Examples', [_make_examples(folder, results[name], config.eval.num_shown)]),
+               *(paper.make_target(stage, results[name]) if is_last else ()),
+               section('How to reproduce it', _make_card(folder))]
   return write_page(workdir / 'report.html',
-                    f'rim_jax: {config.method} on {config.data.source}', page)
+                    f'rim_jax: {config.method} on {config.data.source}', blocks)
 
 
-def _show(key, values):
-  """A number as a person reads it, and exactly, as <data>; text as it is; or a dash."""
-  value = values.get(key)
+def _show(key, value) -> Cell:
+  """A number as a person reads it, and exactly; text as it is; or a dash."""
   if value is None or isinstance(value, str):
-    return '–' if value is None else f'<div class="long">{escape(value)}</div>'
+    return cell(MISSING) if value is None else cell(clean(value), long=True)
   if isinstance(value, dict):
-    cells = '<br>'.join(f'{escape(k)}: {_show(k, value)}' for k in value)
-    return f'<div class="long">{cells}</div>'
+    return stack([cell(f'{clean(k)}: ', _show(key, v)) for k, v in value.items()])
   if isinstance(value, list):
-    return f'<div class="long">{", ".join(map(mark, value))}</div>'
-  return mark(value, _format(key, value))
+    return cell(join(map(number, value), ', '), long=True)
+  return cell(number(value, _format(key, value)))
 
 
-def _make_headline(results):
+def _make_headline(results) -> Table | None:
   """Every measure of every set of every stage."""
   sets = {f'{name}: {key}': r for name, sets in results.items() for key, r in sets.items()}
   there = {measure for result in sets.values() for measure in _get_measures(result)}
   rows = []
   for key, label, meaning in (m for m in _MEASURES if m in there):
-    cells = [_show(key, result) for result in sets.values()]
+    cells = [_show(key, result.get(key)) for result in sets.values()]
     if key == 'final_acc':
-      cells = [f'<strong>{cell}</strong> ± {_show("final_acc_stderr", result)}'
-               for cell, result in zip(cells, sets.values())]
-    rows.append([f'<div class="long"><b>{label}</b><small>{meaning}</small></div>', *cells])
-  return sets and make_table(['', *map(escape, sets)], rows)
+      cells = [c.style('strong') + ' ± ' + _show('', result['final_acc_stderr'])
+               for c, result in zip(cells, sets.values())]
+    head = cell(Part(label, style='bold'), long=True)
+    rows.append([head.note(meaning) if meaning else head, *cells])
+  return table(['', *map(clean, sets)], rows) if sets else None
 
 
-def _make_accuracies(name, sets, folder):
+def _make_accuracies(name, sets) -> list[Block]:
   """Accuracies by block as a table, and as a figure where there is more than one."""
   lines = {key: _by_block(r['block_acc'], r['num_blocks']) for key, r in sets.items()}
   lines |= {f'{key}, next step (given the gold number of steps)':
@@ -271,19 +276,17 @@ def _make_accuracies(name, sets, folder):
             for key, r in sets.items() if 'step_acc_by_block' in r}
   blocks = sorted(set().union(*lines.values()))
   if not blocks:
-    return ''
+    return []
   facts = methods.get_facts(next(iter(sets.values()))['method'])
-  body = make_table(['', *map(escape, lines)], [
-      [_name_block(block, facts), *(_show(block, values) for values in lines.values())]
+  shown = table(['', *map(clean, lines)], [
+      [_name_block(block, facts), *(_show('', values.get(block)) for values in lines.values())]
       for block in blocks])
-  if len(blocks) > 1:
-    body += draw(f'{name}: accuracy after each block', 'accuracy, %', 'block', {
-        key: (list(values), [100 * v for v in values.values()]) for key, values in lines.items()},
-        folder=folder)
-  return wrap_figures(body)
+  return [shown, *figures([draw(f'{name}: accuracy after each block', 'accuracy, %', 'block', {
+      key: (list(values), [100 * v for v in values.values()]) for key, values in lines.items()})]
+          if len(blocks) > 1 else [])]
 
 
-def _make_latency(results, workdir):
+def _make_latency(results) -> list[Block]:
   """How long each set's answer took, as a figure and with all that it depends on."""
   lines, rows = {}, []
   for name, sets in results.items():
@@ -292,62 +295,65 @@ def _make_latency(results, workdir):
         label = f'{name}: {key}, batch {entry["batch"]}'
         medians = [entry[part]['median'] for part in ('first_token_ms', 'full_ms')]
         lines[label] = (medians, [100 * result['final_acc']] * 2)
-        told = escape(timings.describe(entry))
-        rows.append([f'<div class="long">{escape(label)}<small>{told}</small></div>',
+        rows.append([cell(clean(label), long=True).note(clean(timings.describe(entry))),
                      *(_show_time(entry, part) for part, _ in timings.PARTS)])
-  return rows and wrap_figures(draw(
-      "accuracy against time: from the answer's first token to its end", 'accuracy, %',
-      'ms, warm, median', lines, folder=workdir, legend_title='set and questions at once')
-  ) + make_table(['', *(f'{label}<small>ms, and x direct: median (quartiles)</small>'
-                        for _, label in timings.PARTS)], rows) + (
-      f'<p><small>{timings.X_DIRECT}.</small></p>')
+  if not rows:
+    return []
+  head = ['', *((label, 'ms, and x direct: median (quartiles)') for _, label in timings.PARTS)]
+  return [*figures([draw("accuracy against time: from the answer's first token to its end",
+                         'accuracy, %', 'ms, warm, median', lines,
+                         legend_title='set and questions at once')]),
+          table(head, rows, notes=[f'{timings.X_DIRECT}.'])]
 
 
-def _show_time(entry, part):
-  def show(summary, unit=''):
-    low, middle, high = (mark(summary[k], f'{summary[k]:.2f}') for k in ('q1', 'median', 'q3'))
-    return f'{middle}{unit}<small>({low} to {high})</small>'
-  ratio = entry.get(f'{part}_ratio')  # not in older results
-  return show(entry[f'{part}_ms']) + (show(ratio, '\xa0x\xa0direct') if ratio else '')
+def _show_time(entry, part) -> Cell:
+  def show(summary):
+    return (number(summary[k], f'{summary[k]:.2f}') for k in ('median', 'q1', 'q3'))
+  middle, low, high = show(entry[f'{part}_ms'])
+  told, ratio = cell(middle).note('(', low, ' to ', high, ')'), entry.get(f'{part}_ratio')
+  if ratio is None:  # as in older results
+    return told
+  middle, low, high = show(ratio)
+  return told.note(middle, '\xa0x\xa0direct (', low, ' to ', high, ')')
 
 
-def _make_questions(name, stage, folder, sets, workdir, last):
+def _make_questions(name, stage, folder, sets, is_last) -> list[Section]:
   """What can be asked of blocks; an earlier stage is shown what is there, and asked nothing."""
-  budgets = _make_budgets(name, stage, sets, workdir)
-  asked = name == last and stage.facts.has_memory
+  budgets = _make_budgets(name, stage, sets)
+  asked = is_last and stage.facts.has_memory
   parts = [section('Accuracy with more and fewer blocks', budgets,
                    'not asked yet: --mode=eval --config.eval.budget_blocks=-1')] if (
                        asked or budgets) else []
-  return parts + (control_sections.make_parts(name, folder, workdir) if asked else [])
+  return parts + (control_sections.make_parts(name, folder) if asked else [])
 
 
-def _make_budgets(name, stage, sets, workdir):
+def _make_budgets(name, stage, sets) -> list[Block]:
   """The last answer's accuracy with K blocks, from one trained model."""
   lines = {key: (list(map(int, result['budget_acc'])),
                  [100 * acc for acc in result['budget_acc'].values()])
            for key, result in sets.items() if 'budget_acc' in result}
   trained = describe_trained(
       stage, [k for key in lines for k in sets[key].get('beyond_positions', ())])
-  return lines and wrap_figures(draw(f'{name}: accuracy with K blocks', 'accuracy, %',
-                                     f'blocks K, {trained}', lines, folder=workdir))
+  return figures([draw(f'{name}: accuracy with K blocks', 'accuracy, %', f'blocks K, {trained}',
+                       lines)] if lines else [])
 
 
-def _make_curves(name, stage, folder, sets, workdir):
+def _make_curves(name, stage, folder, sets) -> list[Block]:
   """Loss, lambda and accuracy of each block over the steps of a stage."""
   metrics = run_folder.RunFolder(folder).load_metrics()
   losses = _get_series(metrics, 'train/nll_block_')
   accuracies = _get_series(metrics, 'valid/acc_block_', 100)
-  body, caption, lambdas = '', f'{name}: training loss after each block', None
+  drawn, caption, lambdas = [], f'{name}: training loss after each block', None
   num_steps = losses and stage.facts.blocks_are_steps and _find_num_steps(folder, sets, metrics)
   if num_steps:
     caption += f'; below, its weight λ for a record of {max(losses)} steps'
     lambdas = _compute_lambdas(list(losses), num_steps, stage)
   if losses:
-    body = draw(caption, 'loss, nats a token', 'step', losses, lambdas, folder=workdir)
+    drawn.append(draw(caption, 'loss, nats a token', 'step', losses, lambdas))
   if accuracies:
-    body += draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies,
-                 folder=workdir)
-  return wrap_figures(body)
+    drawn.append(draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step',
+                      accuracies))
+  return figures(drawn)
 
 
 def _find_num_steps(folder, sets, metrics):
@@ -387,28 +393,24 @@ def _compute_lambdas(blocks, num_steps, stage):
       blocks, weigh_record(stage, blocks, steps, num_steps).T)}
 
 
-def _make_examples(folder, sets, num_shown):
+def _make_examples(folder, sets, num_shown) -> Table | None:
   """Questions of the first set, with the answers read after each block."""
-  rows = []
-  for p in _choose_examples(load_predictions(folder), 2 * num_shown):
-    result = next(iter(sets.values()))
-    answers = mark_answers(p, result)
-    if methods.get_facts(result['method']).writes_steps:
-      answers += f'<pre>{"<br>".join(map(escape, p["text"].split(chr(10))))}</pre>'
-    rows.append([f'<div class="long">{escape(p["question"])}</div>', escape(p['answer']),
-                 f'<div class="long">{answers}</div>'])
-  return rows and make_table(['question', 'gold', 'answers read (✓ right, ✗ wrong)'], rows)
+  chosen = _choose_examples(load_predictions(folder), 2 * num_shown)
+  return table(['question', 'gold', 'answers read (✓ right, ✗ wrong)'], [
+      [cell(clean(p['question']), long=True), clean(p['answer']),
+       _show_read(p, next(iter(sets.values())))] for p in chosen])
 
 
-def _make_card(folder):
+def _make_card(folder) -> list[Block]:
   """The reproduction card: what ran, on what, and every setting."""
   card = load_json(folder, 'config.json')
   settings = config_lib.flatten(card.pop('config', {}))
   if 'command' in card:
     card['command'] = shlex.join(card['command'])
+  return [tabulate_flat(config_lib.flatten(card)), *details(
+      f'all {len(settings)} settings', [tabulate_flat(settings)])] if card else []
 
-  def tabulate(flat):
-    return make_table((), [[escape(key), f'<div class="long">{escape(value)}</div>']
-                            for key, value in flat.items()])
-  return card and (f'{tabulate(config_lib.flatten(card))}<details><summary>all {len(settings)} '
-                   f'settings</summary>{tabulate(settings)}</details>')
+
+def tabulate_flat(flat: dict) -> Table | None:
+  """Keys and values, as they are."""
+  return table((), [[clean(key), cell(clean(value), long=True)] for key, value in flat.items()])

@@ -1,29 +1,29 @@
 """Figures of many runs at once: parallel coordinates and heat maps over the factors of a sweep.
 
-Knows factors and accuracies (0 to 1), no files of runs; drawn in report/page.py's style.
+Knows factors and accuracies (0 to 1), no files of runs; drawn in report/figures.py's style.
 """
 
 import math
 
-from rim_jax.report import page
+from rim_jax.report import figures
 
 _MOST_TICKS = 8  # named on one axis
 
 
-def draw_parallel(rows, levels, measure: str, folder):
-  """One line a point, over its factors to its accuracy; '' where nothing varies.
+def draw_parallel(rows, levels, measure: str) -> figures.Figure | None:
+  """One line a point, over its factors to its accuracy; None where nothing varies.
 
   Args:
     rows: (factors, accuracy) of each point; `levels` each varying factor's values, in order.
   """
   rows = [(factors, acc) for factors, acc in rows if levels.keys() <= factors.keys()]
   if not levels or len(rows) < 2:
-    return ''
+    return None
   from matplotlib import figure as figure_lib
   places = {factor: place_levels(values) for factor, values in levels.items()}
   caption = f'{measure} of each point over its factors'
   low, high = _find_range([acc for _, acc in rows])
-  style, ramp = page.make_style(caption)
+  style, ramp = figures.make_style(caption)
   with style:
     figure = figure_lib.Figure(figsize=(max(5.2, 1.6 + 1.4 * len(levels)), 3.6),
                                layout='constrained')
@@ -43,8 +43,8 @@ def draw_parallel(rows, levels, measure: str, folder):
           sorted(values, key=places[factor].get))])
     _draw_axis(ax, len(levels), [(i / 4, f'{100 * (low + i / 4 * (high - low)):.0f}')
                                  for i in range(5)])
-    return page.finish(figure, caption, [*levels, 'accuracy'], [
-        [*(factors[f] for f in levels), acc] for factors, acc in rows], folder)
+    return figures.finish(figure, caption, [*levels, 'accuracy'], [
+        [*(factors[f] for f in levels), acc] for factors, acc in rows])
 
 
 def place_levels(values) -> dict:
@@ -101,10 +101,11 @@ def average_grid(rows, first: str, second: str) -> dict:
   return {key: math.fsum(accs) / len(accs) for key, accs in cells.items()}
 
 
-def draw_heat_map(rows, levels, first: str, second: str, measure: str, folder):
+def draw_heat_map(rows, levels, first: str, second: str, measure: str) -> figures.Figure:
   """Mean accuracy of each two levels of two factors, over all else that was run with them."""
   cells = average_grid(rows, first, second)
   down, across = (sorted(levels[f], key=place_levels(levels[f]).get) for f in (first, second))
-  return page.draw_map(
-      f'{measure} by {first} and {second}; %, mean over all else, seeds too', first, second, down,
-      across, [[cells.get((a, b)) for b in across] for a in down], folder, decimals=1)
+  return figures.draw_map(
+      f'{measure} by {first} and {second}; %, mean over all else, seeds too',
+      figures.Axes(first, down, second, across),
+      [[cells.get((a, b)) for b in across] for a in down], decimals=1)

@@ -13,15 +13,12 @@ import pathlib
 
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import get_setting, name_setting
-from rim_jax.report import control_results, pairwise
+from rim_jax.report import control_results, control_sections, pairwise, sweep_tables, tables
+from rim_jax.report.sweep_tables import BY_NUMBER, MEASURES, MORE, SHOWN
 from rim_jax.results import stats, timings, values
 from rim_jax.runtime import run_folder, storage
 
 CONCLUSION_VERSION = 4  # counted up where a key changes its meaning or goes
-SHOWN = ('valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')  # of every run
-MORE = ('integer_acc', 'negative_acc', 'non_integer_acc', 'changed_acc')  # of GSM-Hard
-BY_NUMBER = ('pass_at', 'budget_acc', 'steps_acc')  # k, K, or T, as text -> accuracy, where told
-MEASURES = ('valid_acc', 'final_acc')  # of effects: what chooses, and what is reported
 
 
 def conclude(states, workdir) -> dict:
@@ -229,85 +226,32 @@ def _list_summaries(name, found):
 
 
 def make_markdown(conclusion) -> str:
-  """The tables, ready to paste; accuracies in %."""
-  lines = [*conclusion['warnings'], describe_best(conclusion['best']), '',
-           '| | valid | final | any block (upper bound) | seeds | steps '
-           '| first token, ms (x direct) | against the best, p (each test alone) |',
-           '|---' * 8 + '|']
-  for entry in conclusion['entries']:
-    if not entry['num_done']:
-      why = ('dropped ' + min(entry['dropped'].values()) if entry['dropped'] else
-             'failed: ' + min(entry['failed'].values()).replace('|', '/') if entry['failed'] else
-             'not done')
-      lines.append(f"| {entry['name']} | {why} | | | 0 of {entry['num_points']} | | | |")
-      continue
-    tests = entry.get('against_best', {}).get('tests', [])
-    chances = ', '.join(pairwise.show_chance(test['p_value']) for test in tests)
-    lines.append(
-        f"| {entry['name']} | {_show(entry.get('valid_acc'))} | {_show(entry['final_acc'])} | "
-        f"{_show(entry.get('any_block_acc'))} | {entry['num_done']} of "
-        f"{entry['num_points']} | {', '.join(map(str, entry['steps']))} | "
-        f'{timings.show_first(entry)} | {chances} |')
-  lines += (_tabulate_blocks(conclusion['entries']) + _tabulate_steps(conclusion['entries'])
-            + timings.tabulate(conclusion['entries'])
-            + _tabulate_controls(conclusion['entries']) + pairwise.tabulate(conclusion))
-  if conclusion['effects']:
-    lines += ['', '| changed | pairs | on valid, points | final, points |', '|---|---|---|---|']
-    for effect in conclusion['effects']:
-      lines.append(f'| {describe_change(effect)} | {count_pairs(effect)} | '
-                   + ' | '.join(_show_effect(effect.get(m)) for m in MEASURES) + ' |')
-  return '\n'.join(lines) + '\n'
+  """The tables of the page, ready to paste."""
+  entries = conclusion['entries']
+  done = [e for e in entries if e['num_done']]
+  lines = [*conclusion['warnings'], describe_best(conclusion['best'])]
+  for shown in (sweep_tables.tabulate_results(entries), sweep_tables.tabulate_blocks(done),
+                sweep_tables.tabulate_more(done), sweep_tables.tabulate_times(done),
+                control_sections.tabulate_over_seeds([e for e in done if 'controls' in e]),
+                sweep_tables.tabulate_pairs(conclusion),
+                sweep_tables.tabulate_effects(conclusion['effects'])):
+    lines += tables.to_markdown(shown) if shown else []
+  notes = [*_list_failures(entries), pairwise.describe_unpaired(conclusion)]
+  return '\n'.join([*lines, *(line for note in notes if note for line in ('', note))]) + '\n'
 
 
-def _tabulate_blocks(entries) -> list[str]:
-  """Accuracy after each block, where there is more than one, and after the one a probe selects."""
-  rows = [e for e in entries if len(e.get('block_acc', ())) > 1]
-  chosen = [control_results.SELECTED] * any(control_results.SELECTED in e for e in rows)
-  width = max((len(e['block_acc']) for e in rows), default=0)
-  head = ['after block', *map(str, range(1, width + 1)), *('selected by a probe' for _ in chosen)]
-  return ['', f"| {' | '.join(head)} |", '|---' * len(head) + '|'] * bool(rows) + [
-      f"| {' | '.join([e['name'], *map(_show, told), *(_show_of(e, key) for key in chosen)])} |"
-      for e in rows for told in [e['block_acc'] + [None] * (width - len(e['block_acc']))]] + [
-          '', f'Selected by a probe: {control_results.SELECTED_BY}.'] * bool(chosen)
-
-
-def _tabulate_steps(entries) -> list[str]:
-  """Final accuracy by the number of steps of a question, where questions differ in it."""
-  rows = [e for e in entries if 'steps_acc' in e]
-  steps = sorted({int(t) for e in rows for t in e['steps_acc']})
-  head = ['final, by number of steps', *map(str, steps)]
-  return ['', f"| {' | '.join(head)} |", '|---' * len(head) + '|'] * bool(rows) + [
-      f"| {' | '.join([e['name'], *(_show(e['steps_acc'].get(str(t))) for t in steps)])} |"
-      for e in rows]
-
-
-def _tabulate_controls(entries) -> list[str]:
-  """Each control of the last answer: what it should give, and its share right and the donor's."""
-  asked = [e for e in entries if e.get('controls')]
-  names = dict.fromkeys(name for e in asked for name in e['controls'])
-  head = ['control', 'should give', *(e['name'] for e in asked)]
-  lines = ['', f"| {' | '.join(head)} |", '|---' * len(head) + '|'] * bool(names)
-  for name in names:
-    expected = next(e['controls'][name]['expected'] for e in asked if name in e['controls'])
-    told = [_show_control(e, e['controls'].get(name, {})) for e in asked]
-    lines.append(f"| {' | '.join([name, expected, *told])} |".replace('\n', ' '))
-  told = "Controls: the last answer, % right and, of swaps, the donor's."
-  return lines + ['', told] * bool(names)
-
-
-def _show_control(entry, control) -> str:
-  shares = [label + _show_of(entry | control, key)
-            for label, key in zip(('', "the donor's "), control_results.SHARES) if control.get(key)]
-  told = ', '.join(shares) or '; '.join(control.get('none', ())).replace('|', '/')
-  return told + (f" (DIFFERS in {', '.join(control['differs'])})" if control.get('differs') else '')
+def _list_failures(entries) -> list[str]:
+  return [f'{name}: {what} {tables.clean(why)}' for what in ('failed', 'dropped') for e in entries
+          for name, why in e[what].items()]
 
 
 def describe_best(best) -> str:
   """One sentence: what valid chose, what it has elsewhere, and what the seeds do not tell."""
   if not best:
     return 'No best point: no run that is done has an accuracy on valid.'
-  told = (f"Best by valid: {best['name']} ({_show(best['valid_acc'])} % of valid, mean of "
-          f"{best['valid_acc']['count']} seed(s); {_show(best['final_acc'])} % final).")
+  valid, final = (tables.mean(best[key]).text for key in MEASURES)
+  told = (f"Best by valid: {best['name']} ({valid} of valid, mean of "
+          f"{best['valid_acc']['count']} seed(s); {final} final).")
   if best['equal']:
     told += f" Equal on valid: {', '.join(best['equal'])}."
   doubtful = [name for name in best['doubtful'] if name not in best['equal']]
@@ -317,33 +261,3 @@ def describe_best(best) -> str:
     told += ' Runs dropped early, which are in no comparison: ' + ', '.join(
         f'{count} of {name}' for name, count in best['dropped'].items()) + '.'
   return told
-
-
-def describe_change(effect) -> str:
-  return f"{effect['factor']}: {effect['level']} for {effect['reference']}"
-
-
-def count_pairs(effect) -> int:
-  return max((effect[m]['count'] for m in MEASURES if m in effect), default=0)
-
-
-def _show(summary) -> str:
-  if not summary:
-    return ''
-  spread = '' if summary['stderr'] is None else f" ± {100 * summary['stderr']:.1f}"
-  return f"{100 * summary['mean']:.1f}{spread}"
-
-
-def _show_of(entry, key) -> str:
-  """A measure that not every run of an entry need have."""
-  told, done = entry.get(key), entry['num_done']
-  return _show(told) + (f" ({told['count']} of {done} seeds)" if told and told['count'] < done
-                        else '')
-
-
-def _show_effect(effect) -> str:
-  if not effect:
-    return ''
-  interval = (f"[{100 * effect['interval'][0]:+.1f}, {100 * effect['interval'][1]:+.1f}]"
-              if effect['interval'] else f"(no interval: {effect['no_interval']})")
-  return f"{100 * effect['mean']:+.1f} {interval}"

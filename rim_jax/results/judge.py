@@ -3,6 +3,8 @@
 import decimal
 import re
 
+from rim_jax.config import Config
+
 TOLERANCE = decimal.Decimal('0.001')
 ANSWER_RULE = ('answers are compared as numbers after removing $, %, thousands commas, a final '
                'dot and spaces: whole numbers exactly, others within 0.001; what is not a number, '
@@ -25,3 +27,16 @@ def answers_match(a: str, b: str) -> bool:
     whole = a == a.to_integral_value() and b == b.to_integral_value()
     return a == b if whole else abs(a - b) <= TOLERANCE
   return type(a) is type(b) and a == b
+
+
+def parse_answer(text: str, config: Config) -> str:
+  """The answer in a decoded readout: what stands between the answer's prefix and suffix.
+
+  An answer readout begins after its forced prefix. What a method that writes steps has written
+  holds its answer after the last prefix, or, without one, after the last step.
+  """
+  layout = config.layout
+  if config.facts.learns_steps:
+    marker = layout.answer_prefix or layout.step_separator
+    text = text.rpartition(marker)[2]
+  return text.split(layout.answer_suffix)[0] if layout.answer_suffix else text

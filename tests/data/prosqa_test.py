@@ -18,10 +18,10 @@ from rim_jax.config import DataConfig, ProsqaConfig
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets, prosqa
 from rim_jax.errors import UserError
-from rim_jax.evaluation import scores as scores_lib
 from rim_jax.methods import icot
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order
+from rim_jax.results import judge
 from tests import support
 
 SMALL = {'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.9,
@@ -333,7 +333,7 @@ def test_a_preset_has_room_for_what_it_draws(preset, method):
       assert preset == 'prosqa' or len(encoded.question) <= 100
       answer = example.readouts[-1]
       assert len(answer.target) <= config.eval.max_new_tokens
-      assert scores_lib.parse_answer(codec.tokenizer.decode(answer.target), config) == record.answer
+      assert judge.parse_answer(codec.tokenizer.decode(answer.target), config) == record.answer
 
 
 @pytest.mark.parametrize('preset', ['prosqa_small', 'prosqa'])

@@ -34,18 +34,18 @@ def test_answers_match(a, b, same):
 
 def test_parsing_an_answer():
   boxed = support.make_config('rim_stage2', layout__answer_prefix='-*', layout__answer_suffix='*')
-  assert scores.parse_answer('42*junk', boxed) == '42'
-  assert scores.parse_answer('42', boxed) == '42'
+  assert judge.parse_answer('42*junk', boxed) == '42'
+  assert judge.parse_answer('42', boxed) == '42'
   written = support.make_config('cot', layout__answer_prefix='-*', layout__answer_suffix='*')
-  assert scores.parse_answer('1\n2\n-*42*', written) == '42'
+  assert judge.parse_answer('1\n2\n-*42*', written) == '42'
   lines = support.make_config('cot')
-  assert scores.parse_answer('1\n2\n42', lines) == '42'
+  assert judge.parse_answer('1\n2\n42', lines) == '42'
 
 
 def test_icot_s_answer_is_read_written_or_forced():
   config = support.make_config('icot', layout__answer_prefix='-*', layout__answer_suffix='*')
-  assert scores.parse_answer('2\n-*42*', config) == '42'  # a part of the chain is left
-  assert scores.parse_answer('42*', config) == '42'  # bare, after its forced prefix
+  assert judge.parse_answer('2\n-*42*', config) == '42'  # a part of the chain is left
+  assert judge.parse_answer('42*', config) == '42'  # bare, after its forced prefix
   codec = support.make_codec(config)
   seen = []
 

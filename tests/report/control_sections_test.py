@@ -9,6 +9,7 @@ import pytest
 from rim_jax import config as config_lib
 from rim_jax.config import methods
 from rim_jax.report import control_sections
+from rim_jax.report import page as page_lib
 from tests.report import run_page_test as report_test
 
 NASTY = report_test.NASTY.replace('\ud800', '')  # what JSON can hold
@@ -89,13 +90,17 @@ def write_findings(folder, own=True, **changes):
   return found, points
 
 
+def show(folder, blocks):
+  """The HTML of blocks as a page, which is written with its figures."""
+  return page_lib.write_page(folder / 'page.html', 'a page', blocks).read_text()
+
+
 @pytest.fixture
 def made(tmp_path):
   """(the page, its text, what it was made of, where)."""
   found, points = write_findings(tmp_path)
-  path = tmp_path / 'page.html'
-  path.write_text('\n'.join(control_sections.make_parts('run', tmp_path, tmp_path)))
-  return report_test.Page(path), path.read_text(), found, points, tmp_path
+  text = show(tmp_path, control_sections.make_parts('run', tmp_path))
+  return report_test.Page(tmp_path / 'page.html'), text, found, points, tmp_path
 
 
 def read_figure(folder, name):
@@ -128,13 +133,12 @@ def test_controls_stand_beside_what_they_should_give(made):
 
 
 def test_runs_stand_side_by_side_and_a_control_that_one_lacks_is_a_dash(tmp_path):
-  path = tmp_path / 'page.html'
-  path.write_text(control_sections.tabulate_controls({
-      'a': make_controls(), 'b': {'swapped': make_controls()['swapped']}}))
-  head, *rows = report_test.Page(path).tables[0]
+  show(tmp_path, [control_sections.tabulate_controls({
+      'a': make_controls(), 'b': {'swapped': make_controls()['swapped']}})])
+  head, *rows = report_test.Page(tmp_path / 'page.html').tables[0]
   assert [text for text, _ in head[2:]] == ['a', 'b'] and len(rows) == 5
   assert rows[1][2] == rows[1][3] and rows[0][3] == ('–', ())
-  assert control_sections.tabulate_controls({}) == []
+  assert control_sections.tabulate_controls({}) is None
 
 
 def test_sweeps_are_maps_of_the_changed_and_the_read_block(made):
@@ -150,7 +154,7 @@ def test_a_sweep_without_pairs_says_why(tmp_path):
   nothing = {'what': 'w', 'expected': 'e', 'by_block': [
       {'block': k, 'n': 0, 'none': 'no two alike'} for k in BLOCKS]}
   write_findings(tmp_path, sweeps={'swapped_block': nothing})
-  text = ''.join(control_sections.make_parts('run', tmp_path, tmp_path))
+  text = show(tmp_path, control_sections.make_parts('run', tmp_path))
   assert text.count('no two alike') == 1
   assert not list((tmp_path / 'figures').glob('*swapped*'))
 
@@ -158,7 +162,7 @@ def test_a_sweep_without_pairs_says_why(tmp_path):
 @pytest.mark.parametrize('own', [True, False])
 def test_attention_is_that_of_controls_json(tmp_path, own):
   found = write_findings(tmp_path, own)[0]['attention']
-  text = ''.join(control_sections.make_parts('run', tmp_path, tmp_path))
+  text = show(tmp_path, control_sections.make_parts('run', tmp_path))
   names = ['question', 'm1', 'm2', 'm3', *(['own'] if own else [])]
 
   def shown(weights):
@@ -185,7 +189,7 @@ def test_more_questions_than_maps_are_all_in_the_table(tmp_path):
   attention = make_attention(True)
   attention['questions'] *= 3
   write_findings(tmp_path, attention=attention)
-  text = ''.join(control_sections.make_parts('run', tmp_path, tmp_path))
+  text = show(tmp_path, control_sections.make_parts('run', tmp_path))
   assert len(list((tmp_path / 'figures').glob('*question-*.csv'))) == 4
   assert text.count('class="token"') == 18
 
@@ -202,7 +206,7 @@ def test_probes_are_those_of_controls_json(made):
   assert ranking[3][1][0] == 'one class' and ranking[2][4][0] == '1 (not tuned)'
   assert [[values for _, values in row[1:]] for row in selection[1:]] == [
       [(0.5,), (0.6875,)], [(0.375,), ()], [(0.8125,), ()]]
-  assert selection[0][2][1] == (812,) and '1 / 2 / 1,006' in page.text
+  assert selection[0][2][0].startswith('the 812 that') and '1 / 2 / 1,006' in page.text
   assert 'fitted on 2,000 questions of train, C chosen on 500 of valid, in % on 1,000' in page.text
   assert read_figure(
       folder, 'run-intermediate-results-that-a-probe-reads-off-a-block') == list_cells(
@@ -255,7 +259,7 @@ def test_what_was_not_asked_yet_names_its_command(tmp_path):
 
   def make(**changes):
     write_findings(tmp_path, sweeps={}, **changes)
-    return ''.join(control_sections.make_parts('run', tmp_path, tmp_path))
+    return show(tmp_path, control_sections.make_parts('run', tmp_path))
   assert make(probes={}, attention=None).count(ask) == 3  # attention, and both that probes give
   text = make(probes={'none': 'with one layer'})
   assert ask not in text and text.count('with one layer') == 2
@@ -292,8 +296,8 @@ def test_text_from_a_run_is_inert(tmp_path, where):
   assert ids and len(ids) == len(set(ids))
 
 
-def test_a_name_of_a_run_is_inert_in_the_table_of_many():
-  text = control_sections.tabulate_controls({NASTY: make_controls()})
+def test_a_name_of_a_run_is_inert_in_the_table_of_many(tmp_path):
+  text = show(tmp_path, [control_sections.tabulate_controls({NASTY: make_controls()})])
   assert '<img' not in text and '&lt;img' in text
 
 

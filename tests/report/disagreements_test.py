@@ -28,6 +28,11 @@ def choose_slowly(right, count):
   return taken
 
 
+def show(runs) -> str:
+  """The HTML of the examples."""
+  return page_lib.render_page('', disagreements.make_examples(runs))
+
+
 @pytest.mark.parametrize('num_runs, count', [(1, 3), (2, 6), (3, 6), (4, 5), (4, 100), (5, 0)])
 def test_questions_that_divide_the_runs_most_evenly_come_first(num_runs, count):
   right = [[bool((7 * i * i + run * (i // 3)) % (run + 2)) for i in range(40)]
@@ -79,24 +84,24 @@ def test_runs_on_other_questions_are_left_out_and_told(tmp_path):
   states = conclusion_test.make_states(tmp_path, [({'a': i}, 0.5, 0.3) for i in range(5)])
   write_answers(states[0], [('other?', '1', ['1'], [True])], 0)
   states[1].predictions.unlink()
-  body = disagreements.make_examples({s.point.name: s for s in states})
+  body = show({s.point.name: s for s in states})
   assert 'a=0: was asked other questions' in body and 'other?' not in body
   assert 'a=1: ' in body and 'no predictions' in body and '--mode=eval' in body
-  assert body.count('<table>') == 6 and body.count('<th scope="row">a=4') == 6
-  assert '<th scope="row">a=0' not in body
+  assert body.count('<table>') == 6 and body.count('<b>a=<wbr>4') == 6
+  assert '<b>a=<wbr>0' not in body
   assert 'data value="0">0</data> of <data value="100">100</data> questions are right' in body
 
 
 def test_one_run_alone_shows_what_is_right_and_what_is_wrong(tmp_path):
   state, = conclusion_test.make_states(tmp_path, [({'a': 1}, 0.5, 0.3)])
-  body = disagreements.make_examples({'a=1': state})
+  body = show({'a=1': state})
   assert body.count('✓ </span>') == body.count('✗ </span>') == 3
-  assert disagreements.make_examples({}) == ''
+  assert disagreements.make_examples({}) == []
 
 
 def test_the_paper_s_choice_leaves_no_one_answer(tmp_path):
   state, = conclusion_test.make_states(tmp_path, [({'a': 1}, 0.5, 0.3)])
   state.point = dataclasses.replace(state.point, config=support.set_keys(
       state.point.config, {'eval.checkpoint': 'splits'}))
-  body = disagreements.make_examples({'a=1': state})
+  body = show({'a=1': state})
   assert 'several of its checkpoints were scored' in body and '<table>' not in body

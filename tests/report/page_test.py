@@ -1,39 +1,6 @@
-"""A figure shows what it is given, keeps it as data, and holds nothing of another page."""
-
-import re
-
-import pytest
+"""Blocks are shown as they are, and an empty section says so."""
 
 from rim_jax.report import page
-
-
-def read_csv(folder, name):
-  return [line.split(',') for line in (folder / 'figures' / f'{name}.csv').read_text().split('\n')
-          if line]
-
-
-def test_a_map_has_a_cell_for_each_value_and_none_for_none(tmp_path):
-  figure = page.draw_map('a map; of two', 'down', 'across', ['r1', 'r2'], [1, 2, 3],
-                         [[0.125, None, 1.0], [0.0, 0.5, None]], tmp_path)
-  texts = re.findall(r'>\s*([^<>\s][^<>]*?)\s*</text>', figure)
-  assert sorted(t for t in texts if t not in ('r1', 'r2', '1', '2', '3')) == sorted(
-      ['12', '100', '0', '50', 'down', 'across'])
-  assert read_csv(tmp_path, 'a-map') == [
-      ['row', 'column', 'value'], ['r1', '1', '0.125'], ['r1', '3', '1.0'], ['r2', '1', '0.0'],
-      ['r2', '2', '0.5']]
-  assert (tmp_path / 'figures/a-map.png').read_bytes().startswith(b'\x89PNG')
-  # As strong as the value, and see-through: legible on light and on dark.
-  found = [float(x) for x in re.findall(r'fill: #2f81f7; (?:fill-)?opacity: ([\d.]+)', figure)]
-  assert found == pytest.approx([0.115, 0.64, 0.04, 0.34])
-
-
-def test_bars_are_drawn_where_an_error_is_known(tmp_path):
-  def count_upright(errors):
-    figure = page.draw('bars', 'y', 'x', {'a': ([1, 2], [0.25, 4], errors)}, folder=tmp_path)
-    return len(re.findall(r'd="M ([\d.]+) [\d.]+\s+L \1 [\d.]+', figure))
-  none, one, both = map(count_upright, ([None, None], [0.5, None], [0.5, 1.0]))
-  assert (one - none, both - none) == (1, 2)
-  assert read_csv(tmp_path, 'bars')[1:] == [['a', '1.0', '0.25', '0.5'], ['a', '2.0', '4.0', '1.0']]
 
 
 def test_thoughts_and_the_question_alone_have_no_block():
@@ -44,37 +11,24 @@ def test_thoughts_and_the_question_alone_have_no_block():
   assert page.list_answers({'correct': False}, {}) == {0: ('', False)}
 
 
-@pytest.mark.parametrize('marks', ['line', 'points', 'path'])
-def test_lines_are_kept_as_they_are_drawn(tmp_path, marks):
-  lines = {'a': ([1, 2], [0.25, 4]), 'b': ([3], [5])}
-  figure = page.draw('some lines', 'y', 'x', lines, folder=tmp_path, marks=marks)
-  assert read_csv(tmp_path, 'some-lines') == [
-      ['line', 'x', 'y'], ['a', '1.0', '0.25'], ['a', '2.0', '4.0'], ['b', '3.0', '5.0']]
-  # A path ends in a ring of its own, which points and lines lack; points have no strokes between.
-  dashes = len(re.findall('stroke-dasharray', figure))
-  assert (dashes > 0) == (marks != 'points')
-  assert len(re.findall('<use ', figure)) > 0
+def show(*blocks) -> str:
+  """The HTML of some blocks."""
+  return page.render_page('a page', blocks).partition('</h1>')[2].partition('</body>')[0].strip()
 
 
-def test_a_ring_stands_at_the_end_of_a_path_alone():
-  lines = {'a': ([1, 2], [3, 4])}
-  path, line = (page.draw('some lines', 'y', 'x', lines, marks=m) for m in ('path', 'line'))
-  assert path.count('<use ') == line.count('<use ') + 1
+def test_a_section_without_blocks_says_so_or_how_to_get_some():
+  assert show(page.section('a', [])) == '<h3>a</h3><p class="none">no data</p>'
+  assert show(page.section('a', [None], 'ask <it>')) == (
+      '<h3>a</h3><p class="none">ask &lt;it&gt;</p>')
+  assert show(page.section('a', [page.paragraph('b')], 'ask')) == '<h3>a</h3><p>b</p>'
 
 
-@pytest.mark.parametrize('figure', [
-    page.draw('with <b>', 'y', 'x', {'<i>&': ([1], [2]), 'b': ([1], [3])}),
-    page.draw_map('with <b>', '<i>&', 'x', ['<i>'], ['&'], [[0.5]])])
-def test_a_figure_holds_no_markup_of_its_text(figure):
-  assert '<b>' not in figure and '<i>' not in figure and '&lt;b&gt;' in figure
-  assert page._INK not in figure and 'currentColor' in figure
-  assert 'xmlns' not in figure and '://' not in figure
+def test_blocks_that_hold_nothing_are_none():
+  assert page.items([]) == page.figures([None]) == page.details('a', [None]) == []
 
 
-def test_a_number_is_there_as_it_is_and_as_it_is_read():
-  assert page.mark(1234567) == '<data value="1234567">1,234,567</data>'
-  assert page.show_share(1 / 3) == '<data value="0.3333333333333333">33.3</data>'
-  assert page.show_share(None) == '–'
-  assert page.section('a', '') == '<h3>a</h3><p class=none>no data</p>'
-  assert page.section('a', '', 'ask <it>') == '<h3>a</h3><p class=none>ask &lt;it&gt;</p>'
-  assert page.section('a', '<p>b</p>', 'ask') == '<h3>a</h3><p>b</p>'
+def test_text_is_never_markup():
+  shown = show(page.Heading('<h>'), page.paragraph('<p>&', small=True), *page.items(['<li>']),
+               *page.details('<d>', [page.paragraph('<x>')]))
+  for text in ('<h>', '<p>&', '<li>', '<d>', '<x>'):
+    assert text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;') in shown

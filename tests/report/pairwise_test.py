@@ -46,8 +46,8 @@ def test_any_two_settings_are_compared_by_seed_and_corrected_for_all_pairs_of_th
   assert by_pair['a=2', 'a=1']['difference'] == {
       'mean': pytest.approx(0.055), 'stderr': pytest.approx(0.005), 'count': 2}
   text = (tmp_path / 'sweep.md').read_text()
-  assert '| 2: a=2 | +5.5; p 0.062, 0.031 |  |' in text
-  assert '| 3: a=3 | +14.0; p 0.00037 | +9.0; p 0.0078 |' in text
+  assert '| 2: a=2 | +5.5 (p 0.062; 0.031) |  |' in text
+  assert '| 3: a=3 | +14.0 (p 0.00037) | +9.0 (p 0.0078) |' in text
 
 
 def test_of_more_settings_than_a_table_holds_each_is_compared_with_the_best_alone(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from configs import presets
 from rim_jax import config as config_lib
-from rim_jax.report import paper
+from rim_jax.report import page, paper
 
 
 @pytest.mark.parametrize('preset, model', [
@@ -29,4 +29,5 @@ def test_a_run_that_the_papers_protocol_chose_stands_beside_its_figures():
   sets = {key: {'method': 'rim_stage2', 'final_acc': acc, 'n': 1319} for key, acc in (
       ('test-splits', 0.3125), ('test-n50', 0.75))}
   (found,) = paper.make_target(config, sets)
-  assert '31.2' in found and '75.0' not in found
+  shown = page.render_page('', [found])
+  assert '31.2' in shown and '75.0' not in shown

@@ -11,7 +11,7 @@ from rich import console as rich_console
 
 from rim_jax import config as config_lib
 from rim_jax.errors import UserError
-from rim_jax.report import page as page_lib
+from rim_jax.report import figures as figures_lib
 from rim_jax.report import run_page
 from tests.sweep import halving_test
 
@@ -133,7 +133,7 @@ def show(folder, num_shown=4, name=None, encoding='utf-8', **settings):
 
 def capture_figures(monkeypatch):
   figures = []
-  monkeypatch.setattr(run_page, 'draw', lambda *args, **kwargs: figures.append(args) or '')
+  monkeypatch.setattr(run_page, 'draw', lambda *args, **kwargs: figures.append(args))
   return figures
 
 
@@ -295,7 +295,7 @@ def test_the_page_needs_no_other_file(tmp_path):
   assert not re.search(r'@import|url\((?!#)', text)
   ids = re.findall(r' id="([^"]*)"', text)
   assert ids and len(ids) == len(set(ids))
-  assert page_lib._INK not in text and 'currentColor' in text
+  assert figures_lib._INK not in text and 'currentColor' in text
   assert sorted(p.name for p in tmp_path.iterdir()) == [
       'figures', 'report.html', 'stage1', 'stage2']
 

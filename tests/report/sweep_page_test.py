@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from rim_jax.report import control_sections, paper, sweep_page, sweep_results
+from rim_jax.report import control_sections, paper, sweep_page, sweep_results, sweep_tables, tables
+from rim_jax.report import page as page_lib
 from rim_jax.results import timings
 from tests import support, support_sweep
 from tests.report import control_sections_test as findings_test
@@ -54,7 +55,8 @@ def test_an_order_within_two_standard_errors_is_doubted(gap, told):
   entries = [{'name': name, 'num_done': 3, 'failed': {}, 'dropped': {},
               'final_acc': {'mean': mean, 'stderr': 0.04, 'count': 3}}
              for name, mean in (('a', 0.5 + gap), ('b', 0.5))]
-  assert ('do not support this order' in sweep_page._make_notes(entries)) == told
+  shown = page_lib.render_page('', sweep_page._make_notes(entries))
+  assert ('do not support this order' in shown) == told
 
 
 def test_any_two_settings_stand_below_the_diagonal_with_what_sweep_json_says(tmp_path):
@@ -95,7 +97,7 @@ def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
   """Of a=1 on two seeds; a=2 was asked for nothing more."""
   states = conclusion_test.make_states(tmp_path, [
       ({'a': 1, 'seed': 0}, 0.5, 0.5), ({'a': 1, 'seed': 1}, 0.5, 0.5), ({'a': 2}, 0.5, 0.5)])
-  assert sweep_page._make_more(sweep_results.conclude(states, tmp_path)['entries']) == []
+  assert sweep_tables.tabulate_more(sweep_results.conclude(states, tmp_path)['entries']) is None
   for state, more in zip(states, (0.0, 0.25)):
     path = state.folder / 'results.json'
     results = json.loads(path.read_text())
@@ -117,8 +119,8 @@ def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
   assert one['budget_acc']['8'] == {'mean': 0.125, 'stderr': 0.125, 'count': 2}
   assert one['negative_acc']['values'] == [0.25, 0.5]
   rows = (tmp_path / 'sweep.csv').read_text().split('\n')
-  assert ('\n\n| final, by number of steps | 2 |\n|---|---|\n| a=1 | 87.5 ± 12.5 |\n'
-          in (tmp_path / 'sweep.md').read_text())
+  assert ' | K = 8 | 2 steps |\n' in (tmp_path / 'sweep.md').read_text()
+  assert ' | 87.5 ± 12.5% |\n' in (tmp_path / 'sweep.md').read_text()
   assert '1,budget_acc 8,2,0.125,0.125' in rows and '1,negative_acc,2,0.375,0.125' in rows
 
 
@@ -317,12 +319,12 @@ def test_probes_over_seeds_are_those_of_sweep_json(asked):
 
 def test_names_and_reasons_are_inert_over_seeds(tmp_path):
   bad = '<img src=x>'
-  text = control_sections.tabulate_over_seeds({bad: ({bad: {
-      'what': bad, 'expected': bad, 'none': [bad], 'differs': [bad]}}, 2)})
+  table = control_sections.tabulate_over_seeds([{'name': bad, 'num_done': 2, 'controls': {bad: {
+      'what': bad, 'expected': bad, 'none': [bad], 'differs': [bad]}}}])
   probes = {'auroc': [None], 'pooled_auroc': None, 'recoverable_acc': None,
             'recoverable_final_acc': None, 'steps': {'acc': [[None]], 'majority': [None]}}
-  text += control_sections.make_probes_over_seeds([{'name': bad, 'num_done': 1, 'probes': probes}],
-                                                  tmp_path)
+  text = page_lib.render_page('', [table, *control_sections.make_probes_over_seeds(
+      [{'name': bad, 'num_done': 1, 'probes': probes}])])
   assert '<img' not in text and text.count('&lt;img') >= 8
 
 
@@ -393,8 +395,8 @@ def test_times_and_ratios_of_every_part_are_those_of_sweep_json(time_methods, tm
   assert [line.rpartition(',')[0] for line in figure.split('\n')[1:-1]] == [
       'method=direct,3.0', 'method=direct,4.0', 'method=pause,7.0', 'method=pause,8.0']
   markdown = (tmp_path / 'sweep.md').read_text()
-  assert '| 7.00 (1.50 x side by side) |' in markdown
-  assert '\n'.join(timings.tabulate(list(told.values()))) in markdown
+  assert '| 7.00 ± 1.00 (1.50 x direct, side by side) |' in markdown
+  assert '\n'.join(tables.to_markdown(sweep_tables.tabulate_times(list(told.values())))) in markdown
   rows = (tmp_path / 'sweep.csv').read_text()
   assert 'pause,ttft_ms,2,7.0,1.0\n' in rows and 'pause,full_ms batch 8,2,71.0,10.0\n' in rows
   assert 'pause,first_token_ratio batch 1,2,1.5,0.25\n' in rows
@@ -411,7 +413,8 @@ def test_older_times_have_a_ratio_of_means(time_methods, tmp_path):
       'mean': 7.0, 'stderr': 1.0, 'count': 2, 'values': [6.0, 8.0]}
   assert told['method=pause']['ttft_ratio'] == 7 / 3
   markdown = (tmp_path / 'sweep.md').read_text()
-  assert '| 7.00 (2.33 x of means) |' in markdown and '| 3.00 (1.00 x of means) |' in markdown
+  assert '| 7.00 ± 1.00 (2.33 x direct, of means) |' in markdown
+  assert '| 3.00 ± 1.00 (1.00 x direct, of means) |' in markdown
 
 
 @pytest.mark.parametrize('other', ['b', 'b8', 'longer', ''])
@@ -441,9 +444,10 @@ def test_times_in_words_alone_stand_beside_them(time_methods):
 def test_unlike_times_in_words_have_no_mean():
   entry = {'name': 'x', **timings.summarize(
       [{'ttft_ms': 1.0, 'ttft_conditions': words} for words in ('<here>', 'there')])}
-  table = sweep_page._make_latency([entry], [entry], '', None)
+  assert sweep_page._draw_latency([entry], [entry], '') == []
+  table = page_lib.render_page('', [sweep_tables.tabulate_times([entry])])
   assert f'<td>{timings.UNLIKE}</td>' in table and '&lt;here&gt;; there' in table
-  assert 'not all measured alike' in table and '<data' not in table and '<figure' not in table
+  assert 'not all measured alike' in table and '<data' not in table
 
 
 def test_a_ratio_of_means_is_to_direct_on_a_like_machine(time_methods):

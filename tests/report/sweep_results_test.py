@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -45,7 +46,7 @@ def test_the_best_is_chosen_by_valid_and_test_has_no_say(tmp_path):
   against = {e['name']: e['against_best']['best'] for e in told['entries'] if 'against_best' in e}
   assert against == {'a=1': 'a=2', 'a=3': 'a=2', 'a=4': 'a=2'}
   text = (tmp_path / 'sweep.md').read_text()
-  assert 'Best by valid: a=2 (71.0 ± 1.0 % of valid, mean of 2 seed(s); 61.0 ± 1.0 % final)' in text
+  assert 'Best by valid: a=2 (71.0 ± 1.0% of valid, mean of 2 seed(s); 61.0 ± 1.0% final)' in text
   assert 'Equal on valid: a=3' in text
 
 
@@ -73,10 +74,10 @@ def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
         'direct': {'what': 'w', 'expected': 'less', 'none': 'not a|run'}}}))
   sweep_results.conclude(states, tmp_path)
   text = (tmp_path / 'sweep.md').read_text()
-  assert ("\n\n| control | should give | a=1 |\n|---|---|---|\n"
-          "| swap | the donor's | 15.0 ± 5.0, the donor's 60.0 ± 10.0 |\n"
-          '| pause |  | 10.0 ± 0.0 (DIFFERS in seed) |\n'
-          '| direct | less | not a/run |\n') in text
+  assert ("\n\n|  | if the memory does the work | a=1 |\n|---|---|---|\n"
+          "| swap (w) | the donor's | 15.0 ± 5.0%, donor's 60.0 ± 10.0% |\n"
+          '| pause (w) |  | 10.0 ± 0.0% (DIFFERS in seed) |\n'
+          '| direct (w) | less | not a/run |\n') in text
   for state in states[:2]:
     (state.folder / 'controls.json').unlink()
   sweep_results.conclude(states, tmp_path)
@@ -170,12 +171,11 @@ def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
   assert told['entries'][1]['against_best']['tests'] == [] and told['pairs'][0]['tests'] == []
   assert told['warnings'] == ['checkpoints of a=1, a=2 were chosen on test itself, 264 of it']
   assert told['warnings'][0] in (tmp_path / 'sweep.md').read_text()
-  assert '| a=2 | 25.0 | 50.0 |' in (tmp_path / 'sweep.md').read_text()
+  assert '| a=2 | 25.0% | 50.0% |' in (tmp_path / 'sweep.md').read_text()
 
 
-def test_what_a_probe_selects_is_a_column_of_the_blocks(tmp_path):
-  """A setting none of whose runs was asked has an empty cell; with no other run there is no column.
-  """
+def test_what_a_probe_selects_is_a_column_of_the_results(tmp_path):
+  """A setting none of whose runs was asked has a dash; with no other run there is no column."""
   def conclude(*selected):
     states = make_states(tmp_path, [({'a': a, 'seed': seed}, 0.5, 0.5)
                                     for a, seed in ((1, 0), (1, 1), (2, 0))])
@@ -191,15 +191,16 @@ def test_what_a_probe_selects_is_a_column_of_the_blocks(tmp_path):
     sweep_results.conclude(states, tmp_path)
     return (tmp_path / 'sweep.md').read_text()
   text = conclude()
-  assert '| after block | 1 | 2 |\n' in text and 'probe' not in text
+  assert '|  | block 1 | block 2 |\n' in text and 'probe' not in text
   shutil.rmtree(tmp_path / 'points')
   text = conclude(0.75)
-  assert '| after block | 1 | 2 | selected by a probe |\n|---|---|---|---|\n' in text
-  assert ('| a=1 | 25.0 ± 0.0 | 50.0 ± 0.0 | 75.0 (1 of 2 seeds) |\n'
-          '| a=2 | 25.0 | 50.0 |  |\n') in text
+  assert '| majority of blocks | selected by a probe (' in text
+  one, two = (line for line in text.splitlines() if re.match(r'\| a=\d \|.* of \d \|', line))
+  assert '| 75.0% (1 of 2 seeds) | 2 of 2 |' in one and '| – | 1 of 1 |' in two
+  assert '| a=1 | 25.0 ± 0.0% | 50.0 ± 0.0% |\n| a=2 | 25.0% | 50.0% |\n' in text
   assert 'probes fitted on train, C chosen on valid' in text
   shutil.rmtree(tmp_path / 'points')
-  assert '| 50.0 ± 0.0 | 62.5 ± 12.5 |' in conclude(0.75, 0.5)
+  assert '| 62.5 ± 12.5% | 2 of 2 |' in conclude(0.75, 0.5)
 
 
 def test_where_there_is_one_answer_a_probe_selects_nothing(tmp_path):

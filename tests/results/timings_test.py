@@ -113,32 +113,6 @@ def test_a_ratio_of_means_is_to_direct_on_a_like_machine():
   assert rim['ttft_ratio'] == 1.25  # side by side needs no other run
 
 
-def test_the_table_has_a_row_for_each_setting_and_batch_beside_its_conditions():
-  entries = relate(
-      make_entry(make_result(make_latency(2.0)), method='direct'),
-      make_entry(make_result(make_latency(7.0, 1.25), make_latency(20.0, 9.0, batch=8)),
-                 make_result(make_latency(9.0, 1.75)), method='pause'),
-      make_entry({'ttft_ms': 2.0, 'ttft_conditions': 'h|ere'}, {'ttft_ms': 3.0}, method='rim'),
-      {'name': 'method=cot', 'factors': {'method': 'cot'}})
-  _, sentence, _, head, _, *rows = timings.tabulate(entries)
-  assert sentence == timings.TIMES_MEAN + '.' and head.startswith(
-      "| | batch | to the answer's first token, ms (x direct) | to its end, ms (x direct) | pref")
-  conditions = (
-      'a /chip/, 1 device(s), float32; 9 prompt tokens, in a trunk of 32; 1 readout(s) of 3 '
-      'blocks; 2 tokens forced, 1 generated to the first of the answer and 4 to its end')
-  assert rows == [
-      f'| method=direct | 1 | 2.00 (1.00 x of means) | 3.00 | 4.00 | 5.00 | {conditions} |',
-      '| method=pause | 1 | 8.00 ± 1.00 (1.50 ± 0.25 x) | 9.00 ± 1.00 (2.00 ± 0.25 x) | '
-      f'10.00 ± 1.00 (2.50 ± 0.25 x) | 11.00 ± 1.00 (3.00 ± 0.25 x) | {conditions} |',
-      '| method=pause | 8 | 20.00 (9.00 x) | 21.00 (9.50 x) | 22.00 (10.00 x) | 23.00 (10.50 x) | '
-      f'{conditions} |',
-      f'| method=rim |  | {timings.UNLIKE} |  |  |  | h/ere; not told |']
-  assert {row.count('|') for row in (head, *rows)} == {8}
-  assert timings.tabulate(entries[3:]) == []
-  assert [timings.show_first(e) for e in entries] == [
-      '2.00 (1.00 x of means)', '8.00 (1.50 x side by side)', timings.UNLIKE, '']
-
-
 def test_thoughts_are_among_the_conditions():
   assert '6 thoughts, found one after the other' in timings.describe(FACTS | {'num_thoughts': 6})
   without = {k: v for k, v in FACTS.items() if k != 'num_thoughts'}  # as in older results
