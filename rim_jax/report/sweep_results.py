@@ -236,13 +236,8 @@ def make_markdown(conclusion) -> str:
                 sweep_tables.tabulate_pairs(conclusion),
                 sweep_tables.tabulate_effects(conclusion['effects'])):
     lines += tables.to_markdown(shown) if shown else []
-  notes = [*_list_failures(entries), pairwise.describe_unpaired(conclusion)]
-  return '\n'.join([*lines, *(line for note in notes if note for line in ('', note))]) + '\n'
-
-
-def _list_failures(entries) -> list[str]:
-  return [f'{name}: {what} {tables.clean(why)}' for what in ('failed', 'dropped') for e in entries
-          for name, why in e[what].items()]
+  unpaired = pairwise.describe_unpaired(conclusion)
+  return '\n'.join([*lines, *(['', unpaired] if unpaired else [])]) + '\n'
 
 
 def describe_best(best) -> str:

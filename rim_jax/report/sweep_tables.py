@@ -50,9 +50,12 @@ def tabulate_results(entries) -> Table | None:
 
 def _count_seeds(entry) -> Cell:
   """How many runs are done, and why others are not."""
-  told = cell(f'{entry["num_done"]} of {entry["num_points"]}')
-  return told if entry['num_done'] or not (entry['failed'] or entry['dropped']) else told.note(
-      'dropped' if entry['dropped'] else 'failed')
+  told = cell(f'{entry["num_done"]} of {entry["num_points"]}', long=True)
+  if entry['num_done']:
+    return told
+  return told.note(f'dropped {clean(min(entry["dropped"].values()))}' if entry['dropped'] else
+                   f'failed: {clean(min(entry["failed"].values()))}' if entry['failed'] else
+                   'not done')
 
 
 def _show_first_token(entry) -> Cell:
