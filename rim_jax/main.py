@@ -67,6 +67,7 @@ PLAN_ENVIRONMENT = {
     'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
 _SWEEP_FLAGS = ('jobs', 'retry_failed', 'conclude', 'controls', 'dry_run', 'halve_at', 'halve_keep',
                 'hardware', 'utilization')
+# ml_collections and absl tell what is wrong in words alone: here, and below, theirs are read.
 _LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
 
 
