@@ -230,7 +230,7 @@ BAD_CONFIGS = {
     'micro batches': ({'train.num_micro_batches': 3},
                       ('batch_rows=8', 'num_micro_batches=3', 'use 6 or 9')),
     'stage share': ({'curriculum.stage1_frac': 1}, ('stage1_frac=1', 'between 0 and 1')),
-    'mesh axis': ({'mesh.fsdp': 0}, ("'fsdp': 0", '-1 for the rest')),
+    'mesh axis': ({'mesh.fsdp': 0}, ('mesh.fsdp=0', '-1 for the rest')),
     'two rests': ({'mesh.fsdp': -1}, ("'fsdp': -1", 'only one axis')),
     'eval blocks': ({'eval.num_blocks': -2}, ('eval.num_blocks=-2', '-1 (as trained)')),
     'eval blocks of none': ({'method': 'direct', 'eval.num_blocks': 3},

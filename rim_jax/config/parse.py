@@ -124,6 +124,21 @@ def parse_config(tree, name: str = 'config') -> Config:
 
 
 def find_problems(config: Config) -> list[str]:
-  """Everything wrong with a config that needs no data and no device to see."""
-  return limits.find_problems(list_types(type(config)), flatten(config)) or (
-      rules.find_problems(config))  # they compute with values that are within their limits
+  """Everything wrong with a config that needs no data and no device to see.
+
+  Rules between keys compute with values that are within their limits: a value that is not stands
+  at its default there, and what they say of it is left out.
+  """
+  problems = limits.find_problems(list_types(type(config)), flatten(config))
+  wrong = [problem.partition('=')[0] for problem in problems]
+  found = rules.find_problems(_reset(config, wrong))
+  return problems + [line for line in found if not any(key in line for key in wrong)]
+
+
+def _reset(config: Config, keys) -> Config:
+  """A config with some keys at their defaults."""
+  tree, defaults = dataclasses.asdict(config), flatten(type(config)())
+  for key in keys:
+    *sections, name = key.split('.')
+    functools.reduce(dict.__getitem__, sections, tree)[name] = defaults[key]
+  return _build(type(config), tree, '', [])
