@@ -1,6 +1,7 @@
 """Sweeps whose runs are commands that cost nothing, for the tests."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import sys
@@ -11,6 +12,7 @@ from rich import console as rich_console
 
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import UserError
+from rim_jax.runtime import point_run
 from rim_jax.sweep import driver as driver_lib
 from rim_jax.sweep import halving as halving_lib
 from tests import support
@@ -93,3 +95,20 @@ def drive(workdir, points, retry=False, **flags):
     except UserError as e:
       said.append(str(e))
   return '\n'.join(said)
+
+
+def make_states(tmp_path, rows):
+  """Done points of hand-written results: (factors, valid accuracy or None, test accuracy)."""
+  points = load([(factors, {'seed': i}) for i, (factors, _, _) in enumerate(rows)])
+  for point, (_, valid, test) in zip(points, rows):
+    folder = tmp_path / 'points' / point.name
+    (folder / 'predictions').mkdir(parents=True)
+    (folder / 'point.json').write_text(json.dumps({
+        'identity': grid_lib.identify(point.config), 'status': 'done', 'error': ''}))
+    (folder / 'predictions/test.jsonl').write_text(''.join(json.dumps(
+        {'question': str(i), 'answer': '', 'correct': i < 100 * test}) + '\n' for i in range(100)))
+    (folder / 'results.json').write_text(json.dumps({'test': {
+        'n': 100, 'step': 5, 'final_acc': test, 'any_block_acc': test, 'block_acc': [test]}}))
+    if valid is not None:
+      (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': valid}))
+  return point_run.load_point_runs(points, tmp_path)

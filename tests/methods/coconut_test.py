@@ -81,7 +81,8 @@ def by_hand(model, ids, at, num_thoughts):
 
 
 @pytest.mark.parametrize('network, num_thoughts, skip_steps, prefix', [
-    ('learned', 1, 1, ''), ('rope', 3, 2, '+-'), ('learned', 2, -1, '+-')])
+    ('rope', 3, 2, '+-'), ('learned', 2, -1, '+-'),
+    pytest.param('learned', 1, 1, '', marks=pytest.mark.slow)])
 def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix):
   """Logits and gradients, of packed rows and of sequences alone."""
   config = make_config(num_thoughts, skip_steps, network, layout__answer_prefix=prefix)
@@ -141,7 +142,8 @@ def test_without_thoughts_the_first_stage_is_cot_and_the_last_is_direct(
   assert losses[0][0] > 0
 
 
-@pytest.mark.parametrize('network', ['learned', 'rope'])
+@pytest.mark.parametrize('network', [
+    'learned', pytest.param('rope', marks=pytest.mark.slow)])
 def test_gradient_flows_from_what_a_slot_sees_and_not_from_the_rows_of_thoughts(network):
   """No later token, no other example; through thoughts from the question and <b>."""
   config = make_config(3, 1, network)
@@ -260,6 +262,7 @@ def test_without_blocks_a_trained_stage_decodes_as_direct_does():
 # ---- A step ----
 
 
+@pytest.mark.slow
 def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once():
   config = make_config(2, 1, 'rope', train__batch_rows=8, optim__eps=1.0, model__lora__rank=0,
                        model__num_kv_heads=2, train__num_micro_batches=2)

@@ -8,9 +8,8 @@ import pytest
 
 from rim_jax.report import disagreements, sweep_page, sweep_results
 from rim_jax.report import page as page_lib
-from tests import support
+from tests import support, support_sweep
 from tests.report import run_page_test as report_test
-from tests.report import sweep_results_test as conclusion_test
 
 NASTY = report_test.NASTY
 
@@ -61,7 +60,7 @@ def write_answers(state, rows, num_blocks):
 
 
 def test_runs_stand_below_one_another_with_all_that_they_read(tmp_path):
-  states = conclusion_test.make_states(tmp_path, [({'a': i}, 0.5, 0.5) for i in (1, 2)])
+  states = support_sweep.make_states(tmp_path, [({'a': i}, 0.5, 0.5) for i in (1, 2)])
   both = ('both?', '9', ['9'], [True])
   write_answers(states[0], [both, (f'q{NASTY}', f'g{NASTY}', ['3', f'4{NASTY}'], [True, False])], 2)
   write_answers(states[1], [both, (f'q{NASTY}', f'g{NASTY}', ['5'], [True])], 0)
@@ -81,7 +80,7 @@ def test_runs_stand_below_one_another_with_all_that_they_read(tmp_path):
 
 def test_runs_on_other_questions_are_left_out_and_told(tmp_path):
   """Most of the runs say which questions are shown; one without answers is told with its fix."""
-  states = conclusion_test.make_states(tmp_path, [({'a': i}, 0.5, 0.3) for i in range(5)])
+  states = support_sweep.make_states(tmp_path, [({'a': i}, 0.5, 0.3) for i in range(5)])
   write_answers(states[0], [('other?', '1', ['1'], [True])], 0)
   states[1].predictions.unlink()
   body = show({s.point.name: s for s in states})
@@ -93,14 +92,14 @@ def test_runs_on_other_questions_are_left_out_and_told(tmp_path):
 
 
 def test_one_run_alone_shows_what_is_right_and_what_is_wrong(tmp_path):
-  state, = conclusion_test.make_states(tmp_path, [({'a': 1}, 0.5, 0.3)])
+  state, = support_sweep.make_states(tmp_path, [({'a': 1}, 0.5, 0.3)])
   body = show({'a=1': state})
   assert body.count('✓ </span>') == body.count('✗ </span>') == 3
   assert disagreements.make_examples({}) == []
 
 
 def test_the_paper_s_choice_leaves_no_one_answer(tmp_path):
-  state, = conclusion_test.make_states(tmp_path, [({'a': 1}, 0.5, 0.3)])
+  state, = support_sweep.make_states(tmp_path, [({'a': 1}, 0.5, 0.3)])
   state.point = dataclasses.replace(state.point, config=support.set_keys(
       state.point.config, {'eval.checkpoint': 'splits'}))
   body = show({'a=1': state})

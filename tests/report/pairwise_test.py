@@ -5,11 +5,11 @@ import json
 import pytest
 
 from rim_jax.report import pairwise, sweep_results
-from tests.report import sweep_results_test as conclusion_test
+from tests import support_sweep
 
 
 def test_runs_of_other_questions_are_told_and_all_else_is_concluded(tmp_path):
-  states = conclusion_test.make_states(
+  states = support_sweep.make_states(
       tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9), ({'a': 3}, 0.3, 0.9)])
   path = states[1].predictions
   path.write_text(path.read_text().replace('"0"', '"another"'))
@@ -26,7 +26,7 @@ def test_runs_of_other_questions_are_told_and_all_else_is_concluded(tmp_path):
 
 def test_any_two_settings_are_compared_by_seed_and_corrected_for_all_pairs_of_the_seed(tmp_path):
   """Without valid there is no best, and still every pair; seed 1 has two settings, so one pair."""
-  states = conclusion_test.make_states(tmp_path, [
+  states = support_sweep.make_states(tmp_path, [
       ({'a': 1, 'seed': 0}, None, 0.10), ({'a': 1, 'seed': 1}, None, 0.20),
       ({'a': 2, 'seed': 0}, None, 0.15), ({'a': 2, 'seed': 1}, None, 0.26),
       ({'a': 3, 'seed': 0}, None, 0.24)])
@@ -51,7 +51,7 @@ def test_any_two_settings_are_compared_by_seed_and_corrected_for_all_pairs_of_th
 
 
 def test_of_more_settings_than_a_table_holds_each_is_compared_with_the_best_alone(tmp_path):
-  states = conclusion_test.make_states(
+  states = support_sweep.make_states(
       tmp_path, [({'a': i}, 0.5 - i / 100, 0.5) for i in range(11)])
   told = sweep_results.conclude(states[:10], tmp_path)
   assert len(told['pairs']) == 45 and pairwise.describe_unpaired(told) == ''

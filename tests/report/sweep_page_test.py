@@ -11,7 +11,6 @@ from rim_jax.results import timings
 from tests import support, support_sweep
 from tests.report import control_sections_test as findings_test
 from tests.report import run_page_test as report_test
-from tests.report import sweep_results_test as conclusion_test
 from tests.results import timings_test
 
 
@@ -60,7 +59,7 @@ def test_an_order_within_two_standard_errors_is_doubted(gap, told):
 
 
 def test_any_two_settings_stand_below_the_diagonal_with_what_sweep_json_says(tmp_path):
-  states = conclusion_test.make_states(tmp_path, [
+  states = support_sweep.make_states(tmp_path, [
       ({'a': a, 'seed': s}, 0.5, accs[s]) for s in (0, 1)
       for a, accs in enumerate(((0.3, 0.29), (0.32, 0.45), (0.5, 0.5)), 1)])
   states[-1].predictions.unlink()
@@ -84,7 +83,7 @@ def test_any_two_settings_stand_below_the_diagonal_with_what_sweep_json_says(tmp
 
 
 def test_seeds_that_say_opposite_things_are_not_bold(tmp_path):
-  states = conclusion_test.make_states(tmp_path, [
+  states = support_sweep.make_states(tmp_path, [
       ({'a': a, 'seed': s}, 0.5, accs[s]) for s in (0, 1)
       for a, accs in enumerate(((0.3, 0.7), (0.5, 0.4)), 1)])
   told = sweep_results.conclude(states, tmp_path)
@@ -95,7 +94,7 @@ def test_seeds_that_say_opposite_things_are_not_bold(tmp_path):
 
 def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
   """Of a=1 on two seeds; a=2 was asked for nothing more."""
-  states = conclusion_test.make_states(tmp_path, [
+  states = support_sweep.make_states(tmp_path, [
       ({'a': 1, 'seed': 0}, 0.5, 0.5), ({'a': 1, 'seed': 1}, 0.5, 0.5), ({'a': 2}, 0.5, 0.5)])
   assert sweep_tables.tabulate_more(sweep_results.conclude(states, tmp_path)['entries']) is None
   for state, more in zip(states, (0.0, 0.25)):
@@ -133,7 +132,7 @@ def add_results(state, **fields):
 
 def test_accuracy_by_blocks_and_by_answers_drawn_is_a_mean_over_seeds(tmp_path):
   """K stand by size; the K of training is told once where it is one, else for each setting."""
-  states = conclusion_test.make_states(tmp_path, [
+  states = support_sweep.make_states(tmp_path, [
       ({'a': a, 'seed': s}, 0.5, 0.5) for a in (1, 2, 3) for s in (0, 1)])
 
   def write(*changes):
@@ -164,7 +163,7 @@ def test_accuracy_by_blocks_and_by_answers_drawn_is_a_mean_over_seeds(tmp_path):
 def test_the_paper_s_figures_stand_above_those_found_in_the_columns_of_their_methods(tmp_path):
   """On its sets, of its methods, on its data: a mean over seeds."""
   methods = ('direct', 'cot', 'pause', 'rim_stage2')
-  states = conclusion_test.make_states(tmp_path, [
+  states = support_sweep.make_states(tmp_path, [
       ({'a': f'{method}<', 'seed': s}, 0.5, accs[s]) for method, accs in zip(
           methods, ((0.25, 0.5), (0.5, 0.5), (0.25, 0.25), (0.75, 0.25))) for s in (0, 1)])
 
@@ -201,7 +200,7 @@ def test_only_the_whole_of_the_paper_s_sets_stands_beside_its_figures():
 
 
 def test_a_page_of_more_settings_than_a_table_holds_says_so(tmp_path):
-  states = conclusion_test.make_states(tmp_path, [({'a': i}, 0.5, 0.5) for i in range(11)])
+  states = support_sweep.make_states(tmp_path, [({'a': i}, 0.5, 0.5) for i in range(11)])
   states[3].predictions.unlink()
   told = sweep_results.conclude(states, tmp_path)
   page = report_test.Page(sweep_page.write_summary(tmp_path, 'many', told, states))
@@ -228,7 +227,7 @@ def test_accuracies_after_blocks_are_means_over_seeds_with_their_errors(swept):
 
 
 def ask_controls(state, own, donor, selected, **changes):
-  """What --mode=controls leaves beside a result of `conclusion_test.make_states`."""
+  """What --mode=controls leaves beside a result of `support_sweep.make_states`."""
   probes = findings_test.make_probes()
   probes['right']['selection']['acc'] = selected
   probes['right']['by_block'][0]['auroc'] = selected / 2
@@ -242,7 +241,7 @@ def ask_controls(state, own, donor, selected, **changes):
 @pytest.fixture
 def asked(tmp_path):
   """(what sweep.json holds, the page, where) of three seeds, the last asked of another step."""
-  states = conclusion_test.make_states(tmp_path, [
+  states = support_sweep.make_states(tmp_path, [
       *(({'a': 1, 'seed': s}, 0.5, 0.5) for s in (0, 1, 2)), ({'a': 2, 'seed': 0}, 0.4, 0.25)])
   for state, accs, step in zip(states, ((0.25, 0.5, 0.75), (0.5, 0.75, 0.5), (0.0, 1.0, 1.0)),
                                (5, 5, 4)):

@@ -13,23 +13,7 @@ from rim_jax.report import sweep_results
 from rim_jax.results import stats
 from rim_jax.runtime import point_run
 from tests import support, support_sweep
-
-
-def make_states(tmp_path, rows):
-  """Done points of hand-written results: (factors, valid accuracy or None, test accuracy)."""
-  points = support_sweep.load([(factors, {'seed': i}) for i, (factors, _, _) in enumerate(rows)])
-  for point, (_, valid, test) in zip(points, rows):
-    folder = tmp_path / 'points' / point.name
-    (folder / 'predictions').mkdir(parents=True)
-    (folder / 'point.json').write_text(json.dumps({
-        'identity': grid_lib.identify(point.config), 'status': 'done', 'error': ''}))
-    (folder / 'predictions/test.jsonl').write_text(''.join(json.dumps(
-        {'question': str(i), 'answer': '', 'correct': i < 100 * test}) + '\n' for i in range(100)))
-    (folder / 'results.json').write_text(json.dumps({'test': {
-        'n': 100, 'step': 5, 'final_acc': test, 'any_block_acc': test, 'block_acc': [test]}}))
-    if valid is not None:
-      (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': valid}))
-  return point_run.load_point_runs(points, tmp_path)
+from tests.support_sweep import make_states
 
 
 def test_the_best_is_chosen_by_valid_and_test_has_no_say(tmp_path):
