@@ -9,7 +9,6 @@ import zlib
 
 from etils import epath
 import jax
-from rich import box, table
 from rich.text import Text
 
 from rim_jax import train as train_lib
@@ -20,7 +19,7 @@ from rim_jax.evaluation import decode
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.evaluation import scores as scores_lib
 from rim_jax.packing import layout as layout_lib
-from rim_jax.report import run_page
+from rim_jax.report import run_page, tables
 from rim_jax.results import judge, values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts, run_folder, storage
@@ -193,26 +192,25 @@ def _run_probes(task, folder, network, say):
 def _show_controls(console, found: values.ControlsResult) -> None:
   """What each control should give, and what it gave, in one table."""
   blocks = ' / '.join(f'{k}' for k in scores_lib.get_blocks(found.num_blocks))
-  rows = table.Table('control: what it gives if the memory does the work',
-                     f'own answer after {blocks}', "the donor's", 'n', box=box.SIMPLE,
-                     title_justify='left', title=(
-                         f'{found.method}, step {found.step}, {found.set}: % right'))
+  rows = []
 
   def show(shares, otherwise=''):
-    return Text(' / '.join(f'{100 * a:.0f}' for a in shares) if shares else otherwise)
+    return ' / '.join(f'{100 * a:.0f}' for a in shares) if shares else otherwise
 
   def add(name, entry: values.ControlResult, expected):
     what = name.replace('_', ' ') + (f': {expected}' if expected else '') + (
         f"; DIFFERS in {', '.join(entry.differs)}" if entry.differs else '') + (
             '; a readout was trained there' if entry.readout_trained else '')
-    rows.add_row(Text(what), show(entry.block_acc, entry.none or 'not given'),
-                 show(entry.block_donor_acc), Text('' if entry.n is None else f'{entry.n:,}'))
+    rows.append([what, show(entry.block_acc, entry.none or 'not given'),
+                 show(entry.block_donor_acc), '' if entry.n is None else f'{entry.n:,}'])
   for name, entry in found.controls.items():
     add(name, entry, entry.expected)
   for name, sweep in found.sweeps.items():
     for nth, entry in enumerate(sweep.by_block):
       add(f'{name}_{entry.block}', entry, '' if nth else sweep.expected)
-  console.print(rows)
+  head = ['control: what it gives if the memory does the work', f'own answer after {blocks}',
+          "the donor's", 'n']
+  tables.show(console, head, rows, f'{found.method}, step {found.step}, {found.set}: % right')
   if found.probes:
     _show_probes(console, found.probes)
   pairing = found.pairing
@@ -243,16 +241,11 @@ def _show_probes(console, probes: values.ProbesResult) -> None:
   steps = probes.steps
   if steps.acc is None or steps.majority is None:
     return
-  names = [f'r_{t}' for t in range(1, len(steps.majority) + 1)]
-  rows = table.Table('state of', *names, box=box.SIMPLE, title_justify='left',
-                     title='does block k hold r_t? % right')
-
-  def cells(shares):
-    return ['-' if s is None else f'{100 * s:.1f}' for s in shares]
-  for k, acc in enumerate(steps.acc, 1):
-    rows.add_row(f'block {k}', *cells(acc))
-  rows.add_row('majority', *cells(steps.majority))
-  console.print(rows)
+  head = ['state of', *(f'r_{t}' for t in range(1, len(steps.majority) + 1))]
+  rows = [*((f'block {k}', acc) for k, acc in enumerate(steps.acc, 1)),
+          ('majority', steps.majority)]
+  tables.show(console, head, [[name, *map(tables.share, shares)] for name, shares in rows],
+              'does block k hold r_t? % right')
 
 
 def generate(config, workdir, question, say, console) -> None:
@@ -298,12 +291,17 @@ def plan(config, workdir, topology, num_slices, say, console) -> None:
 
 def _show_plan(console, plan) -> None:
   """One plan as a table; what is an estimate says so."""
-  rows = table.Table('', '', box=box.SIMPLE, show_header=False, title_justify='left', title=(
-      f"{plan['method']} on {plan['chips']} chips, {plan['topology']}" + (
-          f" x {plan['num_slices']} slices" if plan['num_slices'] > 1 else '')))
+  title = f"{plan['method']} on {plan['chips']} chips, {plan['topology']}" + (
+      f" x {plan['num_slices']} slices" if plan['num_slices'] > 1 else '')
+  tables.show(console, (), _list_plan(plan), title)
+
+
+def _list_plan(plan) -> list[list[str]]:
+  """What a plan says, a row a label."""
+  rows = []
 
   def add(label, value):
-    rows.add_row(Text(label), Text(value))
+    rows.append([label, value])
   add('mesh', ' x '.join(f'{axis}={size}' for axis, size in plan['mesh'].items()))
   add('settings', ', '.join(f'{k}={v}' for k, v in plan['settings'].items()))
   if plan['assumed']:
@@ -316,8 +314,7 @@ def _show_plan(console, plan) -> None:
     needed = f"{hbm['needed']:.1f}" if hbm.get('needed') else 'more'
     add('HBM per device', f"{needed} GiB needed, the chip has {hbm['chip']}; DOES NOT FIT")
     add('', plan['reason'])
-    console.print(rows)
-    return
+    return rows
   add('HBM per device', '{arguments:.2f} arguments + {temporaries:.2f} temporaries + {code:.2f} '
       'code: peak {peak:.2f} of {chip} GiB; fits'.format(**hbm))
   flops, secs = plan['flops'], plan['roofline_secs']
@@ -337,7 +334,7 @@ def _show_plan(console, plan) -> None:
     add('not counted', f"{unknown['loops']} loops whose length depends on data (taken once), "
         f"{unknown['kernels']} unknown kernels")
   add('compiled in', f"{plan['compile_secs']:.0f} s, by libtpu {plan['versions']['libtpu']}")
-  console.print(rows)
+  return rows
 
 
 def export(config, workdir, verify, say) -> None:

@@ -81,9 +81,8 @@ def _show(console, runs, found) -> None:
     step = '' if run['step'] is None else f"{run['step']:,} ({run['checkpoint']})"
     rows.append([key, run['run'], run['method'], str(run['seed']), step, run['set'],
                  tables.share(run['acc'])])
-  shown = tables.table(['', 'run', 'method', 'seed', 'step', 'set', '% right'], rows,
-                       f'Two runs on the same {found.count:,} questions')
-  console.print(tables.to_rich(shown, console))
+  tables.show(console, ['', 'run', 'method', 'seed', 'step', 'set', '% right'], rows,
+              f'Two runs on the same {found.count:,} questions')
   low, high = (100 * x for x in found.interval)
   console.print(Text(
       f'a less b: {100 * found.difference:+.1f} points, {found.confidence:.0%} interval '

@@ -14,10 +14,10 @@ def clean(text, most=None, encoding='utf-8') -> str:
   """Text on one line and at most so long; a model can decode to control characters."""
   text = ' '.join(str(text).split())
   text = text if most is None or len(text) <= most else text[:most - 1] + '…'
-  return _show_controls(text).encode(encoding, 'replace').decode(encoding)
+  return _show_control_signs(text).encode(encoding, 'replace').decode(encoding)
 
 
-def _show_controls(text: str) -> str:
+def _show_control_signs(text: str) -> str:
   """Control characters as a visible sign; a no-break space is none."""
   return ''.join(c if c.isprintable() or c == '\xa0' else ' ' if c.isspace() else '\ufffd'
                  for c in text)
@@ -40,7 +40,7 @@ class Part:
   title: str = ''
 
   def __post_init__(self):
-    object.__setattr__(self, 'text', _show_controls(str(self.text)))
+    object.__setattr__(self, 'text', _show_control_signs(str(self.text)))
 
   @property
   def exact(self) -> str:
@@ -244,6 +244,13 @@ def _show_cell(shown: Cell, console):
     marked = len(line) > 1 and all(p.style in ('right', 'wrong') for p in line)
     made.append(columns.Columns(texts) if marked else Text(overflow='fold').join(texts))
   return made[0] if len(made) == 1 else Group(*made)
+
+
+def show(console, head, rows, title: str = '') -> None:
+  """Prints a table of `table`'s short form, where it has rows."""
+  made = table(head, rows, title)
+  if made:
+    console.print(to_rich(made, console))
 
 
 def _encode(text: str, console) -> str:
