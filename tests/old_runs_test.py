@@ -236,9 +236,9 @@ def test_an_old_run_is_started_from_and_stands_beside_others(old, later_version,
   class Loaded(Exception):
     """Nothing more was to be refused."""
 
-  def load_params(*args):
+  def load_network(*args, **kwargs):
     raise Loaded
-  monkeypatch.setattr(state, 'load_params', load_params)
+  monkeypatch.setattr(state, 'load_network', load_network)
   spec = importlib.util.spec_from_file_location('recipe', RECIPE)
   spec.loader.exec_module(recipe := importlib.util.module_from_spec(spec))
   config = config_lib.parse_config(recipe.get_config())
