@@ -11,6 +11,7 @@ import pytest
 from rim_jax.config import MeshConfig
 from rim_jax.evaluation import decode, latency
 from rim_jax.model import sharding
+from rim_jax.results import values
 from rim_jax.training import step as step_lib
 from tests import support
 
@@ -210,14 +211,15 @@ def test_a_run_is_timed_in_turn_with_direct_answering(method, changes, chain, fa
                               for part in latency.PARTS] * 2
   assert clock.order.count(('direct', 'full')) == 2 * (latency.NUM_WARM + 7)
 
-  assert [(e['method'], e['batch']) for e in found['latency']] == [(method, 1), (method, 4)]
-  for entry in found['latency']:
+  entries = values.to_tree(found['latency'])
+  assert [(e['method'], e['batch']) for e in entries] == [(method, 1), (method, 4)]
+  for entry in entries:
     for i, part in enumerate(latency.PARTS):  # of runs 3 to 9
       assert entry[f'{part}_ms']['median'] == pytest.approx(1500 * (2 + i))
       assert entry[f'{part}_ratio'] == pytest.approx(
           {'median': 2 + i, 'q1': 2 + i, 'q3': 2 + i, 'runs': 7})
   assert found['ttft_ms'] == 4500.0
-  assert found['ttft_ratio'] == found['latency'][0]['first_token_ratio']['median']
+  assert found['ttft_ratio'] == entries[0]['first_token_ratio']['median']
   assert found['ttft_conditions'] == (
       f'cpu, 1 device(s), float32, batch 1, 3 prompt tokens in a trunk of 32, {len(own["prefix"])} '
       'forced, ' + ('3 thoughts found one by one first, ' if method == 'coconut_stage' else '')
@@ -233,7 +235,8 @@ def test_what_is_direct_answerings_program_is_its_own_base(method, changes, fake
   (clock, seen), found = fake_time, measure_run(config, (1,), 3)
   assert [s['name'] for s in seen] == [method] and len(clock.order) == 4 * (latency.NUM_WARM + 3)
   assert found['ttft_ratio'] == 1.0
-  assert all(found['latency'][0][f'{part}_ratio'] == {
+  (entry,) = values.to_tree(found['latency'])
+  assert all(entry[f'{part}_ratio'] == {
       'median': 1.0, 'q1': 1.0, 'q3': 1.0, 'runs': 3} for part in latency.PARTS)
 
 
