@@ -384,7 +384,8 @@ def probe_start(config, tools):
   tools.patch.setattr(card_lib, 'load_card', lambda folder: {
       'config': dataclasses.asdict(config), 'tokenizer': task.codec.tokenizer.fingerprint})
   tools.patch.setattr(state_lib, 'is_complete', lambda folder: True)
-  tools.patch.setattr(state_lib, 'load_network', lambda *args, **kwargs: (support.make_network(config), 7))
+  tools.patch.setattr(state_lib, 'load_network',
+                      lambda *args, **kwargs: (support.make_network(config), 7))
   tools.patch.setattr(checkpoint_lib, 'choose_checkpoint', lambda folder, which: folder)
   tools.patch.setattr(checkpoint_lib, 'restore', restore)
   program = types.SimpleNamespace(make_state=lambda params: state, abstract=(state, {}))
