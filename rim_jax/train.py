@@ -7,6 +7,7 @@
 import contextlib
 import dataclasses
 import time
+import typing
 
 from etils import epath
 import jax
@@ -123,8 +124,8 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
     say(state_lib.describe_params(state, frozen))
 
     # ---- The loop ----
-    _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, began, say,
-               console)
+    _run_steps(StageRun(task, workdir, stage, source, program, frozen, checkpointer, began, say,
+                        console), state)
 
 
 def _check_workdir(task: Task, workdir):
@@ -156,85 +157,138 @@ def _write_card(task: Task, workdir, start):
     storage.write_json(workdir / 'config.json', card)
 
 
-def _run_steps(task, stage, source, program, state, frozen, workdir, checkpointer, began, say,
-               console):
+@dataclasses.dataclass(frozen=True)
+class StageRun:
+  """One stage under way: all that its loop works with and does not change."""
+  task: Task
+  workdir: epath.Path
+  stage: source_lib.StagePlan
+  source: source_lib.BatchSource
+  program: step_lib.Program
+  frozen: dict
+  checkpointer: checkpoint_lib.Checkpointer
+  began: float  # when its wall time began to count
+  say: typing.Callable[[str], None]
+  console: typing.Any  # of rich; None shows no progress
+
+  def place_batch(self, batch):
+    return sharding.place_batch(batch, self.task.mesh, self.source.rows, self.stage.batch_rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruments:
+  """What watches a loop and tells of it."""
+  writer: recorder_lib.MetricsWriter | recorder_lib.NoWriter
+  progress: recorder_lib.Progress
+  watchdog: hosts.Watchdog
+  stop: hosts.StopSignal
+  profiler: recorder_lib.Profiler
+  machine: recorder_lib.Machine
+  meter: recorder_lib.Meter
+  goodput: recorder_lib.Goodput
+
+  def write(self, done) -> str:
+    """Writes (step, scalars), if there is one; returns what a progress line says of it."""
+    if not done:
+      return ''
+    step, scalars = done
+    self.writer.write(step, scalars)
+    return f'loss {scalars["train/loss"]:.4f}  {scalars["perf/examples_per_sec"]:.0f} examples/s'
+
+
+def _open_instruments(run: StageRun, start: int, stack: contextlib.ExitStack) -> Instruments:
+  """They close, the last one first, with the stack."""
+  log, workdir = run.task.config.log, run.workdir
+  return Instruments(
+      writer=stack.enter_context(contextlib.closing(
+          recorder_lib.MetricsWriter(workdir, start, log.tensorboard, log.wandb)
+          if hosts.is_leader() else recorder_lib.NoWriter())),
+      progress=stack.enter_context(contextlib.closing(
+          recorder_lib.Progress(workdir.name, run.stage.num_steps, start, run.console))),
+      watchdog=stack.enter_context(hosts.Watchdog(log.stall_secs)),
+      stop=stack.enter_context(hosts.StopSignal()),
+      profiler=stack.enter_context(recorder_lib.Profiler(
+          workdir, log.profile_at_step, log.profile_num_steps, run.say)),
+      machine=stack.enter_context(contextlib.closing(recorder_lib.Machine())),
+      meter=recorder_lib.Meter(start), goodput=recorder_lib.Goodput(run.began))
+
+
+def _run_steps(run: StageRun, state) -> None:
   """Takes the remaining steps of a stage.
 
   Raises: Stopped once asked to end, after a save.
   """
-  config, start, title = task.config, int(state.step), workdir.name
+  config, stage, start = run.task.config, run.stage, int(state.step)
   end = stages_lib.find_stop(stage.num_steps, config.checkpoint)
-  meter = recorder_lib.Meter(start)
   with contextlib.ExitStack() as stack:
-    writer = stack.enter_context(contextlib.closing(
-        recorder_lib.MetricsWriter(workdir, start, config.log.tensorboard, config.log.wandb)
-        if hosts.is_leader()
-        else recorder_lib.NoWriter()))
-    progress = stack.enter_context(contextlib.closing(
-        recorder_lib.Progress(title, stage.num_steps, start, console)))
-    watchdog = stack.enter_context(hosts.Watchdog(config.log.stall_secs))
-    stop = stack.enter_context(hosts.StopSignal())
-    profiler = stack.enter_context(recorder_lib.Profiler(
-        workdir, config.log.profile_at_step, config.log.profile_num_steps, say))
-    stack.enter_context(jax.set_mesh(task.mesh))
-    machine = stack.enter_context(contextlib.closing(recorder_lib.Machine()))
-    decoder = decode.Decoder(Network(
-        program.graphdef, state.params, frozen, config, task.codec, task.mesh))
-    goodput, own_secs, told_at = recorder_lib.Goodput(began), 0.0, start
-    save = _make_save(task, stage, decoder, writer, checkpointer, watchdog, goodput)
-    note, saved_at, compiled = 'compiling', time.monotonic(), None
-    progress.update(start, note)
-
-    step_fn = step_lib.make_train_step(
-        program, config, stage.num_steps, stage.max_blocks, task.mesh, stage.reset_steps,
-        stage.row_examples)
-    batches = source_lib.make_batches(source, start, config.log.prefetch_batches)
+    tools = _open_instruments(run, start, stack)
+    stack.enter_context(jax.set_mesh(run.task.mesh))
+    save = _make_save(run, state, tools)
+    own_secs, told_at, saved_at = 0.0, start, time.monotonic()
+    note, compiled = 'compiling', None
+    tools.progress.update(start, note)
+    batches = source_lib.make_batches(run.source, start, config.log.prefetch_batches)
     for step in range(start + 1, end + 1):
-      ready = time.monotonic()
-      with goodput.measure('data'):
-        batch = sharding.place_batch(next(batches), task.mesh, source.rows, stage.batch_rows)
+      with tools.goodput.measure('data'):
+        ready, batch = time.monotonic(), run.place_batch(next(batches))
       if compiled is None:
         # Ahead of the first call: another shape later on is an error, not a recompile.
-        with goodput.measure('compile'):
-          compiled = step_fn.lower(state, frozen, batch).compile()
+        with tools.goodput.measure('compile'):
+          compiled = _make_step(run).lower(state, run.frozen, batch).compile()
         ready = time.monotonic()
-      state, metrics = compiled(state, frozen, batch)
+      state, metrics = compiled(state, run.frozen, batch)
       own_secs += time.monotonic() - ready
       hosts.settle((state, metrics))
-      checkpointer.poll()
-      watchdog.beat(step)
-      profiler.step(step, metrics)
-      stopped, last = stop.is_set(), step == end
+      run.checkpointer.poll()
+      tools.watchdog.beat(step)
+      tools.profiler.step(step, metrics)
+      stopped, last = tools.stop.is_set(), step == end
       told = step % config.log.every_steps == 0
       due = (last or stopped or step % config.checkpoint.every_steps == 0
              or (told and _is_save_due(config.checkpoint, saved_at)))
       if (due or told) and not metrics['healthy']:
-        _stop_unhealthy(source, stage.batch_rows, compiled, state, frozen, task.mesh, workdir)
+        _stop_unhealthy(run, compiled, state)
       if due or told:
-        more = machine.read() | watchdog.compare(own_secs / (step - told_at))
+        more = tools.machine.read() | tools.watchdog.compare(own_secs / (step - told_at))
         own_secs, told_at = 0.0, step
-        note = _log(writer, meter.push(step, metrics, more)) or note
+        note = tools.write(tools.meter.push(step, metrics, more)) or note
       if due:
         # Now, not one step behind: a stop right after the save must not cost its line.
-        note = _log(writer, meter.flush()) or note
+        note = tools.write(tools.meter.flush()) or note
         save(step, state)
         saved_at = time.monotonic()
       if due or told:
-        progress.update(step, note)
+        tools.progress.update(step, note)
       if stopped and not last:
-        checkpointer.finish()
-        raise Stopped(f'{workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
-                            'the same command goes on')
-    with goodput.measure('save'):
-      checkpointer.finish()
-    if end < stage.num_steps:
-      raise ShareDone(
-          f'{workdir}: step {max(start, end)} of {stage.num_steps} is saved, and '
-          'checkpoint.stop_frac asks for no more; with more the same command goes on')
-    spent = goodput.summarize()
-    if stage.num_steps > start:
-      writer.write(stage.num_steps, spent)
-  say(f'{title}: {stage.num_steps} steps done; {_describe_time(spent)}')
+        run.checkpointer.finish()
+        raise Stopped(f'{run.workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
+                      'the same command goes on')
+    _finish(run, tools, start, end)
+
+
+def _make_step(run: StageRun):
+  stage = run.stage
+  return step_lib.make_train_step(
+      run.program, run.task.config, stage.num_steps, stage.max_blocks, run.task.mesh,
+      stage.reset_steps, stage.row_examples)
+
+
+def _finish(run: StageRun, tools: Instruments, start: int, end: int) -> None:
+  """Waits for the last save, and tells where the time went.
+
+  Raises: ShareDone where the run was to end before its last step.
+  """
+  num_steps = run.stage.num_steps
+  with tools.goodput.measure('save'):
+    run.checkpointer.finish()
+  if end < num_steps:
+    raise ShareDone(
+        f'{run.workdir}: step {max(start, end)} of {num_steps} is saved, and '
+        'checkpoint.stop_frac asks for no more; with more the same command goes on')
+  spent = tools.goodput.summarize()
+  if num_steps > start:
+    tools.writer.write(num_steps, spent)
+  run.say(f'{run.workdir.name}: {num_steps} steps done; {_describe_time(spent)}')
 
 
 def _describe_time(spent) -> str:
@@ -245,37 +299,30 @@ def _describe_time(spent) -> str:
       f'{name} {secs:.1f}' for name, secs in sorted(parts.items(), key=lambda p: -p[1]))
 
 
-def _log(writer, done) -> str:
-  """Writes (step, scalars), if there is one; returns what a progress line says of it."""
-  if not done:
-    return ''
-  step, scalars = done
-  writer.write(step, scalars)
-  return f'loss {scalars["train/loss"]:.4f}  {scalars["perf/examples_per_sec"]:.0f} examples/s'
-
-
-def _make_save(task, stage, decoder, writer, checkpointer, watchdog, goodput):
+def _make_save(run: StageRun, state, tools: Instruments):
   """(step, state) -> None: evaluates on valid, writes that, and starts a save."""
-  config, blocks = task.config, task.config.eval_blocks
+  task, stage, config, blocks = run.task, run.stage, run.task.config, run.task.config.eval_blocks
+  decoder = decode.Decoder(Network(
+      run.program.graphdef, state.params, run.frozen, config, task.codec, task.mesh))
   records = run_scores_lib.get_records(task, 'valid', config.eval.num_valid_examples)
 
   def save(step, state):
     counts = step >= stage.counted_from
-    with goodput.measure('evaluate'):
+    with tools.goodput.measure('evaluate'):
       # What is left of a chain is written freely.
       result, _ = scores.evaluate(decoder.with_params(state.params), records, blocks,
-                                  lambda count: watchdog.beat(step), None if counts else ())
-    writer.write(step, {values.VALID_ACC: result.final_acc, **{
+                                  lambda count: tools.watchdog.beat(step), None if counts else ())
+    tools.writer.write(step, {values.VALID_ACC: result.final_acc, **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
             scores.get_blocks(blocks), result.block_acc)}})
-    with goodput.measure('save'):
-      writer.flush()  # a checkpoint never stands without what was told up to it
-      checkpointer.save(
+    with tools.goodput.measure('save'):
+      tools.writer.flush()  # a checkpoint never stands without what was told up to it
+      run.checkpointer.save(
           step, state.params, state_lib.get_optim(state),
           {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
            'batch_rows': stage.batch_rows, 'method': config.method, 'counts': counts},
           result.final_acc)
-    watchdog.beat(step)
+    tools.watchdog.beat(step)
   return save
 
 
@@ -285,27 +332,26 @@ def _is_save_due(config, saved) -> bool:
       lambda: time.monotonic() - saved >= 60 * config.every_minutes)
 
 
-def _stop_unhealthy(source, num_rows, compiled, state, frozen, mesh, workdir):
+def _stop_unhealthy(run: StageRun, compiled, state):
   """Saves what the withheld update saw, and raises NonFiniteError.
 
   The state stopped before the first bad update, so that update's batch and
   losses can be had again.
   """
   bad = int(state.step)  # completed updates; the next one is the culprit
-  batch = sharding.place_batch(source[bad], mesh, source.rows, num_rows)
-  state, metrics = compiled(state, frozen, batch)
+  state, metrics = compiled(state, run.frozen, run.place_batch(run.source[bad]))
   metrics = jax.device_get(metrics)
 
   def show(x):  # strict JSON has no nan
     return float(x) if np.isfinite(x) else str(x)
   me = jax.process_index()
-  path = workdir / ('nonfinite.json' if me == 0 else f'nonfinite-{me}.json')
+  path = run.workdir / ('nonfinite.json' if me == 0 else f'nonfinite-{me}.json')
   storage.write_json(path, {
       'step': bad + 1, 'loss': show(metrics['loss']), 'grad_norm': show(metrics['grad_norm']),
       'block_nll': [show(x) for x in metrics['block_nll'] / np.maximum(metrics['block_count'], 1)],
-      'rows': [row.tolist() for row in source.get_records(bad)]})
+      'rows': [row.tolist() for row in run.source.get_records(bad)]})
   raise NonFiniteError(
-      f'{workdir}: step {bad + 1} has loss {metrics["loss"]} and gradient norm '
+      f'{run.workdir}: step {bad + 1} has loss {metrics["loss"]} and gradient norm '
       f'{metrics["grad_norm"]}; the update was withheld, its rows and losses per block are in '
       f'{path}; lower optim.learning_rate or look at those records, then run again from the last '
       'checkpoint')

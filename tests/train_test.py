@@ -479,8 +479,8 @@ def test_stage_2_goes_on_from_stage_1_s_adapters_on_the_same_base(
   config = make_pretrained(cache, moved, 'rim_stage2', model__lora__dropout=0.3)
   seen = []
 
-  def stop(task, stage, source, program, state, frozen, *rest):
-    seen.append((state.params, frozen, int(state.step)))
+  def stop(run, state):
+    seen.append((state.params, run.frozen, int(state.step)))
     raise Killed
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(train_lib, '_run_steps', stop)
