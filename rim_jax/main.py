@@ -164,6 +164,7 @@ def _find_override_problems(argv):
   return problems
 
 
+# Long: the order in which a command line can be wrong, each told in a line.
 def _parse(argv):
   """Flags, the frozen config and the recipe's path of a command line.
 
@@ -290,6 +291,7 @@ def count_points(command) -> int:
   return len(_parse(['main', *flags, '--mode=sweep'])[1])
 
 
+# Long: a mode after the other, each in a few lines.
 def _run(argv, console) -> None:
   values, config, source = _parse(argv)
   if values.help:

@@ -165,6 +165,29 @@ def test_markup_stands_in_templates_alone():
     assert not find_markup(path.read_text()), path
 
 
+def find_large(source: str) -> list[str]:
+  """Functions of more than 60 lines or 6 parameters, without a reason in the line above."""
+  lines, found = source.splitlines(), []
+  for node in ast.walk(ast.parse(source)):
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+      args = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+      count = len(args) - (args[:1] in (['self'], ['cls']))
+      is_long = node.end_lineno - node.lineno >= 60
+      reason = re.match(r'# (Long|\d+ parameters)\b.*: \w', lines[node.lineno - 2].strip())
+      if (is_long or count > 6) and not reason:
+        found.append(node.name)
+  return found
+
+
+def test_a_large_function_says_why():
+  many = f'def f({", ".join("abcdefg")}):\n  pass\n'
+  assert find_large(f'\n{many}') == ['f'] and not find_large(f'# 7 parameters: so it is.\n{many}')
+  assert find_large('\ndef f():\n' + '  pass\n' * 60) == ['f']
+  assert not find_large('\ndef f():\n' + '  pass\n' * 59)
+  for path in FILES:
+    assert not find_large(path.read_text()), path
+
+
 def test_modules_are_named_by_what_they_own():
   assert not {m.split('.')[-1].strip('_') for m in MODULES} & {
       'util', 'utils', 'common', 'helper', 'helpers', 'misc', 'base', 'core', 'types'}

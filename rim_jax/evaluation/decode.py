@@ -125,6 +125,7 @@ def get_starts(blocks: tuple, trunks: Trunks, config: Config):
   return trunks.num_question[:, None] + layout_lib.get_block_size(config.layout) * block_r[None]
 
 
+# Long: one jitted loop, whose parts close over the same cache and fields.
 def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw=None):
   """`decode` from what `prefill` gave."""
   x_brd, kv, trunk_fields = filled

@@ -154,6 +154,7 @@ def close_again(model, config: Config, blocks: tuple, trunks, kv, sees_question=
                offset=width)[0]
 
 
+# 7 parameters: jit takes what is static and what is traced apart.
 def decode_changed(model, config: Config, change, sees_question: bool,
                    readouts: decode_lib.Readouts, trunks, pairs: Pairs):
   """`decode.decode` with a control between prefill and reading.

@@ -120,6 +120,7 @@ def _read(model, tokens_bt, fields: batch_lib.Fields, config, dropout_key=None):
   return x_btd, kv, fields
 
 
+# 8 parameters: a turn needs the cache, the tokens known so far and the next ones, all traced.
 def _think(model, x_bed, start: batch_lib.Fields, kv, known: batch_lib.Fields, num_turns, config,
            dropout_key=None):
   """Turns from the hidden states x at `<b>`, whose Fields are `start`; each reads a thought.

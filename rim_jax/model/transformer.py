@@ -71,6 +71,7 @@ class Norm(nnx.Module):
 class Linear(nnx.Module):
   """One projection of every layer: a stacked kernel [l, *in, *out], a bias, an adapter."""
 
+  # 7 parameters: what one projection differs in from another.
   def __init__(self, config: ModelConfig, name, shape, axes, num_inputs, key, scale=1.0):
     self.num_inputs = num_inputs
     fan_in = math.prod(shape[:num_inputs])
@@ -204,6 +205,7 @@ class Transformer(nnx.Module):
     return memory.look_up(self.embedding[...], self.memory[...], tokens_bt,
                           jnp.dtype(self.config.compute_dtype))
 
+  # 10 parameters: ways to read a row and to keep what is read, any of which can be left out.
   def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None, cache=None, offset=0,
                return_kv=False, num_layers: int | None = None, inputs_btd=None, collect_bp=None):
     """Hidden states after the final norm, or as they leave the first `num_layers` layers.

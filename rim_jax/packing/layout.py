@@ -155,6 +155,7 @@ def count_example(example: Example, config: LayoutConfig) -> tuple[int, int, int
   return tokens, slots, max(trunk, last)
 
 
+# 8 parameters: three places in the rows, which move on, beside what is written there.
 def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number: int,
                   example: Example, config: LayoutConfig, memory_start: int) -> tuple[int, int]:
   """Writes an example into `rows[row]` from `token` and `slot` on, as example `number`.

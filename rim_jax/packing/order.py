@@ -109,6 +109,7 @@ def pack(order: np.ndarray, sizes: np.ndarray, row_tokens: int, row_slots: int,
   return rows
 
 
+# 9 parameters: the plan is a pure function, and these are all that it depends on.
 def make_plan(usable: np.ndarray, sizes: np.ndarray, num_examples: int, row_tokens: int,
               row_slots: int, window: int, seed: int, cut=None, least=None) -> Plan:
   """The rows of a stage: epochs of freshly permuted records until the budget is spent.

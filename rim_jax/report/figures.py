@@ -46,6 +46,7 @@ class Figure:
     storage.write_text(folder / f'{self.name}.csv', text.getvalue())
 
 
+# 7 parameters: what a figure of lines can have; all but four have a default.
 def draw(caption: str, ylabel: str, xlabel: str, lines: dict, below: dict | None = None,
          legend_title: str = '', marks: str = 'line') -> Figure:
   """Lines, label -> (x, y) or (x, y, standard errors or None), and lambdas below them.

@@ -106,6 +106,7 @@ def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Progr
       jax.jit(make_state, out_shardings=shardings[0], donate_argnums=0))
 
 
+# 8 parameters: what differentiates by the model takes it first, and jit needs the rest apart.
 def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks: int,
                  config: Config, dropout_key, row_examples: int = 1):
   """Weighted NLL of a (micro-)batch as sums, and what its method adds to it.
@@ -133,6 +134,7 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
   }
 
 
+# Long, with 7 parameters: the step closes over all that is fixed while a stage compiles once.
 def make_train_step(program: Program, config: Config, num_steps: int, num_blocks: int, mesh,
                     reset_steps: tuple = (), row_examples: int = 1):
   """(state, frozen, batch) -> (state, metrics), jitted, placed, `state` donated.
