@@ -199,7 +199,8 @@ def table(head, rows, title: str = '', notes=()) -> Table | None:
 def to_markdown(shown: Table) -> list[str]:
   """The table's lines, its title above and its notes below, each after an empty line."""
   def write(cells):
-    return f"| {' | '.join(c.replace('|', '/') for c in cells)} |"
+    told = (re.sub(r'<(?=[A-Za-z/!])', r'\\<', c.replace('|', '/')) for c in cells)
+    return f"| {' | '.join(told)} |"
   head = [f'{c.label}{f" ({c.note})" if c.note else ""}' for c in shown.columns]
   lines = ['', shown.title, ''] if shown.title else ['']
   lines += [write(head), '|---' * len(head) + '|']
