@@ -1,6 +1,7 @@
 """What the recipes share: the tasks by preset name. A recipe is one of these plus its method."""
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -252,8 +253,8 @@ PRESETS = {'chain': make_chain, 'gsm8k': make_gsm8k, 'gsm8k_perturbed': make_gsm
            'llama3_2_3b': make_llama3_2_3b}
 
 
-def make(method: str, preset: str):
-  """The config of a method on a preset; rim's stages are exactly those that rim would run.
+def make(method: str, preset: str) -> Any:
+  """The ConfigDict of a method on a preset; rim's stages are exactly those that rim would run.
 
   Raises: UserError "there is no preset '...'".
   """

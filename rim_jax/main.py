@@ -45,6 +45,7 @@ import os
 import pathlib
 import re
 import sys
+from typing import Any
 
 from absl import flags
 from etils import epath
@@ -165,8 +166,8 @@ def _find_override_problems(argv):
 
 
 # Long: the order in which a command line can be wrong, each told in a line.
-def _parse(argv):
-  """Flags, the frozen config and the recipe's path of a command line.
+def _parse(argv) -> tuple[flags.FlagValues, Any, str]:
+  """Flags, the frozen config (a sweep's points, None for help) and the recipe's path.
 
   Raises: UserError in one line for whatever is wrong with either.
   """
@@ -191,7 +192,7 @@ def _parse(argv):
       raise
     raise UserError(f'{path or "command line"}: {_flatten_message(e)}') from e
   if values.help:
-    return values, None, path
+    return values, None, path or ''
   if rest:
     raise UserError(f'command line: {rest[0]!r} is no flag; write --flag=value')
   if path is None:
@@ -406,7 +407,7 @@ def _is_disk_full(error) -> bool:
 
 
 def main() -> None:
-  if isinstance(sys.stdin, io.TextIOBase) and hasattr(sys.stdin, 'reconfigure'):
+  if isinstance(sys.stdin, io.TextIOWrapper):
     sys.stdin.reconfigure(encoding='utf-8')
   code = cli(sys.argv)
   sys.stdout.flush()

@@ -36,7 +36,9 @@ def keep_compiled(config) -> None:
   """
   if jax.process_count() > 1:
     return
-  if os.environ.get('JAX_COMPILATION_CACHE_DIR') or jax.config.jax_compilation_cache_dir:
+  # JAX adds its options to this object as it is imported, which its stubs do not tell.
+  kept = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+  if os.environ.get('JAX_COMPILATION_CACHE_DIR') or kept:
     return
   kind = jax.devices()[0].device_kind.replace(' ', '-')
   if jax.devices()[0].platform == 'cpu':
@@ -347,6 +349,7 @@ def export(config, workdir, verify, say) -> None:
   if not hosts.lead(lambda: state_lib.is_complete(folder)):
     raise UserError(f'{folder}: is not complete; run its command again to finish it')
   export_lib.check_exportable(config, task.base, folder)
+  assert task.base is not None  # or that has raised
   out = epath.Path(config.export.dir) if config.export.dir else folder / 'export'
   if storage.is_bucket(out):
     raise UserError(f'{out}: an export is written to a local directory; name one with '

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 class Limit(typing.NamedTuple):
   """One limit: how an error says it after the key and its value, and the test itself."""
   words: str
-  holds: Callable[[Any], bool]
+  holds: Callable[[Any], object]  # true where it does
 
 
 def parse_sizes(text: str) -> tuple[int, ...]:

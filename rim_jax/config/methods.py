@@ -45,7 +45,7 @@ class Facts:
   is_baseline: bool = False  # direct answering, which times are compared with
   # (what is done, what it should give if the memory does the work): its run stands beside the
   # controls of another, at --config.controls.NAME_dir.
-  control: tuple[str, str] = ()
+  control: tuple[str, str] | tuple[()] = ()
   find_problems: Callable[[Config], list[str]] = _find_no_problems  # a line for each
 
   @property

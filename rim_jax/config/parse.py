@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import typing
+from typing import Any
 
 import ml_collections
 
@@ -18,17 +19,23 @@ from rim_jax.config.schema import Config
 from rim_jax.errors import UserError
 
 
-def make_config_dict(**fields) -> ml_collections.ConfigDict:
-  """All keys at their defaults, with `fields` set; locked, so that a typo raises."""
+def make_config_dict(**fields) -> Any:
+  """A ConfigDict: all keys at their defaults, with `fields` set; locked, so that a typo raises."""
   config = ml_collections.ConfigDict(dataclasses.asdict(schema.Config(**fields)))
   return config.lock()
 
 
-def flatten(config) -> dict:
+def _make_dict(value: Any) -> Any:
+  """A config or a section of one as a dictionary; any other value as it is."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    return dataclasses.asdict(value)
+  return value
+
+
+def flatten(config: Any) -> dict[str, Any]:
   """Dotted key -> value, in declaration order, of a Config or its dictionary."""
-  tree = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else config
   flat = {}
-  for key, value in tree.items():
+  for key, value in _make_dict(config).items():
     if isinstance(value, dict):
       flat.update({f'{key}.{k}': v for k, v in flatten(value).items()})
     else:
@@ -42,8 +49,7 @@ def list_neutral(cls) -> dict:
   neutral = {}
   for field in dataclasses.fields(cls):
     if field.metadata.get('later'):
-      neutral |= flatten({field.name: dataclasses.asdict(field.default) if (
-          dataclasses.is_dataclass(field.default)) else field.default})
+      neutral |= flatten({field.name: _make_dict(field.default)})
     elif dataclasses.is_dataclass(field.default):
       neutral |= {f'{field.name}.{k}': v for k, v in list_neutral(type(field.default)).items()}
   return neutral

@@ -8,6 +8,7 @@ and in jax.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,8 +69,8 @@ def get_fields(batch: Batch) -> Fields:
 
 def make_empty_rows(num_rows: int, row_tokens: int, row_slots: int) -> Batch:
   """Rows of padding, as numpy arrays to be filled."""
-  rows = {f: np.zeros((num_rows, row_tokens), np.int32) for f in ROW_FIELDS}
-  slots = {f: np.zeros((num_rows, row_slots), np.int32) for f in SLOT_FIELDS}
+  rows: dict[str, Any] = {f: np.zeros((num_rows, row_tokens), np.int32) for f in ROW_FIELDS}
+  slots: dict[str, Any] = {f: np.zeros((num_rows, row_slots), np.int32) for f in SLOT_FIELDS}
   slots['slot_pair'] -= 1
   return Batch(**rows, **slots)
 

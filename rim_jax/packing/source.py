@@ -331,16 +331,16 @@ class BatchSource:
     """Record numbers of each of batch i's rows that are made here."""
     return [self._stage.plan.get_row(i * self._stage.batch_rows + r) for r in self.rows.tolist()]
 
-  def __getitem__(self, i: int) -> batch_lib.Batch:
+  def __getitem__(self, index: int) -> batch_lib.Batch:
     plan, codec = self._stage.plan, self._codec
-    rows = self.get_records(i)
+    rows = self.get_records(index)
     batch = batch_lib.make_empty_rows(len(rows), plan.row_tokens, plan.row_slots)
     numbers = np.concatenate(rows).tolist()
     records = iter(self._split.__getitems__(numbers) if numbers else ())
     for row, at in enumerate(self.rows.tolist()):
       token = slot = 0
       for number, removed in enumerate(
-          plan.get_removed(i * self._stage.batch_rows + at).tolist(), 1):
+          plan.get_removed(index * self._stage.batch_rows + at).tolist(), 1):
         example = codec.lay_out(codec.encode(next(records)), removed)
         token, slot = layout_lib.write_example(
             batch, row, token, slot, number, example, codec.config.layout, codec.memory_start)

@@ -188,7 +188,7 @@ def _describe(compiled, costs, machine, model_flops):
       'collectives': {kind: dataclasses.asdict(c) for kind, c in sorted(costs.collectives.items())},
       'unknown': {'loops': costs.unknown_loops, 'kernels': costs.unknown_kernels},
       'roofline_secs': secs,
-      'bound': max(secs.keys() - {'step'}, key=secs.get),
+      'bound': max(secs.keys() - {'step'}, key=secs.__getitem__),
       'mfu_ceiling': model_flops / (secs['step'] * chips * machine.chip.flops_per_sec)}
 
 

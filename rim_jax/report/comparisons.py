@@ -36,8 +36,8 @@ def compare(config: Config, workdir, other, say, console) -> None:
   runs = {'a': _read_run(folder, config), 'b': _read_run(_find_run(other), config)}
   if storage.get_absolute(runs['a']['run']) == storage.get_absolute(runs['b']['run']):
     raise UserError(f'--with={other}: is the run itself; name another one')
-  found = run_folder.compare_files(*(
-      epath.Path(run['run']) / 'predictions' / f'{run["set"]}.jsonl' for run in runs.values()))
+  a, b = (epath.Path(run['run']) / 'predictions' / f'{run["set"]}.jsonl' for run in runs.values())
+  found = run_folder.compare_files(a, b)
   for key, alone in (('a', found.only_a), ('b', found.only_b)):
     runs[key]['acc'] = (found.both + alone) / found.count
   _show(console, runs, found)

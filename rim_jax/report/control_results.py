@@ -6,6 +6,7 @@ checkpoint, set or data than a result is of, is never put beside it.
 
 import dataclasses
 import itertools
+from typing import Any
 
 from rim_jax.errors import UserError
 from rim_jax.report.page import load_json
@@ -79,7 +80,7 @@ def _summarize_controls(asked) -> dict:
     # A matched run that stands beside several seeds is one run, not several.
     own = list({entry.get('run', i): entry for i, entry in enumerate(given)}.values())
     shares = {key: average([entry.get(key) for entry in own]) for key in SHARES}
-    told = {key: share for key, share in shares.items() if share}
+    told: dict[str, Any] = {key: share for key, share in shares.items() if share}
     for key in ('none', 'differs'):
       reasons = [entry[key] for entry in own if entry.get(key)]
       if reasons:

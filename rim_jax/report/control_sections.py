@@ -11,7 +11,7 @@ from etils import epath
 from rim_jax.report import control_results
 from rim_jax.report.figures import Axes, Figure, draw, draw_map
 from rim_jax.report.page import (
-  Block,
+  Blocks,
   Section,
   details,
   figures,
@@ -97,13 +97,13 @@ def _tabulate(found, show, notes=()):
 
 def _show_control(key, control, _):
   """Accuracies after each block, the own answer's and the donor's, and what they are of."""
-  lines = [cell(label, join(map(share, control[part]))) for part, label in (
+  lines: list[Cell | str] = [cell(label, join(map(share, control[part]))) for part, label in (
       ('block_acc', ''), ('block_donor_acc', "donor's ")) if control.get(part)]
   if 'none' in control:
     lines.append(clean(control['none']))
   elif control.get('given') is False:
     lines.append(f'not given: controls.{key}_dir')
-  notes = [cell(number(control['n']), ' questions')] if control.get('n') else []
+  notes: list[Cell | str] = [cell(number(control['n']), ' questions')] if control.get('n') else []
   if control.get('readout_trained'):
     notes.append('a readout was trained there')
   if 'run' in control:
@@ -123,7 +123,7 @@ def _show_shares(control, count):
   return told.note(f'DIFFERS in {clean(differs)}') if differs else told
 
 
-def _make_controls(run, found) -> list[Block]:
+def _make_controls(run, found) -> Blocks:
   pairing, blocks = found['pairing'], range(1, found['num_blocks'] + 1)
   told = (f'{found["set"]}, {found["n"]:,} questions, step {found["step"]:,} '
           f'({found["checkpoint"]} checkpoint). In % right, after block '
@@ -137,7 +137,7 @@ def _make_controls(run, found) -> list[Block]:
             for block in _make_sweep(run, key, sweep, blocks))]
 
 
-def _make_sweep(run, key, sweep, blocks) -> list[Block]:
+def _make_sweep(run, key, sweep, blocks) -> Blocks:
   """Whose answer is given, by the block that is changed and the block that is read."""
   entries = [e for e in sweep['by_block'] if 'block_acc' in e]
   title = key.replace('_', ' ')
@@ -157,7 +157,7 @@ def _make_sweep(run, key, sweep, blocks) -> list[Block]:
 # ---- Attention ----
 
 
-def _make_attention(run, attention) -> list[Block]:
+def _make_attention(run, attention) -> Blocks:
   if not attention:
     return []
   by_block = attention['mean']
@@ -196,7 +196,7 @@ def _shade(tokens, weights) -> Cell:
 # ---- Probes ----
 
 
-def _make_probes(run, probes) -> list[Block]:
+def _make_probes(run, probes) -> Blocks:
   right, counts = probes['right'], probes['num_questions']
   told = (f'Logistic regressions on {clean(probes["state"])}: fitted on {counts["train"]:,} '
           f'questions of train, C chosen on {counts["valid"]:,} of valid, in % on '
@@ -219,7 +219,7 @@ def _show_ranking(entry):
   return [share(entry['auroc']), share(entry['auprc']), share(entry['right']), chosen]
 
 
-def _make_selection(selection) -> list[Block]:
+def _make_selection(selection) -> Blocks:
   """What choosing a block by its probe would give."""
   head = paragraph(Part('The answer of the block whose probe is most confident', style='bold'))
   if 'none' in selection:
@@ -234,7 +234,7 @@ def _make_selection(selection) -> list[Block]:
                     small=True)]
 
 
-def _make_steps(run, steps) -> list[Block]:
+def _make_steps(run, steps) -> Blocks:
   """Which intermediate result each block holds, beside the class most frequent in train."""
   if 'acc' not in steps:
     return [paragraph(Part('Intermediate results', style='bold')),
@@ -252,7 +252,7 @@ def _make_steps(run, steps) -> list[Block]:
 # ---- Components ----
 
 
-def _make_components(run, pca, folder) -> list[Block]:
+def _make_components(run, pca, folder) -> Blocks:
   """Centers of blocks over training, and points of the last checkpoint by block."""
   if 'none' in pca:
     return [paragraph(clean(pca['none']), muted=True)]
@@ -295,7 +295,7 @@ def _load_points(folder, step, num_blocks):
 # ---- Over the seeds of a sweep ----
 
 
-def make_probes_over_seeds(entries) -> list[Block]:
+def make_probes_over_seeds(entries) -> Blocks:
   """What probes read off block states, as means over seeds; [] where no entry has any."""
   probed = [e for e in entries if 'probes' in e]
   if not probed:
@@ -316,7 +316,7 @@ def make_probes_over_seeds(entries) -> list[Block]:
           *(block for e in probed if 'steps' in e['probes'] for block in _make_steps_over_seeds(e))]
 
 
-def _make_steps_over_seeds(entry) -> list[Block]:
+def _make_steps_over_seeds(entry) -> Blocks:
   """Which intermediate result each block holds: a map of means, and a table with their errors."""
   steps, count = entry['probes']['steps'], entry['num_done']
   columns = [f'r{t}' for t in range(1, len(steps['majority']) + 1)]

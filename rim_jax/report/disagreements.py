@@ -14,7 +14,7 @@ from rim_jax.runtime import run_folder
 _NUM_SHOWN = 6
 
 
-def make_examples(runs) -> list[page.Block]:
+def make_examples(runs) -> page.Blocks:
   """Answers of runs to the same few questions, one run below another; [] where none has answers.
 
   Args:

@@ -145,7 +145,8 @@ def make_style(caption):
   """(a context to draw a figure in, its colours from 0 to 1, legible on light and on dark)."""
   import matplotlib
   from matplotlib import colors
-  return (matplotlib.rc_context(_FIGURE_STYLE | {'svg.hashsalt': caption}),
+  style: dict[typing.Any, typing.Any] = {**_FIGURE_STYLE, 'svg.hashsalt': caption}
+  return (matplotlib.rc_context(style),
           colors.LinearSegmentedColormap.from_list('ramp', _RAMP))
 
 

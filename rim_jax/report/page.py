@@ -3,6 +3,7 @@
 A page is a list of blocks; templates/ says how each is shown, and escapes all text.
 """
 
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import itertools
@@ -54,6 +55,7 @@ class Section:
 
 
 Block = Heading | Paragraph | Items | Figures | Details | Section | Table
+Blocks = Sequence[Block | None]  # None: a table without rows, which is left out
 
 
 def paragraph(*parts, small=False, muted=False) -> Paragraph:
@@ -65,21 +67,21 @@ def items(notes) -> list[Items]:
   return [Items(notes)] if notes else []
 
 
-def figures(drawn) -> list[Figures]:
+def figures(drawn: Iterable[Figure | None]) -> list[Figures]:
   drawn = tuple(f for f in drawn if f is not None)
   return [Figures(drawn)] if drawn else []
 
 
-def details(summary: str, blocks) -> list[Details]:
+def details(summary: str, blocks: Blocks) -> list[Details]:
   blocks = keep(blocks)
   return [Details(summary, blocks)] if blocks else []
 
 
-def section(title: str, blocks, otherwise: str = 'no data') -> Section:
+def section(title: str, blocks: Blocks, otherwise: str = 'no data') -> Section:
   return Section(title, keep(blocks), clean(otherwise))
 
 
-def keep(blocks) -> tuple[Block, ...]:
+def keep(blocks: Iterable[Block | None]) -> tuple[Block, ...]:
   """Those blocks that are there."""
   return tuple(block for block in blocks if block is not None)
 
@@ -93,12 +95,12 @@ def _load_template():
   return environment.get_template('page.html.j2')
 
 
-def render_page(title: str, blocks) -> str:
+def render_page(title: str, blocks: Blocks) -> str:
   """The HTML of a page."""
   return _load_template().render(title=clean(title), blocks=keep(blocks))
 
 
-def write_page(path, title: str, blocks) -> epath.Path:
+def write_page(path, title: str, blocks: Blocks) -> epath.Path:
   """Writes a page, whole or not at all, and its figures into figures/ beside it."""
   path = epath.Path(path)
   drawn = list(list_figures(blocks))

@@ -18,7 +18,7 @@ from rim_jax.errors import UserError
 from rim_jax.report import control_results, control_sections, paper
 from rim_jax.report.figures import draw
 from rim_jax.report.page import (
-  Block,
+  Blocks,
   Heading,
   Section,
   describe_trained,
@@ -161,14 +161,14 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
     console.print(Text(f'{folder}: no results to show'))
     return
   result = results[name]
-  console.print(to_rich(_tabulate_result(name, result), console))
   examples = _choose_examples(load_predictions(folder, name), num_shown)
-  if examples:
-    console.print(to_rich(_tabulate_examples(examples, result), console))
+  for shown in (_tabulate_result(name, result), _tabulate_examples(examples, result)):
+    if shown:
+      console.print(to_rich(shown, console))
   console.print(Text(f'Rule: {result["answer_rule"]}.'))
 
 
-def _tabulate_result(name, result) -> Table:
+def _tabulate_result(name, result) -> Table | None:
   """Every measure of a set with what it means, and a bar for each block."""
   facts, rows = methods.get_facts(result['method']), []
   for key, label, meaning in _get_measures(result):
@@ -185,7 +185,7 @@ def _tabulate_result(name, result) -> Table:
                f'Results on {name}')
 
 
-def _tabulate_examples(examples, result) -> Table:
+def _tabulate_examples(examples, result) -> Table | None:
   head = [Column('question', ratio=2), Column('gold', most=12),
           Column('answer after each block' if result['num_blocks'] else 'answer', ratio=3)]
   rows = [[clean(p['question'], 120), clean(p['answer'], 24), _show_read(p, result, 160)]
@@ -268,7 +268,7 @@ def _make_headline(results) -> Table | None:
   return table(['', *map(clean, sets)], rows) if sets else None
 
 
-def _make_accuracies(name, sets) -> list[Block]:
+def _make_accuracies(name, sets) -> Blocks:
   """Accuracies by block as a table, and as a figure where there is more than one."""
   lines = {key: _by_block(r['block_acc'], r['num_blocks']) for key, r in sets.items()}
   lines |= {f'{key}, next step (given the gold number of steps)':
@@ -286,7 +286,7 @@ def _make_accuracies(name, sets) -> list[Block]:
           if len(blocks) > 1 else [])]
 
 
-def _make_latency(results) -> list[Block]:
+def _make_latency(results) -> Blocks:
   """How long each set's answer took, as a figure and with all that it depends on."""
   lines, rows = {}, []
   for name, sets in results.items():
@@ -327,7 +327,7 @@ def _make_questions(name, stage, folder, sets, is_last) -> list[Section]:
   return parts + (control_sections.make_parts(name, folder) if asked else [])
 
 
-def _make_budgets(name, stage, sets) -> list[Block]:
+def _make_budgets(name, stage, sets) -> Blocks:
   """The last answer's accuracy with K blocks, from one trained model."""
   lines = {key: (list(map(int, result['budget_acc'])),
                  [100 * acc for acc in result['budget_acc'].values()])
@@ -338,7 +338,7 @@ def _make_budgets(name, stage, sets) -> list[Block]:
                        lines)] if lines else [])
 
 
-def _make_curves(name, stage, folder, sets) -> list[Block]:
+def _make_curves(name, stage, folder, sets) -> Blocks:
   """Loss, lambda and accuracy of each block over the steps of a stage."""
   metrics = run_folder.RunFolder(folder).load_metrics()
   losses = _get_series(metrics, 'train/nll_block_')
@@ -401,7 +401,7 @@ def _make_examples(folder, sets, num_shown) -> Table | None:
        _show_read(p, next(iter(sets.values())))] for p in chosen])
 
 
-def _make_card(folder) -> list[Block]:
+def _make_card(folder) -> Blocks:
   """The reproduction card: what ran, on what, and every setting."""
   card = load_json(folder, 'config.json')
   settings = config_lib.flatten(card.pop('config', {}))

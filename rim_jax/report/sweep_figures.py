@@ -40,7 +40,7 @@ def draw_parallel(rows, levels, measure: str) -> figures.Figure | None:
     ax.grid(False)
     for x, (factor, values) in enumerate(levels.items()):
       _draw_axis(ax, x, [(places[factor][v], _format(v)) for v in _thin(
-          sorted(values, key=places[factor].get))])
+          sorted(values, key=places[factor].__getitem__))])
     _draw_axis(ax, len(levels), [(i / 4, f'{100 * (low + i / 4 * (high - low)):.0f}')
                                  for i in range(5)])
     return figures.finish(figure, caption, [*levels, 'accuracy'], [
@@ -104,7 +104,8 @@ def average_grid(rows, first: str, second: str) -> dict:
 def draw_heat_map(rows, levels, first: str, second: str, measure: str) -> figures.Figure:
   """Mean accuracy of each two levels of two factors, over all else that was run with them."""
   cells = average_grid(rows, first, second)
-  down, across = (sorted(levels[f], key=place_levels(levels[f]).get) for f in (first, second))
+  down, across = (sorted(levels[f], key=place_levels(levels[f]).__getitem__)
+                  for f in (first, second))
   return figures.draw_map(
       f'{measure} by {first} and {second}; %, mean over all else, seeds too',
       figures.Axes(first, down, second, across),

@@ -78,13 +78,13 @@ def _choose_drawn(done):
   return [e for e in done if e in ranked], f'; the best {_MOST_LINES} of {len(done)} by valid'
 
 
-def _make_pairs(conclusion) -> list[page.Block]:
+def _make_pairs(conclusion) -> page.Blocks:
   reasons = dict.fromkeys(f'{p["a"]} and {p["b"]}, {seed}: not compared, {why}'
                           for p in conclusion['pairs'] for seed, why in p['not_compared'].items())
   return [sweep_tables.tabulate_pairs(conclusion), *page.items(reasons)]
 
 
-def _make_notes(entries) -> list[page.Block]:
+def _make_notes(entries) -> page.Blocks:
   """What the table cannot say: what failed or was dropped, and which order seeds do not support."""
   events = [f'{name}: failed, {error}' for e in entries for name, error in e['failed'].items()]
   events += [f'{name}: dropped {why}' for e in entries for name, why in e['dropped'].items()]
@@ -100,7 +100,7 @@ def _make_notes(entries) -> list[page.Block]:
   return [*page.items(events), *shown]
 
 
-def _draw_factors(states) -> list[page.Block]:
+def _draw_factors(states) -> page.Blocks:
   """Every point over its factors, and each two factors that were crossed."""
   levels = sweep_results.list_levels([s.point for s in states])
   rows = [(s.point.factors, s.result.final_acc) for s in states if s.result]
@@ -110,7 +110,7 @@ def _draw_factors(states) -> list[page.Block]:
         for first, second in sweep_figures.list_grids(rows, levels))])
 
 
-def _draw_blocks(drawn, which) -> list[page.Block]:
+def _draw_blocks(drawn, which) -> page.Blocks:
   """Accuracies after each block, where there is more than one."""
   lines = {e['name']: (list(range(1, len(accs) + 1)), *(
       [None if a[part] is None else 100 * a[part] for a in accs] for part in ('mean', 'stderr')))
@@ -136,14 +136,14 @@ def _make_by_number(entries, which, states) -> list[page.Section]:
           *_make_optional('One of k answers is right', drawn)]
 
 
-def _draw_by_number(entries, key, caption, xlabel) -> list[page.Block]:
+def _draw_by_number(entries, key, caption, xlabel) -> page.Blocks:
   lines = {e['name']: (sorted(map(int, e[key])), [
       100 * e[key][k]['mean'] for k in sorted(e[key], key=int)]) for e in entries if key in e}
   return page.figures([draw(caption, 'accuracy, %', xlabel, lines, legend_title='run')]
                       if lines else [])
 
 
-def _draw_latency(entries, drawn, which) -> list[page.Block]:
+def _draw_latency(entries, drawn, which) -> page.Blocks:
   lines = {e['name']: _list_points(e) for e in drawn if 'ttft_ms' in e}
   machines = sweep_tables.list_machines(entries)
   told = machines[0] if len(machines) == 1 else (
@@ -160,7 +160,7 @@ def _list_points(entry):
   return times, [100 * entry['final_acc']['mean']] * len(times)
 
 
-def _draw_learning(entries, which, states) -> list[page.Block]:
+def _draw_learning(entries, which, states) -> page.Blocks:
   """Accuracy on valid over the updates of all stages, of each entry's first run."""
   by_name, lines = {s.point.name: s for s in states}, {}
   for entry in entries:
@@ -176,7 +176,7 @@ def _draw_learning(entries, which, states) -> list[page.Block]:
       legend_title='run')] if lines else [])
 
 
-def _make_controls(entries, states) -> list[page.Block]:
+def _make_controls(entries, states) -> page.Blocks:
   """Controls beside what each should give: means over seeds, and each run's, after each block."""
   found = {s.point.name: control_results.load_asked(
       s.last[1], s.last[0].eval_set, values.to_tree(s.result))[0] for s in states if s.result}

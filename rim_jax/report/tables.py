@@ -191,7 +191,7 @@ def table(head, rows, title: str = '', notes=()) -> Table | None:
   if not rows:
     return None
   head = list(head) or [''] * len(rows[0])
-  columns = (c if isinstance(c, Column) else Column(*((c,) if isinstance(c, str) else c))
+  columns = (c if isinstance(c, Column) else Column(c) if isinstance(c, str) else Column(*c)
              for c in head)
   return Table(tuple(columns), rows, title, tuple(notes))
 

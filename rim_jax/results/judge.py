@@ -12,7 +12,7 @@ ANSWER_RULE = ('answers are compared as numbers after removing $, %, thousands c
 _NUMBER = re.compile(r'[+-]?(\d+(\.\d*)?|\.\d+)')
 
 
-def canonicalize(text: str):
+def canonicalize(text: str) -> decimal.Decimal | str:
   """An answer as Decimal where it is a number, else as text with single spaces."""
   bare = re.sub(r'[\s,$%]', '', text).removesuffix('.')
   if _NUMBER.fullmatch(bare):
@@ -22,11 +22,11 @@ def canonicalize(text: str):
 
 def answers_match(a: str, b: str) -> bool:
   """Whether two answers are the same under ANSWER_RULE."""
-  a, b = canonicalize(a), canonicalize(b)
-  if isinstance(a, decimal.Decimal) and isinstance(b, decimal.Decimal):
-    whole = a == a.to_integral_value() and b == b.to_integral_value()
-    return a == b if whole else abs(a - b) <= TOLERANCE
-  return type(a) is type(b) and a == b
+  x, y = canonicalize(a), canonicalize(b)
+  if isinstance(x, decimal.Decimal) and isinstance(y, decimal.Decimal):
+    whole = x == x.to_integral_value() and y == y.to_integral_value()
+    return x == y if whole else abs(x - y) <= TOLERANCE
+  return type(x) is type(y) and x == y
 
 
 def parse_answer(text: str, config: Config) -> str:

@@ -4,6 +4,7 @@ Reads results of runs that are done, never a model.
 """
 
 import dataclasses
+from typing import Any
 
 from rim_jax.config import methods
 from rim_jax.results import stats
@@ -55,7 +56,7 @@ def summarize(results) -> dict:
     facts = _get_facts(next(iter(result.get('latency', ())), {}))
     alike.setdefault(facts or words, {
         'machine': _MACHINE.format(**dict(facts)) if facts else words, 'conditions': words})
-  found = {'measured_on': list(alike.values())}
+  found: dict[str, Any] = {'measured_on': list(alike.values())}
   if len(alike) == 1:
     values = [r['ttft_ms'] for r in timed]
     found['ttft_ms'] = dataclasses.asdict(stats.summarize(values)) | {'values': values}

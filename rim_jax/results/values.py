@@ -326,7 +326,7 @@ class ControlsResult(Value):
 # ---- To JSON and back ----
 
 
-def to_tree(value):
+def to_tree(value) -> typing.Any:
   """What `json.dumps` writes of a value: a field that is None by default and still is, is left out.
   """
   if dataclasses.is_dataclass(value):
@@ -343,14 +343,14 @@ def _get_types(kind) -> dict:
   return typing.get_type_hints(kind)
 
 
-def from_tree(kind, tree):
+def from_tree(kind, tree) -> typing.Any:
   """A value of a kind, or a list or dictionary of such, from what `to_tree` makes of it.
 
   Raises: ValueError where the tree has another form, or lacks what every file has.
   """
   if kind is typing.Any or tree is None:
     return tree
-  if dataclasses.is_dataclass(kind):
+  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
     if not isinstance(tree, dict):
       raise ValueError(f'{type(tree).__name__} in place of what a {kind.__name__} has')
     wanted = _get_types(kind)

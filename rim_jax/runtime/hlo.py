@@ -70,6 +70,7 @@ def _count_flops(i: Instruction, computation) -> float:
 
 def _count_convolution(i, left, right):
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', i.attributes)
+  assert labels is not None  # every convolution has them
   left_at, right_at, out_at = ({c: n for n, c in enumerate(s)} for s in labels.groups())
   out = i.arrays[0].shape
   window = dict(re.findall(r'(\w+)=([\dx_\-]+)', (re.search(r'window=\{([^}]*)\}', i.attributes)

@@ -49,7 +49,7 @@ class Instruction:
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
   """A module's text -> (its computations by name, each by instruction; the entry's name)."""
-  computations, entry, current, pending = {}, None, None, None
+  computations, entry, current, pending = {}, '', '', ''
 
   def finish():
     if pending:
@@ -58,12 +58,12 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
   for line in text.splitlines():
     head = _HEAD.match(line)
     if head and not line.startswith(' '):
-      current, pending = head[2], None
+      current, pending = head[2], ''
       computations[current] = {}
       entry = current if head[1] else entry
     elif current and line == '}':
       finish()
-      current = pending = None
+      current = pending = ''
     elif current and _LINE.match(line):
       finish()
       pending = line
@@ -84,6 +84,7 @@ def _find_close(text, start):
 
 def _parse_instruction(line):
   head = _LINE.match(line)
+  assert head is not None  # `parse` has asked
   at = head.end()
   end = _find_close(line, at) + 1 if line[at] == '(' else line.index(' ', at)
   opening = line.index('(', end)
@@ -108,7 +109,7 @@ def count_trips(loop: Instruction, caller, computations) -> int | None:
   condition, body = computations[loop.get('condition')], computations[loop.get('body')]
   start = caller.get(loop.operands[0])
   compare, args = _unfold(get_root(condition), condition, computations)
-  if compare.op != 'compare' or 'direction=LT' not in compare.attributes:
+  if compare is None or compare.op != 'compare' or 'direction=LT' not in compare.attributes:
     return None
 
   def evaluate(instruction):  # a constant, or one that is carried into the loop and never changed
@@ -137,7 +138,9 @@ def _get_index(instruction):
   """Which element of a loop's state this is, or None."""
   if instruction is None or instruction.op != 'get-tuple-element':
     return None
-  return int(re.search(r'index=(\d+)', instruction.attributes)[1])
+  found = re.search(r'index=(\d+)', instruction.attributes)
+  assert found is not None  # every such instruction has one
+  return int(found[1])
 
 
 def _unfold(instruction, computation, computations):

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import traceback
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -56,8 +57,9 @@ def start(coordinator: str, num_processes: int, process_id: int, automatic: bool
   Raises: UserError for flags that do not go together; HostError naming who is missing.
   """
   variable, launched = count_launched(environ)
-  kwargs = {'initialization_timeout': timeout_secs, 'heartbeat_timeout_seconds': _HEARTBEAT_SECS,
-            'shutdown_timeout_seconds': _SHUTDOWN_SECS}
+  kwargs: dict[str, Any] = {
+      'initialization_timeout': timeout_secs, 'heartbeat_timeout_seconds': _HEARTBEAT_SECS,
+      'shutdown_timeout_seconds': _SHUTDOWN_SECS}
   if coordinator:
     if not 0 <= process_id < num_processes or not coordinator.rpartition(':')[2].isdigit():
       raise UserError(f'--coordinator={coordinator} --num_processes={num_processes} '
@@ -333,12 +335,13 @@ class Watchdog:
     if len(told) < 2:
       return {}
     return {'hosts/own_secs_min': min(told.values()), 'hosts/own_secs_max': max(told.values()),
-            'hosts/slowest': max(told, key=told.get)}
+            'hosts/slowest': max(told, key=told.__getitem__)}
 
   def _exchange(self):
     # The store that JAX's own services use has no public name yet.
     from jax._src import distributed
-    client, me, count = distributed.global_state.client, jax.process_index(), 0
+    client: Any = distributed.global_state.client
+    me, count = jax.process_index(), 0
     while not self._done.wait(_BEAT_SECS):
       count += 1
       try:
@@ -379,7 +382,7 @@ class Watchdog:
 
   def _describe_stall(self):
     steps = {p: int(said.split()[1]) for p, (said, _) in self._heard.items()}
-    last = min(steps, key=steps.get) if steps else 0
+    last = min(steps, key=steps.__getitem__) if steps else 0
     others = f'; process {last} is behind all, at step {steps[last]}' if len(steps) > 1 else ''
     return (f'no step for {self._stall_secs:g} s after step {self._step}{others}; the stacks above '
             'say where it hangs; run it again from the last checkpoint')

@@ -145,12 +145,13 @@ def run_points(sweep: Sweep, say, console) -> list[PointRun]:
   with live_table.Board(runs, console) as shown:
     pool = _Pool(sweep, devices.divide(sweep.num_jobs), shown)
     contenders, rungs, path = runs, [], sweep.workdir / 'halving.json'
+    halves = sweep.halving or halving_lib.Halving((), 1.0)  # none: nothing is judged
     path.unlink(missing_ok=True)
-    for share in sweep.halving.shares if sweep.halving else ():
+    for share in halves.shares:
       pool.run(contenders, share)
-      rungs.append(halving_lib.judge(contenders, share, sweep.halving.keep))
+      rungs.append(halving_lib.judge(contenders, share, halves.keep))
       storage.write_json(path, {
-          'format': point_run.SWEEP_VERSION, 'keep': sweep.halving.keep, 'rungs': rungs})
+          'format': point_run.SWEEP_VERSION, 'keep': halves.keep, 'rungs': rungs})
       contenders = _drop(contenders, rungs[-1], say)
     pool.run(runs)
   return runs
@@ -310,7 +311,8 @@ def show_dry(sweep: Sweep, hardware: str, utilization: float, say) -> None:
     say(f'{point.name}: {cost_lib.describe(cost, machine, utilization)}')
     say('  ' + shlex.join(sweep.make_command(point)))
   known = [cost for cost in found if cost.flops is not None]
-  total = cost_lib.Estimate(sum(c.num_examples for c in known), sum(c.flops for c in known))
+  total = cost_lib.Estimate(sum(c.num_examples or 0 for c in known),
+                            sum(c.flops or 0 for c in known))
   say(f'total: {len(sweep.points)} points'
       + (f', {cost_lib.describe(total, machine, utilization)}' if known else '')
       + (f'; the FLOPs of {len(found) - len(known)} are not known' * (len(known) < len(found))))
