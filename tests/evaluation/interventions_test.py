@@ -316,8 +316,8 @@ def test_probes_are_shown_and_what_is_missing_says_so():
                'r_2'):
     assert text in out.getvalue(), text
   cells = [line.split() for line in out.getvalue().splitlines()]
-  assert ['block', '1', '50.0', '-'] in cells and ['block', '2', '25.0', '100.0'] in cells
-  assert ['majority', '10.0', '-'] in cells
+  assert ['block', '1', '50.0', '–'] in cells and ['block', '2', '25.0', '100.0'] in cells
+  assert ['majority', '10.0', '–'] in cells
 
 
 @pytest.mark.parametrize('method, changes, fragment', [
