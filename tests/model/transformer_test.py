@@ -169,7 +169,7 @@ def test_remat_changes_nothing(network, policy):
       return jnp.square(nnx.merge(graphdef, p).compute_slot_logits(batch, config.layout)).sum()
     return nnx.to_pure_dict(jax.jit(jax.grad(loss))(params)), str(jax.make_jaxpr(loss)(params))
   (a, plain_jaxpr), (b, remat_jaxpr) = gradient(plain), gradient(remat)
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), a, b)
+  jax.tree.map(support.assert_close, a, b)
   assert 'remat' in remat_jaxpr and 'remat' not in plain_jaxpr
 
 
