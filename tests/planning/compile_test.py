@@ -245,7 +245,8 @@ def run_plan(tmp_path, name, recipe, *argv):
   """plan.json of a real command on a published model's config.json."""
   (tmp_path / name).mkdir()
   (tmp_path / name / 'config.json').write_text(json.dumps(support_pretrained.PUBLISHED[name][1]))
-  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  # A user's own environment, without the settings of conftest.py: a plan is of real numerics.
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS' and not k.startswith('JAX_')}
   done = subprocess.run(
       [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', '--mode=plan',
        f'--workdir={tmp_path}/w', f'--config.model.init_from={tmp_path}/{name}', *argv],

@@ -118,7 +118,7 @@ def test_the_directory_s_tokenizer_gives_the_ids_that_transformers_had(family):
 @pytest.mark.skipif(importlib.util.find_spec('transformers') is None,
                     reason="needs the extra: pip install -e '.[hf]'")
 def test_the_golden_files_are_what_transformers_gives_today(tmp_path):
-  subprocess.run([sys.executable, pathlib.Path(__file__).parent / 'make_golden.py', '--out',
+  subprocess.run([sys.executable, pathlib.Path(__file__).parents[1] / 'make_golden.py', '--out',
                   tmp_path], check=True)
   for family in FAMILIES:
     old, new = (np.load(d / family / 'golden.npz') for d in (GOLDEN, tmp_path))
