@@ -16,8 +16,8 @@ from rim_jax.errors import UserError
 
 # Keys that change no arithmetic of a forward pass without dropout.
 _HARMLESS = re.compile(
-    r'architectures|model_type|(torch_)?dtype|transformers_version|use_cache|_name_or_path|name'
-    r'|(bos|eos|pad|decoder_start|sep)_token_id|initializer_range|attention_dropout|\w+_pdrop'
+    r'architectures|model_type|(torch_)?dtype|transformers_version|use_cache|(_model)?_name_or_path|name'
+    r'|(bos|eos|pad|unk|decoder_start|sep)_token_id|initializer_range|attention_dropout|\w+_pdrop'
     r'|summary_\w+|task_specific_params|id2label|label2id|n_ctx|gradient_checkpointing'
     r'|output_past|_attn_implementation|reorder_and_upcast_attn|is_llama_config'
     r'|max_window_layers|transformers\.js_config|resid_dropout'

@@ -162,7 +162,9 @@ def test_targets_are_those_of_the_model_in_the_directory(family, targets):
 
 
 def test_harmless_and_switched_off_keys_pass(folder):
-  path = folder('llama', _name_or_path='x', new_switch=False, new_list=[], torch_dtype='float16')
+  # As transformers writes a model that it read from a GGUF file.
+  path = folder('llama', _name_or_path='x', _model_name_or_path='x', unk_token_id=0,
+                new_switch=False, new_list=[], torch_dtype='float16')
   assert families.resolve(make_config(path)).model.embed_dim == 16
 
 
