@@ -1,0 +1,42 @@
+"""A real language model on stories with other numbers: direct, pause, chain of thought and RiM.
+
+  PYTHONPATH=. python bench/stories.py --data=GSM8K --out=STORIES --max_steps=4 --drawn=260000 \\
+      --train=128000
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/stories.py --jobs=4 --controls \\
+      --config.model.init_from=MODEL --config.data.dir=STORIES
+
+MODEL is a Hugging Face directory of SmolLM2-135M-Instruct. All its weights train, in fp32 with
+products in bf16; every method sees the same problems once, with the same learning rate, which was
+not tuned. RiM has the chain task's curriculum: also a readout before block 1, and no fading before
+three quarters of stage 1. With --jobs=4 on one GPU, give each run a share of its memory:
+XLA_PYTHON_CLIENT_MEM_FRACTION=0.22.
+
+Cost and score: docs/results.md, where it was run; else not measured.
+"""
+
+from configs import presets
+from rim_jax.config import grid as grid_lib
+
+METHODS = ('direct', 'pause', 'cot', 'rim')
+
+
+def make(method: str):
+  config = presets.make(method, 'gpt2')
+  config.layout.update({'row_tokens': 512, 'num_blocks': 4, 'depth0_readout': method == 'rim'})
+  config.model.update({'init_from': 'models/SmolLM2-135M-Instruct', 'remat': 'none',
+                       'attention_tile_tokens': 0})
+  config.model.lora.rank = 0
+  config.optim.update({'trainable': 'all', 'learning_rate': 3e-4, 'decay': 'cosine', 'b2': 0.98})
+  config.curriculum.hold_frac = 0.75
+  config.curriculum.update({'stage2_lora_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
+  config.train.update({'num_epochs': 1.0, 'batch_examples': 64})
+  config.eval.max_new_tokens = 96 if method == 'cot' else 12
+  return config
+
+
+def get_config():
+  base = make(METHODS[0])
+  methods = [({'method': method}, grid_lib.find_changes(base, make(method)))
+             for method in METHODS]
+  grid = grid_lib.cross(methods, grid_lib.vary_seeds(3))
+  return grid_lib.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))
