@@ -22,6 +22,7 @@ setuptools.setup(
         'absl-py',
         'etils[epath]',
         'flax>=0.12.8',
+        'gguf>=0.17',  # 120 kB; what it needs is here already
         'grain>=0.2.18',
         'importlib_resources',  # tensorflow-datasets imports it without declaring it
         'jax>=0.10.2',

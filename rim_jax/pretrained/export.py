@@ -25,6 +25,8 @@ import numpy as np
 import tokenizers
 
 from rim_jax.config import Config
+from rim_jax.data import gguf as gguf_lib
+from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.model import lora
 from rim_jax.model.network import Network
@@ -174,7 +176,7 @@ def _verify(folder, config, codec, references, say):
 def _write_tokenizer(folder, config, base) -> list[int]:
   """The tokenizer with the three block tokens at its next free ids, which are returned."""
   path = pathlib.Path(config.tokenizer.path).expanduser()
-  tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  tokenizer = tokenizer_lib.read_file(path)
   taken = [t for t in BLOCK_TOKENS if tokenizer.token_to_id(t) is not None]
   if taken:
     raise UserError(f"{path}: has a token '{taken[0]}' already, which would be taken for a memory "
@@ -187,6 +189,9 @@ def _write_tokenizer(folder, config, base) -> list[int]:
     raise UserError(f'{path}: its ids have holes, so the added tokens would take ids {ids}, some '
                     'of them in use; renumber tokenizer.json')
   tokenizer.save(str(folder / 'tokenizer.json'))
+  if gguf_lib.is_gguf(base.folder):
+    _write_json(folder / 'tokenizer_config.json', families.read_tokenizer_config(base.folder))
+    return ids
   for name in _COPIED:
     if (base.folder / name).exists():
       shutil.copy(base.folder / name, folder)
@@ -261,7 +266,7 @@ def _write_model(folder, network, base, ids, say):
     else:
       shards.add(name, value)
   shards.finish()
-  tree = families.load_json(base.folder / 'config.json')
+  tree = families.read_config(base.folder)
   tree.pop('torch_dtype', None)  # the older spelling of dtype
   tree |= {'vocab_size': num_rows, 'tie_word_embeddings': not untie, 'dtype': config.export.dtype}
   _write_json(folder / 'config.json', tree)

@@ -12,7 +12,10 @@ import re
 
 from rim_jax import config as config_lib
 from rim_jax.config import Config, ModelConfig, TokenizerConfig
+from rim_jax.data import gguf as gguf_lib
+from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
+from rim_jax.pretrained import gguf
 
 # Keys that change no arithmetic of a forward pass without dropout.
 _HARMLESS = re.compile(
@@ -157,8 +160,11 @@ _READERS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'qwen2': _read_qwen2,
             'qwen3': _read_qwen3}
 
 
-def load_json(path, hint='model.init_from is a directory with config.json, *.safetensors and '
-                         'tokenizer.json'):
+_KINDS = ('model.init_from is a GGUF file or a directory with config.json, *.safetensors and '
+          'tokenizer.json')
+
+
+def load_json(path, hint=_KINDS):
   """Raises: UserError naming the file, with the hint where it is missing or no JSON object."""
   try:
     tree = json.loads(path.read_text())
@@ -192,38 +198,53 @@ def parse_model(tree: dict, where) -> dict:
 
 
 def get_folder(config: ModelConfig) -> pathlib.Path:
-  """The directory that `init_from` names. Raises: UserError where '~user' is nobody's."""
+  """The directory, or the GGUF file, that `init_from` names.
+
+  Raises: UserError where '~user' is nobody's.
+  """
   try:
     return pathlib.Path(config.init_from).expanduser()
   except RuntimeError as e:
     raise UserError(f"model.init_from='{config.init_from}': {e}") from None
 
 
+def read_config(path: pathlib.Path) -> dict:
+  """The config.json of a model directory, or what a GGUF file says in its place."""
+  return gguf.read_config(path) if gguf_lib.is_gguf(path) else load_json(path / 'config.json')
+
+
+def read_tokenizer_config(path: pathlib.Path) -> dict:
+  """The tokenizer_config.json of a model, {} without one; 'chat_template' from where it stands."""
+  if gguf_lib.is_gguf(path):
+    header = gguf_lib.read_header(path)
+    tree = {f'{name}_token': gguf_lib.get_token(header, name) for name in ('bos', 'eos')} | {
+        'chat_template': header.metadata.get('tokenizer.chat_template'),
+        'tokenizer_class': 'PreTrainedTokenizerFast'}
+    return {key: value for key, value in tree.items() if value is not None}
+  file, template = path / 'tokenizer_config.json', path / 'chat_template.jinja'
+  tree = load_json(file) if file.exists() else {}
+  return tree | {'chat_template': template.read_text()} if template.exists() else tree
+
+
 def find_tokenizer(folder: pathlib.Path) -> TokenizerConfig:
-  """The directory's tokenizer, with its eos, and its bos if it begins texts with one.
+  """The model's own tokenizer, with its eos, and its bos if it begins texts with one.
 
   Raises: UserError where its eos cannot be told.
   """
-  path = folder / 'tokenizer.json'
-  tree = load_json(folder / 'tokenizer_config.json') if (
-      folder / 'tokenizer_config.json').exists() else {}
+  path = folder if gguf_lib.is_gguf(folder) else folder / 'tokenizer.json'
+  tree = read_tokenizer_config(folder)
 
   def get_text(key):
     value = tree.get(key)
     return value.get('content') if isinstance(value, dict) else value
-  import tokenizers  # slow to import, and only a few runs need it
-  try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as e:  # pylint: disable=broad-except  (the library raises bare Exception)
-    raise UserError(f'{path}: cannot be read ({e}); model.init_from is a directory with '
-                    'config.json, *.safetensors and tokenizer.json') from None
+  tokenizer = tokenizer_lib.read_file(path, _KINDS)
   eos = get_text('eos_token')
   if not eos:
-    ids = load_json(folder / 'config.json').get('eos_token_id')
+    ids = read_config(folder).get('eos_token_id')
     ids = ids[0] if isinstance(ids, list) and ids else ids
     eos = tokenizer.id_to_token(ids) if isinstance(ids, int) else None
   if not eos:
-    raise UserError(f'{folder}: neither tokenizer_config.json nor config.json names an eos token; '
+    raise UserError(f'{folder}: does not name an eos token; '
                     f'set --config.tokenizer.kind=file --config.tokenizer.path={path} '
                     '--config.tokenizer.eos_token=...')
   first = tokenizer.encode('x').tokens[:1]
@@ -238,12 +259,7 @@ def render_chat(folder: pathlib.Path, tokenizer: TokenizerConfig) -> tuple[str, 
   Rendered once, in a sandbox, and without a date; the bos is the tokenizer's.
   Raises: UserError where there is no template, or it does not hold the question once.
   """
-  path = folder / 'chat_template.jinja'
-  if path.exists():
-    text = path.read_text()
-  else:
-    path = folder / 'tokenizer_config.json'
-    text = load_json(path).get('chat_template') if path.exists() else None
+  text = read_tokenizer_config(folder).get('chat_template')
   if not isinstance(text, str):
     raise UserError(f'{folder}: has no chat template; use --config.layout.chat_template=False')
   try:
@@ -254,7 +270,7 @@ def render_chat(folder: pathlib.Path, tokenizer: TokenizerConfig) -> tuple[str, 
   question = '\0question\0'
 
   def refuse(message):
-    raise UserError(f'{path}: {message}')
+    raise UserError(f'{folder}: {message}')
   environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
   try:
     text = environment.from_string(text).render(
@@ -263,10 +279,10 @@ def render_chat(folder: pathlib.Path, tokenizer: TokenizerConfig) -> tuple[str, 
   except UserError:
     raise
   except Exception as e:  # pylint: disable=broad-except  (a template is somebody's program)
-    raise UserError(f'{path}: the chat template fails ({e})') from None
+    raise UserError(f'{folder}: the chat template fails ({e})') from None
   before, found, after = text.partition(question)
   if not found or question in after:
-    raise UserError(f'{path}: the chat template does not hold the question once')
+    raise UserError(f'{folder}: the chat template does not hold the question once')
   return before.removeprefix(tokenizer.bos_token), after
 
 
@@ -302,10 +318,11 @@ def resolve_shape(config: Config) -> Config:
   if not config.model.init_from:
     return config
   folder = get_folder(config.model)
-  fields = parse_model(load_json(folder / 'config.json'), folder / 'config.json')
+  where = folder if gguf_lib.is_gguf(folder) else folder / 'config.json'
+  fields = parse_model(read_config(folder), where)
   unset = dataclasses.asdict(ModelConfig())
   problems = [
-      f'model.{key}={getattr(config.model, key)!r}, but {folder}/config.json has {value!r}; '
+      f'model.{key}={getattr(config.model, key)!r}, but {where} has {value!r}; '
       'another model, or the wrong preset?' for key, value in fields.items()
       if getattr(config.model, key) not in (value, unset[key])]
   if problems:

@@ -1,8 +1,8 @@
-"""Pretrained weights from safetensors, straight onto the mesh.
+"""Pretrained weights from safetensors or a GGUF file, straight onto the mesh.
 
 Every process reads the byte ranges that its own devices hold and no others, one
-parameter at a time: no host ever holds the model. Only safetensors are read: no pickle,
-no code from a model directory.
+parameter at a time: no host ever holds the model. Nothing else is read: no
+pickle, no code from a model directory.
 """
 
 import contextlib
@@ -17,8 +17,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from rim_jax.data import gguf as gguf_lib
 from rim_jax.errors import UserError
-from rim_jax.pretrained import families
+from rim_jax.pretrained import families, gguf
 from rim_jax.pretrained import tensors as tensors_lib
 
 _DTYPES = ('F32', 'F16', 'BF16')
@@ -29,8 +30,8 @@ _BLOCK, _NUM_BLOCKS = 1 << 16, 64
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """A model directory whose headers have been read and found whole."""
-  folder: pathlib.Path
+  """A model whose headers have been read and found whole."""
+  folder: pathlib.Path  # or the GGUF file
   family: str
   files: dict[str, pathlib.Path]  # stored tensor -> file
   shapes: dict[str, tuple[int, ...]]
@@ -42,9 +43,22 @@ class Base:
     return next((n for n in names if n in self.files), None)
 
 
+class _GgufFile:
+  """A GGUF file, asked as a safetensors file is."""
+
+  def __init__(self, path):
+    self._tensors = gguf.list_tensors(path)
+
+  def get_slice(self, name):
+    return self._tensors[name]
+
+
 @contextlib.contextmanager
 def _open(path):
-  """A safetensors file; UserError where it cannot be read or is damaged."""
+  """A file of tensors; UserError where it cannot be read or is damaged."""
+  if gguf_lib.is_gguf(path):
+    yield _GgufFile(path)
+    return
   try:
     with safetensors.safe_open(path, framework='numpy') as f:
       yield f
@@ -73,11 +87,13 @@ def _find_files(folder):
 
 
 def open_base(folder) -> Base:
-  """Reads the headers of a model directory.
+  """Reads the headers of a model directory, or of a GGUF file.
 
   Raises: UserError for files that are missing, damaged or of another kind.
   """
-  folder = pathlib.Path(folder)
+  folder = pathlib.Path(folder).expanduser()
+  if gguf_lib.is_gguf(folder):
+    return _open_gguf(folder)
   family = families.load_json(folder / 'config.json').get('model_type')
   files, shapes = {}, {}
   digest = hashlib.sha256((folder / 'config.json').read_bytes())
@@ -90,6 +106,14 @@ def open_base(folder) -> Base:
         files[name], shapes[name] = path, tuple(part.get_shape())
     _update_digest(digest, path)
   return Base(folder, family, files, shapes, digest.hexdigest()[:16])
+
+
+def _open_gguf(path):
+  tensors = gguf.list_tensors(path)
+  digest = hashlib.sha256()
+  _update_digest(digest, path)
+  return Base(path, families.read_config(path)['model_type'], dict.fromkeys(tensors, path),
+              {name: tensor.shape for name, tensor in tensors.items()}, digest.hexdigest()[:16])
 
 
 def _update_digest(digest, path):

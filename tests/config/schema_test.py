@@ -69,7 +69,7 @@ def load_recipe(name):
 
 @pytest.mark.parametrize('name', RECIPES)
 @pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small', 'prosqa',
-                                    'gpt2', 'llama3_2_1b', 'llama3_2_3b'])
+                                    'smollm2', 'gpt2', 'llama3_2_1b', 'llama3_2_3b'])
 def test_every_recipe_is_a_config(name, preset):
   module = load_recipe(name)
   tree = module.get_config() if name == 'smoke' else module.get_config(preset)

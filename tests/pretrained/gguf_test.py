@@ -1,0 +1,116 @@
+"""GGUF files: the same model as the directory they were made from, and what is refused."""
+
+import importlib.util
+import pathlib
+
+import gguf as gguf_package
+import numpy as np
+import pytest
+
+from rim_jax.data import tokenizer as tokenizer_lib
+from rim_jax.errors import UserError
+from rim_jax.pretrained import families, gguf, weights
+from tests.support_pretrained import (
+  compute_logits,
+  load_plain,
+  make_plain_config,
+  write_gguf,
+)
+
+GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
+FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_logits_equal_those_of_transformers_on_the_directory(family, tmp_path):
+  golden = np.load(GOLDEN / family / 'golden.npz')
+  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / family)
+  config, program, params, frozen = load_plain(path)
+  tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
+  text = 'Tom has 3 boxes of 12 pens; he gives 7 of the pens away. How many pens are left? '
+  bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+  assert ((bos + tokenizer.encode(text)) * 2)[:24] == golden['ids_0'].tolist()
+  logits = compute_logits(program, params, frozen, golden['ids_0'])
+  assert np.abs(logits - golden['logits_0']).max() <= 1e-5 * np.abs(golden['logits_0']).max()
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_file_has_the_directory_s_shape_and_parameters(family, tmp_path):
+  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / family)
+  one, other = (families.resolve_shape(make_plain_config(p)).model
+                for p in (path, GOLDEN / family))
+  for field in vars(other):
+    if field != 'init_from':
+      assert getattr(one, field) == pytest.approx(getattr(other, field)), field
+  base, whole = weights.open_base(path), weights.open_base(GOLDEN / family)
+  assert base.shapes == whole.shapes and base.family == whole.family
+
+
+@pytest.mark.parametrize('kind', ['F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1'])
+def test_quantised_rows_are_read_as_the_library_reads_them_whole(kind, tmp_path):
+  writer = gguf_package.GGUFWriter(tmp_path / 'x.gguf', 'qwen2')
+  value = np.random.default_rng(0).standard_normal((6, 64)).astype(np.float32)
+  as_kind = gguf_package.GGMLQuantizationType[kind]
+  stored = gguf_package.quantize(value, as_kind)
+  writer.add_tensor('blk.0.attn_q.weight', stored, raw_dtype=as_kind)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.write_tensors_to_file()
+  writer.close()
+  view = gguf.list_tensors(tmp_path / 'x.gguf')['model.layers.0.self_attn.q_proj.weight']
+  whole = gguf_package.dequantize(stored, as_kind)
+  assert view.shape == (6, 64) and np.abs(whole - value).max() < 0.5
+  np.testing.assert_array_equal(view[2:5], whole[2:5])
+  np.testing.assert_array_equal(view[:, 33:40], whole[:, 33:40])
+
+
+@pytest.mark.parametrize('spoil, culprit', [
+    (lambda data: data[:2], 'is no whole GGUF file'),
+    (lambda data: b'', 'is no whole GGUF file'),
+    (lambda data: b'PK' + data[2:], 'GGUF magic invalid'),
+    (lambda data: data[:-64], 'is no whole GGUF file'),
+    (lambda data: data[:300], 'is no whole GGUF file'),
+    (lambda data: data.replace(b'qwen2', b'bloom'), "general.architecture='bloom'"),
+    (lambda data: data.replace(b'ffn_gate', b'ffn_gaze'), 'mlp.gate_proj.weight is missing'),
+    (lambda data: data.replace(b'block_count', b'block_kount'), "lacks 'num_hidden_layers'"),
+    (lambda data: data.replace(b'gpt-2', b'gpt-x'), "splits text as 'gpt-x'"),
+])
+def test_a_broken_file_is_named(spoil, culprit, tmp_path):
+  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / 'qwen2')
+  path.write_bytes(spoil(path.read_bytes()))
+  with pytest.raises(UserError) as e:
+    load_plain(path)
+  assert culprit in str(e.value) and all(line.startswith(str(path)) for line in
+                                         str(e.value).split('\n'))
+
+
+def test_a_file_that_is_not_there_says_what_is_meant(tmp_path):
+  with pytest.raises(UserError, match='cannot be read.*is a GGUF file or a directory'):
+    families.resolve(make_plain_config(tmp_path / 'model.gguf'))
+
+
+def test_rotary_factors_of_another_kind_are_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr('tests.support_pretrained._compute_rope_factors',
+                      lambda rope, values: np.asarray([1.0, 7.0], np.float32))
+  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / 'llama3')
+  with pytest.raises(UserError, match='rope_freqs.weight is not of the llama3 kind'):
+    families.resolve(make_plain_config(path))
+
+
+@pytest.mark.hf
+@pytest.mark.skipif(importlib.util.find_spec('transformers') is None,
+                    reason="needs the extra: pip install -e '.[hf]'")
+@pytest.mark.parametrize('family, kind', [
+    ('llama', 'F32'), ('llama', 'F16'), ('qwen2', 'F32'), ('qwen3', 'BF16'), ('gpt2', 'F32')])
+def test_transformers_reads_the_same_file_alike(family, kind, tmp_path):
+  import torch
+  import transformers
+  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / family, kind)
+  ids = np.load(GOLDEN / family / 'golden.npz')['ids_0']
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+      tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
+  with torch.no_grad():
+    want = model(torch.tensor(ids)[None]).logits[0].numpy()
+  _, program, params, frozen = load_plain(path)
+  found = compute_logits(program, params, frozen, ids)
+  assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
