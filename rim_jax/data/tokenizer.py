@@ -8,7 +8,7 @@ import hashlib
 import pathlib
 
 from rim_jax.config import TokenizerConfig
-from rim_jax.data import gguf, prosqa
+from rim_jax.data import gguf, model_files, prosqa
 from rim_jax.errors import UserError
 
 
@@ -94,11 +94,10 @@ def read_file(path, fix='set --config.tokenizer.path to a tokenizer.json'):
   """
   if gguf.is_gguf(path):
     return gguf.make_tokenizer(path)
+  raw = model_files.read_bytes(path, fix)
   import tokenizers  # its import costs as much as the rest of this package together
   try:
-    return tokenizers.Tokenizer.from_buffer(pathlib.Path(path).read_bytes())
-  except OSError as e:
-    raise UserError(f'{path}: cannot be read ({e.strerror}); {fix}') from None
+    return tokenizers.Tokenizer.from_buffer(raw)
   except Exception as e:  # pylint: disable=broad-except  (the library raises bare Exception)
     raise UserError(f'{path}: is not a tokenizer.json ({e})') from None
 

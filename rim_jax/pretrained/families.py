@@ -13,9 +13,10 @@ import re
 from rim_jax import config as config_lib
 from rim_jax.config import Config, ModelConfig, TokenizerConfig
 from rim_jax.data import gguf as gguf_lib
+from rim_jax.data import model_files
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
-from rim_jax.pretrained import gguf
+from rim_jax.pretrained import chat, gguf
 
 # Keys that change no arithmetic of a forward pass without dropout.
 _HARMLESS = re.compile(
@@ -43,7 +44,7 @@ class _Reader:
       return default
     if value is None:
       self.complain(f"lacks '{key}'")
-    elif kind is float and type(value) is int:
+    elif kind is float and type(value) is int and abs(value) < 1e300:
       return float(value)
     elif type(value) is not kind:
       self.complain(f'has {key}={value!r}, which should be {kind.__name__}')
@@ -167,10 +168,8 @@ _KINDS = ('model.init_from is a GGUF file or a directory with config.json, *.saf
 def load_json(path, hint=_KINDS):
   """Raises: UserError naming the file, with the hint where it is missing or no JSON object."""
   try:
-    tree = json.loads(path.read_text())
-  except OSError as e:
-    raise UserError(f'{path}: cannot be read ({e.strerror}); {hint}') from None
-  except ValueError as e:
+    tree = json.loads(model_files.read_bytes(path, hint))
+  except (ValueError, RecursionError) as e:
     raise UserError(f'{path}: is no JSON ({e}); fetch it again') from None
   if not isinstance(tree, dict):
     raise UserError(f'{path}: is no JSON object; fetch it again')
@@ -192,9 +191,28 @@ def parse_model(tree: dict, where) -> dict:
     reader.take('quantization_config', type(tree['quantization_config']))
   fields = _READERS[family](reader)
   reader.refuse_unknown()
-  if reader.problems:
-    raise UserError('\n'.join(f'{where}: {p}' for p in reader.problems))
+  problems = reader.problems or _find_absurd(fields)
+  if problems:
+    raise UserError('\n'.join(f'{where}: {p}' for p in problems))
   return fields
+
+
+# Beyond any published model; a damaged or hostile number would take hours or all memory instead.
+_MOST = {'num_layers': 1_000, 'embed_dim': 1 << 17, 'num_heads': 4_096, 'num_kv_heads': 4_096,
+         'head_dim': 1 << 14, 'mlp_dim': 1 << 20, 'vocab_size': 1 << 24, 'max_positions': 1 << 31}
+_MOST_PARAMETERS = 10 ** 13
+
+
+def _find_absurd(fields):
+  """Sizes that no model has."""
+  problems = [f'{key} would be {fields[key]:,}; the limit is {most:,}'
+              for key, most in _MOST.items() if fields.get(key, 0) > most]
+  layer = fields['embed_dim'] * (4 * fields['num_heads'] * fields.get('head_dim', 1)
+                                 + 3 * fields['mlp_dim'])
+  if not problems and fields['num_layers'] * layer > _MOST_PARAMETERS:
+    problems.append(f"{fields['num_layers'] * layer:.1e} parameters; the limit is "
+                    f'{_MOST_PARAMETERS:.0e}')
+  return problems
 
 
 def get_folder(config: ModelConfig) -> pathlib.Path:
@@ -223,7 +241,9 @@ def read_tokenizer_config(path: pathlib.Path) -> dict:
     return {key: value for key, value in tree.items() if value is not None}
   file, template = path / 'tokenizer_config.json', path / 'chat_template.jinja'
   tree = load_json(file) if file.exists() else {}
-  return tree | {'chat_template': template.read_text()} if template.exists() else tree
+  if not template.exists():
+    return tree
+  return tree | {'chat_template': model_files.read_text(template, 'fetch it again')}
 
 
 def find_tokenizer(folder: pathlib.Path) -> TokenizerConfig:
@@ -262,27 +282,12 @@ def render_chat(folder: pathlib.Path, tokenizer: TokenizerConfig) -> tuple[str, 
   text = read_tokenizer_config(folder).get('chat_template')
   if not isinstance(text, str):
     raise UserError(f'{folder}: has no chat template; use --config.layout.chat_template=False')
-  try:
-    from jinja2 import sandbox
-  except ImportError:
-    raise UserError("layout.chat_template=True needs jinja2; install it with pip install -e "
-                    "'.[hf]'") from None
   question = '\0question\0'
-
-  def refuse(message):
-    raise UserError(f'{folder}: {message}')
-  environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-  try:
-    text = environment.from_string(text).render(
-        messages=[{'role': 'user', 'content': question}], add_generation_prompt=True,
-        bos_token=tokenizer.bos_token, eos_token=tokenizer.eos_token, raise_exception=refuse)
-  except UserError:
-    raise
-  except Exception as e:  # pylint: disable=broad-except  (a template is somebody's program)
-    raise UserError(f'{folder}: the chat template fails ({e})') from None
+  text = chat.render(folder, text, question, tokenizer.bos_token, tokenizer.eos_token)
   before, found, after = text.partition(question)
   if not found or question in after:
-    raise UserError(f'{folder}: the chat template does not hold the question once')
+    raise UserError(f'{folder}: the chat template does not hold the question once; use '
+                    '--config.layout.chat_template=False')
   return before.removeprefix(tokenizer.bos_token), after
 
 

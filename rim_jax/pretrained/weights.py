@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from rim_jax.data import gguf as gguf_lib
+from rim_jax.data import model_files
 from rim_jax.errors import UserError
 from rim_jax.pretrained import families, gguf
 from rim_jax.pretrained import tensors as tensors_lib
@@ -59,6 +60,7 @@ def _open(path):
   if gguf_lib.is_gguf(path):
     yield _GgufFile(path)
     return
+  model_files.check_regular(path, 'fetch it again')
   try:
     with safetensors.safe_open(path, framework='numpy') as f:
       yield f
@@ -74,6 +76,11 @@ def _find_files(folder):
     if not isinstance(names, dict) or not names or not all(
         isinstance(name, str) for name in names.values()):
       raise UserError(f'{index}: has no weight_map from tensors to files; fetch it again')
+    outside = sorted(name for name in set(names.values())
+                     if len(name) > 255 or pathlib.PurePath(name).name != name)
+    if outside:
+      raise UserError(f'{index}: names {outside[0][:60]!r}, which is no file of this directory; '
+                      'fetch it again')
     paths = [folder / name for name in sorted(set(names.values()))]
     missing = [path.name for path in paths if not path.exists()]
     if missing:

@@ -1,6 +1,7 @@
 """config.json: what is read from it, what is refused, and the shapes of published models."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -13,7 +14,7 @@ from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.model import sharding
 from rim_jax.packing import layout as layout_lib
-from rim_jax.pretrained import families
+from rim_jax.pretrained import chat, families, weights
 from rim_jax.training import step as step_lib
 from tests import support
 from tests.support_pretrained import PUBLISHED
@@ -240,3 +241,67 @@ def test_a_chat_template_that_cannot_be_used_is_named(folder, template, culprit)
   with pytest.raises(UserError) as e:
     families.resolve(support.set_keys(make_config(path), {'layout.chat_template': True}))
   assert culprit in str(e.value) and '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('template', [
+    '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
+    "{{ 'x' * 10 ** 9 * 4 }}",
+    "{% set s = 'x' * 99999 %}{% for a in s %}{% for b in s %}{% for c in s %}{% endfor %}"
+    '{% endfor %}{% endfor %}',
+])
+def test_a_template_that_takes_too_much_ends(folder, template, monkeypatch):
+  monkeypatch.setattr(chat, '_SECONDS', 2)
+  path = folder('llama')
+  (path / 'chat_template.jinja').write_text(template)
+  with pytest.raises(UserError, match='the chat template fails') as e:
+    families.resolve(support.set_keys(make_config(path), {'layout.chat_template': True}))
+  assert '\n' not in str(e.value)
+
+
+def test_an_error_of_a_template_is_one_line(folder):
+  path = folder('llama')
+  (path / 'chat_template.jinja').write_text(r"{{ raise_exception('one\ntwo' * 999) }}")
+  with pytest.raises(UserError, match='one two') as e:
+    families.resolve(support.set_keys(make_config(path), {'layout.chat_template': True}))
+  assert '\n' not in str(e.value) and len(str(e.value)) < 600
+
+
+@pytest.mark.parametrize('changes, culprit', [
+    ({'num_hidden_layers': 10 ** 9}, 'num_layers would be 1,000,000,000; the limit is 1,000'),
+    ({'vocab_size': 10 ** 12}, 'vocab_size would be'),
+    ({'hidden_size': 2 ** 17, 'intermediate_size': 2 ** 20, 'num_hidden_layers': 999,
+      'num_attention_heads': 2 ** 12, 'num_key_value_heads': 1}, 'parameters; the limit is 1e+13'),
+    ({'rms_norm_eps': 10 ** 400}, 'rms_norm_eps='),
+])
+def test_a_size_that_no_model_has_is_refused_before_anything_is_built(folder, changes, culprit):
+  with pytest.raises(UserError) as e:
+    families.resolve(make_config(folder('llama', **changes)))
+  assert culprit in str(e.value)
+
+
+@pytest.mark.parametrize('name', ['config.json', 'tokenizer.json', 'tokenizer_config.json',
+                                  'chat_template.jinja', 'model.safetensors'])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder, name):
+  path = folder('llama')
+  (path / name).unlink(missing_ok=True)
+  os.mkfifo(path / name)
+  with pytest.raises(UserError, match=f'{name}: is no regular file'):
+    if name == 'model.safetensors':
+      weights.open_base(path)
+    families.resolve(support.set_keys(make_config(path), {'layout.chat_template': True}))
+
+
+def test_json_that_is_nested_too_deep_is_told(folder):
+  path = folder('llama')
+  (path / 'config.json').write_text('[' * 100_000)
+  with pytest.raises(UserError, match='config.json: is no JSON'):
+    families.resolve(make_config(path))
+
+
+@pytest.mark.parametrize('name', ['../llama/model.safetensors', '/etc/passwd', 'a/b', 'x' * 5_000])
+def test_an_index_names_files_of_its_directory_alone(folder, name):
+  path = folder('llama')
+  (path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': name}}))
+  with pytest.raises(UserError, match='which is no file of this directory') as e:
+    weights.open_base(path)
+  assert len(str(e.value)) < 400
