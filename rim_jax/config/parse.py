@@ -25,18 +25,11 @@ def make_config_dict(**fields) -> Any:
   return config.lock()
 
 
-def _make_dict(value: Any) -> Any:
-  """A config or a section of one as a dictionary; any other value as it is."""
-  if dataclasses.is_dataclass(value) and not isinstance(value, type):
-    return dataclasses.asdict(value)
-  return value
-
-
 def flatten(config: Any) -> dict[str, Any]:
-  """Dotted key -> value, in declaration order, of a Config or its dictionary."""
+  """Dotted key -> value, in declaration order, of a Config, a section of one, or a dictionary."""
   flat = {}
-  for key, value in _make_dict(config).items():
-    if isinstance(value, dict):
+  for key, value in (config if isinstance(config, dict) else vars(config)).items():
+    if isinstance(value, dict) or dataclasses.is_dataclass(value):
       flat.update({f'{key}.{k}': v for k, v in flatten(value).items()})
     else:
       flat[key] = value
@@ -49,7 +42,7 @@ def list_neutral(cls) -> dict:
   neutral = {}
   for field in dataclasses.fields(cls):
     if field.metadata.get('later'):
-      neutral |= flatten({field.name: _make_dict(field.default)})
+      neutral |= flatten({field.name: field.default})
     elif dataclasses.is_dataclass(field.default):
       neutral |= {f'{field.name}.{k}': v for k, v in list_neutral(type(field.default)).items()}
   return neutral
@@ -137,7 +130,7 @@ def find_problems(config: Config) -> list[str]:
   """
   problems = limits.find_problems(list_types(type(config)), flatten(config))
   wrong = [problem.partition('=')[0] for problem in problems]
-  found = rules.find_problems(_reset(config, wrong))
+  found = rules.find_problems(_reset(config, wrong) if wrong else config)
   return problems + [line for line in found if not any(key in line for key in wrong)]
 
 

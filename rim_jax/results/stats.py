@@ -4,7 +4,7 @@
 import dataclasses
 import math
 
-from scipy import stats
+import scipy  # `scipy.stats` itself is loaded when it is first needed: it takes a second
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ def summarize(values) -> Summary:
   if not values:
     raise ValueError('no values')
   return Summary(math.fsum(values) / len(values),
-                 float(stats.sem(values)) if len(values) > 1 else None, len(values))
+                 float(scipy.stats.sem(values)) if len(values) > 1 else None, len(values))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def summarize_pairs(differences, confidence: float = 0.95) -> Effect:
   told = summarize(values)
   interval = None
   if told.stderr:
-    reach = float(stats.t.ppf((1 + confidence) / 2, told.count - 1)) * told.stderr
+    reach = float(scipy.stats.t.ppf((1 + confidence) / 2, told.count - 1)) * told.stderr
     interval = (told.mean - reach, told.mean + reach)
   why = '' if interval else 'one pair' if told.count == 1 else 'every pair differs by the same'
   return Effect(told.mean, interval, confidence, told.count, why)
@@ -85,11 +85,11 @@ def compare(correct_a, correct_b, confidence: float = 0.95) -> Comparison:
   apart = only_a + only_b
   centre = (only_a - only_b) / (n + 2)
   spread = math.sqrt(apart + 1 - (only_a - only_b)**2 / (n + 2)) / (n + 2)
-  reach = float(stats.norm.ppf((1 + confidence) / 2)) * spread
+  reach = float(scipy.stats.norm.ppf((1 + confidence) / 2)) * spread
   return Comparison(
       n, pairs.count((True, True)), only_a, only_b, pairs.count((False, False)),
       (only_a - only_b) / n, (centre - reach, centre + reach), confidence,
-      float(stats.binomtest(only_a, apart).pvalue) if apart else 1.0)
+      float(scipy.stats.binomtest(only_a, apart).pvalue) if apart else 1.0)
 
 
 def adjust_holm(p_values) -> list[float]:
