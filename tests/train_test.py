@@ -268,8 +268,8 @@ def test_any_method_begins_with_the_run_that_is_named_and_its_card_says_which(
   (tmp_path / 'direct/config.json').rename(tmp_path / 'card')
   (tmp_path / 'again').mkdir()
   (tmp_path / 'card').rename(tmp_path / 'again/config.json')
-  shutil.rmtree(mine)
-  train_lib.train(make_config(cache, 'cot', seed=5), mine, say=QUIET)
+  changed = cards['mine'] | {'config': cards['mine']['config'] | {'seed': 5}}
+  (mine / 'config.json').write_text(json.dumps(changed))
   config = make_config(cache, 'direct', train__init_from=str(mine))
   with pytest.raises(UserError, match='again: began with another run than what .*mine now is'):
     train_lib.train_curriculum(config, tmp_path / 'again', say=QUIET)

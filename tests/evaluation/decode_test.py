@@ -119,7 +119,7 @@ def test_without_temperature_an_answer_is_the_greedy_one():
     assert texts == greedy[0] and (ended == greedy[1]).all()
 
 
-@pytest.mark.parametrize('temperature', [1.0, 0.5])
+@pytest.mark.parametrize('temperature', [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_first_tokens_are_drawn_from_the_softmax(temperature):
   """One question 4,000 times: each id as often as the plain forward's softmax says."""
   config = support.make_config('rim_stage2', layout__num_blocks=1, eval__max_new_tokens=1,

@@ -88,7 +88,10 @@ def ask(model, config, records=DIGITS, devices=1):
   return interventions.run_controls(network, records, lambda line: None)
 
 
-@pytest.mark.parametrize('prefix', ['+', ''])
+PREFIXES = ['+', pytest.param('', marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize('prefix', PREFIXES)
 def test_an_answer_that_lies_in_the_memory_follows_it(prefix):
   config = make_config(prefix, layout__stage2_depth0_readout=prefix == '+')
   found = ask(make_copier(config, MEMORY), config)
@@ -112,7 +115,7 @@ def test_an_answer_that_lies_in_the_memory_follows_it(prefix):
   assert blocks['question_hidden'] == [1.0, 1.0, 1.0]
 
 
-@pytest.mark.parametrize('prefix', ['+', ''])
+@pytest.mark.parametrize('prefix', PREFIXES)
 def test_memory_that_is_decoration_changes_nothing(prefix):
   config = make_config(prefix)
   entries = ask(make_copier(config, QUESTION), config)['controls']
@@ -128,7 +131,8 @@ def test_memory_that_is_decoration_changes_nothing(prefix):
   assert blocks['question_hidden'] == [0.1, 0.1, 0.1]
 
 
-@pytest.mark.parametrize('prefix, devices', [('+', 8), ('', 1)])
+@pytest.mark.parametrize('prefix, devices', [
+    ('+', 8), pytest.param('', 1, marks=pytest.mark.slow)])
 def test_swapping_one_block_finds_the_one_that_holds_the_answer(prefix, devices):
   config = make_config(prefix)
   found = ask(make_copier(config, MEMORY, HOLDER), config, devices=devices)

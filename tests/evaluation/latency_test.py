@@ -110,7 +110,8 @@ def make_method(name='m', method='rim_stage2', changes=(), **writing):
 
 @pytest.mark.parametrize('name, changes, num_blocks, blocks, num_thoughts', [
     ('rim_stage2', {}, 3, (2, 3), 0), ('coconut_stage', {'layout__block_tokens': 4}, 1, (1,), 4),
-    ('coconut_stage', {'layout__block_tokens': 4}, 0, (0,), 0)])
+    pytest.param('coconut_stage', {'layout__block_tokens': 4}, 0, (0,), 0,
+                 marks=pytest.mark.slow)])
 def test_a_method_writes_as_many_tokens_as_it_says(name, changes, num_blocks, blocks, num_thoughts):
   method, config, network, questions = make_method(
       method=name, changes=changes, prefix=(10,), num_blocks=num_blocks, blocks=blocks,
@@ -243,7 +244,8 @@ def test_what_is_direct_answerings_program_is_its_own_base(method, changes, fake
 @pytest.mark.parametrize('method, changes', [
     ('rim_stage2', {'model__lora__rank': 2, 'optim__trainable': 'lora',
                     'layout__readout_sees_question': False}),
-    ('coconut_stage', {'layout__block_tokens': 4, 'layout__skip_steps': -1})])
+    pytest.param('coconut_stage', {'layout__block_tokens': 4, 'layout__skip_steps': -1},
+                 marks=pytest.mark.slow)])
 def test_the_base_is_what_direct_answering_decodes_with_the_same_network(method, changes,
                                                                          monkeypatch):
   config = support.make_config(method, model__num_layers=1, layout__answer_prefix='*', **changes)

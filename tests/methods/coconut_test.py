@@ -81,8 +81,8 @@ def by_hand(model, ids, at, num_thoughts):
 
 
 @pytest.mark.parametrize('network, num_thoughts, skip_steps, prefix', [
-    ('rope', 3, 2, '+-'), ('learned', 2, -1, '+-'),
-    pytest.param('learned', 1, 1, '', marks=pytest.mark.slow)])
+    ('rope', 2, 2, '+-'), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('rope', 3, 2, '+-'), ('learned', 2, -1, '+-'), ('learned', 1, 1, '')))])
 def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix):
   """Logits and gradients, of packed rows and of sequences alone."""
   config = make_config(num_thoughts, skip_steps, network, layout__answer_prefix=prefix)
@@ -212,7 +212,8 @@ def test_under_dropout_both_passes_read_the_question_alike():
 # ---- Decoding ----
 
 
-@pytest.mark.parametrize('network, skip_steps, prefix', [('learned', 1, ''), ('rope', -1, '+-')])
+@pytest.mark.parametrize('network, skip_steps, prefix', [
+    ('rope', -1, '+-'), pytest.param('learned', 1, '', marks=pytest.mark.slow)])
 def test_decoding_s_logits_are_those_of_the_training_forward(
     network, skip_steps, prefix, monkeypatch):
   config = make_config(2, skip_steps, network, layout__answer_prefix=prefix)

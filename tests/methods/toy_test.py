@@ -80,7 +80,10 @@ def test_a_pair_joins_the_states_that_predict_the_answer_s_first_token():
 # ---- Its forward ----
 
 
-@pytest.mark.parametrize('network', [{}, ROPE])
+NETWORKS = [pytest.param({}, marks=pytest.mark.slow), ROPE]
+
+
+@pytest.mark.parametrize('network', NETWORKS)
 def test_packed_rows_equal_sequences_read_alone_by_hand(network):
   """Two whole causal forwards a sequence, no batch; logits of both readouts, and the distance."""
   config = make_config(**network)
@@ -125,7 +128,7 @@ def test_packed_rows_equal_sequences_read_alone_by_hand(network):
   np.testing.assert_allclose(added['distance'], sum(distances), rtol=1e-5)
 
 
-@pytest.mark.parametrize('network', [{}, ROPE])
+@pytest.mark.parametrize('network', NETWORKS)
 def test_decoding_s_logits_are_those_of_the_training_forward(network, monkeypatch):
   config = make_config(layout__answer_prefix='+', **network)
   codec = support.make_codec(config)
@@ -172,7 +175,7 @@ def spell(host: methods.Method) -> methods.Method:
   return dataclasses.replace(host, layout=lay_out, weight=weigh)
 
 
-@pytest.mark.parametrize('hidden', [False, True])
+@pytest.mark.parametrize('hidden', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_readout_may_see_nothing_but_itself(hidden, monkeypatch):
   """Its logits are those of its ids alone; the other readouts' are as they were."""
   config = make_config(layout__readout_sees_question=not hidden)

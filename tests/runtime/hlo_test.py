@@ -117,7 +117,8 @@ def count_attention(config):
 
 
 @pytest.mark.parametrize('mesh, changes', [
-    (MeshConfig(2, 2, 2), {}), (MeshConfig(2, 2, 2), {'train__num_micro_batches': 2}),
+    pytest.param(MeshConfig(2, 2, 2), {}, marks=pytest.mark.slow),
+    (MeshConfig(2, 2, 2), {'train__num_micro_batches': 2}),
     # Over `tensor`, what adapters take in is multiplied by each device anew.
     (MeshConfig(2, 4, 1), {'optim__trainable': 'lora', 'model__lora__rank': 4})])
 def test_the_train_step_scanned_equals_unrolled_and_arithmetic(monkeypatch, mesh, changes):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -241,7 +242,7 @@ def launch(recipe, workdir, processes, *flags, more=(), **environment):
 def by_two(tmp_path_factory):
   """(recipe, WORKDIR of its undisturbed run by two processes)"""
   folder = tmp_path_factory.mktemp('by_two')
-  recipe = support_runs.write_recipe(folder)
+  recipe = support_runs.write_recipe(folder, checkpoint__keep_last=8)  # all of them
   code, out = support_runs.finish(launch(recipe, folder / 'run', 2))
   assert code == 0, out
   return recipe, folder / 'run'
@@ -255,38 +256,53 @@ def run_here(recipe, workdir, capsys, *flags):
   return told.out
 
 
-@pytest.mark.parametrize('processes', [1, pytest.param(4, marks=pytest.mark.slow)])
-def test_the_number_of_processes_changes_nothing(tmp_path, by_two, use_devices, capsys, processes):
-  """Two processes, asked to end at some step, then another number: what two give, or one."""
+def check_same(folder, one):
+  """The run of other numbers of processes is that of one: data, losses, parameters."""
+  losses, params, card = support_runs.read_run(one)
+  others, other_params, other_card = support_runs.read_run(folder)
+  assert len(losses) > 20 and losses.keys() == others.keys()
+  assert card['rows'] == other_card['rows']
+  for step in losses:
+    assert others[step] == pytest.approx(losses[step], rel=1e-5)
+  jax.tree.map(lambda a, b: support.assert_close(a, b, relative=1e-4), other_params, params)
+  rows = (folder / 'predictions/test.jsonl').read_text().splitlines()
+  assert len(rows) == len({json.loads(r)['origin'] for r in rows}) == 8
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path, by_two, use_devices, capsys):
+  """Two processes; one; and one that goes on with what two had saved at step 5."""
   use_devices(1)
   recipe, two = by_two
+  many = tmp_path / 'many'
+  shutil.copytree(two, many)
+  (many / 'results.json').unlink()
+  for folder in (many / 'checkpoints').iterdir():
+    if folder.name != '5':
+      shutil.rmtree(folder)
+  assert 'continuing from step 5 of 40' in run_here(recipe, many, capsys)
+  told = [line for line in run_folder.RunFolder(two).load_metrics() if 'hosts/slowest' in line]
+  assert told and all(line['hosts/slowest'] in range(2) for line in told)
+  run_here(recipe, tmp_path / 'one', capsys)
+  for folder in (two, many):
+    check_same(folder, tmp_path / 'one')
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_asked_to_end_go_on_as_four(tmp_path, by_two, use_devices, capsys):
+  use_devices(1)
+  recipe, _ = by_two
   run = launch(recipe, tmp_path / 'many', 2, STEP_SECS='0.25')
   support_runs.wait_for(tmp_path / 'many/checkpoints/5/manifest.json', run)
   run.send_signal(signal.SIGTERM)
   code, out = support_runs.finish(run)
   assert code == hosts.EXIT_STOPPED and 'asked to end' in out, out
   at = checkpoint_lib.list_steps(storage.get_absolute(tmp_path / 'many/checkpoints'))[0]
-  if processes == 1:
-    out = run_here(recipe, tmp_path / 'many', capsys)
-  else:
-    code, out = support_runs.finish(launch(recipe, tmp_path / 'many', processes))
-    assert code == 0, out
-    assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
+  code, out = support_runs.finish(launch(recipe, tmp_path / 'many', 4))
+  assert code == 0, out
+  assert all(line.startswith('[0]') for line in out.splitlines() if 'steps done' in line)
   assert f'continuing from step {at} of' in out, out
-  told = [line for line in run_folder.RunFolder(two).load_metrics() if 'hosts/slowest' in line]
-  assert told and all(line['hosts/slowest'] in range(2) for line in told)
-
   run_here(recipe, tmp_path / 'one', capsys)
-  losses, params, card = support_runs.read_run(tmp_path / 'one')
-  for folder in (two, tmp_path / 'many'):
-    others, other_params, other_card = support_runs.read_run(folder)
-    assert len(losses) > 20 and losses.keys() == others.keys()
-    assert card['rows'] == other_card['rows']
-    for step in losses:
-      assert others[step] == pytest.approx(losses[step], rel=1e-5)
-    jax.tree.map(lambda a, b: support.assert_close(a, b, relative=1e-4), other_params, params)
-    rows = (folder / 'predictions/test.jsonl').read_text().splitlines()
-    assert len(rows) == len({json.loads(r)['origin'] for r in rows}) == 8
+  check_same(tmp_path / 'many', tmp_path / 'one')
 
 
 def test_a_killed_process_ends_the_others_and_the_launcher_goes_on(tmp_path, by_two):
