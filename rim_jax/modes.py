@@ -115,9 +115,26 @@ def evaluate(config, workdir, say, console) -> None:
   if not hosts.is_leader():
     return
   _write_summary(config, workdir)
-  run_page.show_results(console, folder, config.eval.num_shown, list(results)[-1])
-  answers = folder / 'predictions' / f'{list(results)[-1]}.jsonl'  # the paper's protocol has none
-  say(f'files: {folder}/results.json' + (f', {answers}' if answers.exists() else ''))
+  names = [one.config.eval_set for one in run_scores_lib.list_sets(task)]
+  for name in names:
+    run_page.show_results(console, folder, config.eval.num_shown, name)
+  if len(names) > 1:
+    _show_sets(console, {name: results[name] for name in names})
+  answers = [folder / 'predictions' / f'{name}.jsonl' for name in names]
+  say(f'files: {folder}/results.json' + ''.join(  # the paper's protocol has no answers
+      f', {path}' for path in answers if path.exists()))
+
+
+def _show_sets(console, results: dict[str, values.EvalResult]) -> None:
+  """One line a set, where several were evaluated."""
+  rows = []
+  for name, result in results.items():
+    unparsed = getattr(result, 'num_unparsed', None)
+    rows.append([name, f'{result.n:,}', tables.share(result.final_acc),
+                 tables.share(result.final_acc_stderr),
+                 '' if unparsed is None or not result.n else tables.share(unparsed / result.n)])
+  tables.show(console, ['set', 'n', '% right', '+- one standard error', '% unparsed'], rows,
+              'Sets')
 
 
 def controls(config, workdir, say, console) -> None:

@@ -80,6 +80,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
   if hosts.lead(lambda: state_lib.is_complete(workdir)):
     say(f'{workdir}: this run is complete')
     return run_folder.RunFolder(workdir).load_results()
+  run_scores_lib.check_sets(task)
   with _hold(workdir, say):
     _train_stage(task, workdir, init_from, began, say, console)
     return run_scores_lib.evaluate_run(task, workdir, say)

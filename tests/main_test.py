@@ -177,15 +177,23 @@ BAD_CONFIGS = {
     'no eos': ({'tokenizer.kind': 'file', 'tokenizer.path': 'tokenizer.json'},
                ("kind='file'", 'needs tokenizer.eos_token', '<|endoftext|>')),
     'path unread': ({'tokenizer.path': 'x'}, ("tokenizer.path='x'", "tokenizer.kind='file'")),
-    'GSM-Hard for chains': (
-        {'eval.split': 'gsm_hard', 'eval.path': 'x'}, ("eval.split='gsm_hard'", "source='chain'")),
-    'GSM-Hard from nowhere': (
-        {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes', 'eval.split': 'gsm_hard'},
-        ("eval.path=''", 'the file named there')),
+    'a set from nowhere': ({'eval.split': 'svamp'}, ("eval.split='svamp'", 'give it as eval.path')),
+    'a set with the name of a split': (
+        {'eval.split': 'dev', 'eval.path': 'x'}, ("eval.split='dev'", 'and no split')),
+    'a set with the name of a file': (
+        {'eval.split': '../x', 'eval.path': 'x'}, ("eval.split='../x'", 'letters, digits and _')),
+    'sets without a file': ({'eval.sets': 'a=x,b'}, ("eval.sets='a=x,b'", "'b' is no NAME=FILE")),
+    'a set twice': ({'eval.sets': 'a=x,a=y'}, ('a is named twice',)),
+    'sets with names of splits': ({'eval.sets': 'valid=x,val=x,a=y'}, (
+        "'valid' is a split",), ("'val' is a split",)),
+    'sentences with marks': (
+        {'data.source': 'gsm8k', 'tokenizer.kind': 'bytes', 'data.steps': 'sentences',
+         'data.step_marks': True}, ('step_marks=True', 'set it to False')),
+    'sentences of chains': ({'data.steps': 'sentences'}, ("data.steps='sentences'", 'chain')),
     'a budget without blocks': ({'method': 'cot', 'eval.budget_blocks': -1},
                                 ('budget_blocks=-1', "'cot' has no blocks")),
     'a negative budget': ({'eval.budget_blocks': -2}, ('budget_blocks=-2', '-1 (twice')),
-    'eval.path unread': ({'eval.path': 'x'}, ("eval.path='x'", 'it alone')),
+    'eval.path unread': ({'eval.path': 'x'}, ("eval.path='x'", 'another name')),
     'words for chains': ({'tokenizer.kind': 'words'}, ("kind='words'", "ProsQA's words only")),
     'a small ProsQA': (
         {'data.source': 'prosqa', 'tokenizer.kind': 'words', 'data.prosqa.min_nodes': 5,
@@ -595,6 +603,20 @@ def test_gsm_hard_stands_beside_test(place, use_devices, tmp_path):
   lines = (tmp_path / 'run' / 'predictions' / 'gsm_hard.jsonl').read_text().splitlines()
   assert [json.loads(line)['origin'] for line in lines] == [f'hard.jsonl:{i}' for i in (1, 2, 3, 4)]
   assert 'Results on gsm_hard' in out and 'negative answers' in out
+  (tmp_path / 'svamp.json').write_text(json.dumps(
+      [{'Body': 'One and', 'Question': 'one?', 'Answer': 2.0}] * 3))
+  code, out = run_cli(*argv, '--mode=eval', f'--config.eval.sets=svamp={tmp_path}/svamp.json,'
+                      f'hard={tmp_path}/hard.jsonl')
+  several = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  assert code == 0 and set(several) == {'gsm_hard', 'test', 'svamp', 'hard'}
+  assert [several[name]['n'] for name in ('svamp', 'hard')] == [3, 4]
+  assert several['svamp']['final_acc_stderr'] is not None
+  assert several['hard']['final_acc'] == several['gsm_hard']['final_acc']
+  assert [line.split()[:2] for line in out[out.index('% right'):].splitlines()[1:]
+          if line.split()[1:2] in (['3'], ['4'])] == [['svamp', '3'], ['hard', '4']]
+  code, out = run_cli(*argv, f'--config.eval.sets=svamp={tmp_path}/none.json',
+                      f'--workdir={tmp_path}/new')  # told before anything is trained
+  assert code == 2 and 'none.json: ' in out and not (tmp_path / 'new' / 'config.json').exists()
 
 
 def test_help_needs_no_config():

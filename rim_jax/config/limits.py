@@ -25,6 +25,20 @@ def parse_sizes(text: str) -> tuple[int, ...]:
   return tuple(map(int, text.split(',')))
 
 
+def parse_sets(text: str) -> dict[str, str]:
+  """'svamp=a.json,math=b.jsonl' -> {'svamp': 'a.json', 'math': 'b.jsonl'}; ValueError in words."""
+  sets = {}
+  for part in text.split(',') if text else ():
+    name, equals, path = (p.strip() for p in part.partition('='))
+    if not (equals and path and SET_NAME.fullmatch(name)):
+      raise ValueError(f"{part.strip()!r} is no NAME=FILE, whose name is letters, digits and _")
+    if name in sets:
+      raise ValueError(f'{name} is named twice')
+    sets[name] = path
+  return sets
+
+
+SET_NAME = re.compile(r'[A-Za-z0-9_]{1,64}')
 _NOT_NEGATIVE = Limit('must not be negative', lambda v: v >= 0)
 
 AtLeastOne = Annotated[int, Limit('must be at least 1', lambda v: v >= 1)]

@@ -6,6 +6,10 @@ Sees a config's values and nothing else: no data, no device.
 import dataclasses
 import re
 
+from rim_jax.config import limits
+
+SPLITS = ('train', 'valid', 'test')
+_OTHER_SPLITS = ('validation', 'val', 'dev')  # how files of data.dir may name one
 # Names of a layer's projections, as `model.lora.targets` means them.
 LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 
@@ -28,6 +32,11 @@ def _find_data_problems(config):
                     "'gsm8k_perturbed' or 'prosqa'")
   if data.source == 'prosqa':
     problems += _find_prosqa_problems(data)
+  if data.steps == 'sentences' and data.source != 'gsm8k':
+    problems.append(f"data.steps='sentences' is for data.source='gsm8k', not '{data.source}'")
+  if data.steps == 'sentences' and data.step_marks:
+    problems.append("data.step_marks=True writes equations as <<a*b=c>>; with data.steps="
+                    "'sentences' set it to False")
   if tokenizer.kind == 'file' and not tokenizer.path:
     problems.append("tokenizer.kind='file' needs tokenizer.path, a tokenizer.json")
   if tokenizer.kind == 'file' and not tokenizer.eos_token:
@@ -42,12 +51,7 @@ def _find_data_problems(config):
   if tokenizer.kind == 'words' and data.source != 'prosqa':
     problems.append("tokenizer.kind='words' knows ProsQA's words only; use 'bytes' or 'file' for "
                     'this data')
-  if config.eval.split == 'gsm_hard' and not data.source.startswith('gsm8k'):
-    problems.append("eval.split='gsm_hard' is for a run on GSM8K, and this one has data.source="
-                    f"'{data.source}'; use test")
-  if (config.eval.split == 'gsm_hard') != bool(config.eval.path):
-    problems.append(f"eval.path='{config.eval.path}' with eval.split='{config.eval.split}': "
-                    'gsm_hard, and it alone, is read from the file named there')
+  problems += _find_set_problems(config.eval)
   if layout.num_blocks == 0 and config.facts.needs_blocks:
     problems.append(f"layout.num_blocks=0 leaves method '{config.method}' no block; "
                     "use 1 or more, or method 'direct'")
@@ -57,6 +61,26 @@ def _find_data_problems(config):
   if config.facts.learns_steps and not layout.step_separator and not layout.answer_prefix:
     problems.append(f'{config.method} needs layout.step_separator or layout.answer_prefix, to '
                     'tell the answer from the steps')
+  return problems
+
+
+def _find_set_problems(evaluation):
+  """What is wrong with the names and files of sets beside the splits."""
+  problems, split = [], evaluation.split
+  if split in SPLITS and evaluation.path:
+    problems.append(f"eval.path='{evaluation.path}' with eval.split='{split}', which is a split of "
+                    'the data; give the set another name')
+  elif split not in SPLITS and not evaluation.path:
+    problems.append(f"eval.split='{split}' is none of {', '.join(SPLITS)}; to evaluate a file "
+                    'under this name, give it as eval.path')
+  elif split in _OTHER_SPLITS or not limits.SET_NAME.fullmatch(split):
+    problems.append(f"eval.split='{split}' cannot name a set: letters, digits and _, and no split")
+  try:
+    sets = limits.parse_sets(evaluation.sets)
+  except ValueError as e:
+    return [*problems, f"eval.sets='{evaluation.sets}': {e}"]
+  problems += [f"eval.sets: '{name}' is a split, or eval.split; give the set another name"
+               for name in sets if name in (*SPLITS, *_OTHER_SPLITS, split)]
   return problems
 
 

@@ -91,6 +91,9 @@ class DataConfig:
   # gsm8k and gsm8k_perturbed without a valid file: rows held out of train for it.
   num_valid: AtLeastOne = 500
   step_marks: bool = False  # Write every step with its marks, as `<<a*b=c>>`.
+  # gsm8k: what the steps of a written solution are. equations: its `<<a*b=c>>`. sentences: its
+  # lines, or the sentences of a single line. Steps that stand in a list are read by both.
+  steps: Literal['equations', 'sentences'] = later('equations')
   chain: ChainConfig = ChainConfig()
   perturbed: PerturbedConfig = PerturbedConfig()
   prosqa: ProsqaConfig = ProsqaConfig()
@@ -297,8 +300,11 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
   """What is decoded, and how (docs/reference/judging.md)."""
-  split: Literal['train', 'valid', 'test', 'gsm_hard'] = 'test'  # Which questions.
-  path: str = ''  # split=gsm_hard: its file.
+  split: str = 'test'  # Which questions: train, valid or test; any other name is that of `path`.
+  # A file of rows that is no split of data.dir, called by the name in eval.split (docs/data.md).
+  path: str = ''
+  # More such files, all evaluated after eval.split: NAME=FILE,NAME=FILE.
+  sets: str = later('')
   # best: highest accuracy on valid. last: the newest. splits: the paper's protocol, which chooses
   # on eval.split itself: 16 times, a random fifth of the questions chooses among all kept
   # checkpoints and the others score.

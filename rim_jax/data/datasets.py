@@ -32,11 +32,15 @@ from rim_jax.config import (
     list_identity,
 )
 from rim_jax.data import chain as chain_lib
-from rim_jax.data import formats, gsm8k, prosqa
+from rim_jax.data import files as files_lib
+from rim_jax.data import gsm8k, prosqa
 from rim_jax.data import records as records_lib
 from rim_jax.data.perturbed import variation
 from rim_jax.data.records import SPLITS, Record, Variant
 from rim_jax.errors import UserError
+
+
+_ROWS_VERSION = 2  # goes up when more rows are read, or fewer
 
 
 class Split:
@@ -115,6 +119,8 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
   else:
     builder_class = {'gsm8k': RimGsm8k, 'gsm8k_perturbed': RimGsm8kPerturbed}[config.source]
     builder_config = make_gsm8k_config(config, say)
+  # Of today's directory, not of the one that was prepared: these files are in no fingerprint.
+  unread = getattr(builder_config, 'unread', ())
   root = pathlib.Path(config.cache_dir).expanduser() / 'prepared'
   directory = root / builder_class.name / builder_config.name / str(builder_class.VERSION)
   if not directory.exists():
@@ -126,7 +132,7 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
     fingerprints, num_dropped = card['fingerprints'], card['num_dropped']
     splits = {name: Split(str(directory), name, fingerprints[name]) for name in SPLITS}
     return Dataset(name=builder_class.name, fingerprint=builder_config.name, splits=splits,
-                   num_dropped=num_dropped, notes=tuple(card['notes']))
+                   num_dropped=num_dropped, notes=(*card['notes'], *unread))
 
 
 def _prepare(builder_class, builder_config, root, directory, say):
@@ -296,10 +302,12 @@ def make_chain_config(config: DataConfig) -> ChainBuilderConfig:
 
 @dataclasses.dataclass
 class Gsm8kBuilderConfig(tfds.core.BuilderConfig):
-  # Split -> (path, its bytes): read once, so that the fingerprint is of what is parsed.
-  files: dict[str, tuple[pathlib.Path, bytes]] = dataclasses.field(default_factory=dict, repr=False)
+  # Read once, so that the fingerprint is of what is parsed.
+  files: dict[str, files_lib.Parts] = dataclasses.field(default_factory=dict, repr=False)
+  unread: tuple[str, ...] = ()  # the line that names what else is there
   on_bad_rows: str = 'stop'
   num_valid: int = 0
+  steps: str = 'equations'
   step_marks: bool = False
   perturbed: PerturbedConfig | None = None
   prosqa: ProsqaConfig | None = None
@@ -312,8 +320,10 @@ class RimGsm8k(_RecordBuilder):
     """(records, dropped rows) by split that has a file, and notes."""
     config = self.builder_config
     splits, dropped, notes = {}, {}, []
-    for name, (path, content) in config.files.items():
-      splits[name], dropped[name] = formats.parse_file(path, content, config)
+    for name, parts in config.files.items():
+      splits[name], dropped[name] = files_lib.parse_files(parts, config)
+      if config.steps == 'equations':
+        notes += files_lib.describe_steps(name, splits[name])
       if dropped[name]:
         shown = '; '.join(dropped[name][:3]) + ('; ...' if len(dropped[name]) > 3 else '')
         notes.append(f'{name}: dropped {len(dropped[name])} bad rows: {shown}')
@@ -322,7 +332,7 @@ class RimGsm8k(_RecordBuilder):
   def make_prepared(self):
     splits, dropped, notes = self.read_files()
     if 'valid' not in splits:
-      train_path = self.builder_config.files['train'][0]
+      train_path = self.builder_config.files['train'][0][0]
       splits['train'], splits['valid'] = gsm8k.hold_out(
           splits['train'], self.builder_config.num_valid, train_path)
       notes.append(f"valid: {len(splits['valid'])} rows held out of {train_path.name} by "
@@ -362,37 +372,51 @@ class RimProsqa(RimGsm8k):
 
 def make_prosqa_config(config: DataConfig) -> Gsm8kBuilderConfig:
   """The task's parameters and the files there are, named by their fingerprint."""
-  files = {}
+  found = files_lib.Found({}, ())
   if config.dir:
     folder = pathlib.Path(config.dir).expanduser()
-    files = formats.find_files(folder, (), 'draw all problems')
-    if not files:
+    found = files_lib.find_files(folder, (), 'draw all problems')
+    if not found.splits:
       raise UserError(f"data.dir='{folder}': no train, valid or test file there; add one, or pass "
                       'no directory to draw all problems')
   fingerprint = _compute_fingerprint(
-      'rim_prosqa', str(RimProsqa.VERSION), _digest_files(files), config.on_bad_rows,
-      list_identity(config.prosqa))
-  return Gsm8kBuilderConfig(name=fingerprint, files=files, on_bad_rows=config.on_bad_rows,
-                            prosqa=config.prosqa)
+      'rim_prosqa', str(RimProsqa.VERSION), _digest_files(found.splits), config.on_bad_rows,
+      list_identity(config.prosqa), *_list_rules(config))
+  return Gsm8kBuilderConfig(
+      name=fingerprint, files=found.splits, unread=tuple(found.describe_unread()),
+      on_bad_rows=config.on_bad_rows, prosqa=config.prosqa)
 
 
-def _digest_files(files):
-  return {name: (path.name, hashlib.sha256(content).hexdigest())
-          for name, (path, content) in files.items()}
+def _digest_files(splits):
+  digests = {split: [(path.name, hashlib.sha256(content).hexdigest()) for path, content in parts]
+             for split, parts in splits.items()}
+  return {split: files if len(files) > 1 else files[0] for split, files in digests.items()}
+
+
+def _list_rules(config):
+  """What a fingerprint says of how rows are read, beyond what it always said.
+
+  Where bad rows stop a run, a rule that reads more of them changes no run that there is. Where
+  they are dropped, it reads other records of the same files.
+  """
+  return ['rows', _ROWS_VERSION] if config.on_bad_rows == 'drop' else []
 
 
 def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
   """The files of `config.dir`, or else OpenAI's, named by the fingerprint of their content."""
   folder = (pathlib.Path(config.dir).expanduser() if config.dir
             else gsm8k.download_gsm8k(config, say))
-  files = formats.find_files(folder)
+  found = files_lib.find_files(folder)
   options = {
       'on_bad_rows': config.on_bad_rows, 'step_marks': config.step_marks,
-      'num_valid': 0 if 'valid' in files else config.num_valid}
-  parts = ['rim_gsm8k', str(RimGsm8k.VERSION), _digest_files(files), options]
+      'num_valid': 0 if 'valid' in found.splits else config.num_valid,
+      **({} if config.steps == 'equations' else {'steps': config.steps})}
+  parts = ['rim_gsm8k', str(RimGsm8k.VERSION), _digest_files(found.splits), options,
+           *_list_rules(config)]
   perturbed = None
   if config.source == 'gsm8k_perturbed':
     perturbed = config.perturbed
     parts += ['perturbed', str(RimGsm8kPerturbed.VERSION), list_identity(perturbed)]
-  return Gsm8kBuilderConfig(name=_compute_fingerprint(*parts), files=files, perturbed=perturbed,
-                            **options)
+  return Gsm8kBuilderConfig(
+      name=_compute_fingerprint(*parts), files=found.splits,
+      unread=tuple(found.describe_unread()), perturbed=perturbed, **options)

@@ -1,37 +1,34 @@
-"""Sets that only evaluation reads: GSM-Hard."""
+"""Sets of questions that only evaluation reads, by name: SVAMP, MATH, GSM-Hard, a file of one's own."""
 
-import decimal
-import json
 import pathlib
 import re
 
-from rim_jax.data.formats import parse_row
+from rim_jax.config import DataConfig
+from rim_jax.data import files, formats
 from rim_jax.data.records import Record, report
+from rim_jax.errors import UserError
 
+GSM_HARD = 'gsm_hard'  # the one name that means something: its answers are also told by kind
 _NUMBER = re.compile(r'[-+]?(\d+(\.\d*)?|\.\d+)')
 
 
-def load_gsm_hard(path: pathlib.Path) -> list[Record]:
-  """GSM-Hard: a JSON object a line, {"question", "answer"} or, as published, {"input", "target"}.
+def load_set(name: str, path: pathlib.Path, config: DataConfig = DataConfig()) -> list[Record]:
+  """The rows of a file in any of `formats.SHAPES`, or of a split that `datasets` saved.
 
-  Numbers become plain decimals. No row has steps.
-  Raises: UserError naming the file, or its first bad line.
+  Numbers become plain decimals. A solution without steps that can be told is a row without steps.
+  Raises: UserError naming the file, or its first bad row.
   """
-  with report(path, 'set --config.eval.path to GSM-Hard\'s file', OSError):
-    lines = path.read_bytes().rstrip().split(b'\n')
+  with report(path, f'name a file of rows for the set {name}', OSError):
+    parts = [(p, p.read_bytes()) for p in files.list_parts(path)]
+  reading = formats.Reading(config.steps, config.step_marks, needs_steps=False)
   records = []
-  for number, line in enumerate(lines, 1):
-    with report(f'{path}:{number}', 'fix the row', ValueError):
-      row = json.loads(line, parse_float=decimal.Decimal, parse_int=decimal.Decimal)
-      if not isinstance(row, dict):
-        raise ValueError('not a JSON object')
-      answer = row.get('answer', row.get('target'))
-      if isinstance(answer, decimal.Decimal):
-        answer = format(answer.normalize(), 'f')
-      question, steps, answer = parse_row(json.dumps({
-          'question': row.get('question', row.get('input')), 'steps': [], 'answer': answer
-      }).encode())
-      if not _NUMBER.fullmatch(answer):
-        raise ValueError(f"the answer '{answer[:40]}' is not a number")
-      records.append(Record(question, steps, answer, f'{path.name}:{number}'))
+  for part, content in parts:
+    for number, row in enumerate(files.read_rows(part, content), 1):
+      with report(f'{part}:{number}', 'fix the row', ValueError):
+        parsed = formats.parse_row(row, reading)
+        if name == GSM_HARD and not _NUMBER.fullmatch(parsed[2]):
+          raise ValueError(f'the answer {parsed[2][:40]!r} is not a number')
+      records.append(Record(*parsed, f'{part.name}:{number}'))
+  if not records:
+    raise UserError(f'{path}: no rows; fill or replace the file')
   return records

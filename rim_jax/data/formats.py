@@ -1,113 +1,97 @@
-"""Files of rows: which are read, in which formats, and which rows are refused.
+"""Rows: the shapes that are read, and which rows are refused.
 
-Formats, told apart line by line:
-  {"question": str, "steps": [str], "answer": str}     other keys are allowed and unread
-  {"question": str, "answer": "text <<a*b=c>> ... #### N"}            OpenAI's GSM8K
-  question||<<a*b=c>> <<d+e=f>> #### N                                iCoT's GSM8K-Aug
-or, as in Coconut's files, a whole file is one JSON list of such objects. A format more is one row
-of `FORMATS`.
+`SHAPES` is the one table of them: rows are told apart by its keys, errors list it, and
+docs/reference/row_shapes.md is printed from it. A shape more is one row of it.
+
+Everything here takes time in proportion to the row, and a row has a largest size.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
-import gzip
+import decimal
 import json
 import re
-import zlib
+from typing import Any
 
-from rim_jax.data.records import SPLITS, Record, report
-from rim_jax.errors import UserError
-
-_EXTENSIONS = tuple(e + gz for e in ('.jsonl', '.txt', '.json') for gz in ('', '.gz'))
-_STEP = re.compile(r'<<(.*?)>>')
+MAX_ROW_BYTES = 1_000_000  # of the text of one row; a longer one is refused
+MAX_DIGITS = 400  # of a number as an answer, written out
 _WITH_COMMAS = re.compile(r'[-+]?\d{1,3}(,\d{3})+(\.\d*)?')
+# The end of a sentence. What may stand in each part differs from the next, so this is linear.
+_SENTENCE_END = re.compile(r'[.!?]["\')\]]*\s+')
+_ABBREVIATIONS = frozenset(
+    'mr mrs ms dr prof st mt vs no approx e.g i.e etc inc jr sr fig eq'.split())
+_EQUATION_CHARACTERS = frozenset('0123456789.,+-*/()=%$ ')
 
 
-def find_files(folder, needed=('train', 'test'), without='download GSM8K'):
-  """Split -> (path, content).
-
-  Raises: UserError where the folder, or the file of a split that is needed, is not there.
-  """
-  if not folder.is_dir():
-    raise UserError(f"data.dir='{folder}': no such directory; pass one with "
-                    f'{" and ".join(needed or SPLITS)} files, or none to {without}')
-  files = {}
-  for split in SPLITS:
-    found = [folder / f'{split}{e}' for e in _EXTENSIONS if (folder / f'{split}{e}').exists()]
-    if len(found) > 1:
-      raise UserError(f"{folder}: {' and '.join(p.name for p in found)} are both the {split} "
-                      'split; keep one')
-    if found:
-      with report(found[0], 'make it a readable file', OSError):
-        files[split] = found[0], found[0].read_bytes()
-    elif split in needed:
-      there = ', '.join(sorted(p.name for p in folder.iterdir())[:10]) or 'nothing'
-      raise UserError(f"{folder}: no {split} file (looked for {split} with "
-                      f"{', '.join(_EXTENSIONS)}); there: {there}; add or rename one")
-  return files
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How rows are read: `data.steps`, `data.step_marks`, and whether steps may be missing."""
+  steps: str = 'equations'
+  step_marks: bool = False
+  # False: a solution in sentences, with data.steps='equations', is a row without steps and no error
+  needs_steps: bool = True
 
 
-def parse_file(path, content, config) -> tuple[list[Record], list[str]]:
-  """Records, and the bad rows that were dropped as '<file>:<line>: <what>'."""
-  if path.suffix == '.gz':
-    with report(path, 'replace it by a whole gzip file', (OSError, EOFError, zlib.error)):
-      content = gzip.decompress(content)
-  # Lines end at \n alone: str.splitlines would also cut questions at a U+2028.
-  lines = content.split(b'\n')
-  if content.lstrip().startswith(b'['):
-    with report(path, 'give a list of JSON objects, or one of them a line', ValueError):
-      lines = [json.dumps(row).encode() for row in json.loads(content)]
-  while lines and not lines[-1].strip():
-    lines.pop()
-  records, dropped = [], []
-  for number, line in enumerate(lines, 1):
-    try:
-      row = parse_row(line, config.step_marks)
-    except ValueError as error:
-      if config.on_bad_rows != 'drop':
-        raise UserError(f'{path}:{number}: {error}; fix the row, or drop bad rows with '
-                        '--config.data.on_bad_rows=drop') from None
-      dropped.append(f'{path.name}:{number}: {error}')
-    else:
-      records.append(Record(*row, origin=f'{path.name}:{number}'))
-  if not records:
-    raise UserError(f'{path}: no rows (of {len(lines)} lines); fill or replace the file')
-  return records, dropped
-
-
-def parse_row(line: bytes, step_marks: bool = False) -> tuple[str, tuple[str, ...], str]:
-  """One line, in any of the formats -> (question, steps, answer).
+def parse_row(row: bytes | dict[str, Any], reading: Reading = Reading()
+              ) -> tuple[str, tuple[str, ...], str]:
+  """One line of a file, or one row of a table, in any of `SHAPES` -> (question, steps, answer).
 
   Raises: ValueError saying what is wrong with it.
   """
+  parsed = _parse_line(row, reading) if isinstance(row, bytes) else _parse_object(row, reading)
+  question, steps, answer = parsed
+  steps, answer = tuple(steps), answer.strip()
+  if _WITH_COMMAS.fullmatch(answer):
+    answer = answer.replace(',', '')
+  _check_row(question, steps, answer)
+  return question, tuple(f'<<{s}>>' if reading.step_marks else s for s in steps), answer
+
+
+def _parse_line(line: bytes, reading):
+  if len(line) > MAX_ROW_BYTES:
+    raise ValueError(f'{len(line):,} bytes; a row may have {MAX_ROW_BYTES:,}')
   try:
     text = line.decode()  # a \r before the \n is stripped with the answer, or is space to JSON
   except UnicodeDecodeError as error:
     raise ValueError(f'not UTF-8 (byte {error.start})') from None
   if not text.strip():
     raise ValueError('an empty line')
-  if text.startswith('\ufeff'):
+  if text.startswith('\ufeff'):  # files begin with one, which is taken off there
     raise ValueError('a byte order mark before the text')
-  found = next((f for f in FORMATS if f.matches(text)), None)
-  if found is None:
-    raise ValueError(f"neither {' nor '.join(f.name for f in FORMATS)}")
-  question, steps, answer = found.parse(text)
-  answer = answer.strip()
-  if _WITH_COMMAS.fullmatch(answer):
-    answer = answer.replace(',', '')
-  _check_row(question, steps, answer)
-  return question, tuple(f'<<{s}>>' if step_marks else s for s in steps), answer
+  if text.lstrip().startswith('{'):
+    return _parse_object(load_json(text), reading)
+  if '||' not in text:
+    raise ValueError(f'neither a JSON object nor {TEXT_SHAPE.example!r}')
+  return _parse_marked(text, reading)
 
 
-def _split_rationale(text):
-  """'text <<step>> text #### answer' -> steps, the text without them, answer."""
-  rationale, mark, answer = text.partition('####')
-  if not mark:
-    raise ValueError("no '####' before the answer")
-  between = _STEP.sub(' ', rationale)
-  if '<<' in between or '>>' in between:
-    raise ValueError('a << without its >>, or a >> without its <<')
-  return _STEP.findall(rationale), between, answer
+def load_json(text: str | bytes):
+  """JSON with numbers as they are written. Raises: ValueError."""
+  try:
+    return json.loads(text, parse_float=decimal.Decimal)
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'not JSON ({error})') from None
+
+
+def _parse_object(row, reading):
+  if not isinstance(row, dict):
+    raise ValueError('not a JSON object')
+  size = sum(_count_characters(value) for value in row.values())
+  if size > MAX_ROW_BYTES:
+    raise ValueError(f'{size:,} characters; a row may have {MAX_ROW_BYTES:,}')
+  shape = next((shape for shape in SHAPES if all(key in row for key in shape.keys)), None)
+  if shape is None:
+    keys = ', '.join(sorted(map(str, row)))[:200] or 'none'
+    raise ValueError(f'its keys are {keys}; a row needs {describe_shapes()}')
+  return shape.parse(row, reading)
+
+
+def _count_characters(value):
+  if isinstance(value, str):
+    return len(value)
+  if isinstance(value, (list, tuple)):
+    return sum(len(v) for v in value if isinstance(v, str))
+  return 0
 
 
 def _check_row(question, steps, answer):
@@ -128,45 +112,304 @@ def _check_row(question, steps, answer):
     raise ValueError('half of a surrogate pair, which is no character') from None
 
 
-# ---- The formats ----
+# ---- Parts of a row ----
 
 
-def _parse_json(text):
-  try:
-    row = json.loads(text)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'not JSON ({error})') from None
-  for key in ('question', 'answer'):
-    if key not in row:
-      raise ValueError(f"no '{key}'")
-    if not isinstance(row[key], str):
-      raise ValueError(f"'{key}' should be a string, not {json.dumps(row[key])[:40]}")
-  if 'steps' not in row:
-    steps, _, answer = _split_rationale(row['answer'])
-    return row['question'], steps, answer
-  steps = row['steps']
+def _get_text(row, key) -> str:
+  if not isinstance(row[key], str):
+    raise ValueError(f"'{key}' should be a string, not {_show(row[key])}")
+  return row[key]
+
+
+def _get_answer(row, key) -> str:
+  """A string as it is; a number as a plain decimal, whole ones without a point, exactly."""
+  value = row[key]
+  if isinstance(value, str):
+    return value
+  if isinstance(value, bool) or not isinstance(value, (int, float, decimal.Decimal)):
+    raise ValueError(f"'{key}' should be a string or a number, not {_show(value)}")
+  number = decimal.Decimal(str(value) if isinstance(value, float) else value)
+  if not number.is_finite():
+    raise ValueError(f"'{key}' is {value}, which is no number")
+  exponent = number.as_tuple().exponent
+  if max(abs(number.adjusted()), -exponent if isinstance(exponent, int) else 0) > MAX_DIGITS:
+    raise ValueError(f"'{key}' is a number of more than {MAX_DIGITS} digits")
+  text = format(number, 'f')
+  text = text.rstrip('0').rstrip('.') if '.' in text else text
+  return '0' if text == '-0' else text
+
+
+def _show(value):
+  return json.dumps(value, default=str)[:40]
+
+
+def _split_marks(text) -> tuple[list[str], list[str]]:
+  """'text <<step>> text' -> the steps, and the texts around them."""
+  first, *rest = text.split('<<')
+  steps, around = [], [first]
+  for part in rest:
+    step, mark, after = part.partition('>>')
+    if not mark or '\n' in step:
+      raise ValueError('a << without its >>, or a >> without its <<')
+    steps.append(step)
+    around.append(after)
+  if any('>>' in text for text in around):
+    raise ValueError('a << without its >>, or a >> without its <<')
+  return steps, around
+
+
+def _split_answer(text) -> tuple[str, str]:
+  solution, mark, answer = text.partition('####')
+  if not mark:
+    raise ValueError("no '####' before the answer")
+  return solution, answer
+
+
+def _read_sentences(steps, around) -> list[str]:
+  """The lines of a solution without its marks; of a solution in one line, its sentences."""
+  text = ''.join(around)
+  if steps and not text.strip():
+    raise ValueError("nothing stands outside << >>; read such steps with "
+                     '--config.data.steps=equations')
+  return split_sentences(text)
+
+
+def split_sentences(text: str) -> list[str]:
+  """Lines; or, of a single line, sentences: a full stop before a small letter ends none."""
+  lines = [line.strip() for line in text.split('\n') if line.strip()]
+  if len(lines) != 1:
+    return lines
+  line, found, start = lines[0], [], 0
+  for end in _SENTENCE_END.finditer(line):
+    words = line[max(start, end.start() - 12):end.start()].split()
+    word = words[-1].lower().lstrip('("\'') if words else ''
+    is_number = line[start:end.start()].strip().isdecimal()  # '1. First ...'
+    if line[end.start()] == '.' and (
+        word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or is_number):
+      continue
+    if line[end.end():end.end() + 1].islower():
+      continue
+    found.append(line[start:end.end()].strip())
+    start = end.end()
+  return [*found, line[start:].strip()] if line[start:].strip() else found
+
+
+def _read_solution(text, reading: Reading, key: str) -> list[str]:
+  """Steps of a solution that stands apart from its answer."""
+  steps, around = _split_marks(text)
+  if reading.steps == 'sentences' and any(map(str.strip, around)):
+    return _read_sentences(steps, around)
+  if steps:
+    return steps
+  lines = [line.strip() for line in text.split('\n') if line.strip()]
+  if all('=' in line and _EQUATION_CHARACTERS.issuperset(line) for line in lines):
+    return lines
+  if not reading.needs_steps:
+    return []
+  raise ValueError(f"'{key}' has no <<a*b=c>>, and its lines are no equations; read sentences as "
+                   'steps with --config.data.steps=sentences')
+
+
+def _read_steps(row, key, reading: Reading, in_lines: bool) -> list[str]:
+  """Steps that stand in a key of their own: a list, or a text (`in_lines`: one step a line)."""
+  steps = row[key]
+  if isinstance(steps, str):
+    if steps.lstrip().startswith('['):  # how CSV files have a list
+      try:
+        steps = json.loads(steps)
+      except (ValueError, RecursionError):
+        raise ValueError(f"'{key}' begins with [ and is no JSON list; write one step a line"
+                         ) from None
+    elif '<<' in steps or not in_lines:
+      return _read_solution(steps, reading, key)
+    else:
+      return [line.strip() for line in steps.split('\n') if line.strip()]
   if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
-    raise ValueError("'steps' should be a list of strings")
-  steps = [s[2:-2] if _STEP.fullmatch(s) else s for s in steps]
-  return row['question'], steps, row['answer']
+    raise ValueError(f"'{key}' should be a list of strings, or a string with a step on each line")
+  return [s[2:-2] if s.startswith('<<') and s.endswith('>>') else s for s in steps]
 
 
-def _parse_marked(text):
+def find_boxed(text: str) -> str | None:
+  r"""What the last \boxed{...} of a text holds, its braces balanced; None without one."""
+  at = max(text.rfind('\\boxed{'), text.rfind('\\fbox{'))
+  if at < 0:
+    return None
+  start = text.index('{', at) + 1
+  depth, i = 1, start
+  while i < len(text):
+    if text[i] == '\\':
+      i += 1  # \{ and \} are characters
+    elif text[i] in '{}':
+      depth += 1 if text[i] == '{' else -1
+      if not depth:
+        return text[start:i]
+    i += 1
+  return None
+
+
+# ---- The shapes ----
+
+
+def _parse_steps(row, reading):
+  return (_get_text(row, 'question'), _read_steps(row, 'steps', reading, in_lines=True),
+          _get_answer(row, 'answer'))
+
+
+def _parse_cot(row, reading):
+  return (_get_text(row, 'question'), _read_steps(row, 'cot', reading, in_lines=False),
+          _get_answer(row, 'answer'))
+
+
+def _parse_text_answer(text, reading) -> tuple[list[str], str]:
+  r"""An answer with or without its solution before it: 'text #### 6', '... \boxed{6}', '6'."""
+  if '####' in text:
+    solution, answer = _split_answer(text)
+    steps, around = _split_marks(solution)
+    if reading.steps == 'sentences':
+      steps = _read_sentences(steps, around)
+    return steps, answer
+  boxed = find_boxed(text)
+  if boxed is not None:
+    return _read_solution(text, reading, 'answer'), boxed
+  if '\n' in text.strip() or '<<' in text:
+    raise ValueError("no '####' before the answer")
+  return [], text
+
+
+def _parse_answer(row, reading, question='question', answer='answer'):
+  steps, found = _parse_text_answer(_get_answer(row, answer), reading)
+  return _get_text(row, question), steps, found
+
+
+def _parse_target(row, reading):
+  return _parse_answer(row, reading, 'input', 'target')
+
+
+def _parse_input_answer(row, reading):
+  return _parse_answer(row, reading, 'input')
+
+
+def _parse_problem(row, reading):
+  solution = _get_text(row, 'solution')
+  answer = _get_answer(row, 'answer') if 'answer' in row else find_boxed(solution)
+  if answer is None:
+    raise ValueError("'solution' has no \\boxed{...}, and there is no 'answer'")
+  return _get_text(row, 'problem'), _read_solution(solution, reading, 'solution'), answer
+
+
+def _parse_messages(row, reading):
+  messages = row['messages']
+  if not isinstance(messages, list) or not all(
+      isinstance(m, dict) and isinstance(m.get('role'), str) for m in messages):
+    raise ValueError("'messages' should be a list of {'role', 'content'}")
+  roles = [m['role'] for m in messages]
+  if roles not in (['user', 'assistant'], ['system', 'user', 'assistant']):
+    raise ValueError(f"'messages' are of {', '.join(roles)[:80] or 'nobody'}; one question and one "
+                     'answer are read: user, assistant, and system before them')
+  *asked, answer = [_get_content(m).strip() for m in messages]
+  steps, answer = _parse_text_answer(answer, reading)
+  return '\n\n'.join(filter(None, asked)), steps, answer
+
+
+def _get_content(message) -> str:
+  content = message.get('content')
+  if isinstance(content, list) and all(
+      isinstance(part, dict) and isinstance(part.get('text'), str) for part in content):
+    return ''.join(part['text'] for part in content)
+  if not isinstance(content, str):
+    raise ValueError(f"'content' should be a string, not {_show(content)}")
+  return content
+
+
+def _parse_svamp(row, _):
+  return (f"{_get_text(row, 'Body').strip()} {_get_text(row, 'Question').strip()}", [],
+          _get_answer(row, 'Answer'))
+
+
+def _parse_solutions(row, _):
+  solutions = row['lSolutions']
+  if not isinstance(solutions, list) or len(solutions) != 1:
+    raise ValueError(f"'lSolutions' should be a list of one answer, not {_show(solutions)}")
+  return (_get_text(row, 'sQuestion').strip(), [],
+          _get_answer({'lSolutions': solutions[0]}, 'lSolutions'))
+
+
+def _parse_asdiv(row, reading):
+  answer = _get_answer(row, 'answer').strip()
+  if '####' in answer:  # not ASDiv's: OpenAI's, with a key more
+    return _parse_answer(row, reading)
+  if answer.endswith(')') and ';' not in answer:  # '9 (apples)'; '4 (red); 5 (blue)' stays
+    answer = answer.partition(' (')[0]
+  return f"{_get_text(row, 'body').strip()} {_get_text(row, 'question').strip()}", [], answer
+
+
+def _parse_marked(text, reading):
   question, _, rest = text.partition('||')
-  steps, between, answer = _split_rationale(rest)
-  if between.strip():  # a rationale without marks would pass for a row without steps
-    raise ValueError(f"'{between.strip()[:40]}' stands outside << >>")
+  solution, answer = _split_answer(rest)
+  steps, around = _split_marks(solution)
+  outside = ' '.join(around).strip()
+  if reading.steps == 'sentences':
+    return question, _read_sentences(steps, around), answer
+  if outside and reading.needs_steps:  # without marks it would pass for a row without steps
+    raise ValueError(f"'{outside[:40]}' stands outside << >>; read sentences as steps with "
+                     '--config.data.steps=sentences')
   return question, steps, answer
 
 
 @dataclasses.dataclass(frozen=True)
-class Format:
-  """A way to write a row as one line; `matches` tells it from those before it in `FORMATS`."""
-  name: str
-  matches: Callable[[str], bool]
-  parse: Callable[[str], tuple]  # -> (question, steps, answer); raises ValueError
+class Shape:
+  """One way to write a row: the keys by which it is known, and who writes so."""
+  keys: tuple[str, ...]
+  example: str  # one line of a file
+  source: str  # who writes rows so
+  parse: Callable[[dict, Reading], tuple[str, Iterable[str], str]]
+
+  @property
+  def name(self) -> str:
+    return ' + '.join(self.keys)
 
 
-FORMATS = (
-    Format('a JSON object', lambda text: text.lstrip().startswith('{'), _parse_json),
-    Format("'question||<<step>> ... #### answer'", lambda text: '||' in text, _parse_marked))
+# The first whose keys a row has; other keys are allowed and not read.
+SHAPES = (
+    Shape(('question', 'steps', 'answer'),
+          '{"question": "...", "steps": ["2*3=6", "6+4=10"], "answer": "10"}',
+          'this project; GSM8K-Aug as a table. `steps` may be one text with a step on each line',
+          _parse_steps),
+    Shape(('question', 'cot', 'answer'),
+          '{"question": "...", "cot": "<<2*3=6>> <<6+4=10>>", "answer": "10"}',
+          'CODI: GSM8K-Aug, and GSM8K-Aug-NL with `data.steps=sentences`. `cot` may be a list',
+          _parse_cot),
+    Shape(('body', 'question', 'answer'),
+          '{"body": "Tom has 4 pens.", "question": "How many pens?", "answer": "4 (pens)"}',
+          'ASDiv; the unit in brackets is left out', _parse_asdiv),
+    Shape(('question', 'answer'),
+          '{"question": "...", "answer": "Tom has <<2*3=6>>6 pens.\\n#### 6"}',
+          "OpenAI's GSM8K. Without `####` and without `\\boxed{}` the whole answer, one line",
+          _parse_answer),
+    Shape(('problem', 'solution'),
+          '{"problem": "...", "solution": "So it is $\\\\boxed{\\\\frac{1}{2}}$."}',
+          'MATH; the answer is `answer`, or what the last `\\boxed{}` holds', _parse_problem),
+    Shape(('messages',),
+          '{"messages": [{"role": "user", "content": "..."}, '
+          '{"role": "assistant", "content": "... #### 6"}]}',
+          'chats of one question and its answer; a system message is put before the question',
+          _parse_messages),
+    Shape(('input', 'target'), '{"input": "...", "target": -9867630.0}', 'GSM-Hard',
+          _parse_target),
+    Shape(('input', 'answer'), '{"input": "...", "answer": "6"}', 'GSM-Hard, renamed',
+          _parse_input_answer),
+    Shape(('Body', 'Question', 'Answer'),
+          '{"Body": "Tom has 4 pens.", "Question": "How many pens?", "Answer": 4.0}', 'SVAMP',
+          _parse_svamp),
+    Shape(('sQuestion', 'lSolutions'), '{"sQuestion": "...", "lSolutions": [4.0]}',
+          'MultiArith, AddSub, SingleOp, SingleEq', _parse_solutions),
+)
+# Not an object: a line of text.
+TEXT_SHAPE = Shape((), 'question||<<step>> ... #### answer',
+                   "iCoT's text form, which GSM8K-Aug has; sentences with `data.steps=sentences`",
+                   lambda row, reading: _parse_marked(row, reading))
+
+
+def describe_shapes() -> str:
+  """The shapes in the words of an error."""
+  return ', or '.join(shape.name for shape in SHAPES)

@@ -21,19 +21,39 @@ from rim_jax.training import state as state_lib
 
 
 def get_records(task, split: str, limit: int):
-  """The first `limit` records of a split (0: all), or of GSM-Hard."""
+  """The first `limit` records of a split, or of the set that eval.path has; 0: all."""
   source = task.dataset.splits.get(split)
   if source is None:
-    records = evaluation_sets.load_gsm_hard(epath.Path(task.config.eval.path).expanduser())
+    records = evaluation_sets.load_set(
+        split, epath.Path(task.config.eval.path).expanduser(), task.config.data)
     return records[:limit or None]
   count = min(limit, len(source)) if limit else len(source)
   return source.__getitems__(range(count))
 
 
 def fingerprint_set(task, records) -> str:
-  """By what two runs are known to have had the same: the whole split's, or GSM-Hard's as read."""
+  """By what two runs are known to have had the same: the whole split's, or a file's as read."""
   source = task.dataset.splits.get(task.config.eval.split)
   return datasets_lib.fingerprint_records(records) if source is None else source.fingerprint
+
+
+def list_sets(task) -> list:
+  """The task as it is, and once for each of eval.sets, which are not timed."""
+  evaluation = task.config.eval
+  more = [dataclasses.replace(evaluation, split=name, path=path, sets='', num_latency_runs=0)
+          for name, path in limits.parse_sets(evaluation.sets).items()]
+  return [task, *(dataclasses.replace(task, config=dataclasses.replace(task.config, eval=one))
+                  for one in more)]
+
+
+def check_sets(task) -> None:
+  """Reads every file that will be evaluated: before training, not after it.
+
+  Raises: UserError.
+  """
+  for one in list_sets(task):
+    if one.config.eval.split not in task.dataset.splits:
+      get_records(one, one.config.eval.split, 0)
 
 
 def evaluate_run(task, workdir, say=print) -> dict[str, values.EvalResult]:
@@ -41,6 +61,15 @@ def evaluate_run(task, workdir, say=print) -> dict[str, values.EvalResult]:
 
   Returns: the whole content of results.json, set -> result.
   """
+  check_sets(task)
+  results = {}
+  for one in list_sets(task):
+    results = _evaluate_set(one, workdir, say)
+  return results
+
+
+def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
+  """`evaluate_run` of eval.split alone."""
   config, blocks, folder = task.config, task.config.eval_blocks, run_folder.RunFolder(workdir)
   if config.eval.checkpoint == 'splits':
     return _evaluate_splits(task, workdir, say)
@@ -65,7 +94,7 @@ def evaluate_run(task, workdir, say=print) -> dict[str, values.EvalResult]:
     more |= scores.evaluate_steps(decoder, records)
   if config.facts.has_thoughts:
     more['num_thoughts'] = blocks * config.layout.block_tokens
-  if config.eval.split == 'gsm_hard':
+  if config.eval.split == evaluation_sets.GSM_HARD:
     more |= scores.group_gsm_hard(
         predictions, [r.question for r in get_records(task, 'test', 0)])
   if config.eval.num_latency_runs:

@@ -586,6 +586,7 @@ LIVE = {
     'data.on_bad_rows': ('dataset_or_error', 'drop', GSM8K | {'data.dir': '{files}/bad'}),
     'data.num_valid': ('dataset', 3, GSM8K),
     'data.step_marks': ('dataset', True, GSM8K),
+    'data.steps': ('dataset', 'sentences', GSM8K),
     'data.chain.seed': ('dataset', 1, {}),
     'data.chain.min_steps': ('dataset', 2, {}),
     'data.chain.max_steps': ('dataset', 5, {}),
@@ -718,6 +719,7 @@ LIVE = {
     'eval.split': ('evaluation', 'valid', {}),
     'eval.path': ('evaluation', '{files}/harder.jsonl', GSM8K | {
         'eval.split': 'gsm_hard', 'eval.path': '{files}/hard.jsonl'}),
+    'eval.sets': ('evaluation', 'more={files}/hard.jsonl', GSM8K),
     'eval.checkpoint': ('evaluation', 'last', {}),
     'eval.num_blocks': ('evaluation', 0, {}),
     'eval.budget_blocks': ('evaluation', 4, {}),

@@ -189,8 +189,8 @@ def test_a_whole_file_may_be_one_list(tmp_path):
   assert [(r.question, list(r.steps), r.answer) for r in dataset.splits['train']] == [
       (row['question'], row['steps'], row['answer']) for row in rows]
   assert [r.origin for r in dataset.splits['test']] == ['test.json:1', 'test.json:2']
-  for content, what in ((b'[{"question": "q", "steps": [], "answer": "1"}, 3]', 'json:2: neither'),
-                        (b'[{"question": "q"', 'train.json: Expecting'), (b'[]', 'no rows')):
+  for content, what in ((b'[{"question": "q", "steps": [], "answer": "1"}, 3]', 'json:2: not a JSON object'),
+                        (b'[{"question": "q"', 'train.json: not JSON .Expecting'), (b'[]', 'no rows')):
     (folder / 'train.json').write_bytes(content)
     with pytest.raises(UserError, match=what) as error:
       load_files(folder, tmp_path)
@@ -205,18 +205,27 @@ BAD = {
     b'{"question": "\xff", "steps": [], "answer": "1"}': 'not UTF-8 (byte 14)',
     b'\xef\xbb\xbf{"question": "q", "steps": [], "answer": "1"}': 'byte order mark',
     b'{"question": "\\ud800", "steps": [], "answer": "1"}': 'surrogate',
-    b'{"steps": [], "answer": "1"}': "no 'question'",
-    b'{"question": "q", "steps": []}': "no 'answer'",
-    b'{"question": "q", "steps": [], "answer": 1}': "'answer' should be a string, not 1",
+    b'{"steps": [], "answer": "1"}': 'its keys are answer, steps; a row needs question + steps',
+    b'{"question": "q", "steps": []}': 'its keys are question, steps; a row needs',
+    b'{"question": "q", "steps": [], "answer": true}': (
+        "'answer' should be a string or a number, not true"),
+    b'{"question": "q", "steps": [], "answer": NaN}': "'answer' is nan, which is no number",
+    b'{"question": "q", "steps": [], "answer": 1e999999999}': 'a number of more than 400 digits',
+    b'{"question": "q", "x": "' + b'x' * 1_000_000 + b'"}': 'bytes; a row may have 1,000,000',
     b'{"question": null, "steps": [], "answer": "1"}': "'question' should be a string, not null",
     b'{"question": "q", "steps": [], "answer": " "}': 'the answer is empty',
     b'{"question": " ", "steps": [], "answer": "1"}': 'the question is empty',
-    b'{"question": "q", "steps": "1=1", "answer": "1"}': "'steps' should be a list of strings",
+    b'{"question": "q", "steps": 5, "answer": "1"}': "'steps' should be a list of strings, or",
+    b'{"question": "q", "cot": "He has one.", "answer": "1"}': (
+        "'cot' has no <<a*b=c>>, and its lines are no equations; read sentences as steps with "),
+    b'{"question": "q", "steps": "[1", "answer": "1"}': "'steps' begins with [ and is no JSON list",
+    b'{"problem": "q", "solution": "1"}': "'solution' has no \\boxed{...}",
+    b'{"messages": [{"role": "user", "content": "q"}]}': "'messages' are of user; one question",
     b'{"question": "q", "steps": [1], "answer": "1"}': "'steps' should be a list of strings",
     b'{"question": "q", "steps": ["1", " "], "answer": "1"}': 'step 2 is empty',
     b'{"question": "q", "steps": ["<<1=1"], "answer": "1"}': 'step 1 has a stray',
     b'{"question": "q", "steps": [], "answer": "x #### 1"}': "second '####'",
-    b'{"question": "q", "answer": "12"}': "no '####' before the answer",
+    b'{"question": "q", "answer": "1\\n2"}': "no '####' before the answer",
     b'{"question": "q", "answer": "<<1=1>> #### 1 #### 2"}': "second '####'",
     b'{"question": "q", "answer": "<<1=1 #### 1"}': 'a << without its >>',
     b'{"question": "q", "answer": "<<>> #### 1"}': 'step 1 is empty',

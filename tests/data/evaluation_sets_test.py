@@ -1,4 +1,4 @@
-"""GSM-Hard is read in both of its forms, and a bad file is told in one line."""
+"""Sets by name are read in every shape, and a bad file is told in one line."""
 
 import pytest
 
@@ -12,7 +12,7 @@ def test_gsm_hard_in_both_forms(tmp_path):
                   '{"input": "b?", "code": "def f(): ...", "target": -9867630.0}\n'
                   '{"input": "c?", "target": 1.5e-7}\n{"input": "d?", "target": 120}\n'
                   '{"question": "e?", "answer": "1,234.50"}\n\n')
-  found = evaluation_sets.load_gsm_hard(path)
+  found = evaluation_sets.load_set('gsm_hard', path)
   assert [(r.question, r.steps, r.answer, r.origin) for r in found] == [
       (question, (), answer, f'hard.jsonl:{i}') for i, (question, answer) in enumerate([
           ('Tom\u2028 has?', '-9867630'), ('b?', '-9867630'), ('c?', '0.00000015'), ('d?', '120'),
@@ -20,16 +20,29 @@ def test_gsm_hard_in_both_forms(tmp_path):
 
 
 @pytest.mark.parametrize('content, what', [
-    ('', ':1: Expecting value'), ('[]', ':1: not a JSON object'),
-    ('{"question": "a?", "answer": "1"}\n{"question": "b?"}', ":2: 'answer' should be a string"),
-    ('{"target": 1}', ":1: 'question' should be"), ('{"input": "a?", "target": NaN}', ':1: '),
+    ('[1]', ':1: not a JSON object'),
+    ('{"question": "a?", "answer": "1"}\n{"question": "b?"}', ':2: its keys are question; a row needs '),
+    ('{"target": 1}', ':1: its keys are target; '), ('{"input": "a?", "target": NaN}', ':1: '),
     ('{"input": "a?", "answer": "one"}', ":1: the answer 'one' is not a number")])
 def test_a_bad_gsm_hard_file_is_told_in_one_line(tmp_path, content, what):
   path = tmp_path / 'hard.jsonl'
   path.write_text(content)
   with pytest.raises(UserError) as error:
-    evaluation_sets.load_gsm_hard(path)
+    evaluation_sets.load_set('gsm_hard', path)
   assert str(error.value).startswith(f'{path}{what}') and str(error.value).endswith('; fix the row')
   assert '\n' not in str(error.value)
-  with pytest.raises(UserError, match='nothing.jsonl: .*; set --config.eval.path to GSM-Hard'):
-    evaluation_sets.load_gsm_hard(tmp_path / 'nothing.jsonl')
+  with pytest.raises(UserError, match='nothing.jsonl: .*; name a file of rows for the set svamp'):
+    evaluation_sets.load_set('svamp', tmp_path / 'nothing.jsonl')
+  (tmp_path / 'empty.jsonl').write_text('\n')
+  with pytest.raises(UserError, match='empty.jsonl: no rows; '):
+    evaluation_sets.load_set('svamp', tmp_path / 'empty.jsonl')
+
+
+def test_any_shape_is_a_set_and_sentences_are_no_error(tmp_path):
+  path = tmp_path / 'math.jsonl'
+  path.write_text(r'{"problem": "q?", "solution": "It is $\\boxed{\\frac{1}{2}}$."}' + '\n'
+                  '{"question": "b?", "answer": "one"}\n{"question": "c?", "cot": "One.", '
+                  '"answer": 1}\nd?||Words. #### 3')
+  found = evaluation_sets.load_set('math', path)
+  assert [(r.question, r.steps, r.answer) for r in found] == [
+      ('q?', (), r'\frac{1}{2}'), ('b?', (), 'one'), ('c?', (), '1'), ('d?', (), '3')]

@@ -1,6 +1,8 @@
 """A row means the same in every format."""
 
+import contextlib
 import json
+import time
 
 import pytest
 
@@ -23,7 +25,7 @@ ROWS = {
 def test_formats_agree(row):
   for line in (row.encode(), row.encode() + b'\r'):
     assert formats.parse_row(line) == (QUESTION, ('2*4=8', '-8+.50=-7.50'), '1234567')
-    assert formats.parse_row(line, step_marks=True) == (
+    assert formats.parse_row(line, formats.Reading(step_marks=True)) == (
         QUESTION, ('<<2*4=8>>', '<<-8+.50=-7.50>>'), '1234567')
 
 
@@ -33,3 +35,129 @@ def test_formats_agree(row):
 def test_answers(answer, read):
   row = {'question': 'q', 'steps': [], 'answer': answer}
   assert formats.parse_row(json.dumps(row).encode()) == ('q', (), read)
+
+
+EQUATIONS = ('2*3=6', '6+4=10')
+SENTENCES = ('Tom has 2*3=6 pens.', 'He gets 4, so 10.')
+SOLUTION = 'Tom has 2*3=<<2*3=6>>6 pens.\nHe gets 4, so <<6+4=10>>10.'
+CHAT = [{'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'q?'}]
+# name: (row, (question, steps, answer) with data.steps=equations, steps with sentences)
+SHAPES = {
+    'steps in lines': ({'question': 'q?', 'steps': '2*3=6\n 6+4=10\n', 'answer': 10},
+                       ('q?', EQUATIONS, '10'), EQUATIONS),
+    'CODI': ({'question': 'q?', 'cot': '<<2*3=6>> <<6+4=10>>', 'answer': '10'},
+             ('q?', EQUATIONS, '10'), EQUATIONS),
+    'cot as a list': ({'question': 'q?', 'cot': ['2*3=6', '<<6+4=10>>'], 'answer': '10'},
+                      ('q?', EQUATIONS, '10'), EQUATIONS),
+    'cot in lines': ({'question': 'q?', 'cot': '2*3=6\n6+4=10', 'answer': '10'},
+                     ('q?', EQUATIONS, '10'), EQUATIONS),
+    'cot with marks in a text': ({'question': 'q?', 'cot': SOLUTION, 'answer': '10'},
+                                 ('q?', EQUATIONS, '10'), SENTENCES),
+    'GSM8K': ({'question': 'q?', 'answer': f'{SOLUTION}\n#### 10'},
+              ('q?', EQUATIONS, '10'), SENTENCES),
+    'an answer alone': ({'question': 'q?', 'answer': '10'}, ('q?', (), '10'), ()),
+    'a number': ({'question': 'q?', 'answer': 10.0}, ('q?', (), '10'), ()),
+    'GSM-Hard': ({'input': 'q?', 'code': 'x', 'target': -9867630.0}, ('q?', (), '-9867630'), ()),
+    'MATH': ({'problem': 'q?', 'solution': r'So it is $\boxed{\frac{1}{2}}$.', 'level': 'Level 1'},
+             ('q?', (), r'\frac{1}{2}'), (r'So it is $\boxed{\frac{1}{2}}$.',)),
+    'MATH with its answer': ({'problem': 'q?', 'solution': 'Easy. It is one.', 'answer': '1'},
+                             ('q?', (), '1'), ('Easy.', 'It is one.')),
+    'a chat': ({'messages': [*CHAT, {'role': 'assistant', 'content': f'{SOLUTION}\n#### 10'}]},
+               ('Be brief.\n\nq?', EQUATIONS, '10'), SENTENCES),
+    'a chat in parts': ({'messages': [
+        {'role': 'user', 'content': [{'type': 'text', 'text': 'q?'}]},
+        {'role': 'assistant', 'content': '10'}]}, ('q?', (), '10'), ()),
+    'SVAMP': ({'ID': 'x', 'Body': 'Tom has 4 pens', 'Question': 'How many?', 'Equation': 'x',
+               'Answer': 4.0}, ('Tom has 4 pens How many?', (), '4'), ()),
+    'MultiArith': ({'iIndex': 1, 'sQuestion': ' q?', 'lEquations': ['X=4'], 'lSolutions': [4.0]},
+                   ('q?', (), '4'), ()),
+    'ASDiv': ({'body': 'Tom has 4 pens.', 'question': 'How many?', 'answer': '4 (pens)'},
+              ('Tom has 4 pens. How many?', (), '4'), ()),
+    'ASDiv with two': ({'body': 'b.', 'question': 'q?', 'answer': '4 (red); 5 (blue)'},
+                       ('b. q?', (), '4 (red); 5 (blue)'), ()),
+}
+
+
+@pytest.mark.parametrize('row, read, sentences', SHAPES.values(), ids=SHAPES)
+def test_each_shape_as_a_line_and_as_a_row_of_a_table(row, read, sentences):
+  for given in (json.dumps(row).encode(), row):
+    loose = formats.Reading(needs_steps=False)
+    assert formats.parse_row(given, loose) == read
+    assert formats.parse_row(given, formats.Reading('sentences')) == (read[0], sentences, read[2])
+    if read[1] or not sentences:
+      assert formats.parse_row(given) == read
+    else:  # never in silence a row without steps
+      with pytest.raises(ValueError, match='with --config.data.steps=sentences'):
+        formats.parse_row(given)
+
+
+@pytest.mark.parametrize('shape', formats.SHAPES, ids=lambda shape: shape.name)
+def test_the_example_of_each_shape_is_read_by_it(shape):
+  row = json.loads(shape.example)
+  assert next(s for s in formats.SHAPES if set(s.keys) <= set(row)) is shape
+  formats.parse_row(shape.example.encode(), formats.Reading('sentences'))
+
+
+def test_a_row_of_no_shape_is_told_what_is_read():
+  with pytest.raises(ValueError) as error:
+    formats.parse_row(b'{"q": 1, "a": 2}')
+  assert all(shape.name in str(error.value) for shape in formats.SHAPES)
+  assert str(error.value).startswith('its keys are a, q; a row needs ')
+
+
+def test_sentences_of_icot_s_text_form():
+  line = 'q?||Mr. Tom has 2.5 pens, i.e. few. He paid $3. "Why?" He left! It is 5 p.m. now. #### 5'
+  steps = ('Mr. Tom has 2.5 pens, i.e. few.', 'He paid $3.', '"Why?"', 'He left!',
+           'It is 5 p.m. now.')
+  assert formats.parse_row(line.encode(), formats.Reading('sentences')) == ('q?', steps, '5')
+  with pytest.raises(ValueError, match='outside << >>; read sentences as steps with --config'):
+    formats.parse_row(line.encode())
+  with pytest.raises(ValueError, match='read such steps with --config.data.steps=equations'):
+    formats.parse_row(b'q||<<1+1=2>> #### 2', formats.Reading('sentences'))
+
+
+@pytest.mark.parametrize('text, boxed', [
+    (r'\boxed{1} and \boxed{\frac{1}{2}}.', r'\frac{1}{2}'), (r'\boxed{\{1\}}', r'\{1\}'),
+    (r'\boxed{1', None), ('1', None), (r'\fbox{3}', '3')])
+def test_boxed_answers(text, boxed):
+  assert formats.find_boxed(text) == boxed
+
+
+@pytest.mark.parametrize('number, text', [
+    ('1' * 40, '1' * 40), ('12345678901234567890123456789012345.0', '12345678901234567890123456789012345'),
+    ('1.5e-7', '0.00000015'), ('2e3', '2000'), ('-0.0', '0'), ('0.10', '0.1')])
+def test_numbers_stay_exact(number, text):
+  assert formats.parse_row(b'{"input": "q", "target": %s}' % number.encode())[2] == text
+
+
+HOSTILE = {
+    'open marks': lambda n: b'q||' + b'<<' * n + b' #### 1',
+    'half marks': lambda n: b'q||' + '<\u2039'.encode() * n + b' #### 1',
+    'closing marks': lambda n: b'q||' + b'>>' * n + b' #### 1',
+    'steps': lambda n: b'q||' + b'<<1=1>> ' * n + b'#### 1',
+    'answers': lambda n: b'q||' + b'####' * n,
+    'commas': lambda n: b'{"question": "q", "steps": [], "answer": "%s"}' % (b'1,' * n),
+    'stops': lambda n: b'q||' + b'. ' * n + b'#### 1',
+    'quotes': lambda n: b'q||' + b".'" * n + b"'" * n + b'#### 1',
+    'one quote': lambda n: b'q||a.' + b"'" * n + b'#### 1',
+    'spaces': lambda n: b'q||.' + b' ' * n + b'a #### 1',
+    'capital letters': lambda n: b'q||' + b'A. ' * n + b'#### 1',
+    'small letters': lambda n: b'q||' + b'aa. ' * n + b'#### 1',
+    'numbers': lambda n: b'q||' + b'1. ' * n + b'#### 1',
+    'braces': lambda n: b'{"problem": "q", "solution": "%s"}' % (b'\\\\boxed{' * n),
+}
+
+
+@pytest.mark.parametrize('make', HOSTILE.values(), ids=HOSTILE)
+def test_time_grows_with_the_row_and_not_with_its_square(make):
+  def spend(n):
+    best = float('inf')
+    for _ in range(3):
+      begin = time.process_time()
+      for steps in ('equations', 'sentences'):
+        with contextlib.suppress(ValueError):
+          formats.parse_row(make(n), formats.Reading(steps))
+      best = min(best, time.process_time() - begin)
+    return best
+  few, many = spend(2_000), spend(32_000)
+  assert many < 16 * 5 * max(few, 1e-4)  # the square would be 256 times as long

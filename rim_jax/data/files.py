@@ -1,0 +1,249 @@
+"""Files of rows: which of a directory's are read for which split, and their lines or tables.
+
+A split is one file, or the shards of one, in the directory or in `data` below it; or a folder that
+the library `datasets` saved. What else is there is not read, and is named.
+"""
+
+from collections.abc import Sequence
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import re
+
+import pyarrow
+import pyarrow.parquet
+
+from rim_jax.data import formats
+from rim_jax.data.records import SPLITS, Record, report
+from rim_jax.errors import UserError
+
+# How each split's files may be named.
+SPLIT_NAMES = {'train': ('train',), 'valid': ('valid', 'validation', 'val', 'dev'),
+               'test': ('test',)}
+TEXT_EXTENSIONS = ('.jsonl', '.txt', '.json', '.csv')
+_COMPRESSED = {'.gz': 'gzip', '.bz2': 'bz2', '.zst': 'zstd', '.lz4': 'lz4'}
+EXTENSIONS = (*(e + c for e in TEXT_EXTENSIONS for c in ('', *_COMPRESSED)), '.parquet', '.arrow')
+_SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
+_NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]{{16}})?)?"
+                   rf"({'|'.join(map(re.escape, EXTENSIONS))})")
+_NUM_NAMED = 10  # files that one line names, before it counts the others
+_BOM = b'\xef\xbb\xbf'
+
+Parts = list[tuple[pathlib.Path, bytes]]  # a split's files, each with its content
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What of a directory is read, by split, and what is not."""
+  splits: dict[str, Parts]
+  unread: tuple[str, ...]
+
+  def describe_unread(self) -> list[str]:
+    """The line that names files which are not read; none where all are."""
+    if not self.unread:
+      return []
+    more = len(self.unread) - _NUM_NAMED
+    return ['not read in data.dir: ' + ', '.join(self.unread[:_NUM_NAMED])
+            + (f' and {more} more' if more > 0 else '')]
+
+
+def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Found:
+  """The files of each split.
+
+  Raises: UserError where the folder, the file of a split that is needed, or a shard is not there.
+  """
+  if not folder.is_dir():
+    raise UserError(f"data.dir='{folder}': no such directory; pass one with "
+                    f'{" and ".join(needed or SPLITS)} files, or none to {without}')
+  with report(folder, 'make it a readable directory', OSError):
+    if (folder / 'dataset_dict.json').is_file():
+      paths, read = _find_saved(folder)
+    else:
+      paths, read = _find_named(folder)
+    unread = [f'{p.name}/' if p.is_dir() else p.name for p in sorted(folder.iterdir())
+              if p not in read and not p.name.startswith('.')]
+    if folder / 'data' in read:
+      unread += [f'data/{p.name}' for p in sorted((folder / 'data').iterdir())
+                 if p not in read and not p.name.startswith('.')]
+  splits = {}
+  for split in SPLITS:
+    if split in paths:
+      splits[split] = [(path, _read_bytes(path)) for path in paths[split]]
+    elif split in needed:
+      there = ', '.join(sorted(p.name for p in folder.iterdir())[:_NUM_NAMED]) or 'nothing'
+      raise UserError(
+          f"{folder}: no {split} file (looked for {' or '.join(SPLIT_NAMES[split])} with "
+          f"{', '.join(EXTENSIONS)}, whole or in shards -00000-of-00001, here and in data/); "
+          f'there: {there}; add or rename one')
+  return Found(splits, tuple(unread))
+
+
+def _read_bytes(path) -> bytes:
+  with report(path, 'make it a readable file', OSError):
+    return path.read_bytes()
+
+
+def _find_named(folder):
+  """(split -> its paths, all paths that are read) by the names of files, here and in data/."""
+  groups: dict[tuple, list[tuple[int, int, pathlib.Path]]] = {}
+  for place in (folder, folder / 'data'):
+    for path in sorted(place.iterdir()) if place.is_dir() else ():
+      match = _NAME.fullmatch(path.name)
+      if match and not path.is_dir():
+        name, number, count, extension = match.groups()
+        groups.setdefault((_SPLIT_OF[name], place, name, count, extension), []).append(
+            (int(number or 0), int(count or 1), path))
+  paths, read = {}, set()
+  for (split, place, *_), parts in groups.items():
+    files = [path for _, _, path in parts]
+    if split in paths:
+      raise UserError(f'{folder}: {paths[split][0].name} and {files[0].name} are both the {split} '
+                      'split; keep one')
+    count = parts[0][1]
+    missing = sorted(set(range(count)) - {number for number, _, _ in parts})
+    if missing or len(parts) != count:
+      raise UserError(f'{folder}: {files[0].name} is one of {count} shards, and ' + (
+          f'number {missing[0]} is not there' if missing else f'{len(parts)} files say so')
+          + '; copy all of them, each once')
+    paths[split] = files
+    read |= {*files, place}
+  return paths, read
+
+
+def _find_saved(folder):
+  """(split -> its paths, all paths that are read) of a DatasetDict that `datasets` saved."""
+  names = _read_json(folder / 'dataset_dict.json').get('splits')
+  if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    raise UserError(f"{folder / 'dataset_dict.json'}: names no splits; save the dataset again")
+  paths, read = {}, {folder / 'dataset_dict.json'}
+  for name in names:
+    split = _SPLIT_OF.get(name)
+    if split is None:
+      continue  # a split of another name is not read, and named
+    if split in paths:
+      raise UserError(f'{folder}: two of its splits, {name} one of them, are the {split} split; '
+                      'keep one')
+    paths[split] = _list_saved(folder / name)
+    read.add(folder / name)
+  return paths, read
+
+
+def _list_saved(folder) -> list[pathlib.Path]:
+  """The Arrow files of one split that `datasets` saved, in their order."""
+  state = _read_json(folder / 'state.json')
+  try:
+    names = [file['filename'] for file in state['_data_files']]
+    good = names and all(pathlib.PurePath(name).name == name for name in names)
+  except (KeyError, TypeError):
+    good, names = False, []
+  if not good or state.get('_indices_files'):
+    raise UserError(f"{folder / 'state.json'}: names no files of whole rows; save the dataset "
+                    'again with save_to_disk')
+  return [folder / name for name in names]
+
+
+def _read_json(path) -> dict:
+  with report(path, 'save the dataset again', (OSError, ValueError, RecursionError)):
+    found = json.loads(path.read_bytes())
+    if not isinstance(found, dict):
+      raise ValueError('not a JSON object')
+  return found
+
+
+def list_parts(path) -> list:
+  """One file of rows itself, or the files of a split's folder that `datasets` saved."""
+  return _list_saved(path) if (path / 'state.json').is_file() else [path]
+
+
+# ---- From bytes to rows ----
+
+
+def read_rows(path: pathlib.Path, content: bytes) -> list:
+  """The rows of a file: lines as bytes, or rows of a table or a JSON list as dicts.
+
+  Raises: UserError where the file as a whole cannot be read.
+  """
+  extension = path.suffix
+  if extension in _COMPRESSED:
+    kind = {'gzip': 'gzip', 'zstd': 'zstandard'}.get(_COMPRESSED[extension], _COMPRESSED[extension])
+    with report(path, f'replace it by a whole {kind} file', (OSError, pyarrow.ArrowException)):
+      content = pyarrow.input_stream(
+          pyarrow.BufferReader(content), compression=_COMPRESSED[extension]).read()
+    extension = path.with_suffix('').suffix
+  if extension in ('.parquet', '.arrow'):
+    with report(path, f'replace it by a whole {extension[1:]} file',
+                (OSError, ValueError, pyarrow.ArrowException)):
+      return _read_table(content, extension)
+  content = content.removeprefix(_BOM)
+  if extension == '.csv':
+    with report(path, 'give a header of keys, and a value of each in every row',
+                (csv.Error, ValueError)):
+      return _read_csv(content)
+  if content.lstrip().startswith(b'['):
+    with report(path, 'give a list of JSON objects, or one of them a line', ValueError):
+      return formats.load_json(content)
+  # Lines end at \n alone: str.splitlines would also cut questions at a U+2028.
+  lines = content.split(b'\n')
+  while lines and not lines[-1].strip():
+    lines.pop()
+  return lines
+
+
+def _read_table(content, extension) -> list[dict]:
+  source = pyarrow.BufferReader(content)
+  if extension == '.parquet':
+    table = pyarrow.parquet.read_table(source)
+  elif content.startswith(b'ARROW1'):
+    table = pyarrow.ipc.open_file(source).read_all()
+  else:  # what `datasets` writes
+    table = pyarrow.ipc.open_stream(source).read_all()
+  # A table has every column in every row: one that is empty there is not in the row.
+  return [{key: value for key, value in row.items() if value is not None}
+          for row in table.to_pylist()]
+
+
+def _read_csv(content) -> list[dict]:
+  # All values are text, so that a number stays as it is written.
+  csv.field_size_limit(formats.MAX_ROW_BYTES)
+  reader = csv.DictReader(io.StringIO(content.decode(), newline=''), strict=True, restval='')
+  rows = list(reader)
+  for number, row in enumerate(rows, 1):
+    if None in row:
+      raise ValueError(f'row {number} has more values than the header')
+  return [{key: value for key, value in row.items() if value} for row in rows]
+
+
+def parse_files(parts: Parts, config) -> tuple[list[Record], list[str]]:
+  """Records, and the bad rows that were dropped as '<file>:<line>: <what>'.
+
+  Args:
+    config: has steps, step_marks and on_bad_rows.
+  """
+  reading = formats.Reading(config.steps, config.step_marks)
+  records, dropped, count = [], [], 0
+  for path, content in parts:
+    for number, row in enumerate(read_rows(path, content), 1):
+      count += 1
+      try:
+        parsed = formats.parse_row(row, reading)
+      except ValueError as error:
+        if config.on_bad_rows != 'drop':
+          raise UserError(f'{path}:{number}: {error}; fix the row, or drop bad rows with '
+                          '--config.data.on_bad_rows=drop') from None
+        dropped.append(f'{path.name}:{number}: {error}')
+      else:
+        records.append(Record(*parsed, origin=f'{path.name}:{number}'))
+  if not records:
+    raise UserError(f'{parts[0][0]}: no rows (of {count} lines); fill or replace the file')
+  return records, dropped
+
+
+def describe_steps(split: str, records: Sequence[Record]) -> list[str]:
+  """A line where most rows have no steps: their solutions may be sentences."""
+  num_without = sum(not record.steps for record in records)
+  if 2 * num_without <= len(records):
+    return []
+  return [f'{split}: {num_without} of {len(records)} rows have no steps; if their solutions are '
+          'sentences, read these with --config.data.steps=sentences']

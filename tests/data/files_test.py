@@ -1,0 +1,213 @@
+"""Files as people have them: any split's name, shards, tables, lists; what is not read is named."""
+
+import bz2
+import codecs
+import csv
+import dataclasses
+import gzip
+import io
+import json
+
+import pyarrow
+from pyarrow import parquet
+import pytest
+
+from rim_jax.config import DataConfig
+from rim_jax.data import datasets, files
+from rim_jax.errors import UserError
+
+FIELDS = dataclasses.replace(DataConfig(), num_valid=1)
+
+
+def make_rows(n, tag='q'):
+  return [{'question': f'{tag} {i}?', 'steps': [f'{i}+1={i + 1}'], 'answer': str(i + 1)}
+          for i in range(n)]
+
+
+def to_lines(rows):
+  return b''.join(json.dumps(row).encode() + b'\n' for row in rows)
+
+
+def write_table(path, rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+
+
+def write_arrow(path, rows):
+  """One file as the library `datasets` writes it: Arrow's stream format."""
+  table = pyarrow.Table.from_pylist(rows)
+  with pyarrow.ipc.new_stream(str(path), table.schema) as stream:
+    stream.write_table(table)
+
+
+def write_saved(folder, **splits):
+  """A DatasetDict as `datasets` saves it, each split in two Arrow files."""
+  folder.mkdir(parents=True)
+  (folder / 'dataset_dict.json').write_text(json.dumps({'splits': list(splits)}))
+  for split, rows in splits.items():
+    (folder / split).mkdir()
+    names = [f'data-0000{i}-of-00002.arrow' for i in range(2)]
+    for name, part in zip(names, (rows[:2], rows[2:])):
+      write_arrow(folder / split / name, part)
+    (folder / split / 'dataset_info.json').write_text('{}')
+    (folder / split / 'state.json').write_text(json.dumps({
+        '_data_files': [{'filename': name} for name in names], '_split': split}))
+  return folder
+
+
+def read(folder, config=FIELDS):
+  """(split -> question of each record, what is told of files that are not read)."""
+  found = files.find_files(folder)
+  return {split: [r.question for r in files.parse_files(parts, config)[0]]
+          for split, parts in found.splits.items()}, found.describe_unread()
+
+
+QUESTIONS = {name: [r['question'] for r in make_rows(3, name)] for name in ('train', 'valid',
+                                                                            'test')}
+ROWS = {name: make_rows(3, name) for name in QUESTIONS}
+
+
+@pytest.mark.parametrize('name', ['valid', 'validation', 'val', 'dev'])
+def test_a_valid_split_has_any_of_its_names_and_nothing_is_cut_out_of_train(tmp_path, name):
+  for split, rows in ROWS.items():
+    (tmp_path / f'{name if split == "valid" else split}.jsonl').write_bytes(to_lines(rows))
+  assert read(tmp_path) == (QUESTIONS, [])
+  dataset = datasets.load_dataset(DataConfig(
+      source='gsm8k', dir=str(tmp_path), cache_dir=str(tmp_path / 'cache')), lambda line: None)
+  assert {s: [r.question for r in split] for s, split in dataset.splits.items()} == QUESTIONS
+
+
+def test_what_is_not_read_is_named_also_once_a_copy_is_prepared(tmp_path):
+  folder = tmp_path / 'in'
+  folder.mkdir()
+  for split, rows in ROWS.items():
+    (folder / f'{split}.jsonl').write_bytes(to_lines(rows))
+  config = DataConfig(source='gsm8k', dir=str(folder), cache_dir=str(tmp_path / 'cache'))
+  assert not any('not read' in n for n in datasets.load_dataset(config, lambda _: None).notes)
+  (folder / 'notes').mkdir()
+  for name in ('extra.jsonl', 'train-2.jsonl', '.hidden'):
+    (folder / name).write_text('x')
+  assert datasets.load_dataset(config, lambda _: None).notes[-1] == (
+      'not read in data.dir: extra.jsonl, notes/, train-2.jsonl')
+  for i in range(20):
+    (folder / f'z{i}').write_text('x')
+  assert datasets.load_dataset(config, lambda _: None).notes[-1].endswith(' and 13 more')
+
+
+def test_shards_of_a_hub_snapshot_in_their_order(tmp_path):
+  (tmp_path / 'README.md').write_text('x')
+  for i in (1, 0):
+    write_table(tmp_path / f'data/train-0000{i}-of-00002-a09b74b3ef9c3b56.parquet',
+                ROWS['train'][2 * i:2 * i + 2])
+  write_table(tmp_path / 'data/validation-00000-of-00001.parquet', ROWS['valid'])
+  write_table(tmp_path / 'data/test-00000-of-00001.parquet', ROWS['test'])
+  write_table(tmp_path / 'data/extra-00000-of-00001.parquet', ROWS['test'])
+  assert read(tmp_path) == (
+      QUESTIONS, ['not read in data.dir: README.md, data/extra-00000-of-00001.parquet'])
+  (tmp_path / 'data/train-00001-of-00002-a09b74b3ef9c3b56.parquet').unlink()
+  with pytest.raises(UserError, match='is one of 2 shards, and number 1 is not there; '):
+    files.find_files(tmp_path)
+
+
+def test_a_folder_that_datasets_saved(tmp_path):
+  folder = write_saved(tmp_path / 'saved', train=ROWS['train'], validation=ROWS['valid'],
+                       test=ROWS['test'], other=ROWS['test'])
+  assert read(folder) == (QUESTIONS, ['not read in data.dir: other/'])
+  state = folder / 'train' / 'state.json'
+  for text in ('[]', '{', '{"_data_files": []}', '{"_data_files": [{"filename": "../x"}]}',
+               '{"_data_files": [{"filename": "x"}], "_indices_files": ["y"]}'):
+    state.write_text(text)
+    with pytest.raises(UserError, match=r'state\.json: .*; save the dataset again') as error:
+      files.find_files(folder)
+    assert '\n' not in str(error.value)
+
+
+def compress(kind, content):
+  sink = pyarrow.BufferOutputStream()
+  with pyarrow.CompressedOutputStream(sink, kind) as stream:
+    stream.write(content)
+  return sink.getvalue().to_pybytes()
+
+
+def make_csv(rows):
+  text = io.StringIO()
+  writer = csv.DictWriter(text, ['question', 'steps', 'answer'])
+  writer.writeheader()
+  writer.writerows({**row, 'steps': '\n'.join(row['steps'])} for row in rows)
+  return text.getvalue().encode()
+
+
+BOM = codecs.BOM_UTF8
+LINES = to_lines(ROWS['test'])
+LIST = json.dumps(ROWS['test'], indent=1).encode()
+FORMS = {
+    'test.jsonl': LINES, 'test.txt': LINES, 'test.json': LIST, 'test.jsonl.gz': gzip.compress(LINES),
+    'test.json.bz2': bz2.compress(LIST), 'test.jsonl.zst': compress('zstd', LINES),
+    'test.csv.lz4': compress('lz4', make_csv(ROWS['test'])), 'test.csv': make_csv(ROWS['test']),
+}
+
+
+@pytest.mark.parametrize('name, content', [
+    *FORMS.items(), *((name, BOM + content) for name, content in FORMS.items()
+                      if name.count('.') == 1), ('test.jsonl.gz', gzip.compress(BOM + LINES))])
+def test_each_form_of_a_file_has_the_same_rows(tmp_path, name, content):
+  records, dropped = files.parse_files([(tmp_path / name, content)], FIELDS)
+  assert [(r.question, list(r.steps), r.answer) for r in records] == [
+      tuple(row.values()) for row in ROWS['test']]
+  assert not dropped and records[2].origin == f'{name}:3'
+
+
+def test_numbers_and_empty_cells_of_tables(tmp_path):
+  rows = [{'question': 'a?', 'cot': None, 'steps': None, 'answer': 2.5, 'Body': None},
+          {'question': 'b?', 'cot': None, 'steps': None, 'answer': -9867630.0, 'Body': 'x'}]
+  write_table(tmp_path / 'x.parquet', rows)
+  path = tmp_path / 'x.parquet'
+  records, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
+  assert [r.answer for r in records] == ['2.5', '-9867630']
+  (tmp_path / 'x.csv').write_text('question,answer,more\na?,12345678901234567890123456789012.0,\n')
+  path = tmp_path / 'x.csv'
+  records, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
+  assert records[0].answer == '12345678901234567890123456789012.0'  # text, as it is written
+
+
+@pytest.mark.parametrize('name, content, what', [
+    ('test.parquet', b'PAR1', 'replace it by a whole parquet file'),
+    ('test.arrow', b'ARROW1\0\0', 'replace it by a whole arrow file'),
+    ('test.jsonl.gz', gzip.compress(LINES, mtime=0)[:-9], 'replace it by a whole gzip file'),
+    ('test.jsonl.zst', b'plain', 'replace it by a whole zstandard file'),
+    ('test.csv', b'question,answer\nq,1,2\n', 'row 1 has more values than the header'),
+    ('test.csv', b'question,answer\nq,"1"2\n', 'give a header of keys'),
+    ('test.csv', b'question,answer\n\xff,1\n', 'give a header of keys'),
+    ('test.json', b'[' * 100_000, 'give a list of JSON objects'),
+    ('test.json', b'[1]', 'not a JSON object')], ids=str)
+def test_a_bad_file_is_told_in_one_line(tmp_path, name, content, what):
+  with pytest.raises(UserError) as error:
+    files.parse_files([(tmp_path / name, content)], FIELDS)
+  assert str(error.value).startswith(f'{tmp_path / name}:') and what in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('names', [
+    ('valid.jsonl', 'dev.jsonl'), ('test.json', 'test.csv'), ('test.jsonl', 'data/test.jsonl'),
+    ('test.jsonl', 'test-00000-of-00001.parquet')])
+def test_two_files_of_one_split_are_refused(tmp_path, names):
+  (tmp_path / 'data').mkdir()
+  for name in ('train.jsonl', 'test.jsonl', *names):
+    (tmp_path / name).write_bytes(LINES)
+  with pytest.raises(UserError, match='are both the (valid|test) split; keep one'):
+    files.find_files(tmp_path)
+
+
+def test_rows_without_steps_are_told_and_what_may_be_done(tmp_path):
+  for split in ('train', 'test'):
+    (tmp_path / f'{split}.jsonl').write_bytes(to_lines(
+        {'question': f'{split} {i}?', 'answer': f'He has one.\nHe gets {i}.\n#### {i}'}
+        for i in range(3)))
+  config = DataConfig(source='gsm8k', dir=str(tmp_path), num_valid=1,
+                      cache_dir=str(tmp_path / 'cache'))
+  told = ('train: 3 of 3 rows have no steps; if their solutions are sentences, read these with '
+          '--config.data.steps=sentences')
+  assert told in datasets.load_dataset(config, lambda _: None).notes
+  dataset = datasets.load_dataset(dataclasses.replace(config, steps='sentences'), lambda _: None)
+  assert dataset.splits['test'][2].steps == ('He has one.', 'He gets 2.')
+  assert told not in dataset.notes
