@@ -1,4 +1,4 @@
-"""Writes docs/reference/configuration.md from the schema of the configuration.
+"""Writes docs/reference/configuration.md from the schema, and docs/data.md's table of row shapes.
 
   python -m docs.make_reference
 
@@ -17,8 +17,11 @@ import typing
 
 from rim_jax import config as config_lib
 from rim_jax.config import Config, schema
+from rim_jax.data import formats
 
 PAGE = pathlib.Path(__file__).parent / 'reference' / 'configuration.md'
+DATA = PAGE.parents[1] / 'data.md'
+_SHAPES_BEGIN, _SHAPES_END = '<!-- row shapes: python -m docs.make_reference -->', '<!-- end -->'
 _HEAD = '''<!-- Made by `python -m docs.make_reference` from rim_jax/config/schema.py. -->
 # Configuration: every key
 
@@ -105,5 +108,24 @@ def make_page() -> str:
   return '\n'.join([head.rstrip(), *_make_group(Config, '', read_comments(schema))]) + '\n'
 
 
+def make_shapes() -> str:
+  """The table of row shapes in docs/data.md."""
+  rows = [f'| {_code(shape.example)} | {shape.source} |' for shape in (
+      *formats.SHAPES, formats.TEXT_SHAPE)]
+  return '\n'.join(['| a row | who writes so |', '|---|---|', *rows])
+
+
+def _code(text: str) -> str:
+  return f'`{text}`'.replace('|', r'\|')
+
+
+def write_shapes(page: str) -> str:
+  """docs/data.md with the table as the code has it, between its two marks."""
+  before, _, rest = page.partition(_SHAPES_BEGIN)
+  _, _, after = rest.partition(_SHAPES_END)
+  return f'{before}{_SHAPES_BEGIN}\n{make_shapes()}\n{_SHAPES_END}{after}'
+
+
 if __name__ == '__main__':
   PAGE.write_text(make_page())
+  DATA.write_text(write_shapes(DATA.read_text()))

@@ -43,6 +43,12 @@ def test_every_key_is_on_the_page_with_a_meaning():
     assert len(row[-1].strip(' |').split()) >= 2, f'{row[0]}: its comment in the schema is missing'
 
 
+def test_the_table_of_row_shapes_is_what_the_code_reads():
+  """After a change of rim_jax/data/formats.py: python -m docs.make_reference."""
+  page = make_reference.DATA.read_text()
+  assert page == make_reference.write_shapes(page) and make_reference.make_shapes() in page
+
+
 JUDGED = read_table('reference/judging.md', '| one answer')
 
 

@@ -39,7 +39,6 @@ from rim_jax.data.perturbed import variation
 from rim_jax.data.records import SPLITS, Record, Variant
 from rim_jax.errors import UserError
 
-
 _ROWS_VERSION = 2  # goes up when more rows are read, or fewer
 
 

@@ -1,4 +1,4 @@
-"""Sets of questions that only evaluation reads, by name: SVAMP, MATH, GSM-Hard, a file of one's own."""
+"""Sets of questions that only evaluation reads, by name: SVAMP, MATH, GSM-Hard, any file."""
 
 import pathlib
 import re
@@ -12,7 +12,7 @@ GSM_HARD = 'gsm_hard'  # the one name that means something: its answers are also
 _NUMBER = re.compile(r'[-+]?(\d+(\.\d*)?|\.\d+)')
 
 
-def load_set(name: str, path: pathlib.Path, config: DataConfig = DataConfig()) -> list[Record]:
+def load_set(name: str, path: pathlib.Path, config: DataConfig) -> list[Record]:
   """The rows of a file in any of `formats.SHAPES`, or of a split that `datasets` saved.
 
   Numbers become plain decimals. A solution without steps that can be told is a row without steps.

@@ -189,8 +189,9 @@ def test_a_whole_file_may_be_one_list(tmp_path):
   assert [(r.question, list(r.steps), r.answer) for r in dataset.splits['train']] == [
       (row['question'], row['steps'], row['answer']) for row in rows]
   assert [r.origin for r in dataset.splits['test']] == ['test.json:1', 'test.json:2']
-  for content, what in ((b'[{"question": "q", "steps": [], "answer": "1"}, 3]', 'json:2: not a JSON object'),
-                        (b'[{"question": "q"', 'train.json: not JSON .Expecting'), (b'[]', 'no rows')):
+  for content, what in (
+      (b'[{"question": "q", "steps": [], "answer": "1"}, 3]', 'json:2: not a JSON object'),
+      (b'[{"question": "q"', 'train.json: not JSON .Expecting'), (b'[]', 'no rows')):
     (folder / 'train.json').write_bytes(content)
     with pytest.raises(UserError, match=what) as error:
       load_files(folder, tmp_path)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from rim_jax.config import DataConfig
 from rim_jax.data import evaluation_sets
 from rim_jax.errors import UserError
 
@@ -12,7 +13,7 @@ def test_gsm_hard_in_both_forms(tmp_path):
                   '{"input": "b?", "code": "def f(): ...", "target": -9867630.0}\n'
                   '{"input": "c?", "target": 1.5e-7}\n{"input": "d?", "target": 120}\n'
                   '{"question": "e?", "answer": "1,234.50"}\n\n')
-  found = evaluation_sets.load_set('gsm_hard', path)
+  found = evaluation_sets.load_set('gsm_hard', path, DataConfig())
   assert [(r.question, r.steps, r.answer, r.origin) for r in found] == [
       (question, (), answer, f'hard.jsonl:{i}') for i, (question, answer) in enumerate([
           ('Tom\u2028 has?', '-9867630'), ('b?', '-9867630'), ('c?', '0.00000015'), ('d?', '120'),
@@ -21,21 +22,22 @@ def test_gsm_hard_in_both_forms(tmp_path):
 
 @pytest.mark.parametrize('content, what', [
     ('[1]', ':1: not a JSON object'),
-    ('{"question": "a?", "answer": "1"}\n{"question": "b?"}', ':2: its keys are question; a row needs '),
+    ('{"question": "a?", "answer": "1"}\n{"question": "b?"}',
+     ':2: its keys are question; a row needs '),
     ('{"target": 1}', ':1: its keys are target; '), ('{"input": "a?", "target": NaN}', ':1: '),
     ('{"input": "a?", "answer": "one"}', ":1: the answer 'one' is not a number")])
 def test_a_bad_gsm_hard_file_is_told_in_one_line(tmp_path, content, what):
   path = tmp_path / 'hard.jsonl'
   path.write_text(content)
   with pytest.raises(UserError) as error:
-    evaluation_sets.load_set('gsm_hard', path)
+    evaluation_sets.load_set('gsm_hard', path, DataConfig())
   assert str(error.value).startswith(f'{path}{what}') and str(error.value).endswith('; fix the row')
   assert '\n' not in str(error.value)
   with pytest.raises(UserError, match='nothing.jsonl: .*; name a file of rows for the set svamp'):
-    evaluation_sets.load_set('svamp', tmp_path / 'nothing.jsonl')
+    evaluation_sets.load_set('svamp', tmp_path / 'nothing.jsonl', DataConfig())
   (tmp_path / 'empty.jsonl').write_text('\n')
   with pytest.raises(UserError, match='empty.jsonl: no rows; '):
-    evaluation_sets.load_set('svamp', tmp_path / 'empty.jsonl')
+    evaluation_sets.load_set('svamp', tmp_path / 'empty.jsonl', DataConfig())
 
 
 def test_any_shape_is_a_set_and_sentences_are_no_error(tmp_path):
@@ -43,6 +45,6 @@ def test_any_shape_is_a_set_and_sentences_are_no_error(tmp_path):
   path.write_text(r'{"problem": "q?", "solution": "It is $\\boxed{\\frac{1}{2}}$."}' + '\n'
                   '{"question": "b?", "answer": "one"}\n{"question": "c?", "cot": "One.", '
                   '"answer": 1}\nd?||Words. #### 3')
-  found = evaluation_sets.load_set('math', path)
+  found = evaluation_sets.load_set('math', path, DataConfig())
   assert [(r.question, r.steps, r.answer) for r in found] == [
       ('q?', (), r'\frac{1}{2}'), ('b?', (), 'one'), ('c?', (), '1'), ('d?', (), '3')]

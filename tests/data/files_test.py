@@ -141,9 +141,10 @@ BOM = codecs.BOM_UTF8
 LINES = to_lines(ROWS['test'])
 LIST = json.dumps(ROWS['test'], indent=1).encode()
 FORMS = {
-    'test.jsonl': LINES, 'test.txt': LINES, 'test.json': LIST, 'test.jsonl.gz': gzip.compress(LINES),
-    'test.json.bz2': bz2.compress(LIST), 'test.jsonl.zst': compress('zstd', LINES),
-    'test.csv.lz4': compress('lz4', make_csv(ROWS['test'])), 'test.csv': make_csv(ROWS['test']),
+    'test.jsonl': LINES, 'test.txt': LINES, 'test.json': LIST,
+    'test.jsonl.gz': gzip.compress(LINES), 'test.json.bz2': bz2.compress(LIST),
+    'test.jsonl.zst': compress('zstd', LINES), 'test.csv': make_csv(ROWS['test']),
+    'test.csv.lz4': compress('lz4', make_csv(ROWS['test'])),
 }
 
 

@@ -124,7 +124,8 @@ def test_boxed_answers(text, boxed):
 
 
 @pytest.mark.parametrize('number, text', [
-    ('1' * 40, '1' * 40), ('12345678901234567890123456789012345.0', '12345678901234567890123456789012345'),
+    ('1' * 40, '1' * 40),
+    ('12345678901234567890123456789012345.0', '12345678901234567890123456789012345'),
     ('1.5e-7', '0.00000015'), ('2e3', '2000'), ('-0.0', '0'), ('0.10', '0.1')])
 def test_numbers_stay_exact(number, text):
   assert formats.parse_row(b'{"input": "q", "target": %s}' % number.encode())[2] == text
