@@ -12,6 +12,7 @@ More than one device a process can hang in JAX's CPU collectives; for tests take
 
 import argparse
 import os
+import secrets
 import shlex
 import signal
 import socket
@@ -37,6 +38,7 @@ def make_environment(devices):
   # Several processes share the cores: one thread each for what a fake device does.
   flags = f'--xla_force_host_platform_device_count={devices}'
   return dict(os.environ, JAX_PLATFORMS='cpu', PYTHONUNBUFFERED='1',
+              RIM_JAX_TOKEN=secrets.token_hex(16),  # what these processes know of each other
               XLA_FLAGS=f'{os.environ.get("XLA_FLAGS", "")} {flags}'.strip())
 
 

@@ -30,6 +30,10 @@ else
 fi
 # A port of its own for every job, so that two on one node do not meet.
 port=$((15000 + ${SLURM_JOB_ID:-0} % 20000))
+# What the processes know each other by, in their environment: srun passes it on. On a command line
+# every user of the node could read it.
+RIM_JAX_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
+export RIM_JAX_TOKEN
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "$@" "--point=$SLURM_ARRAY_TASK_ID"
 
 # Hosts of a pod are found by name, GPUs of a node by CUDA_VISIBLE_DEVICES, which srun sets.

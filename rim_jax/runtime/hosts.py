@@ -5,14 +5,11 @@ its own devices and rows. Files are written and decisions taken by the leader, p
 An exit code says what a supervisor should do; `launch/supervise.py` reads it.
 """
 
-import atexit
-import contextlib
 import faulthandler
 import itertools
 import json
 import os
 import signal
-import socket
 import sys
 import threading
 import time
@@ -25,13 +22,13 @@ import numpy as np
 
 from rim_jax import errors
 from rim_jax.errors import HostError, UserError
+from rim_jax.runtime import roll_call
+from rim_jax.runtime.roll_call import EXIT_STALLED
 
 EXIT_STOPPED = 75  # asked to end: saved, and the same command goes on
-EXIT_STALLED = 76  # another process is gone, or none gets on: start all of them again
 # JAX ends a process that misses another; the watchdog comes first, because it knows whom.
 _HEARTBEAT_SECS, _SHUTDOWN_SECS = 50, 20
 _BEAT_SECS, _SILENT_SECS = 2.0, 40.0
-_GOODBYE = b'goodbye'
 
 
 # ---- Start ----
@@ -68,9 +65,13 @@ def start(coordinator: str, num_processes: int, process_id: int, automatic: bool
     if launched not in (1, num_processes):
       raise UserError(f'--num_processes={num_processes}: but {variable} says that {launched} were '
                       'started; make them agree')
-    call_roll(coordinator, num_processes, process_id, timeout_secs)
+    token = environ.get(roll_call.TOKEN, '')
+    roll_call.call_roll(coordinator, num_processes, process_id, timeout_secs, token)
     kwargs |= {'coordinator_address': coordinator, 'num_processes': num_processes,
                'process_id': process_id}
+    if host := roll_call.find_bind_host(coordinator, token):  # JAX's own is all addresses
+      host, port = f'[{host}]' if ':' in host else host, coordinator.rpartition(':')[2]
+      kwargs['coordinator_bind_address'] = f'{host}:{port}'
   elif num_processes or process_id >= 0:
     raise UserError('--num_processes and --process_id need --coordinator=HOST:PORT')
   elif not automatic and launched == 1:
@@ -84,108 +85,6 @@ def start(coordinator: str, num_processes: int, process_id: int, automatic: bool
     raise HostError(f'{variable} says that {launched} processes were started, and '
                     f'{jax.process_count()} have met: they would train apart; give --coordinator, '
                     '--num_processes and --process_id')
-
-
-def call_roll(coordinator: str, num_processes: int, process_id: int, timeout_secs: float) -> None:
-  """Waits at the coordinator's address until all are there; JAX would not say who is missing.
-
-  Raises: HostError on every process that came, naming those that did not.
-  """
-  host, _, port = coordinator.rpartition(':')
-  deadline = time.monotonic() + timeout_secs
-  if process_id:
-    verdict = _report_in((host, int(port)), process_id, num_processes, deadline)
-  else:
-    verdict = _hear_reports(int(port), num_processes, deadline)
-  if verdict != 'go':
-    raise HostError(f'{coordinator}: {verdict}')
-
-
-# Connections of the roll call, for as long as this process lives. When process 0 dies its kernel
-# closes them, which the others hear at once; JAX's own abort would not say who it was.
-_lines = []
-
-
-def _keep_lines(lines) -> None:
-  def say_goodbye():
-    for line in lines:
-      with contextlib.suppress(OSError):
-        line.sendall(_GOODBYE)
-  atexit.register(say_goodbye)
-  _lines.extend(lines)
-
-
-def _listen(line) -> None:
-  line.settimeout(None)
-  line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # no firewall forgets it
-  try:
-    heard = line.recv(len(_GOODBYE))
-  except ConnectionResetError:
-    heard = b''
-  except OSError:
-    return  # the network's trouble: the watchdog will tell whether it lives
-  if heard != _GOODBYE:
-    print('error: process 0 is gone; start all again', file=sys.stderr, flush=True)
-    os._exit(EXIT_STALLED)
-
-
-def _hear_reports(port, num_processes, deadline):
-  there, verdict = {}, ''
-  with contextlib.ExitStack() as stack:
-    try:
-      listener = stack.enter_context(socket.create_server(('', port), reuse_port=False))
-    except OSError as e:
-      return (f'cannot listen there ({e.strerror}): is another run using the port? take another '
-              'one, and give it to every process')
-    while len(there) < num_processes - 1 and not verdict:
-      listener.settimeout(max(deadline - time.monotonic(), 0.01))
-      try:
-        peer, address = listener.accept()
-        stack.enter_context(peer)
-        peer.settimeout(5)
-        number, count = map(int, peer.recv(64).decode().split())
-      except TimeoutError:
-        missing = sorted(set(range(1, num_processes)) - set(there))
-        verdict = (f'of {num_processes} processes, {", ".join(map(str, missing))} did not come; '
-                   'look at their logs, and start all of them again')
-        break
-      except (OSError, ValueError):
-        continue  # not one of us
-      if count != num_processes or number in there:
-        verdict = (f'process {number} at {address[0]} says it is one of {count}, twice or of '
-                   f'another run; here are {num_processes}; give every process its own '
-                   '--process_id and the same --num_processes')
-      there[number] = peer
-    for peer in there.values():
-      with contextlib.suppress(OSError):
-        peer.sendall((verdict or 'go').encode())
-    if not verdict:
-      listener.close()
-      stack.pop_all()
-      _keep_lines(list(there.values()))
-  return verdict or 'go'
-
-
-def _report_in(address, process_id, num_processes, deadline):
-  problem = 'nothing listens there'
-  while time.monotonic() < deadline:
-    try:
-      with contextlib.ExitStack() as stack:
-        peer = stack.enter_context(socket.create_connection(address, timeout=5))
-        peer.sendall(f'{process_id} {num_processes}'.encode())
-        # The first process gives up at its own deadline, and says so.
-        peer.settimeout(max(deadline - time.monotonic(), 0.01) + 10)
-        verdict = peer.recv(1024).decode()
-        if verdict == 'go':
-          stack.pop_all()
-          threading.Thread(target=_listen, args=(peer,), daemon=True).start()
-        if verdict:
-          return verdict
-    except OSError as e:
-      problem = e.strerror or str(e) or problem
-    time.sleep(0.2)
-  return (f'process {process_id} cannot reach process 0 ({problem}); is it running, and is this '
-          'its address?')
 
 
 # ---- Agreement ----

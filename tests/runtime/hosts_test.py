@@ -1,5 +1,6 @@
 """Processes as one: who is missing, who is silent, and that their number changes nothing."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -24,84 +25,7 @@ from tests import support, support_runs
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def find_port():
-  with socket.create_server(('127.0.0.1', 0)) as server:
-    return server.getsockname()[1]
-
-
 # ---- Start ----
-
-
-def call_roll(count, present, timeout=20.0, claims=None):
-  """What each present process is told: its id -> '' or the error."""
-  address, told = f'127.0.0.1:{find_port()}', {}
-
-  def join(me):
-    try:
-      hosts.call_roll(address, (claims or {}).get(me, count), me, timeout)
-      told[me] = ''
-    except HostError as e:
-      told[me] = str(e)
-  threads = [threading.Thread(target=join, args=(i,)) for i in present]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join(timeout + 20)
-  return told
-
-
-def test_all_that_come_go():
-  assert call_roll(4, [3, 0, 2, 1]) == dict.fromkeys(range(4), '')
-
-
-def test_everyone_who_came_hears_who_did_not():
-  told = call_roll(5, [0, 1, 3], timeout=1.5)
-  assert set(told) == {0, 1, 3}
-  for line in told.values():
-    assert 'of 5 processes, 2, 4 did not come' in line
-
-
-def test_a_process_of_another_run_is_refused():
-  told = call_roll(3, [0, 1, 2], timeout=3, claims={2: 4})
-  assert 'process 2 at 127.0.0.1 says it is one of 4' in told[0]
-  assert 'says it is one of 4' in told[2]
-
-
-def test_without_a_first_process_the_others_say_so():
-  told = call_roll(2, [1], timeout=1)
-  assert 'process 1 cannot reach process 0' in told[1] and 'is this its address' in told[1]
-
-
-@pytest.mark.parametrize('killed', [True, False])
-def test_the_others_hear_at_once_that_process_0_is_gone(killed):
-  """It is killed; or it ends in order, and the others may go on to theirs."""
-  with socket.create_server(('', 0)) as server:
-    address = f'127.0.0.1:{server.getsockname()[1]}'
-  code = ('import sys, time; from rim_jax.runtime import hosts; me = int(sys.argv[2])\n'
-          'hosts.call_roll(sys.argv[1], 2, me, 60); print("met", flush=True)\n'
-          'sys.stdin.readline(); time.sleep(me)')
-  first, second = [subprocess.Popen(
-      [sys.executable, '-c', code, address, str(me)], cwd=ROOT, stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for me in range(2)]
-  assert first.stdout.readline() == second.stdout.readline() == 'met\n'
-  if killed:
-    first.kill()
-  else:
-    first.communicate('\n', timeout=60)
-  began = time.monotonic()
-  _, told = second.communicate(None if killed else '\n', timeout=60)
-  if killed:
-    assert second.returncode == hosts.EXIT_STALLED and 'process 0 is gone' in told
-    assert time.monotonic() - began < 20
-  else:
-    assert second.returncode == 0 and told == ''
-
-
-def test_a_port_in_use_is_told():
-  with socket.create_server(('', 0)) as server:
-    port = server.getsockname()[1]
-    with pytest.raises(HostError, match=f':{port}: cannot listen there'):
-      hosts.call_roll(f'127.0.0.1:{port}', 2, 0, 1)
 
 
 @pytest.mark.parametrize('environ, found', [
@@ -267,6 +191,50 @@ def check_same(folder, one):
   jax.tree.map(lambda a, b: support.assert_close(a, b, relative=1e-4), other_params, params)
   rows = (folder / 'predictions/test.jsonl').read_text().splitlines()
   assert len(rows) == len({json.loads(r)['origin'] for r in rows}) == 8
+
+
+def find_ports(workdir):
+  """The ports on which processes listen whose command names a WORKDIR."""
+  inodes = set()
+  for process in pathlib.Path('/proc').glob('[0-9]*'):
+    with contextlib.suppress(OSError):
+      if str(workdir).encode() in (process / 'cmdline').read_bytes():
+        inodes.update(os.readlink(fd)[8:-1] for fd in (process / 'fd').iterdir()
+                      if os.readlink(fd).startswith('socket:'))
+  rows = [line.split() for name in ('tcp', 'tcp6')
+          for line in pathlib.Path('/proc/net', name).read_text().splitlines()[1:]]
+  listens = '0A'
+  return {int(row[1].rpartition(':')[2], 16) for row in rows
+          if row[3] == listens and row[9] in inodes}
+
+
+@pytest.mark.slow
+def test_a_port_scanner_beside_a_run_changes_nothing(tmp_path, by_two):
+  """Every second it connects to every port of the run, says nothing, and stays a while."""
+  recipe, two = by_two
+  run = launch(recipe, tmp_path / 'scanned', 2, STEP_SECS='0.1')
+  done, scanned, open_ = threading.Event(), set(), []
+
+  def scan():
+    while not done.wait(1):
+      for port in find_ports(tmp_path / 'scanned'):
+        with contextlib.suppress(OSError):
+          open_.append(socket.create_connection(('127.0.0.1', port), timeout=1))
+          scanned.add(port)
+      while len(open_) > 20:
+        open_.pop(0).close()
+  thread = threading.Thread(target=scan)
+  thread.start()
+  try:
+    code, out = support_runs.finish(run)
+  finally:
+    done.set()
+    thread.join()
+  assert code == 0 and scanned, out
+  losses, params, _ = support_runs.read_run(two)
+  others, other_params, _ = support_runs.read_run(tmp_path / 'scanned')
+  assert losses == others
+  jax.tree.map(np.testing.assert_array_equal, params, other_params)
 
 
 def test_the_number_of_processes_changes_nothing(tmp_path, by_two, use_devices, capsys):

@@ -1,0 +1,187 @@
+"""The roll call: who is missing is named, and no stranger's connection counts or ends it."""
+
+import contextlib
+import pathlib
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from rim_jax.errors import HostError
+from rim_jax.runtime import roll_call
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def find_port():
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    return server.getsockname()[1]
+
+
+def call_roll(count, present, timeout=20.0, claims=None, tokens=None, stranger=None):
+  """What each present process is told: its id -> '' or the error.
+
+  `stranger` gets the port before any process but the first comes.
+  """
+  port, told = find_port(), {}
+  address = f'127.0.0.1:{port}'
+
+  def join(me):
+    try:
+      roll_call.call_roll(address, (claims or {}).get(me, count), me, timeout,
+                          (tokens or {}).get(me, ''))
+      told[me] = ''
+    except HostError as e:
+      told[me] = str(e)
+  threads = [threading.Thread(target=join, args=(i,)) for i in present]
+  for i, thread in enumerate(threads):
+    thread.start()
+    if stranger and not i:
+      stranger(port)
+  for thread in threads:
+    thread.join(timeout + 20)
+  return told
+
+
+def test_all_that_come_go():
+  assert call_roll(4, [3, 0, 2, 1]) == dict.fromkeys(range(4), '')
+
+
+def test_everyone_who_came_hears_who_did_not():
+  told = call_roll(5, [0, 1, 3], timeout=1.5)
+  assert set(told) == {0, 1, 3}
+  for line in told.values():
+    assert 'of 5 processes, 2, 4 did not come' in line
+
+
+@pytest.mark.parametrize('token', ['', 'secret'])
+def test_a_process_of_another_run_is_refused(token):
+  told = call_roll(3, [0, 1, 2], timeout=3, claims={2: 4}, tokens=dict.fromkeys(range(3), token))
+  assert 'process 2 at 127.0.0.1 says it is one of 4' in told[0]
+  assert 'says it is one of 4' in told[2]
+
+
+# ---- Strangers ----
+
+
+def connect(port):
+  for _ in range(200):  # process 0 may not listen yet
+    with contextlib.suppress(OSError):
+      return socket.create_connection(('127.0.0.1', port), timeout=5)
+    time.sleep(0.02)
+  raise AssertionError('nobody listens')
+
+
+@pytest.mark.parametrize('patience', [0.5, 1000.0])
+def test_a_silent_connection_ends_nothing(patience, monkeypatch):
+  """Whether it is still waited for or already given up when the others come."""
+  monkeypatch.setattr(roll_call, '_ANSWER_SECS', patience)
+  kept = []
+  told = call_roll(2, [0, 1], stranger=lambda port: kept.append(connect(port)))
+  assert told == {0: '', 1: ''}
+  kept[0].close()
+
+
+@pytest.mark.parametrize('line', [
+    b'1 2\n', b'5 3\n', b'-7 2\n', b'0 2\n', b'GET / HTTP/1.1\r\n\r\n', b'\xff' * 300,
+    b'1 2 ' + b'0' * 64 + b'\n', b''])
+@pytest.mark.parametrize('token', ['', 'secret'])
+def test_a_stranger_takes_no_place_and_ends_nothing(line, token, capfd):
+  def intrude(port):
+    stranger = connect(port)
+    stranger.recv(64)
+    stranger.sendall(line)
+    with contextlib.suppress(ConnectionResetError):
+      stranger.shutdown(socket.SHUT_WR)
+      assert stranger.recv(1024) == b''  # told nothing
+  told = call_roll(2, [0, 1], tokens=dict.fromkeys(range(2), token), stranger=intrude)
+  assert told == {0: '', 1: ''}
+  assert 'no process of this run: 1 from 127.0.0.1; left alone' in capfd.readouterr().err
+
+
+def claim(port, number, count, token=''):
+  """What one who knows the protocol is told."""
+  stranger = connect(port)
+  nonce = stranger.recv(64).decode().strip()
+  proof = roll_call._sign(token, nonce, number, count)
+  stranger.sendall(f'{number} {count} {proof}\n'.encode())
+  return stranger.recv(1024).decode()
+
+
+def test_who_knows_the_protocol_but_not_the_token_takes_no_place():
+  told = call_roll(2, [0, 1], tokens={0: 'secret', 1: 'secret'},
+                   stranger=lambda port: claim(port, 1, 2))
+  assert told == {0: '', 1: ''}
+
+
+@pytest.mark.parametrize('number, count', [(5, 3), (-7, 2), (0, 2), (2, 2)])
+def test_without_a_token_a_false_claim_is_refused_alone(number, count, capfd):
+  refused = []
+  told = call_roll(2, [0, 1], stranger=lambda port: refused.append(claim(port, number, count)))
+  assert told == {0: '', 1: ''} and f'process {number} at 127.0.0.1 says it is one' in refused[0]
+  err = capfd.readouterr().err
+  assert 'have no RIM_JAX_TOKEN in common' in err and f'warning: process {number} at' in err
+
+
+def test_a_process_with_another_token_does_not_come():
+  told = call_roll(2, [0, 1], timeout=1.5, tokens={0: 'a', 1: 'b'})
+  assert 'of 2 processes, 1 did not come' in told[0]
+  assert 'has it another RIM_JAX_TOKEN?' in told[1]
+
+
+@pytest.mark.parametrize('coordinator, token, host', [
+    ('127.0.0.1:80', '', '127.0.0.1'),
+    ('127.0.0.1:80', 'secret', '127.0.0.1'),  # launch/local_hosts.py
+    ('[::1]:80', '', '::1'),
+    ('192.0.2.7:80', '', '192.0.2.7'),
+    ('192.0.2.7:80', 'secret', ''),  # strangers are refused, so the network may be any
+])
+def test_it_listens_where_told(coordinator, token, host):
+  assert roll_call.find_bind_host(coordinator, token) == host
+
+
+def test_a_host_s_own_name_may_lead_to_loopback(monkeypatch):
+  """As on Debian: the others come by another address."""
+  monkeypatch.setattr(socket, 'getaddrinfo',
+                      lambda *args, **kwargs: [(0, 0, 0, '', ('127.0.1.1', 0))])
+  assert roll_call.find_bind_host('node7:80', '') == ''
+
+
+def test_without_a_first_process_the_others_say_so():
+  told = call_roll(2, [1], timeout=1)
+  assert 'process 1 cannot reach process 0' in told[1] and 'is this its address' in told[1]
+
+
+@pytest.mark.parametrize('killed', [True, False])
+def test_the_others_hear_at_once_that_process_0_is_gone(killed):
+  """It is killed; or it ends in order, and the others may go on to theirs."""
+  with socket.create_server(('', 0)) as server:
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+  code = ('import sys, time; from rim_jax.runtime import roll_call; me = int(sys.argv[2])\n'
+          'roll_call.call_roll(sys.argv[1], 2, me, 60); print("met", flush=True)\n'
+          'sys.stdin.readline(); time.sleep(me)')
+  first, second = [subprocess.Popen(
+      [sys.executable, '-c', code, address, str(me)], cwd=ROOT, stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for me in range(2)]
+  assert first.stdout.readline() == second.stdout.readline() == 'met\n'
+  if killed:
+    first.kill()
+  else:
+    first.communicate('\n', timeout=60)
+  began = time.monotonic()
+  _, told = second.communicate(None if killed else '\n', timeout=60)
+  if killed:
+    assert second.returncode == roll_call.EXIT_STALLED and 'process 0 is gone' in told
+    assert time.monotonic() - began < 20
+  else:
+    assert second.returncode == 0 and told == ''
+
+
+def test_a_port_in_use_is_told():
+  with socket.create_server(('', 0)) as server:
+    port = server.getsockname()[1]
+    with pytest.raises(HostError, match=f':{port}: cannot listen there'):
+      roll_call.call_roll(f'127.0.0.1:{port}', 2, 0, 1)
