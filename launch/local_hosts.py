@@ -13,7 +13,6 @@ More than one device a process can hang in JAX's CPU collectives; for tests take
 import argparse
 import os
 import secrets
-import shlex
 import signal
 import socket
 import subprocess
@@ -22,6 +21,15 @@ import threading
 import time
 
 import supervise
+
+from rim_jax import terminal
+
+
+def parse_count(text: str) -> int:
+  """A number of 1 or more."""
+  if not text.isdecimal() or int(text) < 1:
+    raise argparse.ArgumentTypeError(f'{text!r} is not 1 or more')
+  return int(text)
 
 
 def find_port() -> int:
@@ -84,8 +92,8 @@ def main(argv):
   own, command = supervise.split_command(argv)
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--processes', type=int, default=2)
-  parser.add_argument('--devices', type=int, default=1, help='of each process')
+  parser.add_argument('--processes', type=parse_count, default=2)
+  parser.add_argument('--devices', type=parse_count, default=1, help='of each process')
   parser.add_argument('--port', type=int, default=0, help='of the coordinator; 0: a free one')
   parser.add_argument('--grace_secs', type=float, default=60)
   parser.add_argument('--restart', action='store_true')
@@ -94,9 +102,10 @@ def main(argv):
   environment = make_environment(args.devices)
   if args.dry_run:
     for line in make_commands(command, args.processes, args.port or 9876):
-      print(f'JAX_PLATFORMS=cpu XLA_FLAGS={shlex.quote(environment["XLA_FLAGS"])} '
-            f'{shlex.join(line)}')
+      print(f'JAX_PLATFORMS=cpu XLA_FLAGS={terminal.quote(environment["XLA_FLAGS"])} '
+            f'{terminal.join(line)}')
     return 0
+  supervise.check_program(command)
   children, ending = [], []
 
   def pass_on(signum, frame):

@@ -12,12 +12,16 @@ has failed three times in a row without getting a step further.
 import argparse
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from typing import NoReturn
 
 from etils import epath
+
+from rim_jax import terminal
 
 DONE, MISTAKE, STOPPED = 0, 2, 75
 _PAUSES = (2, 4, 8, 16, 32, 60)
@@ -66,19 +70,32 @@ def run_again(attempt, find_progress, max_failures=3, sleep=time.sleep,
 
 def find_workdir(command) -> str:
   """--workdir of a command, or where it would be."""
-  from rim_jax import main
-  flags = {k: v for k, _, v in (a.partition('=') for a in command)}
-  if '--sweep_dir' in flags:
-    return main.get_point_workdir(command)
-  return flags.get('--workdir') or str(main.get_workdir(flags.get('--config', '')))
+  from rim_jax import errors, main
+  try:
+    return main.find_workdir(command)
+  except errors.UserError as e:
+    refuse(str(e))
+
+
+def refuse(problem: str) -> NoReturn:
+  """Ends in one line, as any mistake of a user."""
+  print(f'error: {problem}', file=sys.stderr)
+  sys.exit(MISTAKE)
 
 
 def split_command(argv):
   """Own arguments and those behind `--`."""
-  if '--' not in argv:
-    sys.exit('usage: ... [flags] -- python -m rim_jax.main --config=...')
-  at = argv.index('--')
-  return argv[:at], argv[at + 1:]
+  at = argv.index('--') if '--' in argv else len(argv)
+  own, command = argv[:at], argv[at + 1:]
+  if not command and not {'-h', '--help'} & set(own):
+    refuse('there is no command; write it behind --, e.g. -- python -m rim_jax.main --config=...')
+  return own, command
+
+
+def check_program(command) -> None:
+  """Refuses a command whose program is not here."""
+  if not shutil.which(command[0]):
+    refuse(f'{terminal.quote(command[0])}: there is no such program; the command begins behind --')
 
 
 def main(argv):
@@ -89,8 +106,9 @@ def main(argv):
   parser.add_argument('--dry-run', action='store_true', help='print the command and end')
   args = parser.parse_args(own)
   if args.dry_run:
-    print(' '.join(command))
+    print(terminal.join(command))
     return 0
+  check_program(command)
   child, ending = None, False
 
   def pass_on(signum, frame):

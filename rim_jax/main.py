@@ -1,7 +1,10 @@
 """The command line: `python -m rim_jax.main --config=configs/rim.py [--mode=...]`.
 
   --config=FILE[:PRESET]   a recipe; --config.KEY=VALUE overrides one of its keys
-  --workdir=DIR            where the run lives; default runs/<config>[-<preset>]
+  --workdir=DIR            where the run lives; default runs/<config>[-<preset>]. A run knows its
+                           configuration: eval, controls, report, compare, export and generate need
+                           no --config, and take --config.KEY=VALUE for keys that only say where
+                           and how they work (eval, export, controls, mesh, ...)
   --mode=train             train (or go on), evaluate, and show the result
   --mode=eval              evaluate a checkpoint; any K with --config.eval.num_blocks=K
   --mode=controls          does the memory do the work? (config.controls); WORKDIR/controls.json
@@ -41,10 +44,14 @@ import contextlib
 import difflib
 import errno
 import io
+import logging
 import os
 import pathlib
 import re
+import signal
 import sys
+import tempfile
+import threading
 from typing import Any
 
 from absl import flags
@@ -54,13 +61,18 @@ from ml_collections import config_flags
 from rich import console as rich_console
 
 from rim_jax import config as config_lib
+from rim_jax import terminal
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import RunError, Stopped, UserError
 from rim_jax.pretrained import families
-from rim_jax.runtime import status
+from rim_jax.runtime import card as card_lib
+from rim_jax.runtime import status, storage
 
 MODES = ('train', 'eval', 'generate', 'controls', 'report', 'compare', 'export', 'plan',
          'sweep')
+# They work on a run that is there, and take its configuration from it where --config is not given.
+RUN_MODES = ('eval', 'generate', 'controls', 'report', 'compare', 'export')
+PATH_FLAGS = ('config', 'workdir', 'with', 'sweep_dir')
 # A plan touches no TPU: neither its lock nor the questions that libtpu asks of a cloud are needed.
 PLAN_ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -68,15 +80,24 @@ PLAN_ENVIRONMENT = {
     'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
 _SWEEP_FLAGS = ('jobs', 'retry_failed', 'conclude', 'controls', 'dry_run', 'halve_at', 'halve_keep',
                 'hardware', 'utilization')
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 # ml_collections and absl tell what is wrong in words alone: here, and below, theirs are read.
 _LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
 
 
-def _define_flags(argv) -> flags.FlagValues:
-  """Flags of one invocation, apart from absl's global ones, so that a process can have several."""
+def _define_flags(argv, known=None) -> flags.FlagValues:
+  """Flags of one invocation, apart from absl's global ones, so that a process can have several.
+
+  Args:
+    known: the configuration, where no recipe gives it.
+  """
   values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', None, 'A recipe, FILE[:PRESET].', flag_values=values,
-                                  lock_config=True, sys_argv=argv)
+  if known is None:
+    config_flags.DEFINE_config_file('config', None, 'A recipe, FILE[:PRESET].', flag_values=values,
+                                    lock_config=True, sys_argv=argv)
+  else:
+    config_flags.DEFINE_config_dict('config', known, "The run's own.", flag_values=values,
+                                    lock_config=True, sys_argv=argv)
   flags.DEFINE_string('workdir', '', 'Where the run lives.', flag_values=values)
   flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
   flags.DEFINE_string('question', '', 'generate: the question.', flag_values=values)
@@ -107,14 +128,50 @@ def _define_flags(argv) -> flags.FlagValues:
   return values
 
 
-def _find_config_path(argv):
-  """FILE[:PRESET] of `--config=...` or `--config ...`, the last one as absl has it; or None."""
-  path = None
-  for arg, after in zip(argv, [*argv[1:], None]):
-    name, equals, value = arg.partition('=')
-    if name in ('--config', '-config'):
-      path = value if equals else after
-  return path
+def _expand_flags(argv) -> list[str]:
+  """A command line whose paths are whole: `--workdir ~/x` is `--workdir=/home/me/x`.
+
+  Raises: UserError for the home directory of a user who is not there.
+  """
+  words, rest = [], iter(argv)
+  for word in rest:
+    name, equals, value = word.partition('=')
+    flag = name.lstrip('-')
+    if word.startswith('-') and flag in PATH_FLAGS:
+      found = value if equals else next(rest, None)
+      word = word if found is None else f'--{flag}={storage.expand(found, f"--{flag}")}'
+    words.append(word)
+  return words
+
+
+def _find_flag(argv, name: str) -> str | None:
+  """The value of `--NAME=VALUE`, the last one as absl has it; None without it."""
+  return next((word.partition('=')[2] for word in reversed(argv)
+               if word.startswith((f'--{name}=', f'-{name}='))), None)
+
+
+def _expand_keys(config: config_lib.Config) -> config_lib.Config:
+  """A config whose paths are whole. Raises: UserError as `storage.expand` does."""
+  flat = config_lib.flatten(config)
+  return config_lib.replace_keys(config, {
+      key: storage.expand(flat[key], key) for key in config_lib.PATH_KEYS})
+
+
+def _finish_known(config: config_lib.Config, card: dict, workdir: str) -> config_lib.Config:
+  """The config of a run that is there, with what was said of it now; its shape is known.
+
+  Raises: UserError where that would make another run of it.
+  """
+  problems = card_lib.find_differences(card, config, workdir)
+  if problems:
+    raise UserError('\n'.join(problems))
+  # A model that has moved has its tokenizer with it.
+  theirs, path = card['config'], config.tokenizer.path
+  inside = path.removeprefix(f'{theirs["model"]["init_from"]}/')
+  if config.model.init_from and inside != path and path == theirs['tokenizer']['path']:
+    config = config_lib.replace_keys(
+        config, {'tokenizer.path': f'{config.model.init_from}/{inside}'})
+  return _expand_keys(config)
 
 
 def _find_recipe(path: str) -> None:
@@ -171,14 +228,17 @@ def _parse(argv) -> tuple[flags.FlagValues, Any, str]:
 
   Raises: UserError in one line for whatever is wrong with either.
   """
-  path = _find_config_path(argv)
+  argv = [argv[0], *_expand_flags(argv[1:])]
+  path, workdir, card = _find_flag(argv, 'config'), _find_flag(argv, 'workdir'), None
   if path is not None:
     _find_recipe(path)
+  elif workdir and _find_flag(argv, 'mode') in RUN_MODES:
+    card, path = card_lib.load_whole(workdir), f'{workdir}/config.json'
   problems = _find_override_problems(argv)
   if problems:
     raise UserError('\n'.join(problems))
   try:
-    values = _define_flags(argv)
+    values = _define_flags(argv, card and ml_collections.ConfigDict(card['config']))
     rest = values(argv)[1:]
     config = values.config  # the recipe runs here
   except UserError as e:
@@ -196,7 +256,9 @@ def _parse(argv) -> tuple[flags.FlagValues, Any, str]:
   if rest:
     raise UserError(f'command line: {rest[0]!r} is no flag; write --flag=value')
   if path is None:
-    raise UserError('command line: --config is missing; try --config=configs/rim.py')
+    raise UserError('command line: --config is missing; try --config=configs/rim.py' + (
+        f', or name the run with --workdir=DIR: --mode={values.mode} asks it for its configuration'
+        if values.mode in RUN_MODES else ''))
   if not isinstance(config, ml_collections.ConfigDict):
     raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
                     'that rim_jax.config.make_config_dict makes')
@@ -233,8 +295,10 @@ def _parse(argv) -> tuple[flags.FlagValues, Any, str]:
     if not values.topology:
       raise UserError('--mode=plan: which TPU? name one with --topology=KIND:SIZE, e.g. '
                       '--topology=v5e:4x4')
-    return values, families.resolve_shape(config), path
-  return values, families.resolve(config), path
+    return values, families.resolve_shape(_expand_keys(config)), path
+  if card:
+    return values, _finish_known(config, card, values.workdir), path
+  return values, families.resolve(_expand_keys(config)), path
 
 
 def _choose_point(recipe, name, path) -> str:
@@ -280,7 +344,19 @@ def get_point_workdir(command) -> str:
 
   Raises: UserError as the command itself would.
   """
-  return _parse(['main', *(a for a in command if a.startswith('--'))])[0].workdir
+  flags = [a for a in _expand_flags(command) if a.startswith('--')]
+  return _parse(['main', *flags])[0].workdir
+
+
+def find_workdir(command) -> str:
+  """Where the run of a command lives, or would; the command may begin with `python -m ...`.
+
+  Raises: UserError as the command itself would.
+  """
+  flags = [a for a in _expand_flags(command) if a.startswith('--')]
+  if _find_flag(flags, 'sweep_dir'):
+    return get_point_workdir(flags)
+  return _find_flag(flags, 'workdir') or str(get_workdir(_find_flag(flags, 'config') or ''))
 
 
 def count_points(command) -> int:
@@ -288,7 +364,8 @@ def count_points(command) -> int:
 
   Raises: UserError as --mode=sweep would.
   """
-  flags = [a for a in command if a.startswith('--') and not a.startswith('--sweep_dir=')]
+  flags = [a for a in _expand_flags(command) if a.startswith('--')
+           and not a.startswith('--sweep_dir=')]
   return len(_parse(['main', *flags, '--mode=sweep'])[1])
 
 
@@ -302,7 +379,7 @@ def _run(argv, console) -> None:
   workdir = values.workdir or str(get_workdir(source, values.point))
 
   def say(line):
-    console.print(line, soft_wrap=True, markup=False, highlight=False)
+    console.print(terminal.show(line), soft_wrap=True, markup=False, highlight=False)
 
   if values.mode == 'sweep':  # starts commands and computes nothing
     if values.dry_run:  # shapes alone: no accelerator is touched
@@ -330,9 +407,6 @@ def _run(argv, console) -> None:
     from rim_jax.report import comparisons
     comparisons.compare(config, workdir, values['with'].value, say, console)
     return
-  command = f'python -m rim_jax.main --config={source}' + (
-      f' --point={values.point}' if values.point else '') + (
-      f' --workdir={values.workdir}' if values.workdir else '')
   if values.mode == 'plan':  # before JAX is loaded, which reads them once
     os.environ.update(PLAN_ENVIRONMENT)
   from rim_jax.runtime import hosts  # late: a wrong flag is told before JAX is loaded
@@ -346,7 +420,7 @@ def _run(argv, console) -> None:
     modes.plan(config, workdir, values.topology, values.num_slices, say, console)
   elif values.mode == 'train':
     with _keep_point(values, source, say):
-      modes.train(config, workdir, command, say, console)
+      modes.train(config, workdir, say, console)
   elif values.mode == 'eval':
     modes.evaluate(config, workdir, say, console)
   elif values.mode == 'controls':
@@ -372,6 +446,7 @@ def _keep_point(values, source, say):
 def cli(argv, console=None) -> int:
   """Runs a command line; returns its exit code. Errors are one line each on standard error."""
   console = console or rich_console.Console()
+  console.push_render_hook(terminal.Visible())
   debug = any(a in ('--debug', '--debug=true', '--debug=True', '--debug=1') for a in argv)
   try:
     _run(list(argv), console)
@@ -379,9 +454,12 @@ def cli(argv, console=None) -> int:
     status.tell(ended=type(e).__name__, error=str(e))
     if debug:
       raise
-    name = 'stopped' if isinstance(e, Stopped) else 'error'
-    for line in str(e).split('\n'):
-      print(f'{name}: {line}', file=sys.stderr)
+    name, text = 'stopped' if isinstance(e, Stopped) else 'error', str(e)
+    for word in argv:  # a path of several lines is one all the same
+      text = text.replace(word.partition('=')[2], terminal.show(word.partition('=')[2])) if (
+          '\n' in word) else text
+    for line in text.split('\n'):
+      print(f'{name}: {terminal.show(line)}', file=sys.stderr)
     return e.exit_code
   except KeyboardInterrupt:
     print('stopped; run the same command again to go on from the last checkpoint',
@@ -389,8 +467,9 @@ def cli(argv, console=None) -> int:
     return 130
   except Exception as e:  # pylint: disable=broad-except
     if _is_disk_full(e) and not debug:
-      print('error: the disk is full; the checkpoints that were finished are whole: make room, and '
-            'the same command goes on from the last one', file=sys.stderr)
+      where = ', '.join(map(terminal.show, _find_full(e, argv))) or 'none that is known'
+      print(f'error: the disk is full ({where}); the checkpoints that were finished are whole: '
+            'make room, and the same command goes on from the last one', file=sys.stderr)
       return 1
     raise
   return 0
@@ -399,14 +478,53 @@ def cli(argv, console=None) -> int:
 def _is_disk_full(error) -> bool:
   """Whether a full disk, or a quota, is what an error comes from; Orbax tells it in words."""
   while error is not None:
-    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT) or (
+    if getattr(error, 'errno', None) in _FULL or (
         'No space left on device' in str(error)):
       return True
     error = error.__cause__ or error.__context__
   return False
 
 
+def _keep_interrupt(unraisable) -> None:
+  """Ctrl-C that met a callback, e.g. of garbage collection, is not lost there: it comes again.
+
+  Python only prints what is raised there. By another thread and a moment later: here, in a callback
+  still, it would meet the same end.
+  """
+  if unraisable.exc_type is KeyboardInterrupt:
+    again = threading.Timer(0.05, signal.pthread_kill, (
+        threading.main_thread().ident, signal.SIGINT))
+    again.daemon = True
+    again.start()
+  else:
+    sys.__unraisablehook__(unraisable)
+
+
+def _find_full(error, argv) -> list[str]:
+  """What could not be written, as an error tells it; else the places that have no room left."""
+  while error is not None:
+    named = getattr(error, 'filename', None) or next(
+        iter(re.findall(r'"(/[^"]+)"', str(error))), None)
+    if named and (getattr(error, 'errno', None) in _FULL or 'No space left' in str(error)):
+      return [str(named)]
+    error = error.__cause__ or error.__context__
+  cache = _find_flag(argv, 'config.data.cache_dir') or config_lib.DataConfig().cache_dir
+  full = []
+  for place in (_find_flag(argv, 'workdir') or '.', cache, tempfile.gettempdir()):
+    path = pathlib.Path(place).expanduser().absolute()
+    there = next(p for p in (path, *path.parents) if p.exists())
+    free = os.statvfs(there)
+    if free.f_bavail * free.f_frsize < 2**20 and place not in full:
+      full.append(place)
+  return full
+
+
 def main() -> None:
+  terminal.open_streams()
+  sys.unraisablehook = _keep_interrupt
+  # Orbax logs a traceback from each of its threads; what they tell is told once, in a line.
+  logging.getLogger('absl').addFilter(
+      lambda record: not (record.exc_info and _is_disk_full(record.exc_info[1])))
   if isinstance(sys.stdin, io.TextIOWrapper):
     sys.stdin.reconfigure(encoding='utf-8')
   code = cli(sys.argv)

@@ -11,6 +11,8 @@ from etils import epath
 import jax
 from rich.text import Text
 
+from rim_jax import config as config_lib
+from rim_jax import terminal
 from rim_jax import train as train_lib
 from rim_jax.config import methods
 from rim_jax.config import stages as stages_lib
@@ -50,7 +52,7 @@ def keep_compiled(config) -> None:
   jax.config.update('jax_compilation_cache_dir', str(folder))
 
 
-def train(config, workdir, command, say, console) -> None:
+def train(config, workdir, say, console) -> None:
   """Trains every stage (or goes on), then shows and writes the report."""
   train_lib.train_curriculum(config, workdir, say, console)
   if not hosts.is_leader():
@@ -60,8 +62,20 @@ def train(config, workdir, command, say, console) -> None:
   run_page.show_results(console, folder, config.eval.num_shown)
   say(f'files: {folder}/ (config.json, metrics.jsonl, checkpoints/, results.json, predictions/)')
   say(f'report: {path}')
-  say(f'next: ask it something, {command} --mode=generate '
-      f'--question="{_get_example_question(folder)}"')
+  say('next: ask it something, ' + _make_command(
+      config, workdir, 'generate', f'--question={_get_example_question(folder)}'))
+
+
+def _make_command(config, workdir, mode: str, *more) -> str:
+  """The command of another mode on a run, as it can be typed where this one was.
+
+  It says what the run's own configuration does not: keys that were given later, of where and how.
+  """
+  kept = config_lib.flatten(card_lib.load_whole(workdir)['config'])
+  given = [f'--config.{key}={value}' for key, value in config_lib.flatten(config).items()
+           if kept.get(key) != value and not key.startswith(('checkpoint.', 'log.'))]
+  return terminal.join(['python', '-m', 'rim_jax.main', f'--workdir={workdir}', f'--mode={mode}',
+                        *given, *more])
 
 
 def write_report(config, workdir, say) -> None:
@@ -99,12 +113,12 @@ def _get_example_question(folder):
   return predictions[0]['question'] if predictions else '...'
 
 
-def _open_run(config, workdir, say):
+def _open_run(config, workdir, say, with_data=True):
   """The task of a finished or half-finished run, checked against its card."""
   config, folder = stages_lib.get_last(config, epath.Path(workdir))
   card = card_lib.load_card(folder)
-  task = train_lib.make_task(config, say)
-  card_lib.check_card(card, task, folder)
+  task = train_lib.make_task(config, say, with_data)
+  card_lib.check_card(card, task, folder, with_data)
   return task, folder
 
 
@@ -156,7 +170,7 @@ def controls(config, workdir, say, console) -> None:
   matched = matched_runs_lib.load_matched(whole, prints, {
       facts.name: dataclasses.replace(config, method=facts.name).eval_set
       for facts in methods.CONTROLS})
-  network, step = state_lib.load_network(task, folder, config.eval.checkpoint)
+  network, step = state_lib.load_network(task, folder, config.eval.checkpoint, say=say)
   say(f'{folder}, step {step} ({config.eval.checkpoint} checkpoint): controls on {len(records):,} '
       f'{config.eval.split} questions, K={config.eval_blocks}')
   found = interventions_lib.run_controls(network, records, say)
@@ -275,14 +289,14 @@ def generate(config, workdir, question, say, console) -> None:
   if not questions:
     raise UserError('--mode=generate: there is no question; give --question="...", or lines on '
                     'standard input')
-  task, folder = _open_run(config, workdir, lambda line: None)
+  task, folder = _open_run(config, workdir, lambda line: None, with_data=False)
   config, codec, blocks = task.config, task.codec, task.config.eval_blocks
   encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
   prefix = scores_lib.get_answer_prefix(config, codec)
   for ids in encoded:
     decode.check_positions(len(ids), blocks, len(prefix) + config.eval.max_new_tokens - 1, config,
                            '--question')
-  network, step = state_lib.load_network(task, folder, config.eval.checkpoint)
+  network, step = state_lib.load_network(task, folder, config.eval.checkpoint, say=say)
   say(f'{folder}, step {step}, K={blocks}')
   texts, _ = decode.Decoder(network).decode_texts(encoded, blocks, prefix,
                                                   scores_lib.get_blocks(blocks))
@@ -372,7 +386,7 @@ def export(config, workdir, verify, say) -> None:
     raise UserError(f'{out}: an export is written to a local directory; name one with '
                     '--config.export.dir=DIR')
   hosts.lead(lambda: export_lib.check_free(out))
-  network, step = state_lib.load_network(task, folder, config.eval.checkpoint)
+  network, step = state_lib.load_network(task, folder, config.eval.checkpoint, say=say)
   questions = [r.question for r in run_scores_lib.get_records(task, config.eval.split,
                                                          config.eval.num_examples)]
   references = export_lib.iterate_references(

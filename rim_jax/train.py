@@ -4,6 +4,7 @@
 `train_curriculum` chains the stages that a config stands for.
 """
 
+import collections
 import contextlib
 import dataclasses
 import time
@@ -38,25 +39,34 @@ from rim_jax.training import step as step_lib
 class Task:
   """What a run stands on before it has a state: data, codec, mesh, pretrained model."""
   config: Config
-  dataset: datasets.Dataset
+  data: datasets.Dataset | None  # None: nothing of it is read, to answer other questions
   codec: source_lib.Codec
   mesh: jax.sharding.Mesh
   base: weights.Base | None  # the pretrained model, where there is one
+
+  @property
+  def dataset(self) -> datasets.Dataset:
+    assert self.data is not None  # who asks has had it loaded
+    return self.data
 
   @property
   def vocab_size(self):
     return self.codec.memory_start
 
 
-def make_task(config: Config, say=print) -> Task:
+def make_task(config: Config, say=print, with_data: bool = True) -> Task:
   """Loads data and tokenizer and makes the mesh.
 
+  Args:
+    with_data: False where none of the run's own records are asked for.
   Raises: UserError for what is wrong with any of them.
   """
   mesh = sharding.make_mesh(config.mesh)
   base = weights.open_base(families.get_folder(config.model)) if config.model.init_from else None
   tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
   codec = methods.make_codec(config, tokenizer)
+  if not with_data:
+    return Task(config, None, codec, mesh, base)
   dataset = hosts.lead_first(lambda: datasets.load_dataset(config.data, say=say))
   for note in dataset.notes:
     say(note)
@@ -77,7 +87,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
   # ---- What this run is, and whether it may go on here ----
   task = make_task(config, say)
   hosts.lead(lambda: _check_workdir(task, workdir))
-  if hosts.lead(lambda: state_lib.is_complete(workdir)):
+  if hosts.lead(lambda: state_lib.is_complete(workdir, config)):
     say(f'{workdir}: this run is complete')
     return run_folder.RunFolder(workdir).load_results()
   run_scores_lib.check_sets(task)
@@ -226,8 +236,9 @@ def _run_steps(run: StageRun, state) -> None:
     stack.enter_context(jax.set_mesh(run.task.mesh))
     save = _make_save(run, state, tools)
     own_secs, told_at, saved_at = 0.0, start, time.monotonic()
-    note, compiled = 'compiling', None
-    tools.progress.update(start, note)
+    note, compiled, ahead = '', None, collections.deque()
+    if start < end:
+      tools.progress.update(start, 'compiling')
     batches = source_lib.make_batches(run.source, start, config.log.prefetch_batches)
     for step in range(start + 1, end + 1):
       with tools.goodput.measure('data'):
@@ -236,10 +247,15 @@ def _run_steps(run: StageRun, state) -> None:
         # Ahead of the first call: another shape later on is an error, not a recompile.
         with tools.goodput.measure('compile'):
           compiled = _make_step(run).lower(state, run.frozen, batch).compile()
+        tools.progress.restart()
         ready = time.monotonic()
       state, metrics = compiled(state, run.frozen, batch)
       own_secs += time.monotonic() - ready
       hosts.settle((state, metrics))
+      # A few steps wait on the device, no more: else it would be long silent, and late to stop.
+      ahead.append(metrics['loss'])
+      if len(ahead) > 2:
+        jax.block_until_ready(ahead.popleft())
       run.checkpointer.poll()
       tools.watchdog.beat(step)
       tools.profiler.step(step, metrics)
@@ -252,7 +268,7 @@ def _run_steps(run: StageRun, state) -> None:
       if due or told:
         more = tools.machine.read() | tools.watchdog.compare(own_secs / (step - told_at))
         own_secs, told_at = 0.0, step
-        note = tools.write(tools.meter.push(step, metrics, more)) or note
+        note = tools.write(tools.meter.push(step, metrics, more)) or _describe_loss(metrics)
       if due:
         # Now, not one step behind: a stop right after the save must not cost its line.
         note = tools.write(tools.meter.flush()) or note
@@ -260,11 +276,17 @@ def _run_steps(run: StageRun, state) -> None:
         saved_at = time.monotonic()
       if due or told:
         tools.progress.update(step, note)
+      elif tools.progress.is_due(step):
+        tools.progress.update(step, _describe_loss(metrics))
       if stopped and not last:
         run.checkpointer.finish()
         raise Stopped(f'{run.workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
                       'the same command goes on')
     _finish(run, tools, start, end)
+
+
+def _describe_loss(metrics) -> str:
+  return f'loss {float(metrics["loss"]):.4f}'
 
 
 def _make_step(run: StageRun):
@@ -358,6 +380,22 @@ def _stop_unhealthy(run: StageRun, compiled, state):
       'checkpoint')
 
 
+def _keep_whole(config: Config, workdir) -> None:
+  """Writes down what a run of several stages was asked for, so that it can be asked of the run.
+
+  Until the first stage has its card nothing is bound, and the last command counts.
+  """
+  stages = [(workdir / name, stage) for name, stage in stages_lib.make_stages(config) if name]
+  there = [(folder, stage) for folder, stage in stages if (folder / 'config.json').exists()]
+  if not stages or (there and (workdir / 'config.json').exists()) or any(
+      card_lib.find_differences(card_lib.load_card(f), stage, f) for f, stage in there):
+    return
+  with contextlib.suppress(OSError):  # the first stage tells that nothing can be written here
+    workdir.mkdir(parents=True, exist_ok=True)
+    storage.write_json(workdir / 'config.json', card_lib.make_whole(
+        config, [folder.name for folder, _ in stages]))
+
+
 def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   """Runs every stage that a config stands for, each in a WORKDIR of its own.
 
@@ -365,6 +403,7 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   """
   workdir = epath.Path(workdir)
   results, before = {}, None
+  hosts.lead(lambda: _keep_whole(config, workdir))
   for name, stage_config in stages_lib.make_stages(config):
     folder = workdir / name if name else workdir
     if not stage_config.checkpoint.stop_frac:

@@ -21,9 +21,9 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # From low to high; a part imports itself and what stands on lower levels. Parts of one level do
 # not know each other.
 LEVELS = (
-    ('errors',), ('config',), ('points', 'stages', 'results'), ('data', 'runtime'), ('packing',),
-    ('model',), ('methods', 'pretrained'), ('training',), ('evaluation', 'planning'), ('report',),
-    ('sweep', 'train'), ('modes',), ('main',))
+    ('errors',), ('config', 'terminal'), ('points', 'stages', 'results'), ('data', 'runtime'),
+    ('packing',), ('model',), ('methods', 'pretrained'), ('training',),
+    ('evaluation', 'planning'), ('report',), ('sweep', 'train'), ('modes',), ('main',))
 HEAVY = ('jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow_datasets', 'tokenizers',
          'safetensors')
 TERMINAL = ('absl', 'rich')

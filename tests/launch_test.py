@@ -75,6 +75,36 @@ def test_progress_is_read_over_the_stages(tmp_path):
 def test_the_workdir_is_the_one_that_the_run_takes():
   assert supervise.find_workdir(['python', '-m', 'rim_jax.main', '--workdir=gs://b/x']) == 'gs://b/x'
   assert supervise.find_workdir(['--config=configs/rim.py:gsm8k']) == 'runs/rim-gsm8k'
+  assert supervise.find_workdir(['--config', 'configs/rim.py', '--workdir', '/a b/x']) == '/a b/x'
+  assert supervise.find_workdir(['--config=configs/rim.py', '--workdir=~/x']) == str(
+      pathlib.Path('~/x').expanduser())
+
+
+@pytest.mark.parametrize('argv, told', [
+    (['supervise.py', '--', '/nonexistent'], '/nonexistent: there is no such program'),
+    (['supervise.py', '--'], 'there is no command'), (['supervise.py'], 'there is no command'),
+    (['supervise.py', '--', 'true', '--workdir=~nosuch/x'], "no user 'nosuch'"),
+    (['local_hosts.py', '--', '/nonexistent'], '/nonexistent: there is no such program'),
+    (['local_hosts.py', '--processes=0', '--', 'true'], 'is not 1 or more'),
+    (['local_hosts.py', '--processes=-3', '--dry-run', '--', 'true'], 'is not 1 or more'),
+    (['local_hosts.py', '--devices=0', '--', 'true'], 'is not 1 or more')])
+def test_a_mistake_of_a_launcher_s_user_is_one_line_and_2(argv, told):
+  done = subprocess.run([sys.executable, ROOT / 'launch' / argv[0], *argv[1:]], text=True,
+                        capture_output=True, timeout=120)
+  assert done.returncode == 2, done.stderr
+  assert told in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
+
+
+def test_what_a_launcher_prints_runs_as_printed():
+  command = ['python', '-c', 'print("$HOME; it\'s")', '--workdir=a b\n\x1b']
+  for script, more in (('supervise.py', []), ('local_hosts.py', ['--processes=1'])):
+    done = subprocess.run([sys.executable, ROOT / 'launch' / script, *more, '--dry-run', '--',
+                           *command], text=True, capture_output=True, timeout=120)
+    (line,) = done.stdout.splitlines()
+    words = subprocess.run(['bash', '-c', f'printf "%s\\0" {line}'], capture_output=True, text=True,
+                           timeout=60).stdout.split('\0')
+    at = words.index('python')
+    assert words[at:at + 4] == command and line.isprintable()
 
 
 @pytest.mark.parametrize('codes, code', [

@@ -12,13 +12,15 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+import types
 
 import jax
 import pytest
 
 from rim_jax import config as config_lib
 from rim_jax import main, train
-from tests import support
+from tests import support, support_runs
 from tests.support_cli import RECIPE, check_refused, run_cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -166,6 +168,18 @@ BAD_CONFIGS = {
     'infinite': ({'optim.learning_rate': 'inf'}, ('optim.learning_rate=inf', 'finite')),
     'seed': ({'seed': 2**32}, ('seed=4294967296', '2**32')),
     'steps': ({'data.chain.max_steps': 1}, ('max_steps=1', 'below', 'min_steps=2')),
+    'a budget of examples': ({'train.num_examples': 10**15},
+                             ('train.num_examples=10', 'would take 16 PB', 'the most is')),
+    'a budget of epochs': ({'train.num_examples': 0, 'train.num_epochs': 1e30},
+                           ('train.num_epochs=1e+30', 'of memory', 'the most is')),
+    'too long chains': ({'data.chain.max_steps': 10**9},
+                        ('max_steps=1000000000', '2,000,000,001 characters', '10,000 steps')),
+    'too many chains': ({'data.chain.num_train': 10**12},
+                        ('num_train', 'about 100.0 TB', '100,000,000')),
+    'too many ids': ({'model.vocab_size': 10**9},
+                     ('model.vocab_size=1000000000', 'would take 256.0 GB', '16,777,216 ids')),
+    'too many layers': ({'model.num_layers': 10**10},
+                        ('model.num_layers=10000000000', 'parameters would take', 'the most is')),
     'modulus': ({'data.chain.modulus': 1}, ('modulus=1', 'at least 2')),
     'operators': ({'data.chain.operators': '+/'}, ("operators='+/'", '+ - *')),
     'repeated operators': ({'data.chain.operators': '++'}, ("operators='++'", "use '+'")),
@@ -231,7 +245,7 @@ BAD_CONFIGS = {
     'no target': ({'model.lora.rank': 2, 'model.lora.targets': 'q_proj|gate'},
                   ("targets='q_proj|gate'", 'query, key, value, out, up, down')),
     'no model directory': ({'model.init_from': 'nodir'},
-                           ('nodir/config.json', 'model.init_from is a directory with')),
+                           ('nodir/config.json', 'a directory with config.json')),
     'two budgets': ({'train.num_epochs': 1}, ('train.num_examples=40', 'train.num_epochs=1', '0')),
     'no budget': ({'train.num_examples': 0}, ('set one of train.num_examples=0',)),
     'two batch sizes': ({'train.batch_examples': 8}, ('batch_examples=8', 'batch_rows=8')),
@@ -288,6 +302,9 @@ BAD_RUNS = {
                            ('tiny.py/x', 'pass --config.data.cache_dir=DIR')),
     'no data directory': (GSM8K | {'data.dir': 'nodir'},
                           ("data.dir='nodir'", 'no such directory', 'pass one')),
+    'a budget of epochs': (GSM8K | {'data.dir': 'data', 'train.num_examples': 0,
+                                    'train.num_epochs': 5e8},
+                           ('num_epochs=5e+08 of 4 records', '32.0 GB', '1,000,000,000')),
     'no test file': (GSM8K | {'data.dir': 'no_test'}, ('no_test', 'no test file', 'add or rename')),
     'bad row': (GSM8K | {'data.dir': 'bad_row'},
                 ('bad_row/train.jsonl:2', 'not JSON', '--config.data.on_bad_rows=drop')),
@@ -310,7 +327,7 @@ BAD_RUNS = {
                       ('nodir: there is no run here to start from; name another one',
                        'init_from=DIR')),
     'no stage 1': ({'method': 'rim_stage2'},
-                   ('no stage1 run', '--config=configs/stage1.py', 'init_from=DIR')),
+                   ('no stage1 run', 'configs/stage1.py', 'init_from=DIR')),
     'no such stage 1': ({'method': 'rim_stage2', 'train.init_from': 'nodir'},
                         ('nodir: no stage1 run', 'init_from=DIR')),
 }
@@ -541,7 +558,7 @@ def test_a_whole_run(trained):
           'report.html'} <= {p.name for p in workdir.iterdir()}
   assert json.loads((workdir / 'results.json').read_text())['test']['n'] == 8
   assert 'report: ' in out
-  assert '--config=tiny.py --mode=generate --question="' in out
+  assert 'python -m rim_jax.main --workdir=runs/tiny --mode=generate --question=' in out
 
 
 def test_a_second_call_says_it_is_complete(run_copy):
@@ -620,6 +637,138 @@ def test_gsm_hard_stands_beside_test(place, use_devices, tmp_path, capsys):
   assert not (tmp_path / 'new' / 'config.json').exists()
 
 
+# ---- A run knows its configuration ----
+
+HOSTILE = '$(touch pwned) `x` "it\'s" \x1b[31m'
+
+
+def read_commands(out):
+  """The words of every command that was printed, as a shell reads them from its line."""
+  lines = [line.partition('python -m rim_jax.main ')[2] for line in out.splitlines()
+           if 'python -m rim_jax.main ' in line]
+  return [subprocess.run(['bash', '-c', f'printf "%s\\0" {line}'], capture_output=True, text=True,
+                         timeout=60).stdout.split('\0')[:-1] for line in lines]
+
+
+@pytest.fixture(scope='module')
+def overridden(place, tmp_path_factory):
+  """(WORKDIR, standard output) of a curriculum with overrides, on data and below a path of evil."""
+  everything, folder = jax.devices(), tmp_path_factory.mktemp('evil')
+  write_data(folder / 'rows', test=({**ROW, 'question': HOSTILE}, ROW))
+  workdir = folder / "a b'\n$(touch pwned)"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(place)
+    patch.delitem(sys.modules, 'config_config', raising=False)
+    patch.setattr(jax, 'devices', lambda: everything[:1])
+    code, out = run_cli(f'{T}:rim', f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in (
+        GSM8K | {'data.dir': folder / 'rows', 'layout.num_blocks': 1, 'model.embed_dim': 8,
+                 'layout.separator': ' = '}).items()))
+  assert code == 0
+  return workdir, out
+
+
+def test_a_command_that_a_run_prints_runs_as_printed(overridden, use_devices, place):
+  use_devices(1)
+  workdir, out = overridden
+  assert '\x1b' not in out and out.count('files: ') == 1
+  (command,) = read_commands(out)
+  assert f'--workdir={workdir}' in command and f'--question={HOSTILE}' in command
+  code, out = run_cli(*command)
+  assert code == 0 and 'answer: ' in out and '\x1b' not in out
+  assert not (place / 'pwned').exists()
+
+
+@pytest.mark.parametrize('mode, more, told', [
+    ('eval', ['--config.eval.num_blocks=0', '--config.eval.num_examples=1'],
+     'Results on test-k0-n1'),
+    ('report', [], 'report: '), ('controls', [], 'controls.json'),
+    ('compare', ['--with=runs/tiny'], ''), ('generate', ['--question=1+1'], 'answer: '),
+    ('export', [], '')])
+def test_a_run_is_asked_without_its_recipe(mode, more, told, overridden, trained, use_devices,
+                                           capsys):
+  use_devices(1)
+  capsys.readouterr()
+  code, out = run_cli(f'--workdir={overridden[0]}', f'--mode={mode}', *more)
+  err = capsys.readouterr().err
+  if told:
+    assert code == 0 and told in out, err
+  else:  # as with the recipe: the two are of other data, and it began with no model directory
+    assert code == 2 and {'compare': 'other data', 'export': 'model.init_from'}[mode] in err
+    assert len(err.splitlines()) == 1, err
+
+
+def test_a_stage_is_a_run_that_knows_itself(overridden, use_devices):
+  use_devices(1)
+  code, out = run_cli(f'--workdir={overridden[0]}/stage2', '--mode=generate', '--question=1+1')
+  assert code == 0 and 'answer: ' in out
+
+
+def test_a_run_s_own_configuration_stays(run_copy, capsys):
+  check_refused(capsys, [f'--workdir={run_copy}', '--mode=report', '--config.seed=3'],
+                ('was run with seed=0', 'now it is 3'))
+  check_refused(capsys, [f'--workdir={run_copy}', '--mode=eval', '--config.sed=3'], "'seed'")
+  check_refused(capsys, [f'--workdir={run_copy}'], ('--config is missing',))
+  check_refused(capsys, ['--workdir=nothing', '--mode=eval'], ('nothing', 'there is no run here'))
+
+
+def test_keys_of_where_that_were_given_later_are_in_the_printed_command(run_copy):
+  _, out = run_cli(T, f'--workdir={run_copy}', '--config.eval.batch_size=3', '--config.log.wandb=',
+                   '--config.checkpoint.keep_last=3')
+  (command,) = read_commands(out)
+  assert command[:3] == [f'--workdir={run_copy}', '--mode=generate', '--config.eval.batch_size=3']
+  assert len(command) == 4
+
+
+def test_stages_of_an_earlier_version_name_what_can_be_asked(run_copy, tmp_path, capsys):
+  run_copy.rename(tmp_path / 'stage2')
+  check_refused(capsys, [f'--workdir={tmp_path}', '--mode=generate', '--question=1'],
+                ('give --config', f'--workdir={tmp_path}/stage2'))
+
+
+def test_the_home_directory_is_found_in_every_path(run_copy, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  code, out = run_cli('--workdir', '~/copy', '--mode=report')
+  assert code == 0 and f'report: {run_copy}/report.html' in out
+  monkeypatch.setattr(main, '_run', lambda argv, console: seen.append(main._parse(argv)))
+  seen, keys = [], [k for k in config_lib.PATH_KEYS if k not in ('model.lora.init_from',)]
+  (tmp_path / 'tiny.py').write_text(RECIPE)
+  given = {'data.source': 'gsm8k', 'eval.split': 'gsm_hard', 'tokenizer.kind': 'file',
+           'tokenizer.eos_token': 'x', **{k: '~/x' for k in keys if k != 'model.init_from'}}
+  assert run_cli('--config=~/tiny.py', *(f'--config.{k}={v}' for k, v in given.items())) == (0, '')
+  flat = config_lib.flatten(seen[0][1])
+  assert {flat[k] for k in keys if k != 'model.init_from'} == {f'{tmp_path}/x'}
+  assert seen[0][2] == f'{tmp_path}/tiny.py'
+  for flag in ('--workdir=', '--sweep_dir=', '--with=', '--config=',
+               '--config.data.cache_dir='):
+    check_refused(capsys, [T, f'{flag}~nosuch/x'], ('~nosuch/x', "no user 'nosuch'"))
+
+
+def test_every_key_that_names_a_path_is_one_of_the_paths():
+  names = ('dir', 'path', 'init_from')
+  assert {k for k in config_lib.flatten(config_lib.Config()) if k.endswith(names)} == set(
+      config_lib.PATH_KEYS)
+
+
+def test_a_question_is_answered_alone_and_no_data_are_opened(run_copy, monkeypatch, tmp_path):
+  """One row is decoded, not one of eval.batch_size padded ones."""
+  from rim_jax.data import datasets
+  from rim_jax.evaluation import decode
+  rows, place = [], decode.Decoder.place
+
+  def see(self, questions, num_blocks, batch_size):
+    rows.append((len(questions), batch_size))
+    return place(self, questions, num_blocks, batch_size)
+  monkeypatch.setattr(decode.Decoder, 'place', see)
+  monkeypatch.setattr(datasets, 'load_dataset', lambda *args, **kwargs: 1 / 0)
+  argv = [f'--workdir={run_copy}', '--mode=generate', '--config.eval.batch_size=250']
+  assert run_cli(*argv, '--question=1+2')[0] == 0
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('1+2\n' * 5))
+  assert run_cli(*argv)[0] == 0
+  monkeypatch.setattr(sys, 'stdin', io.StringIO('1+2\n' * 5))
+  assert run_cli(*argv, '--config.eval.batch_size=4')[0] == 0
+  assert rows == [(1, 1), (5, 8), (4, 4), (1, 4)]
+
+
 def test_help_needs_no_config():
   code, out = run_cli('--help')
   assert code == 0
@@ -694,10 +843,12 @@ def test_compiled_programs_are_kept_unless_told_where(monkeypatch, tmp_path):
     jax.config.update('jax_compilation_cache_dir', before)
 
 
-@pytest.mark.parametrize('cause', [
-    OSError(28, 'No space left on device'), OSError(122, 'Disk quota exceeded'),
-    ValueError('RESOURCE_EXHAUSTED: Error writing "x": [OS error 28: No space left on device]')])
-def test_a_full_disk_is_told_in_one_line(cause, monkeypatch, capsys):
+@pytest.mark.parametrize('cause, told', [
+    (OSError(28, 'No space left on device'), 'none that is known'),
+    (OSError(122, 'Disk quota exceeded', '/a/b\n'), '/a/b\\n'),
+    (ValueError('RESOURCE_EXHAUSTED: Error writing "/x/y": [OS error 28: No space left on device]'),
+     '/x/y')])
+def test_a_full_disk_is_told_in_one_line(cause, told, monkeypatch, capsys):
   def fail(*args):
     try:
       raise cause
@@ -707,6 +858,55 @@ def test_a_full_disk_is_told_in_one_line(cause, monkeypatch, capsys):
   assert main.cli(['main.py']) == 1
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('error: the disk is full') and 'goes on from the last one' in line
+  assert f'({told})' in line
+
+
+def test_the_disk_that_is_full_is_named(monkeypatch):
+  """A file that an error names, or else the places that have no room."""
+  error = OSError(28, 'No space left on device', 'standard output')
+  assert main._find_full(RuntimeError('bad'), ['--workdir=x']) == []
+  assert main._find_full(error, []) == ['standard output']
+  free = dict.fromkeys(('f_bavail', 'f_frsize'), 0)
+  monkeypatch.setattr(os, 'statvfs', lambda path: types.SimpleNamespace(**(
+      free if str(path).endswith('/place') else dict.fromkeys(free, 10**6))))
+  (pathlib.Path.cwd() / 'place').mkdir()
+  assert main._find_full(OSError(28, 'full'), ['--workdir=place/run']) == ['place/run']
+  assert main._find_full(OSError(28, 'full'), [
+      '--config.data.cache_dir=place/cache', '--workdir=x']) == ['place/cache']
+
+
+INTERRUPTED = """
+import gc, signal, time
+from rim_jax import main
+
+def interrupt(phase, info):  # as JAX's own callback of the collector: what it raises is dropped
+  gc.callbacks.remove(interrupt)
+  signal.raise_signal(signal.SIGINT)
+
+def work(argv, console):
+  gc.callbacks.append(interrupt)
+  gc.collect()
+  time.sleep(30)
+main._run = work
+main.main()
+"""
+
+
+def test_an_interrupt_inside_a_callback_is_not_lost():
+  began = time.monotonic()
+  done = subprocess.run([sys.executable, '-c', INTERRUPTED], env=support_runs.ENVIRONMENT,
+                        capture_output=True, text=True, timeout=60)
+  assert done.returncode == 130 and time.monotonic() - began < 29
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('stopped; run the same command again')
+
+
+@pytest.mark.parametrize('how', ['2>&-', '>&- 2>&- <&-', '2>&1 | true'])
+def test_a_mistake_is_2_whatever_became_of_the_streams(how):
+  done = subprocess.run(
+      ['bash', '-c', f'"$0" -m rim_jax.main --config=none.py {how}; exit ${{PIPESTATUS[0]}}',
+       sys.executable], env=support_runs.ENVIRONMENT, capture_output=True, timeout=60, cwd=ROOT)
+  assert done.returncode == 2
 
 
 def test_another_failure_keeps_its_traceback(monkeypatch):

@@ -24,6 +24,7 @@ from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import families
 from rim_jax.results import values
 from rim_jax.runtime import card as card_lib
+from rim_jax.runtime import run_folder
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 from rim_jax.training import step as step_lib
@@ -429,10 +430,31 @@ def test_evaluating_a_half_finished_run_does_not_finish_it(tmp_path, cache, use_
       train_lib.train(config, tmp_path / 'run', say=QUIET)
   run_scores_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path / 'run', QUIET)
   assert not state_lib.is_complete(tmp_path / 'run')
-  told = []
-  train_lib.train(config, tmp_path / 'run', say=told.append)
-  assert 'continuing from step 3 of 6' in told
-  assert state_lib.is_complete(tmp_path / 'run')
+  told, results = [], run_folder.RunFolder(tmp_path / 'run')
+  evaluate_run, stale = run_scores_lib.evaluate_run, results.load_results()
+  with pytest.MonkeyPatch.context() as patch:  # killed in the evaluation at its end
+    patch.setattr(run_scores_lib, 'evaluate_run', lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      train_lib.train(config, tmp_path / 'run', say=told.append)
+  assert 'continuing from step 3 of 6' in told and results.load_results() == stale
+  assert stale['test'].step == 3
+  last = dataclasses.replace(config, eval=dataclasses.replace(config.eval, checkpoint='last'))
+  results.write_result('test', dataclasses.replace(stale['test'], checkpoint='last'), None)
+  for asked in (None, config, last):  # whichever is best: 3 is not the last
+    assert not state_lib.is_complete(tmp_path / 'run', asked)
+  told.clear()
+  train_lib.train(last, tmp_path / 'run', say=told.append)
+  assert 'evaluating step 6 (last checkpoint)' in ''.join(told) and not any(
+      'complete' in line for line in told)
+  assert results.load_results()['test'].step == 6
+  for asked in (None, last):
+    assert state_lib.is_complete(tmp_path / 'run', asked)
+  # Of this set, and by this choice: others are evaluated, too.
+  assert not state_lib.is_complete(tmp_path / 'run', config)
+  for more in ({'num_examples': 2}, {'sets': 'svamp=x.jsonl'}, {'checkpoint': 'splits'}):
+    assert not state_lib.is_complete(tmp_path / 'run', dataclasses.replace(
+        last, eval=dataclasses.replace(last.eval, **more)))
+  assert evaluate_run is run_scores_lib.evaluate_run
 
 
 # ---- Pretrained models ----

@@ -12,8 +12,10 @@ from rim_jax.config.parse import (  # noqa: F401
     list_types,
     make_config_dict,
     parse_config,
+    replace_keys,
 )
 from rim_jax.config.schema import (  # noqa: F401
+    PATH_KEYS,
     RUNTIME_KEYS,
     RUNTIME_SECTIONS,
     ChainConfig,

@@ -136,8 +136,14 @@ def find_problems(config: Config) -> list[str]:
 
 def _reset(config: Config, keys) -> Config:
   """A config with some keys at their defaults."""
-  tree, defaults = dataclasses.asdict(config), flatten(type(config)())
-  for key in keys:
+  defaults = flatten(type(config)())
+  return replace_keys(config, {key: defaults[key] for key in keys})
+
+
+def replace_keys(config: Config, changes: dict) -> Config:
+  """A config with some keys otherwise, dotted key -> value."""
+  tree = dataclasses.asdict(config)
+  for key, value in changes.items():
     *sections, name = key.split('.')
-    functools.reduce(dict.__getitem__, sections, tree)[name] = defaults[key]
+    functools.reduce(dict.__getitem__, sections, tree)[name] = value
   return _build(type(config), tree, '', [])

@@ -10,15 +10,68 @@ from rim_jax.config import limits
 
 SPLITS = ('train', 'valid', 'test')
 _OTHER_SPLITS = ('validation', 'val', 'dev')  # how files of data.dir may name one
+# The most that may be asked for: beyond what was ever trained, and within what a machine can hold.
+MOST_EXAMPLES, MOST_MADE, MOST_STEPS, MOST_IDS = 10**9, 10**8, 10_000, 2**24
+MOST_PARAMS = 10**12
 # Names of a layer's projections, as `model.lora.targets` means them.
 LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 
 
 def find_problems(config) -> list[str]:
   """What does not agree in a Config whose single values are within their limits."""
-  return (_find_data_problems(config) + _find_model_problems(config)
+  return (_find_size_problems(config) + _find_data_problems(config) + _find_model_problems(config)
           + _find_training_problems(config) + _find_stage_problems(config)
           + config.facts.find_problems(config))
+
+
+def describe_bytes(count: float) -> str:
+  """A number of bytes in words, e.g. '16.0 GB'."""
+  for unit in ('kB', 'MB', 'GB', 'TB'):
+    count /= 1000
+    if count < 1000:
+      return f'{count:.1f} {unit}'
+  return f'{count / 1000:,.0f} PB'
+
+
+def describe_budget(what: str, num_examples: float) -> str:
+  """What a budget in examples that is too large would take; '' for one that is not."""
+  # Of each example the plan holds two numbers of 8 bytes.
+  return '' if num_examples <= MOST_EXAMPLES else (
+      f'{what}: a plan of {num_examples:.3g} examples would take '
+      f'{describe_bytes(16 * num_examples)} of memory before the first update; the most is '
+      f'{MOST_EXAMPLES:,} examples')
+
+
+def _find_size_problems(config):
+  """What no machine could do, told before anything is made of it."""
+  train, data, chain, model = config.train, config.data, config.data.chain, config.model
+  problems = [
+      describe_budget(f'train.num_examples={train.num_examples}', train.num_examples),
+      # An epoch has one example at least; with the data at hand it is asked again.
+      describe_budget(f'train.num_epochs={train.num_epochs:g}', train.num_epochs * (
+          chain.num_train if data.source == 'chain' else 1))]
+  made = {'chain': chain, 'prosqa': data.prosqa}.get(data.source)
+  count = made.num_train + made.num_valid + made.num_test if made else 0
+  if count > MOST_MADE:
+    problems.append(
+        f'data.{data.source}: num_train + num_valid + num_test = {count} questions would take '
+        f'about {describe_bytes(100 * count)} in data.cache_dir and more of memory while they are '
+        f'drawn; the most is {MOST_MADE:,}')
+  if data.source == 'chain' and chain.max_steps > MOST_STEPS:
+    problems.append(f'data.chain.max_steps={chain.max_steps}: a question would have '
+                    f'{2 * chain.max_steps + 1:,} characters; the most is {MOST_STEPS:,} steps')
+  if model.vocab_size > MOST_IDS:
+    problems.append(
+        f'model.vocab_size={model.vocab_size}: with gradients and moments the embedding would take '
+        f'{describe_bytes(16 * model.vocab_size * model.embed_dim)}; the most is {MOST_IDS:,} ids')
+  params = (model.vocab_size * model.embed_dim + model.num_layers * model.embed_dim * (
+      2 * model.embed_dim + 2 * model.mlp_dim))  # at least: of heads the output alone
+  if params > MOST_PARAMS and model.vocab_size <= MOST_IDS:
+    problems.append(
+        f'model.num_layers={model.num_layers}, model.embed_dim={model.embed_dim}, model.mlp_dim='
+        f'{model.mlp_dim}: {params:.3g} parameters would take {describe_bytes(16 * params)} with '
+        f'gradients and moments; the most is {MOST_PARAMS:,}')
+  return [problem for problem in problems if problem]
 
 
 def _find_data_problems(config):

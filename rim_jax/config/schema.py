@@ -267,8 +267,7 @@ class TrainConfig:
   batch_rows: Count = 0  # Packed rows in one update, exactly.
   num_micro_batches: AtLeastOne = 1  # Parts of one update, computed one after the other.
   # WORKDIR of a finished run whose last parameters this one begins with. It must have the same
-  # model, tokenizer and base. rim_stage2: its stage 1; '' finds the one beside it. Give the key in
-  # later commands (eval, controls) too.
+  # model, tokenizer and base. rim_stage2: its stage 1; '' finds the one beside it.
   init_from: str = ''
 
 
@@ -432,3 +431,9 @@ RUNTIME_KEYS = ('data.cache_dir', 'data.url', 'train.num_micro_batches', 'model.
 def is_runtime(key: str) -> bool:
   """Whether a dotted key decides where and when alone, never what is computed."""
   return key.partition('.')[0] in RUNTIME_SECTIONS or key in RUNTIME_KEYS
+
+
+# Keys that name a file or a directory; a leading `~` of theirs is the home directory.
+PATH_KEYS = ('data.dir', 'data.cache_dir', 'tokenizer.path', 'model.init_from',
+             'model.lora.init_from', 'train.init_from', 'eval.path', 'export.dir',
+             'controls.direct_dir', 'controls.pause_dir')

@@ -231,11 +231,14 @@ class Decoder:
     other.network = dataclasses.replace(self.network, params=params)
     return other
 
-  @property
-  def batch_size(self) -> int:
-    """eval.batch_size, up to what the mesh divides."""
+  def choose_batch_size(self, count: int) -> int:
+    """Rows for so many questions, up to what the mesh divides.
+
+    A power of two, so that few are compiled, and eval.batch_size at most.
+    """
     shards = sharding.count_shards(sharding.BATCH, self.network.mesh)
-    return -(-self.network.config.eval.batch_size // shards) * shards
+    size = min(1 << max(count - 1, 0).bit_length(), self.network.config.eval.batch_size)
+    return -(-size // shards) * shards
 
   def place(self, questions, num_blocks: int, batch_size: int) -> Trunks:
     """Encoded questions as trunks on the mesh."""
@@ -272,7 +275,7 @@ class Decoder:
     for members, trunks in self._make_batches(questions, num_blocks):
       draw = None
       if sample is not None:
-        numbers = np.zeros(self.batch_size, np.int32)
+        numbers = np.zeros(len(trunks.tokens), np.int32)
         numbers[:len(members)] = members
         draw = sharding.place_batch(numbers, self.network.mesh), sample
       ids = np.asarray(self.run(trunks, prefix, blocks, draw))
@@ -296,11 +299,12 @@ class Decoder:
     return np.stack(states)
 
   def _make_batches(self, questions, num_blocks):
-    """(numbers of questions, their trunks), batch by batch, by length."""
+    """(numbers of questions, their trunks), batch by batch of one size, by length."""
     order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
-    for first in range(0, len(order), self.batch_size):
-      members = order[first:first + self.batch_size]
-      yield members, self.place([questions[i] for i in members], num_blocks, self.batch_size)
+    size = self.choose_batch_size(len(questions))
+    for first in range(0, len(order), size):
+      members = order[first:first + size]
+      yield members, self.place([questions[i] for i in members], num_blocks, size)
 
   def get_texts(self, ids_rn) -> list[str]:
     """What each of a question's readouts says, up to its eos."""

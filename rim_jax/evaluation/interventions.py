@@ -215,7 +215,9 @@ class Reader:
     self._questions = [layout_lib.encode_question(
         r.question, network.codec.tokenizer, network.codec.template) for r in records]
     self._decode = network.jit(decode_changed, 3, sharding.get_replicated(network.mesh))
-    self._batches = make_batches([len(q) for q in self._questions], decoder.batch_size,
+    # Whole batches, however few the questions are: who is whose donor depends on their size.
+    self._size = decoder.choose_batch_size(network.config.eval.batch_size)
+    self._batches = make_batches([len(q) for q in self._questions], self._size,
                                  network.config.seed)
     # Question -> the one whose blocks it gets; itself where no other is as long.
     self.donors = np.arange(len(records))
@@ -224,7 +226,7 @@ class Reader:
 
   def read(self, change, sees_question: bool = True, swapped=None) -> list[list[str]]:
     """The answer of every question after each block; `swapped`: the blocks that a donor gives."""
-    network, size = self._decoder.network, self._decoder.batch_size
+    network, size = self._decoder.network, self._size
     config, num_blocks = network.config, network.config.eval_blocks
     readouts = self._decoder.make_readouts(
         scores.get_answer_prefix(config, network.codec), scores.get_blocks(num_blocks))

@@ -28,7 +28,7 @@ from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.results import values
-from rim_jax.runtime import hlo
+from rim_jax.runtime import hlo, status
 
 NUM_WARM = 2  # the first compiles, the second warms
 PARTS = ('prefill', 'first_token', 'decode', 'full')
@@ -48,9 +48,14 @@ class Method:
   one: str = ''  # of one that reads every block: the name of the one that reads the last alone
 
 
-def time_runs(runs: dict[str, Callable], num_runs: int, clock=time.perf_counter
+def time_runs(runs: dict[str, Callable], num_runs: int, clock=time.perf_counter, say=None
               ) -> dict[str, list[float]]:
-  """Milliseconds of every run, after NUM_WARM that are not counted, in turn: A B A B ..."""
+  """Milliseconds of every run, after NUM_WARM that are not counted, in turn: A B A B ...
+
+  Args:
+    say: is told how far it is, where that takes long.
+  """
+  tick = status.Ticker('timing', NUM_WARM + num_runs, 'rounds', say)
   times = {name: [] for name in runs}
   for nth in range(NUM_WARM + num_runs):
     for name, run in runs.items():
@@ -59,6 +64,7 @@ def time_runs(runs: dict[str, Callable], num_runs: int, clock=time.perf_counter
       spent = 1000 * (clock() - start)
       if nth >= NUM_WARM:
         times[name].append(spent)
+    tick(nth + 1)
   return times
 
 
@@ -75,7 +81,7 @@ def compute_ratio(times, base_times) -> dict:
 
 
 def measure(methods: list[Method], num_runs: int, base: str = DIRECT.name,
-            clock=time.perf_counter, flops: bool = False) -> list[dict]:
+            clock=time.perf_counter, flops: bool = False, say=None) -> list[dict]:
   """Times some methods against each other in this process.
 
   Args:
@@ -86,7 +92,7 @@ def measure(methods: list[Method], num_runs: int, base: str = DIRECT.name,
     `to_one_readout`, the ratio of `full` to reading one.
   """
   runs = {(m.name, part): run for m in methods for part, run in m.parts.items()}
-  times = time_runs(runs, num_runs, clock)
+  times = time_runs(runs, num_runs, clock, say)
   counted = {m.name: m.count_flops() if flops else {} for m in methods}
   entries = []
   for method in methods:
@@ -188,7 +194,8 @@ def _count_flops(program, args, num_loops, num_devices) -> float | None:
 # ---- A run's own figures ----
 
 
-def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_runs: int) -> dict:
+def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_runs: int, say=None
+                ) -> dict:
   """Latency of a run's final readout beside direct answering, for results.json.
 
   On the run's first question. A chain of thought is as long as that question's own, so far as
@@ -225,7 +232,7 @@ def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_ru
   for size in sizes:
     questions = [encoded.question] * (-(-size // shards) * shards)
     methods = [make_method(n.config.method, n, questions, writing) for n, writing in kinds]
-    entries.append(measure(methods, num_runs, base=methods[-1].name)[0])
+    entries.append(measure(methods, num_runs, base=methods[-1].name, say=say)[0])
   first = entries[0]
   thoughts = first['num_thoughts'] and f"{first['num_thoughts']} thoughts found one by one first, "
   return {'ttft_ms': round(first['first_token_ms']['median'], 3),

@@ -15,7 +15,7 @@ from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, latency, scores
 from rim_jax.packing import source as source_lib
 from rim_jax.results import judge, values
-from rim_jax.runtime import hosts, run_folder
+from rim_jax.runtime import hosts, run_folder, status
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 
@@ -73,25 +73,30 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
   config, blocks, folder = task.config, task.config.eval_blocks, run_folder.RunFolder(workdir)
   if config.eval.checkpoint == 'splits':
     return _evaluate_splits(task, workdir, say)
-  network, step = state_lib.load_network(task, workdir, config.eval.checkpoint)
+  network, step = state_lib.load_network(task, workdir, config.eval.checkpoint, say=say)
   records = get_records(task, config.eval.split, config.eval.num_examples)
   say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
       f'{config.eval.split} questions, K={blocks}')
   decoder = decode.Decoder(network)
-  result, predictions = scores.evaluate(decoder, records, blocks)
+
+  def tick(what, times=1):
+    return status.Ticker(what, times * len(records), 'questions', say)
+  result, predictions = scores.evaluate(decoder, records, blocks, tick('evaluating'))
   more = {}  # fields of the result
   if config.eval_budget:
-    more |= dict(budget_acc=scores.evaluate_budgets(decoder, records, config.eval_budget))
+    more |= dict(budget_acc=scores.evaluate_budgets(decoder, records, config.eval_budget,
+                                                    tick('each number of blocks')))
   if config.model.positions == 'learned' and not config.model.init_from:
     more |= _mark_beyond(task, records, {blocks, *range(config.eval_budget + 1)}, say)
   if config.eval.num_samples:
-    sampled, num_right = scores.evaluate_samples(decoder, records, blocks)
+    sampled, num_right = scores.evaluate_samples(
+        decoder, records, blocks, tick('drawing samples', config.eval.num_samples))
     more |= sampled
     predictions = [dataclasses.replace(p, num_right_samples=n)
                    for p, n in zip(predictions, num_right)]
   more |= scores.group_by_steps(predictions, records)
   if config.facts.blocks_are_steps:
-    more |= scores.evaluate_steps(decoder, records)
+    more |= scores.evaluate_steps(decoder, records, tick('evaluating steps'))
   if config.facts.has_thoughts:
     more['num_thoughts'] = blocks * config.layout.block_tokens
   if config.eval.split == evaluation_sets.GSM_HARD:
@@ -100,7 +105,7 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
   if config.eval.num_latency_runs:
     more |= latency.measure_run(
         network, records, blocks, limits.parse_sizes(config.eval.latency_batch_sizes),
-        config.eval.num_latency_runs)
+        config.eval.num_latency_runs, say)
   result = dataclasses.replace(
       result, **more, data_fingerprint=fingerprint_set(task, records), step=step,
       checkpoint=config.eval.checkpoint, method=config.method, format=scores.RESULTS_VERSION)
@@ -136,10 +141,13 @@ def _evaluate_splits(task, workdir, say) -> dict[str, values.EvalResult]:
     say(f'evaluating step {step}, one of {len(steps)}, on {len(records):,} {config.eval.split} '
         f'questions, K={config.eval_blocks}')
     network, _ = state_lib.load_network(task, workdir, step)
-    _, predictions = scores.evaluate(decode.Decoder(network), records, config.eval_blocks)
+    _, predictions = scores.evaluate(
+        decode.Decoder(network), records, config.eval_blocks,
+        status.Ticker(f'step {step}', len(records), 'questions', say))
     correct.append([p.block_correct for p in predictions])
   result = scores.score_splits(np.asarray(correct), config.seed)
-  chosen = {str(steps[int(c)]): count for c, count in (result.chosen or {}).items()}
+  # Also those that no split chose: it is known, then, which there were to choose from.
+  chosen = {str(step): (result.chosen or {}).get(str(c), 0) for c, step in enumerate(steps)}
   touched = (f'{config.eval.split} itself: {result.num_choosing} of its {len(records)} '
              f'questions choose among {len(steps)} checkpoints, the others score, '
              f'{result.num_splits} times (arXiv 2605.30343)')

@@ -91,7 +91,8 @@ def encode_questions(records, network: Network, num_blocks: int) -> list[list[in
   return questions
 
 
-def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int) -> dict[str, float]:
+def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int, say=None
+                     ) -> dict[str, float]:
   """The final answer's accuracy with each number of blocks from 0 to `most`.
 
   The trunk is causal, so readout k of one decode is the final one with K = k.
@@ -101,7 +102,7 @@ def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int) -> dict[st
   """
   config, blocks = decoder.network.config, tuple(range(most + 1))
   texts, _ = decoder.decode_texts(encode_questions(records, decoder.network, most), most,
-                                  get_answer_prefix(config, decoder.network.codec), blocks)
+                                  get_answer_prefix(config, decoder.network.codec), blocks, say)
   correct = [[judge.answers_match(judge.parse_answer(text, config), record.answer) for text in row]
              for record, row in zip(records, texts)]
   return dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))
@@ -119,7 +120,7 @@ def find_beyond(records, config: Config, codec, blocks, num_positions: int) -> l
   return [k for k in blocks if longest + size * k > num_positions]
 
 
-def evaluate_samples(decoder: decode_lib.Decoder, records, num_blocks: int
+def evaluate_samples(decoder: decode_lib.Decoder, records, num_blocks: int, say=None
                      ) -> tuple[dict, list[int]]:
   """pass@k of the final block: is any of k answers right that are drawn at eval.temperature?
 
@@ -131,8 +132,10 @@ def evaluate_samples(decoder: decode_lib.Decoder, records, num_blocks: int
   questions = encode_questions(records, decoder.network, num_blocks)
   num_right = [0] * len(records)
   for sample in range(count):
-    texts, _ = decoder.decode_texts(questions, num_blocks, prefix, get_blocks(num_blocks)[-1:],
-                                    sample=sample)
+    before = sample * len(records)
+    texts, _ = decoder.decode_texts(
+        questions, num_blocks, prefix, get_blocks(num_blocks)[-1:],
+        say and (lambda done, before=before: say(before + done)), sample)
     for i, (record, row) in enumerate(zip(records, texts)):
       num_right[i] += judge.answers_match(judge.parse_answer(row[0], config), record.answer)
   ks = [2**i for i in range(count.bit_length())]
@@ -220,7 +223,7 @@ def score_splits(correct_cnr, seed: int) -> values.EvalResult:
       chosen={str(c): chosen.count(c) for c in sorted(set(chosen))})
 
 
-def evaluate_steps(decoder: decode_lib.Decoder, records) -> dict:
+def evaluate_steps(decoder: decode_lib.Decoder, records, say=None) -> dict:
   """Stage 1's own task: readout t against r_{t+1}, with as many blocks as the gold steps.
 
   The trunk is causal, so block t reads the same whether blocks follow it or not:
@@ -240,7 +243,7 @@ def evaluate_steps(decoder: decode_lib.Decoder, records) -> dict:
   for record, question in zip(records, questions):
     decode_lib.check_positions(len(question), most - 1,
                                len(prefix) + config.eval.max_new_tokens - 1, config, record.origin)
-  texts, _ = decoder.decode_texts(questions, most - 1, prefix, blocks)
+  texts, _ = decoder.decode_texts(questions, most - 1, prefix, blocks, say)
   right, count = np.zeros((2, most - 1))
   for record, row in zip(records, texts):
     for t in range(1, len(record.steps)):

@@ -14,7 +14,7 @@ import zipfile
 import grain
 import numpy as np
 
-from rim_jax.config import Config, flatten
+from rim_jax.config import Config, flatten, rules
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
@@ -196,6 +196,10 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   row_slots = config.layout.row_slots or order.choose_row_slots(
       sizes[usable], config.layout.row_tokens)
   num_examples = config.train.num_examples or round(config.train.num_epochs * len(usable))
+  too_many = rules.describe_budget(
+      f'train.num_epochs={config.train.num_epochs:g} of {len(usable):,} records', num_examples)
+  if too_many:
+    raise UserError(too_many)
   if not num_examples:
     raise UserError(f'train.num_epochs={config.train.num_epochs:g} of {len(usable)} records is '
                     'no example; raise it')

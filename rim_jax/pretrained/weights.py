@@ -22,6 +22,7 @@ from rim_jax.data import model_files
 from rim_jax.errors import UserError
 from rim_jax.pretrained import families, gguf
 from rim_jax.pretrained import tensors as tensors_lib
+from rim_jax.runtime import status
 
 _DTYPES = ('F32', 'F16', 'BF16')
 # A fingerprint reads this much of a file at this many places: seconds for any model, and two
@@ -186,15 +187,21 @@ def _is_copy(base, a, b):
     return all(np.array_equal(one[i:i + 1], other[i:i + 1]) for i in rows)
 
 
-def load_params(base: Base, abstract):
+def load_params(base: Base, abstract, say=None):
   """A tree of parameters, read as its shapes, dtypes and shardings say.
 
+  Args:
+    say: is told how far it is, where that takes long.
   Raises: UserError, as `check_tensors` does and for a file that is damaged.
   """
   check_tensors(base, abstract)
   tensors = dict(tensors_lib.list_tensors(base.family))
+  tick, done = status.Ticker(
+      f'loading {base.folder}', sum(leaf.size for leaf in jax.tree.leaves(abstract)), 'parameters',
+      say), 0
 
   def load(path, leaf):
+    nonlocal done
     path = tuple(k.key for k in path)
     tensor = tensors[path]
     names, shape = _list_names(path, tensor, leaf.shape)
@@ -213,7 +220,10 @@ def load_params(base: Base, abstract):
       for at, layer in enumerate(ranges[0]):
         part[at] = _read(base, names[layer], tensor, shape, ranges[1:])
       return part
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
+    array = jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
+    done += leaf.size
+    tick(done)
+    return array
   return jax.tree_util.tree_map_with_path(load, abstract)
 
 

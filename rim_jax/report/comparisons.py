@@ -52,13 +52,13 @@ def _find_run(named) -> epath.Path:
   Raises: UserError where neither is one.
   """
   folder = epath.Path(named)
-  if (folder / 'config.json').exists():
-    return folder
   stages = {int(number): path for path in (folder.iterdir() if folder.is_dir() else ())
             if path.name.startswith('stage') and (number := path.name[5:]).isdecimal()
             and (path / 'config.json').exists()}
   if stages:
     return stages[max(stages)]
+  if (folder / 'config.json').exists():
+    return folder
   points = folder / 'points'
   fix = f'is a sweep; name one of its runs, --with={points}/NAME' if points.exists() else (
       'there is no run here; name the WORKDIR of one')

@@ -6,12 +6,12 @@ Text from data is shown as it is: never as markup, HTML or a terminal's control 
 Modules that bring JAX or matplotlib are imported where they are used.
 """
 
-import shlex
 
 from etils import epath
 from rich.text import Text
 
 from rim_jax import config as config_lib
+from rim_jax import terminal
 from rim_jax.config import Config, methods
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
@@ -406,7 +406,7 @@ def _make_card(folder) -> Blocks:
   card = load_json(folder, 'config.json')
   settings = config_lib.flatten(card.pop('config', {}))
   if 'command' in card:
-    card['command'] = shlex.join(card['command'])
+    card['command'] = terminal.join(card['command'])
   return [tabulate_flat(config_lib.flatten(card)), *details(
       f'all {len(settings)} settings', [tabulate_flat(settings)])] if card else []
 

@@ -15,6 +15,7 @@ from etils import epath
 
 import rim_jax
 from rim_jax import config as config_lib
+from rim_jax import terminal
 from rim_jax.errors import UserError
 from rim_jax.runtime import storage
 
@@ -70,16 +71,40 @@ def load_card(workdir) -> dict:
 
   Raises: UserError where it is missing, damaged or of another format.
   """
+  card = load_whole(workdir)
+  path = epath.Path(workdir) / 'config.json'
+  if 'stages' in card:
+    raise UserError(f'{path}: is of a run of several stages; name one, e.g. '
+                    f'{epath.Path(workdir) / card["stages"][-1]}')
+  if not {'data', 'tokenizer', 'base'} <= card.keys():
+    raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
+  return card
+
+
+def make_whole(config: config_lib.Config, stages: list[str]) -> dict:
+  """What config.json holds beside the stages of a run: the configuration of all of them."""
+  return {'format': CARD_VERSION, 'config': dataclasses.asdict(config), 'stages': stages}
+
+
+def load_whole(workdir) -> dict:
+  """A run's card, or what `make_whole` makes, with the later keys of its config.
+
+  Raises: UserError as `load_card` does, and for stages that an earlier version wrote alone.
+  """
   path = epath.Path(workdir) / 'config.json'
   if not path.exists():
-    raise UserError(f'{workdir}: there is no run here; train it first with --mode=train, or name '
-                    'another')
+    stages = sorted(p.parent.name for p in path.parent.glob('*/config.json')) if (
+        path.parent.is_dir()) else []
+    raise UserError(f'{workdir}: ' + (
+        'its stages were run by a version that kept their configuration alone; give --config, or '
+        f'name one stage, --workdir={path.parent / stages[-1]}' if stages else
+        'there is no run here; train it first with --mode=train, or name another'))
   card = storage.load_json(path, 'the run\'s card')
   found = card.get('format') if isinstance(card, dict) else None
   if found not in (CARD_VERSION, None):
     raise UserError(f'{path}: format {found} is not {CARD_VERSION}, which this version of rim_jax '
                     'reads; use another --workdir')
-  if found is None or not {'config', 'data', 'tokenizer', 'base'} <= card.keys():
+  if found is None or 'config' not in card:
     raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
   return card | {'config': config_lib.complete(card['config'])}
 
@@ -100,11 +125,14 @@ def fingerprint_run(card: dict) -> str:
 def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
   """Every key of a config that another run had otherwise, with both values; a line each."""
   old, new = (config_lib.flatten(c) for c in (card['config'], config))
+  for key in config_lib.PATH_KEYS:  # earlier versions kept a `~` as it was written
+    if old.get(key) != new.get(key) and storage.expand(old.get(key, ''), key) == new.get(key):
+      old[key] = new[key]
 
   def describe(key):
     if key in old and key in new:
       return (f'with {key}={old[key]!r}, now it is {new[key]!r}; use another --workdir, or '
-              f'--config.{key}={old[key]}')
+              + terminal.join([f'--config.{key}={old[key]}']))
     changed = f'no {key}, which now is {new[key]!r}' if key in new else f'{key}={old[key]!r}'
     return (f'by a version of rim_jax that has {changed}; go on with that version, or use another '
             '--workdir')
@@ -124,13 +152,15 @@ def check_start(card: dict, start: dict | None, where) -> None:
                     f'(fingerprint {theirs}, now {mine}); restore that, or use another --workdir')
 
 
-def check_card(card: dict, task, where) -> None:
+def check_card(card: dict, task, where, with_data: bool = True) -> None:
   """Refuses to go on in a WORKDIR whose run was another one.
 
+  Args:
+    with_data: False for a task that has loaded none.
   Raises: UserError naming every key that differs, with both values.
   """
   lines = find_differences(card, task.config, where)
-  for name, mine in (('data', task.dataset.fingerprint),
+  for name, mine in (*([('data', task.dataset.fingerprint)] if with_data else []),
                      ('tokenizer', task.codec.tokenizer.fingerprint),
                      ('base', task.base and task.base.fingerprint)):
     theirs = card[name]

@@ -28,7 +28,7 @@ from rim_jax.runtime.roll_call import EXIT_STALLED
 EXIT_STOPPED = 75  # asked to end: saved, and the same command goes on
 # JAX ends a process that misses another; the watchdog comes first, because it knows whom.
 _HEARTBEAT_SECS, _SHUTDOWN_SECS = 50, 20
-_BEAT_SECS, _SILENT_SECS = 2.0, 40.0
+_BEAT_SECS, _SILENT_SECS, _WATCH_SECS = 2.0, 40.0, 0.5
 
 
 # ---- Start ----
@@ -189,7 +189,9 @@ class Watchdog:
 
   Every process tells the others, through the coordinator, that it lives and at which step it is.
   One that is silent for 40 s is named. Where nobody moves for `stall_secs` (0: never asked), each
-  shows where it stands, and names the last. The clock starts at the first beat, after compiling.
+  shows where it stands, and names the last. The clock starts at the first beat, after compiling,
+  and stands still while this process does (Ctrl-Z, `scontrol suspend`, a lid that is closed): who
+  was asleep as well cannot blame the others.
 
   `end` takes an exit code; it must not return.
   """
@@ -255,9 +257,20 @@ class Watchdog:
         if self._heard.get(process, ('',))[0] != value:
           self._heard[process] = value, now
 
+  def _forget(self, secs: float) -> None:
+    """So many seconds did not pass for this process."""
+    self._exchanged += secs
+    self._heard = {p: (said, when + secs) for p, (said, when) in self._heard.items()}
+    if self._moved is not None:
+      self._moved += secs
+
   def _watch(self):
-    while not self._done.wait(0.5):
+    before = time.monotonic()
+    while not self._done.wait(_WATCH_SECS):
       now = time.monotonic()
+      if now - before > 4 * _WATCH_SECS:  # it slept, and so did all of this process
+        self._forget(now - before)
+      before = now
       problem = self._find_silent(now, self._silent_secs) if jax.process_count() > 1 else ''
       if not problem and self._stall_secs and self._moved is not None and (
           now - self._moved > self._stall_secs):

@@ -6,6 +6,7 @@ none. What a run prints is for people.
 
 import dataclasses
 import os
+import time
 
 from rim_jax.errors import UserError
 from rim_jax.runtime import storage
@@ -34,6 +35,30 @@ def load(path) -> Status:
     return Status(**storage.load_json(path, 'what a run tells'))
   except UserError:  # nothing yet
     return Status()
+
+
+class Ticker:
+  """Tells how far something is, and how long the rest will take, once it takes long.
+
+  Args:
+    what: it is, e.g. 'evaluating'; `total` of `unit` are to be done.
+    say: takes the line; None tells nobody.
+  """
+
+  def __init__(self, what: str, total: int, unit: str, say, every_secs: float = 10.0,
+               clock=time.monotonic):
+    self._what, self._total, self._unit = what, total, unit
+    self._say, self._every_secs, self._clock = say, every_secs, clock
+    self._began = self._told = clock()
+
+  def __call__(self, done: int) -> None:
+    """So many are done; the last one is not told, what follows tells it."""
+    now = self._clock()
+    if not self._say or not 0 < done < self._total or now - self._told < self._every_secs:
+      return
+    self._told = now
+    left = (now - self._began) / done * (self._total - done)
+    self._say(f'{self._what}: {done:,} of {self._total:,} {self._unit}, {format_secs(left)} left')
 
 
 def format_secs(secs: float) -> str:

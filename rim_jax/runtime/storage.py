@@ -35,6 +35,22 @@ def get_absolute(path) -> epath.Path:
   return path if path.is_absolute() else path.absolute()
 
 
+def expand(path: str, where: str) -> str:
+  """A path with the home directory in place of a leading `~`; a bucket's as it is.
+
+  Args:
+    where: the flag or the key that names it.
+  Raises: UserError where it is that of a user who is not there.
+  """
+  if not path.startswith('~'):
+    return path
+  found = os.path.expanduser(path)
+  if found.startswith('~'):
+    raise UserError(f'{where}={path}: there is no user {path.partition("/")[0][1:]!r}; write the '
+                    'whole path')
+  return found
+
+
 # ---- Whole files ----
 
 

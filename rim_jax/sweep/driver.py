@@ -9,13 +9,13 @@ commands, watches what they leave, and draws the conclusion.
 import contextlib
 import dataclasses
 import pathlib
-import shlex
 import signal
 import sys
 import time
 
 from etils import epath
 
+from rim_jax import terminal
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import Point
@@ -264,13 +264,14 @@ def drive(sweep: Sweep, say, console) -> None:
     except KeyboardInterrupt:
       raise Stopped(f'{workdir}: asked to end; the runs under way are saved, and the same '
                     'command goes on; controls under way are asked anew') from None
-  say((workdir / 'sweep.md').read_text())
+  for line in (workdir / 'sweep.md').read_text().split('\n'):
+    say(line)
   say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, figures/, points/)')
   say(f'report: {workdir / "report.html"}')
   for run in runs:
     if run.status == 'done' and run.result is None:
       say(f'{run.point.name}: is done, and was not evaluated as eval now says: '
-          + shlex.join(sweep.make_command(run.point, ['--mode=eval'])))
+          + terminal.join(sweep.make_command(run.point, ['--mode=eval'])))
   failed = [f'{r.folder}: {r.error}; its output.txt has more; run again with --retry_failed'
             for r in runs if r.status == 'failed']
   if failed or unanswered:
@@ -309,7 +310,7 @@ def show_dry(sweep: Sweep, hardware: str, utilization: float, say) -> None:
   found = [cost_lib.estimate(point.config) for point in sweep.points]
   for point, cost in zip(sweep.points, found):
     say(f'{point.name}: {cost_lib.describe(cost, machine, utilization)}')
-    say('  ' + shlex.join(sweep.make_command(point)))
+    say('  ' + terminal.join(sweep.make_command(point)))
   known = [cost for cost in found if cost.flops is not None]
   total = cost_lib.Estimate(sum(c.num_examples or 0 for c in known),
                             sum(c.flops or 0 for c in known))

@@ -21,6 +21,7 @@ import numpy as np
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from rim_jax import terminal
 from rim_jax.errors import UserError
 from rim_jax.runtime import run_folder, status, storage
 
@@ -269,14 +270,20 @@ class Profiler:
 
 
 class Progress:
-  """A progress bar on a terminal; a plain line every few seconds elsewhere."""
+  """A progress bar on a terminal; elsewhere a plain line at the first step, then now and then.
+
+  Lines are `every_secs` apart at least. A loop whose steps are slow asks `is_due` after each, so
+  that none is silent for longer than SILENT_SECS, or than one step takes.
+  """
+  SILENT_SECS = 30.0
 
   def __init__(self, title: str, total: int, start: int = 0, console=None, every_secs: float = 10.0,
                clock=time.monotonic):
     self._console = console or rich_console.Console()
-    self._title, self._total, self._start = title, total, start
+    self._title, self._total, self._start = terminal.show(title), total, start
     self._clock, self._every_secs = clock, every_secs
     self._began = self._told = clock()
+    self._shown = None  # the last step that was told
     self._bar = None
     if self._console.is_terminal:
       self._bar = rich_progress.Progress(
@@ -284,22 +291,36 @@ class Progress:
           rich_progress.MofNCompleteColumn(),
           rich_progress.TextColumn('{task.fields[note]}', markup=False),
           rich_progress.TimeRemainingColumn(), console=self._console)
-      self._task = self._bar.add_task(title, total=total, completed=start, note='')
+      self._task = self._bar.add_task(self._title, total=total, completed=start, note='')
       self._bar.start()
 
+  def restart(self) -> None:
+    """Steps begin now: what came before says nothing of how long they take."""
+    self._began = self._clock()
+
+  def is_due(self, done: int) -> bool:
+    """Whether this step should be told, though it is none of those that are written down."""
+    return self._is_first(done) or self._clock() - self._told >= self.SILENT_SECS
+
+  def _is_first(self, done: int) -> bool:
+    """The first line of all, or of a step."""
+    return self._shown is None or self._shown == self._start < done
+
   def update(self, done: int, note: str) -> None:
+    now = self._clock()
     if self._bar:
       self._bar.update(self._task, completed=done, note=note)
+    elif now - self._told < self._every_secs and done < self._total and not self._is_first(done):
       return
-    now = self._clock()
-    if now - self._told < self._every_secs and done < self._total:
+    self._told, self._shown = now, done
+    if self._bar:
       return
-    self._told = now
-    left = (now - self._began) / max(done - self._start, 1) * (self._total - done)
-    status.tell(stage=self._title, left_secs=left)
-    self._console.print(
-        f'{self._title} {done}/{self._total}  {note}  {status.format_secs(left)} left',
-        soft_wrap=True, highlight=False, markup=False)
+    line = f'{self._title} {done}/{self._total}  {note}'
+    if done > self._start:
+      left = (now - self._began) / (done - self._start) * (self._total - done)
+      status.tell(stage=self._title, left_secs=left)
+      line += f'  {status.format_secs(left)} left'
+    self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
   def close(self) -> None:
     if self._bar:

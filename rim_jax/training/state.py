@@ -5,18 +5,22 @@
 
 import dataclasses
 import math
+import pathlib
+import re
 
 from etils import epath
 import jax
 
 from rim_jax import config as config_lib
-from rim_jax.config import Config
+from rim_jax import terminal
+from rim_jax.config import Config, limits
 from rim_jax.errors import UserError
 from rim_jax.model.network import Network
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.pretrained import weights
+from rim_jax.results import values
 from rim_jax.runtime import card as card_lib
-from rim_jax.runtime import hosts
+from rim_jax.runtime import hosts, run_folder
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import optim as optim_lib
 from rim_jax.training import step as step_lib
@@ -27,25 +31,47 @@ _MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'attention_tile_tokens', 'compute_dty
                        'lora.dropout', 'lora.init_from')
 
 
-def is_complete(workdir) -> bool:
-  """Whether a run has taken all of its steps and been evaluated after them.
+def is_complete(workdir, config: Config | None = None) -> bool:
+  """Whether a run has taken all of its steps, and the checkpoint that counts has its result.
 
-  `results.json` alone would not tell: --mode=eval writes it for any checkpoint.
+  A result alone would not tell: --mode=eval writes one of any checkpoint, also half-way.
+
+  Args:
+    config: whose sets and whose choice of a checkpoint are asked for; None: any set will do.
   """
   workdir = epath.Path(workdir)
   steps = checkpoint_lib.list_steps(workdir / 'checkpoints')
   if not steps or not (workdir / 'results.json').exists():
     return False
   last = checkpoint_lib.choose_checkpoint(workdir, 'last')
-  return last.step == last.card['num_steps']
+  if last.step != last.card['num_steps']:
+    return False
+  results = run_folder.RunFolder(workdir).load_results()
+  if config is None:
+    return any(_is_of_today(result, workdir) for result in results.values())
+  more = [dataclasses.replace(config, eval=dataclasses.replace(config.eval, split=name)).eval_set
+          for name in limits.parse_sets(config.eval.sets)]
+  return all(
+      (result := results.get(name)) is not None and result.checkpoint == config.eval.checkpoint
+      and _is_of_today(result, workdir) for name in (config.eval_set, *more))
 
 
-def load_network(task, workdir, which: str | int, is_start: bool = False) -> tuple[Network, int]:
+def _is_of_today(result: values.EvalResult, workdir) -> bool:
+  """Whether a result is of the checkpoint, or of those, that its rule chooses now."""
+  if result.checkpoint == 'splits':
+    return set(result.chosen or ()) == {*map(str, checkpoint_lib.list_counting(workdir))}
+  return result.checkpoint in ('best', 'last') and result.step == (
+      checkpoint_lib.choose_checkpoint(workdir, result.checkpoint).step)
+
+
+def load_network(task, workdir, which: str | int, is_start: bool = False, say=None
+                 ) -> tuple[Network, int]:
   """The network of a run's checkpoint, on the task's mesh, and the step that it is of.
 
   Args:
     is_start: a run of another method may begin with it: what its method adds is fresh where the
       checkpoint has nothing of the kind.
+    say: is told how far loading is, where that takes long.
   """
   program = step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
   state, frozen = program.abstract
@@ -59,7 +85,7 @@ def load_network(task, workdir, which: str | int, is_start: bool = False) -> tup
     fresh = {'added': _make_added(program, task.config.seed)}
     del wanted['added']
   params = checkpoint_lib.restore(found, 'params', wanted) | fresh
-  return Network(program.graphdef, params, _load_frozen(task, workdir, frozen), task.config,
+  return Network(program.graphdef, params, _load_frozen(task, workdir, frozen, say), task.config,
                  task.codec, task.mesh), found.step
 
 
@@ -70,10 +96,10 @@ def _make_added(program, seed: int):
   return make(jax.random.key(seed))
 
 
-def _load_frozen(task, workdir, abstract):
+def _load_frozen(task, workdir, abstract, say=None):
   """The frozen parameters of a run: a pretrained model's own files, or what the run saved."""
   if task.base and jax.tree.leaves(abstract):
-    return weights.load_params(task.base, abstract)
+    return weights.load_params(task.base, abstract, say)
   return checkpoint_lib.load_base(workdir, abstract)
 
 
@@ -83,7 +109,7 @@ def initialize(task, program, init_from, say):
     base = None
     if task.base:
       say(f'loading {weights.describe(task.base)}')
-      base = weights.load_params(task.base, program.base)
+      base = weights.load_params(task.base, program.base, say)
     state, frozen = program.init(jax.random.key(task.config.seed), base)
     peft = task.config.model.lora.init_from
     if peft:
@@ -139,12 +165,21 @@ def find_init(config: Config, workdir) -> epath.Path | None:
   path = (epath.Path(named) if named else
           workdir.parent / workdir.name.replace(facts.stage, facts.after))
   if path == workdir or not (path / 'config.json').exists():
-    preset = path.name.partition('-')[2]
-    raise UserError(
-        f'{path}: no {facts.after} run to start from; make it with python -m rim_jax.main '
-        f'--config=configs/{facts.after}.py{":" + preset if preset else ""}, or '
-        'name one with --config.train.init_from=DIR')
+    raise UserError(f'{path}: no {facts.after} run to start from; make it with '
+                    f'{_make_command(facts, path, workdir)}, or name one with '
+                    '--config.train.init_from=DIR')
   return path
+
+
+def _make_command(facts, path, workdir) -> str:
+  """The command of the stage before, by our recipe, where a run of our stage looks for it."""
+  recipe = pathlib.Path('configs') / f'{facts.after}.py'
+  if not recipe.exists():  # typed elsewhere
+    recipe = pathlib.Path(__file__).parents[2] / recipe
+  preset = re.fullmatch(rf'{facts.after}-(\w+)', path.name)
+  return terminal.join([
+      'python', '-m', 'rim_jax.main', f'--config={recipe}' + (f':{preset[1]}' if preset else ''),
+      *([f'--workdir={path}'] if path != workdir else [])])
 
 
 def describe_params(state, frozen) -> str:

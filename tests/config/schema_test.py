@@ -406,7 +406,7 @@ def probe_evaluation(config, tools):
   """What an evaluation reads and leaves."""
   seen = []
 
-  def load_network(task, workdir, which):
+  def load_network(task, workdir, which, say=None):
     seen.append(which)
     return support.make_network(task.config), 7
 
@@ -416,12 +416,12 @@ def probe_evaluation(config, tools):
         values.Prediction(question=r.question, answer=r.answer, correct=True) for r in records]
 
   def time_runs(*args):
-    seen.append(args[-2:])
+    seen.append(args[3:5])
     return {'ttft_ms': 1.0}
   tools.patch.setattr(state_lib, 'load_network', load_network)
   tools.patch.setattr(scores, 'evaluate', decode_records)
   tools.patch.setattr(scores, 'evaluate_steps', lambda *args: {})
-  tools.patch.setattr(scores, 'evaluate_budgets', lambda *args: seen.append(args[-1]) or {})
+  tools.patch.setattr(scores, 'evaluate_budgets', lambda *args: seen.append(args[2]) or {})
   tools.patch.setattr(scores, 'evaluate_samples', lambda *args: (
       {'num_samples': args[0].network.config.eval.num_samples}, [0] * len(args[1])))
   tools.patch.setattr(latency, 'measure_run', time_runs)
@@ -500,7 +500,7 @@ def probe_export(config, tools):
   folder, seen = tools.make_folder(), []
   tools.patch.setattr(state_lib, 'is_complete', lambda folder: True)
   tools.patch.setattr(modes, '_open_run', lambda *args: (task, folder))
-  tools.patch.setattr(state_lib, 'load_network', lambda *args: (
+  tools.patch.setattr(state_lib, 'load_network', lambda *args, **kwargs: (
       Network(None, state.params, frozen, config, codec, mesh), 7))
   tools.patch.setattr(export, 'check_verifiable', lambda config: None)
   tools.patch.setattr(export, 'compare_with_transformers', lambda *args: {})
@@ -528,7 +528,8 @@ def probe_controls(config, tools):
     seen.append({split: len(rows) for split, rows in records.items()})
     return {'none': ''}, None
   tools.patch.setattr(modes, '_open_run', lambda *args: (make_task(config), folder))
-  tools.patch.setattr(state_lib, 'load_network', lambda *args: (support.make_network(config), 7))
+  tools.patch.setattr(state_lib, 'load_network',
+                      lambda *args, **kwargs: (support.make_network(config), 7))
   tools.patch.setattr(interventions, 'run_controls', lambda *args: {
       'controls': {}, 'sweeps': {}, 'pairing': None})
   tools.patch.setattr(modes, '_show_controls', lambda *args: None)
@@ -543,11 +544,12 @@ def probe_controls(config, tools):
 def probe_shown(config, tools):
   seen = []
   tools.patch.setattr(train, 'train_curriculum', lambda *args: {'': {}})
+  tools.patch.setattr(modes, '_make_command', lambda *args: '')
   tools.patch.setattr(modes.run_page, 'write_report', lambda *args: None)
   tools.patch.setattr(modes.run_page, 'load_predictions', lambda *args: [])
   tools.patch.setattr(modes.run_page, 'show_results',
                       lambda console, folder, *args: seen.append(args))
-  modes.train(config, tools.folder, '', quiet, None)
+  modes.train(config, tools.folder, quiet, None)
   return seen
 
 

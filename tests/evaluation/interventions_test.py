@@ -266,7 +266,7 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   task = train.Task(stage, data, support.make_codec(stage), None, None)
   monkeypatch.setattr(modes, '_open_run', lambda *args: (task, tmp_path / 'stage2'))
   monkeypatch.setattr(run_scores, 'get_records', lambda *args: DIGITS)
-  monkeypatch.setattr(state_lib, 'load_network', lambda *args: (None, 7))
+  monkeypatch.setattr(state_lib, 'load_network', lambda *args, **kwargs: (None, 7))
   entry = {'n': 10, 'final_acc': 0.5, 'block_acc': [0.25, 0.5], 'block_donor_acc': [0.75, 0.125],
            'expected': 'what [should] come'}
   monkeypatch.setattr(interventions, 'run_controls', lambda *args: {

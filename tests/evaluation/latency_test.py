@@ -256,7 +256,7 @@ def test_the_base_is_what_direct_answering_decodes_with_the_same_network(method,
   assert bool(jax.tree.leaves(frozen)) == (method == 'rim_stage2')
   seen = []
 
-  def measure(methods, num_runs, base):
+  def measure(methods, num_runs, base, say):
     seen.extend(methods)
     assert base == methods[1].name
     return [m.facts | {f'first_token_{key}': latency.summarize([1.0]) for key in ('ms', 'ratio')}

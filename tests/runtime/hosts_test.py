@@ -109,6 +109,31 @@ def test_a_stall_ends_the_process_and_shows_where(capfd):
   assert 'no step for 0.2 s after step 41' in shown and 'hosts_test.py' in shown
 
 
+SUSPENDED = """
+import os, signal, sys, threading, time
+from rim_jax.runtime import hosts
+with hosts.Watchdog(3.0) as dog:
+  dog.beat(1)
+  print('ready', flush=True)
+  sys.stdin.readline()
+  time.sleep(float(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize('hangs, code', [(0.5, 0), (30, hosts.EXIT_STALLED)])
+def test_a_process_that_was_suspended_has_not_stalled(hangs, code):
+  """It still ends one that hangs, counted from when it went on."""
+  process = subprocess.Popen(
+      [sys.executable, '-c', SUSPENDED, str(hangs)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE, text=True, env=support_runs.ENVIRONMENT)
+  assert process.stdout and process.stdout.readline() == 'ready\n'
+  process.send_signal(signal.SIGSTOP)
+  time.sleep(4.5)
+  process.send_signal(signal.SIGCONT)
+  _, err = process.communicate('go on\n', timeout=60)
+  assert process.returncode == code, err
+
+
 @pytest.mark.parametrize('stall_secs, beats', [(0.2, []), (0.0, [1]), (30.0, [1])])
 def test_no_stall_before_the_first_beat_or_where_it_is_off(stall_secs, beats):
   assert watch(stall_secs, beats, 1.2) == []

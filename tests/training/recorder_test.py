@@ -233,9 +233,28 @@ def test_without_a_terminal_a_plain_line_every_few_seconds():
     clock.now += 1
     progress.update(done, 'loss 1.5')
   lines = out.getvalue().splitlines()
-  assert len(lines) == 9
-  assert lines[0] == 'stage1 10/100  loss 1.5  1:30 left'
+  assert len(lines) == 10
+  assert lines[:2] == ['stage1 1/100  loss 1.5  1:39 left', 'stage1 11/100  loss 1.5  1:29 left']
   assert all(line.isprintable() for line in lines)  # no control sequences in a log file
+
+
+def test_a_slow_loop_tells_its_first_step_and_is_never_silent_for_long():
+  """Steps of 7 s, none of which is written down; compiling took 500 s."""
+  progress, clock, out = make_progress()
+  progress.update(0, 'compiling')
+  clock.now += 500
+  progress.restart()
+  told = []
+  for done in range(1, 100):
+    clock.now += 7
+    if progress.is_due(done):
+      told.append(done)
+      progress.update(done, f'loss {done}')
+  assert told == [1, *range(6, 100, 5)]
+  lines = out.getvalue().splitlines()
+  assert lines[:3] == ['stage1 0/100  compiling', 'stage1 1/100  loss 1  11:33 left',
+                       'stage1 6/100  loss 6  10:58 left']
+  assert 'compiling' not in ''.join(lines[1:])
 
 
 def test_the_end_is_always_told():
