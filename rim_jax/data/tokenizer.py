@@ -2,9 +2,14 @@
 
 Invariant: text never becomes a special id. bos, eos and the memory blocks enter
 a row through `packing/layout.py` only, so a question that spells "</s>" cannot end itself.
+
+A sequence is encoded segment by segment. The ids of all segments together decode to their texts
+joined, so what marks the beginning of a text, as SentencePiece's first space does, is that of the
+first segment alone: `encode_first`.
 """
 
 import hashlib
+import json
 import pathlib
 
 from rim_jax.config import TokenizerConfig
@@ -12,7 +17,21 @@ from rim_jax.data import gguf, model_files, prosqa
 from rim_jax.errors import UserError
 
 
-class ByteTokenizer:
+class Tokenizer:
+  """What all have in common: no text begins otherwise than it would go on."""
+  marks_start = False  # whether `encode_first` gives other ids than `encode`
+  earlier_fingerprint = None  # of this tokenizer under a version that gave other ids
+
+  def encode(self, text: str, allow_special: bool = False) -> list[int]:
+    """The ids of a text behind another one."""
+    raise NotImplementedError
+
+  def encode_first(self, text: str, allow_special: bool = False) -> list[int]:
+    """The ids of a text that begins a sequence, bos aside."""
+    return self.encode(text, allow_special)
+
+
+class ByteTokenizer(Tokenizer):
   """UTF-8 bytes 0..255, then bos and eos; padded to 264 ids, which 8 divides."""
   vocab_size = 264
   fingerprint = 'bytes-v1'
@@ -29,7 +48,7 @@ class ByteTokenizer:
     return bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
 
 
-class ChainTokenizer:
+class ChainTokenizer(Tokenizer):
   """One id for each character that the chain task is written in."""
   characters = '0123456789+-*\n'
   vocab_size = 16
@@ -53,7 +72,7 @@ class ChainTokenizer:
     return ''.join(self.characters[i] for i in ids if i < len(self.characters))
 
 
-class WordTokenizer:
+class WordTokenizer(Tokenizer):
   """One id for each word and sign of ProsQA, and for a line break; spaces are not kept.
 
   Decoded words have single spaces between them, none before a sign or around a line break.
@@ -102,7 +121,7 @@ def read_file(path, fix='set --config.tokenizer.path to a tokenizer.json'):
     raise UserError(f'{path}: is not a tokenizer.json ({e})') from None
 
 
-class FileTokenizer:
+class FileTokenizer(Tokenizer):
   """A tokenizer.json, read by the `tokenizers` library."""
 
   def __init__(self, config: TokenizerConfig):
@@ -118,9 +137,14 @@ class FileTokenizer:
                      if token.special}
     self.eos_id = self._find_id(config.eos_token, 'eos_token')
     self.bos_id = self._find_id(config.bos_token, 'bos_token') if config.bos_token else None
-    self.fingerprint = hashlib.sha256(
-        (self._tokenizer.to_str().encode() if gguf.is_gguf(path) else path.read_bytes())
-        + f'{config.bos_token}\0{config.eos_token}'.encode()).hexdigest()[:16]
+    self._inside = make_inside(self._tokenizer)
+    self.marks_start = self._inside is not self._tokenizer
+    raw = self._tokenizer.to_str().encode() if gguf.is_gguf(path) else path.read_bytes()
+    raw += f'{config.bos_token}\0{config.eos_token}'.encode()
+    self.fingerprint = hashlib.sha256(raw).hexdigest()[:16]
+    if self.marks_start:  # every segment once began with its own mark
+      self.earlier_fingerprint = self.fingerprint
+      self.fingerprint = hashlib.sha256(raw + b'\0inside').hexdigest()[:16]
 
   def _find_id(self, text, key):
     i = self._tokenizer.token_to_id(text)
@@ -130,7 +154,13 @@ class FileTokenizer:
     return i
 
   def encode(self, text, allow_special=False):
-    ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+    return self._encode(self._inside, text, allow_special)
+
+  def encode_first(self, text, allow_special=False):
+    return self._encode(self._tokenizer, text, allow_special)
+
+  def _encode(self, tokenizer, text, allow_special):
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
     if allow_special:  # a template's text, never a record's
       return ids
     if not self._special.isdisjoint(ids) or self.eos_id in ids or self.bos_id in ids:
@@ -138,11 +168,62 @@ class FileTokenizer:
     return ids
 
   def decode(self, ids):
-    return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+    return self._inside.decode(list(ids), skip_special_tokens=True)
+
+
+def make_inside(tokenizer):
+  """The `tokenizers.Tokenizer` for a text behind another one; the same where no text is marked.
+
+  It puts no space before a text, and takes none away when it decodes.
+  """
+  import tokenizers
+  tree = json.loads(tokenizer.to_str())
+  changed = {key: _change(tree[key], _leave_start) for key in ('normalizer', 'pre_tokenizer')}
+  if all(changed[key] == tree[key] for key in changed):
+    return tokenizer
+  changed['decoder'] = _change(tree['decoder'], _leave_start)
+  return tokenizers.Tokenizer.from_str(json.dumps(tree | changed))
+
+
+def make_first_only(tokenizer):
+  """A `tokenizers.Tokenizer` that encodes a whole prompt as its segments were.
+
+  As it is, one may put a space before each text between special tokens, as memory blocks are.
+  """
+  import tokenizers
+  tree = json.loads(tokenizer.to_str())
+  parts = tree['normalizer'] or {}
+  parts = parts.get('normalizers', [parts])
+  if tree['pre_tokenizer'] is None and [part.get('type') for part in parts] == [
+      'Prepend', 'Replace']:
+    before = {'type': 'Metaspace', 'replacement': '\u2581', 'prepend_scheme': 'first',
+              'split': False}
+    tree |= {'normalizer': None, 'pre_tokenizer': before}
+  else:
+    tree['pre_tokenizer'] = _change(tree['pre_tokenizer'], lambda part: (
+        part | {'prepend_scheme': 'first'} if part.get('prepend_scheme') == 'always' else part))
+  return tokenizers.Tokenizer.from_str(json.dumps(tree))
+
+
+def _change(node, change):
+  """A normalizer, pre-tokenizer or decoder, each part of it changed; None leaves a part out."""
+  if node is None or node['type'] != 'Sequence':
+    return node and change(node)
+  key = next(key for key in node if key != 'type')
+  parts = (_change(part, change) for part in node[key])
+  return node | {key: [part for part in parts if part]}
+
+
+def _leave_start(part):
+  """A part as it is for a text that does not begin a sequence."""
+  if part['type'] == 'Prepend' or (part['type'] == 'Strip' and 'content' in part):
+    return None  # a Strip with a content is a decoder's
+  return part | {'prepend_scheme': 'never'} if part['type'] == 'Metaspace' else part
 
 
 def load_tokenizer(config: TokenizerConfig):
-  """A tokenizer: `vocab_size`, `bos_id` or None, `eos_id`, `fingerprint`, `encode`, `decode`.
+  """A tokenizer: `vocab_size`, `bos_id` or None, `eos_id`, `fingerprint`, `encode`, `encode_first`,
+  `decode`.
 
   Raises: UserError "...: is not a tokenizer.json", "...: has no token '...'".
   """

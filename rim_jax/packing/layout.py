@@ -70,8 +70,9 @@ class Example:
 def make_template(tokenizer, config: LayoutConfig) -> Template:
   """Raises: UserError naming the key whose text the tokenizer does not know."""
   def encode(key):
+    encode_text = tokenizer.encode_first if key == 'question_prefix' else tokenizer.encode
     try:
-      return tokenizer.encode(getattr(config, key), allow_special=True)
+      return encode_text(getattr(config, key), allow_special=True)
     except UserError as e:
       raise UserError(f'layout.{key}: {e}') from None
   return Template(
@@ -82,11 +83,20 @@ def make_template(tokenizer, config: LayoutConfig) -> Template:
 
 
 def encode_question(text, tokenizer, template: Template) -> list[int]:
-  return [*template.bos, *template.question_prefix, *tokenizer.encode(text), *template.separator]
+  return [*template.bos, *template.question_prefix,
+          *get_question_encoder(tokenizer, template)(text), *template.separator]
+
+
+def get_question_encoder(tokenizer, template: Template):
+  """The tokenizer's `encode`, or `encode_first` where nothing stands before a question."""
+  return tokenizer.encode if template.question_prefix else tokenizer.encode_first
 
 
 def encode_record(record, tokenizer, template: Template) -> Encoded:
-  """Segments are tokenised one by one, so that ids do not depend on their neighbours."""
+  """Segments are tokenised one by one, so that ids do not depend on their neighbours.
+
+  All of them together decode to the texts joined.
+  """
   return Encoded(encode_question(record.question, tokenizer, template),
                  tuple(tokenizer.encode(s) for s in record.steps),
                  tokenizer.encode(record.answer))

@@ -68,10 +68,14 @@ class Lengths:
   starts: np.ndarray
 
 
-def load_lengths(split, tokenizer, cache_dir: str, say=print) -> Lengths:
+def load_lengths(split, codec: Codec, cache_dir: str, say=print) -> Lengths:
   """Counts every text's tokens once for each (data, tokenizer), and caches the counts."""
+  tokenizer = codec.tokenizer
   folder = pathlib.Path(cache_dir).expanduser() / 'lengths'
   key = (split.fingerprint, tokenizer.fingerprint, split.name, f'v{_LENGTHS_VERSION}')
+  encode_question = layout_lib.get_question_encoder(tokenizer, codec.template)
+  if tokenizer.marks_start and not codec.template.question_prefix:
+    key = (*key, 'first')
   path = folder / f'{"-".join(key)}.npz'
   try:
     with np.load(path) as cached:
@@ -83,8 +87,8 @@ def load_lengths(split, tokenizer, cache_dir: str, say=print) -> Lengths:
   for first in range(0, len(split), 1000):
     for record in split.__getitems__(range(first, min(first + 1000, len(split)))):
       try:
-        texts = [record.question, record.answer, *record.steps]
-        counts = [len(tokenizer.encode(text)) for text in texts]
+        counts = [len(encode_question(record.question)),
+                  *(len(tokenizer.encode(text)) for text in (record.answer, *record.steps))]
       except UserError:
         counts = [-1, 0]
       question.append(counts[0])
@@ -121,7 +125,8 @@ def measure(lengths: Lengths, codec: Codec, removed: int = 0) -> np.ndarray:
 
 def count_positions(split, codec: Codec, say=print) -> int:
   """Positions that training on a split reaches: the largest of any example, plus 1."""
-  sizes = measure(load_lengths(split, codec.tokenizer, codec.config.data.cache_dir, say), codec)
+  sizes = measure(
+      load_lengths(split, codec, codec.config.data.cache_dir, say), codec)
   usable, _ = find_usable(sizes, split, codec, codec.config.layout.row_slots)
   return int(sizes[usable, 2].max())
 
@@ -190,7 +195,7 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   Raises: UserError "train.batch_rows=... is not divisible by ...", or for bad rows.
   """
   config = codec.config
-  lengths = load_lengths(split, codec.tokenizer, config.data.cache_dir, say)
+  lengths = load_lengths(split, codec, config.data.cache_dir, say)
   sizes = measure(lengths, codec)
   usable, dropped = find_usable(sizes, split, codec, config.layout.row_slots)
   row_slots = config.layout.row_slots or order.choose_row_slots(

@@ -188,6 +188,8 @@ def _write_tokenizer(folder, config, base) -> list[int]:
   if min(ids) < free:  # the library counts tokens, so a vocabulary with holes collides
     raise UserError(f'{path}: its ids have holes, so the added tokens would take ids {ids}, some '
                     'of them in use; renumber tokenizer.json')
+  if tokenizer_lib.make_inside(tokenizer) is not tokenizer:
+    tokenizer = tokenizer_lib.make_first_only(tokenizer)
   tokenizer.save(str(folder / 'tokenizer.json'))
   if gguf_lib.is_gguf(base.folder):
     _write_json(folder / 'tokenizer_config.json', families.read_tokenizer_config(base.folder))

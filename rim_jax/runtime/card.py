@@ -165,7 +165,10 @@ def check_card(card: dict, task, where, with_data: bool = True) -> None:
                      ('base', task.base and task.base.fingerprint)):
     theirs = card[name]
     theirs = theirs['fingerprint'] if isinstance(theirs, dict) else theirs
-    if theirs != mine and not lines:
+    if name == 'tokenizer' and theirs == task.codec.tokenizer.earlier_fingerprint and not lines:
+      lines.append(f'{where}: was begun by a version that put a space before every segment with '
+                   'this tokenizer; go on with that version, or use another --workdir')
+    elif theirs != mine and not lines:
       lines.append(f'{where}: the {name} changed since this run began (fingerprint {theirs}, now '
                    f'{mine}); restore it, or use another --workdir')
   if lines:

@@ -202,3 +202,73 @@ def test_fingerprints_tell_tokenizers_apart(path, tmp_path):
   assert len(set(prints)) == len(prints)
   assert load_file(path).fingerprint == load_file(path).fingerprint
   assert all(p.isascii() and '/' not in p for p in prints)  # it is part of a file's name
+
+
+# ---- Segments ----
+
+SEGMENTS = [
+    'What is 12 plus 13?', '\n', 'The answer is \\boxed{', '25', '}', ' 2 5 ', '  x', '12+13=25']
+
+
+@pytest.fixture(scope='module', params=['Prepend', 'Metaspace'])
+def spaced(request, tmp_path_factory):
+  """A small tokenizer in SentencePiece's manner, as Llama 2's is: it puts a space before a text."""
+  import tokenizers
+  from tokenizers import decoders, normalizers, pre_tokenizers
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(
+      byte_fallback=True, unk_token='<unk>', fuse_unk=True))
+  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()  # no token spans a space inside
+  special = ['<unk>', '<s>', '</s>', *(f'<0x{i:02X}>' for i in range(256))]
+  tokenizer.train_from_iterator(['What is 12 plus 13? The answer is 25.'] * 20,
+                                tokenizers.trainers.BpeTrainer(
+                                    vocab_size=330, show_progress=False, special_tokens=special))
+  if request.param == 'Prepend':
+    tokenizer.pre_tokenizer = None  # pyright: ignore[reportAttributeAccessIssue]
+    tokenizer.normalizer = normalizers.Sequence([
+        normalizers.Prepend('\u2581'), normalizers.Replace(' ', '\u2581')])
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace('\u2581', ' '), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(' ', 1, 0)])
+  else:
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme='always', split=False)
+    tokenizer.decoder = decoders.Sequence([
+        decoders.ByteFallback(), decoders.Metaspace(prepend_scheme='always', split=False)])
+  tree = json.loads(tokenizer.to_str())
+  tree['added_tokens'] = tree['added_tokens'][:3]  # bytes are plain tokens
+  tree['post_processor'] = json.loads(tokenizers.processors.TemplateProcessing(
+      single='<s> $A', special_tokens=[('<s>', 1)]).__getstate__())
+  path = tmp_path_factory.mktemp('spaced') / 'tokenizer.json'
+  path.write_text(json.dumps(tree))
+  return path
+
+
+def test_segments_decode_to_their_texts_joined(spaced):
+  import tokenizers
+  plain = tokenizers.Tokenizer.from_file(str(spaced))
+  tokenizer = load_file(spaced, '</s>', '<s>')
+  assert tokenizer.marks_start and tokenizer.earlier_fingerprint != tokenizer.fingerprint
+  ids = [tokenizer.encode_first(SEGMENTS[0]), *map(tokenizer.encode, SEGMENTS[1:])]
+  assert plain.decode([i for some in ids for i in some]) == ''.join(SEGMENTS)
+  assert ids[0] == plain.encode(SEGMENTS[0], add_special_tokens=False).ids  # as its model expects
+  for text, some in zip(SEGMENTS[1:], ids[1:]):
+    assert tokenizer.decode(some) == text
+  for text in TEXTS[:-1]:  # the last one spells a special token here
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_a_whole_prompt_has_the_ids_of_its_segments(spaced):
+  """What an export writes: the tokenizer with blocks between the segments."""
+  import tokenizers
+  tokenizer = load_file(spaced, '</s>', '<s>')
+  whole = tokenizer_lib.make_first_only(tokenizers.Tokenizer.from_file(str(spaced)))
+  whole.add_special_tokens(['<block>'])
+  block = whole.token_to_id('<block>')
+  assert whole.encode('What is 12?<block>The answer is 25').ids == [
+      tokenizer.bos_id, *tokenizer.encode_first('What is 12?'), block,
+      *tokenizer.encode('The answer is 25')]
+
+
+def test_a_tokenizer_that_marks_no_beginning_is_as_it_was(path):
+  tokenizer = load_file(path)
+  assert not tokenizer.marks_start and tokenizer.earlier_fingerprint is None
+  assert tokenizer.encode_first('12 x') == tokenizer.encode('12 x')

@@ -34,7 +34,7 @@ def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
                                layout__separator='*', data__chain__min_steps=1)
   split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
   codec = support.make_codec(config)
-  sizes = source_lib.measure(source_lib.load_lengths(split, codec.tokenizer, cache, print), codec)
+  sizes = source_lib.measure(source_lib.load_lengths(split, codec, cache, print), codec)
   for i in range(len(split)):
     example = codec.lay_out(codec.encode(split[i]))
     rows = batch_lib.make_empty_rows(1, 128, 64)
@@ -55,7 +55,7 @@ def test_a_removed_token_is_one_less_of_each_down_to_the_bare_answer(removed, ca
                                layout__answer_prefix='+')
   split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
   codec = support.make_codec(config)
-  lengths = source_lib.load_lengths(split, codec.tokenizer, cache, print)
+  lengths = source_lib.load_lengths(split, codec, cache, print)
   full, bare = (source_lib.measure(lengths, codec, r) for r in (0, order_lib.ALL))
   for i in range(len(split)):
     example = codec.lay_out(codec.encode(split[i]), removed)
@@ -101,13 +101,13 @@ def test_lengths_are_counted_once_and_a_damaged_cache_is_counted_again(cache, tm
   split = datasets.load_dataset(config.data, say=lambda line: None).splits['valid']
   codec = support.make_codec(config)
   told = []
-  first = source_lib.load_lengths(split, codec.tokenizer, str(tmp_path), told.append)
-  again = source_lib.load_lengths(split, codec.tokenizer, str(tmp_path), told.append)
+  first = source_lib.load_lengths(split, codec, str(tmp_path), told.append)
+  again = source_lib.load_lengths(split, codec, str(tmp_path), told.append)
   assert len(told) == 1
   np.testing.assert_array_equal(first.question, again.question)
   path = next((tmp_path / 'lengths').iterdir())
   path.write_bytes(path.read_bytes()[:50])
-  source_lib.load_lengths(split, codec.tokenizer, str(tmp_path), told.append)
+  source_lib.load_lengths(split, codec, str(tmp_path), told.append)
   assert len(told) == 2
 
 
