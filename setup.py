@@ -24,6 +24,7 @@ setuptools.setup(
         'flax>=0.12.8',
         'gguf>=0.17',  # 120 kB; what it needs is here already
         'grain>=0.2.18',
+        'huggingface_hub',  # tokenizers brings it
         'importlib_resources',  # tensorflow-datasets imports it without declaring it
         'jax>=0.10.2',
         'jinja2',

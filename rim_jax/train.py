@@ -62,7 +62,9 @@ def make_task(config: Config, say=print, with_data: bool = True) -> Task:
   Raises: UserError for what is wrong with any of them.
   """
   mesh = sharding.make_mesh(config.mesh)
-  base = weights.open_base(families.get_folder(config.model)) if config.model.init_from else None
+  base = families.get_folder(config.model) if config.model.init_from else None
+  base = base and dataclasses.replace(weights.open_base(base),
+                                      origin=families.get_origin(config.model))
   tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
   codec = methods.make_codec(config, tokenizer)
   if not with_data:

@@ -78,8 +78,9 @@ class ProsqaConfig:
 class DataConfig:
   """Where questions, steps and answers come from (docs/data.md)."""
   source: Literal['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa'] = 'chain'  # Which task.
-  # Directory with train, valid and test files. '': gsm8k and gsm8k_perturbed download OpenAI's
-  # files. prosqa draws every split that has no file there.
+  # Directory with train, valid and test files, or hf:ORG/NAME[/PART][@REVISION] on the hub. '':
+  # gsm8k and gsm8k_perturbed download OpenAI's files. prosqa draws every split that has no file
+  # there.
   dir: str = ''
   # Where gsm8k's files are downloaded from.
   url: str = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data'
@@ -153,7 +154,8 @@ class LoraConfig:
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
   """A decoder-only transformer; GPT-2, Llama and Qwen are settings of it."""
-  # A Hugging Face directory or a GGUF file. It then sets the shape below, and has the weights.
+  # A Hugging Face directory, a GGUF file, or hf:ORG/NAME[/PART][@REVISION] on the hub. It then sets
+  # the shape below, and has the weights.
   init_from: str = ''
   num_layers: AtLeastOne = 4  # Transformer layers.
   embed_dim: AtLeastOne = 64  # Width of the hidden states.

@@ -33,7 +33,7 @@ from rim_jax.config import (
 )
 from rim_jax.data import chain as chain_lib
 from rim_jax.data import files as files_lib
-from rim_jax.data import gsm8k, prosqa
+from rim_jax.data import gsm8k, hub, prosqa
 from rim_jax.data import records as records_lib
 from rim_jax.data.perturbed import variation
 from rim_jax.data.records import SPLITS, Record, Variant
@@ -92,6 +92,7 @@ class Dataset:
   splits: dict[str, Split]  # train, valid, test
   num_dropped: dict[str, int]  # bad rows dropped from each split's file
   notes: tuple[str, ...]  # counts, dropped rows, a held-out split, questions in two splits
+  origin: str = ''  # name and revision on the hub of what it was made from
 
 
 @dataclasses.dataclass
@@ -111,6 +112,10 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
   """
   if '://' in config.cache_dir:  # pathlib would quietly make a local directory 'gs:'
     raise UserError(f"data.cache_dir='{config.cache_dir}': not a local directory; pass one")
+  origin = ''
+  if hub.is_name(config.dir):
+    fetched = hub.fetch(config.dir, 'dataset', say)
+    origin, config = fetched.origin, dataclasses.replace(config, dir=str(fetched.path))
   if config.source == 'chain':
     builder_class, builder_config = RimChain, make_chain_config(config)
   elif config.source == 'prosqa':
@@ -131,7 +136,7 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
     fingerprints, num_dropped = card['fingerprints'], card['num_dropped']
     splits = {name: Split(str(directory), name, fingerprints[name]) for name in SPLITS}
     return Dataset(name=builder_class.name, fingerprint=builder_config.name, splits=splits,
-                   num_dropped=num_dropped, notes=(*card['notes'], *unread))
+                   num_dropped=num_dropped, notes=(*card['notes'], *unread), origin=origin)
 
 
 def _prepare(builder_class, builder_config, root, directory, say):

@@ -13,7 +13,7 @@ import re
 from rim_jax import config as config_lib
 from rim_jax.config import Config, ModelConfig, TokenizerConfig
 from rim_jax.data import gguf as gguf_lib
-from rim_jax.data import model_files
+from rim_jax.data import hub, model_files
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.pretrained import chat, gguf
@@ -216,10 +216,12 @@ def _find_absurd(fields):
 
 
 def get_folder(config: ModelConfig) -> pathlib.Path:
-  """The directory, or the GGUF file, that `init_from` names.
+  """The directory, or the GGUF file, that `init_from` names, fetched where it is on the hub.
 
-  Raises: UserError where '~user' is nobody's.
+  Raises: UserError where '~user' is nobody's, and as `hub.fetch` does.
   """
+  if hub.is_name(config.init_from):
+    return hub.fetch(config.init_from, 'model').path
   try:
     return pathlib.Path(config.init_from).expanduser()
   except RuntimeError as e:
@@ -244,6 +246,12 @@ def read_tokenizer_config(path: pathlib.Path) -> dict:
   if not template.exists():
     return tree
   return tree | {'chat_template': model_files.read_text(template, 'fetch it again')}
+
+
+def get_origin(config: ModelConfig) -> str:
+  """The name and revision of a model from the hub, '' for any other."""
+  name = config.init_from
+  return hub.fetch(name, 'model').origin if hub.is_name(name) else ''
 
 
 def find_tokenizer(folder: pathlib.Path) -> TokenizerConfig:

@@ -38,6 +38,7 @@ class Base:
   files: dict[str, pathlib.Path]  # stored tensor -> file
   shapes: dict[str, tuple[int, ...]]
   fingerprint: str  # 16 hex digits
+  origin: str = ''  # its name and revision on the hub
 
   def find(self, name: str) -> str | None:
     """The stored name of a tensor, with or without the optional prefix."""

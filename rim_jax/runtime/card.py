@@ -41,6 +41,8 @@ def make_card(task, versions: dict, start=None) -> dict:
                'num_dropped': dict(task.dataset.num_dropped)},
       'tokenizer': task.codec.tokenizer.fingerprint,
       'base': task.base and {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint},
+      # Names on the hub with the revision that was used; they decide nothing, fingerprints do.
+      'origins': [o for o in (task.dataset.origin, task.base and task.base.origin) if o],
       'start': start and {'path': str(start), 'fingerprint': fingerprint_run(load_card(start))},
       'versions': {'rim_jax': rim_jax.__version__, 'python': platform.python_version(),
                    **versions,
