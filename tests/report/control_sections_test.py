@@ -251,7 +251,7 @@ def make_page(folder, method='rim', **stages):
   return report_test.write_page(folder, method)
 
 
-def test_what_was_not_asked_yet_names_its_command(tmp_path):
+def test_what_was_not_asked_yet_names_its_command(tmp_path, blank_figures):
   text = make_page(tmp_path).text
   ask = 'not asked yet: --mode=controls'
   assert text.count(ask) == 4 and text.count(f'{ask} --config.controls.probes=True') == 2
@@ -265,7 +265,7 @@ def test_what_was_not_asked_yet_names_its_command(tmp_path):
   assert ask not in text and text.count('with one layer') == 2
 
 
-def test_they_are_asked_of_the_last_stage_alone_and_of_blocks_alone(tmp_path):
+def test_they_are_asked_of_the_last_stage_alone_and_of_blocks_alone(tmp_path, blank_figures):
   write_findings(tmp_path / 'rim' / 'stage2')
   assert make_page(tmp_path / 'rim').text.count('Does the memory do the work?') == 1
   report_test.write_run(tmp_path / 'direct', 'direct', 0)

@@ -355,7 +355,7 @@ def test_latency_is_that_of_results_json_beside_all_it_depends_on(tmp_path):
   assert (tmp_path / f'figures/{name}.csv').read_text().split('\n') == ['line,x,y', *points, '']
 
 
-def test_thoughts_stand_beside_their_latency(tmp_path):
+def test_thoughts_stand_beside_their_latency(tmp_path, blank_figures):
   for name, count in (('coconut_stage', 6), ('rim_stage2', 0), ('pause', None)):  # None: an old run
     entry = make_latency(1, 1.0) | ({} if count is None else {'num_thoughts': count})
     write_run(tmp_path / name, name, 1, test=make_result(name, 1, latency=[entry]))
@@ -413,7 +413,7 @@ def test_the_page_holds_the_reproduction_card(tmp_path):
 
 
 @pytest.mark.parametrize('source', ['gsm8k', 'gsm8k_perturbed', 'chain', 'prosqa'])
-def test_what_the_paper_reports_stands_beside_the_own_accuracy(tmp_path, source):
+def test_what_the_paper_reports_stands_beside_the_own_accuracy(tmp_path, source, blank_figures):
   results = write_curriculum(tmp_path)['stage2']
   config = dataclasses.replace(config_lib.Config(method='rim'),
                                data=config_lib.DataConfig(source=source))
@@ -543,7 +543,8 @@ def test_generated_answers_are_parsed_and_the_last_is_the_answer():
 
 @pytest.mark.parametrize('changes, shown', [
     ({}, True), ({'step': 7}, False), ({'set': 'test-k0'}, False), ({'probes': {}}, False)])
-def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(tmp_path, changes, shown):
+def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(
+    tmp_path, changes, shown, blank_figures):
   write_curriculum(tmp_path)
   (tmp_path / 'stage2/controls.json').write_text(json.dumps({
       'set': 'test', 'step': 1234, 'n': 9, 'num_blocks': 4, 'checkpoint': 'best', 'controls': {},

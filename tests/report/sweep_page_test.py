@@ -15,7 +15,7 @@ from tests.results import timings_test
 
 
 @pytest.fixture
-def swept(tmp_path):
+def swept(tmp_path, blank_figures):
   """Two groups of two seeds, one point of which failed; the page and sweep.json's entries."""
   points = support_sweep.make_points()
   (tmp_path / 'broken').touch()
@@ -351,7 +351,7 @@ def add_times(folder, points, devices, ratios=(None,) * 4):
 
 
 @pytest.fixture
-def time_methods(tmp_path):
+def time_methods(tmp_path, blank_figures):
   """(rows of the table of times by name, the headline's cells, the page's text, sweep.json)."""
   def run(*devices, **settings):
     points = support_sweep.load([({'method': m, 'seed': s}, {'method': m, 'seed': s})
