@@ -11,6 +11,7 @@ import shlex
 import sys
 from typing import Any
 
+from rich import console as rich_console
 from rich import segment as rich_segment
 
 
@@ -43,7 +44,7 @@ def join(words) -> str:
   return ' '.join(map(write, words))
 
 
-class Visible:
+class Visible(rich_console.RenderHook):
   """A hook of a rich console: what is shown holds no control characters but the console's own."""
 
   def process_renderables(self, renderables):
