@@ -44,6 +44,8 @@ setuptools.setup(
     extras_require={
         'tpu': ['jax[tpu]'],
         'cuda': ['jax[cuda13]'],
+        # compiles for GPUs that are not here; with --no-deps 132 MB: no driver, no CUDA libraries
+        'plan-gpu': ['jax-cuda13-pjrt', 'jax-cuda13-plugin'],
         'wandb': ['wandb'],
         'gcs': ['gcsfs'],  # a WORKDIR in a bucket
         # references for tests, --verify and bench; jinja2 renders chat templates

@@ -416,6 +416,8 @@ def _run(argv, console) -> None:
     console.quiet = True  # one process speaks for all
   from rim_jax import modes
   modes.keep_compiled(config)
+  if values.mode == 'train':
+    say(hosts.describe_machine())
   if values.mode == 'plan':
     modes.plan(config, workdir, values.topology, values.num_slices, say, console)
   elif values.mode == 'train':

@@ -131,7 +131,8 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
       say(f'continuing from step {latest.step} of {stage.num_steps}')
     else:
       state, frozen = state_lib.initialize(task, program, init_from, say)
-      hosts.lead(lambda: _write_card(task, workdir, init_from))
+      num_hosts = hosts.count_hosts()  # all must ask
+      hosts.lead(lambda: _write_card(task, workdir, init_from, num_hosts))
       if jax.tree.leaves(frozen) and not task.base:
         checkpoint_lib.save_base(workdir, frozen)
     say(state_lib.describe_params(state, frozen))
@@ -158,12 +159,12 @@ def _check_workdir(task: Task, workdir):
                     ) from None
 
 
-def _write_card(task: Task, workdir, start):
+def _write_card(task: Task, workdir, start, num_hosts):
   """Only once a run has its plan and its state: a refused one must not bind its WORKDIR.
 
   Raises: UserError where a run that was cut off before its first checkpoint began with another.
   """
-  card = card_lib.make_card(task, source_lib.VERSIONS, start)
+  card = card_lib.make_card(task, source_lib.VERSIONS, start, num_hosts)
   if (workdir / 'config.json').exists():
     card_lib.check_start(card_lib.load_card(workdir), card['start'], workdir)
   else:

@@ -4,8 +4,9 @@
 pair; `attend` visits those alone, in every layer. Scores exist for one tile at a time (softmax is
 taken online, the backward pass computes a tile again from its queries' maximum and sum), so memory
 grows with t and not with t x t, and other examples of a row, the acausal half and padding
-cost nothing. On a TPU the same pairs go through JAX's splash kernel. Few queries (a short row, a
-step of decoding) take the dense form, which the tests hold both to.
+cost nothing. On a TPU the same pairs go through JAX's splash kernel, on an NVIDIA GPU through the
+kernels of model/attention_gpu.py. Few queries (a short row, a step of decoding) take the dense
+form, which the tests hold all of them to: few kernels, and no loop.
 
 Array suffixes beside model/transformer.py's: g query heads a key/value head, q and c positions in
 one tile.
@@ -13,6 +14,7 @@ one tile.
 Source: FlashAttention, arXiv 2205.14135.
 """
 
+from collections.abc import Callable
 import dataclasses
 import functools
 
@@ -22,6 +24,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 import jax.numpy as jnp
 
 from rim_jax.config import LayoutConfig
+from rim_jax.model import attention_gpu
 from rim_jax.model.sharding import BATCH, HEAD_DIM, HEADS, KV_HEADS, make_spec
 from rim_jax.packing import batch as batch_lib
 
@@ -49,10 +52,12 @@ def find_visible(query: batch_lib.Fields, key: batch_lib.Fields, layout: LayoutC
   """Who attends to whom, by the layout's switches; the same in every layer.
 
   Shapes: query i32[b, t], key i32[b, c] -> a mask bool[b, t, c] where tile_tokens is 0 or holds
-    all queries, else Tiles.
+    all queries, else Tiles, on a GPU those of its kernels.
   """
   if tile_tokens == 0 or query.positions.shape[1] <= tile_tokens:
     return _see(query, key, layout)
+  if _get_platform() == 'gpu':
+    return attention_gpu.find_tiles(query, key, layout, attention_gpu.choose_tile(tile_tokens))
   query, key = (jax.tree.map(lambda x: _pad(x, tile_tokens), f) for f in (query, key))
   num_queries, num_keys = (f.positions.shape[1] // tile_tokens for f in (query, key))
 
@@ -70,6 +75,12 @@ def _see(query, key, layout):
   return batch_lib.visible(query, key, layout.readout_sees_question, layout.bidirectional_blocks)
 
 
+def _get_platform() -> str:
+  """That of the mesh, so that a program for machines that are not here is theirs; '' without."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return '' if mesh.empty else mesh.abstract_device.platform
+
+
 def attend(q_bthk, k_bcnk, v_bcnk, visible):
   """softmax(q k / sqrt(k)) v over the visible keys, by a mask bool[b, t, c] or Tiles.
 
@@ -78,13 +89,17 @@ def attend(q_bthk, k_bcnk, v_bcnk, visible):
 
   Shapes: -> like q.
   """
-  if not isinstance(visible, Tiles):
+  if not isinstance(visible, Tiles | attention_gpu.Tiles):
     return jax.nn.dot_product_attention(q_bthk, k_bcnk, v_bcnk, mask=visible[:, None])
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
-    return _attend_tiled(q_bthk, k_bcnk, v_bcnk, visible)
-  on_tpu = mesh.abstract_device.platform == 'tpu'
-  fn = _attend_splash if on_tpu and visible.tile % _SPLASH_LANES == 0 else _attend_tiled
+  fn: Callable
+  if isinstance(visible, attention_gpu.Tiles):
+    fn = functools.partial(attention_gpu.attend, name=NAME)
+  elif _get_platform() == 'tpu' and visible.tile % _SPLASH_LANES == 0:
+    fn = _attend_splash
+  else:
+    fn = _attend_tiled
+  if jax.sharding.get_abstract_mesh().empty:
+    return fn(q_bthk, k_bcnk, v_bcnk, visible)
   queries, keys = (make_spec((BATCH, None, heads, HEAD_DIM)) for heads in (HEADS, KV_HEADS))
   return jax.shard_map(
       fn, in_specs=(queries, keys, keys, make_spec((BATCH,))), out_specs=queries,

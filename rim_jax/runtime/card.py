@@ -22,12 +22,13 @@ from rim_jax.runtime import storage
 CARD_VERSION = 2
 
 
-def make_card(task, versions: dict, start=None) -> dict:
+def make_card(task, versions: dict, start=None, num_hosts: int = 1) -> dict:
   """The reproduction card: what config.json holds.
 
   Args:
     versions: those of what the run's rows are made by, `packing.source.VERSIONS`.
     start: the run that this one begins with.
+    num_hosts: on how many machines its processes are.
   """
   packages = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'ml-collections',
               'tensorflow-datasets', 'numpy')
@@ -49,7 +50,8 @@ def make_card(task, versions: dict, start=None) -> dict:
                    **{p: importlib.metadata.version(p) for p in packages}},
       'commit': _find_commit(),
       'hardware': {'device': device.device_kind, 'num_devices': task.mesh.size,
-                   'num_processes': jax.process_count(), 'platform': platform.platform(),
+                   'num_processes': jax.process_count(), 'num_hosts': num_hosts,
+                   'platform': platform.platform(),
                    'mesh': dict(task.mesh.shape)},
       'command': sys.argv,
   }

@@ -1,11 +1,13 @@
-"""What each of several runs at a time gets of one machine: cores, GPUs, TPU chips.
+"""What each of several processes on one machine gets of it: cores, GPUs, TPU chips.
 
+Runs of a sweep are given their part; processes of one run, which a launcher started, find theirs.
 By what a process reads as it starts; nothing here touches a device.
 """
 
 import ctypes
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from rim_jax.errors import UserError
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _FIRST_PORT = 8476  # that of a run's libtpu; one a run, by its first chip
+# How many GPUs a sweep gave this run: fewer than the launcher gave the node.
+_GIVEN = 'RIM_JAX_GPUS'
 # (chips here, chips of a run) -> the form that they have. Source: jax/_src/test_multiprocess.py,
 # whose 4 of 8 are a v6e's. What stands nowhere is not guessed: such a run gets one chip.
 _TPU_BOUNDS = {(4, 2): '1,2,1', (8, 4): '2,2,1'}
@@ -74,7 +78,8 @@ def list_gpus(environ) -> list[str]:
 
 def divide_gpus(gpus, slot: int, num_jobs: int) -> dict:
   """The GPUs of one run; with fewer GPUs than runs they are shared."""
-  return {'CUDA_VISIBLE_DEVICES': ','.join(share(gpus, slot, num_jobs))} if gpus else {}
+  mine = share(gpus, slot, num_jobs)
+  return {'CUDA_VISIBLE_DEVICES': ','.join(mine), _GIVEN: str(len(mine))} if gpus else {}
 
 
 def list_chips(environ) -> list[str]:
@@ -105,3 +110,86 @@ def divide_chips(chips, slot: int, num_jobs: int) -> dict:
           'TPU_CHIPS_PER_PROCESS_BOUNDS': _TPU_BOUNDS.get((len(chips), count), '1,1,1'),
           'TPU_PROCESS_ADDRESSES': f'localhost:{port}', 'TPU_PROCESS_PORT': port,
           'CLOUD_TPU_TASK_ID': '0', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}
+
+
+# ---- One process of a run, and the GPUs of its node ----
+
+
+def find_local(environ) -> tuple[int, int]:
+  """(which of this run's processes on this node it is, how many those are), by its launcher."""
+  for number, count in (('OMPI_COMM_WORLD_LOCAL_RANK', 'OMPI_COMM_WORLD_LOCAL_SIZE'),
+                        ('MPI_LOCALRANKID', 'MPI_LOCALNRANKS')):
+    if number in environ and count in environ:
+      return int(environ[number]), int(environ[count])
+  if 'SLURM_STEP_ID' not in environ:
+    return 0, 1
+  # '8(x2),4' is 8, 8 and 4, node by node.
+  counts = [int(size) for size, times in re.findall(
+      r'(\d+)(?:\(x(\d+)\))?', environ.get('SLURM_STEP_TASKS_PER_NODE', ''))
+            for _ in range(int(times or 1))]
+  node = int(environ.get('SLURM_NODEID', '0'))
+  return int(environ.get('SLURM_LOCALID', '0')), counts[node] if node < len(counts) else 1
+
+
+def count_given(environ) -> tuple[str, int]:
+  """How many GPUs this process is to have: (the variable that says so, count), or ('', 0).
+
+  SLURM's counts may name a kind: '8', 'h100:8', 'gpu:h100:8'.
+  """
+  if _GIVEN in environ:
+    return _GIVEN, int(environ[_GIVEN])
+  count = find_local(environ)[1]
+  for name, shared_by in (('SLURM_GPUS_PER_TASK', 1), ('SLURM_GPUS_ON_NODE', count)):
+    found = re.search(r'(\d+)$', environ.get(name, ''))
+    if found:
+      return name, int(found[1]) // shared_by
+  listed = environ.get('NVIDIA_VISIBLE_DEVICES', '')  # a container's; by number or GPU-...
+  if listed and listed[0] in '0123456789GM':
+    return 'NVIDIA_VISIBLE_DEVICES', len(listed.split(',')) // count
+  return '', 0
+
+
+def choose_gpus(environ) -> list[int] | None:
+  """Which of the GPUs that are visible here this process takes, by place; None without GPUs.
+
+  One process a node takes all. Several take a part each, unless each sees its own alone.
+  Raises: UserError where they do not divide the GPUs.
+  """
+  gpus = list_gpus(environ)
+  if not gpus:
+    return None
+  number, count = find_local(environ)
+  name, given = count_given(environ)
+  is_own = (name != 'SLURM_GPUS_ON_NODE' and given == len(gpus)) or (
+      len(gpus) < count and 'CUDA_VISIBLE_DEVICES' in environ)
+  if count == 1 or is_own:
+    return list(range(len(gpus)))
+  if len(gpus) % count:
+    raise UserError(f'{count} processes on this node see {len(gpus)} GPUs, which they do not '
+                    f'divide; start one process a node (--ntasks-per-node=1), or one a GPU '
+                    f'(--ntasks-per-node={len(gpus)})')
+  each = len(gpus) // count
+  return list(range(number * each, (number + 1) * each))
+
+
+def check_seen(platform: str, num_seen: int, environ) -> None:
+  """Refuses to run on fewer GPUs than this process was given.
+
+  Args:
+    platform: that of the devices that JAX uses here.
+  Raises: UserError, with what hides the others.
+  """
+  asked = environ.get('JAX_PLATFORMS') or 'cuda'
+  name, given = count_given(environ)
+  num_gpus = num_seen if platform == 'gpu' else 0
+  if num_gpus >= given or not re.search('cuda|gpu', asked):
+    return
+  told = f'this process sees {num_gpus} GPUs, and {name}={environ[name]} gives it {given}'
+  if platform != 'gpu':
+    raise UserError(f"{told}: JAX has no GPU here; pip install -e '.[cuda]', look at nvidia-smi "
+                    '(driver 580 or newer), or set JAX_PLATFORMS=cpu to run without')
+  visible = environ.get('CUDA_VISIBLE_DEVICES')
+  raise UserError(f'{told}: ' + (
+      f'CUDA_VISIBLE_DEVICES={visible} hides the others; unset it, or ask the launcher for '
+      f'{num_gpus}' if visible is not None else
+      f'nvidia-smi should list {given}; ask for another node, or for {num_gpus} GPUs'))

@@ -10,11 +10,13 @@ import itertools
 import json
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 import traceback
 from typing import Any
+import zlib
 
 import jax
 from jax.experimental import multihost_utils
@@ -22,7 +24,7 @@ import numpy as np
 
 from rim_jax import errors
 from rim_jax.errors import HostError, UserError
-from rim_jax.runtime import roll_call
+from rim_jax.runtime import devices, roll_call
 from rim_jax.runtime.roll_call import EXIT_STALLED
 
 EXIT_STOPPED = 75  # asked to end: saved, and the same command goes on
@@ -76,6 +78,12 @@ def start(coordinator: str, num_processes: int, process_id: int, automatic: bool
     raise UserError('--num_processes and --process_id need --coordinator=HOST:PORT')
   elif not automatic and launched == 1:
     return
+  # JAX would take one GPU a process under SLURM, by the process's number on its node.
+  gpus = devices.choose_gpus(environ)
+  if gpus is not None and 'JAX_LOCAL_DEVICE_IDS' not in environ:
+    kwargs['local_device_ids'] = gpus
+  elif coordinator:
+    kwargs['cluster_detection_method'] = 'deactivate'
   try:
     jax.distributed.initialize(**kwargs)
   except (RuntimeError, ValueError) as e:
@@ -85,6 +93,37 @@ def start(coordinator: str, num_processes: int, process_id: int, automatic: bool
     raise HostError(f'{variable} says that {launched} processes were started, and '
                     f'{jax.process_count()} have met: they would train apart; give --coordinator, '
                     '--num_processes and --process_id')
+
+
+def describe_machine(environ=os.environ) -> str:
+  """'16 devices (NVIDIA H100 80GB HBM3) on 2 hosts'; all processes must ask.
+
+  Raises: UserError where this process sees fewer GPUs than it was given.
+  """
+  problem = ''
+  try:
+    devices.check_seen(jax.local_devices()[0].platform, jax.local_device_count(), environ)
+  except UserError as e:
+    problem = str(e)
+  # All stop together: one that went on would wait for the others.
+  if max(_gather(int(bool(problem)))):
+    raise UserError(problem or 'another process sees fewer GPUs than it was given; its log says '
+                    'what to do')
+  kinds = sorted({d.device_kind for d in jax.devices()})
+  count, num_hosts = jax.device_count(), count_hosts()
+  return (f'{count} device{"s" * (count > 1)} ({", ".join(kinds)}) on {num_hosts} '
+          f'host{"s" * (num_hosts > 1)}')
+
+
+def count_hosts() -> int:
+  """On how many machines the processes are; all of them must ask."""
+  return len(set(_gather(zlib.crc32(socket.gethostname().encode()))))
+
+
+def _gather(value: int) -> list[int]:
+  if jax.process_count() == 1:
+    return [value]
+  return multihost_utils.process_allgather(np.uint32(value)).tolist()
 
 
 # ---- Agreement ----

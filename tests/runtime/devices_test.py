@@ -68,3 +68,73 @@ def test_cores_are_divided():
   assert divide(1) == [devices.Place((), {})]
   assert sorted({core for place in divide(2) for core in place.cores}) == cores
   assert all(len(place.cores) == 1 for place in divide(len(cores) + 1))
+
+
+def find_gpus(visible, **environ):
+  return devices.choose_gpus({'CUDA_VISIBLE_DEVICES': visible, **environ})
+
+
+EIGHT = '0,1,2,3,4,5,6,7'
+
+
+def make_slurm(tasks, local, **more):
+  return {'SLURM_STEP_ID': '0', 'SLURM_STEP_TASKS_PER_NODE': tasks, 'SLURM_LOCALID': str(local),
+          **more}
+
+
+def make_mpi(count, local):
+  return {'OMPI_COMM_WORLD_LOCAL_SIZE': str(count), 'OMPI_COMM_WORLD_LOCAL_RANK': str(local)}
+
+
+def test_one_process_a_node_takes_all_of_its_gpus():
+  everything = list(range(8))
+  assert find_gpus(EIGHT, **make_slurm('1(x2)', 0, SLURM_GPUS_ON_NODE='8')) == everything
+  assert find_gpus(EIGHT, **make_mpi(1, 0)) == everything
+  assert find_gpus(EIGHT, NVIDIA_VISIBLE_DEVICES='all') == everything  # Kubernetes: a pod a node
+  assert find_gpus('') is None
+  # The batch script itself is no task, whatever sbatch says of those to come.
+  assert find_gpus(EIGHT, SLURM_TASKS_PER_NODE='8', SLURM_LOCALID='0') == everything
+
+
+def test_several_processes_of_a_node_share_its_gpus_or_have_their_own():
+  for local in (0, 3):
+    shared = make_slurm('8(x2)', local, SLURM_GPUS_ON_NODE='8')
+    assert find_gpus(EIGHT, **shared) == [local]
+    for variable in ('1', 'h100:1', 'gpu:h100:1'):  # --gpus-per-task=1: the only one is number 0
+      own = make_slurm('8(x2)', local, SLURM_GPUS_PER_TASK=variable, SLURM_GPUS_ON_NODE='8')
+      assert find_gpus(str(local), **own) == [0]
+      assert find_gpus(EIGHT, **own) == [local]  # asked for, and not confined
+    assert find_gpus(str(local), **make_mpi(8, local)) == [0]  # a wrapper set the variable
+  assert find_gpus(EIGHT, **make_mpi(2, 1)) == [4, 5, 6, 7]
+  uneven = make_slurm('4,2', 1, SLURM_NODEID='1', SLURM_GPUS_ON_NODE='8')
+  assert find_gpus(EIGHT, **uneven) == [4, 5, 6, 7]
+  with pytest.raises(UserError, match='3 processes on this node see 8 GPUs.*--ntasks-per-node=8'):
+    find_gpus(EIGHT, **make_mpi(3, 0))
+
+
+@pytest.mark.parametrize('platform, seen, environ, error', [
+    ('gpu', 1, make_slurm('1', 0, SLURM_GPUS_ON_NODE='8', CUDA_VISIBLE_DEVICES='0'),
+     'sees 1 GPUs, and SLURM_GPUS_ON_NODE=8 gives it 8: CUDA_VISIBLE_DEVICES=0 hides the others'),
+    ('gpu', 7, make_slurm('1', 0, SLURM_GPUS_ON_NODE='h100:8'), 'nvidia-smi should list 8'),
+    ('cpu', 1, make_slurm('8', 2, SLURM_GPUS_PER_TASK='1'), r"pip install -e '.\[cuda\]'"),
+    ('gpu', 1, {'NVIDIA_VISIBLE_DEVICES': 'GPU-a,GPU-b'}, 'DEVICES=GPU-a,GPU-b gives it 2'),
+    ('gpu', 8, make_slurm('1', 0, SLURM_GPUS_ON_NODE='8'), None),
+    ('gpu', 1, make_slurm('8', 2, SLURM_GPUS_ON_NODE='8'), None),
+    ('cpu', 8, make_slurm('1', 0, SLURM_GPUS_ON_NODE='8', JAX_PLATFORMS='cpu'), None),
+    ('cpu', 1, {'NVIDIA_VISIBLE_DEVICES': 'void'}, None),
+    ('cpu', 1, {}, None), ('tpu', 4, {}, None)])
+def test_fewer_gpus_than_were_given_are_refused(platform, seen, environ, error):
+  if error is None:
+    return devices.check_seen(platform, seen, environ)
+  with pytest.raises(UserError, match=error):
+    devices.check_seen(platform, seen, environ)
+
+
+def test_a_run_of_a_sweep_was_given_what_the_sweep_gave_it():
+  on_node = {'SLURM_GPUS_ON_NODE': '4', 'CUDA_VISIBLE_DEVICES': '0,1,2,3'}
+  for place in divide(2, **on_node):
+    environ = on_node | place.environ
+    assert devices.choose_gpus(environ) == [0, 1]
+    devices.check_seen('gpu', 2, environ)
+    with pytest.raises(UserError, match='gives it 2'):
+      devices.check_seen('gpu', 1, environ)

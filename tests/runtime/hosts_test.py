@@ -58,6 +58,29 @@ def test_flags_that_do_not_go_together(flags, environ, error):
     hosts.start(*flags, False, 1, environ=environ)
 
 
+def test_jax_is_told_which_gpus_to_take(monkeypatch):
+  """Or it would take one, by the process's number on its node."""
+  asked = []
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **kwargs: asked.append(kwargs))
+  monkeypatch.setattr(hosts, 'call_roll', lambda *unused: None)
+  slurm = {'SLURM_STEP_ID': '0', 'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'SLURM_LOCALID': '0'}
+  for environ in (slurm | {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, slurm | {'CUDA_VISIBLE_DEVICES': ''},
+                  slurm | {'CUDA_VISIBLE_DEVICES': '0,1', 'JAX_LOCAL_DEVICE_IDS': '1'}):
+    hosts.start('host:80', 2, 0, False, 1, environ=environ)
+  assert [a.get('local_device_ids') for a in asked] == [[0, 1, 2, 3], None, None]
+  assert [a.get('cluster_detection_method') for a in asked] == [None, 'deactivate', 'deactivate']
+
+
+def test_a_run_says_on_what_it_runs_and_stops_where_gpus_are_missing(monkeypatch):
+  assert hosts.describe_machine({}) == '8 devices (cpu) on 1 host'
+  with pytest.raises(UserError, match='sees 0 GPUs, and SLURM_GPUS_ON_NODE=4 gives it 4'):
+    hosts.describe_machine({'SLURM_GPUS_ON_NODE': '4'})
+  monkeypatch.setattr(hosts, '_gather', lambda value: [value, 1])  # of another process
+  with pytest.raises(UserError, match='another process sees fewer GPUs'):
+    hosts.describe_machine({})
+  assert hosts.count_hosts() == 2
+
+
 def test_never_several_trainings_by_accident(monkeypatch):
   """A launcher started four, but JAX met one: each would train alone, into the same WORKDIR."""
   monkeypatch.setattr(jax.distributed, 'initialize', lambda **kwargs: None)
