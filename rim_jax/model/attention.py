@@ -81,6 +81,13 @@ def _get_platform() -> str:
   return '' if mesh.empty else mesh.abstract_device.platform
 
 
+def _choose_form(tiles) -> Callable:
+  if isinstance(tiles, attention_gpu.Tiles):
+    return functools.partial(attention_gpu.attend, name=NAME)
+  is_splash = _get_platform() == 'tpu' and tiles.tile % _SPLASH_LANES == 0
+  return _attend_splash if is_splash else _attend_tiled
+
+
 def attend(q_bthk, k_bcnk, v_bcnk, visible):
   """softmax(q k / sqrt(k)) v over the visible keys, by a mask bool[b, t, c] or Tiles.
 
@@ -91,13 +98,7 @@ def attend(q_bthk, k_bcnk, v_bcnk, visible):
   """
   if not isinstance(visible, Tiles | attention_gpu.Tiles):
     return jax.nn.dot_product_attention(q_bthk, k_bcnk, v_bcnk, mask=visible[:, None])
-  fn: Callable
-  if isinstance(visible, attention_gpu.Tiles):
-    fn = functools.partial(attention_gpu.attend, name=NAME)
-  elif _get_platform() == 'tpu' and visible.tile % _SPLASH_LANES == 0:
-    fn = _attend_splash
-  else:
-    fn = _attend_tiled
+  fn = _choose_form(visible)
   if jax.sharding.get_abstract_mesh().empty:
     return fn(q_bthk, k_bcnk, v_bcnk, visible)
   queries, keys = (make_spec((BATCH, None, heads, HEAD_DIM)) for heads in (HEADS, KV_HEADS))
