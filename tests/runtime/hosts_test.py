@@ -18,7 +18,7 @@ import pytest
 
 from rim_jax import main as main_lib
 from rim_jax.errors import HostError, Stopped, UserError
-from rim_jax.runtime import hosts, run_folder, storage
+from rim_jax.runtime import hosts, roll_call, run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from tests import support, support_runs
 
@@ -62,7 +62,7 @@ def test_jax_is_told_which_gpus_to_take(monkeypatch):
   """Or it would take one, by the process's number on its node."""
   asked = []
   monkeypatch.setattr(jax.distributed, 'initialize', lambda **kwargs: asked.append(kwargs))
-  monkeypatch.setattr(hosts, 'call_roll', lambda *unused: None)
+  monkeypatch.setattr(roll_call, 'call_roll', lambda *unused, **more: None)
   slurm = {'SLURM_STEP_ID': '0', 'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'SLURM_LOCALID': '0'}
   for environ in (slurm | {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, slurm | {'CUDA_VISIBLE_DEVICES': ''},
                   slurm | {'CUDA_VISIBLE_DEVICES': '0,1', 'JAX_LOCAL_DEVICE_IDS': '1'}):
