@@ -110,7 +110,7 @@ def _write_summary(config, workdir):
 
 def _get_example_question(folder):
   predictions = run_page.load_predictions(folder)
-  return predictions[0]['question'] if predictions else '...'
+  return predictions[0].question if predictions else '...'
 
 
 def _open_run(config, workdir, say, with_data=True):

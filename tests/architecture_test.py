@@ -287,17 +287,11 @@ def test_nobody_but_methods_and_config_asks_for_a_method_s_name():
   assert not asked
 
 
-# What tests of pages build stands in tests of pages still; no other test imports a test.
-PAGES = {'control_results', 'control_sections', 'disagreements', 'run_page', 'sweep_page',
-         'sweep_tables'}
-
-
 def test_no_test_imports_another():
   """What several tests use stands in tests/support*.py, so that each file is read alone."""
   for path in (ROOT / 'tests').rglob('*.py'):
-    if path.parent.name != 'report' or path.stem.removesuffix('_test') not in PAGES:
-      assert not [i for i in find_imports(path.read_text())
-                  if i.startswith('tests') and i.split('.')[-1].endswith('_test')], path
+    assert not [i for i in find_imports(path.read_text())
+                if i.startswith('tests') and i.split('.')[-1].endswith('_test')], path
 
 
 def test_tests_mirror_modules():

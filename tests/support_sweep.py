@@ -12,6 +12,7 @@ from rich import console as rich_console
 
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import UserError
+from rim_jax.report import sweep_results
 from rim_jax.runtime import point_run
 from rim_jax.sweep import driver as driver_lib
 from rim_jax.sweep import halving as halving_lib
@@ -97,6 +98,12 @@ def drive(workdir, points, retry=False, **flags):
   return '\n'.join(said)
 
 
+def conclude(states, folder) -> dict:
+  """What sweep.json holds of some points."""
+  sweep_results.conclude(states, folder)
+  return json.loads((folder / 'sweep.json').read_text())
+
+
 def make_states(tmp_path, rows):
   """Done points of hand-written results: (factors, valid accuracy or None, test accuracy)."""
   points = load([(factors, {'seed': i}) for i, (factors, _, _) in enumerate(rows)])
@@ -108,7 +115,8 @@ def make_states(tmp_path, rows):
     (folder / 'predictions/test.jsonl').write_text(''.join(json.dumps(
         {'question': str(i), 'answer': '', 'correct': i < 100 * test}) + '\n' for i in range(100)))
     (folder / 'results.json').write_text(json.dumps({'test': {
-        'n': 100, 'step': 5, 'final_acc': test, 'any_block_acc': test, 'block_acc': [test]}}))
+        'n': 100, 'step': 5, 'final_acc': test, 'any_block_acc': test, 'majority_acc': test,
+        'block_acc': [test]}}))
     if valid is not None:
       (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': valid}))
   return point_run.load_point_runs(points, tmp_path)

@@ -4,15 +4,11 @@ Never trains, decodes or reads files; facts that need no JAX stand in config/met
 Start with method.py, which says what a method is, then rim.py; METHODS is the one table.
 """
 
-import jax
-import numpy as np
-
 from rim_jax.config import Config
 from rim_jax.methods import coconut, cot, direct, icot, pause, rim
 from rim_jax.methods.method import Method
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.transformer import Transformer
-from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source
 
 METHODS = {
@@ -43,15 +39,3 @@ def make_codec(config: Config, tokenizer) -> source.Codec:
   """A run's codec. Raises: UserError where model.vocab_size is below the tokenizer's."""
   method = get_method(config)
   return source.make_codec(config, tokenizer, method.layout, method.removal)
-
-
-def weigh_record(config: Config, blocks, steps, num_steps: int) -> np.ndarray:
-  """Weights of the readouts of a record with as many steps as its last block.
-
-  Shapes: blocks i[s], steps (completed updates, of num_steps) f[n] -> f32[n, s].
-  """
-  batch = batch_lib.make_empty_rows(1, 1, len(blocks))
-  batch.slot_block[:], batch.slot_steps[:] = blocks, max(blocks)
-  weigh = get_method(config).weight
-  return np.asarray(jax.vmap(lambda step: weigh(batch, step, num_steps, config)[0])(
-      np.asarray(steps, np.float32)))

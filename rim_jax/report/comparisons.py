@@ -11,7 +11,7 @@ from rich.text import Text
 from rim_jax.config import Config
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
-from rim_jax.report import page, pairwise, tables
+from rim_jax.report import pairwise, tables
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import run_folder, storage
 
@@ -70,9 +70,10 @@ def _read_run(folder, config: Config) -> dict:
   card = card_lib.load_card(folder)['config']
   theirs = dataclasses.replace(config, method=card['method'], layout=dataclasses.replace(
       config.layout, num_blocks=card['layout']['num_blocks']))
-  result = page.load_json(folder, 'results.json').get(theirs.eval_set, {})
+  result = run_folder.RunFolder(folder).load_results().get(theirs.eval_set)
   return {'run': str(folder), 'set': theirs.eval_set, 'method': card['method'],
-          'seed': card['seed'], **{key: result.get(key) for key in ('step', 'checkpoint')}}
+          'seed': card['seed'], 'step': result and result.step,
+          'checkpoint': result and result.checkpoint}
 
 
 def _show(console, runs, found) -> None:

@@ -4,108 +4,94 @@ Reads what `--mode=controls` left (controls.json), never a model. What was asked
 checkpoint, set or data than a result is of, is never put beside it.
 """
 
-import dataclasses
 import itertools
 from typing import Any
 
 from rim_jax.errors import UserError
-from rim_jax.report.page import load_json
 from rim_jax.results import stats
+from rim_jax.results.settings import ControlOverSeeds, ProbesOverSeeds, StepsOverSeeds
+from rim_jax.results.values import ControlsResult, EvalResult, ProbesResult
+from rim_jax.runtime.run_folder import RunFolder
 
 PROBED = 'test'  # the split that probes are reported on, whichever the controls are of
-# What a readout that a probe chooses has right; the choice looks at no answer of the set.
-SELECTED = 'selected_acc'
-SELECTED_BY = 'the block whose probe is most confident; probes fitted on train, C chosen on valid'
-SHARES = ('final_acc', 'final_donor_acc')  # of a control: own answers that are right, and donors'
-_OF_SELECTION = ('recoverable_acc', 'recoverable_final_acc')  # where some block is right
 
 
-def load_asked(folder, set_name: str, result: dict) -> tuple[dict, str]:
-  """(what controls.json holds beside one of the sets in a run's results.json, or {}; why not).
+def load_asked(folder: RunFolder, set_name: str, result: EvalResult
+               ) -> tuple[ControlsResult | None, str]:
+  """(what controls.json holds beside one of the sets in a run's results.json; why nothing).
 
   The reason is '' where nothing was asked.
   """
   try:
-    found = load_json(folder, 'controls.json')
+    found = folder.load_controls()
   except UserError as e:  # optional, so that a damaged one takes nothing else with it
-    return {}, f'{e}; ask it again with --mode=controls'
-  if not found:
-    return {}, ''
-  if result.get('checkpoint') == 'splits':
-    return {}, 'the result is of several checkpoints, and controls are of one'
-  asked, told = ((of.get('step'), name) for of, name in (
-      (found, found.get('set')), (result, set_name)))
-  prints = [of.get('data_fingerprint') for of in (found, result)]
+    return None, f'{e}; ask it again with --mode=controls'
+  if found is None:
+    return None, ''
+  if result.checkpoint == 'splits':
+    return None, 'the result is of several checkpoints, and controls are of one'
+  asked, told = (found.step, found.set), (result.step, set_name)
+  prints = (found.data_fingerprint, result.data_fingerprint)
   if asked == told and (None in prints or prints[0] == prints[1]):
     return found, ''
   others = 'other data' if asked == told else f'step {asked[0]} on {asked[1]}'
-  return {}, (f'controls.json is of {others}, the result of step {told[0]} on {told[1]}; ask it '
-              'again with --mode=controls')
+  return None, (f'controls.json is of {others}, the result of step {told[0]} on {told[1]}; ask it '
+                'again with --mode=controls')
 
 
-def get_probes(found: dict) -> dict:
-  """The probes in controls.json, where they are of the set that its controls are of; or {}."""
-  probes = found.get('probes', {})
-  of_set = found.get('set', '').partition('-')[0] == PROBED
-  return probes if of_set and 'right' in probes else {}
+def get_probes(found: ControlsResult | None) -> ProbesResult | None:
+  """The probes in controls.json, where they are of the set that its controls are of."""
+  if not found or not found.probes or not found.probes.right:
+    return None
+  return found.probes if (found.set or '').partition('-')[0] == PROBED else None
 
 
-def get_selected(found: dict, result: dict) -> dict:
-  """{SELECTED: accuracy of the readout that a probe chooses}, or {}; of one there is no choice."""
-  if len(result['block_acc']) == 1:
-    return {}
-  selection = get_probes(found).get('right', {}).get('selection', {})
-  return {SELECTED: selection['acc']} if 'acc' in selection else {}
+def get_selected(found: ControlsResult | None, result: EvalResult) -> float | None:
+  """The accuracy of the readout that a probe chooses; of one there is no choice."""
+  probes = get_probes(found)
+  return probes.right.selection.acc if (
+      probes and probes.right and len(result.block_acc) > 1) else None
 
 
-def summarize(asked: list[dict]) -> dict:
-  """What the runs of one setting say together, as its entry in sweep.json has it.
+def summarize_controls(asked: list[ControlsResult]) -> dict[str, ControlOverSeeds]:
+  """What the runs of one setting say together, control by control.
 
-  Args:
-    asked: what the controls.json of each run holds, which is of its result.
-  Returns: 'controls', name -> what is done, what it should give, and its shares; 'probes': AUROC
-    by block, pooled AUROC, shares of what the probe chooses, 'steps' [K][T]. Each number is a
-    summary over the runs that have one, or None. Either is absent where no run has any.
+  Those that no run has measured are left out, unless runs say why.
   """
-  controls = _summarize_controls([found['controls'] for found in asked if 'controls' in found])
-  probes = _summarize_probes([probes for found in asked if (probes := get_probes(found))])
-  return {name: told for name, told in (('controls', controls), ('probes', probes)) if told}
-
-
-def _summarize_controls(asked) -> dict:
-  """Control -> its entry; one that no run has measured is left out, unless runs say why."""
   summaries = {}
-  for name in dict.fromkeys(itertools.chain(*asked)):
-    given = [controls[name] for controls in asked if name in controls]
+  for name in dict.fromkeys(itertools.chain(*(found.controls for found in asked))):
+    given = [found.controls[name] for found in asked if name in found.controls]
     # A matched run that stands beside several seeds is one run, not several.
-    own = list({entry.get('run', i): entry for i, entry in enumerate(given)}.values())
-    shares = {key: average([entry.get(key) for entry in own]) for key in SHARES}
-    told: dict[str, Any] = {key: share for key, share in shares.items() if share}
-    for key in ('none', 'differs'):
-      reasons = [entry[key] for entry in own if entry.get(key)]
-      if reasons:
-        told[key] = sorted(set(itertools.chain(*(
-            [r] if isinstance(r, str) else r for r in reasons))))
-    if told:
-      summaries[name] = {key: given[0].get(key, '') for key in ('what', 'expected')} | told
+    own = list({entry.run or i: entry for i, entry in enumerate(given)}.values())
+    told = ControlOverSeeds(
+        what=given[0].what or '', expected=given[0].expected or '',
+        final_acc=average([entry.final_acc for entry in own]),
+        final_donor_acc=average([entry.final_donor_acc for entry in own]),
+        none=sorted({entry.none for entry in own if entry.none}) or None,
+        differs=sorted(set(itertools.chain(*(entry.differs or () for entry in own)))) or None)
+    if told.final_acc or told.final_donor_acc or told.none or told.differs:
+      summaries[name] = told
   return summaries
 
 
-def _summarize_probes(probed) -> dict:
+def summarize_probes(asked: list[ControlsResult]) -> ProbesOverSeeds | None:
+  """What the probes of the runs of one setting say together; None where no run has any."""
+  probed = [probes for found in asked if (probes := get_probes(found))]
   if not probed:
-    return {}
-  right = [probes['right'] for probes in probed]
-  steps = [probes['steps'] for probes in probed if 'acc' in probes['steps']]
-  return {
-      'count': len(probed),
-      'auroc': average([[entry.get('auroc') for entry in r['by_block']] for r in right]),
-      'pooled_auroc': average([r['pooled'].get('auroc') for r in right]),
-      **{key: average([r['selection'].get(key) for r in right]) for key in _OF_SELECTION},
-      **({'steps': {key: average([s[key] for s in steps]) for key in ('acc', 'majority')}}
-         if steps else {})}
+    return None
+  right = [probes.right for probes in probed if probes.right]
+  steps = [probes.steps for probes in probed if probes.steps and probes.steps.acc]
+  return ProbesOverSeeds(
+      count=len(probed),
+      auroc=average([[entry.auroc for entry in r.by_block] for r in right]),
+      pooled_auroc=average([r.pooled.auroc for r in right]),
+      recoverable_acc=average([r.selection.recoverable_acc for r in right]),
+      recoverable_final_acc=average([r.selection.recoverable_final_acc for r in right]),
+      steps=StepsOverSeeds(acc=average([s.acc for s in steps]),
+                           majority=average([s.majority for s in steps])) if steps else None)
 
 
-def average(values):
+def average(values) -> Any:
   """A summary over runs of numbers, or of lists of them place by place; None is no number.
 
   Returns: None where there is no number.
@@ -115,4 +101,4 @@ def average(values):
     return None
   if isinstance(values[0], list):
     return [average(place) for place in itertools.zip_longest(*values)]
-  return dataclasses.asdict(stats.summarize(values))
+  return stats.summarize(values)

@@ -6,9 +6,6 @@ entries have of it over seeds (report/control_results.py).
 
 import csv
 
-from etils import epath
-
-from rim_jax.report import control_results
 from rim_jax.report.figures import Axes, Figure, draw, draw_map
 from rim_jax.report.page import (
   Blocks,
@@ -16,7 +13,6 @@ from rim_jax.report.page import (
   details,
   figures,
   items,
-  load_json,
   paragraph,
   section,
 )
@@ -35,6 +31,19 @@ from rim_jax.report.tables import (
   stack,
   table,
 )
+from rim_jax.results.settings import ControlOverSeeds, SettingResult, StepsOverSeeds
+from rim_jax.results.values import (
+  AttentionResult,
+  Components,
+  ControlResult,
+  ControlsResult,
+  ControlSweep,
+  ProbeResult,
+  ProbesResult,
+  SelectionResult,
+  StepProbes,
+)
+from rim_jax.runtime.run_folder import RunFolder
 
 _SHOULD = 'if the memory does the work'
 _ASK = 'not asked yet: --mode=controls'
@@ -50,35 +59,31 @@ def make_parts(run: str, folder) -> list[Section]:
     run: what captions call the run.
     folder: where its controls.json is.
   """
-  found = load_json(folder, 'controls.json')
-  probes = found.get('probes', {})
-  none = probes.get('none', f'{_ASK} --config.controls.probes=True')
+  folder = RunFolder(folder)
+  found = folder.load_controls()
+  probes = (found and found.probes) or ProbesResult()
+  none = probes.none or f'{_ASK} --config.controls.probes=True'
   return [
       section('Does the memory do the work?', _make_controls(run, found) if found else [], _ASK),
-      section('What an answer attends to', _make_attention(run, found.get('attention')),
+      section('What an answer attends to', _make_attention(run, found and found.attention),
               f'{_ASK}, with --config.controls.num_attention above 0'),
-      section('What block states hold', _make_probes(run, probes) if 'right' in probes else [],
-              none),
+      section('What block states hold', _make_probes(run, probes), none),
       section('Where block states lie',
-              _make_components(run, probes['pca'], folder) if 'pca' in probes else [], none)]
+              _make_components(run, probes.pca, folder) if probes.pca else [], none)]
 
 
 # ---- Controls ----
 
 
-def tabulate_controls(found: dict) -> Table | None:
+def tabulate_controls(found: dict[str, dict[str, ControlResult]]) -> Table | None:
   """The controls of some runs beside what each should give; run -> its controls."""
   return _tabulate(found, _show_control)
 
 
-def tabulate_over_seeds(entries) -> Table | None:
-  """Controls beside what each should give, the last answer's shares as means over seeds.
-
-  Args:
-    entries: those of sweep.json that were asked.
-  """
-  counts = {e['name']: e['num_done'] for e in entries}
-  return _tabulate({e['name']: e['controls'] for e in entries},
+def tabulate_over_seeds(entries: list[SettingResult]) -> Table | None:
+  """Controls beside what each should give, the last answer's shares as means over seeds."""
+  counts = {e.name: e.num_done for e in entries}
+  return _tabulate({e.name: e.controls for e in entries if e.controls},
                    lambda key, control, entry: _show_shares(control, counts[entry]),
                    ("The last answer, in % right, or of questions on which it is the donor's: "
                     'means over seeds.',))
@@ -88,84 +93,85 @@ def _tabulate(found, show, notes=()):
   """A row a control: what is done, what it should give, and what `show` has of each run."""
   rows = []
   for key in dict.fromkeys(k for controls in found.values() for k in controls):
-    meaning = next(c[key] for c in found.values() if c.get(key))
+    meaning = next(c[key] for c in found.values() if key in c)
     rows.append([cell(Part(key.replace('_', ' '), style='bold'), long=True).note(
-        clean(meaning.get('what', ''))), cell(clean(meaning.get('expected', '')), long=True),
-                 *(show(key, controls.get(key, {}), run) for run, controls in found.items())])
+        clean(meaning.what or '')), cell(clean(meaning.expected or ''), long=True),
+                 *(show(key, controls[key], run) if key in controls else cell(MISSING)
+                   for run, controls in found.items())])
   return table(['', _SHOULD, *map(clean, found)], rows, notes=notes)
 
 
-def _show_control(key, control, _):
+def _show_control(key, control: ControlResult, _) -> Cell:
   """Accuracies after each block, the own answer's and the donor's, and what they are of."""
-  lines: list[Cell | str] = [cell(label, join(map(share, control[part]))) for part, label in (
-      ('block_acc', ''), ('block_donor_acc', "donor's ")) if control.get(part)]
-  if 'none' in control:
-    lines.append(clean(control['none']))
-  elif control.get('given') is False:
+  lines: list[Cell | str] = [cell(label, join(map(share, shares))) for shares, label in (
+      (control.block_acc, ''), (control.block_donor_acc, "donor's ")) if shares]
+  if control.none:
+    lines.append(clean(control.none))
+  elif control.given is False:
     lines.append(f'not given: controls.{key}_dir')
-  notes: list[Cell | str] = [cell(number(control['n']), ' questions')] if control.get('n') else []
-  if control.get('readout_trained'):
+  notes: list[Cell | str] = [cell(number(control.n), ' questions')] if control.n else []
+  if control.readout_trained:
     notes.append('a readout was trained there')
-  if 'run' in control:
-    notes.append(clean(control['run']))
-  if control.get('differs'):
-    notes.append(f'DIFFERS in {clean(", ".join(control["differs"]))}')
+  if control.run is not None:
+    notes.append(clean(control.run))
+  if control.differs:
+    notes.append(f'DIFFERS in {clean(", ".join(control.differs))}')
   told = stack(lines or [MISSING])
   return told.note(join(notes, '; ')) if notes else told
 
 
-def _show_shares(control, count):
+def _show_shares(control: ControlOverSeeds, count: int) -> Cell:
   """The own answer's share and the donor's; of another run that is one for all seeds, once."""
-  lines = [cell(label, mean(control[key], of=count)) for key, label in zip(
-      control_results.SHARES, ('', "donor's ")) if key in control]
-  told = stack([*lines, *map(clean, control.get('none', ()))] or [MISSING])
-  differs = ', '.join(control.get('differs', ()))
+  lines = [cell(label, mean(summary, of=count)) for summary, label in (
+      (control.final_acc, ''), (control.final_donor_acc, "donor's ")) if summary]
+  told = stack([*lines, *map(clean, control.none or ())] or [MISSING])
+  differs = ', '.join(control.differs or ())
   return told.note(f'DIFFERS in {clean(differs)}') if differs else told
 
 
-def _make_controls(run, found) -> Blocks:
-  pairing, blocks = found['pairing'], range(1, found['num_blocks'] + 1)
-  told = (f'{found["set"]}, {found["n"]:,} questions, step {found["step"]:,} '
-          f'({found["checkpoint"]} checkpoint). In % right, after block '
+def _make_controls(run, found: ControlsResult) -> Blocks:
+  pairing, blocks = found.pairing, range(1, found.num_blocks + 1)
+  told = (f'{found.set}, {found.n:,} questions, step {found.step:,} '
+          f'({found.checkpoint} checkpoint). In % right, after block '
           f'{" / ".join(map(str, blocks))}.')
-  counted = (f'Swaps: {pairing["num_pairs"]:,} pairs; {pairing["num_equal_answers"]:,} more have '
-             f'equal answers and {pairing["num_without_partner"]:,} questions no partner of their '
-             'length: not counted.')
-  return [paragraph(told), tabulate_controls({run: found['controls']}),
+  counted = (f'Swaps: {pairing.num_pairs:,} pairs; {pairing.num_equal_answers:,} more have equal '
+             f'answers and {pairing.num_without_partner:,} questions no partner of their length: '
+             'not counted.')
+  return [paragraph(told), tabulate_controls({run: found.controls}),
           paragraph(counted, small=True),
-          *(block for key, sweep in found['sweeps'].items()
+          *(block for key, sweep in found.sweeps.items()
             for block in _make_sweep(run, key, sweep, blocks))]
 
 
-def _make_sweep(run, key, sweep, blocks) -> Blocks:
+def _make_sweep(run, key, sweep: ControlSweep, blocks) -> Blocks:
   """Whose answer is given, by the block that is changed and the block that is read."""
-  entries = [e for e in sweep['by_block'] if 'block_acc' in e]
+  entries = [e for e in sweep.by_block if e.block_acc]
   title = key.replace('_', ' ')
   told = paragraph(Part(title, style='bold'), clean(
-      f': {sweep["what"]}. If the memory does the work: {sweep["expected"]}.'))
+      f': {sweep.what}. If the memory does the work: {sweep.expected}.'))
   if not entries:
-    reasons = dict.fromkeys(e['none'] for e in sweep['by_block'])
+    reasons = dict.fromkeys(e.none or '' for e in sweep.by_block)
     return [told, paragraph(clean('; '.join(reasons)), muted=True)]
   changed = 'block changed' if key == 'swapped_block' else 'changed from block'
-  axes = Axes(changed, [e['block'] for e in entries], 'read after block', blocks)
+  axes = Axes(changed, [e.block for e in entries], 'read after block', blocks)
   return [told, *figures(
-      draw_map(f'{run}, {title}: questions with {whose} answer, %', axes,
-               [e[part] for e in entries])
-      for part, whose in (('block_acc', 'the own'), ('block_donor_acc', "the donor's")))]
+      draw_map(f'{run}, {title}: questions with {whose} answer, %', axes, shares)
+      for shares, whose in (([e.block_acc for e in entries], 'the own'),
+                            ([e.block_donor_acc for e in entries], "the donor's")))]
 
 
 # ---- Attention ----
 
 
-def _make_attention(run, attention) -> Blocks:
+def _make_attention(run, attention: AttentionResult | None) -> Blocks:
   if not attention:
     return []
-  by_block = attention['mean']
+  by_block = attention.mean
   layers, reads = range(1, len(by_block[0]) + 1), range(1, len(by_block) + 1)
   names = ['question', *(f'm{k}' for k in reads), 'own']
   if not any(layer[-1] for by_layer in by_block for layer in by_layer):  # nothing is forced
     names.pop()
-  over = f'mean over {attention["num_questions"]} questions'
+  over = f'mean over {attention.num_questions} questions'
   shares = [[sum(column) / len(layers) for column in zip(*by_layer)] for by_layer in by_block]
 
   def draw_weights(caption, ylabel, rows, weights):
@@ -174,12 +180,12 @@ def _make_attention(run, attention) -> Blocks:
   maps = [draw_weights(f'each block, %; mean over layers, {over}', 'read after block', reads,
                        shares),
           draw_weights(f'the last block, %; {over}', 'layer', layers, by_block[-1])]
-  maps += [draw_weights(f'the last block, question {i}, %', 'layer', layers, q['by_group'][-1])
-           for i, q in enumerate(attention['questions'][:_MAX_MAPS], 1)]
-  rows = [[str(i), _shade(q['tokens'], q['by_token'][-1]), clean(q['answer'])]
-          for i, q in enumerate(attention['questions'], 1)]
+  maps += [draw_weights(f'the last block, question {i}, %', 'layer', layers, q.by_group[-1])
+           for i, q in enumerate(attention.questions[:_MAX_MAPS], 1)]
+  rows = [[str(i), _shade(q.tokens, q.by_token[-1]), clean(q.answer)]
+          for i, q in enumerate(attention.questions, 1)]
   return [paragraph(
-      f'In % of {clean(attention["what"])}. m1, m2, ... are the blocks, own is what is forced '
+      f'In % of {clean(attention.what)}. m1, m2, ... are the blocks, own is what is forced '
       'before the answer. What is read need not matter: that is for the controls to say.'),
           *figures(maps), paragraph(
               'Tokens of the question after the last block, mean over layers; the more is read of '
@@ -196,75 +202,77 @@ def _shade(tokens, weights) -> Cell:
 # ---- Probes ----
 
 
-def _make_probes(run, probes) -> Blocks:
-  right, counts = probes['right'], probes['num_questions']
-  told = (f'Logistic regressions on {clean(probes["state"])}: fitted on {counts["train"]:,} '
+def _make_probes(run, probes: ProbesResult) -> Blocks:
+  right, counts = probes.right, probes.num_questions
+  if not (right and counts):
+    return []
+  told = (f'Logistic regressions on {clean(probes.state)}: fitted on {counts["train"]:,} '
           f'questions of train, C chosen on {counts["valid"]:,} of valid, in % on '
           f'{counts["test"]:,} of test.')
-  rows = [[f'block {e["block"]}', *_show_ranking(e)] for e in right['by_block']]
-  rows.append(['all blocks', *_show_ranking(right['pooled'])])
+  rows = [[f'block {e.block}', *_show_ranking(e)] for e in right.by_block]
+  rows.append(['all blocks', *_show_ranking(right.pooled)])
   head = ['', 'AUROC', 'AUPRC', ('right', 'the AUPRC of chance'), 'C']
   return [paragraph(told), paragraph(Part("Is this block's readout right?", style='bold')),
-          table(head, rows), *_make_selection(right['selection']),
-          *_make_steps(run, probes['steps'])]
+          table(head, rows), *_make_selection(right.selection),
+          *(_make_steps(run, probes.steps) if probes.steps else [])]
 
 
-def _show_ranking(entry):
-  if 'none' in entry:
-    base = share(entry['right']) if 'right' in entry else (
-        cell(share(entry['train_right']), ' of train') if 'train_right' in entry else MISSING)
-    return [cell(clean(entry['none']), long=True), MISSING, base, MISSING]
-  chosen = cell(number(entry['c'], f'{entry["c"]:g}'), '' if entry['c_tuned'] else
-                ' (not tuned)') if 'c' in entry else MISSING
-  return [share(entry['auroc']), share(entry['auprc']), share(entry['right']), chosen]
+def _show_ranking(entry: ProbeResult):
+  if entry.none:
+    base = cell(share(entry.train_right), ' of train') if (
+        entry.right is None and entry.train_right is not None) else share(entry.right)
+    return [cell(clean(entry.none), long=True), MISSING, base, MISSING]
+  chosen = MISSING if entry.c is None else cell(
+      number(entry.c, f'{entry.c:g}'), '' if entry.c_tuned else ' (not tuned)')
+  return [share(entry.auroc), share(entry.auprc), share(entry.right), chosen]
 
 
-def _make_selection(selection) -> Blocks:
+def _make_selection(selection: SelectionResult) -> Blocks:
   """What choosing a block by its probe would give."""
   head = paragraph(Part('The answer of the block whose probe is most confident', style='bold'))
-  if 'none' in selection:
-    return [head, paragraph(clean(selection['none']), muted=True)]
-  rows = [['chosen', share(selection['acc']), share(selection['recoverable_acc'])],
-          ['the last block', share(selection[control_results.SHARES[0]]),
-           share(selection['recoverable_final_acc'])],
-          [cell('any block').note('upper bound'), share(selection['any_block_acc']), MISSING]]
-  count = selection['num_recoverable']
-  return [head, table(['', 'all questions', f'the {count:,} that some block gets right'], rows),
-          paragraph('Chosen, block by block: ', join(map(number, selection['chosen_blocks'])), '.',
-                    small=True)]
+  if selection.none:
+    return [head, paragraph(clean(selection.none), muted=True)]
+  rows = [['chosen', share(selection.acc), share(selection.recoverable_acc)],
+          ['the last block', share(selection.final_acc), share(selection.recoverable_final_acc)],
+          [cell('any block').note('upper bound'), share(selection.any_block_acc), MISSING]]
+  return [head, table(['', 'all questions', f'the {selection.num_recoverable:,} that some block '
+                       'gets right'], rows),
+          paragraph('Chosen, block by block: ', join(map(number, selection.chosen_blocks or ())),
+                    '.', small=True)]
 
 
-def _make_steps(run, steps) -> Blocks:
+def _make_steps(run, steps: StepProbes) -> Blocks:
   """Which intermediate result each block holds, beside the class most frequent in train."""
-  if 'acc' not in steps:
+  if not (steps.acc and steps.majority):
     return [paragraph(Part('Intermediate results', style='bold')),
-            paragraph(clean(steps['none']), muted=True)]
-  columns = [f'r{t}' for t in range(1, len(steps['majority']) + 1)]
-  rows = [f'block {k}' for k in range(1, len(steps['acc']) + 1)]
+            paragraph(clean(steps.none), muted=True)]
+  columns = [f'r{t}' for t in range(1, len(steps.majority) + 1)]
+  rows = [f'block {k}' for k in range(1, len(steps.acc) + 1)]
   return [paragraph(Part('Does this block hold that intermediate result?', style='bold')),
           *figures([draw_map(
               f'{run}: intermediate results that a probe reads off a block, %; {_FREQUENT}',
               Axes('state of', [*rows, 'frequent'], 'intermediate result', columns),
-              [*steps['acc'], steps['majority']])]),
-          *items(f'r{t}: {why}' for t, why in steps['none'].items())]
+              [*steps.acc, steps.majority])]),
+          *items(f'r{t}: {why}' for t, why in (
+              steps.none.items() if isinstance(steps.none, dict) else ()))]
 
 
 # ---- Components ----
 
 
-def _make_components(run, pca, folder) -> Blocks:
+def _make_components(run, pca: Components, folder: RunFolder) -> Blocks:
   """Centers of blocks over training, and points of the last checkpoint by block."""
-  if 'none' in pca:
-    return [paragraph(clean(pca['none']), muted=True)]
-  steps = sorted(pca['centers'], key=int)
-  last = str(pca['fitted_on'])
-  labels = [f'component {i} ({100 * part:.0f} %)' for i, part in enumerate(pca['explained'], 1)]
-  blocks = range(1, len(pca['centers'][last]) + 1)
-  paths = {k: tuple(zip(*(pca['centers'][step][k - 1] for step in steps))) for k in blocks}
+  if not (pca.centers and pca.explained and pca.spread):
+    return [paragraph(clean(pca.none), muted=True)]
+  steps = sorted(pca.centers, key=int)
+  last = str(pca.fitted_on)
+  labels = [f'component {i} ({100 * part:.0f} %)' for i, part in enumerate(pca.explained, 1)]
+  blocks = range(1, len(pca.centers[last]) + 1)
+  paths = {k: tuple(zip(*(pca.centers[step][k - 1] for step in steps))) for k in blocks}
   drawn = [draw(f'{run}: center of each block; {len(steps)} checkpoint(s), the ring is the last',
                 labels[1], labels[0], paths, legend_title='block', marks='path'),
            _draw_points(run, folder, last, labels, len(blocks))]
-  rows = [[f'block {k}', *(number(v, f'{v:.2f}') for v in (pca['spread'][s][k - 1] for s in steps))]
+  rows = [[f'block {k}', *(number(v, f'{v:.2f}') for v in (pca.spread[s][k - 1] for s in steps))]
           for k in blocks]
   return [paragraph(
       f'Two components of the block states at step {int(last):,}, on which those of every '
@@ -279,9 +287,9 @@ def _draw_points(run, folder, step, labels, num_blocks) -> Figure | None:
               labels[0], points, legend_title='block', marks='points') if points else None
 
 
-def _load_points(folder, step, num_blocks):
+def _load_points(folder: RunFolder, step, num_blocks):
   """({block: (x, y)}, questions) of one checkpoint in pca.csv; no more than a page can carry."""
-  path = epath.Path(folder) / 'pca.csv'
+  path = folder.points
   most = max(_MAX_POINTS // num_blocks, 1)
   rows = [row for row in csv.DictReader(path.read_text().splitlines())
           if row['step'] == step and int(row['question']) <= most] if path.exists() else []
@@ -295,38 +303,35 @@ def _load_points(folder, step, num_blocks):
 # ---- Over the seeds of a sweep ----
 
 
-def make_probes_over_seeds(entries) -> Blocks:
+def make_probes_over_seeds(entries: list[SettingResult]) -> Blocks:
   """What probes read off block states, as means over seeds; [] where no entry has any."""
-  probed = [e for e in entries if 'probes' in e]
+  probed = {e.name: (e.probes, e.num_done) for e in entries if e.probes}
   if not probed:
     return []
-  width = max(len(e['probes']['auroc']) for e in probed)
-  rows = []
-  for entry in probed:
-    found, count = entry['probes'], entry['num_done']
-    blocks = found['auroc'] + [None] * (width - len(found['auroc']))
-    rows.append([name(entry['name']), *(
-        mean(x, of=count) for x in (*blocks, found['pooled_auroc'], found['recoverable_acc'],
-                                    found['recoverable_final_acc']))])
+  width = max(len(probes.auroc) for probes, _ in probed.values())
+  rows = [[name(setting), *(mean(x, of=count) for x in (
+      *probes.auroc, *[None] * (width - len(probes.auroc)), probes.pooled_auroc,
+      probes.recoverable_acc, probes.recoverable_final_acc))]
+          for setting, (probes, count) in probed.items()]
   head = ['', *(f'AUROC, block {k}' for k in range(1, width + 1)), 'all blocks',
           ('right picks', 'by the probe, where some block is right'), ('the last block', 'there')]
   return [paragraph(
       "Is this block's readout right? Linear probes of its state, fitted on train, C chosen on "
       'valid, in % on test; means over seeds.'), table(head, rows),
-          *(block for e in probed if 'steps' in e['probes'] for block in _make_steps_over_seeds(e))]
+          *(block for setting, (probes, count) in probed.items() if probes.steps
+            for block in _make_steps_over_seeds(setting, probes.steps, count))]
 
 
-def _make_steps_over_seeds(entry) -> Blocks:
+def _make_steps_over_seeds(setting: str, steps: StepsOverSeeds, count: int) -> Blocks:
   """Which intermediate result each block holds: a map of means, and a table with their errors."""
-  steps, count = entry['probes']['steps'], entry['num_done']
-  columns = [f'r{t}' for t in range(1, len(steps['majority']) + 1)]
-  rows = {f'block {k}': row for k, row in enumerate(steps['acc'], 1)}
-  rows['frequent'] = steps['majority']
-  means = [[x and x['mean'] for x in row] for row in rows.values()]
-  caption = (f'{entry["name"]}: intermediate results that a probe reads off a block, %, mean over '
+  columns = [f'r{t}' for t in range(1, len(steps.majority) + 1)]
+  rows = {f'block {k}': row for k, row in enumerate(steps.acc, 1)}
+  rows['frequent'] = steps.majority
+  means = [[x and x.mean for x in row] for row in rows.values()]
+  caption = (f'{setting}: intermediate results that a probe reads off a block, %, mean over '
              f'seeds; {_FREQUENT}')
   return [*figures([draw_map(caption, Axes('state of', list(rows), 'intermediate result', columns),
                              means)]),
-          *details(f'{entry["name"]}: with standard errors', [
+          *details(f'{setting}: with standard errors', [
               table(['', *columns], [[row, *(mean(x, of=count) for x in cells)]
                                      for row, cells in rows.items()])])]

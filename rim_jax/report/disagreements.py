@@ -8,7 +8,6 @@ import collections
 from rim_jax.errors import UserError
 from rim_jax.report import page, pairwise
 from rim_jax.report.tables import clean, name, number, table
-from rim_jax.results import values
 from rim_jax.runtime import run_folder
 
 _NUM_SHOWN = 6
@@ -30,14 +29,14 @@ def make_examples(runs) -> page.Blocks:
     except UserError as e:
       left_out.append(f'{state.point.name}: {e}')
       continue
-    asked = tuple((p['question'], p['answer']) for p in predictions)
+    asked = tuple((p.question, p.answer) for p in predictions)
     groups.setdefault(asked, []).append((label, state, predictions))
   asked, group = max(groups.items(), key=lambda item: len(item[1]), default=((), []))
   left_out += [f'{state.point.name}: was asked other questions' for others in groups.values()
                if others is not group for _, state, _ in others]
-  right = [[p['correct'] for p in predictions] for _, _, predictions in group]
+  right = [[p.correct for p in predictions] for _, _, predictions in group]
   shown = [table([(f'gold: {clean(asked[i][1])}', ''), clean(asked[i][0])],
-                 [[name(label), page.mark_answers(predictions[i], values.to_tree(state.result))]
+                 [[name(label), page.mark_answers(predictions[i], state.result)]
                   for label, state, predictions in group])
            for i in choose_questions(right, _NUM_SHOWN)]
   return [*([_describe(right)] if shown else []), *shown, *(

@@ -12,6 +12,7 @@ from etils import epath
 
 from rim_jax.report.figures import Figure
 from rim_jax.report.tables import Cell, Part, Table, cell, clean
+from rim_jax.results.values import EvalResult, Prediction
 from rim_jax.runtime import storage
 
 
@@ -130,22 +131,18 @@ def load_json(folder, name) -> dict:
   return storage.load_json(path, 'this file') if there else {}
 
 
-def list_answers(prediction, result) -> dict:
-  """Block -> (answer read, whether it is right); 0 is none: the question alone, or thoughts.
+def mark_answers(prediction: Prediction, result: EvalResult) -> Cell:
+  """The answer read after each block, and whether it is right.
 
-  Old files may have the mark alone.
+  Without a number where there is no block, or thoughts in it. Old files may have the mark alone.
   """
-  first = int(bool(result.get('num_blocks')) and 'num_thoughts' not in result)
-  return dict(enumerate(zip(prediction.get('block_predictions', ['']),
-                            prediction.get('block_correct', [prediction['correct']])), first))
-
-
-def mark_answers(prediction, result) -> Cell:
-  """What `list_answers` gives; block 0 has no number."""
+  first = int(bool(result.num_blocks) and result.num_thoughts is None)
+  read = zip(prediction.block_predictions or [''],
+             prediction.block_correct or [prediction.correct])
   return cell(*(
       Part(f'{f"{block}: " if block else ""}{"✓" if ok else "✗"} {clean(text, 24)}',
-           style='right' if ok else 'wrong')
-      for block, (text, ok) in list_answers(prediction, result).items()), long=True)
+           style='right' if ok else 'wrong') for block, (text, ok) in enumerate(read, first)),
+              long=True)
 
 
 def describe_trained(config, beyond) -> str:

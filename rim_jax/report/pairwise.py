@@ -7,7 +7,8 @@ import dataclasses
 import itertools
 
 from rim_jax.errors import UserError
-from rim_jax.results import stats
+from rim_jax.results import stats, values
+from rim_jax.results.settings import BestSetting, Conclusion, SettingResult
 from rim_jax.runtime import run_folder
 
 MOST_PAIRED = 10  # settings of which any two are compared; of more, each with the best alone
@@ -15,15 +16,16 @@ PAIRS_MEAN = ("mean difference in points; p of each seed, McNemar's, exact, corr
               'all pairs of that seed')
 
 
-def compare_with_best(entries, best, states) -> None:
-  """McNemar of each entry against the best, each test alone: nothing is corrected for several."""
-  chosen = next((e for e in entries if e['name'] == best.get('name')), None)
-  for entry in entries:
-    if chosen is not None and entry is not chosen and entry['num_done']:
-      entry['against_best'] = {'best': chosen['name'], **_compare(entry, chosen, states)}
+def compare_with_best(entries: list[SettingResult], best: BestSetting | None, states
+                      ) -> list[SettingResult]:
+  """The entries with McNemar of each against the best, each test alone: nothing is corrected."""
+  chosen = next((e for e in entries if best and e.name == best.name), None)
+  return [dataclasses.replace(entry, against_best={
+      'best': chosen.name, **_compare(entry, chosen, states)})
+          if chosen and entry is not chosen and entry.num_done else entry for entry in entries]
 
 
-def compare_pairs(entries, states) -> list[dict]:
+def compare_pairs(entries: list[SettingResult], states) -> list[dict]:
   """Any two entries, a the recipe's later: tests as against the best, with Holm's correction.
 
   `p_value_holm` is corrected for all pairs that have the seed; seeds are not pooled, for the
@@ -31,15 +33,15 @@ def compare_pairs(entries, states) -> list[dict]:
 
   Returns: [] for more than MOST_PAIRED entries.
   """
-  done = [e for e in entries if e['num_done']]
+  done = [e for e in entries if e.num_done]
   if len(done) > MOST_PAIRED:
     return []
-  pairs = [{'a': a['name'], 'b': b['name'], **_compare(a, b, states)}
+  pairs = [{'a': a.name, 'b': b.name, **_compare(a, b, states)}
            for b, a in itertools.combinations(done, 2)]
   by_seed = {}
   for pair in pairs:
     if pair['tests']:
-      pair['difference'] = dataclasses.asdict(
+      pair['difference'] = values.to_tree(
           stats.summarize([t['difference'] for t in pair['tests']]))
     for test in pair['tests']:
       by_seed.setdefault(test['seed'], []).append(test)
@@ -49,10 +51,10 @@ def compare_pairs(entries, states) -> list[dict]:
   return pairs
 
 
-def _compare(entry, other, states) -> dict:
+def _compare(entry: SettingResult, other: SettingResult, states) -> dict:
   """McNemar of two entries on the same questions, for each seed that both have."""
   mine, theirs = ({states[n].point.factors.get('seed'): states[n].predictions
-                   for n in e['points'] if has_predictions(states[n])} for e in (entry, other))
+                   for n in e.points if has_predictions(states[n])} for e in (entry, other))
   found = {'tests': [], 'not_compared': {}}
   for seed, path in mine.items():
     try:
@@ -69,20 +71,20 @@ def has_predictions(state) -> bool:
   return state.last[0].eval.checkpoint != 'splits'
 
 
-def arrange(conclusion) -> tuple[list[str], dict]:
+def arrange(conclusion: Conclusion) -> tuple[list[str], dict]:
   """(names of the settings that are done, (row, column) -> the pair, where it was compared)."""
-  names = [e['name'] for e in conclusion['entries'] if e['num_done']]
+  names = [e.name for e in conclusion.entries if e.num_done]
   return names, {(names.index(p['a']), names.index(p['b'])): p
-                 for p in conclusion['pairs'] if p['tests']}
+                 for p in conclusion.pairs if p['tests']}
 
 
-def describe_unpaired(conclusion) -> str:
+def describe_unpaired(conclusion: Conclusion) -> str:
   """Why there is no table of pairs, where more settings are done than it has room for; or ''."""
-  count = sum(e['num_done'] > 0 for e in conclusion['entries'])
+  count = sum(e.num_done > 0 for e in conclusion.entries)
   if count <= MOST_PAIRED:
     return ''
   told = f'{count} settings are too many for a table of any two'
-  return told + '; each is compared with the best alone.' * bool(conclusion['best'])
+  return told + '; each is compared with the best alone.' * bool(conclusion.best)
 
 
 def show_chance(value) -> str:

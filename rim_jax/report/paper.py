@@ -7,6 +7,7 @@ GSM8K-Aug. Nothing here was measured by this project.
 from rim_jax.config import Config
 from rim_jax.report.page import Section, paragraph, section
 from rim_jax.report.tables import MISSING, cell, clean, number, share, table
+from rim_jax.results.values import EvalResult
 
 SOURCE = 'arXiv 2605.30343'
 METHODS = ('direct', 'Coconut', 'RiM', 'CoT')
@@ -25,7 +26,7 @@ NOTE = ("GPT-2's CoT on GSM8K is that of Coconut's paper, arXiv 2412.06769; RiM'
         'Llama-3.2-3B is derived from figures given there')
 
 
-def make_target(config: Config, sets: dict) -> list[Section]:
+def make_target(config: Config, sets: dict[str, EvalResult]) -> list[Section]:
   """The figures as a part of a page, below a run's own on the same sets; of other data nothing.
 
   Args:
@@ -33,8 +34,8 @@ def make_target(config: Config, sets: dict) -> list[Section]:
   """
   if not _has_target(config):
     return []
-  own = [paragraph(f'This run ({clean(r["method"])}) on {known}: ',
-                   share(r['final_acc'], 'strong'), '% of ', number(r['n']), ' questions.')
+  own = [paragraph(f'This run ({clean(r.method)}) on {known}: ',
+                   share(r.final_acc, 'strong'), '% of ', number(r.n), ' questions.')
          for key, r in sets.items() if (known := _name_set(key))]
   return [_make_section(own, [], "This run's own model and data stand below.")]
 
@@ -50,12 +51,12 @@ def make_targets(found) -> list[Section]:
   for name, config, key, summary in found:
     known = _name_set(key)
     if known and _has_target(config) and config.facts.paper_name:
-      told = cell(share(summary['mean'], 'strong'))
-      if summary['stderr'] is not None:
-        told += cell(' ± ', share(summary['stderr']))
+      told = cell(share(summary.mean, 'strong'))
+      if summary.stderr is not None:
+        told += cell(' ± ', share(summary.stderr))
       cells = dict.fromkeys(METHODS, '') | {config.facts.paper_name: told}
       rows.append([cell(f'{clean(name)}, {known}', long=True).note(
-          f'found here on {key}, seeds: ', number(summary['count'])), *cells.values()])
+          f'found here on {key}, seeds: ', number(summary.count)), *cells.values()])
   return [_make_section([], rows, 'What was found here is a mean over seeds, ± its standard error; '
                         'its own model and data stand below.')] if rows else []
 

@@ -1,11 +1,9 @@
 """What a person sees at the end: tables on the terminal, and WORKDIR/report.html.
 
-Reads a run's files (config.json, metrics.jsonl, results.json, predictions/, and what `findings`
-reads), never its model.
+Reads what a run has left, never its model.
 Text from data is shown as it is: never as markup, HTML or a terminal's control sequence.
-Modules that bring JAX or matplotlib are imported where they are used.
 """
-
+import dataclasses
 
 from etils import epath
 from rich.text import Text
@@ -45,84 +43,53 @@ from rim_jax.report.tables import (
   to_rich,
 )
 from rim_jax.results import judge, timings
-from rim_jax.runtime import run_folder
+from rim_jax.results.values import (
+  EvalResult,
+  LatencyResult,
+  Prediction,
+  Quartiles,
+  list_measures,
+)
+from rim_jax.runtime.run_folder import RunFolder
 
-_MEASURES = (  # key in results.json, label, what it means
-    ('method', 'method', ''),
-    ('checkpoint', 'checkpoint', 'best: by accuracy on valid; splits: by the questions themselves'),
-    ('chosen_on', 'chosen on', ''),
-    ('step', 'its training step', ''),
-    ('n', 'questions', ''),
-    ('num_blocks', 'memory blocks K', 'the same for every question'),
-    ('num_thoughts', 'thoughts', 'hidden states fed back before the answer, for every question'),
-    ('final_acc', 'final accuracy', 'of the last answer read, +- one standard error'),
-    ('majority_acc', 'majority of blocks', 'the answer that most blocks give'),
-    ('any_block_acc', 'any block', 'upper bound: picks the right block by looking at the answer'),
-    (control_results.SELECTED, 'selected by a probe', control_results.SELECTED_BY),
-    ('pass_at', 'pass@k', 'one of k answers is right that were drawn from the last block'),
-    ('num_samples', 'drawn answers', 'of each question'),
-    ('temperature', 'drawn at temperature', ''),
-    ('budget_acc', 'accuracy with K blocks', 'the same model, its last answer'),
-    ('beyond_positions', 'K beyond the trained positions',
-     'read at rows of the position table that no training example reached'),
-    ('steps_acc', 'by number of steps', 'of questions whose answer takes so many'),
-    ('num_by_steps', 'how many have them', ''),
-    ('integer_acc', 'whole answers', 'GSM-Hard, 0 or more'),
-    ('num_integer', 'how many are whole', ''),
-    ('negative_acc', 'negative answers', 'GSM-Hard, whole or not'),
-    ('num_negative', 'how many are negative', ''),
-    ('non_integer_acc', 'other answers', 'GSM-Hard, above 0 and not whole'),
-    ('num_non_integer', 'how many are others', ''),
-    ('changed_acc', 'changed questions', "GSM-Hard, those that are not GSM8K's word for word"),
-    ('num_changed', 'how many are changed', ''),
-    ('step_acc_gold_count', 'step accuracy', 'given the gold number of steps'),
-    ('num_unfinished', 'unfinished answers', 'cut off at eval.max_new_tokens'),
-    ('ttft_ms', 'time to first token', 'of the answer, after its chain where one is written'),
-    ('ttft_ratio', 'x direct answering',
-     'that time, timed side by side in one process; 1 where this is its own program'),
-    ('ttft_conditions', 'measured on', ''))
-_LONG = ('ttft_conditions', 'chosen_on')  # sentences
 _MAX_POINTS = 250  # of one curve
-_UNITS = {'ttft_ms': '{:,.2f} ms', 'ttft_ratio': '{:.2f}'}
 
 
-def load_predictions(folder, name=None) -> list[dict]:
+def load_predictions(folder, name=None) -> list[Prediction]:
   """The predictions on a set, by default the first of results.json.
 
   [] where there should be none: no such set, or one whose result is of several checkpoints.
 
   Raises: UserError where they are missing, damaged, or not as many as results.json says.
   """
-  results = load_json(folder, 'results.json')
+  folder = RunFolder(folder)
+  results = folder.load_results()
   name = name or next(iter(results), '')
-  if name not in results or results[name].get('checkpoint') == 'splits':
+  if name not in results or results[name].checkpoint == 'splits':
     return []
-  path = epath.Path(folder) / 'predictions' / f'{name}.jsonl'
-  predictions, count = run_folder.load_predictions(path), results[name]['n']
+  predictions, count = folder.load_predictions(name), results[name].n
   if len(predictions) != count:
-    raise UserError(f'{path}: has {len(predictions)} predictions, and results.json is of {count}; '
-                    'evaluate the run with --mode=eval')
+    raise UserError(f'{folder.get_predictions(name)}: has {len(predictions)} predictions, and '
+                    f'results.json is of {count}; evaluate the run with --mode=eval')
   return predictions
 
 
 def _choose_examples(predictions, count):
   """As many right as wrong ones, as far as there are both."""
-  right = [p for p in predictions if p['correct']]
-  wrong = [p for p in predictions if not p['correct']]
+  right = [p for p in predictions if p.correct]
+  wrong = [p for p in predictions if not p.correct]
   num_right = min(len(right), max(count - len(wrong), (count + 1) // 2))
   return right[:num_right] + wrong[:count - num_right]
 
 
-def _format(key, value):
+def _format(value, form: str = '') -> str:
   if isinstance(value, dict):
-    return ', '.join(f'{k}: {_format(key, v)}' for k, v in value.items())
+    return ', '.join(f'{k}: {_format(v, form)}' for k, v in value.items())
   if isinstance(value, list):
-    return ', '.join(_format('', v) for v in value)
-  if key == 'temperature':
-    return f'{value:g}'
-  if isinstance(value, float):
-    return _UNITS[key].format(value) if key in _UNITS else f'{100 * value:.1f}%'
-  return f'{value:,}' if isinstance(value, int) else clean(value)
+    return ', '.join(map(_format, value))
+  if isinstance(value, str):
+    return clean(value)
+  return (form or ('{:.1%}' if isinstance(value, float) else '{:,}')).format(value)
 
 
 def _by_block(values, num_blocks):
@@ -136,21 +103,16 @@ def _name_block(block: int, facts: methods.Facts) -> str:
   return 'after the written steps' if facts.writes_steps else 'after the question only'
 
 
-def _get_measures(result):
-  """The measures that a result holds; with one reading there is no choice among blocks.
-
-  Thoughts stand in one block, whose number would say nothing.
-  """
-  idle = ('majority_acc', 'any_block_acc') if len(result['block_acc']) == 1 else ()
-  idle += ('num_blocks',) if 'num_thoughts' in result else ()
-  return [m for m in _MEASURES if m[0] in result and m[0] not in idle]
-
-
-def _load_results(folder) -> dict:
+def _load_results(folder) -> dict[str, EvalResult]:
   """results.json, with what a probe selects beside each set that controls.json is of."""
-  return {name: result | control_results.get_selected(
-      control_results.load_asked(folder, name, result)[0], result)
-          for name, result in load_json(folder, 'results.json').items()}
+  folder = RunFolder(folder)
+  return {name: dataclasses.replace(result, selected_acc=control_results.get_selected(
+      control_results.load_asked(folder, name, result)[0], result))
+          for name, result in folder.load_results().items()}
+
+
+def _get_facts(result: EvalResult) -> methods.Facts:
+  return methods.get_facts(result.method or '')
 
 
 def show_results(console, folder, num_shown: int, name=None) -> None:
@@ -165,40 +127,41 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
   for shown in (_tabulate_result(name, result), _tabulate_examples(examples, result)):
     if shown:
       console.print(to_rich(shown, console))
-  console.print(Text(f'Rule: {result["answer_rule"]}.'))
+  console.print(Text(f'Rule: {result.answer_rule}.'))
 
 
-def _tabulate_result(name, result) -> Table | None:
+def _tabulate_result(name, result: EvalResult) -> Table | None:
   """Every measure of a set with what it means, and a bar for each block."""
-  facts, rows = methods.get_facts(result['method']), []
-  for key, label, meaning in _get_measures(result):
-    value = cell(_format(key, result[key]))
-    if key == 'final_acc':
-      rows += [(_name_block(block, facts), _format('', acc), '█' * round(20 * acc))
-               for block, acc in _by_block(result['block_acc'], result['num_blocks']).items()]
-      value = cell(f'{value.text} +- {_format("", result["final_acc_stderr"])}').style('strong')
-    meaning = facts.label if key == 'method' else meaning
-    if key in _LONG or isinstance(result[key], (dict, list)):  # long: in the wide column
+  facts, rows = _get_facts(result), []
+  for measure in result.measures:
+    found = getattr(result, measure.name)
+    value = cell(_format(found, measure.form))
+    if measure.heads:
+      rows += [(_name_block(block, facts), _format(acc), '█' * round(20 * acc))
+               for block, acc in _by_block(result.block_acc, result.num_blocks).items()]
+      value = cell(f'{value.text} +- {_format(result.final_acc_stderr)}').style('strong')
+    meaning = facts.label if measure.name == 'method' else measure.meaning
+    if measure.long or isinstance(found, (dict, list)):  # in the wide column
       value, meaning = cell(''), value.text
-    rows.append((label, value, f'({meaning})' if meaning else ''))
+    rows.append((measure.label, value, f'({meaning})' if meaning else ''))
   return table([Column(), Column(right=True), Column(dim=True, ratio=1)], rows,
                f'Results on {name}')
 
 
-def _tabulate_examples(examples, result) -> Table | None:
+def _tabulate_examples(examples, result: EvalResult) -> Table | None:
   head = [Column('question', ratio=2), Column('gold', most=12),
-          Column('answer after each block' if result['num_blocks'] else 'answer', ratio=3)]
-  rows = [[clean(p['question'], 120), clean(p['answer'], 24), _show_read(p, result, 160)]
+          Column('answer after each block' if result.num_blocks else 'answer', ratio=3)]
+  rows = [[clean(p.question, 120), clean(p.answer, 24), _show_read(p, result, 160)]
           for p in examples]
   return table(head, rows, 'Example questions (✓ right, ✗ wrong)')
 
 
-def _show_read(prediction, result, most=None) -> Cell:
+def _show_read(prediction: Prediction, result: EvalResult, most=None) -> Cell:
   """The answers read after each block and, where steps are written, what was written."""
   told = mark_answers(prediction, result)
-  if methods.get_facts(result['method']).writes_steps:
-    written = prediction['text'] if most is None else clean(prediction['text'], most)
-    for line in written.split('\n'):
+  if _get_facts(result).writes_steps:
+    written = prediction.text or ''
+    for line in (written if most is None else clean(written, most)).split('\n'):
       told = told.note(clean(line))
   return told
 
@@ -223,7 +186,7 @@ def write_report(workdir, config: Config) -> epath.Path:
   stages = [(name or config.method, stage, workdir / name if name else workdir)
             for name, stage in stages_lib.make_stages(config)]
   results = {name: _load_results(folder) for name, _, folder in stages}
-  rules = {result['answer_rule'] for sets in results.values() for result in sets.values()}
+  rules = {result.answer_rule or '' for sets in results.values() for result in sets.values()}
   blocks = [paragraph(f'{config.facts.label}.'),
             section('Results', [_make_headline(results)]),
             *(paragraph(f'Rule: {clean(rule)}.', small=True) for rule in sorted(rules)),
@@ -234,7 +197,7 @@ def write_report(workdir, config: Config) -> epath.Path:
     blocks += [Heading(name), paragraph(f'{stage.facts.label}.'),
                section('Accuracy after each block', _make_accuracies(name, results[name])),
                *_make_questions(name, stage, folder, results[name], is_last),
-               section('Learning curves', _make_curves(name, stage, folder, results[name])),
+               section('Learning curves', _make_curves(name, stage, folder)),
                section('Examples', [_make_examples(folder, results[name], config.eval.num_shown)]),
                *(paper.make_target(stage, results[name]) if is_last else ()),
                section('How to reproduce it', _make_card(folder))]
@@ -242,44 +205,44 @@ def write_report(workdir, config: Config) -> epath.Path:
                     f'rim_jax: {config.method} on {config.data.source}', blocks)
 
 
-def _show(key, value) -> Cell:
+def _show(value, form: str = '') -> Cell:
   """A number as a person reads it, and exactly; text as it is; or a dash."""
   if value is None or isinstance(value, str):
     return cell(MISSING) if value is None else cell(clean(value), long=True)
   if isinstance(value, dict):
-    return stack([cell(f'{clean(k)}: ', _show(key, v)) for k, v in value.items()])
+    return stack([cell(f'{clean(k)}: ', _show(v, form)) for k, v in value.items()])
   if isinstance(value, list):
     return cell(join(map(number, value), ', '), long=True)
-  return cell(number(value, _format(key, value)))
+  return cell(number(value, _format(value, form)))
 
 
 def _make_headline(results) -> Table | None:
   """Every measure of every set of every stage."""
   sets = {f'{name}: {key}': r for name, sets in results.items() for key, r in sets.items()}
-  there = {measure for result in sets.values() for measure in _get_measures(result)}
+  there = {measure for result in sets.values() for measure in result.measures}
   rows = []
-  for key, label, meaning in (m for m in _MEASURES if m in there):
-    cells = [_show(key, result.get(key)) for result in sets.values()]
-    if key == 'final_acc':
-      cells = [c.style('strong') + ' ± ' + _show('', result['final_acc_stderr'])
+  for measure in (m for m in list_measures(EvalResult) if m in there):
+    cells = [_show(getattr(result, measure.name), measure.form) for result in sets.values()]
+    if measure.heads:
+      cells = [c.style('strong') + ' ± ' + _show(result.final_acc_stderr)
                for c, result in zip(cells, sets.values())]
-    head = cell(Part(label, style='bold'), long=True)
-    rows.append([head.note(meaning) if meaning else head, *cells])
+    head = cell(Part(measure.label, style='bold'), long=True)
+    rows.append([head.note(measure.meaning) if measure.meaning else head, *cells])
   return table(['', *map(clean, sets)], rows) if sets else None
 
 
-def _make_accuracies(name, sets) -> Blocks:
+def _make_accuracies(name, sets: dict[str, EvalResult]) -> Blocks:
   """Accuracies by block as a table, and as a figure where there is more than one."""
-  lines = {key: _by_block(r['block_acc'], r['num_blocks']) for key, r in sets.items()}
+  lines = {key: _by_block(r.block_acc, r.num_blocks) for key, r in sets.items()}
   lines |= {f'{key}, next step (given the gold number of steps)':
-            _by_block(r['step_acc_by_block'], True)
-            for key, r in sets.items() if 'step_acc_by_block' in r}
+            _by_block(r.step_acc_by_block, True)
+            for key, r in sets.items() if r.step_acc_by_block}
   blocks = sorted(set().union(*lines.values()))
   if not blocks:
     return []
-  facts = methods.get_facts(next(iter(sets.values()))['method'])
+  facts = _get_facts(next(iter(sets.values())))
   shown = table(['', *map(clean, lines)], [
-      [_name_block(block, facts), *(_show('', values.get(block)) for values in lines.values())]
+      [_name_block(block, facts), *(_show(values.get(block)) for values in lines.values())]
       for block in blocks])
   return [shown, *figures([draw(f'{name}: accuracy after each block', 'accuracy, %', 'block', {
       key: (list(values), [100 * v for v in values.values()]) for key, values in lines.items()})]
@@ -291,10 +254,10 @@ def _make_latency(results) -> Blocks:
   lines, rows = {}, []
   for name, sets in results.items():
     for key, result in sets.items():
-      for entry in result.get('latency', ()):
-        label = f'{name}: {key}, batch {entry["batch"]}'
-        medians = [entry[part]['median'] for part in ('first_token_ms', 'full_ms')]
-        lines[label] = (medians, [100 * result['final_acc']] * 2)
+      for entry in result.latency or ():
+        label = f'{name}: {key}, batch {entry.batch}'
+        lines[label] = ([entry.first_token_ms.median, entry.full_ms.median],
+                        [100 * result.final_acc] * 2)
         rows.append([cell(clean(label), long=True).note(clean(timings.describe(entry))),
                      *(_show_time(entry, part) for part, _ in timings.PARTS)])
   if not rows:
@@ -306,11 +269,11 @@ def _make_latency(results) -> Blocks:
           table(head, rows, notes=[f'{timings.X_DIRECT}.'])]
 
 
-def _show_time(entry, part) -> Cell:
-  def show(summary):
-    return (number(summary[k], f'{summary[k]:.2f}') for k in ('median', 'q1', 'q3'))
-  middle, low, high = show(entry[f'{part}_ms'])
-  told, ratio = cell(middle).note('(', low, ' to ', high, ')'), entry.get(f'{part}_ratio')
+def _show_time(entry: LatencyResult, part: str) -> Cell:
+  def show(summary: Quartiles):
+    return (number(x, f'{x:.2f}') for x in (summary.median, summary.q1, summary.q3))
+  middle, low, high = show(getattr(entry, f'{part}_ms'))
+  told, ratio = cell(middle).note('(', low, ' to ', high, ')'), getattr(entry, f'{part}_ratio')
   if ratio is None:  # as in older results
     return told
   middle, low, high = show(ratio)
@@ -327,46 +290,29 @@ def _make_questions(name, stage, folder, sets, is_last) -> list[Section]:
   return parts + (control_sections.make_parts(name, folder) if asked else [])
 
 
-def _make_budgets(name, stage, sets) -> Blocks:
+def _make_budgets(name, stage, sets: dict[str, EvalResult]) -> Blocks:
   """The last answer's accuracy with K blocks, from one trained model."""
-  lines = {key: (list(map(int, result['budget_acc'])),
-                 [100 * acc for acc in result['budget_acc'].values()])
-           for key, result in sets.items() if 'budget_acc' in result}
+  asked = {key: result for key, result in sets.items() if result.budget_acc}
+  lines = {key: (list(map(int, budget)), [100 * acc for acc in budget.values()])
+           for key, result in asked.items() if (budget := result.budget_acc)}
   trained = describe_trained(
-      stage, [k for key in lines for k in sets[key].get('beyond_positions', ())])
+      stage, [k for result in asked.values() for k in result.beyond_positions or ()])
   return figures([draw(f'{name}: accuracy with K blocks', 'accuracy, %', f'blocks K, {trained}',
                        lines)] if lines else [])
 
 
-def _make_curves(name, stage, folder, sets) -> Blocks:
+def _make_curves(name, stage, folder) -> Blocks:
   """Loss, lambda and accuracy of each block over the steps of a stage."""
-  metrics = run_folder.RunFolder(folder).load_metrics()
+  metrics = RunFolder(folder).load_metrics()
   losses = _get_series(metrics, 'train/nll_block_')
   accuracies = _get_series(metrics, 'valid/acc_block_', 100)
-  drawn, caption, lambdas = [], f'{name}: training loss after each block', None
-  num_steps = losses and stage.facts.blocks_are_steps and _find_num_steps(folder, sets, metrics)
-  if num_steps:
-    caption += f'; below, its weight λ for a record of {max(losses)} steps'
-    lambdas = _compute_lambdas(list(losses), num_steps, stage)
-  if losses:
-    drawn.append(draw(caption, 'loss, nats a token', 'step', losses, lambdas))
-  if accuracies:
-    drawn.append(draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step',
-                      accuracies))
-  return figures(drawn)
-
-
-def _find_num_steps(folder, sets, metrics):
-  """S of a stage, which may be unfinished: as its newest checkpoint says.
-
-  Where none is left of a run that has results, the last step that it told; else None.
-  """
-  from rim_jax.training import checkpoint as checkpoint_lib
-  saved = checkpoint_lib.get_folder(folder)
-  steps = checkpoint_lib.list_whole(saved)
-  if steps:
-    return checkpoint_lib.load_checkpoint(saved, steps[0]).card['num_steps']
-  return metrics[-1]['step'] if sets else None
+  # Older runs do not tell it; where blocks are not steps it is the same all the time.
+  lambdas = _get_series(metrics, 'train/weight_block_') if stage.facts.blocks_are_steps else {}
+  caption = f'{name}: training loss after each block' + '; below, its weight λ' * bool(lambdas)
+  return figures([
+      draw(caption, 'loss, nats a token', 'step', losses, lambdas) if losses else None,
+      draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies)
+      if accuracies else None])
 
 
 def _get_series(metrics, prefix, scale=1):
@@ -383,21 +329,11 @@ def _get_series(metrics, prefix, scale=1):
   return dict(sorted(series.items()))
 
 
-def _compute_lambdas(blocks, num_steps, stage):
-  """Block -> (steps, weights) in a record with the most blocks."""
-  import numpy as np
-
-  from rim_jax.methods import weigh_record
-  steps = np.linspace(0, num_steps, _MAX_POINTS)
-  return {block: (steps, weights) for block, weights in zip(
-      blocks, weigh_record(stage, blocks, steps, num_steps).T)}
-
-
 def _make_examples(folder, sets, num_shown) -> Table | None:
   """Questions of the first set, with the answers read after each block."""
   chosen = _choose_examples(load_predictions(folder), 2 * num_shown)
   return table(['question', 'gold', 'answers read (✓ right, ✗ wrong)'], [
-      [cell(clean(p['question']), long=True), clean(p['answer']),
+      [cell(clean(p.question), long=True), clean(p.answer),
        _show_read(p, next(iter(sets.values())))] for p in chosen])
 
 

@@ -4,7 +4,6 @@ Reads files (sweep.json's entries, each run's results, metrics, controls and car
 """
 
 from rim_jax import config as config_lib
-from rim_jax.config import stages as stages_lib
 from rim_jax.report import (
   control_results,
   control_sections,
@@ -18,36 +17,35 @@ from rim_jax.report import (
   sweep_tables,
 )
 from rim_jax.report.figures import draw
-from rim_jax.results import values
-from rim_jax.runtime import run_folder
+from rim_jax.results.settings import Conclusion
 
 _MANY = 8  # notes that are shown at once
 _MOST_LINES = 8  # in one figure
 
 
-def write_summary(workdir, title: str, conclusion, states):
+def write_summary(workdir, title: str, conclusion: Conclusion, states):
   """Writes WORKDIR/report.html with figures/ beside it.
 
   Args:
-    conclusion: what sweep.json holds; `states` the sweep's points.
+    states: the sweep's points.
   """
-  entries = conclusion['entries']
-  finished = [e for e in entries if e['num_done']]
+  entries = conclusion.entries
+  finished = [e for e in entries if e.num_done]
   drawn, which = _choose_drawn(finished)
   by_name = {s.point.name: s for s in states}
-  firsts = {e['points'][0]: by_name[e['points'][0]] for e in drawn}
-  blocks = [page.paragraph(sweep_results.describe_best(conclusion['best'])),
+  firsts = {e.points[0]: by_name[e.points[0]] for e in drawn}
+  blocks = [page.paragraph(sweep_results.describe_best(conclusion.best)),
             page.section('Results', [sweep_tables.tabulate_results(entries)]),
-            *page.items(conclusion['warnings']), *_make_notes(entries),
+            *page.items(conclusion.warnings), *_make_notes(entries),
             page.section('Any two', _make_pairs(conclusion),
                          pairwise.describe_unpaired(conclusion)
                          or 'no two settings have answers to the same questions by the same seed'),
             *paper.make_targets(
-                (e['name'], (run := by_name[e['points'][0]]).point.config, run.last[0].eval_set,
-                 e['final_acc']) for e in finished),
+                (e.name, (run := by_name[e.points[0]]).point.config, run.last[0].eval_set,
+                 e.final_acc) for e in finished),
             *_make_optional('More measures', [sweep_tables.tabulate_more(finished)]),
             page.section('What each factor does', [
-                sweep_tables.tabulate_effects(conclusion['effects']), *_draw_factors(states)]),
+                sweep_tables.tabulate_effects(conclusion.effects), *_draw_factors(states)]),
             page.section('Accuracy after each block', [
                 sweep_tables.tabulate_blocks(finished), *_draw_blocks(drawn, which)]),
             *_make_by_number(drawn, which, by_name),
@@ -74,24 +72,24 @@ def _choose_drawn(done):
   """(entries that one figure can tell apart, which those are): all, or the best by valid."""
   if len(done) <= _MOST_LINES:
     return done, ''
-  ranked = sorted(done, key=lambda e: -e.get('valid_acc', {'mean': -1})['mean'])[:_MOST_LINES]
+  ranked = sorted(done, key=lambda e: -e.valid_acc.mean if e.valid_acc else 1)[:_MOST_LINES]
   return [e for e in done if e in ranked], f'; the best {_MOST_LINES} of {len(done)} by valid'
 
 
 def _make_pairs(conclusion) -> page.Blocks:
   reasons = dict.fromkeys(f'{p["a"]} and {p["b"]}, {seed}: not compared, {why}'
-                          for p in conclusion['pairs'] for seed, why in p['not_compared'].items())
+                          for p in conclusion.pairs for seed, why in p['not_compared'].items())
   return [sweep_tables.tabulate_pairs(conclusion), *page.items(reasons)]
 
 
 def _make_notes(entries) -> page.Blocks:
   """What the table cannot say: what failed or was dropped, and which order seeds do not support."""
-  events = [f'{name}: failed, {error}' for e in entries for name, error in e['failed'].items()]
-  events += [f'{name}: dropped {why}' for e in entries for name, why in e['dropped'].items()]
-  done = [e for e in entries if e['num_done']]
+  events = [f'{name}: failed, {error}' for e in entries for name, error in e.failed.items()]
+  events += [f'{name}: dropped {why}' for e in entries for name, why in e.dropped.items()]
+  done = [e for e in entries if e.num_done]
   if len(done) > pairwise.MOST_PAIRED:  # else the table of pairs has them
-    events += [f'{e["name"]}: not compared with the best, {told}' for e in done
-               for told in e.get('against_best', {}).get('not_compared', {}).values()]
+    events += [f'{e.name}: not compared with the best, {told}' for e in done
+               for told in (e.against_best or {}).get('not_compared', {}).values()]
   doubts = sweep_tables.list_doubts(entries, sweep_results.is_apart)
   shown = page.items(doubts)
   if len(doubts) > _MANY:
@@ -112,9 +110,9 @@ def _draw_factors(states) -> page.Blocks:
 
 def _draw_blocks(drawn, which) -> page.Blocks:
   """Accuracies after each block, where there is more than one."""
-  lines = {e['name']: (list(range(1, len(accs) + 1)), *(
-      [None if a[part] is None else 100 * a[part] for a in accs] for part in ('mean', 'stderr')))
-           for e in drawn if len(accs := e.get('block_acc', ())) > 1}
+  lines = {e.name: (list(range(1, len(accs) + 1)), [100 * a.mean for a in accs],
+                    [None if a.stderr is None else 100 * a.stderr for a in accs])
+           for e in drawn if len(accs := e.block_acc or ()) > 1}
   return page.figures([draw(
       f'accuracy after each block, mean over seeds{which}; bars: one standard error',
       'accuracy, %', 'block', lines, legend_title='run')] if lines else [])
@@ -122,29 +120,30 @@ def _draw_blocks(drawn, which) -> page.Blocks:
 
 def _make_by_number(entries, which, states) -> list[page.Section]:
   """Accuracies with K blocks, and of k answers drawn, where some were asked for."""
-  told = {e['name']: page.describe_trained(states[e['points'][0]].last[0], [
-      k for point in e['points'] for k in states[point].result.beyond_positions or ()])
-          for e in entries if 'budget_acc' in e}
+  told = {e.name: page.describe_trained(states[e.points[0]].last[0], [
+      k for point in e.points for k in states[point].result.beyond_positions or ()])
+          for e in entries if e.budget_acc}
   alike = set(told.values()) if len(set(told.values())) == 1 else ()
   budgets = _draw_by_number(
-      entries, 'budget_acc', f'accuracy with K blocks, mean over seeds{which}',
+      {e.name: e.budget_acc for e in entries}, f'accuracy with K blocks, mean over seeds{which}',
       ', '.join(['blocks K', *alike]))
-  drawn = _draw_by_number(entries, 'pass_at', f'pass@k, mean over seeds{which}',
-                          'answers drawn, k')
+  drawn = _draw_by_number({e.name: e.pass_at for e in entries},
+                          f'pass@k, mean over seeds{which}', 'answers drawn, k')
   notes = [] if alike else [f'{name}: {how}' for name, how in told.items()]
   return [*_make_optional('Accuracy with more and fewer blocks', [*budgets, *page.items(notes)]),
           *_make_optional('One of k answers is right', drawn)]
 
 
-def _draw_by_number(entries, key, caption, xlabel) -> page.Blocks:
-  lines = {e['name']: (sorted(map(int, e[key])), [
-      100 * e[key][k]['mean'] for k in sorted(e[key], key=int)]) for e in entries if key in e}
+def _draw_by_number(found, caption, xlabel) -> page.Blocks:
+  """`found`: setting -> number, as text -> summary; or None."""
+  lines = {name: (sorted(map(int, told)), [100 * told[k].mean for k in sorted(told, key=int)])
+           for name, told in found.items() if told}
   return page.figures([draw(caption, 'accuracy, %', xlabel, lines, legend_title='run')]
                       if lines else [])
 
 
 def _draw_latency(entries, drawn, which) -> page.Blocks:
-  lines = {e['name']: _list_points(e) for e in drawn if 'ttft_ms' in e}
+  lines = {e.name: _list_points(e) for e in drawn if e.ttft_ms}
   machines = sweep_tables.list_machines(entries)
   told = machines[0] if len(machines) == 1 else (
       'not all measured alike; only those that were can be compared')
@@ -155,18 +154,17 @@ def _draw_latency(entries, drawn, which) -> page.Blocks:
 
 def _list_points(entry):
   """Mean times to the answer's first token and, where it is known, to its end; and accuracies."""
-  full = next(iter(entry.get('latency', ())), {}).get('full_ms')
-  times = [entry['ttft_ms']['mean'], *([full['mean']] if full else ())]
-  return times, [100 * entry['final_acc']['mean']] * len(times)
+  full = entry.latency and entry.latency[0].full_ms
+  times = [entry.ttft_ms.mean, *([full.mean] if full else ())]
+  return times, [100 * entry.final_acc.mean] * len(times)
 
 
 def _draw_learning(entries, which, states) -> page.Blocks:
   """Accuracy on valid over the updates of all stages, of each entry's first run."""
   by_name, lines = {s.point.name: s for s in states}, {}
   for entry in entries:
-    state, points, before = by_name[entry['points'][0]], [], 0
-    for name, _ in stages_lib.make_stages(state.point.config):
-      folder = run_folder.RunFolder(state.folder / name)
+    state, points, before = by_name[entry.points[0]], [], 0
+    for folder in state.stages.values():
       points += [(before + step, 100 * acc) for step, acc in folder.load_valid_accs().items()]
       before += folder.count_steps()
     if points:
@@ -179,12 +177,12 @@ def _draw_learning(entries, which, states) -> page.Blocks:
 def _make_controls(entries, states) -> page.Blocks:
   """Controls beside what each should give: means over seeds, and each run's, after each block."""
   found = {s.point.name: control_results.load_asked(
-      s.last[1], s.last[0].eval_set, values.to_tree(s.result))[0] for s in states if s.result}
-  return [control_sections.tabulate_over_seeds([e for e in entries if 'controls' in e]),
+      s.last[1], s.last[0].eval_set, s.result)[0] for s in states if s.result}
+  return [control_sections.tabulate_over_seeds(entries),
           *page.details('each run, after each block', [control_sections.tabulate_controls(
-              {name: c['controls'] for name, c in found.items() if c})]),
+              {name: c.controls for name, c in found.items() if c})]),
           *page.items(f'{name}: not shown, {why}' for e in entries
-                      for name, why in e.get('not_carried', {}).items())]
+                      for name, why in e.not_carried.items())]
 
 
 def _make_card(states):

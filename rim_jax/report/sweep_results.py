@@ -14,14 +14,14 @@ import pathlib
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import get_setting, name_setting
 from rim_jax.report import control_results, control_sections, pairwise, sweep_tables, tables
-from rim_jax.report.sweep_tables import BY_NUMBER, MEASURES, MORE, SHOWN
 from rim_jax.results import stats, timings, values
-from rim_jax.runtime import run_folder, storage
+from rim_jax.results.settings import BestSetting, Conclusion, EffectResult, SettingResult
+from rim_jax.runtime import storage
 
 CONCLUSION_VERSION = 4  # counted up where a key changes its meaning or goes
 
 
-def conclude(states, workdir) -> dict:
+def conclude(states, workdir) -> Conclusion:
   """What the done points say: one entry a combination of factors, over its seeds.
 
   Writes WORKDIR/sweep.json, sweep.csv and sweep.md.
@@ -29,16 +29,17 @@ def conclude(states, workdir) -> dict:
   groups = {}
   for state in states:
     groups.setdefault(name_setting(state.point), []).append(state)
-  entries = [_make_entry(name, members) for name, members in groups.items()]
-  timings.relate(entries)
+  entries = timings.relate([_make_entry(name, members) for name, members in groups.items()])
   best = choose_best(entries)
   by_name = {s.point.name: s for s in states}
-  pairwise.compare_with_best(entries, best, by_name)
-  conclusion = {'format': CONCLUSION_VERSION, 'best': best, 'entries': entries,
-                'pairs': pairwise.compare_pairs(entries, by_name), 'effects': find_effects(states),
-                'warnings': find_mixtures(states) + find_touched(states)}
+  entries = pairwise.compare_with_best(entries, best, by_name)
+  conclusion = Conclusion(
+      format=CONCLUSION_VERSION, best=best, entries=entries,
+      pairs=pairwise.compare_pairs(entries, by_name), effects=find_effects(states),
+      warnings=find_mixtures(states) + find_touched(states))
   workdir = pathlib.Path(workdir)
-  storage.write_json(workdir / 'sweep.json', conclusion)
+  storage.write_json(workdir / 'sweep.json',
+                     values.to_tree(conclusion) | ({} if best else {'best': {}}))
   storage.write_text(workdir / 'sweep.csv', _make_csv(entries))
   storage.write_text(workdir / 'sweep.md', make_markdown(conclusion))
   return conclusion
@@ -47,78 +48,83 @@ def conclude(states, workdir) -> dict:
 def read_valid_acc(state) -> float | None:
   """Accuracy on valid of the checkpoint that a done point's result is of, from its metrics."""
   result = state.result
-  if result is None:
-    return None
-  return run_folder.RunFolder(state.last[1]).load_valid_accs().get(result.step)
+  return result and state.last[1].load_valid_accs().get(result.step)
 
 
-def _make_entry(name, members) -> dict:
-  found = [(s, values.to_tree(r)) for s in members if (r := s.result)]
-  entry = {'name': name, 'factors': get_setting(members[0].point), 'num_points': len(members),
-           'num_done': len(found),
-           'failed': {s.point.name: s.error for s in members if s.status == 'failed'},
-           'dropped': {s.point.name: s.error for s in members if s.status == 'dropped'}}
+def _make_entry(name, members) -> SettingResult:
+  found = [(s, r) for s in members if (r := s.result)]
+  entry = SettingResult(
+      name=name, factors=get_setting(members[0].point), num_points=len(members),
+      num_done=len(found),
+      failed={s.point.name: s.error for s in members if s.status == 'failed'},
+      dropped={s.point.name: s.error for s in members if s.status == 'dropped'})
   if not found:
     return entry
-  asked = {s.point.name: control_results.load_asked(s.last[1], s.last[0].eval_set, r)
-           for s, r in found}
-  entry |= _summarize([r | ({} if (acc := read_valid_acc(s)) is None else {'valid_acc': acc})
-                       | control_results.get_selected(asked[s.point.name][0], r) for s, r in found])
-  entry |= control_results.summarize([told for told, _ in asked.values()])
-  entry['not_carried'] = {name: why for name, (_, why) in asked.items() if why}
-  entry['steps'] = sorted({_count_steps(s) for s, _ in found})
-  entry['points'] = [s.point.name for s, _ in found]
-  return entry
+  asked = [control_results.load_asked(s.last[1], s.last[0].eval_set, r) for s, r in found]
+  carried = [told for told, _ in asked if told]
+  results = [dataclasses.replace(r, selected_acc=control_results.get_selected(told, r))
+             for (_, r), (told, _) in zip(found, asked)]
+  summaries = _summarize(results) | timings.summarize(results) | dict(
+      valid_acc=_average([read_valid_acc(s) for s, _ in found]))
+  return dataclasses.replace(
+      entry, **summaries, n=results[0].n,
+      controls=control_results.summarize_controls(carried) or None,
+      probes=control_results.summarize_probes(carried),
+      not_carried={s.point.name: why for (s, _), (_, why) in zip(found, asked) if why},
+      steps=sorted({_count_steps(s) for s, _ in found}),
+      points=[s.point.name for s, _ in found])
 
 
-def _summarize(results) -> dict:
-  found = {}
-  for key in (*SHOWN, control_results.SELECTED, *MORE):
-    values = [r[key] for r in results if key in r]
-    if values:
-      found[key] = dataclasses.asdict(stats.summarize(values)) | {'values': values}
-  for key in BY_NUMBER:
-    told = [r[key] for r in results if key in r]
-    if told:
-      found[key] = {k: dataclasses.asdict(stats.summarize([t[k] for t in told if k in t]))
-                    for k in dict.fromkeys(itertools.chain(*told))}
-  widths = {len(r['block_acc']) for r in results}
-  if len(widths) == 1:
-    found['block_acc'] = [dataclasses.asdict(stats.summarize(accs))
-                          for accs in zip(*(r['block_acc'] for r in results))]
-  return found | {'n': results[0]['n']} | timings.summarize(results)
+def _summarize(results: list[values.EvalResult]) -> dict:
+  """The measures of a setting that results have, by their names, and accuracies after blocks."""
+  summaries = {}
+  for measure in values.list_measures(SettingResult):
+    given = [x for r in results if (x := getattr(r, measure.name, None)) is not None]
+    if given and isinstance(given[0], dict):
+      summaries[measure.name] = {k: stats.summarize([x[k] for x in given if k in x])
+                                 for k in dict.fromkeys(itertools.chain(*given))}
+    else:
+      summaries[measure.name] = _average(given)
+  if len({len(r.block_acc) for r in results}) == 1:
+    summaries['block_acc'] = [stats.summarize(a) for a in zip(*(r.block_acc for r in results))]
+  return summaries
+
+
+def _average(given) -> stats.Summary | None:
+  given = [x for x in given if x is not None]
+  return stats.summarize(given, keep=True) if given else None
 
 
 def _count_steps(state) -> int:
   """Updates over all stages."""
-  return sum(run_folder.RunFolder(state.folder / name).count_steps()
-             for name, _ in stages_lib.make_stages(state.point.config))
+  return sum(folder.count_steps() for folder in state.stages.values())
 
 
-def choose_best(entries) -> dict:
-  """The entry with the highest mean on valid, and every other with the same; {} where none has any.
+def choose_best(entries: list[SettingResult]) -> BestSetting | None:
+  """The entry with the highest mean on valid, and every other with the same; None if none has any.
 
   Of equals the recipe's first: test has no say. `doubtful` are those that the seeds do not tell
   from it: the difference on valid is within two standard errors, or has none, for want of seeds.
   `dropped` counts the runs that ended early (sweep/halving.py): nobody knows what they would
   have had.
   """
-  known = [e for e in entries if 'valid_acc' in e]
+  known = [(e.name, e.valid_acc, e.final_acc) for e in entries if e.valid_acc and e.final_acc]
   if not known:
-    return {}
-  best = max(known, key=lambda e: e['valid_acc']['mean'])  # the first of equals
-  found, others = best['valid_acc'], [e for e in known if e is not best]
-  return {'name': best['name'], 'valid_acc': found, 'final_acc': best['final_acc'],
-          'equal': [e['name'] for e in others if e['valid_acc']['mean'] == found['mean']],
-          'doubtful': [e['name'] for e in others if not is_apart(found, e['valid_acc'])],
-          'dropped': {e['name']: len(e['dropped']) for e in entries if e['dropped']}}
+    return None
+  best, valid, final = max(known, key=lambda e: e[1].mean)  # the first of equals
+  others = {name: theirs for name, theirs, _ in known if name != best}
+  return BestSetting(
+      name=best, valid_acc=valid, final_acc=final,
+      equal=[name for name, theirs in others.items() if theirs.mean == valid.mean],
+      doubtful=[name for name, theirs in others.items() if not is_apart(valid, theirs)],
+      dropped={e.name: len(e.dropped) for e in entries if e.dropped})
 
 
-def is_apart(high, low) -> bool:
+def is_apart(high: stats.Summary, low: stats.Summary) -> bool:
   """Whether seeds support that one summary is above another: by two standard errors."""
-  if high['stderr'] is None or low['stderr'] is None:
+  if high.stderr is None or low.stderr is None:
     return False
-  return high['mean'] - low['mean'] > 2 * (high['stderr']**2 + low['stderr']**2)**0.5
+  return high.mean - low.mean > 2 * (high.stderr**2 + low.stderr**2)**0.5
 
 
 def find_mixtures(states) -> list[str]:
@@ -168,91 +174,90 @@ def list_levels(points) -> dict:
   return {key: values for key, values in levels.items() if len(values) > 1}
 
 
-def find_effects(states) -> list[dict]:
+def find_effects(states) -> list[EffectResult]:
   """What each level of a factor does against the factor's first one.
 
   From pairs of done points that agree in every other factor and in the seed.
   """
-  found, effects = {s.point.name: {'final_acc': s.result.final_acc,
-                                   'valid_acc': read_valid_acc(s)} for s in states if s.result}, []
+  found, effects = {s.point.name: (read_valid_acc(s), s.result.final_acc)
+                    for s in states if s.result}, []
   for factor, (reference, *others) in list_levels([s.point for s in states]).items():
-    at = {}  # level -> what else a point is -> its measures
+    at = {}  # level -> what else a point is -> its accuracies
     for state in states:
       factors = state.point.factors
       if state.point.name in found and factor in factors:
         rest = tuple(sorted((k, str(v)) for k, v in factors.items() if k != factor))
         at.setdefault(factors[factor], {})[rest] = found[state.point.name]
     for level in others:
-      pairwise = [(mine, at[reference][rest]) for rest, mine in at.get(level, {}).items()
-                  if rest in at.get(reference, {})]
-      effect = {'factor': factor, 'level': level, 'reference': reference}
-      for measure in MEASURES:
-        differences = [a[measure] - b[measure] for a, b in pairwise
-                       if None not in (a[measure], b[measure])]
-        if differences:
-          effect[measure] = dataclasses.asdict(stats.summarize_pairs(differences))
-      effects.append(effect)
+      pairs = [(mine, at[reference][rest]) for rest, mine in at.get(level, {}).items()
+               if rest in at.get(reference, {})]
+      valid, final = ([a[i] - b[i] for a, b in pairs if None not in (a[i], b[i])] for i in (0, 1))
+      effects.append(EffectResult(
+          factor=factor, level=level, reference=reference,
+          valid_acc=stats.summarize_pairs(valid) if valid else None,
+          final_acc=stats.summarize_pairs(final) if final else None))
   return effects
 
 
 # ---- Files ----
 
 
-def _make_csv(entries) -> str:
+def _make_csv(entries: list[SettingResult]) -> str:
   out = io.StringIO()
   rows = csv.writer(out, lineterminator='\n')
-  keys = list(dict.fromkeys(k for e in entries for k in e['factors']))
+  keys = list(dict.fromkeys(k for e in entries for k in e.factors))
   rows.writerow([*keys, 'measure', 'seeds', 'mean', 'stderr'])
   for entry in entries:
-    for measure, found in entry.items():
-      alone = measure == 'block_acc' and len(found) == 1  # no blocks, and final_acc itself
-      told = (() if measure == 'factors' or alone else
-              [(f'{k} batch {row["batch"]}', x) for row in found for k, x in row.items()
-               if isinstance(x, dict) and 'ttft_ms' in entry] if measure == 'latency' else
-              _list_summaries(measure, found))
-      for name, x in told:
-        rows.writerow([*(entry['factors'].get(k, '') for k in keys), name, x['count'], x['mean'],
-                       '' if x['stderr'] is None else x['stderr']])
+    told = {measure: found for measure, found in vars(entry).items() if measure != 'latency'
+            # No blocks, and the final accuracy itself.
+            and not (found is entry.block_acc and len(found or ()) == 1)}
+    for row in entry.latency or () if entry.ttft_ms else ():
+      told |= {f'{k} batch {row.batch}': x for k, x in vars(row).items()}
+    for measure, found in told.items():
+      for name, x in _list_summaries(measure, found):
+        rows.writerow([*(entry.factors.get(k, '') for k in keys), name, x.count, x.mean,
+                       '' if x.stderr is None else x.stderr])
   return out.getvalue()
 
 
 def _list_summaries(name, found):
   """(name, summary) of each in a measure: of a list's by their places: blocks, or steps."""
-  if isinstance(found, dict) and {'mean', 'stderr', 'count'} <= found.keys():
+  if isinstance(found, stats.Summary):
     yield name, found
-  elif isinstance(found, (dict, list)):
-    for key, part in found.items() if isinstance(found, dict) else enumerate(found, 1):
+  elif isinstance(found, (dict, list, values.Value)):
+    parts = enumerate(found, 1) if isinstance(found, list) else (
+        found if isinstance(found, dict) else vars(found)).items()
+    for key, part in parts:
       yield from _list_summaries(f'{name} {key}', part)
 
 
-def make_markdown(conclusion) -> str:
+def make_markdown(conclusion: Conclusion) -> str:
   """The tables of the page, ready to paste."""
-  entries = conclusion['entries']
-  done = [e for e in entries if e['num_done']]
-  lines = [*conclusion['warnings'], describe_best(conclusion['best'])]
+  entries = conclusion.entries
+  done = [e for e in entries if e.num_done]
+  lines = [*conclusion.warnings, describe_best(conclusion.best)]
   for shown in (sweep_tables.tabulate_results(entries), sweep_tables.tabulate_blocks(done),
                 sweep_tables.tabulate_more(done), sweep_tables.tabulate_times(done),
-                control_sections.tabulate_over_seeds([e for e in done if 'controls' in e]),
+                control_sections.tabulate_over_seeds(done),
                 sweep_tables.tabulate_pairs(conclusion),
-                sweep_tables.tabulate_effects(conclusion['effects'])):
+                sweep_tables.tabulate_effects(conclusion.effects)):
     lines += tables.to_markdown(shown) if shown else []
   unpaired = pairwise.describe_unpaired(conclusion)
   return '\n'.join([*lines, *(['', unpaired] if unpaired else [])]) + '\n'
 
 
-def describe_best(best) -> str:
+def describe_best(best: BestSetting | None) -> str:
   """One sentence: what valid chose, what it has elsewhere, and what the seeds do not tell."""
   if not best:
     return 'No best point: no run that is done has an accuracy on valid.'
-  valid, final = (tables.mean(best[key]).text for key in MEASURES)
-  told = (f"Best by valid: {best['name']} ({valid} of valid, mean of "
-          f"{best['valid_acc']['count']} seed(s); {final} final).")
-  if best['equal']:
-    told += f" Equal on valid: {', '.join(best['equal'])}."
-  doubtful = [name for name in best['doubtful'] if name not in best['equal']]
+  told = (f'Best by valid: {best.name} ({tables.mean(best.valid_acc).text} of valid, mean of '
+          f'{best.valid_acc.count} seed(s); {tables.mean(best.final_acc).text} final).')
+  if best.equal:
+    told += f" Equal on valid: {', '.join(best.equal)}."
+  doubtful = [name for name in best.doubtful if name not in best.equal]
   if doubtful:
     told += f" The seeds do not tell it from: {', '.join(doubtful)}."
-  if best['dropped']:
+  if best.dropped:
     told += ' Runs dropped early, which are in no comparison: ' + ', '.join(
-        f'{count} of {name}' for name, count in best['dropped'].items()) + '.'
+        f'{count} of {name}' for name, count in best.dropped.items()) + '.'
   return told

@@ -2,7 +2,7 @@
 
 import itertools
 
-from rim_jax.report import control_results, pairwise
+from rim_jax.report import pairwise
 from rim_jax.report.tables import (
   MISSING,
   Cell,
@@ -18,53 +18,46 @@ from rim_jax.report.tables import (
   table,
 )
 from rim_jax.results import timings
-
-SHOWN = ('valid_acc', 'final_acc', 'any_block_acc', 'majority_acc')  # of every run
-MORE = ('integer_acc', 'negative_acc', 'non_integer_acc', 'changed_acc')  # of GSM-Hard
-BY_NUMBER = ('pass_at', 'budget_acc', 'steps_acc')  # k, K, or T, as text -> accuracy, where told
-MEASURES = ('valid_acc', 'final_acc')  # of effects: what chooses, and what is reported
-_COLUMNS = (
-    Column('on valid', 'chooses the checkpoint of a run, and the best of all'), Column('final'),
-    Column('any block', 'upper bound: picks the right block by looking at the answer'),
-    Column('majority of blocks'))
+from rim_jax.results.settings import Conclusion, EffectResult, SettingResult
+from rim_jax.results.stats import Effect
+from rim_jax.results.values import list_measures
 
 
-def tabulate_results(entries) -> Table | None:
+def tabulate_results(entries: list[SettingResult]) -> Table | None:
   """The headline: a row a setting, its means over seeds, its time, its test against the best."""
-  chosen = any(control_results.SELECTED in e for e in entries)
-  by_probe = [Column('selected by a probe', control_results.SELECTED_BY)] * chosen
+  measures = [m for m in list_measures(SettingResult) if m.first
+              and any(getattr(e, m.name) for e in entries)]
   rows = []
   for entry in entries:
-    cells = [mean(entry.get(key)) for key in SHOWN]
-    cells[1] = cells[1].style('strong')
-    cells += [mean(entry.get(control_results.SELECTED), of=entry['num_done'])] * chosen
-    tests = entry.get('against_best', {}).get('tests', ())
+    cells = [mean(getattr(entry, m.name), of=entry.num_done) for m in measures]
+    tests = (entry.against_best or {}).get('tests', ())
     rows.append([
-        name(entry['name']), *cells, _count_seeds(entry),
-        ', '.join(map(str, entry.get('steps', ()))), _show_first_token(entry),
+        name(entry.name), *(c.style('strong') if m.heads else c for c, m in zip(cells, measures)),
+        _count_seeds(entry), ', '.join(map(str, entry.steps)), _show_first_token(entry),
         stack([_show_chance(t['p_value']) for t in tests] or [MISSING], long=False)])
   return table([
-      '', *_COLUMNS, *by_probe, 'seeds done', 'updates', "ms to the answer's first token",
+      '', *(Column(m.label, m.meaning) for m in measures), 'seeds done', 'updates',
+      "ms to the answer's first token",
       ('against the best: p', 'McNemar, exact, a seed each, each test alone')], rows)
 
 
-def _count_seeds(entry) -> Cell:
+def _count_seeds(entry: SettingResult) -> Cell:
   """How many runs are done, and why others are not."""
-  told = cell(f'{entry["num_done"]} of {entry["num_points"]}', long=True)
-  if entry['num_done']:
+  told = cell(f'{entry.num_done} of {entry.num_points}', long=True)
+  if entry.num_done:
     return told
-  return told.note(f'dropped {clean(min(entry["dropped"].values()))}' if entry['dropped'] else
-                   f'failed: {clean(min(entry["failed"].values()))}' if entry['failed'] else
+  return told.note(f'dropped {clean(min(entry.dropped.values()))}' if entry.dropped else
+                   f'failed: {clean(min(entry.failed.values()))}' if entry.failed else
                    'not done')
 
 
-def _show_first_token(entry) -> Cell:
+def _show_first_token(entry: SettingResult) -> Cell:
   """The mean time to the first token, and its ratio to direct answering's."""
-  if 'ttft_ms' not in entry:
-    return cell(timings.UNLIKE if 'measured_on' in entry else MISSING)
-  told = mean(entry['ttft_ms'], 1, '')
-  return told.note(number(entry['ttft_ratio'], f'{entry["ttft_ratio"]:.2f}'),
-                   f' x direct, {entry["ttft_ratio_how"]}') if 'ttft_ratio' in entry else told
+  if not entry.ttft_ms:
+    return cell(timings.UNLIKE if entry.measured_on else MISSING)
+  told = mean(entry.ttft_ms, 1, '')
+  return told.note(number(entry.ttft_ratio, f'{entry.ttft_ratio:.2f}'),
+                   f' x direct, {entry.ttft_ratio_how}') if entry.ttft_ratio else told
 
 
 def _show_chance(value):
@@ -72,7 +65,7 @@ def _show_chance(value):
   return number(value, pairwise.show_chance(value).replace(' ', '\xa0').replace('-', '\u2011'))
 
 
-def tabulate_pairs(conclusion) -> Table | None:
+def tabulate_pairs(conclusion: Conclusion) -> Table | None:
   """Differences of any two settings that were compared, below the diagonal, and their tests."""
   names, cells = pairwise.arrange(conclusion)
   if not cells:
@@ -97,63 +90,55 @@ def _show_pair(pair) -> Cell:
   return told
 
 
-def tabulate_more(entries) -> Table | None:
+def tabulate_more(entries: list[SettingResult]) -> Table | None:
   """What was measured of some runs only: GSM-Hard by kind of answer, pass@k, a number of blocks."""
-  labels = {key: (key.removesuffix('_acc').replace('_', ' ') + ' answers' if key != 'changed_acc'
-                  else 'changed questions') for key in MORE}
   found = {}  # entry -> label -> summary
   for entry in entries:
-    mine = found[entry['name']] = {labels[k]: entry[k] for k in labels if k in entry}
-    for key, label in zip(BY_NUMBER, ('pass@{}', 'K = {}', '{} steps')):
-      mine |= {label.format(k): told for k, told in entry.get(key, {}).items()}
+    told = {m.label: getattr(entry, m.name) for m in list_measures(SettingResult) if not m.first}
+    found[entry.name] = {label.format(k): summary for label, given in told.items() if given
+                         for k, summary in (given.items() if isinstance(given, dict) else
+                                            [('', given)])}
   head = list(dict.fromkeys(label for told in found.values() for label in told))
   return table(['', *head], [[name(setting), *(mean(told.get(label)) for label in head)]
                              for setting, told in found.items() if told])
 
 
-def tabulate_effects(effects) -> Table | None:
+def tabulate_effects(effects: list[EffectResult]) -> Table | None:
   """Paired differences, a row a level."""
   return table(
       ['changed', ('pairs', 'of runs that differ in nothing else'),
        ('final, points', 'mean difference, its 95% interval'), 'on valid, points'],
-      [[name(describe_change(e)), str(count_pairs(e)),
-        *(_show_effect(e.get(m)) for m in reversed(MEASURES))] for e in effects],
+      [[name(f'{e.factor}: {e.level} for {e.reference}'),
+        str(max(m.count if m else 0 for m in (e.final_acc, e.valid_acc))),
+        _show_effect(e.final_acc), _show_effect(e.valid_acc)] for e in effects],
       notes=["Student's t over the pairs, each interval alone: of twenty, one is expected to "
              'miss.'])
 
 
-def describe_change(effect) -> str:
-  return f"{effect['factor']}: {effect['level']} for {effect['reference']}"
-
-
-def count_pairs(effect) -> int:
-  return max((effect[m]['count'] for m in MEASURES if m in effect), default=0)
-
-
-def _show_effect(effect) -> Cell:
+def _show_effect(effect: Effect | None) -> Cell:
   if not effect:
     return cell(MISSING)
-  told = cell(points(effect['mean'])).style('strong')
-  if not effect['interval']:
-    return told + f' no interval: {effect["no_interval"]}'
-  low, high = map(points, effect['interval'])
+  told = cell(points(effect.mean)).style('strong')
+  if not effect.interval:
+    return told + f' no interval: {effect.no_interval}'
+  low, high = map(points, effect.interval)
   return told + cell('\xa0[', low, ',\xa0', high, ']')
 
 
-def tabulate_blocks(entries) -> Table | None:
+def tabulate_blocks(entries: list[SettingResult]) -> Table | None:
   """Accuracy after each block, where there is more than one."""
-  told = {e['name']: e['block_acc'] for e in entries if len(e.get('block_acc', ())) > 1}
+  told = {e.name: e.block_acc for e in entries if e.block_acc and len(e.block_acc) > 1}
   blocks = range(1, max(map(len, told.values()), default=0) + 1)
   return table(['', *(f'block {k}' for k in blocks)], [
       [name(setting), *(mean(accs[k - 1]) if k <= len(accs) else MISSING for k in blocks)]
       for setting, accs in told.items()])
 
 
-def tabulate_times(entries) -> Table | None:
+def tabulate_times(entries: list[SettingResult]) -> Table | None:
   """Times beside what they were measured on, a row a batch size."""
-  rows = [[name(e['name']), number(row['batch']) if 'batch' in row else MISSING,
+  rows = [[name(e.name), number(row.means.batch) if row.means.batch else MISSING,
            *(_show_time(row, part) for part, _ in timings.PARTS),
-           cell(clean(row['conditions']), long=True, wide=True)]
+           cell(clean(row.conditions), long=True, wide=True)]
           for e in entries for row in timings.list_rows(e)]
   warning = 'not all measured alike; only those that were can be compared'
   notes = [timings.TIMES_MEAN, *[warning] * (len(list_machines(entries)) > 1)]
@@ -162,17 +147,19 @@ def tabulate_times(entries) -> Table | None:
   return table(head, rows, notes=[f'{"; ".join(notes)}.'])
 
 
-def list_machines(entries) -> list[str]:
+def list_machines(entries: list[SettingResult]) -> list[str]:
   """What settings were timed on, each once."""
-  return list(dict.fromkeys(m['machine'] for e in entries for m in e.get('measured_on', ())))
+  return list(dict.fromkeys(m['machine'] for e in entries for m in e.measured_on))
 
 
-def _show_time(row, part) -> Cell:
+def _show_time(row: timings.TimesRow, part: str) -> Cell:
   """A mean time, and its ratio to direct answering's."""
-  if 'first_token_ms' not in row:
-    return cell(timings.UNLIKE if part == 'first_token' else MISSING)
-  told, ratio = mean(row.get(f'{part}_ms'), 1, ''), row.get(f'{part}_ratio')
-  return told.note(mean(ratio, 1, ' x'), f', {ratio["how"]}' if 'how' in ratio else '') if (
+  first = part == 'first_token'
+  if not row.means.first_token_ms:
+    return cell(timings.UNLIKE if first else MISSING)
+  told = mean(getattr(row.means, f'{part}_ms'), 1, '')
+  ratio = getattr(row.means, f'{part}_ratio')
+  return told.note(mean(ratio, 1, ' x'), f', {row.how}' if first and row.how else '') if (
       ratio) else told
 
 
@@ -187,15 +174,15 @@ def tabulate_runs(states) -> Table | None:
   return table(['', 'state', 'final', 'where'], rows)
 
 
-def list_doubts(entries, is_apart) -> list[str]:
+def list_doubts(entries: list[SettingResult], is_apart) -> list[str]:
   """Which order of settings by final accuracy the seeds do not support."""
-  ranked = sorted((e for e in entries if e['num_done']), key=lambda e: -e['final_acc']['mean'])
-  single = [e['name'] for e in ranked if e['final_acc']['stderr'] is None]
+  ranked = sorted(((e.name, e.final_acc) for e in entries if e.final_acc),
+                  key=lambda found: -found[1].mean)
+  single = [name for name, accuracy in ranked if accuracy.stderr is None]
   doubts = [f'one seed does not support an order: {", ".join(single)}'] * (
       len(ranked) > 1 and bool(single))
-  for better, worse in itertools.pairwise(ranked):
-    a, b = better['final_acc'], worse['final_acc']
-    if None not in (a['stderr'], b['stderr']) and not is_apart(a, b):
-      doubts.append(f'{better["name"]} above {worse["name"]}: within two standard errors of the '
-                    'difference; the seeds do not support this order')
+  for (better, a), (worse, b) in itertools.pairwise(ranked):
+    if None not in (a.stderr, b.stderr) and not is_apart(a, b):
+      doubts.append(f'{better} above {worse}: within two standard errors of the difference; the '
+                    'seeds do not support this order')
   return doubts

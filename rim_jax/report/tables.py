@@ -7,6 +7,8 @@ its exact value beside the text that a person reads.
 import dataclasses
 import re
 
+from rim_jax.results.stats import Summary
+
 MISSING = '–'
 
 
@@ -136,7 +138,7 @@ def name(text) -> Cell:
   return cell(Part(clean(text), style='name'), long=True)
 
 
-def mean(summary, scale=100, unit='%', of=None) -> Cell:
+def mean(summary: Summary | None, scale=100, unit='%', of=None) -> Cell:
   """A mean over seeds and its standard error; a dash for none.
 
   Args:
@@ -145,12 +147,11 @@ def mean(summary, scale=100, unit='%', of=None) -> Cell:
   if not summary:
     return cell(MISSING)
   decimals = 1 if scale == 100 else 2
-  told = cell(number(summary['mean'], f'{scale * summary["mean"]:.{decimals}f}'))
-  if summary['stderr'] is not None:
-    told += cell('\xa0±\xa0', number(summary['stderr'],
-                                     f'{scale * summary["stderr"]:.{decimals}f}'))
+  told = cell(number(summary.mean, f'{scale * summary.mean:.{decimals}f}'))
+  if summary.stderr is not None:
+    told += cell('\xa0±\xa0', number(summary.stderr, f'{scale * summary.stderr:.{decimals}f}'))
   told += unit
-  return told.note(f'{summary["count"]} of {of} seeds') if of and summary['count'] < of else told
+  return told.note(f'{summary.count} of {of} seeds') if of and summary.count < of else told
 
 
 # ---- Tables ----

@@ -13,18 +13,22 @@ class Summary:
   mean: float
   stderr: float | None  # of the mean; None for one seed, which tells nothing of others
   count: int
+  values: list[float] | None = None  # of each seed, where they are kept
 
 
-def summarize(values) -> Summary:
+def summarize(values, keep: bool = False) -> Summary:
   """Mean and standard error over seeds, with the n - 1 of a sample.
 
+  Args:
+    keep: whether the summary has the values too.
   Raises: ValueError where there are no values.
   """
   values = [float(v) for v in values]
   if not values:
     raise ValueError('no values')
   return Summary(math.fsum(values) / len(values),
-                 float(scipy.stats.sem(values)) if len(values) > 1 else None, len(values))
+                 float(scipy.stats.sem(values)) if len(values) > 1 else None, len(values),
+                 values if keep else None)
 
 
 @dataclasses.dataclass(frozen=True)

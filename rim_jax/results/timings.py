@@ -8,6 +8,8 @@ from typing import Any
 
 from rim_jax.config import methods
 from rim_jax.results import stats
+from rim_jax.results.settings import LatencyOverSeeds, SettingResult
+from rim_jax.results.values import EvalResult, LatencyFacts
 
 PARTS = (  # of what evaluation/latency.py times; what a person asks for first stands first
     ('first_token', "to the answer's first token"), ('full', 'to its end'),
@@ -28,89 +30,97 @@ _CONDITIONS = (
 _THOUGHTS = '; {num_thoughts} thoughts, found one after the other before it'  # in their one block
 
 
-def describe(entry) -> str:
+def describe(entry: LatencyFacts) -> str:
   """What the times of one of `latency`'s entries, of a run or of several, depend on."""
-  return (_CONDITIONS + _THOUGHTS * bool(entry.get('num_thoughts'))).format(**entry)
+  return (_CONDITIONS + _THOUGHTS * bool(entry.num_thoughts)).format(**vars(entry))
 
 
-def _get_facts(entry) -> tuple:
+def _get_facts(entry: LatencyFacts) -> dict[str, Any]:
   """What an entry was measured on; runs whose facts are equal were measured alike."""
-  return tuple(sorted((k, v) for k, v in entry.items() if isinstance(v, (str, int))))
+  return {f.name: getattr(entry, f.name) for f in dataclasses.fields(LatencyFacts)
+          if f.name != 'more'}
 
 
-def summarize(results) -> dict:
+def summarize(results: list[EvalResult]) -> dict[str, Any]:
   """What runs were timed on, each once, and their mean times.
 
   There is no mean of runs that were not measured alike: the same machine, dtype, batch, tokens.
 
-  Returns: `measured_on`; `ttft_ms` over all runs; `latency`, an entry for each batch size and all
-    else that times depend on: these facts, and of each of PARTS `<part>_ms` and, where all runs
-    have it, `<part>_ratio`, each the mean over runs of medians.
+  Returns: fields of a SettingResult: `measured_on`; `ttft_ms` over all runs; `latency`, an entry
+    for each batch size and all else that times depend on.
   """
-  timed = [r for r in results if 'ttft_ms' in r]
+  timed = [r for r in results if r.ttft_ms is not None]
   if not timed:
     return {}
   alike = {}  # what was measured on -> what it is in words
   for result in timed:
-    words = result.get('ttft_conditions', 'not told')
-    facts = _get_facts(next(iter(result.get('latency', ())), {}))
-    alike.setdefault(facts or words, {
-        'machine': _MACHINE.format(**dict(facts)) if facts else words, 'conditions': words})
-  found: dict[str, Any] = {'measured_on': list(alike.values())}
-  if len(alike) == 1:
-    values = [r['ttft_ms'] for r in timed]
-    found['ttft_ms'] = dataclasses.asdict(stats.summarize(values)) | {'values': values}
-  latency = _summarize_latency(timed)
-  return found | ({'latency': latency} if latency else {})
+    words = result.ttft_conditions or 'not told'
+    facts = _get_facts(result.latency[0]) if result.latency else {}
+    alike.setdefault(tuple(facts.items()) or words, {
+        'machine': _MACHINE.format(**facts) if facts else words, 'conditions': words})
+  return {'measured_on': list(alike.values()), 'latency': _summarize_latency(timed) or None,
+          'ttft_ms': stats.summarize([r.ttft_ms for r in timed], keep=True) if (
+              len(alike) == 1) else None}
 
 
-def _summarize_latency(results) -> list[dict]:
+def _summarize_latency(results) -> list[LatencyOverSeeds]:
   groups = {}
   for result in results:  # sizes that the devices round up to one batch count once
-    for facts, entry in {_get_facts(e): e for e in result.get('latency', ())}.items():
+    for facts, entry in {tuple(_get_facts(e).items()): e for e in result.latency or ()}.items():
       groups.setdefault(facts, []).append(entry)
   found = []
   for facts, entries in groups.items():
     told = {}
     for key in (f'{part}_{what}' for part, _ in PARTS for what in ('ms', 'ratio')):
-      medians = [e[key]['median'] for e in entries if key in e]
+      medians = [getattr(e, key).median for e in entries if getattr(e, key)]
       if len(medians) == len(entries):  # a ratio of some would not be that of the mean time
-        told[key] = dataclasses.asdict(stats.summarize(medians))
-    found += [dict(facts) | told] if told else []
+        told[key] = stats.summarize(medians)
+    found += [LatencyOverSeeds(**dict(facts), **told)] if told else []
   return found
 
 
-def relate(entries) -> None:
-  """Adds `ttft_ratio`, the mean time to the first token against direct answering's, and how.
+def relate(entries: list[SettingResult]) -> list[SettingResult]:
+  """The entries with `ttft_ratio`, the mean time to the first token against direct answering's.
 
   Timed side by side where the runs were; else it is of mean times, to those of `direct` with all
   other factors alike, on a like machine.
   """
   def leave_out_method(entry):
-    return tuple(sorted((k, str(v)) for k, v in entry['factors'].items() if k != 'method'))
-  timed = [e for e in entries if 'ttft_ms' in e]
-  bases = {leave_out_method(e): e for e in timed if methods.is_baseline(e['factors'].get('method'))}
-  for entry in timed:
-    told = next(iter(entry.get('latency', ())), {}).get('first_token_ratio')
+    return tuple(sorted((k, str(v)) for k, v in entry.factors.items() if k != 'method'))
+  bases = {leave_out_method(e): e for e in entries
+           if e.ttft_ms and methods.is_baseline(e.factors.get('method'))}
+
+  def find_ratio(entry):
+    told = entry.latency[0].first_token_ratio if entry.latency else None
     base = bases.get(leave_out_method(entry))
+    if not entry.ttft_ms:
+      return None, None
     if told:
-      entry |= {'ttft_ratio': told['mean'], 'ttft_ratio_how': SIDE_BY_SIDE}
-    elif base and base['measured_on'][0]['machine'] == entry['measured_on'][0]['machine']:
-      entry |= {'ttft_ratio': entry['ttft_ms']['mean'] / base['ttft_ms']['mean'],
-                'ttft_ratio_how': OF_MEANS}
+      return told.mean, SIDE_BY_SIDE
+    if base and base.ttft_ms and base.measured_on[0]['machine'] == entry.measured_on[0]['machine']:
+      return entry.ttft_ms.mean / base.ttft_ms.mean, OF_MEANS
+    return None, None
+  ratios = map(find_ratio, entries)
+  return [dataclasses.replace(entry, ttft_ratio=ratio, ttft_ratio_how=how)
+          for entry, (ratio, how) in zip(entries, ratios)]
 
 
-def list_rows(entry) -> list[dict]:
-  """What a table of times has of a setting: `latency`'s entries, each with its `conditions`.
+@dataclasses.dataclass(frozen=True)
+class TimesRow:
+  """What a table of times has of a setting and a batch size."""
+  means: LatencyOverSeeds
+  conditions: str
+  how: str = ''  # the ratio of the first token was found, where that is not as usual
 
-  Of older results the little that they tell: a ratio with `how`, or no more than conditions.
-  """
-  if 'measured_on' not in entry:
+
+def list_rows(entry: SettingResult) -> list[TimesRow]:
+  """Of older results the little that they tell: a ratio of means, or no more than conditions."""
+  if not entry.measured_on:
     return []
-  rows = [row | {'conditions': describe(row)} for row in entry.get('latency', ())] or [
-      {'conditions': '; '.join(m['conditions'] for m in entry['measured_on'])}
-      | ({'first_token_ms': entry['ttft_ms']} if 'ttft_ms' in entry else {})]
-  if entry.get('ttft_ratio_how') == OF_MEANS:
-    rows[0]['first_token_ratio'] = {
-        'mean': entry['ttft_ratio'], 'stderr': None, 'how': OF_MEANS}
+  rows = [TimesRow(means, describe(means)) for means in entry.latency or ()] or [
+      TimesRow(LatencyOverSeeds(first_token_ms=entry.ttft_ms),
+               '; '.join(m['conditions'] for m in entry.measured_on))]
+  if entry.ttft_ratio is not None and entry.ttft_ratio_how == OF_MEANS:
+    rows[0] = TimesRow(dataclasses.replace(rows[0].means, first_token_ratio=stats.Summary(
+        entry.ttft_ratio, None, 1)), rows[0].conditions, OF_MEANS)
   return rows

@@ -14,20 +14,35 @@ import typing
 VALID_ACC = 'valid/final_acc'  # in metrics.jsonl, of what was saved at that step
 
 
-def measure(label: str, meaning: str = '', form: str = '', long: bool = False):
+@dataclasses.dataclass(frozen=True)
+class Measure:
   """A field that people are shown: what they call it, and what it means.
 
   Args:
     form: how `str.format` shows it; '' for a share in %, a count with commas, or text.
     long: whether it is a sentence.
+    chooses: whether it chooses among blocks, so that with one reading it says nothing.
+    heads: whether it is what the result is about; readings by block belong to it.
+    first: whether it stands in the first table of many runs.
   """
-  return dataclasses.field(default=None, metadata={
-      'label': label, 'meaning': meaning, 'form': form, 'long': long})
+  label: str
+  meaning: str = ''
+  form: str = ''
+  long: bool = False
+  chooses: bool = False
+  heads: bool = False
+  first: bool = False
+  name: str = ''  # of the field
 
 
-def list_measures(kind) -> list[dataclasses.Field]:
-  """The fields of a kind of value that people are shown, in order."""
-  return [f for f in dataclasses.fields(kind) if 'label' in f.metadata]
+def measure(label: str, meaning: str = '', **more):
+  return dataclasses.field(default=None, metadata={'measure': Measure(label, meaning, **more)})
+
+
+def list_measures(kind) -> list[Measure]:
+  """What people are shown of a kind of value, in order."""
+  return [dataclasses.replace(f.metadata['measure'], name=f.name)
+          for f in dataclasses.fields(kind) if 'measure' in f.metadata]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,10 +83,10 @@ class LatencyFacts(Value):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatencyResult(LatencyFacts):
   """How long a method's four programs take (evaluation/latency.py): ms, x direct, FLOPs."""
-  prefill_ms: Quartiles | None = None
-  first_token_ms: Quartiles | None = None
-  decode_ms: Quartiles | None = None
-  full_ms: Quartiles | None = None
+  prefill_ms: Quartiles
+  first_token_ms: Quartiles
+  decode_ms: Quartiles
+  full_ms: Quartiles
   prefill_ratio: Quartiles | None = None
   first_token_ratio: Quartiles | None = None
   decode_ratio: Quartiles | None = None
@@ -117,14 +132,14 @@ class EvalResult(Value):
   num_blocks: int | None = measure('memory blocks K', 'the same for every question')
   num_thoughts: int | None = measure(
       'thoughts', 'hidden states fed back before the answer, for every question')
-  final_acc: float = dataclasses.field(metadata={
-      'label': 'final accuracy', 'meaning': 'of the last answer read, +- one standard error',
-      'form': '', 'long': False})
+  final_acc: float = dataclasses.field(metadata={'measure': Measure(
+      'final accuracy', 'of the last answer read, +- one standard error', heads=True)})
   final_acc_stderr: float | None = None
   block_acc: list[float]
-  majority_acc: float | None = measure('majority of blocks', 'the answer that most blocks give')
+  majority_acc: float | None = measure(
+      'majority of blocks', 'the answer that most blocks give', chooses=True)
   any_block_acc: float | None = measure(
-      'any block', 'upper bound: picks the right block by looking at the answer')
+      'any block', 'upper bound: picks the right block by looking at the answer', chooses=True)
   selected_acc: float | None = measure(  # stands in controls.json, and is put beside the others
       'selected by a probe',
       'the block whose probe is most confident; probes fitted on train, C chosen on valid')
@@ -167,6 +182,17 @@ class EvalResult(Value):
   answer_rule: str | None = None
   data_fingerprint: str | None = None
   format: int | None = None
+
+  @property
+  def measures(self) -> list[Measure]:
+    """Those that it has and that say something.
+
+    With one reading there is no choice among blocks. Thoughts stand in one block, whose number
+    would say nothing.
+    """
+    return [m for m in list_measures(type(self)) if getattr(self, m.name) is not None
+            and not (m.chooses and len(self.block_acc) == 1)
+            and not (m.name == 'num_blocks' and self.num_thoughts is not None)]
 
 
 # ---- Controls ----

@@ -101,8 +101,7 @@ class RunFolder:
 
   def load_predictions(self, set_name: str) -> list[values.Prediction]:
     """Raises: UserError where they are missing or damaged."""
-    return [values.from_tree(values.Prediction, row)
-            for row in load_predictions(self.get_predictions(set_name))]
+    return load_predictions(self.get_predictions(set_name))
 
   def load_controls(self) -> values.ControlsResult | None:
     """None where nothing was asked. Raises: UserError where the file is damaged."""
@@ -131,8 +130,8 @@ class RunFolder:
 
 
 def _load(path, kind, what: str):
-  """What a JSON file holds, as a value; None where there is no file."""
-  if not path.exists():
+  """What a JSON file holds, as a value; None where there is none, or an empty one."""
+  if not path.exists() or not path.read_text().strip():
     return None
   try:
     return values.from_tree(kind, storage.load_json(path, what))
@@ -149,7 +148,7 @@ def parse_line(text: str) -> dict | None:
   return line if isinstance(line, dict) and 'step' in line else None
 
 
-def load_predictions(path) -> list[dict]:
+def load_predictions(path) -> list[values.Prediction]:
   """A set's predictions, as evaluation writes them.
 
   Raises: UserError where the file is missing or holds anything else.
@@ -163,10 +162,10 @@ def load_predictions(path) -> list[dict]:
   rows = []
   for number, line in enumerate(lines, 1):
     try:
-      row = json.loads(line)
+      row = values.from_tree(values.Prediction, json.loads(line))
     except ValueError:
       row = None
-    if not isinstance(row, dict) or not {'question', 'answer', 'correct'} <= row.keys():
+    if row is None:
       raise UserError(f'{path}:{number}: not a prediction; {fix}')
     rows.append(row)
   return rows
@@ -192,7 +191,7 @@ def compare_files(path_a, path_b, confidence: float = 0.95) -> stats.Comparison:
   if None not in prints and prints[0] != prints[1]:
     raise UserError(f'{path_b}: of another data set than {path_a} (fingerprints {prints[1]} and '
                     f'{prints[0]}); evaluate both runs on the same data')
-  asked = [[(p['question'], p['answer']) for p in predictions] for predictions in (a, b)]
+  asked = [[(p.question, p.answer) for p in predictions] for predictions in (a, b)]
   if asked[0] != asked[1]:
     shared = len(set(asked[0]) & set(asked[1]))
     at = next((i for i, (x, y) in enumerate(zip(*asked)) if x != y), min(len(a), len(b)))
@@ -200,4 +199,4 @@ def compare_files(path_a, path_b, confidence: float = 0.95) -> stats.Comparison:
         f'{path_b}: other questions than {path_a}: {len(b)} and {len(a)}, of which {shared} are '
         f'the same, and line {at + 1} is the first to differ; evaluate both runs on the same data, '
         'with the same eval.num_examples')
-  return stats.compare([p['correct'] for p in a], [p['correct'] for p in b], confidence)
+  return stats.compare([p.correct for p in a], [p.correct for p in b], confidence)

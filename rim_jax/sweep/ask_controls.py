@@ -73,8 +73,7 @@ def list_flags(run: PointRun, result: values.EvalResult, done: dict) -> list[str
     done: name -> (run, result) of every run that has a result, this one among them.
   """
   own, (config, folder) = run.point.config, run.last
-  found, _ = control_results.load_asked(folder, config.eval_set, values.to_tree(result))
-  asked = folder.load_controls() if found else None
+  asked, _ = control_results.load_asked(folder, config.eval_set, result)
   fresh = asked is not None and (not config.controls.probes or asked.probes is not None)
   names = matched_runs.find_matched(own, {name: r.point.config for name, (r, _) in done.items()})
   flags = []

@@ -159,7 +159,8 @@ class Meter:
     scalars = {f'train/{k}': values[k] for k in ('loss', 'grad_norm', 'learning_rate', 'norm')}
     scalars |= {f'train/added_{name}': value for name, value in values['added'].items()}
     for k in np.flatnonzero(values['block_count']):
-      scalars[f'train/nll_block_{k}'] = values['block_nll'][k] / values['block_count'][k]
+      for name in ('nll', 'weight'):
+        scalars[f'train/{name}_block_{k}'] = values[f'block_{name}'][k] / values['block_count'][k]
     scalars |= {'perf/steps_per_sec': rate,
                 'perf/examples_per_sec': rate * values['num_examples'],
                 'perf/tokens_per_sec': rate * values['num_tokens']}

@@ -111,11 +111,13 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
                  config: Config, dropout_key, row_examples: int = 1):
   """Weighted NLL of a (micro-)batch as sums, and what its method adds to it.
 
-  Returns: (sum in nats, {'norm', 'block_nll' [num_blocks + 1], 'block_count'
-    [num_blocks + 1], 'num_tokens', 'num_examples', 'added' name -> part of the sum}), all sums;
-    block_nll adds up each readout's unweighted mean token NLL by the block that it reads.
+  Returns: (sum in nats, {'norm', 'block_nll' [num_blocks + 1], 'block_weight' [num_blocks + 1],
+    'block_count' [num_blocks + 1], 'num_tokens', 'num_examples', 'added' name -> part of the sum}),
+    all sums; block_nll adds up each readout's unweighted mean token NLL by the block that it reads,
+    block_weight its weight.
   """
-  logits_bsv, added = methods.get_method(config).forward(
+  method = methods.get_method(config)
+  logits_bsv, added = method.forward(
       model, batch, config, row_examples, dropout_key)
   nll_bs = loss_lib.compute_slot_nll(logits_bsv, batch.slot_target)
   weights_bs, norm = loss_lib.compute_slot_weights(batch, step, num_steps, config)
@@ -128,6 +130,7 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
       'norm': norm,
       'added': added,
       'block_nll': by_block(loss_lib.compute_weighted_nll(nll_bs, share)),
+      'block_weight': by_block(share * method.weight(batch, step, num_steps, config)),
       'block_count': by_block(share),
       'num_tokens': (batch.example > 0).sum(),
       'num_examples': batch.example.max(1).sum(),

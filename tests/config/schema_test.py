@@ -443,8 +443,8 @@ def probe_loop(config, tools):
 
   state = types.SimpleNamespace(step=0, healthy=True, params={}, opt_state={})
   values = {'loss': 1.0, 'grad_norm': 1.0, 'learning_rate': 1.0, 'norm': 1.0, 'healthy': True,
-            'block_nll': np.ones(4), 'block_count': np.ones(4), 'num_examples': 1,
-            'num_tokens': 1, 'added': {}}
+            'block_nll': np.ones(4), 'block_weight': np.ones(4), 'block_count': np.ones(4),
+            'num_examples': 1, 'num_tokens': 1, 'added': {}}
   step = types.SimpleNamespace()
   step.lower = lambda *args: step
   step.compile = lambda: lambda state, frozen, batch: (state, values)

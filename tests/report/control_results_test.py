@@ -1,13 +1,22 @@
 """What controls and probes found stands beside the result that it is of, and beside no other."""
 
-import json
+import dataclasses
 
 import pytest
 
 from rim_jax.report import control_results
-from tests.report import control_sections_test as findings_test
+from rim_jax.results import stats, values
+from rim_jax.runtime import run_folder
+from tests import support_report
 
-RESULT = {'step': 1000, 'final_acc': 0.375, 'block_acc': [0.25, 0.375], 'data_fingerprint': 'd'}
+RESULT = values.EvalResult(
+    step=1000, final_acc=0.375, block_acc=[0.25, 0.375], data_fingerprint='d')
+
+
+def read(tree) -> values.ControlsResult:
+  return values.from_tree(values.ControlsResult, {
+      'num_blocks': 3, 'controls': {}, 'sweeps': {}, 'pairing': {
+          'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0}, **tree})
 
 
 @pytest.mark.parametrize('changes, set_name, told', [
@@ -17,64 +26,70 @@ RESULT = {'step': 1000, 'final_acc': 0.375, 'block_acc': [0.25, 0.375], 'data_fi
     ({}, 'gsm_hard', 'of step 1000 on test, the result of step 1000 on gsm_hard'),
     ({'data_fingerprint': 'e'}, 'test', 'of other data, the result of step 1000 on test')])
 def test_another_checkpoint_set_or_data_is_not_the_result_s(tmp_path, changes, set_name, told):
-  assert control_results.load_asked(tmp_path, set_name, RESULT) == ({}, '')
-  found, _ = findings_test.write_findings(tmp_path, **changes)
-  asked, why = control_results.load_asked(tmp_path, set_name, RESULT)
-  assert asked == ({} if told else json.loads(json.dumps(found)))
+  folder = run_folder.RunFolder(tmp_path)
+  assert control_results.load_asked(folder, set_name, RESULT) == (None, '')
+  found, _ = support_report.write_findings(tmp_path, **changes)
+  asked, why = control_results.load_asked(folder, set_name, RESULT)
+  assert asked == (None if told else read(found))
   assert (told in why and why.startswith('controls.json is ')) if told else why == ''
-  assert control_results.get_selected(asked, RESULT) == ({} if told else {'selected_acc': 0.5})
+  assert control_results.get_selected(asked, RESULT) == (None if told else 0.5)
 
 
 def test_a_damaged_file_and_several_checkpoints_are_told_and_take_nothing_along(tmp_path):
-  findings_test.write_findings(tmp_path)
+  support_report.write_findings(tmp_path)
+  folder = run_folder.RunFolder(tmp_path)
   asked, why = control_results.load_asked(
-      tmp_path, 'test-splits', RESULT | {'checkpoint': 'splits'})
-  assert asked == {} and why == (
+      folder, 'test-splits', dataclasses.replace(RESULT, checkpoint='splits'))
+  assert asked is None and why == (
       'the result is of several checkpoints, and controls are of one')
   (tmp_path / 'controls.json').write_text('{')
-  asked, why = control_results.load_asked(tmp_path, 'test', RESULT)
-  assert asked == {} and 'controls.json: this file is damaged' in why
+  asked, why = control_results.load_asked(folder, 'test', RESULT)
+  assert asked is None and 'controls.json: this file is damaged' in why
   assert why.endswith('; ask it again with --mode=controls')
 
 
 @pytest.mark.parametrize('set_name', ['valid', 'valid-n7', 'gsm_hard'])
 def test_probes_are_reported_on_test_and_stand_beside_no_other_set(set_name):
-  found = {'step': 7, 'probes': findings_test.make_probes()}
-  assert control_results.get_selected(found | {'set': set_name}, RESULT) == {}
-  assert control_results.summarize([found | {'set': set_name}]) == {}
+  found = {'step': 7, 'probes': support_report.make_probes()}
+  other = read(found | {'set': set_name})
+  assert control_results.get_selected(other, RESULT) is None
+  assert control_results.summarize_probes([other]) is None
   for name in ('test', 'test-k2', 'test-n9'):
-    asked = found | {'set': name}
-    assert control_results.get_selected(asked, RESULT) == {'selected_acc': 0.5}
-    assert control_results.get_selected(asked, RESULT | {'block_acc': [0.375]}) == {}
+    asked = read(found | {'set': name})
+    assert control_results.get_selected(asked, RESULT) == 0.5
+    assert control_results.get_selected(
+        asked, dataclasses.replace(RESULT, block_acc=[0.375])) is None
 
 
 @pytest.mark.parametrize('probes', [
-    {}, {'none': 'one layer'}, {'right': {'selection': {'none': 'no block has a probe'}}}])
+    {}, {'none': 'one layer'}, {'right': {
+        'by_block': [], 'pooled': {}, 'selection': {'none': 'no block has a probe'}}}])
 def test_what_chose_no_block_selected_nothing(probes):
-  assert control_results.get_selected({'set': 'test', 'probes': probes}, RESULT) == {}
+  assert control_results.get_selected(read({'set': 'test', 'probes': probes}), RESULT) is None
 
 
 def test_means_are_over_the_runs_that_have_a_number_place_by_place():
-  assert control_results.average([0.25, None, 0.75]) == {'mean': 0.5, 'stderr': 0.25, 'count': 2}
+  assert control_results.average([0.25, None, 0.75]) == stats.Summary(0.5, 0.25, 2)
   assert control_results.average([None, None]) is None
   table = control_results.average([[[0.5, None]], [[0.75, None], [1.0]]])
-  assert [[x and (x['mean'], x['count']) for x in row] for row in table] == [
+  assert [[x and (x.mean, x.count) for x in row] for row in table] == [
       [(0.625, 2), None], [(1.0, 1)]]
 
 
 def make_asked(own, donor, run, **probes):
-  return {'set': 'test', 'probes': findings_test.make_probes() | probes, 'controls': {
+  return read({'set': 'test', 'probes': support_report.make_probes() | probes, 'controls': {
       'swapped': {'what': 'w', 'expected': 'e', 'final_acc': own, 'final_donor_acc': donor},
       'averaged': {'what': 'm', 'expected': 'x', 'none': f'no two, {run}'},
       'direct': {'what': 'd', 'expected': 'c', 'given': True, 'run': run, 'final_acc': own / 2,
                  'differs': ['seed', run]},
-      'pause': {'what': 'p', 'expected': 'c', 'given': False}}}
+      'pause': {'what': 'p', 'expected': 'c', 'given': False}}})
 
 
 def test_controls_over_seeds_by_hand():
   """A matched run beside two seeds is one; one that no run was given is left out."""
-  told = control_results.summarize([make_asked(0.25, 0.5, 'a'), make_asked(0.75, 0.75, 'b'),
-                                    make_asked(0.75, 0.75, 'b'), {'set': 'test'}])['controls']
+  told = values.to_tree(control_results.summarize_controls([
+      make_asked(0.25, 0.5, 'a'), make_asked(0.75, 0.75, 'b'), make_asked(0.75, 0.75, 'b'),
+      read({'set': 'test'})]))
   assert list(told) == ['swapped', 'averaged', 'direct']
   assert told['swapped'] == {
       'what': 'w', 'expected': 'e',
@@ -87,12 +102,12 @@ def test_controls_over_seeds_by_hand():
 
 
 def test_probes_over_seeds_by_hand():
-  second = findings_test.make_probes()['right']
+  second = support_report.make_probes()['right']
   second['by_block'][0]['auroc'] = 0.625  # the first has 0.875
   second['selection'] = {'none': 'no block has a probe'}
-  told = control_results.summarize([
+  told = values.to_tree(control_results.summarize_probes([
       make_asked(0.5, 0.5, 'a'),
-      make_asked(0.5, 0.5, 'a', right=second, steps={'none': 'no classes'})])['probes']
+      make_asked(0.5, 0.5, 'a', right=second, steps={'none': 'no classes'})]))
   assert told['count'] == 2
   assert told['auroc'] == [{'mean': 0.75, 'stderr': 0.125, 'count': 2},
                            {'mean': 0.625, 'stderr': 0.0, 'count': 2}, None]

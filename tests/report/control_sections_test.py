@@ -1,7 +1,6 @@
 """What a page says of a run's memory is what controls.json and pca.csv hold, number for number."""
 
 import csv
-import json
 import re
 
 import pytest
@@ -10,84 +9,16 @@ from rim_jax import config as config_lib
 from rim_jax.config import methods
 from rim_jax.report import control_sections
 from rim_jax.report import page as page_lib
-from tests.report import run_page_test as report_test
+from rim_jax.results import values
+from rim_jax.runtime import run_folder
+from tests import support_report
+from tests.support_report import BLOCKS, make_attention, make_controls, make_probes, write_findings
 
-NASTY = report_test.NASTY.replace('\ud800', '')  # what JSON can hold
-BLOCKS = (1, 2, 3)
-
-
-def spread(start, shape):
-  """Distinct numbers below 1 in nested lists of a shape."""
-  if not shape:
-    return start
-  step = 1 / shape[0] / 3
-  return [spread(start / shape[0] + i * step, shape[1:]) for i in range(shape[0])]
+NASTY = support_report.NASTY.replace('\ud800', '')  # what JSON can hold
 
 
-def make_sweep(start):
-  return {'what': f'what {start}', 'expected': f'expect {start}', 'by_block': [
-      {'block': k, 'n': 7, 'block_acc': spread(start + k / 50, (3,)),
-       'block_donor_acc': spread(start + k / 70, (3,))} for k in BLOCKS]}
-
-
-def make_controls():
-  return {
-      'as_trained': {'what': 'nothing', 'expected': 'all', 'n': 1234,
-                     'block_acc': [0.1, 0.2, 0.31]},
-      'swapped': {'what': 'donors', 'expected': 'theirs', 'n': 904, 'block_acc': [0.41, 0.42, 0.43],
-                  'block_donor_acc': [0.51, 0.52, 0.53]},
-      'averaged': {'what': 'means', 'expected': 'chance', 'n': 0, 'none': 'no two are alike'},
-      'direct': {'what': 'a run', 'expected': 'chance', 'given': True, 'n': 12,
-                 'run': 'runs/direct', 'block_acc': [0.0625],
-                 'differs': ['model.num_layers', 'model.mlp_dim']},
-      'pause': {'what': 'a run', 'expected': 'chance', 'given': False}}
-
-
-def make_attention(own):
-  """Two questions, three blocks, two layers; groups are the question, the blocks and the own."""
-  def weights(start):
-    found = spread(start, (3, 2, 5))
-    return found if own else [[[*layer[:-1], 0.0] for layer in block] for block in found]
-  return {'what': 'weights', 'num_questions': 2, 'mean': weights(0.1),
-          'groups': ['question', 'block 1', 'block 2', 'block 3', 'readout'], 'questions': [
-              {'question': 'a b', 'answer': '5', 'tokens': ['a', ' ', 'b'],
-               'by_group': weights(0.2 + i / 10), 'by_token': spread(0.3 + i / 10, (3, 3))}
-              for i in range(2)]}
-
-
-def make_probes():
-  ranking = {'n': 9, 'right': 0.25, 'auroc': 0.875, 'auprc': 0.75}
-  return {
-      'state': 'a token', 'num_questions': {'train': 2000, 'valid': 500, 'test': 1000},
-      'right': {
-          'by_block': [{'block': 1, **ranking, 'c': 0.01, 'c_tuned': True},
-                       {'block': 2, **ranking, 'auroc': 0.625, 'c': 1.0, 'c_tuned': False},
-                       {'block': 3, 'none': 'one class', 'train_right': 0.96875}],
-          'pooled': {**ranking, 'auprc': 0.4375}, 'num_fitted': 2,
-          'selection': {'acc': 0.5, 'final_acc': 0.375, 'any_block_acc': 0.8125,
-                        'num_recoverable': 812, 'recoverable_acc': 0.6875,
-                        'recoverable_final_acc': None, 'chosen_blocks': [1, 2, 1006]}},
-      'steps': {'acc': [[0.5, None], [0.25, None], [0.125, None]], 'majority': [0.0625, None],
-                'n': [9, 3], 'none': {'2': 'train has one class alone'}},
-      'pca': {'explained': [0.5, 0.25], 'fitted_on': 1000,
-              'centers': {str(s): spread(s / 2000, (3, 2)) for s in (1000, 500, 90)},
-              'spread': {str(s): [s + 1.5, s + 2.5, s + 3.5] for s in (1000, 500, 90)}}}
-
-
-def write_findings(folder, own=True, **changes):
-  """What --mode=controls leaves, with every number another; (its content, points of pca.csv)."""
-  folder.mkdir(parents=True, exist_ok=True)
-  found = {'format': 1, 'method': 'rim_stage2', 'set': 'test', 'n': 1234, 'num_blocks': 3,
-           'step': 1000, 'checkpoint': 'best', 'controls': make_controls(),
-           'pairing': {'num_pairs': 904, 'num_equal_answers': 96, 'num_without_partner': 5},
-           'sweeps': {'swapped_block': make_sweep(0.02), 'swapped_from_block': make_sweep(0.04)},
-           'attention': make_attention(own), 'probes': make_probes(), **changes}
-  points = [(step, i, k, step / 1e4 + i, k / 8, '7') for step in (500, 1000) for i in (1, 2)
-            for k in BLOCKS]
-  with open(folder / 'pca.csv', 'w', newline='') as file:
-    csv.writer(file).writerows([('step', 'question', 'block', 'x', 'y', 'answer'), *points])
-  (folder / 'controls.json').write_text(json.dumps(found))
-  return found, points
+def read_controls() -> dict[str, values.ControlResult]:
+  return values.from_tree(dict[str, values.ControlResult], make_controls())
 
 
 def show(folder, blocks):
@@ -100,7 +31,7 @@ def made(tmp_path):
   """(the page, its text, what it was made of, where)."""
   found, points = write_findings(tmp_path)
   text = show(tmp_path, control_sections.make_parts('run', tmp_path))
-  return report_test.Page(tmp_path / 'page.html'), text, found, points, tmp_path
+  return support_report.Page(tmp_path / 'page.html'), text, found, points, tmp_path
 
 
 def read_figure(folder, name):
@@ -133,9 +64,10 @@ def test_controls_stand_beside_what_they_should_give(made):
 
 
 def test_runs_stand_side_by_side_and_a_control_that_one_lacks_is_a_dash(tmp_path):
+  controls = read_controls()
   show(tmp_path, [control_sections.tabulate_controls({
-      'a': make_controls(), 'b': {'swapped': make_controls()['swapped']}})])
-  head, *rows = report_test.Page(tmp_path / 'page.html').tables[0]
+      'a': controls, 'b': {'swapped': controls['swapped']}})])
+  head, *rows = support_report.Page(tmp_path / 'page.html').tables[0]
   assert [text for text, _ in head[2:]] == ['a', 'b'] and len(rows) == 5
   assert rows[1][2] == rows[1][3] and rows[0][3] == ('–', ())
   assert control_sections.tabulate_controls({}) is None
@@ -237,7 +169,7 @@ def test_no_more_points_than_a_page_can_carry(tmp_path):
   rows = [(1000, i, k, 0, 0, '7') for i in range(1, 401) for k in BLOCKS]
   with open(tmp_path / 'pca.csv', 'a', newline='') as file:
     csv.writer(file).writerows(rows)
-  points, count = control_sections._load_points(tmp_path, '1000', 3)
+  points, count = control_sections._load_points(run_folder.RunFolder(tmp_path), '1000', 3)
   assert count == 333 and all(len(x) <= 335 for x, _ in points.values())
 
 
@@ -247,8 +179,8 @@ def test_no_more_points_than_a_page_can_carry(tmp_path):
 def make_page(folder, method='rim', **stages):
   for name, (stage, num_blocks) in (stages or {
       'stage1': ('rim_stage1', 4), 'stage2': ('rim_stage2', 4)}).items():
-    report_test.write_run(folder / name, stage, num_blocks)
-  return report_test.write_page(folder, method)
+    support_report.write_run(folder / name, stage, num_blocks)
+  return support_report.write_page(folder, method)
 
 
 def test_what_was_not_asked_yet_names_its_command(tmp_path, blank_figures):
@@ -268,8 +200,8 @@ def test_what_was_not_asked_yet_names_its_command(tmp_path, blank_figures):
 def test_they_are_asked_of_the_last_stage_alone_and_of_blocks_alone(tmp_path, blank_figures):
   write_findings(tmp_path / 'rim' / 'stage2')
   assert make_page(tmp_path / 'rim').text.count('Does the memory do the work?') == 1
-  report_test.write_run(tmp_path / 'direct', 'direct', 0)
-  text = report_test.write_page(tmp_path / 'direct', 'direct').text
+  support_report.write_run(tmp_path / 'direct', 'direct', 0)
+  text = support_report.write_page(tmp_path / 'direct', 'direct').text
   assert 'memory do the work' not in text and 'not asked yet' not in text
 
 
@@ -297,7 +229,7 @@ def test_text_from_a_run_is_inert(tmp_path, where):
 
 
 def test_a_name_of_a_run_is_inert_in_the_table_of_many(tmp_path):
-  text = show(tmp_path, [control_sections.tabulate_controls({NASTY: make_controls()})])
+  text = show(tmp_path, [control_sections.tabulate_controls({NASTY: read_controls()})])
   assert '<img' not in text and '&lt;img' in text
 
 
@@ -306,7 +238,7 @@ def test_configs_of_every_method_have_a_page(tmp_path):
   for method in methods.FACTS:
     folder = tmp_path / method
     folder.mkdir()
-    text = report_test.write_page(folder, method).text
+    text = support_report.write_page(folder, method).text
     assert ('memory do the work' in text) == (method in (
         'rim', 'rim_stage1', 'rim_stage2', 'pause')), method
   assert config_lib.Config().controls.num_attention == 4

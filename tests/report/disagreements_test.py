@@ -8,10 +8,9 @@ import pytest
 
 from rim_jax.report import disagreements, sweep_page, sweep_results
 from rim_jax.report import page as page_lib
-from tests import support, support_sweep
-from tests.report import run_page_test as report_test
+from tests import support, support_report, support_sweep
 
-NASTY = report_test.NASTY
+NASTY = support_report.NASTY
 
 
 def choose_slowly(right, count):
@@ -65,7 +64,7 @@ def test_runs_stand_below_one_another_with_all_that_they_read(tmp_path):
   write_answers(states[0], [both, (f'q{NASTY}', f'g{NASTY}', ['3', f'4{NASTY}'], [True, False])], 2)
   write_answers(states[1], [both, (f'q{NASTY}', f'g{NASTY}', ['5'], [True])], 0)
   told = sweep_results.conclude(states, tmp_path)
-  page = report_test.Page(sweep_page.write_summary(tmp_path, 'any', told, states))
+  page = support_report.Page(sweep_page.write_summary(tmp_path, 'any', told, states))
   tables = [t for t in page.tables if t[0] and t[0][0][0].startswith('gold')]
   clean = page_lib.clean
   assert [[[text for text, _ in row] for row in t] for t in tables] == [

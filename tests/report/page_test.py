@@ -1,14 +1,18 @@
 """Blocks are shown as they are, and an empty section says so."""
 
 from rim_jax.report import page
+from rim_jax.results.values import EvalResult, Prediction
 
 
 def test_thoughts_and_the_question_alone_have_no_block():
-  prediction = {'block_predictions': ['7'], 'block_correct': [True], 'correct': True}
-  assert page.list_answers(prediction, {'num_blocks': 1}) == {1: ('7', True)}
-  assert page.list_answers(prediction, {'num_blocks': 1, 'num_thoughts': 3}) == {0: ('7', True)}
-  assert page.list_answers(prediction, {'num_blocks': 0}) == {0: ('7', True)}
-  assert page.list_answers({'correct': False}, {}) == {0: ('', False)}
+  def mark(**result):
+    return page.mark_answers(Prediction(
+        question='', answer='', correct=True, block_predictions=['7'], block_correct=[True]),
+                             EvalResult(final_acc=1.0, block_acc=[1.0], **result)).text
+  assert mark(num_blocks=1) == '1: ✓ 7'
+  assert mark(num_blocks=1, num_thoughts=3) == mark(num_blocks=0) == '✓ 7'
+  old = Prediction(question='', answer='', correct=False)
+  assert page.mark_answers(old, EvalResult(final_acc=0.0, block_acc=[0.0])).text == '✗ '
 
 
 def show(*blocks) -> str:

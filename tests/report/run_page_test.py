@@ -1,7 +1,6 @@
 """What is shown is what the files say; text from data is inert; nothing missing is a crash."""
 
 import dataclasses
-import html.parser
 import io
 import json
 import re
@@ -13,21 +12,17 @@ from rim_jax import config as config_lib
 from rim_jax.errors import UserError
 from rim_jax.report import figures as figures_lib
 from rim_jax.report import run_page
-from tests.sweep import halving_test
-
-NASTY = '[bold]5[/bold] + <img src=x onerror=alert(1)>&amp; [/] \x1b[31m\x00\ud800'
-RULE = 'numbers are compared as numbers'
-
-
-def make_result(method, num_blocks, **fields):
-  readings = max(num_blocks, 1)
-  return {'n': 1319, 'num_blocks': num_blocks, 'final_acc': 0.4321455648218347,
-          'final_acc_stderr': 0.013640, 'block_acc': [(k + 1.23456) / 41 for k in range(readings)],
-          'any_block_acc': 0.765432, 'majority_acc': 0.45678, 'num_unfinished': 17,
-          'answer_rule': RULE, 'ttft_ms': 12.379, 'ttft_ratio': 1.2376,
-          'ttft_conditions': 'a device <of> [b]mine[/b]',
-          'step': 1234, 'checkpoint': 'best', 'method': method, 'format': 1, **fields}
-
+from rim_jax.results import values as values_lib
+from tests.support_report import (
+  NASTY,
+  RULE,
+  Page,
+  make_metrics,
+  make_prediction,
+  make_result,
+  write_page,
+  write_run,
+)
 
 GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
     ('integer', 'negative', 'non_integer', 'changed'))} | {
@@ -38,46 +33,6 @@ GSM_HARD = {f'{kind}_acc': 0.1 + 0.01 * i for i, kind in enumerate(
         'num_by_steps': {'2': 386, '10': 933}, 'chosen_on': 'test <itself>'}
 
 
-def make_prediction(i, num_blocks, correct, **fields):
-  readings = max(num_blocks, 1)
-  return {'origin': f'made:{i}', 'question': f'question-{i} is?', 'answer': '42',
-          'prediction': '42', 'correct': correct,
-          'block_predictions': [str(100 + k) for k in range(readings)],
-          'block_correct': [False] * (readings - 1) + [correct], 'text': '2*21=42\nso 42',
-          'majority_correct': correct, **fields}
-
-
-def make_metrics(blocks, num_lines=8):
-  lines = []
-  for i in range(1, num_lines + 1):
-    lines.append({'step': 10 * i, 'time': 1.0, 'train/loss': 1 / i,
-                  **{f'train/nll_block_{k}': 1 / i for k in blocks}})
-    lines.append({'step': 10 * i, 'time': 1.0, 'valid/final_acc': 0.5,
-                  **{f'valid/acc_block_{k}': 0.5 for k in blocks}})
-  return lines
-
-
-def write_run(folder, method, num_blocks, predictions=None, metrics=None, **results):
-  """A run's files as training and evaluation leave them."""
-  (folder / 'predictions').mkdir(parents=True)
-  results = results or {'test': make_result(method, num_blocks)}
-  if predictions is None:
-    predictions = [make_prediction(i, num_blocks, i % 4 == 0) for i in range(1319)]
-  results = {name: result | {'n': len(predictions)} for name, result in results.items()}
-  blocks = range(1, num_blocks + 1) or (0,)
-  metrics = make_metrics(blocks) if metrics is None else metrics
-  card = {'format': 1, 'config': dataclasses.asdict(config_lib.Config(method=method)),
-          'data': {'name': 'rim_chain', 'fingerprint': '4c732d53bf67afe4'}, 'commit': 'c0ffee+',
-          'command': ['main.py', '--config=a b.py']}
-  (folder / 'config.json').write_text(json.dumps(card))
-  (folder / 'results.json').write_text(json.dumps(results))
-  (folder / 'metrics.jsonl').write_text(''.join(json.dumps(m) + '\n' for m in metrics))
-  for name in results:
-    (folder / 'predictions' / f'{name}.jsonl').write_text(
-        ''.join(json.dumps(p) + '\n' for p in predictions))
-  return results
-
-
 def write_curriculum(folder):
   stage1 = make_result('rim_stage1', 4, step_acc_gold_count=0.81239,
                        step_acc_by_block=[0.91237, 0.7, 0.6])
@@ -86,41 +41,6 @@ def write_curriculum(folder):
                               test=make_result('rim_stage2', 4, final_acc=0.98765),
                               **{'test-k0': make_result('rim_stage2', 0, final_acc=0.111),
                                  'gsm_hard': make_result('rim_stage2', 4, **GSM_HARD)})}
-
-
-class Page(html.parser.HTMLParser):
-  """Tables as rows of (text, exact values), all elements, and the text of a page."""
-
-  def __init__(self, path):
-    super().__init__()
-    self.tables, self.elements, self.text, self.in_cell = [], [], '', False
-    self.feed(path.read_text())
-
-  def handle_starttag(self, tag, attrs):
-    self.elements.append((tag, dict(attrs)))
-    if tag == 'table':
-      self.tables.append([])
-    elif tag == 'tr':
-      self.tables[-1].append([])
-    elif tag in ('td', 'th'):
-      self.tables[-1][-1].append(('', ()))
-      self.in_cell = True
-    elif tag == 'data' and self.in_cell:
-      text, values = self.tables[-1][-1][-1]
-      self.tables[-1][-1][-1] = (text, (*values, json.loads(dict(attrs)['value'])))
-
-  def handle_endtag(self, tag):
-    self.in_cell &= tag not in ('td', 'th')
-
-  def handle_data(self, data):
-    self.text += data
-    if self.in_cell:
-      text, values = self.tables[-1][-1][-1]
-      self.tables[-1][-1][-1] = (text + data, values)
-
-
-def write_page(folder, method):
-  return Page(run_page.write_report(folder, config_lib.Config(method=method)))
 
 
 def show(folder, num_shown=4, name=None, encoding='utf-8', **settings):
@@ -152,10 +72,10 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
           for name, result in by_name.items()}
   headline, *rest = page.tables
   assert [text for text, _ in headline[0]] == ['', *sets]
-  rows = {next(key for key, label, _ in run_page._MEASURES if row[0][0].startswith(label)): row[1:]
-          for row in headline[1:]}
-  # selected_acc is controls.json's
-  assert set(rows) == {key for key, _, _ in run_page._MEASURES} - {'selected_acc'}
+  forms = {m.name: m.form for m in values_lib.list_measures(values_lib.EvalResult)}
+  rows = {next(m.name for m in values_lib.list_measures(values_lib.EvalResult)
+               if row[0][0].startswith(m.label)): row[1:] for row in headline[1:]}
+  assert set(rows) == set(forms) - {'selected_acc'}  # which is controls.json's
   for key, cells in rows.items():
     for (text, values), result in zip(cells, sets.values(), strict=True):
       if key not in result:
@@ -164,7 +84,8 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
         assert text == result[key]
       elif isinstance(result[key], dict):
         assert values == tuple(result[key].values())
-        assert text == ''.join(f'{k}: {run_page._format(key, v)}' for k, v in result[key].items())
+        assert text == ''.join(
+            f'{k}: {run_page._format(v, forms[key])}' for k, v in result[key].items())
       elif isinstance(result[key], list):
         assert values == tuple(result[key])
       else:
@@ -464,36 +385,21 @@ def test_curves_are_the_logged_ones_and_lambda_is_stage_1s(tmp_path, monkeypatch
   steps, values = lines[1]  # means of five neighbours
   assert steps[0] == 30 and values[0] == pytest.approx(sum(1 / i for i in range(1, 6)) / 5)
   assert lines[4][0][0] == (30 + 40 + 50 + 60) / 4
-  for block, (steps, weights) in lambdas.items():  # falls to 0 at s / S = t / n
-    for step, weight in zip(steps, weights):
-      assert weight == pytest.approx(max(0, 1 - step / 10_000 * 4 / block), abs=1e-5)
+  assert lambdas[2] == lines[2] and lambdas[4][0][0] == 45
   _, _, lines, lambdas = losses['stage2: training loss after each block']
-  assert lambdas is None and lines[2] == [tuple(10 * i for i in range(1, 9)),
+  assert not lambdas and lines[2] == [tuple(10 * i for i in range(1, 9)),
                                           tuple(1 / i for i in range(1, 9))]
   accuracies = [f for f in figures if 'accuracy on valid' in f[0]]
   assert accuracies[1][3][4][1] == (50.0,) * 8
 
 
-@pytest.mark.parametrize('saved, evaluated, zero', [
-    (True, False, 160), (True, True, 160), (False, True, 80), (False, False, None)])
-def test_lambda_is_drawn_over_all_steps_though_a_run_be_unfinished(
-    tmp_path, monkeypatch, saved, evaluated, zero):
-  """80 of 160 steps are taken: block 4 of 4 counts until the last one, if it is known."""
-  write_run(tmp_path, 'rim_stage1', 4)
-  if saved:
-    halving_test.leave(tmp_path, 160, 80, {})
-  (tmp_path / 'metrics.jsonl').write_text(''.join(
-      json.dumps(line) + '\n' for line in make_metrics((1, 2, 3, 4))))
-  if not evaluated:
-    (tmp_path / 'results.json').unlink()
+def test_a_run_of_an_earlier_version_has_no_lambda(tmp_path, monkeypatch):
+  metrics = [{k: v for k, v in line.items() if 'weight' not in k} for line in make_metrics((1, 2))]
+  write_run(tmp_path, 'rim_stage1', 2, metrics=metrics)
   figures = capture_figures(monkeypatch)
   run_page.write_report(tmp_path, config_lib.Config(method='rim_stage1'))
   (caption, _, _, _, lambdas), = (f for f in figures if 'training loss' in f[0])
-  assert ('λ' in caption) == bool(lambdas) == bool(zero)
-  if zero:
-    steps, weights = lambdas[4]
-    assert steps[-1] == zero and weights[-1] == pytest.approx(0, abs=1e-5)
-    assert weights[0] == 1 and weights[-2] > 0
+  assert 'λ' not in caption and not lambdas
 
 
 def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
@@ -505,7 +411,7 @@ def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
   results['chosen'] = make_result('direct', 0, checkpoint='splits')  # of many checkpoints: none
   (tmp_path / 'results.json').write_text(json.dumps(results))
   assert len(run_page.load_predictions(tmp_path)) == 1319
-  assert run_page.load_predictions(tmp_path, 'other') == [one]
+  assert values_lib.to_tree(run_page.load_predictions(tmp_path, 'other')) == [one]
   assert run_page.load_predictions(tmp_path, 'absent') == []
   assert run_page.load_predictions(tmp_path, 'chosen') == []
   assert 'Results on test' in show(tmp_path)

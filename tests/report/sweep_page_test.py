@@ -7,11 +7,16 @@ import pytest
 
 from rim_jax.report import control_sections, paper, sweep_page, sweep_results, sweep_tables, tables
 from rim_jax.report import page as page_lib
-from rim_jax.results import timings
-from tests import support, support_sweep
-from tests.report import control_sections_test as findings_test
-from tests.report import run_page_test as report_test
-from tests.results import timings_test
+from rim_jax.results import settings, stats, timings
+from rim_jax.results import values as values_lib
+from tests import support, support_report, support_sweep
+
+
+def write_page(states, folder):
+  """(what sweep.json holds, the page)."""
+  told = sweep_results.conclude(states, folder)
+  page = support_report.Page(sweep_page.write_summary(folder, 'any', told, states))
+  return json.loads((folder / 'sweep.json').read_text()), page
 
 
 @pytest.fixture
@@ -22,7 +27,7 @@ def swept(tmp_path, blank_figures):
   support_sweep.drive(tmp_path, points[:2])
   (tmp_path / 'broken').unlink()
   support_sweep.drive(tmp_path, points)
-  page = report_test.Page(tmp_path / 'report.html')
+  page = support_report.Page(tmp_path / 'report.html')
   return tmp_path, page, json.loads((tmp_path / 'sweep.json').read_text())['entries']
 
 
@@ -51,8 +56,8 @@ def test_what_failed_and_what_the_seeds_do_not_support_is_told(swept):
 
 @pytest.mark.parametrize('gap, told', [(0.05, True), (0.2, False)])
 def test_an_order_within_two_standard_errors_is_doubted(gap, told):
-  entries = [{'name': name, 'num_done': 3, 'failed': {}, 'dropped': {},
-              'final_acc': {'mean': mean, 'stderr': 0.04, 'count': 3}}
+  entries = [support_report.read_setting(
+      name=name, final_acc={'mean': mean, 'stderr': 0.04, 'count': 3})
              for name, mean in (('a', 0.5 + gap), ('b', 0.5))]
   shown = page_lib.render_page('', sweep_page._make_notes(entries))
   assert ('do not support this order' in shown) == told
@@ -63,8 +68,7 @@ def test_any_two_settings_stand_below_the_diagonal_with_what_sweep_json_says(tmp
       ({'a': a, 'seed': s}, 0.5, accs[s]) for s in (0, 1)
       for a, accs in enumerate(((0.3, 0.29), (0.32, 0.45), (0.5, 0.5)), 1)])
   states[-1].predictions.unlink()
-  told = sweep_results.conclude(states, tmp_path)
-  page = report_test.Page(sweep_page.write_summary(tmp_path, 'any', told, states))
+  told, page = write_page(states, tmp_path)
   table = page.tables[1]
   assert [cell for cell, _ in table[0]] == ['', '1', '2']
   assert [row[0][0] for row in table[1:]] == ['1: a=1', '2: a=2', '3: a=3']
@@ -86,9 +90,8 @@ def test_seeds_that_say_opposite_things_are_not_bold(tmp_path):
   states = support_sweep.make_states(tmp_path, [
       ({'a': a, 'seed': s}, 0.5, accs[s]) for s in (0, 1)
       for a, accs in enumerate(((0.3, 0.7), (0.5, 0.4)), 1)])
-  told = sweep_results.conclude(states, tmp_path)
+  told, _ = write_page(states, tmp_path)
   assert all(test['p_value_holm'] < 0.05 for test in told['pairs'][0]['tests'])
-  sweep_page.write_summary(tmp_path, 'any', told, states)
   assert '<b><data value=' not in (tmp_path / 'report.html').read_text()
 
 
@@ -96,7 +99,7 @@ def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
   """Of a=1 on two seeds; a=2 was asked for nothing more."""
   states = support_sweep.make_states(tmp_path, [
       ({'a': 1, 'seed': 0}, 0.5, 0.5), ({'a': 1, 'seed': 1}, 0.5, 0.5), ({'a': 2}, 0.5, 0.5)])
-  assert sweep_tables.tabulate_more(sweep_results.conclude(states, tmp_path)['entries']) is None
+  assert sweep_tables.tabulate_more(sweep_results.conclude(states, tmp_path).entries) is None
   for state, more in zip(states, (0.0, 0.25)):
     path = state.folder / 'results.json'
     results = json.loads(path.read_text())
@@ -105,8 +108,7 @@ def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
                         'pass_at': {'1': 0.5 + more}, 'budget_acc': {'0': 0.0, '8': more},
                         'steps_acc': {'2': 0.75 + more}, 'num_by_steps': {'2': 3}}
     path.write_text(json.dumps(results))
-  told = sweep_results.conclude(states, tmp_path)
-  page = report_test.Page(sweep_page.write_summary(tmp_path, 'more', told, states))
+  told, page = write_page(states, tmp_path)
   table, = (t for t in page.tables if any(cell == 'pass@1' for cell, _ in t[0]))
   assert [cell for cell, _ in table[0]] == [
       '', 'integer answers', 'negative answers', 'non integer answers', 'changed questions',
@@ -138,8 +140,7 @@ def test_accuracy_by_blocks_and_by_answers_drawn_is_a_mean_over_seeds(tmp_path):
   def write(*changes):
     for state, change in zip(states, changes):
       state.point = dataclasses.replace(state.point, config=support.make_config(**change))
-    told = sweep_results.conclude(states, tmp_path)
-    return report_test.Page(sweep_page.write_summary(tmp_path, 'K', told, states)).text
+    return write_page(states, tmp_path)[1].text
   assert 'with more and fewer blocks' not in write() and 'One of k answers' not in write()
   for i, state in enumerate(states[:4]):
     add_results(state, budget_acc={'10': i / 8, '2': 0.5, '0': 0.0}, pass_at={'1': 0.25, '2': 0.5})
@@ -172,8 +173,7 @@ def test_the_paper_s_figures_stand_above_those_found_in_the_columns_of_their_met
       changes = {'tokenizer__kind': 'bytes', 'data__source': 'gsm8k'} | configs[i // 2]
       state.point = dataclasses.replace(state.point, config=support.make_config(
           methods[i // 2], **changes))
-    told = sweep_results.conclude(states, tmp_path)
-    page = report_test.Page(sweep_page.write_summary(tmp_path, 'paper', told, states))
+    told, page = write_page(states, tmp_path)
     return told, page, [t for t in page.tables if t[0] and t[0][0][0] == '% right']
   told, page, (table,) = write({}, {}, {}, {})
   assert [text for text, _ in table[0]] == ['% right', 'direct', 'Coconut', 'RiM', 'CoT']
@@ -193,7 +193,7 @@ def test_the_paper_s_figures_stand_above_those_found_in_the_columns_of_their_met
 
 def test_only_the_whole_of_the_paper_s_sets_stands_beside_its_figures():
   config = support.make_config('direct', tokenizer__kind='bytes', data__source='gsm8k')
-  summary_ = {'mean': 0.5, 'stderr': None, 'count': 1}
+  summary_ = stats.Summary(0.5, None, 1)
   for name, there in (('test', 1), ('test-splits', 1), ('gsm_hard', 1), ('test-n100', 0),
                       ('test-k2', 0), ('valid', 0)):
     assert len(paper.make_targets([('a', config, name, summary_)])) == there, name
@@ -202,8 +202,7 @@ def test_only_the_whole_of_the_paper_s_sets_stands_beside_its_figures():
 def test_a_page_of_more_settings_than_a_table_holds_says_so(tmp_path):
   states = support_sweep.make_states(tmp_path, [({'a': i}, 0.5, 0.5) for i in range(11)])
   states[3].predictions.unlink()
-  told = sweep_results.conclude(states, tmp_path)
-  page = report_test.Page(sweep_page.write_summary(tmp_path, 'many', told, states))
+  _, page = write_page(states, tmp_path)
   assert '11 settings are too many for a table of any two; each is compared' in page.text
   assert 'a=3: not compared with the best, ' in page.text
   assert [cell for cell, _ in page.tables[1][0]] != ['', *map(str, range(1, 11))]
@@ -228,14 +227,13 @@ def test_accuracies_after_blocks_are_means_over_seeds_with_their_errors(swept):
 
 def ask_controls(state, own, donor, selected, **changes):
   """What --mode=controls leaves beside a result of `support_sweep.make_states`."""
-  probes = findings_test.make_probes()
+  probes = support_report.make_probes()
   probes['right']['selection']['acc'] = selected
   probes['right']['by_block'][0]['auroc'] = selected / 2
-  found = {'set': 'test', 'step': 5, 'probes': probes, 'controls': {'swapped': {
-      'what': 'blocks come from another', 'expected': "the donor's answer", 'n': 9,
-      'final_acc': own, 'final_donor_acc': donor, 'block_acc': [0.0625, own],
-      'block_donor_acc': [0.03125, donor]}}, **changes}
-  (state.folder / 'controls.json').write_text(json.dumps(found))
+  support_report.write_controls(state.folder, **{'step': 5, 'probes': probes, 'controls': {
+      'swapped': {'what': 'blocks come from another', 'expected': "the donor's answer", 'n': 9,
+                  'final_acc': own, 'final_donor_acc': donor, 'block_acc': [0.0625, own],
+                  'block_donor_acc': [0.03125, donor]}}, **changes})
 
 
 @pytest.fixture
@@ -249,8 +247,7 @@ def asked(tmp_path):
     path = state.folder / 'results.json'  # a probe chooses among blocks
     result = json.loads(path.read_text())['test']
     path.write_text(json.dumps({'test': result | {'block_acc': [0.25, *result['block_acc']]}}))
-  told = sweep_results.conclude(states, tmp_path)
-  return told, report_test.Page(sweep_page.write_summary(tmp_path, 'asked', told, states)), tmp_path
+  return *write_page(states, tmp_path), tmp_path
 
 
 def find_table(page, *head):
@@ -318,12 +315,12 @@ def test_probes_over_seeds_are_those_of_sweep_json(asked):
 
 def test_names_and_reasons_are_inert_over_seeds(tmp_path):
   bad = '<img src=x>'
-  table = control_sections.tabulate_over_seeds([{'name': bad, 'num_done': 2, 'controls': {bad: {
-      'what': bad, 'expected': bad, 'none': [bad], 'differs': [bad]}}}])
-  probes = {'auroc': [None], 'pooled_auroc': None, 'recoverable_acc': None,
+  table = control_sections.tabulate_over_seeds([support_report.read_setting(
+      name=bad, controls={bad: {'what': bad, 'expected': bad, 'none': [bad], 'differs': [bad]}})])
+  probes = {'count': 1, 'auroc': [None], 'pooled_auroc': None, 'recoverable_acc': None,
             'recoverable_final_acc': None, 'steps': {'acc': [[None]], 'majority': [None]}}
   text = page_lib.render_page('', [table, *control_sections.make_probes_over_seeds(
-      [{'name': bad, 'num_done': 1, 'probes': probes}])])
+      [support_report.read_setting(name=bad, probes=probes)])])
   assert '<img' not in text and text.count('&lt;img') >= 8
 
 
@@ -343,9 +340,9 @@ def add_times(folder, points, devices, ratios=(None,) * 4):
     if device:
       facts = {'device': device, 'batch': 1 + 7 * (device == 'b8'),
                'prompt_tokens': 9 + (device == 'longer'), 'trunk_tokens': 32 + 16 * (nth // 2)}
-      results['test']['latency'] = [timings_test.make_latency(2.0 * nth + 2, ratio, **facts)]
+      results['test']['latency'] = [support_report.make_latency(2.0 * nth + 2, ratio, **facts)]
       if ratio:
-        results['test']['latency'].append(timings_test.make_latency(
+        results['test']['latency'].append(support_report.make_latency(
             20.0 * nth + 20, 10 * ratio, **facts | {'batch': 8}))
     path.write_text(json.dumps(results))
 
@@ -359,7 +356,7 @@ def time_methods(tmp_path, blank_figures):
     support_sweep.drive(tmp_path, points)
     add_times(tmp_path, points, devices, **settings)
     support_sweep.drive(tmp_path, points)  # nothing is left to run: it concludes anew
-    page = report_test.Page(tmp_path / 'report.html')
+    page = support_report.Page(tmp_path / 'report.html')
     table, = (t for t in page.tables if t[0][-1][0] == 'measured on')
     headline = {row[0][0]: row[7] for row in page.tables[0][1:]}
     told = {e['name']: e for e in json.loads((tmp_path / 'sweep.json').read_text())['entries']}
@@ -378,11 +375,12 @@ def test_times_and_ratios_of_every_part_are_those_of_sweep_json(time_methods, tm
   for name, entry in told.items():
     assert [row[0] for row in rows[name]] == [('1', (1,)), ('8', (8,))]
     for row, found in zip(rows[name], entry['latency'], strict=True):
-      for (cell, values), part in zip(row[1:], timings_test.PARTS):
+      for (cell, values), part in zip(row[1:], support_report.PARTS):
         assert values == tuple(found[f'{part}_{what}'][key] for what in ('ms', 'ratio')
                                for key in ('mean', 'stderr'))
         assert cell.endswith(' x')
-      assert row[5][0] == timings.describe(found) and row[5][0].startswith('a <chip>, 1 device(s)')
+      assert row[5][0] == timings.describe(values_lib.from_tree(
+          values_lib.LatencyFacts, found)) and row[5][0].startswith('a <chip>, 1 device(s)')
   pause = told['method=pause']
   assert pause['latency'][0]['full_ms'] == {'mean': 8.0, 'stderr': 1.0, 'count': 2}
   assert pause['latency'][1]['decode_ratio']['mean'] == 15.0 + 1.5
@@ -395,7 +393,8 @@ def test_times_and_ratios_of_every_part_are_those_of_sweep_json(time_methods, tm
       'method=direct,3.0', 'method=direct,4.0', 'method=pause,7.0', 'method=pause,8.0']
   markdown = (tmp_path / 'sweep.md').read_text()
   assert '| 7.00 ± 1.00 (1.50 x direct, side by side) |' in markdown
-  assert '\n'.join(tables.to_markdown(sweep_tables.tabulate_times(list(told.values())))) in markdown
+  assert '\n'.join(tables.to_markdown(sweep_tables.tabulate_times(values_lib.from_tree(
+      list[settings.SettingResult], list(told.values()))))) in markdown
   rows = (tmp_path / 'sweep.csv').read_text()
   assert 'pause,ttft_ms,2,7.0,1.0\n' in rows and 'pause,full_ms batch 8,2,71.0,10.0\n' in rows
   assert 'pause,first_token_ratio batch 1,2,1.5,0.25\n' in rows
@@ -441,8 +440,8 @@ def test_times_in_words_alone_stand_beside_them(time_methods):
 
 
 def test_unlike_times_in_words_have_no_mean():
-  entry = {'name': 'x', **timings.summarize(
-      [{'ttft_ms': 1.0, 'ttft_conditions': words} for words in ('<here>', 'there')])}
+  entry = support_report.make_entry(*(
+      {'ttft_ms': 1.0, 'ttft_conditions': words} for words in ('<here>', 'there')), method='x')
   assert sweep_page._draw_latency([entry], [entry], '') == []
   table = page_lib.render_page('', [sweep_tables.tabulate_times([entry])])
   assert f'<td>{timings.UNLIKE}</td>' in table and '&lt;here&gt;; there' in table

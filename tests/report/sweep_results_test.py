@@ -10,9 +10,9 @@ from scipy import stats as scipy_stats
 
 from rim_jax.config import grid as grid_lib
 from rim_jax.report import sweep_results
-from rim_jax.results import stats
+from rim_jax.results import stats, values
 from rim_jax.runtime import point_run
-from tests import support, support_sweep
+from tests import support, support_report, support_sweep
 from tests.support_sweep import make_states
 
 
@@ -22,7 +22,7 @@ def test_the_best_is_chosen_by_valid_and_test_has_no_say(tmp_path):
       ({'a': 2, 'seed': 0}, 0.70, 0.60), ({'a': 2, 'seed': 1}, 0.72, 0.62),
       ({'a': 3, 'seed': 0}, 0.80, 0.95), ({'a': 3, 'seed': 1}, 0.62, 0.95),
       ({'a': 4, 'seed': 0}, None, 0.99), ({'a': 4, 'seed': 1}, None, 0.99)])
-  told = sweep_results.conclude(states, tmp_path)
+  told = support_sweep.conclude(states, tmp_path)
   best = told['best']
   assert best['name'] == 'a=2' and best['equal'] == ['a=3'] and best['doubtful'] == ['a=3']
   assert best['final_acc']['mean'] == pytest.approx(0.61)
@@ -40,7 +40,7 @@ def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(t
       ({'a': 2, 'seed': 1}, 0.4, 0.9), ({'a': 3, 'seed': 0}, 0.3, 0.9)])
   for state in states[2:]:
     state.status, state.error = 'dropped', 'after 25% of its budget'
-  told = sweep_results.conclude(states, tmp_path)
+  told = support_sweep.conclude(states, tmp_path)
   assert told['best']['dropped'] == {'a=2': 1, 'a=3': 1}
   assert [e['num_done'] for e in told['entries']] == [1, 1, 0]
 
@@ -51,12 +51,12 @@ def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
   shares = iter([(0.1, 0.5), (0.2, 0.7)])
   for state in states[:2]:
     own, donor = next(shares)
-    (state.folder / 'controls.json').write_text(json.dumps({'set': 'test', 'step': 5, 'controls': {
+    support_report.write_controls(state.folder, step=5, controls={
         'swap': {'what': 'w', 'expected': "the donor's", 'final_acc': own,
                  'final_donor_acc': donor},
         'pause': {'what': 'w', 'expected': '', 'final_acc': 0.1, 'differs': ['seed']},
-        'direct': {'what': 'w', 'expected': 'less', 'none': 'not a|run'}}}))
-  sweep_results.conclude(states, tmp_path)
+        'direct': {'what': 'w', 'expected': 'less', 'none': 'not a|run'}})
+  support_sweep.conclude(states, tmp_path)
   text = (tmp_path / 'sweep.md').read_text()
   assert ("\n\n|  | if the memory does the work | a=1 |\n|---|---|---|\n"
           "| swap (w) | the donor's | 15.0 ± 5.0%, donor's 60.0 ± 10.0% |\n"
@@ -64,7 +64,7 @@ def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
           '| direct (w) | less | not a/run |\n') in text
   for state in states[:2]:
     (state.folder / 'controls.json').unlink()
-  sweep_results.conclude(states, tmp_path)
+  support_sweep.conclude(states, tmp_path)
   assert '| control |' not in (tmp_path / 'sweep.md').read_text()
 
 
@@ -73,7 +73,7 @@ def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
   for state, base, tokenizer in zip(states, ('x', 'x', 'y'), ('t', 't', 't')):
     (state.folder / 'config.json').write_text(json.dumps(
         {'base': {'fingerprint': base}, 'tokenizer': tokenizer}))
-  (told,) = sweep_results.conclude(states, tmp_path)['warnings']
+  (told,) = support_sweep.conclude(states, tmp_path)['warnings']
   assert told == ('runs of different bases: a=1, a=2 on x; a=3 on y; run them again in another '
                   '--workdir')
   assert told in (tmp_path / 'sweep.md').read_text()
@@ -99,7 +99,7 @@ def test_runs_that_began_with_another_run_under_the_same_path_are_told(tmp_path)
 
 
 def test_without_valid_nothing_is_chosen(tmp_path):
-  told = sweep_results.conclude(
+  told = support_sweep.conclude(
       make_states(tmp_path, [({'a': 1}, None, 0.5), ({'a': 2}, None, 0.6)]), tmp_path)
   assert told['best'] == {} and not any('against_best' in e for e in told['entries'])
   assert 'No best point' in (tmp_path / 'sweep.md').read_text()
@@ -112,7 +112,8 @@ def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
       ({'a': 1, 'b': 'x', 'seed': 1}, 0.20, 0.25), ({'a': 1, 'b': 'y', 'seed': 1}, 0.50, 0.75),
       ({'a': 2, 'b': 'x', 'seed': 0}, 0.40, 0.50), ({'a': 2, 'b': 'y', 'seed': 0}, None, 1.00),
       ({'a': 3, 'b': 'y', 'seed': 7}, 0.90, 0.90)])
-  effects = {(e['factor'], e['level']): e for e in sweep_results.find_effects(states)}
+  effects = {(e['factor'], e['level']): e for e in map(
+      values.to_tree, sweep_results.find_effects(states))}
   assert set(effects) == {('a', 2), ('a', 3), ('b', 'y')}
   final, valid = (effects['b', 'y'][m] for m in ('final_acc', 'valid_acc'))
   assert effects['b', 'y']['reference'] == 'x'
@@ -120,8 +121,8 @@ def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
   assert final['mean'] == pytest.approx((0.25 + 0.5 + 0.5) / 3)
   assert valid['mean'] == pytest.approx(0.25)
   # t with one degree of freedom is Cauchy: its 97.5 % point is 12.706; a standard error of 0.05
-  assert valid['interval'] == pytest.approx((0.25 - 0.63531, 0.25 + 0.63531), abs=1e-4)
-  assert final['interval'] == pytest.approx(tuple(scipy_stats.ttest_1samp(
+  assert valid['interval'] == pytest.approx([0.25 - 0.63531, 0.25 + 0.63531], abs=1e-4)
+  assert final['interval'] == pytest.approx(list(scipy_stats.ttest_1samp(
       [0.25, 0.5, 0.5], 0).confidence_interval(0.95)))
   a = effects['a', 2]['final_acc']
   assert a['mean'] == pytest.approx((0.25 + 0.5) / 2) and a['count'] == 2
@@ -150,7 +151,7 @@ def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
         'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5],
         'chosen_on': 'test itself, 264 of it'}}))
     (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))
-  told = sweep_results.conclude(point_run.load_point_runs(points, tmp_path), tmp_path)
+  told = support_sweep.conclude(point_run.load_point_runs(points, tmp_path), tmp_path)
   assert [e['final_acc']['mean'] for e in told['entries']] == [0.5, 0.5]
   assert told['entries'][1]['against_best']['tests'] == [] and told['pairs'][0]['tests'] == []
   assert told['warnings'] == ['checkpoints of a=1, a=2 were chosen on test itself, 264 of it']
@@ -164,15 +165,14 @@ def test_what_a_probe_selects_is_a_column_of_the_results(tmp_path):
     states = make_states(tmp_path, [({'a': a, 'seed': seed}, 0.5, 0.5)
                                     for a, seed in ((1, 0), (1, 1), (2, 0))])
     for state, acc in zip(states, selected):
-      (state.folder / 'controls.json').write_text(json.dumps({
-          'set': 'test', 'step': 5, 'controls': {}, 'probes': {
-              'right': {'by_block': [], 'pooled': {}, 'selection': {'acc': acc}},
-              'steps': {'none': ''}}}))
+      support_report.write_controls(state.folder, step=5, probes={
+          'right': {'by_block': [], 'pooled': {}, 'selection': {'acc': acc}},
+          'steps': {'none': ''}})
     for state in states:
       path = state.folder / 'results.json'
       result = json.loads(path.read_text())['test'] | {'block_acc': [0.25, 0.5]}
       path.write_text(json.dumps({'test': result}))
-    sweep_results.conclude(states, tmp_path)
+    support_sweep.conclude(states, tmp_path)
     return (tmp_path / 'sweep.md').read_text()
   text = conclude()
   assert '|  | block 1 | block 2 |\n' in text and 'probe' not in text
@@ -189,19 +189,19 @@ def test_what_a_probe_selects_is_a_column_of_the_results(tmp_path):
 
 def test_where_there_is_one_answer_a_probe_selects_nothing(tmp_path):
   states = make_states(tmp_path, [({'a': 1, 'seed': 0}, 0.5, 0.5)])
-  (states[0].folder / 'controls.json').write_text(json.dumps({
-      'set': 'test', 'step': 5, 'controls': {}, 'probes': {
-          'right': {'by_block': [], 'pooled': {}, 'selection': {'acc': 0.5}},
-          'steps': {'none': ''}}}))
-  (entry,) = sweep_results.conclude(states, tmp_path)['entries']
+  support_report.write_controls(states[0].folder, step=5, probes={
+      'right': {'by_block': [], 'pooled': {}, 'selection': {'acc': 0.5}},
+      'steps': {'none': ''}})
+  (entry,) = support_sweep.conclude(states, tmp_path)['entries']
   assert 'selected_acc' not in entry and 'probes' in entry and not entry['not_carried']
 
 
 def test_an_answer_after_no_block_is_none_of_a_block_in_the_table():
   """The one reading of a method without blocks is its final answer, and no `block_acc 1`."""
   told = {'mean': 0.25, 'stderr': None, 'count': 1}
-  entries = [{'factors': {'method': name}, 'block_acc': [told] * count, 'final_acc': told}
+  entries = [support_report.read_setting(
+      factors={'method': name}, block_acc=[told] * count, final_acc=told)
              for name, count in (('direct', 1), ('rim', 2))]
   rows = sweep_results._make_csv(entries).splitlines()[1:]
-  assert rows == ['direct,final_acc,1,0.25,', 'rim,block_acc 1,1,0.25,', 'rim,block_acc 2,1,0.25,',
-                  'rim,final_acc,1,0.25,']
+  assert rows == ['direct,final_acc,1,0.25,', 'rim,final_acc,1,0.25,', 'rim,block_acc 1,1,0.25,',
+                  'rim,block_acc 2,1,0.25,']

@@ -2,16 +2,16 @@
 
 from rim_jax.report import sweep_tables, tables
 from rim_jax.results import timings
-from tests.results.timings_test import make_entry, make_latency, make_result, relate
+from tests.support_report import make_entry, make_latency, make_timed, read_setting, relate
 
 
 def test_times_have_a_row_for_each_setting_and_batch_beside_its_conditions():
   entries = relate(
-      make_entry(make_result(make_latency(2.0)), method='direct'),
-      make_entry(make_result(make_latency(7.0, 1.25), make_latency(20.0, 9.0, batch=8)),
-                 make_result(make_latency(9.0, 1.75)), method='pause'),
+      make_entry(make_timed(make_latency(2.0)), method='direct'),
+      make_entry(make_timed(make_latency(7.0, 1.25), make_latency(20.0, 9.0, batch=8)),
+                 make_timed(make_latency(9.0, 1.75)), method='pause'),
       make_entry({'ttft_ms': 2.0, 'ttft_conditions': 'h|ere'}, {'ttft_ms': 3.0}, method='rim'),
-      {'name': 'method=cot', 'factors': {'method': 'cot'}})
+      read_setting(name='method=cot', factors={'method': 'cot'}))
   _, head, _, *rows, _, note = tables.to_markdown(sweep_tables.tabulate_times(entries))
   assert note.startswith(timings.TIMES_MEAN) and head.startswith(
       "|  | questions at once | to the answer's first token (ms, and x direct) | to its end (ms")

@@ -1,38 +1,26 @@
 """What runs say together about time: means of what was measured alike, and ratios by hand."""
 
+import dataclasses
+
 import pytest
 
 from rim_jax.evaluation import latency
-from rim_jax.results import timings
-
-FACTS = {'method': 'rim_stage2', 'device': 'a |chip|', 'num_devices': 1, 'dtype': 'float32',
-         'batch': 1, 'prompt_tokens': 9, 'trunk_tokens': 32, 'num_blocks': 3, 'num_readouts': 1,
-         'num_thoughts': 0, 'prefix_tokens': 2, 'generated_to_first': 1, 'generated_in_full': 4}
-WORDS = 'in words'
-PARTS = tuple(part for part, _ in timings.PARTS)
-
-
-def make_latency(ms, ratio=None, **facts):
-  """An entry of results.json: parts take ms, ms + 1, ...; ratios are ratio, ratio + 0.5, ..."""
-  def summarize(median):
-    return {'median': median, 'q1': median - 0.25, 'q3': median + 0.25, 'runs': 5}
-  entry = FACTS | facts | {f'{part}_ms': summarize(ms + i) for i, part in enumerate(PARTS)}
-  return entry | ({} if ratio is None else {
-      f'{part}_ratio': summarize(ratio + 0.5 * i) for i, part in enumerate(PARTS)})
+from rim_jax.results import timings, values
+from tests.support_report import (
+  FACTS,
+  PARTS,
+  make_entry,
+  make_latency,
+  make_timed,
+  read_result,
+  relate,
+)
 
 
-def make_result(*entries):
-  return {'ttft_ms': entries[0]['first_token_ms']['median'], 'ttft_conditions': WORDS,
-          'latency': list(entries)}
-
-
-def make_entry(*results, **factors):
-  return {'name': 'method=' + factors['method'], 'factors': factors, **timings.summarize(results)}
-
-
-def relate(*entries):
-  timings.relate(entries)
-  return entries
+def summarize(*results) -> dict:
+  """What sweep.json has of the times of results."""
+  found = timings.summarize([read_result(r) for r in results])
+  return {k: v for k, v in values.to_tree(found).items() if v is not None}
 
 
 def test_parts_are_those_that_are_timed():
@@ -40,10 +28,10 @@ def test_parts_are_those_that_are_timed():
 
 
 def test_times_and_ratios_are_means_over_seeds_for_each_batch_and_part():
-  results = [make_result(make_latency(2.0, 1.25), make_latency(10.0, 2.0, batch=8)),
-             make_result(make_latency(4.0, 1.75), make_latency(12.0, batch=8)),
-             make_result(make_latency(6.0, 1.5)), {'final_acc': 0.5}]
-  found = timings.summarize(results)
+  results = [make_timed(make_latency(2.0, 1.25), make_latency(10.0, 2.0, batch=8)),
+             make_timed(make_latency(4.0, 1.75), make_latency(12.0, batch=8)),
+             make_timed(make_latency(6.0, 1.5)), {}]
+  found = summarize(*results)
   assert found['ttft_ms'] == {'mean': 4.0, 'stderr': pytest.approx(2 / 3**0.5), 'count': 3,
                               'values': [2.0, 4.0, 6.0]}
   one, eight = found['latency']
@@ -60,7 +48,7 @@ def test_times_and_ratios_are_means_over_seeds_for_each_batch_and_part():
 
 def test_a_batch_that_was_measured_twice_in_a_run_counts_once():
   """Sizes 1 and 2 are both 2 where two devices share a batch."""
-  (entry,) = timings.summarize([make_result(make_latency(2.0), make_latency(4.0))])['latency']
+  (entry,) = summarize(make_timed(make_latency(2.0), make_latency(4.0)))['latency']
   assert entry['full_ms']['count'] == 1
 
 
@@ -68,11 +56,11 @@ def test_a_batch_that_was_measured_twice_in_a_run_counts_once():
     {'device': 'gpu'}, {'num_devices': 2}, {'dtype': 'bfloat16'}, {'batch': 8},
     {'prompt_tokens': 10}, {'trunk_tokens': 48}, {'generated_in_full': 5}])
 def test_times_that_differ_in_any_one_condition_have_no_mean(other):
-  one, two = make_result(make_latency(2.0)), make_result(make_latency(3.0))
+  one, two = make_timed(make_latency(2.0)), make_timed(make_latency(3.0))
   two['ttft_conditions'] = 'in other words'
-  alike = timings.summarize([one, two])
+  alike = summarize(one, two)
   assert alike['ttft_ms']['mean'] == 2.5 and len(alike['latency']) == len(alike['measured_on']) == 1
-  unlike = timings.summarize([one, make_result(make_latency(3.0, **other))])
+  unlike = summarize(one, make_timed(make_latency(3.0, **other)))
   assert 'ttft_ms' not in unlike and len(unlike['measured_on']) == 2
   assert [(e['full_ms']['mean'], e['full_ms']['count']) for e in unlike['latency']] == [
       (3.0, 1), (4.0, 1)]
@@ -82,38 +70,39 @@ def test_times_that_differ_in_any_one_condition_have_no_mean(other):
 
 def test_older_results_are_told_by_their_words():
   words = {'ttft_ms': 2.0, 'ttft_conditions': 'here'}
-  alike = timings.summarize([words, words])
+  alike = summarize(words, words)
   assert alike['ttft_ms']['count'] == 2 and 'latency' not in alike
   assert alike['measured_on'] == [{'machine': 'here', 'conditions': 'here'}]
-  for other in (words | {'ttft_conditions': 'there'}, make_result(make_latency(2.0))):
-    found = timings.summarize([words, other])
+  for other in (words | {'ttft_conditions': 'there'}, make_timed(make_latency(2.0))):
+    found = summarize(words, other)
     assert 'ttft_ms' not in found and len(found['measured_on']) == 2
-  assert timings.summarize([{'final_acc': 0.5}]) == {}
+  assert summarize({}) == {}
 
 
 def test_a_ratio_that_was_timed_side_by_side_goes_before_one_of_means():
   """Of means, pause's would be 8 / 2; its runs say 1.25 and 1.75. rim's are older results."""
   direct, pause, rim, other = relate(
-      make_entry(make_result(make_latency(2.0)), method='direct', rate=1),
-      make_entry(make_result(make_latency(7.0, 1.25), make_latency(20.0, 9.0, batch=8)),
-                 make_result(make_latency(9.0, 1.75)), method='pause', rate=1),
-      make_entry(make_result(make_latency(3.0)), method='rim', rate=1),
-      make_entry(make_result(make_latency(3.0)), method='rim', rate=2))
-  assert (pause['ttft_ratio'], pause['ttft_ratio_how']) == (1.5, 'side by side')
-  assert (rim['ttft_ratio'], rim['ttft_ratio_how']) == (1.5, 'of means')
-  assert direct['ttft_ratio'] == 1.0 and 'ttft_ratio' not in other  # its rate has no direct
+      make_entry(make_timed(make_latency(2.0)), method='direct', rate=1),
+      make_entry(make_timed(make_latency(7.0, 1.25), make_latency(20.0, 9.0, batch=8)),
+                 make_timed(make_latency(9.0, 1.75)), method='pause', rate=1),
+      make_entry(make_timed(make_latency(3.0)), method='rim', rate=1),
+      make_entry(make_timed(make_latency(3.0)), method='rim', rate=2))
+  assert (pause.ttft_ratio, pause.ttft_ratio_how) == (1.5, 'side by side')
+  assert (rim.ttft_ratio, rim.ttft_ratio_how) == (1.5, 'of means')
+  assert direct.ttft_ratio == 1.0 and other.ttft_ratio is None  # its rate has no direct
 
 
 def test_a_ratio_of_means_is_to_direct_on_a_like_machine():
-  _, rim = relate(make_entry(make_result(make_latency(2.0)), method='direct'),
-                  make_entry(make_result(make_latency(3.0, device='b')), method='rim'))
-  assert 'ttft_ratio' not in rim
-  _, rim = relate(make_entry(make_result(make_latency(2.0)), method='direct'),
-                  make_entry(make_result(make_latency(3.0, 1.25, device='b')), method='rim'))
-  assert rim['ttft_ratio'] == 1.25  # side by side needs no other run
+  _, rim = relate(make_entry(make_timed(make_latency(2.0)), method='direct'),
+                  make_entry(make_timed(make_latency(3.0, device='b')), method='rim'))
+  assert rim.ttft_ratio is None
+  _, rim = relate(make_entry(make_timed(make_latency(2.0)), method='direct'),
+                  make_entry(make_timed(make_latency(3.0, 1.25, device='b')), method='rim'))
+  assert rim.ttft_ratio == 1.25  # side by side needs no other run
 
 
 def test_thoughts_are_among_the_conditions():
-  assert '6 thoughts, found one after the other' in timings.describe(FACTS | {'num_thoughts': 6})
-  without = {k: v for k, v in FACTS.items() if k != 'num_thoughts'}  # as in older results
-  assert timings.describe(without) == timings.describe(FACTS)
+  facts = values.LatencyFacts(**FACTS)
+  assert '6 thoughts, found one after the other' in timings.describe(
+      dataclasses.replace(facts, num_thoughts=6))
+  assert timings.describe(dataclasses.replace(facts, num_thoughts=None)) == timings.describe(facts)

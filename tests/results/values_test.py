@@ -7,14 +7,15 @@ import pathlib
 
 import pytest
 
-from rim_jax.results import values
+from rim_jax.results import settings, values
 
 PACKAGE = pathlib.Path(__file__).parents[2] / 'rim_jax'
 
 RESULT = {'method': 'rim_stage2', 'step': 8, 'n': 3, 'num_blocks': 2, 'final_acc': 0.5,
           'final_acc_stderr': 0.1, 'block_acc': [0.25, 0.5], 'pass_at': {'1': 0.5},
-          'latency': [{'method': 'rim_stage2', 'batch': 1, 'full_ms': {
-              'median': 2.0, 'q1': 1.0, 'q3': 3.0, 'runs': 5}}]}
+          'latency': [{'method': 'rim_stage2', 'batch': 1, **{f'{part}_ms': {
+              'median': 2.0, 'q1': 1.0, 'q3': 3.0, 'runs': 5}
+              for part in ('prefill', 'first_token', 'decode', 'full')}}]}
 CONTROLS = {'num_blocks': 1, 'pairing': {
     'num_pairs': 1, 'num_equal_answers': 0, 'num_without_partner': 2},
     'controls': {'direct': {'what': 'a', 'expected': 'b', 'given': False}},
@@ -53,7 +54,8 @@ def test_what_is_no_result_is_refused(tree, told):
     values.from_tree(values.EvalResult, tree)
 
 
-KEYS = {field.name for kind in (values.EvalResult, values.ControlResult, values.SelectionResult)
+KEYS = {field.name for kind in (values.EvalResult, values.ControlResult, values.SelectionResult,
+                                settings.SettingResult, settings.ControlOverSeeds)
         for field in dataclasses.fields(kind) if '_acc' in field.name} | {values.VALID_ACC}
 
 
@@ -63,8 +65,7 @@ def find_keys(source: str) -> set[str]:
 
 
 def test_no_module_spells_a_result_s_key():
-  """Of what is evaluated and swept; a report that is shown by keys has them from the fields."""
   assert find_keys("result['final_acc']") == {'final_acc'} and not find_keys('result.final_acc')
   spelled = {str(path.relative_to(PACKAGE)): found for path in PACKAGE.rglob('*.py')
-             if (found := find_keys(path.read_text())) and path.parent.name != 'report'}
+             if (found := find_keys(path.read_text()))}
   assert spelled == {'results/values.py': {values.VALID_ACC}}

@@ -161,7 +161,8 @@ class Clock:
 def make_step_metrics(loss):
   return {'loss': jnp.float32(loss), 'grad_norm': jnp.float32(2), 'learning_rate': jnp.float32(3),
           'norm': jnp.float32(4), 'healthy': jnp.bool_(True),
-          'block_nll': jnp.float32([0, 6, 0]), 'block_count': jnp.float32([0, 3, 0]),
+          'block_nll': jnp.float32([0, 6, 0]), 'block_weight': jnp.float32([0, 1.5, 0]),
+          'block_count': jnp.float32([0, 3, 0]),
           'num_examples': jnp.int32(5), 'num_tokens': jnp.int32(100),
           'added': {'distance': jnp.float32(0.5)}}
 
@@ -208,7 +209,8 @@ def test_blocks_that_nothing_read_have_no_loss():
   meter = recorder_lib.Meter(0, Clock())
   meter.push(1, make_step_metrics(1.0), {})
   scalars = meter.flush()[1]
-  assert {k: v for k, v in scalars.items() if 'block' in k} == {'train/nll_block_1': 2.0}
+  assert {k: v for k, v in scalars.items() if 'block' in k} == {
+      'train/nll_block_1': 2.0, 'train/weight_block_1': 0.5}
   assert all(math.isfinite(v) for v in scalars.values())
 
 
