@@ -42,7 +42,7 @@ NEVER = {
     'training': ('grain', 'absl'),
     'evaluation': ('optax', 'orbax', 'grain', 'absl'),
     'report': (*HEAVY, 'absl', 'rim_jax.model', 'rim_jax.packing', 'rim_jax.planning',
-               'rim_jax.evaluation'),
+               'rim_jax.evaluation', 'rim_jax.methods', 'rim_jax.training'),
     'sweep': ('flax', 'optax', 'orbax', 'grain', 'absl'),
     'train': ('absl', 'optax', 'orbax', 'grain'),
     'modes': ('absl', 'optax', 'orbax', 'grain'),

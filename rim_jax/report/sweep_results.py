@@ -85,9 +85,9 @@ def _summarize(results: list[values.EvalResult]) -> dict:
                                  for k in dict.fromkeys(itertools.chain(*given))}
     else:
       summaries[measure.name] = _average(given)
-  if len({len(r.block_acc) for r in results}) == 1:
-    summaries['block_acc'] = [stats.summarize(a) for a in zip(*(r.block_acc for r in results))]
-  return summaries
+  alike = len({len(r.block_acc) for r in results}) == 1
+  return summaries | dict(block_acc=[stats.summarize(accs) for accs in zip(
+      *(r.block_acc for r in results))] if alike else None)
 
 
 def _average(given) -> stats.Summary | None:

@@ -217,7 +217,7 @@ def test_text_from_a_run_is_inert(tmp_path, where):
   probes['state'] = probes['right']['by_block'][2]['none'] = NASTY
   probes['right']['selection'] = {'none': NASTY}
   probes['steps'] = {'none': NASTY}
-  probes['pca'] = {'none': NASTY}
+  probes['pca'] = {'none': NASTY, 'fitted_on': 9}
   write_findings(tmp_path / 'stage2', attention=attention, controls=controls, probes=probes,
                  **{where: NASTY})
   page = make_page(tmp_path)

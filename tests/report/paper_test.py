@@ -7,6 +7,7 @@ import pytest
 from configs import presets
 from rim_jax import config as config_lib
 from rim_jax.report import page, paper
+from rim_jax.results.values import EvalResult
 
 
 @pytest.mark.parametrize('preset, model', [
@@ -26,7 +27,8 @@ def test_every_figure_is_a_share_in_percent_and_rim_is_below_cot():
 
 def test_a_run_that_the_papers_protocol_chose_stands_beside_its_figures():
   config = config_lib.parse_config(presets.make('rim', 'gsm8k'))
-  sets = {key: {'method': 'rim_stage2', 'final_acc': acc, 'n': 1319} for key, acc in (
+  sets = {key: EvalResult(
+      method='rim_stage2', final_acc=acc, block_acc=[acc], n=1319) for key, acc in (
       ('test-splits', 0.3125), ('test-n50', 0.75))}
   (found,) = paper.make_target(config, sets)
   shown = page.render_page('', [found])

@@ -385,7 +385,7 @@ def test_curves_are_the_logged_ones_and_lambda_is_stage_1s(tmp_path, monkeypatch
   steps, values = lines[1]  # means of five neighbours
   assert steps[0] == 30 and values[0] == pytest.approx(sum(1 / i for i in range(1, 6)) / 5)
   assert lines[4][0][0] == (30 + 40 + 50 + 60) / 4
-  assert lambdas[2] == lines[2] and lambdas[4][0][0] == 45
+  assert lambdas[2] == lines[2] and lambdas[4][0][0] == 30
   _, _, lines, lambdas = losses['stage2: training loss after each block']
   assert not lambdas and lines[2] == [tuple(10 * i for i in range(1, 9)),
                                           tuple(1 / i for i in range(1, 9))]
@@ -456,7 +456,7 @@ def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(
       'set': 'test', 'step': 1234, 'n': 9, 'num_blocks': 4, 'checkpoint': 'best', 'controls': {},
       'sweeps': {}, 'pairing': {'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0},
       'probes': {'state': '', 'num_questions': {'train': 1, 'valid': 1, 'test': 1}, 'pca': {
-          'none': 'no'}, 'steps': {'none': 'no'}, 'right': {
+          'none': 'no', 'fitted_on': 9}, 'steps': {'none': 'no'}, 'right': {
               'by_block': [], 'pooled': {'none': 'no'}, 'selection': {
                   'acc': 0.8125, 'final_acc': 0.5, 'any_block_acc': 0.75, 'num_recoverable': 3,
                   'recoverable_acc': None, 'recoverable_final_acc': None, 'chosen_blocks': [1]}}},

@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from rim_jax.results import settings, values
+from rim_jax.results import values
 
 PACKAGE = pathlib.Path(__file__).parents[2] / 'rim_jax'
 
@@ -54,8 +54,7 @@ def test_what_is_no_result_is_refused(tree, told):
     values.from_tree(values.EvalResult, tree)
 
 
-KEYS = {field.name for kind in (values.EvalResult, values.ControlResult, values.SelectionResult,
-                                settings.SettingResult, settings.ControlOverSeeds)
+KEYS = {field.name for kind in (values.EvalResult, values.ControlResult, values.SelectionResult)
         for field in dataclasses.fields(kind) if '_acc' in field.name} | {values.VALID_ACC}
 
 

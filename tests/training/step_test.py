@@ -67,6 +67,7 @@ def test_metrics_by_hand():
   np.testing.assert_allclose(metrics['block_count'], counts, rtol=1e-5)
   assert metrics['num_examples'] == sum(map(len, TRAIN_ROWS))
   # lambda is 1 everywhere at step 0, so the loss is the mean over readouts
+  np.testing.assert_allclose(metrics['block_weight'], counts, rtol=1e-5)
   assert metrics['loss'] == pytest.approx(metrics['block_nll'].sum() / counts.sum(), rel=1e-5)
 
 
