@@ -3,6 +3,7 @@
 Reads what a run has left, never its model.
 Text from data is shown as it is: never as markup, HTML or a terminal's control sequence.
 """
+
 import dataclasses
 
 from etils import epath
