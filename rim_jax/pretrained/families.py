@@ -140,6 +140,16 @@ def _read_llama(reader: _Reader, *, bias='none', qk_norm=False) -> dict:
       **reader.take_rope()}
 
 
+def _read_mistral(reader: _Reader) -> dict:
+  """Llama, but for a window: with one, distant keys would have to be hidden."""
+  reader.require('num_key_value_heads')
+  window = reader.take('sliding_window', int, 0)
+  if window:
+    reader.complain(f'has sliding_window={window}, which is not supported; where no text is longer '
+                    'than that, set it to null')
+  return _read_llama(reader)
+
+
 def _read_qwen(reader: _Reader, **settings):
   """Qwen says whether it uses its window, and what its defaults leave open is asked for."""
   reader.expect('use_sliding_window', False)
@@ -157,8 +167,8 @@ def _read_qwen3(reader):
   return _read_qwen(reader, qk_norm=True)
 
 
-_READERS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'qwen2': _read_qwen2,
-            'qwen3': _read_qwen3}
+_READERS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'mistral': _read_mistral,
+            'qwen2': _read_qwen2, 'qwen3': _read_qwen3}
 
 
 _KINDS = ('model.init_from is a GGUF file or a directory with config.json, *.safetensors and '

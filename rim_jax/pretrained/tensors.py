@@ -71,7 +71,7 @@ _GPT2 = {
         'up': _make_linear('transformer.h.{}.mlp.c_fc', 1, 1, flip=False),
         'down': _make_linear('transformer.h.{}.mlp.c_proj', 1, 1, flip=False)},
 }
-TENSORS = {'gpt2': _GPT2, 'llama': _LLAMA, 'qwen2': _LLAMA, 'qwen3': _LLAMA}
+TENSORS = {'gpt2': _GPT2, 'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA, 'qwen3': _LLAMA}
 
 
 def list_tensors(family: str) -> list[tuple[tuple[str, ...], Tensor]]:

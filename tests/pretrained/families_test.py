@@ -126,6 +126,7 @@ def test_the_eos_may_be_named_by_id_alone(folder):
      "rotary settings: lacks 'low_freq_factor'"),
     ('qwen2', {'use_sliding_window': True, 'sliding_window': 8}, 'use_sliding_window=True'),
     ('qwen2', {'layer_types': ['full_attention', 'sliding_attention']}, 'layer_types'),
+    ('llama', {'model_type': 'mistral', 'sliding_window': 8}, 'sliding_window=8, which is not'),
     ('gpt2', {'activation_function': 'relu'}, "activation_function='relu'"),
     ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True'),
     ('gpt2', {'scale_attn_weights': False}, 'scale_attn_weights=False'),

@@ -68,6 +68,30 @@ def test_logits_equal_those_of_transformers(family):
   assert np.abs(golden['logits_0']).max() > 1  # not a comparison of zeros
 
 
+@pytest.mark.hf
+@pytest.mark.skipif(importlib.util.find_spec('transformers') is None,
+                    reason="needs the extra: pip install -e '.[hf]'")
+def test_logits_of_a_mistral_equal_those_of_transformers(tmp_path):
+  import torch
+  import transformers
+  golden = GOLDEN / 'llama3'
+  tree = json.loads((golden / 'config.json').read_text()) | {
+      'model_type': 'mistral', 'architectures': ['MistralForCausalLM'], 'sliding_window': None,
+      'rope_parameters': {'rope_type': 'default', 'rope_theta': 10_000.0}}
+  for key in ('attention_bias', 'mlp_bias', 'pretraining_tp'):
+    tree.pop(key, None)
+  folder = shutil.copytree(golden, tmp_path / 'mistral')
+  (folder / 'config.json').write_text(json.dumps(tree))
+  ids = np.load(golden / 'golden.npz')['ids_0']
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+  assert type(model).__name__ == 'MistralForCausalLM'
+  with torch.no_grad():
+    want = model(torch.tensor(ids)[None]).logits[0].numpy()
+  _, program, params, frozen = load(folder)
+  found = compute_logits(program, params, frozen, ids)
+  assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_greedy_tokens_equal_those_of_transformers(family):
   golden = np.load(GOLDEN / family / 'golden.npz')
