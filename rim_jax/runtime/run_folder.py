@@ -54,10 +54,6 @@ class RunFolder:
     return self / 'controls.json'
 
   @property
-  def comparison(self) -> epath.Path:
-    return self / 'compare.json'
-
-  @property
   def points(self) -> epath.Path:
     """Block states on two components, as `probes.format_points` writes them."""
     return self / 'pca.csv'
@@ -70,9 +66,6 @@ class RunFolder:
     return self / 'predictions' / f'{set_name}.jsonl'
 
   # ---- What they hold ----
-
-  def has_run(self) -> bool:
-    return self.card.exists()
 
   def load_card(self) -> dict:
     """Raises: UserError where there is no run, or its card is damaged."""
