@@ -6,6 +6,8 @@
                            no --config, and take --config.KEY=VALUE for keys that only say where
                            and how they work (eval, export, controls, mesh, ...)
   --mode=train             train (or go on), evaluate, and show the result
+  --mode=data              show what would be trained on: splits, sizes, laid-out examples as text
+                           and ids
   --mode=eval              evaluate a checkpoint; any K with --config.eval.num_blocks=K
   --mode=controls          does the memory do the work? (config.controls); WORKDIR/controls.json
   --mode=report            write WORKDIR/report.html anew, from the files that are there
@@ -69,7 +71,7 @@ from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import status, storage
 
 MODES = ('train', 'eval', 'generate', 'controls', 'report', 'compare', 'export', 'plan',
-         'sweep')
+         'sweep', 'data')
 # They work on a run that is there, and take its configuration from it where --config is not given.
 RUN_MODES = ('eval', 'generate', 'controls', 'report', 'compare', 'export')
 PATH_FLAGS = ('config', 'workdir', 'with', 'sweep_dir')
@@ -423,6 +425,8 @@ def _run(argv, console) -> None:
   elif values.mode == 'train':
     with _keep_point(values, source, say):
       modes.train(config, workdir, say, console)
+  elif values.mode == 'data':
+    modes.show_data(config, say, console)
   elif values.mode == 'eval':
     modes.evaluate(config, workdir, say, console)
   elif values.mode == 'controls':

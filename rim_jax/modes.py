@@ -21,6 +21,7 @@ from rim_jax.evaluation import decode
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.evaluation import scores as scores_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import preview
 from rim_jax.report import run_page, tables
 from rim_jax.results import judge, values
 from rim_jax.runtime import card as card_lib
@@ -279,6 +280,50 @@ def _show_probes(console, probes: values.ProbesResult) -> None:
           ('majority', steps.majority)]
   tables.show(console, head, [[name, *map(tables.share, shares)] for name, shares in rows],
               'does block k hold r_t? % right')
+
+
+_STYLES = {preview.QUESTION: '', preview.BLOCK: 'bold magenta', preview.GIVEN: 'cyan',
+           preview.PREDICTED: 'bold green'}
+
+
+def show_data(config, say, console) -> None:
+  """Shows what would be trained on, and trains nothing: splits, sizes, laid-out examples."""
+  for nth, (name, stage) in enumerate(stages_lib.make_stages(config)):
+    task = train_lib.make_task(stage, say if not nth else lambda line: None)
+    splits = task.dataset.splits
+    found = [preview.measure_split(split, task.codec, say) for split in splits.values()]
+    tables.show(
+        console, ['split', 'read from', 'rows', 'tokens: mean', 'median', 'most', 'do not fit'],
+        [[s.split, s.files, f'{s.num_records:,}', *(f'{n:,}' for n in s.tokens),
+          f'{len(s.dropped):,}'] for s in found],
+        f'{name or stage.method}: examples, in rows of {stage.layout.row_tokens:,} tokens')
+    for sizes in found:
+      for line in sizes.dropped[:3]:
+        say(f'does not fit: {line}')
+    for split in splits.values():
+      for line in preview.describe_misjudged(split, task.codec):
+        say(line)
+    for record in splits['train'].__getitems__(range(min(2, len(splits['train'])))):
+      say(f'{record.origin}, as {name or stage.method} lays it out:')
+      for line in preview.list_lines(record, task.codec):
+        _show_pieces(console, line)
+  kinds = Text('kinds: ')
+  for kind, style in _STYLES.items():
+    kinds.append(kind, style).append(' ')
+  console.print(kinds)
+
+
+def _show_pieces(console, line: preview.Line) -> None:
+  """One trunk or readout as text, then as ids; marks say the same as colours."""
+  marks = {preview.BLOCK: ('', ''), preview.GIVEN: ('[', ']'), preview.PREDICTED: ('{', '}')}
+  text, ids = Text(f'  {line.label}: '), Text('    ')
+  for piece in line.pieces:
+    begin, end = marks.get(piece.kind, ('', ''))
+    # As Python writes it, so that line breaks and control characters are seen.
+    text.append(f'{begin}{repr(piece.text)[1:-1]}{end}', _STYLES[piece.kind])
+    ids.append(f'{begin}{" ".join(map(str, piece.ids))}{end} ', _STYLES[piece.kind])
+  console.print(text)
+  console.print(ids)
 
 
 def generate(config, workdir, question, say, console) -> None:

@@ -24,6 +24,7 @@ from rim_jax.evaluation import decode, scores
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
+from rim_jax.packing import preview
 from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import families, weights
 from rim_jax.results import values
@@ -93,6 +94,9 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
     say(f'{workdir}: this run is complete')
     return run_folder.RunFolder(workdir).load_results()
   run_scores_lib.check_sets(task)
+  for name in ('valid', 'test'):  # what choices and results stand on
+    for line in preview.describe_misjudged(task.dataset.splits[name], task.codec):
+      say(line)
   with _hold(workdir, say):
     _train_stage(task, workdir, init_from, began, say, console)
     return run_scores_lib.evaluate_run(task, workdir, say)

@@ -1,0 +1,101 @@
+"""What a run will train on, as values to show: sizes of each split, and laid-out examples.
+
+Nothing here is trained on; the same functions lay out the rows of a run.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+
+import numpy as np
+
+from rim_jax.config import Config
+from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import source as source_lib
+from rim_jax.results import judge
+
+# What a piece of an example is: read, a memory block, given to a readout, predicted by it.
+QUESTION, BLOCK, GIVEN, PREDICTED = 'question', 'block', 'given', 'predicted'
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """Some ids of an example, and the text that they are."""
+  kind: str
+  text: str
+  ids: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """A trunk, or one of its readouts."""
+  label: str
+  pieces: tuple[Piece, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """How large the examples of a split are, and which of them do not fit."""
+  split: str
+  files: str  # from the first record's to the last's
+  num_records: int
+  tokens: tuple[int, int, int]  # mean, median, most; of those that can be encoded
+  dropped: Sequence[str]  # one line for each record that does not fit
+
+
+def list_lines(record, codec: source_lib.Codec) -> list[Line]:
+  """A record as the method lays it out: its trunk, then each readout."""
+  example = codec.lay_out(codec.encode(record))
+  tokenizer, config = codec.tokenizer, codec.config.layout
+
+  def piece(kind, ids):
+    text = tokenizer.decode(ids) + ('<end>' if list(ids[-1:]) == [tokenizer.eos_id] else '')
+    return Piece(kind, text, tuple(ids))
+  trunk, blocks = layout_lib.make_trunk(
+      example.question, example.num_blocks, config, codec.memory_start)
+  pieces = [piece(QUESTION, example.question)]
+  for k in range(1, example.num_blocks + 1):
+    ids = tuple(i for i, block in zip(trunk, blocks) if block == k)
+    pieces.append(Piece(BLOCK, '<b>' + '<m>' * config.block_tokens + '</b>', ids))
+  lines = [Line('question' + (' and blocks' if example.num_blocks else ''), tuple(pieces))]
+  for readout in example.readouts:
+    where = f'after block {readout.block}' if readout.block > 0 else (
+        'after the question' if not readout.block else 'on its own')
+    parts = [piece(GIVEN, readout.prefix)] if readout.prefix else []
+    lines.append(Line(where, (*parts, piece(PREDICTED, readout.target))))
+  return lines
+
+
+def measure_split(split, codec: source_lib.Codec, say=print) -> Sizes:
+  """Sizes of a split's examples under the codec's method; nothing is refused here."""
+  config: Config = codec.config
+  loose = dataclasses.replace(codec, config=dataclasses.replace(
+      config, data=dataclasses.replace(config.data, on_bad_rows='drop')))
+  sizes = source_lib.measure(
+      source_lib.load_lengths(split, codec, config.data.cache_dir, say), codec)
+  _, dropped = source_lib.find_usable(sizes, split, loose, config.layout.row_slots)
+  tokens = sizes[sizes[:, 0] >= 0, 0]
+  names = [split[i].origin.rpartition(':')[0] for i in (0, -1)]
+  return Sizes(split.name, ' to '.join(dict.fromkeys(names)), len(split),
+               (round(float(tokens.mean())), round(float(np.median(tokens))), int(tokens.max())),
+               dropped)
+
+
+def describe_misjudged(split, codec: source_lib.Codec) -> list[str]:
+  """A line where gold answers of a split are wrong by the run's own rule; none where all are right.
+
+  Each is written as a run is trained to write it, decoded, and judged against itself. One that the
+  answer's suffix cuts, for example, could never be answered rightly.
+  """
+  wrong, template = [], codec.template
+  for first in range(0, len(split), 1000):
+    for record in split.__getitems__(range(first, min(first + 1000, len(split)))):
+      ids = [*codec.tokenizer.encode(record.answer), *template.answer_suffix]
+      written = codec.config.layout.answer_prefix * codec.config.facts.learns_steps
+      written += codec.tokenizer.decode(ids)
+      if not judge.answers_match(judge.parse_answer(written, codec.config) or '', record.answer):
+        wrong.append(record)
+  if not wrong:
+    return []
+  return [f'{split.name}: {len(wrong)} of {len(split)} gold answers can never be right: written, '
+          f'decoded and judged, they differ from themselves; the first is {wrong[0].answer[:40]!r} '
+          f'({wrong[0].origin}); see layout.answer_suffix']

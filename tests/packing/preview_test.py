@@ -1,0 +1,59 @@
+"""What is shown of the data is what a run trains on."""
+
+import dataclasses
+
+from rim_jax import train as train_lib
+from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import preview
+from tests import support
+
+
+def test_the_pieces_of_an_example_are_its_ids_in_their_order():
+  config = support.make_config('rim_stage2', layout__num_blocks=2)
+  codec = support.make_codec(config)
+  record = support.RECORDS[0]
+  lines = preview.list_lines(record, codec)
+  example = codec.lay_out(codec.encode(record))
+  trunk, _ = layout_lib.make_trunk(example.question, 2, config.layout, codec.memory_start)
+  assert [i for piece in lines[0].pieces for i in piece.ids] == trunk
+  assert [piece.kind for piece in lines[0].pieces] == ['question', 'block', 'block']
+  assert lines[0].pieces[0].text.startswith(record.question)
+  assert len(lines) == 1 + len(example.readouts)
+  for line, readout in zip(lines[1:], example.readouts):
+    assert line.label == f'after block {readout.block}'
+    assert [i for piece in line.pieces for i in piece.ids] == [*readout.prefix, *readout.target]
+    assert line.pieces[-1].text.startswith(record.answer)
+    assert line.pieces[-1].text.endswith('<end>')
+
+
+def test_what_does_not_fit_is_told_with_its_reason_and_not_refused(tmp_path):
+  config = support.make_config('rim_stage2', data__cache_dir=str(tmp_path),
+                               data__chain__min_steps=2, data__chain__max_steps=4)
+  task = train_lib.make_task(config, lambda line: None)
+  split = task.dataset.splits['test']
+  fits = preview.measure_split(split, task.codec, lambda line: None)
+  assert fits.num_records == len(split) and not fits.dropped
+  assert fits.files == 'rim_chain/test' and 0 < fits.tokens[0] <= fits.tokens[2]
+  most = fits.tokens[2]
+  narrow = dataclasses.replace(task.codec, config=dataclasses.replace(
+      config, layout=dataclasses.replace(config.layout, row_tokens=most - 1)))
+  dropped = preview.measure_split(split, narrow, lambda line: None).dropped
+  assert dropped and f'needs layout.row_tokens={most}, has {most - 1}' in dropped[0]
+
+
+def test_gold_answers_that_can_never_be_right_are_counted():
+  config = support.make_config(
+      'rim_stage2', tokenizer__kind='bytes', data__source='gsm8k', layout__answer_suffix='0')
+  codec, split = support.make_codec(config), list(support.RECORDS)
+
+  class Split(list):
+    name = 'test'
+
+    def __getitems__(self, indices):
+      return [self[i] for i in indices]
+  good = [dataclasses.replace(r, answer='7') for r in split]
+  assert preview.describe_misjudged(Split(good), codec) == []
+  bad = [*good, dataclasses.replace(split[0], answer='507')]
+  [line] = preview.describe_misjudged(Split(bad), codec)
+  assert line.startswith(f'test: 1 of {len(bad)} gold answers can never be right: ')
+  assert "the first is '507'" in line
