@@ -571,7 +571,7 @@ def test_a_run_that_a_sweep_starts_is_the_point_that_it_began(tmp_path):
   recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
   points = main_lib._parse(['main', f'--config={recipe}', '--mode=sweep'])[1]
   command = driver_lib.Sweep(points, tmp_path, str(recipe)).make_command(points[1])
-  assert main_lib._parse(['main', *command[3:]])[1] == points[1].config
+  assert main_lib._parse(['main', *command[3:]])[1] == main_lib._expand_keys(points[1].config)
   text = recipe.read_text()
   recipe.write_text(text.replace("'layout.num_blocks': k", "'layout.num_blocks': k + 1"))
   with pytest.raises(UserError, match='another run now'):
