@@ -94,7 +94,7 @@ def test_the_eos_may_be_named_by_id_alone(folder):
 
 
 @pytest.mark.parametrize('family, changes, culprit', [
-    ('llama', {'model_type': 'mistral'}, "model_type='mistral' is not supported; there are gpt2"),
+    ('llama', {'model_type': 'bloom'}, "model_type='bloom' is not supported; there are gpt2"),
     ('llama', {'hidden_act': 'relu'}, "hidden_act='relu'"),
     ('llama', {'attention_bias': True}, 'attention_bias=True'),
     ('llama', {'mlp_bias': True}, 'mlp_bias=True'),
