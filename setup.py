@@ -48,11 +48,11 @@ setuptools.setup(
         'plan-gpu': ['jax-cuda13-pjrt', 'jax-cuda13-plugin'],
         'wandb': ['wandb'],
         'gcs': ['gcsfs'],  # a WORKDIR in a bucket
-        # references for tests, --verify and bench; jinja2 renders chat templates
-        'hf': ['torch', 'transformers', 'peft', 'jinja2'],
+        # references for tests, --verify and bench
+        'hf': ['torch', 'transformers', 'peft'],
         'analysis': ['scikit-learn'],  # probes of --mode=controls
         'docs': ['sphinx>=8', 'myst-parser>=4', 'furo'],
-        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'jinja2', 'gcsfs', 'wandb',
+        'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'gcsfs', 'wandb',
                  'scikit-learn', 'hypothesis'],
     },
 )
