@@ -498,7 +498,7 @@ def _keep_interrupt(unraisable) -> None:
   still, it would meet the same end.
   """
   if unraisable.exc_type is KeyboardInterrupt:
-    again = threading.Timer(0.05, signal.pthread_kill, (
+    again = threading.Timer(1.0, signal.pthread_kill, (
         threading.main_thread().ident, signal.SIGINT))
     again.daemon = True
     again.start()
