@@ -607,6 +607,7 @@ def one_device(monkeypatch, use_devices):
   monkeypatch.setenv('XLA_FLAGS', support_runs.ENVIRONMENT['XLA_FLAGS'])
 
 
+@pytest.mark.slow
 def test_real_runs_one_of_which_cannot_be(tmp_path, capsys, one_device):
   """The third has more blocks than positions: told by its own run, and the others are whole."""
   base = support_sweep.make_base(data__cache_dir=str(tmp_path / 'cache'), train__num_examples=16,
