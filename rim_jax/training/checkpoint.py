@@ -22,6 +22,7 @@ from rim_jax.runtime import hosts, storage
 
 CHECKPOINT_VERSION = 1
 _MANIFEST = 'manifest.json'
+_TOLD = ('card/',)  # what a choice among checkpoints is made from; small files
 _POLICIES = ocp.checkpoint_managers
 
 
@@ -42,8 +43,11 @@ def seal(folder) -> None:
   storage.write_json(folder / _MANIFEST, {'format': CHECKPOINT_VERSION, 'files': files})
 
 
-def find_damage(folder) -> str | None:
-  """What is wrong with a checkpoint on disk, or None; every byte is read."""
+def find_damage(folder, parts=('',)) -> str | None:
+  """What is wrong with a checkpoint on disk, or None; every byte is read.
+
+  `parts` limits that to files whose names begin so.
+  """
   if not (folder / _MANIFEST).exists():
     return 'its save was never finished'
   try:
@@ -56,6 +60,8 @@ def find_damage(folder) -> str | None:
                     'that wrote it')
   files = storage.list_files(folder)
   for name, (size, sha) in manifest['files'].items():
+    if not name.startswith(parts):
+      continue
     if name not in files:
       return f'{name} is missing'
     if _digest(files[name]) != [size, sha]:
@@ -185,17 +191,22 @@ class Checkpointer:
     return load_checkpoint(self._folder, step)
 
   def _put_damaged_aside(self) -> int | None:
-    """The newest good step; what is newer and damaged goes to WORKDIR/damaged."""
+    """The newest good step; what is newer and damaged goes to WORKDIR/damaged.
+
+    So does an older one that says of itself what it did not say when it was saved: it would take
+    part in the choice of the best.
+    """
     damaged = []
     found = None
     for step in list_steps(self._folder):
-      problem = find_damage(self._folder / str(step))
+      problem = find_damage(self._folder / str(step), _TOLD if found else ('',))
       if problem is None:
-        found = step
-        break
-      damaged.append((step, problem))
+        found = found or step
+      else:
+        damaged.append((step, problem))
     for step, problem in damaged:
-      lost = f'; using step {found}, {step - found} steps are lost' if found else ''
+      lost = (f'; using step {found}, {step - found} steps are lost'
+              if found and step > found else '')
       self._say(f'{self._folder / str(step)}: damaged ({problem}){lost}')
     if damaged and not found:
       raise UserError(f'{self._folder}: every checkpoint is damaged ({damaged[0][1]}); delete '
@@ -237,6 +248,14 @@ def get_folder(workdir):
 
 
 def load_checkpoint(folder, step: int) -> Checkpoint:
+  """A checkpoint by what it says of itself, which is verified; its arrays are not yet.
+
+  Raises: UserError where that is damaged.
+  """
+  damage = find_damage(folder / str(step), _TOLD)
+  if damage:
+    raise UserError(f'{folder / str(step)}: damaged ({damage}), so it cannot be told which '
+                    f'checkpoint is best; train on, or move it out of {folder}')
   card = storage.load_json(folder / str(step) / 'card' / 'metadata', 'the checkpoint\'s card')
   return Checkpoint(step, folder / str(step), card)
 
@@ -259,7 +278,9 @@ def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
     raise UserError("eval.checkpoint='splits' scores many checkpoints together, which --mode=eval "
                     "and the end of a run do; this needs one: 'best' or 'last'")
   folder = get_folder(workdir)
-  found = [load_checkpoint(folder, s) for s in list_whole(folder) if which in ('best', 'last', s)]
+  whole = list_whole(folder)
+  asked = whole[:1] if which == 'last' else [s for s in whole if which in ('best', s)]
+  found = [load_checkpoint(folder, step) for step in asked]
   if not found:
     raise UserError(f'{workdir}: has no checkpoint; train it first, or name another --workdir')
   if which == 'best':

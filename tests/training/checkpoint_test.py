@@ -72,6 +72,25 @@ def test_any_damaged_file_is_named_and_the_one_before_is_used(tmp_path, damage):
   assert save_all_again.step == 1 and len(told) == 1
 
 
+def test_no_checkpoint_is_chosen_by_what_it_did_not_say_when_it_was_saved(tmp_path):
+  """One flipped bit in the accuracy of the best: 0.9 becomes 0.1."""
+  support_runs.save_checkpoints(tmp_path, [0.9, 0.2, 0.3])
+  victim = tmp_path / 'checkpoints/1/card/metadata'
+  assert b'0.9' in victim.read_bytes()
+  victim.write_bytes(victim.read_bytes().replace(b'0.9', b'0.1'))
+  for which in ('best', 1):
+    with pytest.raises(UserError, match=r'checkpoints/1: damaged \(card/metadata differs'):
+      checkpoint_lib.choose_checkpoint(tmp_path, which)
+  with pytest.raises(UserError, match='damaged'):
+    checkpoint_lib.list_counting(tmp_path)
+  assert checkpoint_lib.choose_checkpoint(tmp_path, 'last').step == 3
+  told = []
+  assert support_runs.find_latest(tmp_path, told.append).step == 3  # going on names it
+  assert len(told) == 1 and 'checkpoints/1: damaged' in told[0] and 'lost' not in told[0]
+  assert (tmp_path / 'damaged/1').is_dir()
+  assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == 3
+
+
 def test_a_step_put_aside_can_be_saved_again(tmp_path):
   support_runs.save_checkpoints(tmp_path, [0.1, 0.2])
   files_of(tmp_path, 2)[0].unlink()
