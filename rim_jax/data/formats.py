@@ -1,7 +1,7 @@
 """Rows: the shapes that are read, and which rows are refused.
 
 `SHAPES` is the one table of them: rows are told apart by its keys, errors list it, and
-docs/reference/row_shapes.md is printed from it. A shape more is one row of it.
+the table of docs/data.md is printed from it. A shape more is one row of it.
 
 Everything here takes time in proportion to the row, and a row has a largest size.
 """
