@@ -66,9 +66,9 @@ def read_header(path) -> Header:
 @functools.lru_cache(maxsize=2)  # reading a large vocabulary takes seconds
 def _read_header(path, size, changed):
   del size, changed  # parts of the key alone
-  import gguf  # a few runs need it
+  from gguf.gguf_reader import GGUFReader  # a few runs need it
   try:
-    reader = gguf.GGUFReader(path)
+    reader = GGUFReader(path)
     metadata = {key: field.contents() for key, field in reader.fields.items()
                 if not key.startswith('GGUF.')}
     tensors = {

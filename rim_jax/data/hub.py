@@ -96,7 +96,7 @@ def _fetch(name, repo, part, revision, kind, say):
     if isinstance(e, errors.HfHubHTTPError) and e.response.status_code < 500:
       raise
     return _find_cached(name, repo, part, revision, kind, say)
-  files = [f for f in info.siblings or [] if _is_wanted(f.rfilename, part, kind)]
+  files = [f for f in getattr(info, 'siblings', None) or [] if _is_wanted(f.rfilename, part, kind)]
   if kind == 'model' and not any(f.rfilename.endswith('.safetensors') for f in files):
     files += _find_gguf(name, info, part)
   if not files:

@@ -168,7 +168,8 @@ class TensorView:
     return block.T if self._is_flipped else block
 
   def _read(self, rows):
-    import gguf
+    from gguf.constants import GGMLQuantizationType
+    from gguf.quants import dequantize
     stored, numbers = self._stored, np.arange(self._stored.shape[0])[rows]
     if self._num_heads:
       # Half-and-half order to pairs side by side: row (h, half, i) stands at (h, i, half).
@@ -178,8 +179,8 @@ class TensorView:
     is_run = len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and not self._num_heads
     part = whole[numbers[0]:numbers[-1] + 1] if is_run else whole[numbers]
     try:
-      return gguf.dequantize(np.ascontiguousarray(part), gguf.GGMLQuantizationType(stored.kind))
+      return dequantize(np.ascontiguousarray(part), GGMLQuantizationType(stored.kind))
     except NotImplementedError:
       raise UserError(f'{self._header.path}: {self._name} is '
-                      f'{gguf.GGMLQuantizationType(stored.kind).name}, which is not read; use a '
+                      f'{GGMLQuantizationType(stored.kind).name}, which is not read; use a '
                       'file of F16, BF16, Q8_0 or Q4_K, say') from None

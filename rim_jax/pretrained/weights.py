@@ -5,11 +5,13 @@ parameter at a time: no host ever holds the model. Nothing else is read: no
 pickle, no code from a model directory.
 """
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
+from typing import Any
 
 import jax
 import ml_dtypes  # noqa: F401  (makes bfloat16 a numpy dtype, which safetensors asks for)
@@ -57,7 +59,7 @@ class _GgufFile:
 
 
 @contextlib.contextmanager
-def _open(path):
+def _open(path) -> Iterator[Any]:
   """A file of tensors; UserError where it cannot be read or is damaged."""
   if gguf_lib.is_gguf(path):
     yield _GgufFile(path)

@@ -42,7 +42,7 @@ def find_bind_host(coordinator: str, token: str) -> str:
   """
   host = _get_host(coordinator)
   try:
-    found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
+    found = str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     loopback = ipaddress.ip_address(found).is_loopback
   except (OSError, ValueError):
     return host  # listening there will say what is wrong
@@ -153,8 +153,10 @@ class _Roll:
         _keep_lines(list(self._there.values()))
     finally:
       for key in list(self._selector.get_map().values()):
-        key.fileobj.close()
+        if key.data:
+          key.data.socket.close()
       self._selector.close()
+      listener.close()
     return verdict or 'go'
 
   def _turn(self, listener, deadline) -> str:

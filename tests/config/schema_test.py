@@ -588,7 +588,7 @@ LIVE = {
     'data.on_bad_rows': ('dataset_or_error', 'drop', GSM8K | {'data.dir': '{files}/bad'}),
     'data.num_valid': ('dataset', 3, GSM8K),
     'data.step_marks': ('dataset', True, GSM8K),
-    'data.steps': ('dataset', 'sentences', GSM8K),
+    'data.steps': ('dataset', 'sentences', GSM8K | {'data.dir': '{files}/spoken'}),
     'data.chain.seed': ('dataset', 1, {}),
     'data.chain.min_steps': ('dataset', 2, {}),
     'data.chain.max_steps': ('dataset', 5, {}),
@@ -806,6 +806,11 @@ def tools(tmp_path_factory):
     (place / 'test.jsonl').write_text(lines)
   for name in ('hard', 'harder'):
     (folder / f'{name}.jsonl').write_text('{"question": "1?", "answer": "1"}\n')
+  (folder / 'spoken').mkdir()
+  for name in ('train', 'test'):
+    (folder / 'spoken' / f'{name}.jsonl').write_text(''.join(json.dumps({
+        'question': f'{i}?', 'answer': f'One more is <<{i}+1={i + 1}>>{i + 1}.\n#### {i + 1}'})
+                                                                     + '\n' for i in range(8)))
   (folder / 'problems').mkdir()
   for name, words in (('train', 'apples pears plums figs buns'), ('test', 'nuts')):
     (folder / 'problems' / f'{name}.jsonl').write_text(''.join(json.dumps({
