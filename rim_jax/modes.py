@@ -432,11 +432,10 @@ def export(config, workdir, verify, say) -> None:
                     '--config.export.dir=DIR')
   hosts.lead(lambda: export_lib.check_free(out))
   network, step = state_lib.load_network(task, folder, config.eval.checkpoint, say=say)
-  questions = [r.question for r in run_scores_lib.get_records(task, config.eval.split,
-                                                         config.eval.num_examples)]
-  references = export_lib.iterate_references(
-      decode.Decoder(network), questions[:config.export.num_verified]) if verify else None
-  export_lib.write_export(out, network, export_lib.Origin(task.base, str(folder), step), questions,
+  records = run_scores_lib.get_records(task, config.eval.split, config.eval.num_examples)
+  asked = [r.question for r in records[:config.export.num_verified]]
+  references = export_lib.iterate_references(decode.Decoder(network), asked) if verify else None
+  export_lib.write_export(out, network, export_lib.Origin(task.base, str(folder), step), records,
                           references, say)
-  say(f'{out}: step {step}; the prompts of {len(questions)} {config.eval.split} questions have the '
+  say(f'{out}: step {step}; the prompts of {len(records)} {config.eval.split} questions have the '
       'ids that the run was trained on')

@@ -27,7 +27,7 @@ from rim_jax.model.network import Network
 from rim_jax.packing import preview
 from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import families, weights
-from rim_jax.results import values
+from rim_jax.results import judge, values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts, run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -342,7 +342,8 @@ def _make_save(run: StageRun, state, tools: Instruments):
       # What is left of a chain is written freely.
       result, _ = scores.evaluate(decoder.with_params(state.params), records, blocks,
                                   lambda count: tools.watchdog.beat(step), None if counts else ())
-    tools.writer.write(step, {values.VALID_ACC: result.final_acc, **{
+    tools.writer.write(step, {values.VALID_ACC: result.final_acc,
+                              values.VALID_RULE: judge.RULE_VERSION, **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
             scores.get_blocks(blocks), result.block_acc)}})
     with tools.goodput.measure('save'):
@@ -350,7 +351,8 @@ def _make_save(run: StageRun, state, tools: Instruments):
       run.checkpointer.save(
           step, state.params, state_lib.get_optim(state),
           {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
-           'batch_rows': stage.batch_rows, 'method': config.method, 'counts': counts},
+           'batch_rows': stage.batch_rows, 'method': config.method, 'counts': counts,
+           'rule_version': judge.RULE_VERSION},
           result.final_acc)
     tools.watchdog.beat(step)
   return save

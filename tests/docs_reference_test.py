@@ -49,20 +49,24 @@ def test_the_table_of_row_shapes_is_what_the_code_reads():
   assert page == make_reference.write_shapes(page) and make_reference.make_shapes() in page
 
 
-JUDGED = read_table('reference/judging.md', '| one answer')
+JUDGED = read_table('reference/judging.md', '| answer | reference')
 
 
-@pytest.mark.parametrize('one, other, same, why', JUDGED)
-def test_answers_are_judged_as_the_page_says(one, other, same, why):
+@pytest.mark.parametrize('answer, gold, right, why', JUDGED)
+def test_answers_are_judged_as_the_page_says(answer, gold, right, why):
   del why
-  one, other = one.strip('`'), other.strip('`')
-  assert judge.answers_match(one, other) is {'yes': True, 'no': False}[same]
-  assert judge.answers_match(other, one) is {'yes': True, 'no': False}[same]
+  assert judge.answers_match(answer.strip('`'), gold.strip('`')) is {'yes': True, 'no': False}[
+      right]
+
+
+def test_the_page_tells_the_version_of_the_rule():
+  page = (DOCS / 'reference/judging.md').read_text()
+  assert f'This is **version {judge.RULE_VERSION}** of the rule.' in page
 
 
 def test_an_answer_that_contains_the_suffix_is_cut_as_the_page_says():
   config = support.make_config('rim_stage2', layout__answer_prefix='(', layout__answer_suffix='}')
-  assert judge.parse_answer(r'\frac{1}{2}}', config) == r'\frac{1'
+  assert judge.parse_answer(r'\frac{1}{2}}', config) == r'\frac{1}{2}'
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'results.json'])

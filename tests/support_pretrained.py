@@ -113,8 +113,12 @@ def make_model(config, seed=0):
 def write_export(out, config, params, frozen, questions=('1+1?',)):
   base = weights.open_base(config.model.init_from)
   network = Network(None, params, frozen, config, support.make_codec(config), None)
-  return export.write_export(out, network, export.Origin(base, 'runs/it', 7), questions,
-                             say=lambda line: None)
+  return export.write_export(out, network, export.Origin(base, 'runs/it', 7),
+                             make_records(questions), say=lambda line: None)
+
+
+def make_records(questions):
+  return [support.Record(q, (), '1', f'r:{i}') for i, q in enumerate(questions, 1)]
 
 
 # ---- GGUF ----

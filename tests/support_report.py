@@ -18,10 +18,10 @@ RULE = 'numbers are compared as numbers'
 
 def make_result(method, num_blocks, **fields):
   readings = max(num_blocks, 1)
-  return {'n': 1319, 'num_blocks': num_blocks, 'final_acc': 0.4321455648218347,
+  return {'n': 1319, 'rule_version': 2, 'num_blocks': num_blocks, 'final_acc': 0.4321455648218347,
           'final_acc_stderr': 0.013640, 'block_acc': [(k + 1.23456) / 41 for k in range(readings)],
           'any_block_acc': 0.765432, 'majority_acc': 0.45678, 'num_unfinished': 17,
-          'answer_rule': RULE, 'ttft_ms': 12.379, 'ttft_ratio': 1.2376,
+          'num_unparsed': 11, 'answer_rule': RULE, 'ttft_ms': 12.379, 'ttft_ratio': 1.2376,
           'ttft_conditions': 'a device <of> [b]mine[/b]',
           'step': 1234, 'checkpoint': 'best', 'method': method, 'format': 1, **fields}
 

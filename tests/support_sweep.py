@@ -65,7 +65,8 @@ right = [i % 3 != seed for i in range(30)]
     {'step': step, 'valid/final_acc': acc}) + chr(10) for step, acc in (
     (3, 0.25), (7, 0.75 - seed / 4), (9, 0.0))))
 (folder / 'results.json').write_text(json.dumps({'test': {
-    'n': 30, 'step': 7, 'final_acc': 0.5 + seed / 10, 'any_block_acc': 0.9, 'majority_acc': 0.5,
+    'n': 30, 'rule_version': 2, 'step': 7, 'final_acc': 0.5 + seed / 10, 'any_block_acc': 0.9,
+    'majority_acc': 0.5,
     'block_acc': [0.25, 0.5 + seed / 10]}}))
 """
 
@@ -115,7 +116,8 @@ def make_states(tmp_path, rows):
     (folder / 'predictions/test.jsonl').write_text(''.join(json.dumps(
         {'question': str(i), 'answer': '', 'correct': i < 100 * test}) + '\n' for i in range(100)))
     (folder / 'results.json').write_text(json.dumps({'test': {
-        'n': 100, 'step': 5, 'final_acc': test, 'any_block_acc': test, 'majority_acc': test,
+        'n': 100, 'rule_version': 2, 'step': 5, 'final_acc': test, 'any_block_acc': test,
+        'majority_acc': test,
         'block_acc': [test]}}))
     if valid is not None:
       (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': valid}))

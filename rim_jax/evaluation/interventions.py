@@ -259,7 +259,7 @@ def _summarize(right_nr, whose: str = '') -> dict:
 
 def _match(answers, wanted):
   """bool[n, r]: whether each answer is the wanted one of its question (or of its block)."""
-  return np.asarray([[judge.answers_match(a, w) for a, w in zip(
+  return np.asarray([[judge.is_right(a, w) for a, w in zip(
       row, [want] * len(row) if isinstance(want, str) else want)]
                      for row, want in zip(answers, wanted)])
 

@@ -73,6 +73,8 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
   config, blocks, folder = task.config, task.config.eval_blocks, run_folder.RunFolder(workdir)
   if config.eval.checkpoint == 'splits':
     return _evaluate_splits(task, workdir, say)
+  if config.eval.checkpoint == 'best':
+    _judge_valid_again(task, workdir, say)
   network, step = state_lib.load_network(task, workdir, config.eval.checkpoint, say=say)
   records = get_records(task, config.eval.split, config.eval.num_examples)
   say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
@@ -110,6 +112,21 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
       result, **more, data_fingerprint=fingerprint_set(task, records), step=step,
       checkpoint=config.eval.checkpoint, method=config.method, format=scores.RESULTS_VERSION)
   return _write(folder, config.eval_set, result, predictions)
+
+
+def _judge_valid_again(task, workdir, say) -> None:
+  """Evaluates checkpoints on valid again that were judged by another rule than the others were."""
+  if not hosts.lead(lambda: checkpoint_lib.is_rated_by_many(workdir)):
+    return
+  rated = hosts.lead(lambda: checkpoint_lib.rate_checkpoints(workdir))
+  config = task.config
+  records = get_records(task, 'valid', config.eval.num_valid_examples)
+  for step in sorted(s for s, (_, rule) in rated.items() if rule != judge.RULE_VERSION):
+    say(f'judging step {step} on valid again, by version {judge.RULE_VERSION} of the rule')
+    network, _ = state_lib.load_network(task, workdir, step)
+    result, _ = scores.evaluate(decode.Decoder(network), records, config.eval_blocks)
+    hosts.lead(lambda step=step, acc=result.final_acc: run_folder.RunFolder(workdir).add_metrics(
+        step, {values.VALID_ACC: acc, values.VALID_RULE: judge.RULE_VERSION}))
 
 
 def _mark_beyond(task, records, asked, say) -> dict:
@@ -154,7 +171,8 @@ def _evaluate_splits(task, workdir, say) -> dict[str, values.EvalResult]:
   say(f'the checkpoint was chosen on {touched}')
   return _write(run_folder.RunFolder(workdir), config.eval_set, dataclasses.replace(
       result, n=len(records), num_blocks=config.eval_blocks, chosen=chosen, chosen_on=touched,
-      answer_rule=judge.ANSWER_RULE, data_fingerprint=fingerprint_set(task, records),
+      answer_rule=judge.ANSWER_RULE, rule_version=judge.RULE_VERSION,
+      data_fingerprint=fingerprint_set(task, records),
       step=int(max(chosen, key=chosen.__getitem__)), checkpoint='splits', method=config.method,
       format=scores.RESULTS_VERSION))
 

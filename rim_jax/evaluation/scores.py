@@ -15,19 +15,6 @@ RESULTS_VERSION = 1
 NUM_SPLITS, SPLIT_SHARE = 16, 0.2  # of the paper's protocol: 264 of GSM8K's 1,319 choose
 
 
-def choose_majority(answers) -> str:
-  """The answer most blocks give; of equals, the one given by the latest block."""
-  groups = []  # [an answer, its votes, its latest block]
-  for i, answer in enumerate(answers):
-    for group in groups:
-      if judge.answers_match(group[0], answer):
-        group[1:] = [group[1] + 1, i]
-        break
-    else:
-      groups.append([answer, 1, i])
-  return max(groups, key=lambda g: g[1:])[0]
-
-
 def get_blocks(num_blocks: int) -> tuple:
   """The blocks that are read: 1..K, or the question alone where K = 0."""
   return tuple(range(1, num_blocks + 1)) or (0,)
@@ -54,27 +41,10 @@ def evaluate(decoder: decode_lib.Decoder, records, num_blocks: int, say=None, pr
   prefix = get_answer_prefix(config, decoder.network.codec) if prefix is None else prefix
   texts, ended = decoder.decode_texts(encode_questions(records, decoder.network, num_blocks),
                                       num_blocks, prefix, get_blocks(num_blocks), say)
-  predictions = []
-  for record, row in zip(records, texts):
-    answers = [judge.parse_answer(text, config) for text in row]
-    correct = [judge.answers_match(a, record.answer) for a in answers]
-    predictions.append(values.Prediction(
-        origin=record.origin, question=record.question, answer=record.answer,
-        prediction=answers[-1], correct=correct[-1], block_predictions=answers,
-        block_correct=correct, text=row[-1],
-        majority_correct=judge.answers_match(choose_majority(answers), record.answer)))
-  correct = np.asarray([p.block_correct for p in predictions])
-  count = len(predictions)
-  final = float(correct[:, -1].mean())
+  predictions = [judge.make_prediction(record, row, config) for record, row in zip(records, texts)]
   return values.EvalResult(
-      n=count, num_blocks=num_blocks,
-      final_acc=final,
-      final_acc_stderr=(final * (1 - final) / count) ** 0.5,
-      block_acc=correct.mean(0).tolist(),
-      any_block_acc=float(correct.any(1).mean()),  # an upper bound: it looks at the answer
-      majority_acc=float(np.mean([p.majority_correct for p in predictions])),
-      num_unfinished=int((~ended[:, -1]).sum()),  # final readouts cut off at max_new_tokens
-      answer_rule=judge.ANSWER_RULE), predictions
+      num_blocks=num_blocks, **judge.summarize(predictions),
+      num_unfinished=int((~ended[:, -1]).sum())), predictions  # cut off at max_new_tokens
 
 
 def encode_questions(records, network: Network, num_blocks: int) -> list[list[int]]:
@@ -103,7 +73,7 @@ def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int, say=None
   config, blocks = decoder.network.config, tuple(range(most + 1))
   texts, _ = decoder.decode_texts(encode_questions(records, decoder.network, most), most,
                                   get_answer_prefix(config, decoder.network.codec), blocks, say)
-  correct = [[judge.answers_match(judge.parse_answer(text, config), record.answer) for text in row]
+  correct = [[judge.is_right(judge.parse_answer(text, config), record.answer) for text in row]
              for record, row in zip(records, texts)]
   return dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))
 
@@ -137,7 +107,7 @@ def evaluate_samples(decoder: decode_lib.Decoder, records, num_blocks: int, say=
         questions, num_blocks, prefix, get_blocks(num_blocks)[-1:],
         say and (lambda done, before=before: say(before + done)), sample)
     for i, (record, row) in enumerate(zip(records, texts)):
-      num_right[i] += judge.answers_match(judge.parse_answer(row[0], config), record.answer)
+      num_right[i] += judge.is_right(judge.parse_answer(row[0], config), record.answer)
   ks = [2**i for i in range(count.bit_length())]
   return dict(pass_at={str(k): float(np.mean([compute_pass_at(c, count, k) for c in num_right]))
                        for k in ks},

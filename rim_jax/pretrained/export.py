@@ -31,12 +31,13 @@ from rim_jax.errors import UserError
 from rim_jax.model import lora
 from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
-from rim_jax.pretrained import families, peft, weights
+from rim_jax.pretrained import families, lm_eval_task, peft, weights
 from rim_jax.pretrained import tensors as tensors_lib
 from rim_jax.runtime import hosts
 
-EXPORT_VERSION = 1
-BLOCK_TOKENS = ('<b>', '<m>', '</b>')  # in the order of the memory rows
+EXPORT_VERSION = 2  # 1 named the block tokens <b>, <m>, </b>, which is HTML
+# In the order of the memory rows; names that no text spells by accident.
+BLOCK_TOKENS = ('<|rim_begin|>', '<|rim_memory|>', '<|rim_end|>')
 _COPIED = ('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
 
 
@@ -112,14 +113,15 @@ def _write_json(path, tree):
   path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + '\n')
 
 
-def write_export(out, network: Network, origin: Origin, questions, references=None, say=print
+def write_export(out, network: Network, origin: Origin, records, references=None, say=print
                  ) -> dict:
   """Writes a run's model below `out` as `config.export` says.
 
   Every process takes part, since each has a part of every array; process 0 writes.
 
   Args:
-    questions: texts on which the exported tokenizer is held to the layout's ids.
+    records: on whose questions the exported tokenizer is held to the layout's ids, and which the
+      task of lm-evaluation-harness asks.
     references: `iterate_references`, which transformers is held to before the folder appears.
   Returns: the content of export.json.
   Raises: UserError where tokens or ids do not allow it, or `out` exists.
@@ -132,7 +134,7 @@ def write_export(out, network: Network, origin: Origin, questions, references=No
       nonlocal folder
       folder = stack.enter_context(_appear_whole(pathlib.Path(out)))
       ids = _write_tokenizer(folder, config, base)
-      check_prompts(folder, config, network.codec, ids, questions)
+      check_prompts(folder, config, network.codec, ids, [r.question for r in records])
       return ids
     ids = hosts.lead(begin)
     if config.export.adapters:
@@ -152,6 +154,9 @@ def write_export(out, network: Network, origin: Origin, questions, references=No
       card['verified'] = _verify(folder, config, network.codec, references, say)
     if folder:
       _write_json(folder / 'export.json', card)
+      if not config.export.adapters:
+        lm_eval_task.write_task(folder, config, [make_prompt(r.question, config) for r in records],
+                                records)
       (folder / 'README.md').write_text(_describe(config, card))
   return card
 
@@ -218,11 +223,15 @@ def check_prompts(folder, config: Config, codec, ids, questions) -> None:
     if found != want and found[1:] == want:
       raise UserError(f'the tokenizer begins texts with {tokenizer.id_to_token(found[0])!r}, which '
                       'the run was trained without; train with --config.tokenizer.bos_token set')
+    spelled = [t for t in BLOCK_TOKENS if t in question]
+    if spelled:
+      raise UserError(f'the question {question[:60]!r} spells the block token {spelled[0]}, which '
+                      'engines would take for memory; remove it from the data')
     if found != want:
       raise UserError(
           f'the prompt of {question[:60]!r} has other tokens as one text than as the segments '
           f'it was trained on; with this tokenizer train with another layout.separator than '
-          f"{config.layout.separator!r}, e.g. ''")
+          f'{config.layout.separator!r}')
 
 
 def iterate_tensors(config: Config, base: weights.Base, params, frozen):
@@ -305,7 +314,12 @@ def _describe(config, card):
       'Generate greedily until the end-of-text token; the answer is what comes before '
       + (f'`{suffix}`.' if suffix else 'it.'), '',
       'Block tokens: ' + ', '.join(f'`{t}` = {i}' for t, i in card['tokens'].items())
-      + '. They are part of prompts and are never generated.']
+      + '. They are part of prompts and are never generated.', '',
+      'A server must see to it that no question spells a special token: the tokenizer would take '
+      'it for one. Refuse such questions, or break the name, for example by replacing `<|` with '
+      '`< |` in a question before it is put into the prompt.']
+  if card['kind'] == 'merged':
+    lines += ['', lm_eval_task.describe_task()]
   if card['kind'] == 'adapters':
     lines += ['', f"These are PEFT adapters for the model in `{card['base']['path']}`. Resize its "
               f"embedding to at least {max(card['tokens'].values()) + 1} rows before loading them, "
@@ -327,8 +341,18 @@ def check_verifiable(config: Config) -> None:
       raise UserError(f"--verify needs {package}; install it with pip install -e '.[hf]'")
 
 
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """What a run computes for one question, which an export is held to."""
+  question: str
+  ids: list[int]  # of the prompt
+  logits_tv: np.ndarray  # of the prompt, computed in float32
+  rounded_tv: np.ndarray | None  # the same computed in bfloat16, where the export is in that
+  text: str  # the answer
+
+
 def iterate_references(decoder, questions):
-  """What the run computes: (question, ids of its prompt, logits [t, v] of them, its answer).
+  """A `Reference` of each question; every process takes part.
 
   `decoder` is an `evaluation.decode.Decoder` of the run's network.
   """
@@ -336,11 +360,53 @@ def iterate_references(decoder, questions):
   encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
   prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
   texts, _ = decoder.decode_texts(encoded, config.eval_blocks, prefix, (config.eval_blocks,))
-  compute = network.jit(_compute_logits)
+  compute = network.jit(_compute_logits, 1)
+
+  def get_logits(dtype, prompt):
+    with jax.default_matmul_precision('float32'):
+      return hosts.fetch(compute(*network.arrays, dtype, np.asarray([prompt])))[0].astype(
+          np.float32)[:, :codec.tokenizer.vocab_size]
   for question, ids, (text,) in zip(questions, encoded, texts):
     trunk, _ = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
     prompt = [*trunk, *prefix]
-    yield question, prompt, hosts.fetch(compute(*network.arrays, np.asarray([prompt])))[0], text
+    rounded = get_logits('bfloat16', prompt) if config.export.dtype == 'bfloat16' else None
+    yield Reference(question, prompt, get_logits('float32', prompt), rounded, text)
+
+
+def _compute_logits(model, config, dtype, ids_bt):
+  """Logits of plain ids under a plain causal mask, computed in `dtype`."""
+  del config
+  model.config = dataclasses.replace(model.config, compute_dtype=dtype)
+  t = ids_bt.shape[1]
+  x_btd, _ = model(ids_bt, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))
+  return model.compute_logits(x_btd)
+
+
+FP32_TOLERANCE = 1e-4  # of the rms of a token's logits
+BF16_FACTOR = 2.0  # of the distance that rounding to bfloat16 alone makes
+
+
+class Distances:
+  """How far an export's logits are from the run's in float32, over all questions so far."""
+
+  def __init__(self):
+    self.worst = self.worst_of_rms = 0.0
+    self._squares = {'export': 0.0, 'own': 0.0, 'logits': 0.0}
+
+  def add(self, found_tv, reference: Reference) -> None:
+    """Takes the logits of one prompt; a nan is kept in all."""
+    want_tv = reference.logits_tv
+    apart_t = np.abs(found_tv - want_tv).max(-1)
+    self.worst = float(np.maximum(self.worst, apart_t.max()))
+    self.worst_of_rms = float(np.maximum(
+        self.worst_of_rms, (apart_t / np.sqrt((want_tv**2).mean(-1))).max()))
+    for name, x in (('export', found_tv - want_tv), ('logits', want_tv),
+                    ('own', 0 if reference.rounded_tv is None else reference.rounded_tv - want_tv)):
+      self._squares[name] += float(np.square(x, dtype=np.float64).sum())
+
+  def get_rms(self, name: str) -> float:
+    """Of what lies between an 'export', or the run's 'own' bfloat16, and its float32, in rms."""
+    return (self._squares[name] / self._squares['logits'])**0.5
 
 
 def compare_with_transformers(folder, config: Config, codec, references, say=print) -> dict:
@@ -348,47 +414,55 @@ def compare_with_transformers(folder, config: Config, codec, references, say=pri
 
   Compares the logits of the whole prompt over the base vocabulary, and the text that plain
   `generate()` gives on the prompt string with the run's own greedy answer.
-  Returns: what was compared, with the largest difference of a logit and the answers that agree.
-  Raises: UserError where an fp32 export of an fp32 run differs by more than 1e-4, or in an answer,
-    and where any logit is not finite.
+  Returns: what was compared, with the distances of logits and the answers that agree.
+  Raises: UserError where an fp32 export is more than FP32_TOLERANCE away from the run's logits in
+    float32, or one of an fp32 run answers otherwise; where a bf16 export is further away from them
+    than BF16_FACTOR times the run's own in bfloat16; and where any logit is not finite.
   """
   import torch
   import transformers
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').eval()
-  worst, num_equal, num_questions = 0.0, 0, 0
+  distances, num_equal, num_questions = Distances(), 0, 0
   num_ids = codec.tokenizer.vocab_size  # block ids lie beyond
   to_export = {codec.memory_start + i: num_ids + i for i in range(len(BLOCK_TOKENS))}
-  for question, ids, want, text in references:
+  for reference in references:
     num_questions += 1
-    prompt = tokenizer(make_prompt(question, config), return_tensors='pt').input_ids
-    if prompt.tolist() != [[to_export.get(i, i) for i in ids]]:
+    prompt = tokenizer(make_prompt(reference.question, config), return_tensors='pt').input_ids
+    if prompt.tolist() != [[to_export.get(i, i) for i in reference.ids]]:
       raise UserError(f'{folder.name}: transformers ({type(tokenizer).__name__}) makes other '
-                      f'tokens of the prompt of {question[:60]!r} than tokenizer.json; use the '
-                      'tokenizer.json that belongs to this model; nothing was written')
+                      f'tokens of the prompt of {reference.question[:60]!r} than tokenizer.json; '
+                      'use the tokenizer.json that belongs to this model; nothing was written')
     with torch.no_grad():
       found = model(prompt).logits[0, :, :num_ids].float().numpy()
       out = model.generate(prompt, attention_mask=torch.ones_like(prompt),
                            max_new_tokens=config.eval.max_new_tokens)
-    worst = float(np.maximum(worst, np.abs(found - want[:, :num_ids]).max()))  # keeps a nan
+    distances.add(found, reference)
     new = out[0, prompt.shape[1]:].tolist()
     new = new[:new.index(codec.tokenizer.eos_id)] if codec.tokenizer.eos_id in new else new
-    num_equal += codec.tokenizer.decode(new) == text
-  exact = config.export.dtype == config.model.compute_dtype == 'float32'
-  say(f'transformers {transformers.__version__}: largest difference of a logit {worst:.2g} '
-      f'({config.export.dtype}), {num_equal} of {num_questions} answers equal')
-  if not np.isfinite(worst) or (exact and (worst > 1e-4 or num_equal < num_questions)):
-    raise UserError(f'{folder.name}: transformers computes other logits ({worst:.2g} apart) or '
-                    f'answers ({num_equal} of {num_questions} equal) from it than the run does; '
-                    'nothing was written')
+    num_equal += codec.tokenizer.decode(new) == reference.text
+  told, is_same = _judge_distances(distances, config)
+  answers = f'{num_equal} of {num_questions} answers equal'
+  say(f'transformers {transformers.__version__}: {told}; {answers}')
+  must_agree = config.export.dtype == config.model.compute_dtype == 'float32'
+  if not is_same or (must_agree and num_equal < num_questions):
+    raise UserError(f'{folder.name}: transformers computes other logits or answers from it than '
+                    f'the run does ({told}; {answers}); nothing was written')
   return {'transformers': transformers.__version__, 'num_questions': num_questions,
-          'max_logit_difference': worst, 'num_answers_equal': num_equal,
+          'max_logit_difference': distances.worst,
+          'max_difference_of_rms': distances.worst_of_rms,
+          'distance_of_rms': distances.get_rms('export'),
+          'own_distance_of_rms': distances.get_rms('own'), 'num_answers_equal': num_equal,
           'dtype': config.export.dtype, 'compute_dtype': config.model.compute_dtype}
 
 
-def _compute_logits(model, config, ids_bt):
-  """Logits of plain ids under a plain causal mask."""
-  del config
-  t = ids_bt.shape[1]
-  x_btd, _ = model(ids_bt, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))
-  return model.compute_logits(x_btd)
+def _judge_distances(distances: Distances, config: Config) -> tuple[str, bool]:
+  """(what the logits of an export are, whether they are those of the run)."""
+  if config.export.dtype == 'float32':
+    return (f'logits at most {distances.worst:.2g} apart, {distances.worst_of_rms:.2g} of a '
+            f"token's rms (float32, limit {FP32_TOLERANCE:g})",
+            distances.worst_of_rms <= FP32_TOLERANCE)
+  mine, own = distances.get_rms('export'), distances.get_rms('own')
+  return (f"logits {mine:.2g} of their rms from the run's in float32, the run's own in bfloat16 "
+          f'{own:.2g} (limit {BF16_FACTOR:g} times that)',
+          np.isfinite(distances.worst) and mine <= BF16_FACTOR * own)

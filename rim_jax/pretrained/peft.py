@@ -77,13 +77,14 @@ def _find_other_settings(settings: dict, lora: LoraConfig) -> list[str]:
           if key in settings and settings[key] != mine and (settings[key] or mine)]
 
 
-def load_adapters(folder, config: Config, family: str, params):
+def load_adapters(folder, config: Config, family: str, params, say=print):
   """The parameters with adapters, and memory rows where there are any, from a PEFT directory.
 
   Args:
     params: the trainable set; gives shapes, dtypes and placement.
+    say: told where there are no memory rows, so that fresh ones stay.
   Raises: UserError for other settings than the config's, for every module that one of them has
-    and the other has not, and for a damaged file.
+    and the other has not, for memory rows that were written and are gone, and for a damaged file.
   """
   folder = pathlib.Path(folder).expanduser()
   settings = families.load_json(folder / 'adapter_config.json',
@@ -118,20 +119,28 @@ def load_adapters(folder, config: Config, family: str, params):
           for i in range(like.shape[0])])
       loaded[*path, key] = _place(value, like)
   rows = _get_rows_name(family)
-  if rows in stored:
-    like = loaded['memory',]
-    if stored[rows].shape != like.shape:
-      problems.append(f'{rows} is {list(stored[rows].shape)}; there are {NUM_MEMORY_ROWS} memory '
-                      'rows')
-    else:
-      loaded['memory',] = _place(stored[rows], like)
-    used.add(rows)
+  if rows in stored and stored[rows].shape == loaded['memory',].shape:
+    loaded['memory',] = _place(stored[rows], loaded['memory',])
+  else:
+    problems += _find_why_no_rows(rows, stored.get(rows), settings)
+    if rows not in stored and not problems:
+      say(f'{folder}: has adapters and no memory rows; those stay as they are before training')
+  used.add(rows)
   problems += [f'{name} belongs to no adapter of this model'
                for name in sorted(stored.keys() - used)]
   if problems:
     raise UserError('\n'.join(f'{folder}: {p}' for p in problems))
   return jax.tree_util.tree_map_with_path(
       lambda path, _: loaded[tuple(k.key for k in path)], params)
+
+
+def _find_why_no_rows(name: str, found, settings: dict) -> list[str]:
+  """What is wrong where a file has no memory rows that fit; nothing where it never had any."""
+  if found is not None:
+    return [f'{name} is {list(found.shape)}; there are {NUM_MEMORY_ROWS} memory rows']
+  return [f'{name} is missing, though adapter_config.json has trainable_token_indices: without '
+          'their memory rows these adapters compute something else; save them again with both'
+          ] if settings.get('trainable_token_indices') else []
 
 
 def _place(value, like):

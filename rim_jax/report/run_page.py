@@ -176,9 +176,12 @@ def show_answers(console, question: str, blocks, texts, config: Config) -> None:
   show('question: ', question)
   for line in texts[-1].split('\n') if config.writes_steps else ():
     show('  written: ', line)
-  for block, answer in zip(blocks, answers):
+  suffix = config.layout.answer_suffix
+  told = [answer or (f'{text} (unparsed)' if text.strip() and suffix not in text else '')
+          for answer, text in zip(answers, texts)]
+  for block, answer in zip(blocks, told):
     show(f'  {_name_block(block, config.facts)}: ', answer)
-  show('answer: ', answers[-1], 'bold green')
+  show('answer: ', told[-1], 'bold green' if answers[-1] else 'bold red')
 
 
 def write_report(workdir, config: Config) -> epath.Path:

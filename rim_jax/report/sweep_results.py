@@ -30,13 +30,13 @@ def conclude(states, workdir) -> Conclusion:
   for state in states:
     groups.setdefault(name_setting(state.point), []).append(state)
   entries = timings.relate([_make_entry(name, members) for name, members in groups.items()])
-  best = choose_best(entries)
+  best = None if find_rules(states) else choose_best(entries)
   by_name = {s.point.name: s for s in states}
   entries = pairwise.compare_with_best(entries, best, by_name)
   conclusion = Conclusion(
       format=CONCLUSION_VERSION, best=best, entries=entries,
       pairs=pairwise.compare_pairs(entries, by_name), effects=find_effects(states),
-      warnings=find_mixtures(states) + find_touched(states))
+      warnings=find_mixtures(states) + find_touched(states) + find_rules(states))
   workdir = pathlib.Path(workdir)
   storage.write_json(workdir / 'sweep.json',
                      values.to_tree(conclusion) | ({} if best else {'best': {}}))
@@ -159,6 +159,22 @@ def find_touched(states) -> list[str]:
       found.setdefault(state.result.chosen_on, []).append(state.point.name)
   return [f"checkpoints of {', '.join(names)} were chosen on {told}"
           for told, names in found.items()]
+
+
+def find_rules(states) -> list[str]:
+  """Runs whose accuracies on valid were judged by different versions of the rule.
+
+  What was decoded at a save is not kept, so that these cannot be judged again.
+  """
+  found = {}
+  for state in states:
+    if state.result is not None and (rules := state.last[1].load_valid_rules()):
+      found.setdefault(rules.get(state.result.step, 1), []).append(state.point.name)
+  return [] if len(found) < 2 else [
+      'accuracies on valid were judged by different versions of the rule, so that no best is '
+      'chosen: ' + '; '.join(f"{', '.join(names)} by version {rule}"
+                             for rule, names in sorted(found.items()))
+      + '; run the older ones again in another --workdir']
 
 
 # ---- Effects ----

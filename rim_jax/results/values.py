@@ -12,6 +12,7 @@ import types
 import typing
 
 VALID_ACC = 'valid/final_acc'  # in metrics.jsonl, of what was saved at that step
+VALID_RULE = 'valid/rule_version'  # there too: judge.RULE_VERSION; none is 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Measure:
     chooses: whether it chooses among blocks, so that with one reading it says nothing.
     heads: whether it is what the result is about; readings by block belong to it.
     first: whether it stands in the first table of many runs.
+    made_of: what it is made of beside one answer a question: 'answers', or 'groups' of questions.
   """
   label: str
   meaning: str = ''
@@ -32,6 +34,7 @@ class Measure:
   chooses: bool = False
   heads: bool = False
   first: bool = False
+  made_of: str = ''
   name: str = ''  # of the field
 
 
@@ -43,6 +46,13 @@ def list_measures(kind) -> list[Measure]:
   """What people are shown of a kind of value, in order."""
   return [dataclasses.replace(f.metadata['measure'], name=f.name)
           for f in dataclasses.fields(kind) if 'measure' in f.metadata]
+
+
+def list_made_of(kind, *made_of: str) -> list[str]:
+  """Names of a kind's fields that are made of more than one answer a question, as `measure` says.
+  """
+  return [f.name for f in dataclasses.fields(kind)
+          if (shown := f.metadata.get('measure')) and shown.made_of in made_of]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -115,6 +125,7 @@ class Prediction(Value):
   correct: bool
   block_predictions: list[str] | None = None
   block_correct: list[bool] | None = None
+  block_texts: list[str] | None = None  # as decoded, from which answers are parsed
   text: str | None = None
   majority_correct: bool | None = None
   num_right_samples: int | None = None
@@ -144,28 +155,32 @@ class EvalResult(Value):
       'selected by a probe',
       'the block whose probe is most confident; probes fitted on train, C chosen on valid')
   pass_at: dict[str, float] | None = measure(
-      'pass@k', 'one of k answers is right that were drawn from the last block')
-  num_samples: int | None = measure('drawn answers', 'of each question')
-  temperature: float | None = measure('drawn at temperature', form='{:g}')
+      'pass@k', 'one of k answers is right that were drawn from the last block', made_of='answers')
+  num_samples: int | None = measure('drawn answers', 'of each question', made_of='answers')
+  temperature: float | None = measure('drawn at temperature', form='{:g}', made_of='answers')
   budget_acc: dict[str, float] | None = measure(
-      'accuracy with K blocks', 'the same model, its last answer')
+      'accuracy with K blocks', 'the same model, its last answer', made_of='answers')
   beyond_positions: list[int] | None = measure(
       'K beyond the trained positions',
-      'read at rows of the position table that no training example reached')
+      'read at rows of the position table that no training example reached', made_of='answers')
   steps_acc: dict[str, float] | None = measure(
-      'by number of steps', 'of questions whose answer takes so many')
-  num_by_steps: dict[str, int] | None = measure('how many have them')
-  integer_acc: float | None = measure('whole answers', 'GSM-Hard, 0 or more')
+      'by number of steps', 'of questions whose answer takes so many', made_of='groups')
+  num_by_steps: dict[str, int] | None = measure('how many have them', made_of='groups')
+  integer_acc: float | None = measure('whole answers', 'GSM-Hard, 0 or more', made_of='groups')
   num_integer: int | None = measure('how many are whole')
-  negative_acc: float | None = measure('negative answers', 'GSM-Hard, whole or not')
+  negative_acc: float | None = measure(
+      'negative answers', 'GSM-Hard, whole or not', made_of='groups')
   num_negative: int | None = measure('how many are negative')
-  non_integer_acc: float | None = measure('other answers', 'GSM-Hard, above 0 and not whole')
+  non_integer_acc: float | None = measure(
+      'other answers', 'GSM-Hard, above 0 and not whole', made_of='groups')
   num_non_integer: int | None = measure('how many are others')
   changed_acc: float | None = measure(
-      'changed questions', "GSM-Hard, those that are not GSM8K's word for word")
+      'changed questions', "GSM-Hard, those that are not GSM8K's word for word", made_of='groups')
   num_changed: int | None = measure('how many are changed')
   step_acc_gold_count: float | None = measure('step accuracy', 'given the gold number of steps')
   step_acc_by_block: list[float] | None = None
+  num_unparsed: int | None = measure(
+      'unparsed answers', 'empty, or without the suffix that closes an answer: never right')
   num_unfinished: int | None = measure('unfinished answers', 'cut off at eval.max_new_tokens')
   ttft_ms: float | None = measure(
       'time to first token', 'of the answer, after its chain where one is written',
@@ -180,6 +195,7 @@ class EvalResult(Value):
   num_splits: int | None = None
   chosen: dict[str, int] | None = None  # and step -> splits that chose it
   answer_rule: str | None = None
+  rule_version: int | None = None  # judge.RULE_VERSION; None is 1
   data_fingerprint: str | None = None
   format: int | None = None
 

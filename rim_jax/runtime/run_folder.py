@@ -5,11 +5,13 @@ A folder may lie in a bucket. Two runs' predictions are compared here too.
 
 import dataclasses
 import json
+import time
 
 from etils import epath
 
+from rim_jax import config as config_lib
 from rim_jax.errors import UserError
-from rim_jax.results import stats, values
+from rim_jax.results import judge, stats, values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
 
@@ -85,22 +87,55 @@ class RunFolder:
     return {line['step']: line[values.VALID_ACC] for line in self.load_metrics()
             if line.get(values.VALID_ACC) is not None}
 
-  def load_results(self) -> dict[str, values.EvalResult]:
-    """Set -> its result; {} where nothing was evaluated.
+  def load_valid_rules(self) -> dict[int, int]:
+    """Step -> version of the rule that `load_valid_accs` were judged by."""
+    return {line['step']: int(line.get(values.VALID_RULE) or 1) for line in self.load_metrics()
+            if line.get(values.VALID_ACC) is not None}
 
-    Raises: UserError where the file is damaged.
+  def load_results(self) -> dict[str, values.EvalResult]:
+    """Set -> its result under today's rule of judging; {} where nothing was evaluated.
+
+    Raises: UserError where the file is damaged, or answers of another rule cannot be judged again.
     """
+    return {name: self._judge_again(name, result) for name, result in self.load_written().items()}
+
+  def load_written(self) -> dict[str, values.EvalResult]:
+    """`load_results` as they were written, whichever rule they were judged by."""
     return _load(self.results, dict[str, values.EvalResult], 'the results') or {}
 
   def load_predictions(self, set_name: str) -> list[values.Prediction]:
-    """Raises: UserError where they are missing or damaged."""
+    """Under today's rule of judging.
+
+    Raises: UserError where they are missing or damaged, or cannot be judged again.
+    """
     return load_predictions(self.get_predictions(set_name))
+
+  def _judge_again(self, name: str, result: values.EvalResult) -> values.EvalResult:
+    theirs = result.rule_version or 1
+    if theirs == judge.RULE_VERSION:
+      return result
+    if result.checkpoint == 'splits':
+      raise _tell_rule(self.results, name, theirs, 'of several checkpoints, which left none')
+    old = _read_predictions(self.get_predictions(name))
+    new = self.load_predictions(name)
+    same = [p.correct for p in old] == [p.correct for p in new]
+    gone = values.list_made_of(values.EvalResult, 'answers', *([] if same else ['groups']))
+    return dataclasses.replace(
+        result, **dict.fromkeys(gone), **judge.summarize(new) | {
+            'answer_rule': f'{judge.ANSWER_RULE}; judged again, first by version {theirs}'})
 
   def load_controls(self) -> values.ControlsResult | None:
     """None where nothing was asked. Raises: UserError where the file is damaged."""
     return _load(self.controls, values.ControlsResult, 'this file')
 
   # ---- What is found ----
+
+  def add_metrics(self, step: int, scalars: dict) -> None:
+    """A line of metrics.jsonl behind the others, of a step that they have reached."""
+    journal = storage.Journal(self.metrics, lambda text: parse_line(text) is not None)
+    journal.add(json.dumps({'step': step, 'time': round(time.time(), 3), **scalars},
+                           allow_nan=False))
+    journal.close()
 
   def write_result(self, set_name: str, result: values.EvalResult,
                    predictions: list[values.Prediction] | None) -> dict[str, values.EvalResult]:
@@ -113,7 +148,7 @@ class RunFolder:
       path.parent.mkdir(exist_ok=True)
       storage.write_text(path, ''.join(
           json.dumps(values.to_tree(p), allow_nan=False) + '\n' for p in predictions))
-    results = {name: r for name, r in self.load_results().items() if name != set_name}
+    results = {name: r for name, r in self.load_written().items() if name != set_name}
     results[set_name] = result
     storage.write_json(self.results, values.to_tree(results))
     return results
@@ -142,10 +177,38 @@ def parse_line(text: str) -> dict | None:
 
 
 def load_predictions(path) -> list[values.Prediction]:
-  """A set's predictions, as evaluation writes them.
+  """A set's predictions, as evaluation writes them, under today's rule of judging.
 
-  Raises: UserError where the file is missing or holds anything else.
+  Raises: UserError where the file is missing or holds anything else, or where answers that were
+    judged by another version of the rule cannot be judged again.
   """
+  path, rows = epath.Path(path), _read_predictions(path)
+  folder = RunFolder(path.parent.parent)
+  result = folder.load_written().get(path.stem)
+  theirs = result.rule_version or 1 if result else judge.RULE_VERSION
+  if theirs == judge.RULE_VERSION:
+    return rows
+  card = folder.load_card()['config']
+  try:
+    config = config_lib.Config(method=card['method'],
+                               layout=config_lib.LayoutConfig(**card['layout']))
+  except TypeError as e:
+    raise UserError(f"{folder.card}: the run's card is damaged ({e})") from None
+  again = [found for row in rows if (found := judge.judge_again(row, config)) is not None]
+  if len(again) < len(rows):
+    raise _tell_rule(folder.results, path.stem, theirs, "of a version that kept no decoded text")
+  return again
+
+
+def _tell_rule(path, name: str, version: int, why: str) -> UserError:
+  return UserError(
+      f'{path}: {name} was judged by version {version} of the rule, now it is '
+      f'{judge.RULE_VERSION}, and cannot be judged again from answers {why}; evaluate the run '
+      'with --mode=eval')
+
+
+def _read_predictions(path) -> list[values.Prediction]:
+  """`load_predictions` as they were judged when they were written."""
   path = epath.Path(path)
   fix = 'evaluate the run with --mode=eval'
   try:

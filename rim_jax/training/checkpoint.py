@@ -18,7 +18,7 @@ import orbax.checkpoint as ocp
 
 from rim_jax.config import CheckpointConfig
 from rim_jax.errors import UserError
-from rim_jax.runtime import hosts, storage
+from rim_jax.runtime import hosts, run_folder, storage
 
 CHECKPOINT_VERSION = 1
 _MANIFEST = 'manifest.json'
@@ -267,12 +267,35 @@ def list_counting(workdir) -> list[int]:
           if load_checkpoint(folder, step).card.get('counts', True)]
 
 
+def rate_checkpoints(workdir) -> dict[int, tuple[float, int]]:
+  """Step -> (accuracy on valid, version of the rule it was judged by), of those that may be best.
+
+  That is those that count, or all where none does. Where one was judged again, metrics.jsonl
+  tells it.
+  """
+  folder, run = get_folder(workdir), run_folder.RunFolder(workdir)
+  found = [load_checkpoint(folder, s) for s in list_whole(folder)]
+  counting = [c for c in found if c.card.get('counts', True)] or found
+  accs, rules, rated = run.load_valid_accs(), run.load_valid_rules(), {}
+  for c in counting:
+    acc, rule = c.card['valid_final_acc'], c.card.get('rule_version', 1)
+    again = rules.get(c.step, rule)
+    rated[c.step] = (accs[c.step], again) if again > rule else (acc, rule)
+  return rated
+
+
+def is_rated_by_many(workdir) -> bool:
+  """Whether accuracies on valid were judged by different versions of the rule."""
+  return len({rule for _, rule in rate_checkpoints(workdir).values()}) > 1
+
+
 def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
   """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
 
   One that counts goes before one that does not.
 
-  Raises: UserError when there is none, the chosen one is damaged, or many are asked for.
+  Raises: UserError when there is none, the chosen one is damaged, many are asked for, or they were
+    judged by different rules.
   """
   if which == 'splits':
     raise UserError("eval.checkpoint='splits' scores many checkpoints together, which --mode=eval "
@@ -284,8 +307,14 @@ def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
   if not found:
     raise UserError(f'{workdir}: has no checkpoint; train it first, or name another --workdir')
   if which == 'best':
-    found.sort(key=lambda c: (c.card.get('counts', True), c.card['valid_final_acc'], c.step),
-               reverse=True)
+    rated = rate_checkpoints(workdir)
+    rules = sorted({rule for _, rule in rated.values()})
+    if len(rules) > 1:
+      raise UserError(f'{workdir}: the accuracies on valid of its checkpoints were judged by '
+                      f'versions {", ".join(map(str, rules))} of the rule; --mode=eval judges them '
+                      'again, or take one with --config.eval.checkpoint=last')
+    best = max(rated, key=lambda step: (rated[step][0], step))
+    found = [c for c in found if c.step == best]
   damage = find_damage(found[0].folder)
   if damage:
     other = 'last' if which == 'best' else 'best'

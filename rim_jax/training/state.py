@@ -46,7 +46,7 @@ def is_complete(workdir, config: Config | None = None) -> bool:
   last = checkpoint_lib.choose_checkpoint(workdir, 'last')
   if last.step != last.card['num_steps']:
     return False
-  results = run_folder.RunFolder(workdir).load_results()
+  results = run_folder.RunFolder(workdir).load_written()  # by whichever rule they were judged
   if config is None:
     return any(_is_of_today(result, workdir) for result in results.values())
   more = [dataclasses.replace(config, eval=dataclasses.replace(config.eval, split=name)).eval_set
@@ -60,6 +60,8 @@ def _is_of_today(result: values.EvalResult, workdir) -> bool:
   """Whether a result is of the checkpoint, or of those, that its rule chooses now."""
   if result.checkpoint == 'splits':
     return set(result.chosen or ()) == {*map(str, checkpoint_lib.list_counting(workdir))}
+  if result.checkpoint == 'best' and checkpoint_lib.is_rated_by_many(workdir):
+    return False
   return result.checkpoint in ('best', 'last') and result.step == (
       checkpoint_lib.choose_checkpoint(workdir, result.checkpoint).step)
 
@@ -115,7 +117,7 @@ def initialize(task, program, init_from, say):
     if peft:
       say(f'adapters from {peft}')
       state = program.make_state(
-          peft_lib.load_adapters(peft, task.config, task.base.family, state.params))
+          peft_lib.load_adapters(peft, task.config, task.base.family, state.params, say))
     return state, frozen
   card = card_lib.load_card(init_from)
   if not hosts.lead(lambda: is_complete(init_from)):

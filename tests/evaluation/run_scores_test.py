@@ -21,7 +21,7 @@ QUIET = lambda line: None
 
 
 def make_result(count):
-  return values.EvalResult(n=count, final_acc=1.0, block_acc=[1.0])
+  return values.EvalResult(rule_version=2, n=count, final_acc=1.0, block_acc=[1.0])
 
 
 def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices):

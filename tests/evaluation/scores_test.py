@@ -18,24 +18,9 @@ RECORDS = tuple(support.Record(f'{a}+{b}', (), str(a + b), f'r:{a}{b}')
                 for a in range(1, 6) for b in range(4))
 
 
-@pytest.mark.parametrize('a, b, same', [
-    ('1234', '1,234', True), ('5', '5.0', True), ('5', '5.', True), ('5', '$5', True),
-    ('-5', '- 5', True), ('+5', '5', True), ('0.5', '.5', True), ('3.14159', '3.1416', True),
-    ('10%', '10', True), (' 7 ', '7', True), ('-0', '0', True), ('1.10', '1.1', True),
-    ('5', '-5', False), ('5', '5.01', False), ('5', '6', False), ('1000000', '1000001', False),
-    ('3.14', '3.15', False), ('5', 'five', False), ('', '0', False), ('', '', True),
-    ('5 6', '56', True), ('1e3', '1000', False), ('nan', 'nan', True), ('a  b', 'a b', True),
-    ('123456789012345678901234567890', '123456789012345678901234567891', False),
-])
-def test_answers_match(a, b, same):
-  assert judge.answers_match(a, b) is same
-  assert judge.answers_match(b, a) is same
-
-
 def test_parsing_an_answer():
   boxed = support.make_config('rim_stage2', layout__answer_prefix='-*', layout__answer_suffix='*')
   assert judge.parse_answer('42*junk', boxed) == '42'
-  assert judge.parse_answer('42', boxed) == '42'
   written = support.make_config('cot', layout__answer_prefix='-*', layout__answer_suffix='*')
   assert judge.parse_answer('1\n2\n-*42*', written) == '42'
   lines = support.make_config('cot')
@@ -63,7 +48,7 @@ def test_icot_s_answer_is_read_written_or_forced():
     (['3', '1', '3', '2'], '3'),
 ])
 def test_majority_prefers_votes_then_the_latest_block(answers, chosen):
-  assert judge.answers_match(scores.choose_majority(answers), chosen)
+  assert judge.answers_match(judge.choose_majority(answers), chosen)
 
 
 class FixedDecoder:
@@ -168,7 +153,7 @@ def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
   # Records whose answers are what the network says after a block, so that accuracies differ.
   texts, _ = decoder.decode_texts([codec.encode(r).question for r in RECORDS], 2, (),
                                   (0, 1, 2))
-  records = [dataclasses.replace(r, answer=row[i * i % 3] or '?')
+  records = [dataclasses.replace(r, answer=row[i % 3].strip() or '?')
              for i, (r, row) in enumerate(zip(RECORDS, texts))]
   found = scores.evaluate_budgets(decoder, records, config.eval_budget)
   alone = [scores.evaluate(decoder, records, k)[0].final_acc for k in range(3)]

@@ -327,8 +327,8 @@ def test_an_export_leaves_its_parameter_out_and_one_that_feeds_back_is_refused(t
   assert set(state.params) == {'memory', 'added'}
   codec = support.make_codec(config)
   network = Network(program.graphdef, state.params, frozen, config, codec, mesh)
-  export.write_export(tmp_path / 'out', network, export.Origin(base, 'runs/it', 7), ['1+1?'],
-                      say=lambda line: None)
+  export.write_export(tmp_path / 'out', network, export.Origin(base, 'runs/it', 7),
+                      [support.RECORDS[0]], say=lambda line: None)
   names = [set(safetensors.numpy.load_file(folder / 'model.safetensors'))
            for folder in (GPT2, tmp_path / 'out')]
   assert names[0] == names[1]

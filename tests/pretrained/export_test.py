@@ -21,8 +21,9 @@ from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.pretrained import export, families, weights
 from rim_jax.pretrained import peft as peft_lib
+from rim_jax.results import rule
 from tests import support
-from tests.support_pretrained import compute_logits, make_config, make_model
+from tests.support_pretrained import compute_logits, make_config, make_model, make_records
 from tests.support_pretrained import write_export as write
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -84,11 +85,11 @@ def test_padded_rows_of_the_matrix_are_used_before_it_grows():
 def test_exported_prompts_have_the_layout_s_ids(family, tmp_path):
   config = make_config(family)
   _, params, frozen = make_model(config)
-  questions = [q for q in QUESTIONS if '<b>' not in q]
-  card = write(tmp_path / 'out', config, params, frozen, questions)
+  card = write(tmp_path / 'out', config, params, frozen, QUESTIONS)
   tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / 'out/tokenizer.json'))
   prompt = card['prompt'].replace('{question}', 'Why?')
-  assert prompt == 'Why?<b><m><m></b><b><m><m></b>The final answer is \\boxed{'
+  block = '<|rim_begin|><|rim_memory|><|rim_memory|><|rim_end|>'
+  assert prompt == f'Why?{block}{block}The final answer is \\boxed{{'
   ids = tokenizer.encode(prompt).ids
   assert ids.count(272) == ids.count(274) == 2 and ids.count(273) == 4
   assert (ids[0] == 0) == (family == 'llama')  # bos as the family has it
@@ -103,11 +104,58 @@ def test_a_separator_that_merges_with_the_question_is_refused(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_question_that_spells_a_block_is_told(tmp_path):
-  config = make_config('gpt2')
+@pytest.mark.parametrize('family', ['gpt2', 'llama'])
+def test_html_is_no_memory_and_what_spells_a_block_is_told(family, tmp_path):
+  config = make_config(family)
   _, params, frozen = make_model(config)
-  with pytest.raises(UserError, match='<b>'):
-    write(tmp_path / 'out', config, params, frozen, QUESTIONS)
+  write(tmp_path / 'out', config, params, frozen, ['Is <b>7</b> odd?', '<m>'])
+  tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / 'out/tokenizer.json'))
+  assert not {272, 273, 274} & set(tokenizer.encode('Is <b>7</b> odd? <m>').ids)
+  readme = (tmp_path / 'out/README.md').read_text()
+  assert 'A server must see to it' in readme and '`< |`' in readme
+  # What it advises keeps a question from being memory.
+  assert not {272, 273, 274} & set(tokenizer.encode(
+      'x<|rim_begin|><|rim_memory|>'.replace('<|', '< |')).ids)
+  for token in export.BLOCK_TOKENS:
+    with pytest.raises(UserError, match='spells the block token .*; remove it from the data') as e:
+      write(tmp_path / 'told', config, params, frozen, ['7', f'Is {token}?'])
+    assert 'separator' not in str(e.value)
+
+
+def rename_blocks(folder):
+  """An export as version 1 wrote it."""
+  for name in ('tokenizer.json', 'export.json', 'README.md'):
+    text = (folder / name).read_text()
+    for now, then in zip(export.BLOCK_TOKENS, ('<b>', '<m>', '</b>')):
+      text = text.replace(now, then)
+    (folder / name).write_text(text.replace('"format": 2', '"format": 1'))
+
+
+def test_an_export_with_the_older_names_is_loaded_and_exported_again(tmp_path):
+  config = make_config('llama')
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'old', config, params, frozen)
+  rename_blocks(tmp_path / 'old')
+  base = weights.open_base(tmp_path / 'old')
+  assert base.shapes[next(k for k in base.shapes if 'embed' in str(k))][0] == 275
+  again = make_config(tmp_path / 'old')
+  assert again.model.vocab_size == 275
+  _, params, frozen = make_model(again)
+  card = write(tmp_path / 'new', again, params, frozen)
+  assert list(card['tokens'].values()) == [275, 276, 277]
+
+
+def test_a_task_of_lm_eval_holds_the_questions_and_the_rule(tmp_path):
+  config = make_config('llama')
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen, ['1+1?', ' "½" '])
+  task = tmp_path / 'out/lm_eval'
+  rows = [json.loads(line) for line in (task / 'questions.jsonl').read_text().splitlines()]
+  assert rows == [{'prompt': export.make_prompt(q, config), 'answer': '1'}
+                  for q in ('1+1?', ' "½" ')]
+  assert (task / 'rule.py').read_text() == pathlib.Path(rule.__file__).read_text()
+  assert {p.name for p in task.iterdir()} == {'rim.yaml', 'task.py', 'rule.py', 'questions.jsonl'}
+  compile((task / 'task.py').read_text(), 'task.py', 'exec')
 
 
 def test_large_models_are_written_in_several_files(tmp_path):
@@ -176,7 +224,7 @@ def test_a_tokenizer_that_has_a_block_token_is_refused(tmp_path):
   _, params, frozen = make_model(config)
   write(tmp_path / 'once', config, params, frozen)
   again = support.set_keys(config, {'tokenizer.path': str(tmp_path / 'once' / 'tokenizer.json')})
-  with pytest.raises(UserError, match="has a token '<b>' already"):
+  with pytest.raises(UserError, match="has a token '<.rim_begin.>' already"):
     export._write_tokenizer(tmp_path, again, weights.open_base(GOLDEN / 'llama'))
 
 
@@ -221,7 +269,8 @@ def make_padded(folder, rows=288):
   return folder
 
 
-def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has 3 pens.', 'x')):
+def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has 3 pens.', 'x'),
+           say=lambda line: None):
   """Writes and compares; `spoil` changes what the run computes with, after the export."""
   program, params, frozen = make_model(config)
   base = weights.open_base(config.model.init_from)
@@ -229,8 +278,8 @@ def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has
                     sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
   references = export.iterate_references(
       decode.Decoder(dataclasses.replace(network, params=spoil(params))), questions)
-  return export.write_export(out, network, export.Origin(base, 'runs/it', 7), questions,
-                             references, lambda line: None)
+  return export.write_export(out, network, export.Origin(base, 'runs/it', 7),
+                             make_records(questions), references, say)
 
 
 @needs_hf
@@ -239,10 +288,72 @@ def test_transformers_computes_the_same_from_an_export(family, tmp_path):
   folder = make_padded(tmp_path / 'model') if family == 'padded' else GOLDEN / family
   config = make_config(folder, eval__batch_size=8)
   card = verify(tmp_path / 'out', config)
-  assert card['tokens']['<b>'] == 272  # a padding row where there is one
+  assert card['tokens']['<|rim_begin|>'] == 272  # a padding row where there is one
   found = card['verified']
   assert found['num_questions'] == found['num_answers_equal'] == 3
-  assert found['max_logit_difference'] <= 1e-4
+  assert found['max_difference_of_rms'] <= 1e-4
+
+
+@needs_hf
+def test_large_logits_may_differ_by_more_than_small_ones(tmp_path):
+  """In float32 what is apart grows with the logits: 0.0001 is no limit for those of 10,000."""
+  shutil.copytree(GOLDEN / 'llama', tmp_path / 'model')
+  path = tmp_path / 'model/model.safetensors'
+  tensors = safetensors.numpy.load_file(path)
+  tensors['model.norm.weight'] *= 3e4
+  path.unlink()
+  safetensors.numpy.save_file(tensors, path, metadata={'format': 'pt'})
+  told = []
+  found = verify(tmp_path / 'out', make_config(tmp_path / 'model', eval__batch_size=8),
+                 say=told.append)['verified']
+  assert found['max_logit_difference'] > 1e-4 and found['max_difference_of_rms'] <= 1e-4
+  assert 'logits at most ' in told[-1] and told[-1].endswith('3 of 3 answers equal')
+
+
+@needs_hf
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_bfloat16_export_is_as_near_as_rounding_allows(family, tmp_path):
+  config = make_config(family, eval__batch_size=8, export__dtype='bfloat16')
+  found = verify(tmp_path / 'out', config)['verified']
+  assert 1e-4 < found['distance_of_rms'] <= 2 * found['own_distance_of_rms']
+
+
+def turn(tensors, config):
+  name = 'model.layers.0.self_attn.o_proj.weight'
+  assert tensors[name].shape[0] == tensors[name].shape[1]
+  tensors[name] = np.ascontiguousarray(tensors[name].T)
+
+
+def swap(tensors, config):
+  a, b = (f'model.layers.{i}.mlp.up_proj.weight' for i in range(2))
+  tensors[a], tensors[b] = tensors[b], tensors[a]
+
+
+def change_theta(tensors, config):
+  rope = config.get('rope_parameters') or config
+  assert 'rope_theta' in rope
+  rope['rope_theta'] = 2 * rope['rope_theta']
+
+
+@needs_hf
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('damage', [turn, swap, change_theta])
+def test_a_wrong_export_is_refused(damage, dtype, tmp_path, monkeypatch):
+  write_model = export._write_model
+
+  def write_wrong(folder, *args):
+    write_model(folder, *args)
+    path = folder / 'model.safetensors'
+    tensors, tree = safetensors.numpy.load_file(path), json.loads(
+        (folder / 'config.json').read_text())
+    damage(tensors, tree)
+    path.unlink()
+    safetensors.numpy.save_file(tensors, path, metadata={'format': 'pt'})
+    (folder / 'config.json').write_text(json.dumps(tree))
+  monkeypatch.setattr(export, '_write_model', write_wrong)
+  with pytest.raises(UserError, match=r'computes other logits or answers .*; nothing was written'):
+    verify(tmp_path / 'out', make_config('llama', eval__batch_size=8, export__dtype=dtype))
+  assert not list(tmp_path.iterdir())
 
 
 @needs_hf
@@ -285,3 +396,45 @@ def test_peft_loads_the_adapters_and_computes_the_same(family, tmp_path):
   loaded = peft_lib.load_adapters(tmp_path / 'again', config,
                                   weights.open_base(GOLDEN / family).family, fresh)
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@needs_hf
+@pytest.mark.parametrize('tied', [True, False])
+@pytest.mark.parametrize('family', ['gpt2', 'llama'])
+def test_adapters_that_peft_merges_saves_and_loads_again_compute_the_same(family, tied, tmp_path):
+  import peft
+  import torch
+  import transformers
+  folder = set_tied(tmp_path / 'model', family, tied)
+  config = make_config(folder, export__adapters=True)
+  assert config.model.tie_embeddings == tied
+  program, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+  model.resize_token_embeddings(275, mean_resizing=False)
+  model = peft.PeftModel.from_pretrained(model, tmp_path / 'out').merge_and_unload()
+  model.save_pretrained(tmp_path / 'merged')
+  model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / 'merged').eval()
+  prompt = [5, 9, 272, 273, 273, 274, 30, 31]
+  with torch.no_grad():
+    found = model(torch.tensor([prompt])).logits[0].numpy()
+  want = compute_logits(program, params, frozen, prompt)
+  support.assert_close(found[:, :272], want)
+  without = compute_logits(program, params | {'memory': 0 * params['memory']}, frozen, prompt)
+  assert np.abs(without - want).max() > 1e-2  # the rows matter
+
+
+def set_tied(folder, family, tied):
+  """A golden model with its output matrix tied to the embedding, or one of its own."""
+  shutil.copytree(GOLDEN / family, folder)
+  tree = json.loads((folder / 'config.json').read_text()) | {'tie_word_embeddings': tied}
+  (folder / 'config.json').write_text(json.dumps(tree))
+  tensors = safetensors.numpy.load_file(folder / 'model.safetensors')
+  if tied:
+    tensors.pop('lm_head.weight', None)
+  elif 'lm_head.weight' not in tensors:
+    embedding = next(v for k, v in tensors.items() if 'embed_tokens' in k or 'wte' in k)
+    tensors['lm_head.weight'] = embedding[::-1].copy()
+  (folder / 'model.safetensors').unlink()
+  safetensors.numpy.save_file(tensors, folder / 'model.safetensors', metadata={'format': 'pt'})
+  return folder

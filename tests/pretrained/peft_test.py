@@ -65,15 +65,21 @@ def _assert_placed(x, like):
   assert x.sharding == like.sharding and x.dtype == like.dtype
 
 
-def test_adapters_without_memory_rows_leave_them_as_they_are(tmp_path):
+def test_adapters_without_memory_rows_are_told(tmp_path):
+  """Those that had some are refused; those that never had leave fresh ones, and it is said."""
   config = make_config('llama', export__adapters=True)
   _, params, frozen = make_model(config)
   write(tmp_path / 'out', config, params, frozen)
   path = tmp_path / 'out' / 'adapter_model.safetensors'
   tensors = safetensors.numpy.load_file(path)
   safetensors.numpy.save_file({k: v for k, v in tensors.items() if 'lora' in k}, path)
-  fresh = make_fresh(config)
-  loaded = peft.load_adapters(tmp_path / 'out', config, 'llama', fresh)
+  fresh, told = make_fresh(config), []
+  with pytest.raises(UserError, match='token_adapter.* is missing, though .*save them again'):
+    peft.load_adapters(tmp_path / 'out', config, 'llama', fresh)
+  path = tmp_path / 'out' / 'adapter_config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'trainable_token_indices': None}))
+  loaded = peft.load_adapters(tmp_path / 'out', config, 'llama', fresh, told.append)
+  assert len(told) == 1 and 'has adapters and no memory rows' in told[0]
   np.testing.assert_array_equal(loaded['memory'], fresh['memory'])
   assert (np.asarray(loaded['blocks']['up']['adapter']['b']) != 0).any()
 

@@ -36,8 +36,8 @@ def write_run(folder, method, right, name='test', fingerprint='f1', questions=No
       'format': card_lib.CARD_VERSION, 'config': dataclasses.asdict(config), 'tokenizer': 't',
       'base': None, 'data': {'fingerprint': fingerprint}}))
   (folder / 'results.json').write_text(json.dumps({name: {
-      'step': 1234, 'checkpoint': 'best', 'data_fingerprint': fingerprint, 'final_acc': 0.5,
-      'block_acc': [0.5]}}))
+      'step': 1234, 'checkpoint': 'best', 'data_fingerprint': fingerprint, 'rule_version': 2,
+      'final_acc': 0.5, 'block_acc': [0.5]}}))
   questions = questions or [f'{i}?' for i in range(len(right))]
   (folder / f'predictions/{name}.jsonl').write_text(''.join(json.dumps(
       {'question': q, 'answer': '1', 'correct': r}) + '\n' for q, r in zip(questions, right)))
@@ -95,8 +95,8 @@ def test_runs_are_compared_on_the_set_that_eval_names(tmp_path):
     write_run(tmp_path / name, method, hard, 'gsm_hard')
     folder = write_run(tmp_path / name, method, test, flags=gsm8k)
     (folder / 'results.json').write_text(json.dumps({key: {
-        'step': 7, 'checkpoint': 'best', 'data_fingerprint': key, 'final_acc': 0.5,
-        'block_acc': [0.5]} for key in ('test', 'gsm_hard')}))
+        'step': 7, 'checkpoint': 'best', 'data_fingerprint': key, 'rule_version': 2,
+        'final_acc': 0.5, 'block_acc': [0.5]} for key in ('test', 'gsm_hard')}))
   hard = ['--config.eval.split=gsm_hard', '--config.eval.path=hard.jsonl']
   for flags, name, only_mine in ((hard, 'gsm_hard', 12), ([], 'test', 2)):
     assert support_cli.run_cli(*ask('pause', '--with=theirs', *gsm8k, *flags))[0] == 0

@@ -98,6 +98,16 @@ def test_runs_that_began_with_another_run_under_the_same_path_are_told(tmp_path)
       'runs of different starts: a=1 on x; a=2 on y; run them again in another --workdir']
 
 
+def test_runs_that_different_rules_rated_on_valid_have_no_best(tmp_path):
+  states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.8)])
+  assert support_sweep.conclude(states, tmp_path)['best']['name'] == 'a=1'
+  states[1].last[1].add_metrics(5, {'valid/final_acc': 0.4, 'valid/rule_version': 2})
+  told = support_sweep.conclude(states, tmp_path)
+  assert told['best'] == {} and len(told['warnings']) == 1
+  assert re.search('a=1 by version 1; a=2 by version 2; run the older', (
+      tmp_path / 'sweep.md').read_text())
+
+
 def test_without_valid_nothing_is_chosen(tmp_path):
   told = support_sweep.conclude(
       make_states(tmp_path, [({'a': 1}, None, 0.5), ({'a': 2}, None, 0.6)]), tmp_path)
@@ -148,7 +158,7 @@ def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
     (folder / 'point.json').write_text(json.dumps({
         'identity': grid_lib.identify(point.config), 'status': 'done', 'error': ''}))
     (folder / 'results.json').write_text(json.dumps({'test-splits': {
-        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5],
+        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5], 'rule_version': 2,
         'chosen_on': 'test itself, 264 of it'}}))
     (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))
   told = support_sweep.conclude(point_run.load_point_runs(points, tmp_path), tmp_path)

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from rim_jax.errors import UserError
-from rim_jax.results import stats
+from rim_jax.results import judge, stats
 from rim_jax.runtime import run_folder
 
 
@@ -108,7 +108,9 @@ def write(folder, correct, questions=None, fingerprint=None, name='test'):
       {'origin': f'made:{i}', 'question': q, 'answer': '1', 'correct': bool(c)},
       ensure_ascii=False) + '\n' for i, (q, c) in enumerate(zip(questions, correct))))
   if fingerprint:
-    (folder / 'results.json').write_text(json.dumps({name: {'data_fingerprint': fingerprint}}))
+    (folder / 'results.json').write_text(json.dumps({name: {
+        'final_acc': 0.5, 'block_acc': [0.5], 'rule_version': judge.RULE_VERSION,
+        'data_fingerprint': fingerprint}}))
   return path
 
 

@@ -43,7 +43,7 @@ def make_state(tmp_path, method, status='done', seed=0, **changes):
   state = point_run.PointRun(grid_lib.Point(name, {}, config), tmp_path / name, status)
   state.last[1].path.mkdir(parents=True)
   (state.last[1] / 'results.json').write_text(json.dumps({state.last[0].eval_set: {
-      'step': 5, 'checkpoint': 'best', 'final_acc': 0.5, 'block_acc': [0.5]}}))
+      'step': 5, 'rule_version': 2, 'checkpoint': 'best', 'final_acc': 0.5, 'block_acc': [0.5]}}))
   return state
 
 

@@ -10,6 +10,8 @@ import pytest
 
 from rim_jax.config import CheckpointConfig
 from rim_jax.errors import UserError
+from rim_jax.results import values
+from rim_jax.runtime import run_folder
 from rim_jax.training import checkpoint as checkpoint_lib
 from tests import support_runs
 
@@ -45,6 +47,16 @@ def test_what_does_not_count_is_neither_kept_nor_chosen_as_the_best(
   support_runs.save_checkpoints(tmp_path, accuracies, counted_from=2)
   assert checkpoint_lib.list_steps(epath.Path(tmp_path) / 'checkpoints') == kept
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == best
+
+
+def test_checkpoints_that_different_rules_rated_are_not_compared(tmp_path):
+  support_runs.save_checkpoints(tmp_path, [0.9, 0.3], rules=[1, 2])
+  with pytest.raises(UserError, match='judged by versions 1, 2 of the rule; --mode=eval judges '):
+    checkpoint_lib.choose_checkpoint(tmp_path, 'best')
+  assert checkpoint_lib.choose_checkpoint(tmp_path, 'last').step == 2
+  run_folder.RunFolder(tmp_path).add_metrics(1, {values.VALID_ACC: 0.2, values.VALID_RULE: 2})
+  assert checkpoint_lib.rate_checkpoints(tmp_path) == {1: (0.2, 2), 2: (0.3, 2)}
+  assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == 2
 
 
 def files_of(folder, step):
