@@ -31,7 +31,14 @@ def quote(word: str) -> str:
   special = {'\\': '\\\\', "'": "\\'"}
   return "$'" + ''.join(
       special.get(c) or (c if c.isprintable() else ''.join(
-          f'\\x{byte:02x}' for byte in c.encode('utf-8', 'surrogateescape'))) for c in word) + "'"
+          f'\\x{byte:02x}' for byte in _to_bytes(c))) for c in word) + "'"
+
+
+def _to_bytes(c: str) -> bytes:
+  try:
+    return c.encode('utf-8', 'surrogateescape')  # a byte of a name that was no UTF-8
+  except UnicodeEncodeError:
+    return c.encode('utf-8', 'surrogatepass')  # half of a pair, from JSON
 
 
 def join(words) -> str:

@@ -507,8 +507,8 @@ def probe_export(config, tools):
   tools.patch.setattr(export, 'iterate_references',
                       lambda *args: iter(seen.append(len(args[-1])) or ()))
   modes.export(config, folder, True, quiet)
-  return seen, {p.name: hashlib.sha256(p.read_bytes()).hexdigest()
-                for p in (folder / 'export').iterdir() if p.suffix != '.md'} if (
+  return seen, {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+                for p in (folder / 'export').rglob('*') if p.is_file() and p.suffix != '.md'} if (
                     folder / 'export').exists() else 'elsewhere'
 
 

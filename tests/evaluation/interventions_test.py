@@ -20,7 +20,7 @@ from rim_jax.data.records import Record
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, interventions, run_scores
 from rim_jax.model import transformer as transformer_lib
-from rim_jax.results import values
+from rim_jax.results import judge, values
 from rim_jax.training import state as state_lib
 from tests import support
 
@@ -162,7 +162,8 @@ def test_nothing_changed_is_plain_decoding(prefix, switches):
   texts, _ = decoder.decode_texts([codec.encode(r).question for r in support.RECORDS], 3,
                                   codec.template.answer_prefix, (1, 2, 3))
   reader = interventions.Reader(decoder, support.RECORDS)
-  assert reader.read(interventions.keep) == texts
+  assert reader.read(interventions.keep) == [
+      [judge.parse_answer(text, config) for text in row] for row in texts]
   assert len({tuple(t) for t in texts}) > 1
 
 

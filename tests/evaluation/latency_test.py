@@ -259,8 +259,8 @@ def test_the_base_is_what_direct_answering_decodes_with_the_same_network(method,
   def measure(methods, num_runs, base, say):
     seen.extend(methods)
     assert base == methods[1].name
-    return [m.facts | {f'first_token_{key}': latency.summarize([1.0]) for key in ('ms', 'ratio')}
-            for m in methods]
+    return [m.facts | {f'{part}_{key}': latency.summarize([1.0]) for key in ('ms', 'ratio')
+                       for part in ('prefill', 'first_token', 'decode', 'full')} for m in methods]
   monkeypatch.setattr(latency, 'measure', measure)
   measure_run(config, (1,), graphdef=program.graphdef, params=state.params, frozen=frozen)
   direct = support.make_config('direct', model__num_layers=1, layout__answer_prefix='*')

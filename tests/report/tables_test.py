@@ -6,12 +6,13 @@ import pytest
 from rich import console as rich_console
 
 from rim_jax.report import page, tables
+from rim_jax.results import stats
 
 NASTY = '[bold]a[/bold] | <b>b</b> \x1b[31m'
 
 
 def make_table():
-  told = tables.mean({'mean': 0.625, 'stderr': 0.125, 'count': 2}, of=3)
+  told = tables.mean(stats.Summary(mean=0.625, stderr=0.125, count=2), of=3)
   return tables.table(
       ['', ('final', 'in %'), 'way'],
       [[tables.name('a=1,b=2'), told, tables.points(-0.0625)],
