@@ -115,6 +115,18 @@ def test_tiles_of_the_kernels_are_powers_of_two_that_registers_hold():
 # ---- Compiled for GPUs that are not here ----
 
 
+@pytest.fixture
+def as_users_compile():
+  """Without the settings of conftest.py, which change what the compiler makes."""
+  kept = {name: jax.config.values[name]
+          for name in ('jax_disable_most_optimizations', 'jax_default_matmul_precision')}
+  jax.config.update('jax_disable_most_optimizations', False)
+  jax.config.update('jax_default_matmul_precision', None)
+  yield
+  for name, value in kept.items():
+    jax.config.update(name, value)
+
+
 def compile_for(kind, head_dim, dtype, tokens=512, queries=None):
   """Attention and its gradients on one GPU, refused where a register is spilled."""
   mesh = sharding.make_mesh(config_lib.MeshConfig(1, 1, 1), gpus.make_devices(kind))
@@ -144,7 +156,7 @@ def compile_for(kind, head_dim, dtype, tokens=512, queries=None):
     for dtype in (jnp.bfloat16, jnp.float16, jnp.float32)
     if (size, dtype) != (256, jnp.float32)])  # whose dkv does not fit
 @pytest.mark.parametrize('kind', ['a100', 'h100', 'b200'])
-def test_no_register_is_spilled(kind, head_dim, dtype):
+def test_no_register_is_spilled(kind, head_dim, dtype, as_users_compile):
   text = compile_for(kind, head_dim, dtype)
   assert text.count('custom_call_target="__gpu$xla.gpu.triton"') == 3
   assert ' while(' not in text
@@ -152,7 +164,7 @@ def test_no_register_is_spilled(kind, head_dim, dtype):
 
 @pytest.mark.gpu_plan
 @needs_plugin
-def test_the_assembler_is_asked(monkeypatch):
+def test_the_assembler_is_asked(monkeypatch, as_users_compile):
   """Tiles that are too large for this head are refused, or the test above could not fail."""
   monkeypatch.setattr(attention_gpu, 'choose_block',
                       lambda *unused: attention_gpu.Block(64, 64, 4))
@@ -162,6 +174,6 @@ def test_the_assembler_is_asked(monkeypatch):
 
 @pytest.mark.gpu_plan
 @needs_plugin
-def test_few_queries_on_a_long_cache_launch_few_kernels():
+def test_few_queries_on_a_long_cache_launch_few_kernels(as_users_compile):
   text = compile_for('h100', 64, jnp.bfloat16, queries=8)
   assert ' while(' not in text and 'gpu.triton"' not in text.replace('__triton_gemm', '')
