@@ -50,7 +50,7 @@ setuptools.setup(
         'gcs': ['gcsfs'],  # a WORKDIR in a bucket
         # references for tests, --verify and bench
         'hf': ['torch', 'transformers', 'peft'],
-        'lm_eval': ['lm-eval[hf]>=0.4.13'],  # scores an export by the task beside it
+        'lm-eval': ['lm-eval[hf]>=0.4.13'],  # scores an export by the task beside it
         'analysis': ['scikit-learn'],  # probes of --mode=controls
         'docs': ['sphinx>=8', 'myst-parser>=4', 'furo'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'gcsfs', 'wandb',

@@ -15,7 +15,7 @@ from tests import support
 from tests.support_pretrained import make_config, make_model
 
 needs_lm_eval = pytest.mark.skipif(importlib.util.find_spec('lm_eval') is None,
-                                   reason="needs the extra: pip install -e '.[lm_eval]'")
+                                   reason="needs the extra: pip install -e '.[lm-eval]'")
 
 
 @pytest.mark.hf
