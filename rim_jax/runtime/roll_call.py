@@ -191,10 +191,11 @@ class _Roll:
     if part and b'\n' not in peer.said and len(peer.said) < _LONGEST:
       return ''  # there is more to come
     try:
-      number, count, proof = peer.said.decode().split()
+      number, count, proof = peer.said.split()
       number, count = int(number), int(count)
-      known = hmac.compare_digest(proof, _sign(self._token, peer.nonce, number, count))
-    except ValueError:  # of bytes that are no UTF-8 as well
+      # As bytes: of texts it refuses all but ASCII by a TypeError.
+      known = hmac.compare_digest(proof, _sign(self._token, peer.nonce, number, count).encode())
+    except ValueError:
       known = False
     if not known:
       self._turn_away(peer)

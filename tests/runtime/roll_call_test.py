@@ -87,7 +87,7 @@ def test_a_silent_connection_ends_nothing(patience, monkeypatch):
 
 @pytest.mark.parametrize('line', [
     b'1 2\n', b'5 3\n', b'-7 2\n', b'0 2\n', b'GET / HTTP/1.1\r\n\r\n', b'\xff' * 300,
-    b'1 2 ' + b'0' * 64 + b'\n', b''])
+    b'1 2 ' + b'0' * 64 + b'\n', '1 2 é\n'.encode(), b''])
 @pytest.mark.parametrize('token', ['', 'secret'])
 def test_a_stranger_takes_no_place_and_ends_nothing(line, token, capfd):
   def intrude(port):
