@@ -13,6 +13,9 @@ import tempfile
 os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
     '--xla_cpu_use_fusion_emitters=false' if metadata.version('jaxlib') < '0.11' else '']).strip()
+# Eight devices share one pool of, else, eight threads. A program may run two all-reduces at a time,
+# and each waits in a thread of its own: with none left for the last device, all wait for ever.
+os.environ['PJRT_NPROC'] = '64'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_DEFAULT_MATMUL_PRECISION'] = 'highest'
 # Compiling is most of the time, and tiny networks need no optimised code.
