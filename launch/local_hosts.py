@@ -43,8 +43,8 @@ def make_commands(command, processes, port):
 
 
 def make_environment(devices):
-  # XLA's pool has a thread for each fake device, and an all-reduce waits in one: a program that runs
-  # two at a time can take all, and then all wait for ever. Hence more threads.
+  # XLA's pool has a thread for each fake device, and an all-reduce waits in one: a program that
+  # runs two at a time can take them all, and then all wait for ever. Hence more threads.
   flags = f'--xla_force_host_platform_device_count={devices}'
   return dict(os.environ, JAX_PLATFORMS='cpu', PYTHONUNBUFFERED='1', PJRT_NPROC=str(8 * devices),
               RIM_JAX_TOKEN=secrets.token_hex(16),  # what these processes know of each other
