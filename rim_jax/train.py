@@ -300,7 +300,7 @@ def _make_step(run: StageRun):
   stage = run.stage
   return step_lib.make_train_step(
       run.program, run.task.config, stage.num_steps, stage.max_blocks, run.task.mesh,
-      stage.reset_steps, stage.row_examples)
+      stage.reset_steps, stage.limits)
 
 
 def _finish(run: StageRun, tools: Instruments, start: int, end: int) -> None:

@@ -45,21 +45,18 @@ def lay_out(encoded: Encoded, template: Template, config: LayoutConfig) -> Examp
   return Example(encoded.question, block, count_steps(encoded), (readout,))
 
 
-def find_inputs(model, tokens_bt, fields: batch_lib.Fields, config: Config, row_examples: int,
-                dropout_key=None) -> jax.Array | None:
+def find_inputs(model, tokens_bt, fields: batch_lib.Fields, config: Config,
+                limits: batch_lib.RowLimits, dropout_key=None) -> jax.Array | None:
   """Rows with thoughts in place of their tokens: [b, t, d]. The gradient flows through them.
 
   A pass over what stands before the thoughts, then a token for each of them but the last; with the
   ordinary forward that has these inputs there are two passes over a row.
-
-  Args:
-    row_examples: the most examples that a row holds.
   """
   num_thoughts = config.layout.block_tokens * config.layout.num_blocks
   if not num_thoughts:
     return None
   num_tokens = tokens_bt.shape[1]
-  numbers_e = 1 + jnp.arange(row_examples)
+  numbers_e = 1 + jnp.arange(limits.examples)
   begins_bet = ((tokens_bt == model.vocab_size)[:, None]
                 & (fields.example[:, None] == numbers_e[None, :, None]))
   there_be = begins_bet.any(-1)

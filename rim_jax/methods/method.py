@@ -60,7 +60,7 @@ class Method:
   # micro-batches. None: what curriculum.normalize says.
   norm: Callable[..., jax.Array] | None = None
   removal: order.Removal | None = None  # what its written chains lose, epoch by epoch
-  # (model, tokens i32[b, t], Fields, Config, the most examples of a row, dropout key)
+  # (model, tokens i32[b, t], Fields, Config, RowLimits, dropout key)
   # -> what stands in for the embedded tokens, f[b, t, d], or None: they do.
   inputs: Callable[..., jax.Array | None] | None = None
   # (model, Batch, Read, Config) -> name -> a sum in nats, added to the weighted NLL before the one
@@ -71,28 +71,30 @@ class Method:
   # (Config, key) -> a module of AddedParam, found at `model.added`.
   make_added: Callable[..., nnx.Module] | None = None
 
-  def forward(self, model, batch: batch_lib.Batch, config: Config, row_examples: int = 1,
-              dropout_key=None) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def forward(self, model, batch: batch_lib.Batch, config: Config,
+              limits: batch_lib.RowLimits = batch_lib.ONE_EXAMPLE, dropout_key=None
+              ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """(logits at the supervised slots, f32[b, s, v]; `losses`).
 
     Args:
-      row_examples: the most examples that a row holds, each with at most one pair.
+      limits: of its examples each has at most one pair.
     """
-    inputs_btd = self.feed(model, batch.tokens, batch_lib.get_fields(batch), config, row_examples,
+    inputs_btd = self.feed(model, batch.tokens, batch_lib.get_fields(batch), config, limits,
                            dropout_key)
     if not self.losses:
       return model.compute_slot_logits(batch, config.layout, dropout_key, inputs_btd), {}
-    student_bp, teacher_bp, paired_bp = _find_pairs(batch, row_examples)
+    student_bp, teacher_bp, paired_bp = _find_pairs(batch, limits.examples)
     x_btd, states_lbpd = model.read_rows(
         batch, config.layout, dropout_key, inputs_btd, jnp.concatenate([student_bp, teacher_bp], 1))
     student_lbpd, teacher_lbpd = jnp.split(states_lbpd.astype(jnp.float32), 2, 2)
     read = Read(inputs_btd, x_btd, student_lbpd, jax.lax.stop_gradient(teacher_lbpd), paired_bp)
     return model.compute_logits_at(x_btd, batch.slot_index), self.losses(model, batch, read, config)
 
-  def feed(self, model, tokens_bt, fields: batch_lib.Fields, config: Config, row_examples: int = 1,
-           dropout_key=None) -> jax.Array | None:
+  def feed(self, model, tokens_bt, fields: batch_lib.Fields, config: Config,
+           limits: batch_lib.RowLimits = batch_lib.ONE_EXAMPLE, dropout_key=None
+           ) -> jax.Array | None:
     """`inputs` of rows or trunks; None where tokens are embedded as they are."""
-    return self.inputs and self.inputs(model, tokens_bt, fields, config, row_examples, dropout_key)
+    return self.inputs and self.inputs(model, tokens_bt, fields, config, limits, dropout_key)
 
 
 def _find_pairs(batch: batch_lib.Batch, count: int):

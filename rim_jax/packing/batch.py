@@ -63,6 +63,20 @@ class Fields:
   readout: jax.Array
 
 
+@dataclasses.dataclass(frozen=True)
+class RowLimits:
+  """The most that any row holds, known before it is made: shapes inside a program follow.
+
+  0 is no limit but the row's own length.
+  """
+  examples: int = 1
+  trunk_tokens: int = 0
+  block_tokens: int = 0  # of them those of memory blocks
+
+
+ONE_EXAMPLE = RowLimits()
+
+
 def get_fields(batch: Batch) -> Fields:
   return Fields(batch.positions, batch.example, batch.block, batch.readout)
 

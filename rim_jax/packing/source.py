@@ -104,7 +104,9 @@ def load_lengths(split, codec: Codec, cache_dir: str, say=print) -> Lengths:
 
 
 def measure(lengths: Lengths, codec: Codec, removed: int = 0) -> np.ndarray:
-  """(tokens, slots, positions, n) of every record under the method's layout: i64[N, 4].
+  """Sizes of every record under the method's layout: i64[N, 6].
+
+  They are (tokens, slots, positions, n, tokens of the trunk, of them those of blocks).
 
   The layout itself is run on texts of these lengths, so its arithmetic exists once.
   Records that cannot be encoded get -1.
@@ -112,14 +114,17 @@ def measure(lengths: Lengths, codec: Codec, removed: int = 0) -> np.ndarray:
   template = codec.template
   extra = sum(map(len, (template.bos, template.question_prefix, template.separator)))
   steps, starts = lengths.steps.tolist(), lengths.starts.tolist()
-  sizes = np.full((len(lengths.question), 4), -1, np.int64)
+  sizes = np.full((len(lengths.question), 6), -1, np.int64)
+  block_size = layout_lib.get_block_size(codec.config.layout)
   for i, (question, answer) in enumerate(zip(lengths.question.tolist(), lengths.answer.tolist())):
     if question < 0:
       continue
     example = codec.lay_out(layout_lib.Encoded(
         range(question + extra), tuple(map(range, steps[starts[i]:starts[i + 1]])),
         range(answer)), removed)
-    sizes[i] = *layout_lib.count_example(example, codec.config.layout), example.num_steps
+    blocks = block_size * example.num_blocks
+    sizes[i] = (*layout_lib.count_example(example, codec.config.layout), example.num_steps,
+                len(example.question) + blocks, blocks)
   return sizes
 
 
@@ -174,7 +179,7 @@ class StagePlan:
   num_examples: int  # the budget
   max_blocks: int  # the largest k that a readout can have
   dropped: list
-  row_examples: int  # the most examples of a row
+  limits: batch_lib.RowLimits
   reset_steps: tuple = ()  # completed updates after which the optimizer begins anew
   counted_from: int = 0  # the first step whose checkpoint is a result of the method
 
@@ -233,7 +238,12 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
           f'budget, or {key}={flatten(config)[key]:g} (chains of up to {longest} tokens)')
   return StagePlan(plan, batch_rows, num_steps, num_examples,
                    max(int(sizes[usable, 3].max()), blocks), dropped,
-                   int(np.diff(plan.starts).max()), resets, counted)
+                   _find_limits(plan, sizes), resets, counted)
+
+
+def _find_limits(plan: order.Plan, sizes: np.ndarray) -> batch_lib.RowLimits:
+  trunks, blocks = np.add.reduceat(sizes[plan.records, 4:], plan.starts[:-1]).max(0).tolist()
+  return batch_lib.RowLimits(int(np.diff(plan.starts).max()), trunks, blocks)
 
 
 def _check_rows(batch_rows, origin, pieces):
@@ -254,7 +264,7 @@ class Rows:
   batch_rows: int
   row_slots: int
   assumed: tuple[str, ...]
-  row_examples: int = 1
+  limits: batch_lib.RowLimits = batch_lib.RowLimits()
 
 
 def estimate_rows(config: Config, layout, num_pieces: int) -> Rows:
@@ -267,8 +277,8 @@ def estimate_rows(config: Config, layout, num_pieces: int) -> Rows:
 
   Raises: UserError where `train.batch_rows` is not divisible by num_pieces.
   """
-  tokens, slots, _ = layout_lib.count_example(
-      _make_typical_example(config, layout), config.layout)
+  example = _make_typical_example(config, layout)
+  tokens, slots, _ = layout_lib.count_example(example, config.layout)
   if tokens > config.layout.row_tokens:
     raise UserError(f'layout.row_tokens={config.layout.row_tokens} is below the {tokens} tokens of '
                     'a typical record; raise it')
@@ -285,7 +295,10 @@ def estimate_rows(config: Config, layout, num_pieces: int) -> Rows:
   _check_rows(batch_rows, '', num_pieces)
   if assumed:
     assumed.append(f'from a typical record of {tokens} tokens and {slots} slots')
-  return Rows(batch_rows, row_slots, tuple(assumed), config.layout.row_tokens // tokens)
+  count = config.layout.row_tokens // tokens
+  blocks = layout_lib.get_block_size(config.layout) * example.num_blocks
+  return Rows(batch_rows, row_slots, tuple(assumed), batch_lib.RowLimits(
+      count, count * (len(example.question) + blocks), count * blocks))
 
 
 def _make_typical_example(config: Config, lay_out):

@@ -61,7 +61,7 @@ def compile_step(config: Config, program, rows: source.Rows, mesh):
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), empty)
   step = step_lib.make_train_step(program, config, _NUM_STEPS,
                                   max(config.layout.num_blocks, 1), mesh,
-                                  row_examples=rows.row_examples)
+                                  limits=rows.limits)
   with jax.set_mesh(mesh):
     lowered = step.trace(*program.abstract, batch).lower(lowering_platforms=('tpu',))
     try:

@@ -61,7 +61,7 @@ def _compute_flops(config: Config) -> float:
   mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
   program = step_lib.make_program(config, compile_lib.get_vocab_size(config), 1000, mesh)
   step = compile_lib.compute_model_flops(config, program, rows)
-  return step / (config.train.batch_examples or rows.batch_rows * rows.row_examples)
+  return step / (config.train.batch_examples or rows.batch_rows * rows.limits.examples)
 
 
 @functools.lru_cache

@@ -108,7 +108,7 @@ def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Progr
 
 # 8 parameters: what differentiates by the model takes it first, and jit needs the rest apart.
 def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks: int,
-                 config: Config, dropout_key, row_examples: int = 1):
+                 config: Config, dropout_key, limits=batch_lib.ONE_EXAMPLE):
   """Weighted NLL of a (micro-)batch as sums, and what its method adds to it.
 
   Returns: (sum in nats, {'norm', 'block_nll' [num_blocks + 1], 'block_weight' [num_blocks + 1],
@@ -118,7 +118,7 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
   """
   method = methods.get_method(config)
   logits_bsv, added = method.forward(
-      model, batch, config, row_examples, dropout_key)
+      model, batch, config, limits, dropout_key)
   nll_bs = loss_lib.compute_slot_nll(logits_bsv, batch.slot_target)
   weights_bs, norm = loss_lib.compute_slot_weights(batch, step, num_steps, config)
   supervised = batch.slot_kind != batch_lib.SLOT_PAD
@@ -139,7 +139,7 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
 
 # Long, with 7 parameters: the step closes over all that is fixed while a stage compiles once.
 def make_train_step(program: Program, config: Config, num_steps: int, num_blocks: int, mesh,
-                    reset_steps: tuple = (), row_examples: int = 1):
+                    reset_steps: tuple = (), limits=batch_lib.ONE_EXAMPLE):
   """(state, frozen, batch) -> (state, metrics), jitted, placed, `state` donated.
 
   The batch is taken in `num_micro_batches` pieces; gradients and losses add up
@@ -160,7 +160,7 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
       drops = config.model.dropout or config.model.lora.dropout
       key = jax.random.fold_in(step_key, index) if drops else None
       return compute_loss(model, micro, state.step, num_steps, num_blocks, config, key,
-                          row_examples)
+                          limits)
 
     compute_grads = jax.value_and_grad(compute_sums, has_aux=True)
 

@@ -31,6 +31,7 @@ NETWORKS = {
              'model__tie_embeddings': False, 'model__activation': 'swiglu',
              'model__remat': 'full'},
 }
+LIMITS = batch_lib.RowLimits(examples=3)
 LENGTH = 32  # of a sequence by hand, padded
 
 
@@ -96,7 +97,7 @@ def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix)
   def packed(params):
     def compute(params):
       logits = compute_logits(nnx.merge(graphdef, params), jax.tree.map(
-          jnp.asarray, batch), config, 3)
+          jnp.asarray, batch), config, LIMITS)
       nll = loss_lib.compute_slot_nll(logits, jnp.asarray(batch.slot_target))
       return nll[used].sum(), logits[used]
     return jax.value_and_grad(compute, has_aux=True)(params)
@@ -136,7 +137,7 @@ def test_without_thoughts_the_first_stage_is_cot_and_the_last_is_direct(
   batch = support.make_batch(config, ROWS)
   jax.tree.map(np.testing.assert_array_equal, batch, support.make_batch(other, ROWS))
   model, batch = support.make_model(config), jax.tree.map(jnp.asarray, batch)
-  losses = [step_lib.compute_loss(model, batch, 0, 10, 4, c, None, 3)
+  losses = [step_lib.compute_loss(model, batch, 0, 10, 4, c, None, LIMITS)
             for c in (config, other)]
   jax.tree.map(np.testing.assert_array_equal, *losses)
   assert losses[0][0] > 0
@@ -158,7 +159,7 @@ def test_gradient_flows_from_what_a_slot_sees_and_not_from_the_rows_of_thoughts(
   def loss(added_btd, weights):
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(transformer_lib.memory, 'look_up', lambda *args: real(*args) + added_btd)
-      logits = compute_logits(model, batch, config, 4)
+      logits = compute_logits(model, batch, config, LIMITS)
     nll = loss_lib.compute_slot_nll(logits, batch.slot_target)
     return loss_lib.compute_weighted_nll(nll, weights).sum()
   gradient = jax.jit(jax.grad(loss))
@@ -178,9 +179,9 @@ def test_the_step_s_loss_is_of_this_forward():
 
   @jax.jit
   def compute(batch):
-    logits = compute_logits(model, batch, config, 3)
+    logits = compute_logits(model, batch, config, LIMITS)
     nll = loss_lib.compute_slot_nll(logits, batch.slot_target) / jnp.maximum(batch.slot_tokens, 1)
-    return (step_lib.compute_loss(model, batch, 0, 10, 4, config, None, 3)[0],
+    return (step_lib.compute_loss(model, batch, 0, 10, 4, config, None, LIMITS)[0],
             jnp.where(batch.slot_kind > 0, nll, 0).sum())
   loss, expected = compute(batch)
   assert loss == pytest.approx(float(expected), rel=1e-5)
@@ -200,7 +201,7 @@ def test_under_dropout_both_passes_read_the_question_alike():
     return x, kv
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(transformer_lib.Transformer, '__call__', call)
-    compute_logits(model, batch, config, 3, jax.random.key(0))
+    compute_logits(model, batch, config, LIMITS, jax.random.key(0))
   (first, _), (second, inputs) = seen
   at = np.nonzero(batch.tokens == model.vocab_size)
   assert len(at[0]) == 5 and np.abs(first[at]).min(1).max() > 0
@@ -231,7 +232,7 @@ def test_decoding_s_logits_are_those_of_the_training_forward(
         batch, 0, token, slot, i + 1, layout_lib.Example(question, 1, 1, (readout,)),
         config.layout, codec.memory_start)
   trained = np.asarray(compute_logits(
-      model, jax.tree.map(jnp.asarray, batch), config, 3)).reshape(3, 1, count, -1)
+      model, jax.tree.map(jnp.asarray, batch), config, LIMITS)).reshape(3, 1, count, -1)
   support.assert_decoded_logits(ids, seen, trained, codec.tokenizer.eos_id)
 
 
@@ -272,7 +273,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once():
   for devices, mesh_config in ((1, MeshConfig()), (8, MeshConfig(2, 2, 2))):
     mesh = sharding.make_mesh(mesh_config, jax.devices()[:devices])
     program = step_lib.make_program(config, support.make_codec(config).memory_start, 10, mesh)
-    step = step_lib.make_train_step(program, config, 10, 4, mesh, row_examples=3)
+    step = step_lib.make_train_step(program, config, 10, 4, mesh, limits=LIMITS)
     batch = sharding.place_batch(support.make_batch(config, rows), mesh)
     with jax.set_mesh(mesh):
       state, frozen = program.init(jax.random.key(0))

@@ -47,8 +47,8 @@ class Gate(nnx.Module):
 
 def loop(host: Method, num_passes: int) -> Method:
   """A modifier: any method whose tokens are embedded as they are, with its blocks looped."""
-  def find_inputs(model, tokens_bt, fields, config, row_examples, dropout_key=None):
-    del row_examples
+  def find_inputs(model, tokens_bt, fields, config, limits, dropout_key=None):
+    del limits
     in_block = ((fields.block > 0) & (fields.readout == 0))[..., None]
 
     def feed(embedded_btd, x_btd):

@@ -21,6 +21,7 @@ from rim_jax.evaluation import attention_weights
 from rim_jax.methods import rim
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
+from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import export, families, weights
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -31,6 +32,7 @@ from tests.methods import toy
 
 ROWS = [support.RECORDS[:2], support.RECORDS[2:4]]
 GPT2 = pathlib.Path(__file__).parents[1] / 'golden/gpt2'
+LIMITS = batch_lib.RowLimits(examples=3)
 LENGTH = 32  # of a sequence by hand, padded
 ROPE = {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__attention_tile_tokens': 16}
 
@@ -52,7 +54,7 @@ def make_config(method='toy', **changes):
 
 
 def compute_loss(params, graphdef, config, batch):
-  return step_lib.compute_loss(nnx.merge(graphdef, params), batch, 0, 10, 4, config, None, 3)
+  return step_lib.compute_loss(nnx.merge(graphdef, params), batch, 0, 10, 4, config, None, LIMITS)
 
 
 def make_state(config):
@@ -88,7 +90,7 @@ def test_packed_rows_equal_sequences_read_alone_by_hand(network):
   """Two whole causal forwards a sequence, no batch; logits of both readouts, and the distance."""
   config = make_config(**network)
   codec, model = support.make_codec(config), support.make_model(config)
-  logits, added = jax.jit(lambda batch: toy.TOY.forward(model, batch, config, 3))(
+  logits, added = jax.jit(lambda batch: toy.TOY.forward(model, batch, config, LIMITS))(
       support.make_batch(config, ROWS))
   scale = model.added.scale[...]
   assert np.abs(scale).min() > 0
@@ -184,7 +186,7 @@ def test_a_readout_may_see_nothing_but_itself(hidden, monkeypatch):
   register(monkeypatch, toy.FACTS, spell(toy.TOY))
   batch = support.make_batch(config, rows)
   assert dict(zip(*np.unique(batch.slot_block, return_counts=True)))[-1] == 2 + 3
-  found, before = (toy.TOY.forward(model, jax.tree.map(jnp.asarray, b), config, 2)[0][0]
+  found, before = (toy.TOY.forward(model, jax.tree.map(jnp.asarray, b), config, LIMITS)[0][0]
                    for b in (batch, plain))
   support.assert_close(found[(batch.slot_kind > 0)[0] & (batch.slot_block >= 0)[0]],
                        before[(plain.slot_kind > 0)[0]])
@@ -244,7 +246,7 @@ def test_gradients_reach_the_gate_and_the_student_and_not_the_teacher():
     embed = type(model).embed
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(type(model), 'embed', lambda self, tokens: embed(self, tokens) + added_btd)
-      return toy.TOY.forward(model, batch, config, 3)[1]['distance']
+      return toy.TOY.forward(model, batch, config, LIMITS)[1]['distance']
   zeros = jnp.zeros((*batch.tokens.shape, config.model.embed_dim))
   grads, moved = jax.jit(jax.grad(compute_distance, (0, 1)))(params, zeros)
   assert np.abs(grads['added']['scale'].get_value()).min() > 0

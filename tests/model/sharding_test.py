@@ -110,7 +110,8 @@ def compile_shapes(mesh_config, trainable, num_ids, method='rim_stage1'):
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
                        batch_lib.make_empty_rows(24, 64, 40))
   with jax.set_mesh(mesh):
-    text = step_lib.make_train_step(program, config, 10, 4, mesh, row_examples=5).lower(
+    text = step_lib.make_train_step(program, config, 10, 4, mesh,
+                                     limits=batch_lib.RowLimits(5)).lower(
         *program.abstract, batch).compile().as_text()
   return {tuple(map(int, s.split(','))) for s in re.findall(r'f(?:32|16)\[([\d,]+)\]', text)}
 

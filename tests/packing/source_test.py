@@ -40,9 +40,21 @@ def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
     rows = batch_lib.make_empty_rows(1, 128, 64)
     token, slot = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout,
                                            codec.memory_start)
+    trunk = (rows.example > 0) & (rows.readout == 0)
     assert sizes[i].tolist() == [token, slot, rows.positions.max() + 1, max(
-        len(split[i].steps), 1)]
+        len(split[i].steps), 1), trunk.sum(), (trunk & (rows.block > 0)).sum()]
     assert (rows.example > 0).sum() == token and (rows.slot_kind > 0).sum() == slot
+
+
+def test_no_row_holds_more_than_its_limits_and_some_row_holds_as_much(cache):
+  split, codec, stage = make_stage(cache, layout__row_tokens=90)
+  source = source_lib.BatchSource(split, stage, codec)
+  rows = jax.tree.map(lambda *x: np.concatenate(x), *(source[i] for i in range(len(source))))
+  trunk = (rows.example > 0) & (rows.readout == 0)
+  blocks = trunk & (rows.block > 0)
+  assert stage.limits == batch_lib.RowLimits(
+      rows.example.max(), trunk.sum(1).max(), blocks.sum(1).max())
+  assert 1 < stage.limits.examples and stage.limits.block_tokens < stage.limits.trunk_tokens < 90
 
 
 ICOT = {'method': 'icot', 'icot__remove_per_epoch': 10.0, 'icot__smoothing': 0.7}
