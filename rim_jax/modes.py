@@ -397,20 +397,25 @@ def _list_plan(plan) -> list[list[str]]:
       'code: peak {peak:.2f} of {chip} GiB; fits'.format(**hbm))
   flops, secs = plan['flops'], plan['roofline_secs']
   add('FLOPs', f"{flops['per_step']:.3e} a step, {flops['per_device']:.3e} a device "
-      f"({flops['attention_per_device']:.1e} in attention, every tile counted)")
+      f"({flops['attention_per_device']:.1e} in attention's kernels, which visit "
+      f"{plan['visible_tiles']:.0%} of the pairs)")
   for kind, c in plan['collectives'].items():
     across = f", {c['slice_bytes'] / 2**20:,.1f} of them to other slices" if (
         c['slice_bytes']) else ''
     add(kind, f"{c['runs']:,} a step, each device sends {c['bytes'] / 2**20:,.1f} MiB{across}")
   add('roofline (estimate)', ', '.join(
       f'{name} {1000 * s:.2f} ms' for name, s in secs.items() if name != 'step'))
-  add('step time at least', f"{1000 * secs['step']:.2f} ms, bound by {plan['bound']}")
-  add('MFU at most', f"{plan['mfu_ceiling']:.1%} (an upper bound: nothing else costs time, and "
-      'everything overlaps)')
   unknown = plan['unknown']
-  if unknown['loops'] or unknown['kernels']:
-    add('not counted', f"{unknown['loops']} loops whose length depends on data (taken once), "
-        f"{unknown['kernels']} unknown kernels")
+  if unknown['kernels']:
+    add('step time, MFU', f"NOT KNOWN: the FLOPs of {unknown['kernels']} kernels are not known: "
+        + ', '.join(unknown['names']))
+  else:
+    add('step time at least', f"{1000 * secs['step']:.2f} ms, bound by {plan['bound']}")
+    add('MFU at most', f"{plan['mfu_ceiling']:.1%} (an upper bound: nothing else costs time, and "
+        'everything overlaps)')
+  if unknown['loops']:
+    add('loops', f"{unknown['loops']} whose length depends on data, {unknown['turns']:,.0f} turns "
+        'in rows of typical records')
   add('compiled in', f"{plan['compile_secs']:.0f} s, by libtpu {plan['versions']['libtpu']}")
   return rows
 

@@ -301,6 +301,18 @@ def estimate_rows(config: Config, layout, num_pieces: int) -> Rows:
       count, count * (len(example.question) + blocks), count * blocks))
 
 
+def make_typical_row(config: Config, layout) -> batch_lib.Batch:
+  """One row of as many typical records as it holds, as `estimate_rows` assumes them."""
+  example = _make_typical_example(config, layout)
+  tokens, slots, _ = layout_lib.count_example(example, config.layout)
+  count = config.layout.row_tokens // tokens
+  rows = batch_lib.make_empty_rows(1, config.layout.row_tokens, count * slots)
+  at = (0, 0)
+  for number in range(1, count + 1):
+    at = layout_lib.write_example(rows, 0, *at, number, example, config.layout, memory_start=0)
+  return rows
+
+
 def _make_typical_example(config: Config, lay_out):
   """The layout's example for a record of typical lengths; its ids mean nothing."""
   if config.data.source == 'chain':

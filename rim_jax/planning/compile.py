@@ -15,13 +15,14 @@ import re
 import time
 
 import jax
+import numpy as np
 
 from rim_jax import methods
 from rim_jax.config import Config, MeshConfig
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
-from rim_jax.model import sharding
+from rim_jax.model import attention_gpu, sharding
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source
 from rim_jax.planning.machines import Chip, Machine, make_machine, make_mesh
@@ -109,6 +110,25 @@ def compute_model_flops(config: Config, program, rows: source.Rows) -> float:
   return total
 
 
+def estimate_visible(config: Config, platform: str) -> float:
+  """Which part of a row's pairs stands in tiles that attention visits, in rows of typical records.
+
+  1 where attention takes the whole score matrix at once.
+  """
+  tile, tokens = config.model.attention_tile_tokens, config.layout.row_tokens
+  if not tile or tokens <= tile:
+    return 1.0
+  if platform == 'gpu':
+    tile = attention_gpu.choose_tile(tile)
+  fields = batch_lib.get_fields(source.make_typical_row(config, methods.get_method(config).layout))
+  seen = batch_lib.visible(fields, fields, config.layout.readout_sees_question,
+                           config.layout.bidirectional_blocks)[0]
+  if platform == 'tpu':  # the splash kernel's padding sees itself
+    seen = seen | np.eye(tokens, dtype=bool)
+  seen = np.pad(seen, (0, -tokens % tile)).reshape(-(-tokens // tile), tile, -1, tile)
+  return float(seen.any((1, 3)).mean())
+
+
 def compute_roofline(costs: hlo.Costs, chip: Chip) -> dict[str, float]:
   """Least seconds of a step for each of the machine's parts, and `step`, the largest of them."""
   sent = sum(c.bytes - c.slice_bytes for c in costs.collectives.values())
@@ -157,9 +177,12 @@ def make_plan(config: Config, machine: Machine) -> dict:
   except DoesNotFit as e:
     plan['hbm_gib']['needed'] = e.needed_gib
     return plan | {'reason': str(e), 'compile_secs': round(time.perf_counter() - start, 1)}
-  costs = hlo.compute_costs(compiled.as_text())
+  visible = estimate_visible(config, machine.devices[0].platform)
+  tiles = config.layout.row_tokens / max(config.model.attention_tile_tokens, 1)
+  costs = hlo.compute_costs(compiled.as_text(), unknown_trips=max(visible * tiles, 1),
+                            visible=visible)
   return plan | _describe(compiled, costs, machine, compute_model_flops(config, program, rows)) | {
-      'compile_secs': round(time.perf_counter() - start, 1)}
+      'visible_tiles': visible, 'compile_secs': round(time.perf_counter() - start, 1)}
 
 
 def _get_version(name):
@@ -177,6 +200,9 @@ def _describe(compiled, costs, machine, model_flops):
   # Donated state comes out where it went in.
   peak = gib['argument'] + gib['output'] - gib['alias'] + gib['temp'] + gib['generated_code']
   secs = compute_roofline(costs, machine.chip)
+  step, bound = secs['step'], max(secs.keys() - {'step'}, key=secs.__getitem__)
+  if costs.unknown_kernels:  # their FLOPs are missing, so nothing is claimed
+    step = bound = None
   chips = len(machine.devices)
   return {
       'hbm_gib': {'arguments': gib['argument'], 'temporaries': gib['temp'],
@@ -186,10 +212,11 @@ def _describe(compiled, costs, machine, model_flops):
                 'attention_per_device': costs.kernel_flops, 'model_per_step': model_flops},
       'hbm_bytes_per_device': costs.hbm_bytes,
       'collectives': {kind: dataclasses.asdict(c) for kind, c in sorted(costs.collectives.items())},
-      'unknown': {'loops': costs.unknown_loops, 'kernels': costs.unknown_kernels},
-      'roofline_secs': secs,
-      'bound': max(secs.keys() - {'step'}, key=secs.__getitem__),
-      'mfu_ceiling': model_flops / (secs['step'] * chips * machine.chip.flops_per_sec)}
+      'launches': costs.launches,
+      'unknown': {'loops': costs.unknown_loops, 'turns': costs.unknown_turns,
+                  'kernels': len(costs.unknown_kernels), 'names': list(costs.unknown_kernels)},
+      'roofline_secs': secs | {'step': step}, 'bound': bound,
+      'mfu_ceiling': step and model_flops / (step * chips * machine.chip.flops_per_sec)}
 
 
 # ---- The nearest setting that fits ----

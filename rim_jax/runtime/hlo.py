@@ -4,12 +4,13 @@ XLA's own cost analysis counts the body of a loop once. Here every computation i
 often it runs: loops inside loops by the product of their trip counts. Counted are
 
   FLOPs        of matrix products and convolutions (2 an added product), at valid positions only,
-               since a TPU writes a batched product as a padded convolution; and of JAX's
-               splash attention kernels, by their shapes: every tile, also those that a mask lets it
-               skip. What the vector unit does is not counted.
+               since a TPU writes a batched product as a padded convolution; and of kernels that
+               are called by name, by their shapes (`runtime/hlo_kernels.py`). What the vector unit
+               does is not counted. A kernel that is not known is named: its FLOPs are missing.
   HBM bytes    read and written between fusions; a slice counts as itself, not as what it is
                cut from, and what stays in a TPU's vector memory (space 1) counts nothing.
   collectives  by kind: runs, and the bytes that one device sends for them on a ring.
+  launches     on a GPU: what stands outside of fusions and is no name, view or end of a copy.
 
 The text is that of `compiled.as_text()`, read by `runtime/hlo_text.py`. Knows nothing of JAX,
 models or chips.
@@ -22,7 +23,8 @@ import re
 
 import numpy as np
 
-from rim_jax.runtime.hlo_text import Instruction, count_runs, get_root, parse
+from rim_jax.runtime import hlo_kernels
+from rim_jax.runtime.hlo_text import Instruction, count_runs, count_trips, get_root, parse
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 # They move no bytes of their own: names, views, and the ends of what a `-start` began.
@@ -30,9 +32,6 @@ _FREE = re.compile(r'parameter|constant|tuple|get-tuple-element|bitcast|while|co
                    r'|after-all|partition-id|replica-id|opt-barrier|.*-done|.*-update')
 _FREE_CALLS = ('AllocateBuffer', 'ConcatBitcast', 'AssumeGatherIndicesInBound')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
-# Matrix products of one splash kernel: scores and values; backward, the scores once more.
-_KERNELS = {'splash_mqa_fwd': 2, 'splash_mha_fwd': 2, 'splash_mqa_dq': 3, 'splash_mha_dq': 3,
-            'splash_mqa_dkv': 4, 'splash_mha_dkv': 4}
 
 
 @dataclasses.dataclass
@@ -47,11 +46,13 @@ class Collective:
 class Costs:
   """One run of a program on one device."""
   flops: float
-  kernel_flops: float  # of these, by arithmetic on the shapes of attention kernels
+  kernel_flops: float  # of these, by arithmetic on the shapes of kernels called by name
   hbm_bytes: float
   collectives: dict[str, Collective]
   unknown_loops: int  # whose trip count depends on data; counted `unknown_trips` times
-  unknown_kernels: int  # of which nothing is known; counted as no FLOPs
+  unknown_kernels: tuple[str, ...]  # of which nothing is known: their FLOPs are missing
+  launches: float = 0.0
+  unknown_turns: float = 0.0  # of loops of unknown length; on a GPU the host waits in each
 
 
 # ---- FLOPs ----
@@ -90,17 +91,6 @@ def _count_convolution(i, left, right):
   return flops
 
 
-def _count_kernel(i: Instruction, computation) -> float | None:
-  """FLOPs of an attention kernel by its shapes: operands q [.., t, k] and k [.., c, k] come first
-  among those that are no integers."""
-  products = next((n for name, n in _KERNELS.items() if name in i.attributes), None)
-  if products is None:
-    return None
-  q, k = [a for a in (computation[o].arrays[0] for o in i.operands)
-          if a.dtype in ('bf16', 'f32', 'f16')][:2]
-  return 2.0 * products * math.prod(q.shape) * k.shape[-2]
-
-
 # ---- Bytes of HBM ----
 
 
@@ -108,9 +98,14 @@ def _get_bytes(arrays):
   return sum(a.num_bytes for a in arrays if a.in_hbm)
 
 
+def _is_free(i: Instruction) -> bool:
+  return bool(_FREE.fullmatch(i.op)) or (
+      i.op == 'custom-call' and hlo_kernels.find_target(i) in _FREE_CALLS)
+
+
 def _count_bytes(i: Instruction, computation, computations) -> float:
   """Read and written by one instruction outside of fusions."""
-  if _FREE.fullmatch(i.op) or any(f'"{name}"' in i.attributes for name in _FREE_CALLS):
+  if _is_free(i):
     return 0.0
   operands = [computation[o] for o in i.operands if o in computation]
   if i.op == 'fusion':
@@ -238,25 +233,30 @@ def _count_collectives(computations, runs):
   return found
 
 
-def compute_costs(text: str, unknown_trips: int = 1) -> Costs:
+def compute_costs(text: str, unknown_trips: float = 1, visible: float = 1.0) -> Costs:
   """Costs of one run on one device of the program with this text.
 
   Args:
     unknown_trips: how often a loop runs whose length the program does not tell.
+    visible: which part of attention's pairs stands in tiles that kernels visit; 1: all are counted.
   """
   computations, entry = parse(text)
   runs, fused, unknown_loops = count_runs(computations, entry, unknown_trips)
-  flops = kernels = moved = 0.0
-  unknown_kernels = 0
+  flops = kernels = moved = launches = turns = 0.0
+  unknown = {}
   for name, times in runs.items():
     computation = computations[name]
     for i in computation.values():
       flops += times * _count_flops(i, computation)
-      if i.op == 'custom-call' and '"tpu_custom_call"' in i.attributes:
-        count = _count_kernel(i, computation)
-        unknown_kernels += count is None
+      if i.op == 'custom-call':
+        count = hlo_kernels.count_flops(i, computation, visible)
+        if count is None:
+          unknown[hlo_kernels.find_name(i)] = True
         kernels += times * (count or 0.0)
+      if i.op == 'while' and count_trips(i, computation, computations) is None:
+        turns += times * unknown_trips
       if name not in fused:
         moved += times * _count_bytes(i, computation, computations)
-  return Costs(flops + kernels, kernels, moved,
-               _count_collectives(computations, runs), unknown_loops, unknown_kernels)
+        launches += times * (not _is_free(i))
+  return Costs(flops + kernels, kernels, moved, _count_collectives(computations, runs),
+               unknown_loops, tuple(unknown), launches, turns)

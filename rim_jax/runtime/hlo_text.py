@@ -158,8 +158,8 @@ def _unfold(instruction, computation, computations):
                 for i in map(inner.get, root.operands)]
 
 
-def count_runs(computations, entry, unknown_trips: int = 1
-               ) -> tuple[dict[str, int], set[str], int]:
+def count_runs(computations, entry, unknown_trips: float = 1
+               ) -> tuple[dict[str, float], set[str], int]:
   """(runs of every computation, those inside fusions, number of loops of unknown length)."""
   runs, fused, unknown = collections.Counter(), set(), 0
 

@@ -14,16 +14,18 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from rich import console as rich_console
 
 from configs import presets
 from rim_jax import config as config_lib
-from rim_jax import main
+from rim_jax import main, modes
 from rim_jax.config import methods
 from rim_jax.data import datasets, prosqa
 from rim_jax.errors import UserError
 from rim_jax.methods import get_method
+from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source
 from rim_jax.planning import compile as compile_lib
@@ -61,7 +63,7 @@ def compile_here(config, program, rows, mesh):
 def test_a_step_takes_as_long_as_its_slowest_part():
   chip = machines.Chip(16, 100.0, 10.0, 5.0, 1.0)
   costs = hlo.Costs(400.0, 0.0, 50.0, {'all-gather': hlo.Collective(2, 10.0, 0.0),
-                                       'all-reduce': hlo.Collective(1, 15.0, 7.0)}, 0, 0)
+                                       'all-reduce': hlo.Collective(1, 15.0, 7.0)}, 0, ())
   assert compile_lib.compute_roofline(costs, chip) == {
       'compute': 4.0, 'hbm': 5.0, 'ici': 18 / 5, 'dcn': 7.0, 'step': 7.0}
   alone = dataclasses.replace(costs, collectives={})
@@ -78,6 +80,55 @@ def test_the_ceiling_of_a_step_bound_by_compute_is_its_share_of_useful_flops(mon
   assert flops['per_step'] == 8 * flops['per_device']
   assert found['mfu_ceiling'] == pytest.approx(flops['model_per_step'] / flops['per_step'])
   assert found['roofline_secs']['step'] == flops['per_device']
+
+
+def test_a_plan_whose_kernels_are_unknown_claims_no_time(monkeypatch):
+  class Compiled:
+    """A step's text with one call more, which nobody knows."""
+
+    def __init__(self, *args):
+      self._made = compile_here(*args)
+
+    def memory_analysis(self):
+      return self._made.memory_analysis()
+
+    def as_text(self):
+      head, entry, rest = self._made.as_text().partition('ENTRY')
+      first, end, rest = rest.partition('{\n')
+      return head + entry + first + end + (
+          '  %c = f32[4]{0} custom-call(), custom_call_target="mosaic_gpu_v2"\n') + rest
+  monkeypatch.setattr(compile_lib, 'compile_step', Compiled)
+  found = compile_lib.make_plan(support.make_config(train__batch_rows=8), make_machine())
+  assert found['unknown']['names'] == ['mosaic_gpu_v2']
+  assert (found['mfu_ceiling'], found['bound'], found['roofline_secs']['step']) == (None,) * 3
+  shown = dict(modes._list_plan(found))
+  assert 'mosaic_gpu_v2' in shown['step time, MFU'] and 'MFU at most' not in shown
+
+
+@pytest.mark.parametrize('platform, tile, tiles', [('gpu', 256, 64), ('gpu', 40, 32),
+                                                   ('tpu', 128, 128)])
+def test_visible_tiles_are_those_of_rows_of_typical_records(platform, tile, tiles):
+  config = support.make_config(
+      layout__row_tokens=320, model__max_positions=320, model__attention_tile_tokens=tile,
+      data__chain__max_steps=4)
+  row = source.make_typical_row(config, get_method(config).layout)
+  codec = support.make_codec(config)
+  record = datasets.load_dataset(config.data, say=lambda _: None).splits['train'][0]
+  length = layout_lib.count_example(codec.lay_out(codec.encode(record)), config.layout)[0]
+  assert int(row.example.max()) == 320 // length  # as many as fit
+  fields = batch_lib.get_fields(row)
+  mask = batch_lib.visible(fields, fields)[0]
+  if platform == 'tpu':
+    mask = mask | np.eye(320, dtype=bool)
+  starts = range(0, 320, tiles)
+  seen = [mask[i:i + tiles, j:j + tiles].any() for i in starts for j in starts]
+  assert compile_lib.estimate_visible(config, platform) == sum(seen) / len(seen) < 0.8
+
+
+@pytest.mark.parametrize('tile', [0, 320])
+def test_a_whole_score_matrix_is_visited_whole(tile):
+  config = support.make_config(layout__row_tokens=320, model__attention_tile_tokens=tile)
+  assert compile_lib.estimate_visible(config, 'gpu') == 1.0
 
 
 # ---- The rows ----
@@ -265,7 +316,8 @@ def check_plan(found, num_params):
   # Forward, again for remat, and backward: 3 passes where the model needs 2; attention on top.
   products = flops['per_step'] - found['chips'] * flops['attention_per_device']
   assert 1.3 < products / flops['model_per_step'] < 1.6
-  assert 0 < found['mfu_ceiling'] < 1 and found['unknown'] == {'loops': 0, 'kernels': 0}
+  assert 0 < found['mfu_ceiling'] < 1 and 0 < found['visible_tiles'] < 0.7
+  assert found['unknown']['loops'] == found['unknown']['kernels'] == 0
 
 
 @needs_libtpu
@@ -306,7 +358,7 @@ def test_libtpu_refuses_a_size_in_one_line():
   """In a process of its own: libtpu reads its environment once."""
   code = '''
 import os
-from rim_jax import main
+from rim_jax import main, modes
 os.environ.update(main.PLAN_ENVIRONMENT)
 from rim_jax.planning import machines as plan
 from rim_jax.config import MeshConfig, UserError

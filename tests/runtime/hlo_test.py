@@ -71,6 +71,7 @@ def test_a_loop_whose_length_depends_on_data_is_told():
     return lax.fori_loop(0, n, lambda _, x: x @ w[0], x)
   costs = hlo.compute_costs(compile_text(fn, jnp.int32(3), *make_args()))
   assert costs.unknown_loops == 1 and costs.flops == 2 * ROWS * WIDTH**2
+  assert hlo.compute_costs(compile_text(fn, jnp.int32(3), *make_args()), 7).unknown_turns == 7
 
 
 def test_collectives_are_counted_by_kind_with_what_a_device_sends():
@@ -168,18 +169,18 @@ ENTRY %main (q: bf16[8,4,64,16], k: bf16[8,32,16]) -> bf16[8,4,64,16] {
 '''
 
 
-@pytest.mark.parametrize('name, products', [
-    ('splash_mqa_fwd_residuals', 2), ('splash_mqa_dq', 3), ('splash_mqa_dkv', 4)])
-def test_attention_kernels_count_by_their_shapes(name, products):
-  costs = hlo.compute_costs(KERNEL.replace('NAME', name))
-  assert costs.flops == costs.kernel_flops == products * 2 * 8 * 4 * 64 * 32 * 16
-  assert costs.unknown_kernels == 0
+def test_what_stays_in_vector_memory_moves_no_byte():
+  costs = hlo.compute_costs(KERNEL)
   # q alone comes from HBM: k and the result stay in vector memory.
   assert costs.hbm_bytes == 2 * 8 * 4 * 64 * 16 + 4
 
 
-def test_a_kernel_that_nobody_knows_is_told():
-  assert hlo.compute_costs(KERNEL.replace('NAME', 'other')).unknown_kernels == 1
+def test_a_kernel_that_nobody_knows_is_named():
+  found = hlo.compute_costs(KERNEL)
+  assert found.unknown_kernels == ('tpu_custom_call (NAME/pallas_call)',)
+  known = hlo.compute_costs(KERNEL.replace('NAME', 'splash_mqa_dq'), visible=0.5)
+  assert known.unknown_kernels == ()
+  assert known.flops == known.kernel_flops == 3 * 8 * 4 * 64 * 32 * 16
 
 
 COLLECTIVES = '''HloModule m
@@ -223,3 +224,45 @@ def test_groups_are_read_in_every_spelling(text, size):
 def test_groups_in_an_unknown_spelling_are_no_silent_nothing():
   with pytest.raises(ValueError, match='unknown groups'):
     hlo.find_group_size('replica_groups=somehow')
+
+
+# ---- What only a GPU's text has ----
+
+LAUNCHES = '''HloModule m
+
+%fused (p: f32[8]) -> f32[8] {
+  %p = f32[8]{0} parameter(0)
+  %n = f32[8]{0} negate(%p)
+  ROOT %e = f32[8]{0} exponential(%n)
+}
+
+%body (t: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %x = f32[8]{0} get-tuple-element(%t), index=1
+  %f = f32[8]{0} fusion(%x), kind=kLoop, calls=%fused
+  %k = f32[8]{0} custom-call(%f), custom_call_target="__gpu$xla.gpu.triton"
+  ROOT %r = (s32[], f32[8]{0}) tuple(%i, %k)
+}
+
+%cond (t: (s32[], f32[8])) -> pred[] {
+  %t = (s32[], f32[8]{0}) parameter(0)
+  ROOT %c = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8]{0} parameter(0)
+  %s = (f32[8]{0}, f32[8]{0}) copy-start(%a)
+  %d = f32[8]{0} copy-done(%s)
+  %z = s32[] constant(0)
+  %t = (s32[], f32[8]{0}) tuple(%z, %d)
+  %w = (s32[], f32[8]{0}) while(%t), condition=%cond, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %g = f32[8]{0} get-tuple-element(%w), index=1
+}
+'''
+
+
+def test_launches_are_what_stands_outside_of_fusions():
+  assert hlo.compute_costs(LAUNCHES).launches == 1 + 5 * 2
+  unknown = hlo.compute_costs(LAUNCHES.replace('known_trip_count', 'x'), unknown_trips=3)
+  assert (unknown.launches, unknown.unknown_turns, unknown.unknown_loops) == (1 + 3 * 2, 3, 1)
