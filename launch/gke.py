@@ -23,7 +23,7 @@ import sys
 
 import supervise
 
-from rim_jax import main as main_lib
+from rim_jax import command_line
 from rim_jax.errors import UserError
 
 _PORT, _MEGASCALE_PORT = 8471, 8080
@@ -86,7 +86,7 @@ def count_points(command, told: int) -> int:
     if not told:
       raise UserError(f'--config={config}: is not here; say with --points=N how many it has')
     return told
-  count = main_lib.count_points(command)
+  count = command_line.count_points(command)
   if told not in (0, count):
     raise UserError(f'--points={told}: {config} has {count}; leave --points out, or correct it')
   return count

@@ -70,9 +70,9 @@ def run_again(attempt, find_progress, max_failures=3, sleep=time.sleep,
 
 def find_workdir(command) -> str:
   """--workdir of a command, or where it would be."""
-  from rim_jax import errors, main
+  from rim_jax import command_line, errors
   try:
-    return main.find_workdir(command)
+    return command_line.find_workdir(command)
   except errors.UserError as e:
     refuse(str(e))
 

@@ -30,3 +30,9 @@ class Stopped(RunError):
 
 class ShareDone(Stopped):
   """The run has done as much of its budget as checkpoint.stop_frac asks for."""
+
+
+def refuse(problems) -> None:
+  """Raises: UserError with a line for each of `problems`, where there are any."""
+  if problems:
+    raise UserError('\n'.join(problems))

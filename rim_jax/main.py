@@ -43,7 +43,6 @@ was asked to end (SIGTERM) and has saved; 76 another process is gone, or none ge
 """
 
 import contextlib
-import difflib
 import errno
 import io
 import logging
@@ -54,356 +53,37 @@ import signal
 import sys
 import tempfile
 import threading
-from typing import Any
 
-from absl import flags
 from etils import epath
-import ml_collections
-from ml_collections import config_flags
 from rich import console as rich_console
 
+from rim_jax import command_line, terminal
 from rim_jax import config as config_lib
-from rim_jax import terminal
+from rim_jax.command_line import Command, find_flag
 from rim_jax.config import grid as grid_lib
-from rim_jax.errors import RunError, Stopped, UserError
-from rim_jax.pretrained import families
-from rim_jax.runtime import card as card_lib
-from rim_jax.runtime import status, storage
+from rim_jax.errors import RunError, Stopped
+from rim_jax.runtime import status
 
-MODES = ('train', 'eval', 'generate', 'controls', 'report', 'compare', 'export', 'plan',
-         'sweep', 'data')
-# They work on a run that is there, and take its configuration from it where --config is not given.
-RUN_MODES = ('eval', 'generate', 'controls', 'report', 'compare', 'export')
-PATH_FLAGS = ('config', 'workdir', 'with', 'sweep_dir')
 # A plan touches no TPU: neither its lock nor the questions that libtpu asks of a cloud are needed.
 PLAN_ENVIRONMENT = {
     'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
     'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
-_SWEEP_FLAGS = ('jobs', 'retry_failed', 'conclude', 'controls', 'dry_run', 'halve_at', 'halve_keep',
-                'hardware', 'utilization')
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# ml_collections and absl tell what is wrong in words alone: here, and below, theirs are read.
-_LOCKED = re.compile(r'Key "(\w+)" does not exist and cannot be added .* present: (.*)')
 
 
-def _define_flags(argv, known=None) -> flags.FlagValues:
-  """Flags of one invocation, apart from absl's global ones, so that a process can have several.
-
-  Args:
-    known: the configuration, where no recipe gives it.
-  """
-  values = flags.FlagValues()
-  if known is None:
-    config_flags.DEFINE_config_file('config', None, 'A recipe, FILE[:PRESET].', flag_values=values,
-                                    lock_config=True, sys_argv=argv)
-  else:
-    config_flags.DEFINE_config_dict('config', known, "The run's own.", flag_values=values,
-                                    lock_config=True, sys_argv=argv)
-  flags.DEFINE_string('workdir', '', 'Where the run lives.', flag_values=values)
-  flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
-  flags.DEFINE_string('question', '', 'generate: the question.', flag_values=values)
-  flags.DEFINE_string('with', '', 'compare: the WORKDIR of the other run.', flag_values=values)
-  flags.DEFINE_bool('verify', False, 'export: compare with transformers.', flag_values=values)
-  flags.DEFINE_string('topology', '', 'plan: the TPU, e.g. v5e:4x4.', flag_values=values)
-  flags.DEFINE_integer('num_slices', 1, 'plan: how many of them.', flag_values=values)
-  flags.DEFINE_string('point', '', 'One run of a recipe of many.', flag_values=values)
-  flags.DEFINE_string('sweep_dir', '', 'The WORKDIR of the sweep of --point.', flag_values=values)
-  flags.DEFINE_string('identity', '', 'What the run of --point must be.', flag_values=values)
-  flags.DEFINE_bool('conclude', False, 'sweep: run nothing.', flag_values=values)
-  flags.DEFINE_bool('controls', False, 'sweep: ask the memory of each.', flag_values=values)
-  flags.DEFINE_integer('jobs', 1, 'sweep: runs at a time.', flag_values=values)
-  flags.DEFINE_bool('retry_failed', False, 'sweep: failed ones too.', flag_values=values)
-  flags.DEFINE_string('halve_at', '', 'sweep: drop the worst at these shares.', flag_values=values)
-  flags.DEFINE_float('halve_keep', 0.5, 'sweep: the part that goes on.', flag_values=values)
-  flags.DEFINE_bool('dry_run', False, 'sweep: show the runs.', flag_values=values)
-  flags.DEFINE_string('hardware', 'h100', 'sweep --dry_run: hours on it.', flag_values=values)
-  flags.DEFINE_float('utilization', 0.4, 'sweep --dry_run: assumed share of its peak.',
-                     flag_values=values)
-  flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0.', flag_values=values)
-  flags.DEFINE_integer('num_processes', 0, 'How many there are.', flag_values=values)
-  flags.DEFINE_integer('process_id', -1, 'Which one this is.', flag_values=values)
-  flags.DEFINE_bool('distributed', False, 'Find the others.', flag_values=values)
-  flags.DEFINE_integer('start_secs', 300, 'Wait so long for them.', flag_values=values)
-  flags.DEFINE_bool('debug', False, 'Show tracebacks.', flag_values=values)
-  flags.DEFINE_bool('help', False, 'Show this help.', flag_values=values)
-  return values
-
-
-def _expand_flags(argv) -> list[str]:
-  """A command line whose paths are whole: `--workdir ~/x` is `--workdir=/home/me/x`.
-
-  Raises: UserError for the home directory of a user who is not there.
-  """
-  words, rest = [], iter(argv)
-  for word in rest:
-    name, equals, value = word.partition('=')
-    flag = name.lstrip('-')
-    if word.startswith('-') and flag in PATH_FLAGS:
-      found = value if equals else next(rest, None)
-      word = word if found is None else f'--{flag}={storage.expand(found, f"--{flag}")}'
-    words.append(word)
-  return words
-
-
-def _find_flag(argv, name: str) -> str | None:
-  """The value of `--NAME=VALUE`, the last one as absl has it; None without it."""
-  return next((word.partition('=')[2] for word in reversed(argv)
-               if word.startswith((f'--{name}=', f'-{name}='))), None)
-
-
-def _expand_keys(config: config_lib.Config) -> config_lib.Config:
-  """A config whose paths are whole. Raises: UserError as `storage.expand` does."""
-  flat = config_lib.flatten(config)
-  return config_lib.replace_keys(config, {
-      key: storage.expand(flat[key], key) for key in config_lib.PATH_KEYS})
-
-
-def _finish_known(config: config_lib.Config, card: dict, workdir: str) -> config_lib.Config:
-  """The config of a run that is there, with what was said of it now; its shape is known.
-
-  Raises: UserError where that would make another run of it.
-  """
-  problems = card_lib.find_differences(card, config, workdir)
-  if problems:
-    raise UserError('\n'.join(problems))
-  # A model that has moved has its tokenizer with it.
-  theirs, path = card['config'], config.tokenizer.path
-  inside = path.removeprefix(f'{theirs["model"]["init_from"]}/')
-  if config.model.init_from and inside != path and path == theirs['tokenizer']['path']:
-    config = config_lib.replace_keys(
-        config, {'tokenizer.path': f'{config.model.init_from}/{inside}'})
-  return _expand_keys(config)
-
-
-def _find_recipe(path: str) -> None:
-  """Lets a recipe import those beside it, `from configs import presets`, from any directory.
-
-  Raises: UserError where there is no such file.
-  """
-  recipe = pathlib.Path(path.split(':')[0]).absolute()
-  if not recipe.is_file():
-    there = sorted(map(str, pathlib.Path('configs').glob('*.py')))
-    raise UserError(f'--config={path}: there is no file {path.split(":")[0]}; ' + (
-        f'there are {", ".join(there)}' if there else
-        'recipes are not installed with the package: clone the repository and give the path of '
-        'one, e.g. --config=rim_jax/configs/rim.py'))
-  # The recipe's own checkout, then this one: a recipe elsewhere may import ours. Behind all else,
-  # so that nothing which is found today is found elsewhere.
-  for root in (*recipe.parents, pathlib.Path(__file__).resolve().parents[1]):
-    if (root / 'configs' / 'presets.py').is_file() and str(root) not in sys.path:
-      sys.path.append(str(root))
-
-
-def _find_override_problems(argv):
-  """What is wrong with each `--config.KEY=VALUE`, all at once; absl would stop at the first."""
-  defaults = config_lib.flatten(config_lib.Config())
-  problems = []
-  for arg in argv:
-    name, equals, value = arg.lstrip('-').partition('=')
-    if arg.startswith('-') and name.startswith('noconfig.'):
-      problems.append(f'{arg}: write --{name.removeprefix("no")}=False')
-    if not arg.startswith('-') or not name.startswith('config.'):
-      continue
-    key = name.removeprefix('config.')
-    if key not in defaults:
-      group = [k for k in defaults if k.startswith(f'{key}.')]
-      close = difflib.get_close_matches(key, defaults, 1)
-      hint = (f"it is a group of keys, e.g. '{group[0]}'" if group else
-              f"did you mean '{close[0]}'?" if close else
-              'see rim_jax/config/schema.py for all keys')
-      problems.append(f"--config.{key}: there is no key '{key}'; {hint}")
-    elif not equals and not isinstance(defaults[key], bool):
-      problems.append(f'{arg}: write --config.{key}=VALUE')
-    elif equals:
-      kind = type(defaults[key])
-      try:
-        flags.BooleanParser().parse(value) if kind is bool else kind(value)
-      except (ValueError, TypeError):
-        problems.append(f"--config.{key}={value}: should be {kind.__name__}, e.g. {defaults[key]}")
-  return problems
-
-
-# Long: the order in which a command line can be wrong, each told in a line.
-def _parse(argv) -> tuple[flags.FlagValues, Any, str]:
-  """Flags, the frozen config (a sweep's points, None for help) and the recipe's path.
-
-  Raises: UserError in one line for whatever is wrong with either.
-  """
-  argv = [argv[0], *_expand_flags(argv[1:])]
-  path, workdir, card = _find_flag(argv, 'config'), _find_flag(argv, 'workdir'), None
-  if path is not None:
-    _find_recipe(path)
-  elif workdir and _find_flag(argv, 'mode') in RUN_MODES:
-    card, path = card_lib.load_whole(workdir), f'{workdir}/config.json'
-  problems = _find_override_problems(argv)
-  if problems:
-    raise UserError('\n'.join(problems))
-  try:
-    values = _define_flags(argv, card and ml_collections.ConfigDict(card['config']))
-    rest = values(argv)[1:]
-    config = values.config  # the recipe runs here
-  except UserError as e:
-    raise UserError('\n'.join(f'{path}: {line}' for line in str(e).split('\n'))) from e
-  except flags.Error as e:
-    if 'Error whilst parsing config file' in str(e):  # and a traceback, which ends in its error
-      raise UserError(f'{path}: {str(e).strip().splitlines()[-1]}') from e
-    raise UserError(f'command line: {_flatten_message(e)}') from e
-  except Exception as e:  # pylint: disable=broad-except  (a recipe is the user's code)
-    if '--debug' in argv:
-      raise
-    raise UserError(f'{path or "command line"}: {_flatten_message(e)}') from e
-  if values.help:
-    return values, None, path or ''
-  if rest:
-    raise UserError(f'command line: {rest[0]!r} is no flag; write --flag=value')
-  if path is None:
-    raise UserError('command line: --config is missing; try --config=configs/rim.py' + (
-        f', or name the run with --workdir=DIR: --mode={values.mode} asks it for its configuration'
-        if values.mode in RUN_MODES else ''))
-  if not isinstance(config, ml_collections.ConfigDict):
-    raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
-                    'that rim_jax.config.make_config_dict makes')
-  alone = [name for name in _SWEEP_FLAGS if values.mode != 'sweep' and values[name].present]
-  if alone:
-    raise UserError(f'--{alone[0]}: is for --mode=sweep' + (
-        '; one run is asked with --mode=controls' if alone[0] == 'controls' else ''))
-  if values['with'].value and values.mode != 'compare':
-    raise UserError('--with: is for --mode=compare')
-  if values.mode == 'compare' and not values['with'].value:
-    raise UserError('--mode=compare: with which run? name its WORKDIR with --with=DIR')
-  if 'points' in config:
-    if values.mode == 'sweep':
-      if values.point or values.sweep_dir:
-        raise UserError('--mode=sweep runs all points, in --workdir; --point and --sweep_dir are '
-                        'for one of them, without --mode=sweep')
-      return values, grid_lib.load_points(config, path), path
-    (point,) = grid_lib.load_points(config, path, _choose_point(config, values.point, path))
-    values.point, config = point.name, point.config
-    if values.identity not in ('', grid_lib.identify(config)):
-      raise UserError(f'{path}: --point={point.name} is another run now than its sweep began; end '
-                      'that sweep and begin it again')
-    if values.sweep_dir and values.workdir:
-      raise UserError(f'--workdir={values.workdir} and --sweep_dir={values.sweep_dir}: a point '
-                      'lives in --workdir, or in its place below --sweep_dir; give one')
-    if values.sweep_dir:
-      values.workdir = f'{values.sweep_dir.rstrip("/")}/points/{point.name}'
-  elif values.mode == 'sweep' or values.point or values.sweep_dir:
-    raise UserError(f'{path}: is one run, not many; --mode=sweep, --point and --sweep_dir are for '
-                    'recipes such as configs/compare.py')
-  else:
-    config = config_lib.parse_config(config, path)
-  if values.mode == 'plan':  # needs no tokenizer, and no data
-    if not values.topology:
-      raise UserError('--mode=plan: which TPU? name one with --topology=KIND:SIZE, e.g. '
-                      '--topology=v5e:4x4')
-    return values, families.resolve_shape(_expand_keys(config)), path
-  if card:
-    return values, _finish_known(config, card, values.workdir), path
-  return values, families.resolve(_expand_keys(config)), path
-
-
-def _choose_point(recipe, name, path) -> str:
-  """The name of the point of a name, or of a number from 0."""
-  names = grid_lib.list_names(recipe, path)
-  if name.isdecimal() and name not in names:
-    if int(name) >= len(names):
-      raise UserError(f'{path}: --point={name}: there are {len(names)} points, numbered from 0')
-    return names[int(name)]
-  if name not in names:
-    close = difflib.get_close_matches(name, names, 1) or names[:1]
-    raise UserError(f'{path}: is a recipe of {len(names)} runs; run them with --mode=sweep, or one '
-                    f'with --point=NAME, e.g. --point={close[0]}')
-  return name
-
-
-def _flatten_message(error):
-  """An exception in one line, with its kind where the message alone says little."""
-  # str() of a KeyError or AttributeError of a ConfigDict is the repr of its message.
-  message = ' '.join(str(error.args[0] if len(error.args) == 1 else error).split())
-  locked = _LOCKED.search(message)
-  if locked:  # the library goes on to list every value of the group
-    keys = re.findall(r"(\w+)\\?': ", locked[2])
-    close = difflib.get_close_matches(locked[1], keys, 1)
-    return f"there is no key '{locked[1]}'; " + (
-        f"did you mean '{close[0]}'?" if close else f'keys here: {", ".join(keys)}')
-  if isinstance(error, AttributeError) and message.endswith("'get_config'"):
-    return 'has no get_config; define it, returning what rim_jax.config.make_config_dict makes'
-  if isinstance(error, (flags.Error, SyntaxError)):
-    return message
-  return f'{type(error).__name__}: {message}' if message else type(error).__name__
-
-
-def get_workdir(config_path: str, point: str = '') -> pathlib.Path:
-  """runs/<config>[-<preset>] for FILE[:PRESET]; a run of a sweep is below it."""
-  path, _, preset = config_path.partition(':')
-  folder = pathlib.Path('runs') / (pathlib.Path(path).stem + (f'-{preset}' if preset else ''))
-  return folder / 'points' / point if point else folder
-
-
-def get_point_workdir(command) -> str:
-  """Where a command with --point and --sweep_dir has its run, by name, also from a number.
-
-  Raises: UserError as the command itself would.
-  """
-  flags = [a for a in _expand_flags(command) if a.startswith('--')]
-  return _parse(['main', *flags])[0].workdir
-
-
-def find_workdir(command) -> str:
-  """Where the run of a command lives, or would; the command may begin with `python -m ...`.
-
-  Raises: UserError as the command itself would.
-  """
-  flags = [a for a in _expand_flags(command) if a.startswith('--')]
-  if _find_flag(flags, 'sweep_dir'):
-    return get_point_workdir(flags)
-  return _find_flag(flags, 'workdir') or str(get_workdir(_find_flag(flags, 'config') or ''))
-
-
-def count_points(command) -> int:
-  """How many points the recipe of a command with --sweep_dir has, all of them validated.
-
-  Raises: UserError as --mode=sweep would.
-  """
-  flags = [a for a in _expand_flags(command) if a.startswith('--')
-           and not a.startswith('--sweep_dir=')]
-  return len(_parse(['main', *flags, '--mode=sweep'])[1])
-
-
-# Long: a mode after the other, each in a few lines.
 def _run(argv, console) -> None:
-  values, config, source = _parse(argv)
+  command = command_line.parse(argv)
+  values, config, workdir = command.values, command.config, command.workdir
   if values.help:
     console.print(__doc__, markup=False)
     return
-  # text: pathlib would break 'gs://'
-  workdir = values.workdir or str(get_workdir(source, values.point))
 
   def say(line):
     console.print(terminal.show(line), soft_wrap=True, markup=False, highlight=False)
 
-  if values.mode == 'sweep':  # starts commands and computes nothing
-    if values.dry_run:  # shapes alone: no accelerator is touched
-      os.environ['JAX_PLATFORMS'] = 'cpu'
-    from rim_jax.sweep import driver, halving  # late: they load JAX
-    if values['halve_keep'].present and not values.halve_at:
-      raise UserError('--halve_keep: goes with --halve_at')
-    if values.conclude and values.halve_at:
-      raise UserError('--conclude runs nothing, so it drops nothing: leave out --halve_at')
-    if values.conclude and values.controls:
-      raise UserError('--conclude runs nothing, so it asks nothing: leave out --controls')
-    halves = halving.parse_halving(values.halve_at, values.halve_keep)
-    overrides = [a for a in argv[1:] if a.lstrip('-').startswith('config.')]
-    sweep = driver.Sweep(
-        config, epath.Path(workdir), source, overrides, values.jobs, values.retry_failed, halves,
-        values.controls, values.conclude)
-    if values.dry_run:
-      driver.show_dry(sweep, values.hardware, values.utilization, say)
-      if values.controls:
-        say('--controls: then the command of every run with memory again, with --mode=controls')
-      return
-    driver.drive(sweep, say, console)
+  if values.mode == 'sweep':
+    _run_sweep(command, [a for a in argv[1:] if a.lstrip('-').startswith('config.')], say, console)
     return
   if values.mode == 'compare':  # of files alone: no accelerator is touched
     from rim_jax.report import comparisons
@@ -420,27 +100,40 @@ def _run(argv, console) -> None:
   modes.keep_compiled(config)
   if values.mode == 'train':
     say(hosts.describe_machine())
-  if values.mode == 'plan':
-    modes.plan(config, workdir, values.topology, values.num_slices, say, console)
-  elif values.mode == 'train':
-    with _keep_point(values, source, say):
+    with _keep_point(command, say):
       modes.train(config, workdir, say, console)
-  elif values.mode == 'data':
-    modes.show_data(config, say, console)
-  elif values.mode == 'eval':
-    modes.evaluate(config, workdir, say, console)
-  elif values.mode == 'controls':
-    modes.controls(config, workdir, say, console)
-  elif values.mode == 'report':
-    modes.write_report(config, workdir, say)
-  elif values.mode == 'export':
-    modes.export(config, workdir, values.verify, say)
-  else:
-    modes.generate(config, workdir, values.question, say, console)
+    return
+  {'plan': lambda: modes.plan(config, workdir, values.topology, values.num_slices, say, console),
+   'data': lambda: modes.show_data(config, say, console),
+   'eval': lambda: modes.evaluate(config, workdir, say, console),
+   'controls': lambda: modes.controls(config, workdir, say, console),
+   'report': lambda: modes.write_report(config, workdir, say),
+   'export': lambda: modes.export(config, workdir, values.verify, say),
+   'generate': lambda: modes.generate(config, workdir, values.question, say, console),
+   }[values.mode]()
 
 
-def _keep_point(values, source, say):
+def _run_sweep(command: Command, overrides: list[str], say, console) -> None:
+  """Starts commands and computes nothing."""
+  values = command.values
+  if values.dry_run:  # shapes alone: no accelerator is touched
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+  from rim_jax.sweep import driver, halving  # late: they load JAX
+  sweep = driver.Sweep(
+      command.config, epath.Path(command.workdir), command.source, overrides, values.jobs,
+      values.retry_failed, halving.parse_halving(values.halve_at, values.halve_keep),
+      values.controls, values.conclude)
+  if not values.dry_run:
+    driver.drive(sweep, say, console)
+    return
+  driver.show_dry(sweep, values.hardware, values.utilization, say)
+  if values.controls:
+    say('--controls: then the command of every run with memory again, with --mode=controls')
+
+
+def _keep_point(command: Command, say):
   """Around the run of a point that lives in its sweep's directory."""
+  values, source = command.values, command.source
   if not values.sweep_dir:
     return contextlib.nullcontext()
   from rim_jax.sweep import driver
@@ -472,7 +165,7 @@ def cli(argv, console=None) -> int:
           file=sys.stderr)
     return 130
   except Exception as e:  # pylint: disable=broad-except
-    if _is_disk_full(e) and not debug:
+    if _list_full(e) and not debug:
       where = ', '.join(map(terminal.show, _find_full(e, argv))) or 'none that is known'
       print(f'error: the disk is full ({where}); the checkpoints that were finished are whole: '
             'make room, and the same command goes on from the last one', file=sys.stderr)
@@ -481,14 +174,14 @@ def cli(argv, console=None) -> int:
   return 0
 
 
-def _is_disk_full(error) -> bool:
-  """Whether a full disk, or a quota, is what an error comes from; Orbax tells it in words."""
+def _list_full(error) -> list[BaseException]:
+  """What a full disk, or a quota, has raised on the way to an error; Orbax tells it in words."""
+  causes = []
   while error is not None:
-    if getattr(error, 'errno', None) in _FULL or (
-        'No space left on device' in str(error)):
-      return True
+    causes.append(error)
     error = error.__cause__ or error.__context__
-  return False
+  return [e for e in causes if getattr(e, 'errno', None) in _FULL
+          or 'No space left on device' in str(e)]
 
 
 def _keep_interrupt(unraisable) -> None:
@@ -508,19 +201,16 @@ def _keep_interrupt(unraisable) -> None:
 
 def _find_full(error, argv) -> list[str]:
   """What could not be written, as an error tells it; else the places that have no room left."""
-  while error is not None:
-    named = getattr(error, 'filename', None) or next(
-        iter(re.findall(r'"(/[^"]+)"', str(error))), None)
-    if named and (getattr(error, 'errno', None) in _FULL or 'No space left' in str(error)):
-      return [str(named)]
-    error = error.__cause__ or error.__context__
-  cache = _find_flag(argv, 'config.data.cache_dir') or config_lib.DataConfig().cache_dir
+  for cause in _list_full(error):
+    named = getattr(cause, 'filename', None) or re.search(r'(?<=")/[^"]+(?=")', str(cause))
+    if named:
+      return [named[0] if isinstance(named, re.Match) else str(named)]
+  cache = find_flag(argv, 'config.data.cache_dir') or config_lib.DataConfig().cache_dir
   full = []
-  for place in (_find_flag(argv, 'workdir') or '.', cache, tempfile.gettempdir()):
+  for place in dict.fromkeys((find_flag(argv, 'workdir') or '.', cache, tempfile.gettempdir())):
     path = pathlib.Path(place).expanduser().absolute()
-    there = next(p for p in (path, *path.parents) if p.exists())
-    free = os.statvfs(there)
-    if free.f_bavail * free.f_frsize < 2**20 and place not in full:
+    free = os.statvfs(next(p for p in (path, *path.parents) if p.exists()))
+    if free.f_bavail * free.f_frsize < 2**20:
       full.append(place)
   return full
 
@@ -530,7 +220,7 @@ def main() -> None:
   sys.unraisablehook = _keep_interrupt
   # Orbax logs a traceback from each of its threads; what they tell is told once, in a line.
   logging.getLogger('absl').addFilter(
-      lambda record: not (record.exc_info and _is_disk_full(record.exc_info[1])))
+      lambda record: not (record.exc_info and _list_full(record.exc_info[1])))
   if isinstance(sys.stdin, io.TextIOWrapper):
     sys.stdin.reconfigure(encoding='utf-8')
   code = cli(sys.argv)

@@ -16,7 +16,7 @@ from rim_jax import terminal
 from rim_jax import train as train_lib
 from rim_jax.config import methods
 from rim_jax.config import stages as stages_lib
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 from rim_jax.evaluation import decode
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.evaluation import scores as scores_lib
@@ -92,8 +92,7 @@ def write_report(config, workdir, say) -> None:
                     'another --workdir')
   problems = [line for stage, folder in there for line in card_lib.find_differences(
       card_lib.load_card(folder), stage, folder)]
-  if problems:
-    raise UserError('\n'.join(problems))
+  refuse(problems)
   if hosts.is_leader():
     say(f'report: {_write_summary(config, workdir)}')
 

@@ -23,7 +23,8 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 LEVELS = (
     ('errors',), ('config', 'terminal'), ('points', 'stages', 'results'), ('data', 'runtime'),
     ('packing',), ('model',), ('methods', 'pretrained'), ('training',),
-    ('evaluation', 'planning'), ('report',), ('sweep', 'train'), ('modes',), ('main',))
+    ('evaluation', 'planning'), ('report',), ('sweep', 'train'),
+    ('modes', 'command_line'), ('main',))
 HEAVY = ('jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow_datasets', 'tokenizers',
          'safetensors')
 TERMINAL = ('absl', 'rich')
@@ -47,6 +48,7 @@ NEVER = {
     'train': ('absl', 'optax', 'orbax', 'grain'),
     'modes': ('absl', 'optax', 'orbax', 'grain'),
     'main': ('optax', 'orbax', 'grain', 'flax', 'jax', 'tensorflow_datasets'),
+    'command_line': ('optax', 'orbax', 'grain', 'flax', 'jax', 'tensorflow_datasets'),
 }
 
 

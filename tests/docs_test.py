@@ -13,8 +13,8 @@ import sys
 import pytest
 
 from configs import presets
+from rim_jax import command_line, points
 from rim_jax import config as config_lib
-from rim_jax import main, points
 from rim_jax.report import paper
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -87,13 +87,13 @@ def find_wrong_flags(command, added=()):
     if key not in KEYS and key not in ('KEY',):
       wrong.append(f'no key {key}')
   for mode in re.findall(r'--mode=([a-z]+)', command):
-    if mode not in main.MODES:
+    if mode not in command_line.MODES:
       wrong.append(f'no mode {mode}')
   for script in re.findall(r'(?:launch|bench)/\w+\.(?:py|sh)', command):
     if not (ROOT / script).exists():
       wrong.append(f'no file {script}')
   if 'rim_jax.main' in command:
-    known = main._define_flags(['main'])
+    known = command_line.define_flags(['main'])
     own = command[command.index('rim_jax.main'):]
     flags = re.findall(r'(?<=\s)--([a-z_]+)(?=[=\s]|$)', own)
     wrong += [f'no flag --{flag}' for flag in flags if flag not in known and flag != 'config']

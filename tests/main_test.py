@@ -18,8 +18,8 @@ import types
 import jax
 import pytest
 
+from rim_jax import command_line, main, train
 from rim_jax import config as config_lib
-from rim_jax import main, train
 from tests import support, support_runs
 from tests.support_cli import RECIPE, check_refused, run_cli
 
@@ -729,7 +729,7 @@ def test_the_home_directory_is_found_in_every_path(run_copy, tmp_path, monkeypat
   monkeypatch.setenv('HOME', str(tmp_path))
   code, out = run_cli('--workdir', '~/copy', '--mode=report')
   assert code == 0 and f'report: {run_copy}/report.html' in out
-  monkeypatch.setattr(main, '_run', lambda argv, console: seen.append(main._parse(argv)))
+  monkeypatch.setattr(main, '_run', lambda argv, console: seen.append(command_line.parse(argv)))
   seen, keys = [], [k for k in config_lib.PATH_KEYS if k not in ('model.lora.init_from',)]
   (tmp_path / 'tiny.py').write_text(RECIPE)
   given = {'data.source': 'gsm8k', 'eval.split': 'gsm_hard', 'tokenizer.kind': 'file',
@@ -776,8 +776,8 @@ def test_help_needs_no_config():
 
 
 def test_default_workdir():
-  assert str(main.get_workdir('configs/rim.py')) == 'runs/rim'
-  assert str(main.get_workdir('configs/rim.py:gsm8k')) == 'runs/rim-gsm8k'
+  assert str(command_line.get_workdir('configs/rim.py')) == 'runs/rim'
+  assert str(command_line.get_workdir('configs/rim.py:gsm8k')) == 'runs/rim-gsm8k'
 
 
 def test_a_bucket_is_no_local_directory(monkeypatch, capsys):

@@ -17,7 +17,7 @@ import numpy as np
 
 from rim_jax.config.parse import flatten, list_identity, parse_config
 from rim_jax.config.schema import Config, is_runtime
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 
 
 def vary(key: str, values, name: str = '') -> list:
@@ -127,8 +127,7 @@ def list_names(tree, source: str) -> list[str]:
   problems += [f'{source}: {name[:40]}...: a name of {len(name.encode())} bytes is no folder, 255 '
                "are; name its factors shorter, as vary(KEY, VALUES, 'lr')"
                for name in names if len(name.encode()) > 255]
-  if problems:
-    raise UserError('\n'.join(problems))
+  refuse(problems)
   return names
 
 
@@ -151,8 +150,7 @@ def load_points(tree, source: str, only: str = '') -> list[Point]:
     points.append(Point(name, dict(entry['factors']), config))
   problems += [f'{source}: {count} points are named {name}; give them factors that differ'
                for name, count in names.items() if count > 1]
-  if problems:
-    raise UserError('\n'.join(problems))
+  refuse(problems)
   return points
 
 

@@ -10,17 +10,13 @@ from collections.abc import Callable
 import dataclasses
 from typing import TYPE_CHECKING
 
+from rim_jax.config.limits import list_broken
 from rim_jax.errors import UserError
 
 if TYPE_CHECKING:
   from rim_jax.config.schema import Config, TrainConfig
 
 Stages = list[tuple[str, 'Config']]  # (name, config) of each, in order
-
-
-def _find_no_problems(config: Config) -> list[str]:
-  del config
-  return []
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +42,7 @@ class Facts:
   # (what is done, what it should give if the memory does the work): its run stands beside the
   # controls of another, at --config.controls.NAME_dir.
   control: tuple[str, str] | tuple[()] = ()
-  find_problems: Callable[[Config], list[str]] = _find_no_problems  # a line for each
+  find_problems: Callable[[Config], list[str]] = lambda config: []  # a line for each
 
   @property
   def has_memory(self) -> bool:
@@ -133,22 +129,21 @@ def _make_coconut_stages(config: Config) -> Stages:
 
 
 def _find_coconut_problems(config: Config) -> list[str]:
-  problems, method = [], config.method
-  if config.layout.bidirectional_blocks:
-    problems.append(f'layout.bidirectional_blocks=True: the thoughts of {method} come one after '
-                    'the other; set it to False')
-  if config.eval.num_blocks > 0:
-    problems.append(f'eval.num_blocks={config.eval.num_blocks}: {method} has the block that it was '
-                    'trained with, or with 0 none; use -1 or 0')
-  return problems
+  method, num_blocks = config.method, config.eval.num_blocks
+  return list_broken(
+      (config.layout.bidirectional_blocks,
+       f'layout.bidirectional_blocks=True: the thoughts of {method} come one after the other; set '
+       'it to False'),
+      (num_blocks > 0,
+       f'eval.num_blocks={num_blocks}: {method} has the block that it was trained with, or with 0 '
+       'none; use -1 or 0'))
 
 
 def _find_coconut_stage_problems(config: Config) -> list[str]:
-  problems = _find_coconut_problems(config)
-  if config.layout.num_blocks > 1:
-    problems.append(f'layout.num_blocks={config.layout.num_blocks}: coconut_stage has one block, '
-                    'of layout.block_tokens thoughts, or none')
-  return problems
+  num_blocks = config.layout.num_blocks
+  return _find_coconut_problems(config) + list_broken((
+      num_blocks > 1, f'layout.num_blocks={num_blocks}: coconut_stage has one block, of '
+      'layout.block_tokens thoughts, or none'))
 
 
 COCONUT = Facts(

@@ -16,7 +16,7 @@ import ml_collections
 
 from rim_jax.config import limits, rules, schema
 from rim_jax.config.schema import Config
-from rim_jax.errors import UserError
+from rim_jax.errors import refuse
 
 
 def make_config_dict(**fields) -> Any:
@@ -117,8 +117,7 @@ def parse_config(tree, name: str = 'config') -> Config:
   problems = []
   config = _build(schema.Config, tree, '', problems)
   problems = problems or find_problems(config)
-  if problems:
-    raise UserError('\n'.join(f'{name}: {p}' for p in problems))
+  refuse([f'{name}: {p}' for p in problems])
   return config
 
 

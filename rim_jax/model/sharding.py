@@ -16,7 +16,7 @@ from jax.sharding import PartitionSpec as P
 import numpy as np
 
 from rim_jax.config import MeshConfig
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 
 MESH_AXES = ('slice', 'data', 'fsdp', 'tensor')
 
@@ -136,8 +136,7 @@ def make_state_shardings(abstract_state, mesh: Mesh):
     return NamedSharding(mesh, make_spec(axes))
 
   flat = [(path, place(path, v)) for path, v in nnx.to_flat_state(abstract_state)]
-  if problems:
-    raise UserError('\n'.join(problems))
+  refuse(problems)
   return nnx.to_pure_dict(nnx.from_flat_state(flat))
 
 

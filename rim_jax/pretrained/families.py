@@ -15,7 +15,7 @@ from rim_jax.config import Config, ModelConfig, TokenizerConfig
 from rim_jax.data import gguf as gguf_lib
 from rim_jax.data import hub, model_files
 from rim_jax.data import tokenizer as tokenizer_lib
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 from rim_jax.pretrained import chat, gguf
 
 # Keys that change no arithmetic of a forward pass without dropout.
@@ -348,8 +348,7 @@ def resolve_shape(config: Config) -> Config:
       f'model.{key}={getattr(config.model, key)!r}, but {where} has {value!r}; '
       'another model, or the wrong preset?' for key, value in fields.items()
       if getattr(config.model, key) not in (value, unset[key])]
-  if problems:
-    raise UserError('\n'.join(problems))
+  refuse(problems)
   return _check(dataclasses.replace(
       config, model=dataclasses.replace(config.model, **fields)), folder)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from rim_jax.config import Config
 from rim_jax.config import stages as stages_lib
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 from rim_jax.report import pairwise, tables
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import run_folder, storage
@@ -31,8 +31,7 @@ def compare(config: Config, workdir, other, say, console) -> None:
     raise UserError("eval.checkpoint='splits': several checkpoints were scored, so that there is "
                     'no one answer a question to compare; take best, or last')
   problems = card_lib.find_differences(card_lib.load_card(folder), config, folder)
-  if problems:
-    raise UserError('\n'.join(problems))
+  refuse(problems)
   runs = {'a': _read_run(folder, config), 'b': _read_run(_find_run(other), config)}
   if storage.get_absolute(runs['a']['run']) == storage.get_absolute(runs['b']['run']):
     raise UserError(f'--with={other}: is the run itself; name another one')

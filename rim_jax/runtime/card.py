@@ -16,7 +16,7 @@ from etils import epath
 import rim_jax
 from rim_jax import config as config_lib
 from rim_jax import terminal
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 from rim_jax.runtime import storage
 
 CARD_VERSION = 2
@@ -175,5 +175,4 @@ def check_card(card: dict, task, where, with_data: bool = True) -> None:
     elif theirs != mine and not lines:
       lines.append(f'{where}: the {name} changed since this run began (fingerprint {theirs}, now '
                    f'{mine}); restore it, or use another --workdir')
-  if lines:
-    raise UserError('\n'.join(lines))
+  refuse(lines)

@@ -7,7 +7,7 @@ from etils import epath
 from rim_jax.config import Config
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 from rim_jax.results import values
 from rim_jax.runtime import run_folder, storage
 
@@ -85,6 +85,5 @@ def load_point_runs(points, workdir) -> list[PointRun]:
       runs[-1].read_status()
     except UserError as e:
       problems.append(str(e))
-  if problems:
-    raise UserError('\n'.join(problems))
+  refuse(problems)
   return runs

@@ -19,7 +19,7 @@ from rim_jax import terminal
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import Point
-from rim_jax.errors import FolderTaken, ShareDone, Stopped, UserError
+from rim_jax.errors import FolderTaken, ShareDone, Stopped, UserError, refuse
 from rim_jax.report import sweep_page
 from rim_jax.report import sweep_results as sweep_results_lib
 from rim_jax.runtime import devices, hosts, point_run, storage
@@ -274,8 +274,7 @@ def drive(sweep: Sweep, say, console) -> None:
           + terminal.join(sweep.make_command(run.point, ['--mode=eval'])))
   failed = [f'{r.folder}: {r.error}; its output.txt has more; run again with --retry_failed'
             for r in runs if r.status == 'failed']
-  if failed or unanswered:
-    raise UserError('\n'.join(failed + unanswered))
+  refuse(failed + unanswered)
 
 
 def _check(sweep: Sweep) -> None:

@@ -6,7 +6,7 @@ Reads what those runs have left (card, results), never a model.
 import dataclasses
 
 from rim_jax.config import Config, flatten, is_runtime, methods
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 from rim_jax.evaluation import interventions
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import run_folder
@@ -69,8 +69,7 @@ def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
           'run': folder, 'seed': card['config']['seed'],
           **interventions.pick(results[set_names[name]]),
           'differs': _find_differences(card, config, prints)}
-  if problems:
-    raise UserError('\n'.join(problems))
+  refuse(problems)
   return entries
 
 

@@ -17,7 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from rim_jax.config import CheckpointConfig
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 from rim_jax.runtime import hosts, run_folder, storage
 
 CHECKPOINT_VERSION = 1
@@ -83,8 +83,7 @@ def check_tree(saved: dict, wanted: dict, where: str) -> None:
       have, want = saved.get(name), wanted.get(name)
       lines.append(f'{where}: {name} is {_show(have)} in the checkpoint, {_show(want)} in the '
                    'config; use the config that trained it')
-  if lines:
-    raise UserError('\n'.join(lines))
+  refuse(lines)
 
 
 def _show(entry):

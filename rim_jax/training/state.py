@@ -14,7 +14,7 @@ import jax
 from rim_jax import config as config_lib
 from rim_jax import terminal
 from rim_jax.config import Config, limits
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 from rim_jax.model.network import Network
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.pretrained import weights
@@ -137,8 +137,7 @@ def initialize(task, program, init_from, say):
   if card['tokenizer'] != task.codec.tokenizer.fingerprint:
     lines.append(f'{init_from}: was trained with another tokenizer ({card["tokenizer"]}); use '
                  'the same --config.tokenizer')
-  if lines:
-    raise UserError('\n'.join(lines))
+  refuse(lines)
   network, step = load_network(task, init_from, 'last', is_start=True)
   state = program.make_state(network.params)
   if not task.config.curriculum.reset_optimizer:

@@ -19,8 +19,8 @@ import pytest
 from rich import console as rich_console
 
 from configs import presets
+from rim_jax import command_line, main, modes
 from rim_jax import config as config_lib
-from rim_jax import main, modes
 from rim_jax.config import methods
 from rim_jax.data import datasets, prosqa
 from rim_jax.errors import UserError
@@ -390,7 +390,7 @@ def test_the_reader_of_shapes_is_that_of_training(tmp_path):
     families.resolve(config)
   argv = ['main.py', f'--config={ROOT}/configs/stage2.py:llama3_2_1b', '--topology=v5e:2x2',
           f'--config.model.init_from={folder}', '--mode=plan']
-  assert main._parse(argv)[1].model.vocab_size == 128256
+  assert command_line.parse(argv)[1].model.vocab_size == 128256
   with pytest.raises(UserError, match=r'tokenizer\.json'):  # as every other mode needs
-    main._parse([*argv, '--mode=train'])
+    command_line.parse([*argv, '--mode=train'])
   assert estimate_rows(resolved, 8).batch_rows % 8 == 0

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from rim_jax import main
+from rim_jax import command_line
 from rim_jax.config import stages as stages_lib
 from rim_jax.results import stats
 from rim_jax.runtime import card as card_lib
@@ -28,7 +28,7 @@ def _in_place(tmp_path, monkeypatch):
 def write_run(folder, method, right, name='test', fingerprint='f1', questions=None, stage=-1,
               flags=()):
   """What a run of the recipe leaves, of a curriculum one stage's."""
-  _, config, _ = main._parse(['main.py', f'--config=tiny.py:{method}', *flags])
+  _, config, _ = command_line.parse(['main.py', f'--config=tiny.py:{method}', *flags])
   below, config = stages_lib.make_stages(config)[stage]
   folder = folder / below if below else folder
   (folder / 'predictions').mkdir(parents=True, exist_ok=True)

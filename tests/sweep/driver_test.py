@@ -19,6 +19,7 @@ import pytest
 from rich import console as rich_console
 
 from configs import compare
+from rim_jax import command_line
 from rim_jax import main as main_lib
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import FolderTaken, Stopped, UserError
@@ -545,7 +546,7 @@ def test_a_command_that_is_no_sweep_s_and_no_point_s_is_refused(tmp_path, args, 
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
   with pytest.raises(UserError, match=told):
-    main_lib._parse(['main', f'--config={recipe}', *args])
+    command_line.parse(['main', f'--config={recipe}', *args])
 
 
 def test_a_key_that_other_points_cannot_have_is_no_matter_to_one(tmp_path):
@@ -553,35 +554,36 @@ def test_a_key_that_other_points_cannot_have_is_no_matter_to_one(tmp_path):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
   command = ['main', f'--config={recipe}', '--config.eval.budget_blocks=3']
-  config = main_lib._parse([*command, '--point=1'])[1]
+  config = command_line.parse([*command, '--point=1'])[1]
   assert (config.method, config.eval.budget_blocks) == ('pause', 3)
   for args in (['--mode=sweep'], ['--point=0']):
     with pytest.raises(UserError, match='method=direct,blocks=2: eval.budget_blocks=3'):
-      main_lib._parse([*command, *args])
+      command_line.parse([*command, *args])
   recipe.write_text(recipe.read_text().replace("'blocks': k}", "'blocks': 1}"))
   with pytest.raises(UserError, match='2 points are named method=pause,blocks=1'):
-    main_lib._parse([*command, '--point=1'])
+    command_line.parse([*command, '--point=1'])
   recipe.write_text(recipe.read_text().replace('in ((', 'in () and (('))
   with pytest.raises(UserError, match='its grid is empty'):
-    main_lib._parse([*command, '--point=1'])
+    command_line.parse([*command, '--point=1'])
 
 
 def test_a_run_that_a_sweep_starts_is_the_point_that_it_began(tmp_path):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
-  points = main_lib._parse(['main', f'--config={recipe}', '--mode=sweep'])[1]
+  points = command_line.parse(['main', f'--config={recipe}', '--mode=sweep'])[1]
   command = driver_lib.Sweep(points, tmp_path, str(recipe)).make_command(points[1])
-  assert main_lib._parse(['main', *command[3:]])[1] == main_lib._expand_keys(points[1].config)
+  config = command_line._expand_keys(points[1].config)
+  assert command_line.parse(['main', *command[3:]]).config == config
   text = recipe.read_text()
   recipe.write_text(text.replace("'layout.num_blocks': k", "'layout.num_blocks': k + 1"))
   with pytest.raises(UserError, match='another run now'):
-    main_lib._parse(['main', *command[3:]])
+    command_line.parse(['main', *command[3:]])
 
 
 def test_a_number_is_a_point_in_the_recipe_s_order(tmp_path):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
-  values, config, _ = main_lib._parse(['main', f'--config={recipe}', '--point=2',
+  values, config, _ = command_line.parse(['main', f'--config={recipe}', '--point=2',
                                        '--sweep_dir=gs://bucket/sweep/'])
   assert values.point == 'method=pause,blocks=4' and config.layout.num_blocks == 4
   assert values.workdir == 'gs://bucket/sweep/points/method=pause,blocks=4'
