@@ -10,8 +10,7 @@ has failed three times in a row without getting a step further.
 """
 
 import argparse
-import json
-import re
+import contextlib
 import shutil
 import signal
 import subprocess
@@ -22,6 +21,8 @@ from typing import NoReturn
 from etils import epath
 
 from rim_jax import terminal
+from rim_jax.errors import UserError
+from rim_jax.runtime import run_folder
 
 DONE, MISTAKE, STOPPED = 0, 2, 75
 _PAUSES = (2, 4, 8, 16, 32, 60)
@@ -29,18 +30,13 @@ _PAUSES = (2, 4, 8, 16, 32, 60)
 
 def find_step(workdir) -> int:
   """How far a run has come: the last step that its metrics tell, over all stages; -1 at first."""
-  workdir, steps = epath.Path(workdir), [(-1, -1)]
-  folders = [workdir, *(p for p in workdir.iterdir() if p.is_dir())] if workdir.exists() else []
-  told = [[p for p in folder.iterdir() if re.fullmatch(r'metrics(-\d+)?\.jsonl', p.name)]
-          for folder in sorted(folders, key=str)]  # in a bucket there are numbered parts
-  for stage, parts in enumerate(filter(None, told)):
-    for line in ''.join(part.read_text() for part in parts).split('\n'):
-      try:
-        steps.append((stage, json.loads(line)['step']))
-      except (ValueError, KeyError, TypeError):
-        continue  # a line that a kill has torn
-  stage, step = max(steps)
-  return stage * 10**9 + step if stage >= 0 else -1
+  workdir = epath.Path(workdir)
+  folders = [workdir, *(p for p in workdir.iterdir() if p.is_dir())] if workdir.is_dir() else []
+  told = []
+  for folder in sorted(folders, key=str):
+    with contextlib.suppress(UserError):  # which the run itself tells
+      told += [lines] if (lines := run_folder.RunFolder(folder).load_metrics()) else []
+  return (len(told) - 1) * 10**9 + max(line['step'] for line in told[-1]) if told else -1
 
 
 def run_again(attempt, find_progress, max_failures=3, sleep=time.sleep,

@@ -44,7 +44,6 @@ was asked to end (SIGTERM) and has saved; 76 another process is gone, or none ge
 
 import contextlib
 import errno
-import io
 import logging
 import os
 import pathlib
@@ -221,8 +220,6 @@ def main() -> None:
   # Orbax logs a traceback from each of its threads; what they tell is told once, in a line.
   logging.getLogger('absl').addFilter(
       lambda record: not (record.exc_info and _list_full(record.exc_info[1])))
-  if isinstance(sys.stdin, io.TextIOWrapper):
-    sys.stdin.reconfigure(encoding='utf-8')
   code = cli(sys.argv)
   sys.stdout.flush()
   sys.stderr.flush()

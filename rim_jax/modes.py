@@ -12,7 +12,7 @@ import jax
 from rich.text import Text
 
 from rim_jax import config as config_lib
-from rim_jax import terminal
+from rim_jax import reader, terminal
 from rim_jax import train as train_lib
 from rim_jax.config import methods
 from rim_jax.config import stages as stages_lib
@@ -46,9 +46,9 @@ def keep_compiled(config) -> None:
   kind = jax.devices()[0].device_kind.replace(' ', '-')
   if jax.devices()[0].platform == 'cpu':
     info = pathlib.Path('/proc/cpuinfo')
-    flags = [line for line in info.read_text().split('\n') if line.startswith(
-        ('flags', 'Features'))][:1] if info.exists() else [platform.processor()]
-    kind += f'-{zlib.crc32(" ".join(flags).encode()):08x}'
+    flags = [line for line in info.read_bytes().split(b'\n') if line.startswith(
+        (b'flags', b'Features'))][:1] if info.exists() else [platform.processor().encode()]
+    kind += f'-{zlib.crc32(b" ".join(flags)):08x}'
   folder = pathlib.Path(config.data.cache_dir).expanduser() / 'compiled' / kind
   jax.config.update('jax_compilation_cache_dir', str(folder))
 
@@ -103,7 +103,8 @@ def _write_summary(config, workdir):
   found = {name: epath.Path(workdir) / name / 'results.json' for name in stages}
   if stages:
     storage.write_json(epath.Path(workdir) / 'results.json', {
-        name: storage.load_json(path, 'the results') for name, path in found.items()
+        name: reader.load_json(path, 'evaluate again with --mode=eval')
+        for name, path in found.items()
         if path.exists()})
   return run_page.write_report(workdir, config)
 
@@ -181,7 +182,7 @@ def controls(config, workdir, say, console) -> None:
   points = None
   if config.controls.probes:
     found['probes'], points = _run_probes(task, folder, network, say)
-  found = values.from_tree(values.ControlsResult, {
+  found = reader.from_tree(values.ControlsResult, {
       'format': interventions_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
       'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
       'checkpoint': config.eval.checkpoint, 'answer_rule': judge.ANSWER_RULE,
@@ -191,7 +192,7 @@ def controls(config, workdir, say, console) -> None:
   run, top = run_folder.RunFolder(folder), run_folder.RunFolder(workdir)
   run.write_controls(found)
   if run != top:
-    storage.write_json(top.controls, {name: values.to_tree(found)})
+    storage.write_json(top.controls, {name: reader.to_tree(found)})
   _show_controls(console, found)
   if points:
     run.points.write_text(probes_lib.format_points(*points))
@@ -325,11 +326,21 @@ def _show_pieces(console, line: preview.Line) -> None:
   console.print(ids)
 
 
+def _read_questions(question: str) -> list[str]:
+  """The question that was given, or the lines of standard input. Raises: UserError."""
+  where = '--question' if question else 'standard input'
+  try:
+    # A byte of a command line that is no UTF-8 stands in it as half of a pair.
+    text = reader.decode(question.encode('utf-8', 'surrogateescape') if question
+                         else sys.stdin.buffer.read())
+  except ValueError as e:
+    raise UserError(f'{where}: is {e}; write it in UTF-8') from None
+  return [text] if question else [line.rstrip('\r') for line in text.split('\n')]
+
+
 def generate(config, workdir, question, say, console) -> None:
   """Answers one question, or each line of standard input, showing each block's answer."""
-  questions = [question] if question else hosts.lead(
-      lambda: [line.rstrip('\r\n') for line in sys.stdin])
-  questions = [q for q in questions if q.strip()]
+  questions = [q for q in hosts.lead(lambda: _read_questions(question)) if q.strip()]
   if not questions:
     raise UserError('--mode=generate: there is no question; give --question="...", or lines on '
                     'standard input')

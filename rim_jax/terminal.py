@@ -21,7 +21,7 @@ def show(text: str) -> str:
 
 
 def _escape(c: str) -> str:
-  return c if c.isprintable() or c == '\xa0' else c.encode('unicode_escape').decode()
+  return c if c.isprintable() or c == '\xa0' else ascii(c)[1:-1]
 
 
 def quote(word: str) -> str:

@@ -21,8 +21,8 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # From low to high; a part imports itself and what stands on lower levels. Parts of one level do
 # not know each other.
 LEVELS = (
-    ('errors',), ('config', 'terminal'), ('points', 'stages', 'results'), ('data', 'runtime'),
-    ('packing',), ('model',), ('methods', 'pretrained'), ('training',),
+    ('errors',), ('config', 'reader', 'terminal'), ('points', 'stages', 'results'),
+    ('data', 'runtime'), ('packing',), ('model',), ('methods', 'pretrained'), ('training',),
     ('evaluation', 'planning'), ('report',), ('sweep', 'train'),
     ('modes', 'command_line'), ('main',))
 HEAVY = ('jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow_datasets', 'tokenizers',
@@ -33,7 +33,7 @@ TERMINAL = ('absl', 'rich')
 NEVER = {
     'errors': (*HEAVY, *TERMINAL, 'numpy'),
     'config': (*HEAVY, *TERMINAL, 'os', 'pathlib', 'etils'),
-    'results': (*HEAVY, *TERMINAL, 'os', 'pathlib', 'etils'),
+    'results': (*HEAVY, *TERMINAL, 'os', 'pathlib', 'etils', 'rim_jax.reader'),
     'data': ('jax', 'flax', 'optax', 'orbax', 'rich'),
     'data.perturbed.executor': ('rim_jax',),  # or it would repeat the mistakes that it looks for
     'packing': ('flax', 'optax', 'orbax', *TERMINAL),
@@ -158,6 +158,40 @@ def find_markup(source: str) -> list[str]:
   return [t for t in texts if re.search(
       r'</?(a|body|br|data|details|div|figure|h[1-6]|head|html|li|p|pre|script|small|span|strong|'
       r'style|summary|table|tbody|td|th|thead|tr|ul|wbr)(\s[^<>]*)?>', t)]
+
+
+def find_readings(source: str) -> list[str]:
+  """Places of a source that parse JSON, or decode bytes so that bad ones raise."""
+  found = []
+  for node in ast.walk(ast.parse(source)):
+    match node:
+      case ast.Call(ast.Attribute(ast.Name('json'), 'load' | 'loads' | 'JSONDecoder')):
+        found.append(node)
+      case ast.Call(ast.Attribute(_, 'read_text')) if not ast.unparse(node).startswith('reader.'):
+        found.append(node)
+      case ast.Call(ast.Attribute(_, 'decode'), args, keywords) if not (
+          ast.unparse(node).startswith('reader.') or any(k.arg == 'errors' for k in keywords)):
+        # Tokenizers decode ids; bytes take the name of an encoding, or nothing.
+        if not args or isinstance(args[0], ast.Constant):
+          found.append(node)
+      case ast.Call(ast.Name('open') | ast.Attribute(_, 'open'), args) if any(
+          isinstance(a, ast.Constant) and a.value in ('r', 'rt', 'r+') for a in args):
+        found.append(node)
+  return [f'{node.lineno}: {ast.unparse(node)[:60]}' for node in found]
+
+
+@pytest.mark.parametrize('reads', [
+    'json.load(f)', 'json.loads(x)', 'path.read_text()', 'x.decode()', "x.decode('utf-8')",
+    "open(path, 'r')", "path.open('r')"])
+def test_the_search_for_readings_sees_each(reads):
+  assert find_readings(reads)
+
+
+def test_one_module_reads_what_is_handed_in():
+  """So that no bytes, no JSON and no shape are met for the first time where they are used."""
+  assert not find_readings("reader.read_text(p, x); codec.decode(ids); x.decode(errors='replace')")
+  for path in [*FILES, *(ROOT / 'launch').glob('*.py')]:
+    assert path.name == 'reader.py' or not find_readings(path.read_text()), path
 
 
 def test_markup_stands_in_templates_alone():

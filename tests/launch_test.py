@@ -67,9 +67,10 @@ def test_progress_is_read_over_the_stages(tmp_path):
   (tmp_path / 'stage2').mkdir()
   (tmp_path / 'stage2/metrics.jsonl').write_text('{"step": 5}\n')
   assert supervise.find_step(tmp_path) > 40
-  (tmp_path / 'stage2/metrics.jsonl').rename(tmp_path / 'stage2/metrics-00000.jsonl')  # a bucket
-  (tmp_path / 'stage2/metrics-00001.jsonl').write_text('{"step": 9}\n')
-  assert supervise.find_step(tmp_path) % 10**9 == 9
+  (tmp_path / 'stage2/metrics.jsonl').write_bytes(b'\xff\n{"step": 9}\nnull\n[]\n')
+  assert supervise.find_step(tmp_path) == 10**9 + 9
+  (tmp_path / 'stage3/metrics.jsonl').mkdir(parents=True)  # the run itself tells
+  assert supervise.find_step(tmp_path) == 10**9 + 9
 
 
 def test_the_workdir_is_the_one_that_the_run_takes():

@@ -522,7 +522,7 @@ def test_a_run_without_checkpoints(run_copy, mode, capsys):
 
 
 def test_no_question(run_copy, capsys, monkeypatch):
-  monkeypatch.setattr(sys, 'stdin', io.StringIO('\n  \n'))
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'\n  \n')))
   check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=generate'],
                 ('there is no question', '--question='))
 
@@ -570,7 +570,7 @@ def test_a_second_call_says_it_is_complete(run_copy):
 
 
 def test_generate_answers_every_line(run_copy, monkeypatch):
-  monkeypatch.setattr(sys, 'stdin', io.StringIO('1+2\n\n3+4+5\r\n'))
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'1+2\n\n3+4+5\r\n')))
   code, out = run_cli(T, f'--workdir={run_copy}', '--mode=generate')
   assert code == 0
   assert [line.split(': ', 1)[1] for line in out.splitlines() if line.startswith('question')] == [
@@ -762,9 +762,9 @@ def test_a_question_is_answered_alone_and_no_data_are_opened(run_copy, monkeypat
   monkeypatch.setattr(datasets, 'load_dataset', lambda *args, **kwargs: 1 / 0)
   argv = [f'--workdir={run_copy}', '--mode=generate', '--config.eval.batch_size=250']
   assert run_cli(*argv, '--question=1+2')[0] == 0
-  monkeypatch.setattr(sys, 'stdin', io.StringIO('1+2\n' * 5))
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'1+2\n' * 5)))
   assert run_cli(*argv)[0] == 0
-  monkeypatch.setattr(sys, 'stdin', io.StringIO('1+2\n' * 5))
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'1+2\n' * 5)))
   assert run_cli(*argv, '--config.eval.batch_size=4')[0] == 0
   assert rows == [(1, 1), (5, 8), (4, 4), (1, 4)]
 

@@ -6,6 +6,7 @@ import html.parser
 import json
 
 from rim_jax import config as config_lib
+from rim_jax import reader
 from rim_jax.report import run_page
 from rim_jax.results import settings, timings, values
 
@@ -213,11 +214,11 @@ def make_timed(*entries):
 
 def read_result(tree) -> values.EvalResult:
   """A result of which a tree has the part that matters."""
-  return values.from_tree(values.EvalResult, {'final_acc': 0.5, 'block_acc': [0.5]} | tree)
+  return reader.from_tree(values.EvalResult, {'final_acc': 0.5, 'block_acc': [0.5]} | tree)
 
 
 def read_setting(**tree) -> settings.SettingResult:
-  return values.from_tree(settings.SettingResult, {
+  return reader.from_tree(settings.SettingResult, {
       'name': 'any', 'factors': {}, 'num_points': 1, 'num_done': 1, 'failed': {}, 'dropped': {},
       **tree})
 

@@ -14,6 +14,7 @@ import pytest
 import safetensors.numpy
 
 from rim_jax import config as config_lib
+from rim_jax import reader
 from rim_jax import train as train_lib
 from rim_jax.config import MeshConfig
 from rim_jax.config import stages as stages_lib
@@ -22,7 +23,6 @@ from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.model import sharding
 from rim_jax.packing import source as source_lib
 from rim_jax.pretrained import families
-from rim_jax.results import values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import run_folder
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -335,7 +335,7 @@ def test_a_run_leaves_its_files(tmp_path, cache, use_devices):
   assert {'train/loss', 'perf/tokens_per_sec', 'train/nll_block_4', 'compile/secs',
           'memory/host_peak_mib'} <= lines[0].keys()
   assert list((workdir / 'tensorboard').iterdir())
-  assert strict((workdir / 'results.json').read_text()) == values.to_tree(results)
+  assert strict((workdir / 'results.json').read_text()) == reader.to_tree(results)
   test = results['test']
   predictions = [strict(x) for x in (workdir / 'predictions/test.jsonl').open()]
   assert len(predictions) == test.n == 8

@@ -24,6 +24,7 @@ from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from rim_jax import reader
 from rim_jax.config import (
     ChainConfig,
     DataConfig,
@@ -76,9 +77,8 @@ class Split:
 
 
 def _decode(example):
-  texts = {'question': example['question'].decode(), 'answer': example['answer'].decode(),
-           'steps': tuple(step.decode() for step in example['steps']),
-           'origin': example['origin'].decode()}
+  texts = {key: reader.decode(example[key]) for key in ('question', 'answer', 'origin')} | {
+      'steps': tuple(map(reader.decode, example['steps']))}
   if 'variant' in example:
     return Variant(**texts, source_row=int(example['source_row']), variant=int(example['variant']))
   return Record(**texts)
@@ -93,6 +93,13 @@ class Dataset:
   num_dropped: dict[str, int]  # bad rows dropped from each split's file
   notes: tuple[str, ...]  # counts, dropped rows, a held-out split, questions in two splits
   origin: str = ''  # name and revision on the hub of what it was made from
+
+
+class Card(typing.TypedDict):
+  """What a prepared copy says of itself in its card.json."""
+  fingerprints: dict[str, str]
+  num_dropped: dict[str, int]
+  notes: list[str]
 
 
 @dataclasses.dataclass
@@ -132,7 +139,7 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
     with records_lib.report_unwritable(config):
       _prepare(builder_class, builder_config, root, directory, say)
   with _report_damage(directory):
-    card = json.loads((directory / 'card.json').read_text())
+    card = reader.load_json(directory / 'card.json', 'delete it', Card)
     fingerprints, num_dropped = card['fingerprints'], card['num_dropped']
     splits = {name: Split(str(directory), name, fingerprints[name]) for name in SPLITS}
     return Dataset(name=builder_class.name, fingerprint=builder_config.name, splits=splits,

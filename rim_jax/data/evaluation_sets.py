@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+from rim_jax import reader
 from rim_jax.config import DataConfig
 from rim_jax.data import files, formats
 from rim_jax.data.records import Record, report
@@ -18,8 +19,8 @@ def load_set(name: str, path: pathlib.Path, config: DataConfig) -> list[Record]:
   Numbers become plain decimals. A solution without steps that can be told is a row without steps.
   Raises: UserError naming the file, or its first bad row.
   """
-  with report(path, f'name a file of rows for the set {name}', OSError):
-    parts = [(p, p.read_bytes()) for p in files.list_parts(path)]
+  fix = f'name a file of rows for the set {name}'
+  parts = [(p, reader.read_bytes(p, fix, most=None)) for p in files.list_parts(path)]
   reading = formats.Reading(config.steps, config.step_marks, needs_steps=False)
   records = []
   for part, content in parts:

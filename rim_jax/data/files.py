@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import io
-import json
 import pathlib
 import re
 
 import pyarrow
 import pyarrow.parquet
 
+from rim_jax import reader
 from rim_jax.data import formats
 from rim_jax.data.records import SPLITS, Record, report
 from rim_jax.errors import UserError
@@ -29,6 +29,7 @@ _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in nam
 _NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]{{16}})?)?"
                    rf"({'|'.join(map(re.escape, EXTENSIONS))})")
 _NUM_NAMED = 10  # files that one line names, before it counts the others
+_SAVE = 'save the dataset again'
 _BOM = b'\xef\xbb\xbf'
 
 Parts = list[tuple[pathlib.Path, bytes]]  # a split's files, each with its content
@@ -70,7 +71,8 @@ def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Fo
   splits = {}
   for split in SPLITS:
     if split in paths:
-      splits[split] = [(path, _read_bytes(path)) for path in paths[split]]
+      splits[split] = [(path, reader.read_bytes(
+          path, 'make it a readable file', most=None)) for path in paths[split]]
     elif split in needed:
       there = ', '.join(sorted(p.name for p in folder.iterdir())[:_NUM_NAMED]) or 'nothing'
       raise UserError(
@@ -78,11 +80,6 @@ def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Fo
           f"{', '.join(EXTENSIONS)}, whole or in shards -00000-of-00001, here and in data/); "
           f'there: {there}; add or rename one')
   return Found(splits, tuple(unread))
-
-
-def _read_bytes(path) -> bytes:
-  with report(path, 'make it a readable file', OSError):
-    return path.read_bytes()
 
 
 def _find_named(folder):
@@ -114,7 +111,7 @@ def _find_named(folder):
 
 def _find_saved(folder):
   """(split -> its paths, all paths that are read) of a DatasetDict that `datasets` saved."""
-  names = _read_json(folder / 'dataset_dict.json').get('splits')
+  names = reader.load_json(folder / 'dataset_dict.json', _SAVE).get('splits')
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
     raise UserError(f"{folder / 'dataset_dict.json'}: names no splits; save the dataset again")
   paths, read = {}, {folder / 'dataset_dict.json'}
@@ -132,7 +129,7 @@ def _find_saved(folder):
 
 def _list_saved(folder) -> list[pathlib.Path]:
   """The Arrow files of one split that `datasets` saved, in their order."""
-  state = _read_json(folder / 'state.json')
+  state = reader.load_json(folder / 'state.json', _SAVE)
   try:
     names = [file['filename'] for file in state['_data_files']]
     good = names and all(pathlib.PurePath(name).name == name for name in names)
@@ -142,14 +139,6 @@ def _list_saved(folder) -> list[pathlib.Path]:
     raise UserError(f"{folder / 'state.json'}: names no files of whole rows; save the dataset "
                     'again with save_to_disk')
   return [folder / name for name in names]
-
-
-def _read_json(path) -> dict:
-  with report(path, 'save the dataset again', (OSError, ValueError, RecursionError)):
-    found = json.loads(path.read_bytes())
-    if not isinstance(found, dict):
-      raise ValueError('not a JSON object')
-  return found
 
 
 def list_parts(path) -> list:
@@ -183,7 +172,7 @@ def read_rows(path: pathlib.Path, content: bytes) -> list:
       return _read_csv(content)
   if content.lstrip().startswith(b'['):
     with report(path, 'give a list of JSON objects, or one of them a line', ValueError):
-      return formats.load_json(content)
+      return reader.parse_json(content, exact=True)
   # Lines end at \n alone: str.splitlines would also cut questions at a U+2028.
   lines = content.split(b'\n')
   while lines and not lines[-1].strip():
@@ -207,8 +196,8 @@ def _read_table(content, extension) -> list[dict]:
 def _read_csv(content) -> list[dict]:
   # All values are text, so that a number stays as it is written.
   csv.field_size_limit(formats.MAX_ROW_BYTES)
-  reader = csv.DictReader(io.StringIO(content.decode(), newline=''), strict=True, restval='')
-  rows = list(reader)
+  rows = list(csv.DictReader(
+      io.StringIO(reader.decode(content), newline=''), strict=True, restval=''))
   for number, row in enumerate(rows, 1):
     if None in row:
       raise ValueError(f'row {number} has more values than the header')

@@ -9,9 +9,12 @@ Everything here takes time in proportion to the row, and a row has a largest siz
 from collections.abc import Callable, Iterable
 import dataclasses
 import decimal
+import functools
 import json
 import re
 from typing import Any
+
+from rim_jax import reader
 
 MAX_ROW_BYTES = 1_000_000  # of the text of one row; a longer one is refused
 MAX_DIGITS = 400  # of a number as an answer, written out
@@ -50,27 +53,16 @@ def parse_row(row: bytes | dict[str, Any], reading: Reading = Reading()
 def _parse_line(line: bytes, reading):
   if len(line) > MAX_ROW_BYTES:
     raise ValueError(f'{len(line):,} bytes; a row may have {MAX_ROW_BYTES:,}')
-  try:
-    text = line.decode()  # a \r before the \n is stripped with the answer, or is space to JSON
-  except UnicodeDecodeError as error:
-    raise ValueError(f'not UTF-8 (byte {error.start})') from None
+  text = reader.decode(line)  # a \r before the \n is stripped with the answer, or is space to JSON
   if not text.strip():
     raise ValueError('an empty line')
   if text.startswith('\ufeff'):  # files begin with one, which is taken off there
     raise ValueError('a byte order mark before the text')
   if text.lstrip().startswith('{'):
-    return _parse_object(load_json(text), reading)
+    return _parse_object(reader.parse_json(text, exact=True), reading)
   if '||' not in text:
     raise ValueError(f'neither a JSON object nor {TEXT_SHAPE.example!r}')
   return _parse_marked(text, reading)
-
-
-def load_json(text: str | bytes):
-  """JSON with numbers as they are written. Raises: ValueError."""
-  try:
-    return json.loads(text, parse_float=decimal.Decimal)
-  except (ValueError, RecursionError) as error:
-    raise ValueError(f'not JSON ({error})') from None
 
 
 def _parse_object(row, reading):
@@ -216,8 +208,8 @@ def _read_steps(row, key, reading: Reading, in_lines: bool) -> list[str]:
   if isinstance(steps, str):
     if steps.lstrip().startswith('['):  # how CSV files have a list
       try:
-        steps = json.loads(steps)
-      except (ValueError, RecursionError):
+        steps = reader.parse_json(steps)
+      except ValueError:
         raise ValueError(f"'{key}' begins with [ and is no JSON list; write one step a line"
                          ) from None
     elif '<<' in steps or not in_lines:
@@ -279,14 +271,6 @@ def _parse_text_answer(text, reading) -> tuple[list[str], str]:
 def _parse_answer(row, reading, question='question', answer='answer'):
   steps, found = _parse_text_answer(_get_answer(row, answer), reading)
   return _get_text(row, question), steps, found
-
-
-def _parse_target(row, reading):
-  return _parse_answer(row, reading, 'input', 'target')
-
-
-def _parse_input_answer(row, reading):
-  return _parse_answer(row, reading, 'input')
 
 
 def _parse_problem(row, reading):
@@ -395,9 +379,9 @@ SHAPES = (
           'chats of one question and its answer; a system message is put before the question',
           _parse_messages),
     Shape(('input', 'target'), '{"input": "...", "target": -9867630.0}', 'GSM-Hard',
-          _parse_target),
+          functools.partial(_parse_answer, question='input', answer='target')),
     Shape(('input', 'answer'), '{"input": "...", "answer": "6"}', 'GSM-Hard, renamed',
-          _parse_input_answer),
+          functools.partial(_parse_answer, question='input')),
     Shape(('Body', 'Question', 'Answer'),
           '{"Body": "Tom has 4 pens.", "Question": "How many pens?", "Answer": 4.0}', 'SVAMP',
           _parse_svamp),

@@ -9,7 +9,7 @@ import math
 import pathlib
 import re
 
-from rim_jax.data import model_files
+from rim_jax import reader
 from rim_jax.errors import UserError
 
 # How a byte-level tokenizer splits text before it merges: `tokenizer.ggml.pre` -> (regular
@@ -57,7 +57,7 @@ def is_gguf(path) -> bool:
 def read_header(path) -> Header:
   """Raises: UserError in one line where the file is missing, no regular file, or not whole."""
   path = pathlib.Path(path).expanduser()
-  status = model_files.check_regular(
+  status = reader.check_regular(
       path, 'model.init_from is a GGUF file or a directory with config.json, *.safetensors and '
       'tokenizer.json')
   return _read_header(path, status.st_size, status.st_mtime_ns)

@@ -8,6 +8,7 @@ import tempfile
 import time
 import urllib.request
 
+from rim_jax import reader
 from rim_jax.config import DataConfig
 from rim_jax.data import hub
 from rim_jax.data.records import report, report_unwritable
@@ -57,7 +58,8 @@ def download_gsm8k(config: DataConfig, say=print) -> pathlib.Path:
   folder = pathlib.Path(config.cache_dir).expanduser() / 'downloads' / 'gsm8k'
   for name, (size, sha256) in GSM8K_FILES.items():
     path, url = folder / name, f"{config.url.rstrip('/')}/{name}"
-    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+    if path.exists() and sha256 == hashlib.sha256(
+        reader.read_bytes(path, 'remove it')).hexdigest():
       continue
     say(f'rim_gsm8k: downloading {url} ({size / 1e6:.1f} MB)')
     fix = 'download it yourself and pass --config.data.dir=DIR'

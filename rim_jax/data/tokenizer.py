@@ -12,8 +12,9 @@ import hashlib
 import json
 import pathlib
 
+from rim_jax import reader
 from rim_jax.config import TokenizerConfig
-from rim_jax.data import gguf, model_files, prosqa
+from rim_jax.data import gguf, prosqa
 from rim_jax.errors import UserError
 
 
@@ -113,7 +114,7 @@ def read_file(path, fix='set --config.tokenizer.path to a tokenizer.json'):
   """
   if gguf.is_gguf(path):
     return gguf.make_tokenizer(path)
-  raw = model_files.read_bytes(path, fix)
+  raw = reader.read_bytes(path, fix)
   import tokenizers  # its import costs as much as the rest of this package together
   try:
     return tokenizers.Tokenizer.from_buffer(raw)
@@ -139,7 +140,8 @@ class FileTokenizer(Tokenizer):
     self.bos_id = self._find_id(config.bos_token, 'bos_token') if config.bos_token else None
     self._inside = make_inside(self._tokenizer)
     self.marks_start = self._inside is not self._tokenizer
-    raw = self._tokenizer.to_str().encode() if gguf.is_gguf(path) else path.read_bytes()
+    raw = self._tokenizer.to_str().encode() if gguf.is_gguf(path) else reader.read_bytes(
+        path, 'restore it')
     raw += f'{config.bos_token}\0{config.eos_token}'.encode()
     self.fingerprint = hashlib.sha256(raw).hexdigest()[:16]
     if self.marks_start:  # every segment once began with its own mark
@@ -177,7 +179,7 @@ def make_inside(tokenizer):
   It puts no space before a text, and takes none away when it decodes.
   """
   import tokenizers
-  tree = json.loads(tokenizer.to_str())
+  tree = reader.parse_json(tokenizer.to_str())
   changed = {key: _change(tree[key], _leave_start) for key in ('normalizer', 'pre_tokenizer')}
   if all(changed[key] == tree[key] for key in changed):
     return tokenizer
@@ -191,7 +193,7 @@ def make_first_only(tokenizer):
   As it is, one may put a space before each text between special tokens, as memory blocks are.
   """
   import tokenizers
-  tree = json.loads(tokenizer.to_str())
+  tree = reader.parse_json(tokenizer.to_str())
   parts = tree['normalizer'] or {}
   parts = parts.get('normalizers', [parts])
   if tree['pre_tokenizer'] is None and [part.get('type') for part in parts] == [

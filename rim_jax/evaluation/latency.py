@@ -21,6 +21,7 @@ import time
 
 import jax
 
+from rim_jax import reader
 from rim_jax.config.methods import DIRECT
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
@@ -243,4 +244,4 @@ def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_ru
               f"{first['trunk_tokens']}, {first['prefix_tokens']} forced, {thoughts or ''}"
               f"{first['generated_to_first']} generated to the first of the answer, median of "
               f'{num_runs} warm runs'),
-          'latency': values.from_tree(list[values.LatencyResult], entries)}
+          'latency': reader.from_tree(list[values.LatencyResult], entries)}

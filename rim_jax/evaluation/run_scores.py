@@ -8,6 +8,7 @@ import dataclasses
 from etils import epath
 import numpy as np
 
+from rim_jax import reader
 from rim_jax.config import limits
 from rim_jax.data import datasets as datasets_lib
 from rim_jax.data import evaluation_sets
@@ -15,7 +16,7 @@ from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, latency, scores
 from rim_jax.packing import source as source_lib
 from rim_jax.results import judge, values
-from rim_jax.runtime import hosts, run_folder, status
+from rim_jax.runtime import hosts, run_folder, status, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 
@@ -25,7 +26,7 @@ def get_records(task, split: str, limit: int):
   source = task.dataset.splits.get(split)
   if source is None:
     records = evaluation_sets.load_set(
-        split, epath.Path(task.config.eval.path).expanduser(), task.config.data)
+        split, epath.Path(storage.expand(task.config.eval.path, 'eval.path')), task.config.data)
     return records[:limit or None]
   count = min(limit, len(source)) if limit else len(source)
   return source.__getitems__(range(count))
@@ -179,6 +180,6 @@ def _evaluate_splits(task, workdir, say) -> dict[str, values.EvalResult]:
 
 def _write(folder, set_name: str, result, predictions=None) -> dict[str, values.EvalResult]:
   """What process 0 writes; each process gets the results of all sets."""
-  results = hosts.lead(lambda: values.to_tree(
+  results = hosts.lead(lambda: reader.to_tree(
       folder.write_result(set_name, result, predictions)))
-  return values.from_tree(dict[str, values.EvalResult], results)
+  return reader.from_tree(dict[str, values.EvalResult], results)

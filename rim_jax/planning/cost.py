@@ -7,7 +7,7 @@ a share of the peak that is assumed, and told.
 
 import dataclasses
 import functools
-import pathlib
+import os
 
 import jax
 
@@ -22,6 +22,7 @@ from rim_jax.packing import source
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import machines
 from rim_jax.pretrained import families
+from rim_jax.runtime import storage
 from rim_jax.training import step as step_lib
 
 
@@ -71,7 +72,7 @@ def _count_records(config) -> tuple[int | None, str]:
     return getattr(config, config.source).num_train, ''
   if config.source == 'gsm8k_perturbed' and config.perturbed.total:
     return config.perturbed.total, ''
-  if not config.dir or not pathlib.Path(config.dir).expanduser().exists():
+  if not config.dir or not os.path.exists(storage.expand(config.dir, 'data.dir')):
     return None, (f"the budget is in epochs of data that are not here (data.dir='{config.dir}')")
   try:
     return len(datasets.load_dataset(config, say=lambda line: None).splits['train']), ''

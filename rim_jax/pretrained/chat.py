@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 
+from rim_jax import reader
 from rim_jax.errors import UserError
 
 _SECONDS, _BYTES = 10, 1 << 30
@@ -54,9 +55,9 @@ def render(where, template: str, question: str, bos_token: str, eos_token: str) 
            'eos_token': eos_token}
   try:
     # -P: nothing is imported from where the run was started.
-    done = subprocess.run([sys.executable, '-P', '-c', _PROGRAM], input=json.dumps(asked),
-                          capture_output=True, text=True, timeout=_SECONDS, check=False)
-    found = json.loads(done.stdout) if done.returncode == 0 else {
+    done = subprocess.run([sys.executable, '-P', '-c', _PROGRAM], input=json.dumps(asked).encode(),
+                          capture_output=True, timeout=_SECONDS, check=False)
+    found = reader.parse_json(done.stdout) if done.returncode == 0 else {
         'error': f'the chat template fails (its process ended with {done.returncode})'}
   except subprocess.TimeoutExpired:
     found = {'error': f'the chat template fails (it takes more than {_SECONDS} s)'}

@@ -6,14 +6,14 @@ ignored. Reads small text files only; `pretrained/tensors.py` has the names of t
 """
 
 import dataclasses
-import json
 import pathlib
 import re
 
 from rim_jax import config as config_lib
+from rim_jax import reader
 from rim_jax.config import Config, ModelConfig, TokenizerConfig
 from rim_jax.data import gguf as gguf_lib
-from rim_jax.data import hub, model_files
+from rim_jax.data import hub
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError, refuse
 from rim_jax.pretrained import chat, gguf
@@ -176,14 +176,8 @@ _KINDS = ('model.init_from is a GGUF file or a directory with config.json, *.saf
 
 
 def load_json(path, hint=_KINDS):
-  """Raises: UserError naming the file, with the hint where it is missing or no JSON object."""
-  try:
-    tree = json.loads(model_files.read_bytes(path, hint))
-  except (ValueError, RecursionError) as e:
-    raise UserError(f'{path}: is no JSON ({e}); fetch it again') from None
-  if not isinstance(tree, dict):
-    raise UserError(f'{path}: is no JSON object; fetch it again')
-  return tree
+  """Raises: UserError naming the file, with the hint where it is missing."""
+  return reader.load_json(path, 'fetch it again', absent=hint)
 
 
 def parse_model(tree: dict, where) -> dict:
@@ -255,7 +249,7 @@ def read_tokenizer_config(path: pathlib.Path) -> dict:
   tree = load_json(file) if file.exists() else {}
   if not template.exists():
     return tree
-  return tree | {'chat_template': model_files.read_text(template, 'fetch it again')}
+  return tree | {'chat_template': reader.read_text(template, 'fetch it again')}
 
 
 def get_origin(config: ModelConfig) -> str:

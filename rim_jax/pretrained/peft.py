@@ -14,8 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from rim_jax import reader
 from rim_jax.config import Config, LoraConfig
-from rim_jax.data import model_files
 from rim_jax.errors import UserError
 from rim_jax.packing.layout import NUM_MEMORY_ROWS
 from rim_jax.pretrained import families, weights
@@ -90,7 +90,7 @@ def load_adapters(folder, config: Config, family: str, params, say=print):
   settings = families.load_json(folder / 'adapter_config.json',
                                 f'model.lora.init_from is a directory with it and {_FILE}')
   problems = _find_other_settings(settings, config.model.lora)
-  model_files.check_regular(folder / _FILE, 'fetch it again')
+  reader.check_regular(folder / _FILE, 'fetch it again')
   try:
     stored = safetensors.numpy.load_file(folder / _FILE)
   except (OSError, safetensors.SafetensorError) as e:

@@ -19,8 +19,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from rim_jax import reader
 from rim_jax.data import gguf as gguf_lib
-from rim_jax.data import model_files
 from rim_jax.errors import UserError
 from rim_jax.pretrained import families, gguf
 from rim_jax.pretrained import tensors as tensors_lib
@@ -64,7 +64,7 @@ def _open(path) -> Iterator[Any]:
   if gguf_lib.is_gguf(path):
     yield _GgufFile(path)
     return
-  model_files.check_regular(path, 'fetch it again')
+  reader.check_regular(path, 'fetch it again')
   try:
     with safetensors.safe_open(path, framework='numpy') as f:
       yield f
@@ -107,7 +107,7 @@ def open_base(folder) -> Base:
     return _open_gguf(folder)
   family = families.load_json(folder / 'config.json').get('model_type')
   files, shapes = {}, {}
-  digest = hashlib.sha256((folder / 'config.json').read_bytes())
+  digest = hashlib.sha256(reader.read_bytes(folder / 'config.json', 'fetch it again'))
   for path in _find_files(folder):
     with _open(path) as f:
       for name in f.keys():

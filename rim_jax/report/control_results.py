@@ -25,7 +25,7 @@ def load_asked(folder: RunFolder, set_name: str, result: EvalResult
   try:
     found = folder.load_controls()
   except UserError as e:  # optional, so that a damaged one takes nothing else with it
-    return None, f'{e}; ask it again with --mode=controls'
+    return None, str(e)
   if found is None:
     return None, ''
   if result.checkpoint == 'splits':

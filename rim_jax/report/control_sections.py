@@ -5,7 +5,10 @@ entries have of it over seeds (report/control_results.py).
 """
 
 import csv
+import math
 
+from rim_jax import reader
+from rim_jax.errors import UserError
 from rim_jax.report.figures import Axes, Figure, draw, draw_map
 from rim_jax.report.page import (
   Blocks,
@@ -289,15 +292,19 @@ def _draw_points(run, folder, step, labels, num_blocks) -> Figure | None:
 
 def _load_points(folder: RunFolder, step, num_blocks):
   """({block: (x, y)}, questions) of one checkpoint in pca.csv; no more than a page can carry."""
-  path = folder.points
-  most = max(_MAX_POINTS // num_blocks, 1)
-  rows = [row for row in csv.DictReader(path.read_text().splitlines())
-          if row['step'] == step and int(row['question']) <= most] if path.exists() else []
-  points = {}
-  for row in rows:
-    points.setdefault(int(row['block']), []).append((float(row['x']), float(row['y'])))
-  return {k: tuple(zip(*xy)) for k, xy in sorted(points.items())}, len(
-      {row['question'] for row in rows})
+  path, fix = folder.points, 'ask it again with --mode=controls'
+  most, points, questions = max(_MAX_POINTS // num_blocks, 1), {}, set()
+  try:
+    for row in csv.DictReader(reader.read_text(path, fix).splitlines()) if path.exists() else ():
+      place = float(row['x']), float(row['y'])
+      if not all(map(math.isfinite, place)):
+        raise ValueError('a place that is no number')
+      if row['step'] == step and int(row['question']) <= most:
+        points.setdefault(int(row['block']), []).append(place)
+        questions.add(row['question'])
+  except (ValueError, KeyError, TypeError, csv.Error) as e:
+    raise UserError(f'{path}: is damaged ({type(e).__name__}: {e}); {fix}') from None
+  return {k: tuple(zip(*xy)) for k, xy in sorted(points.items())}, len(questions)
 
 
 # ---- Over the seeds of a sweep ----

@@ -10,6 +10,7 @@ import itertools
 
 from etils import epath
 
+from rim_jax import reader
 from rim_jax.report.figures import Figure
 from rim_jax.report.tables import Cell, Part, Table, cell, clean
 from rim_jax.results.values import EvalResult, Prediction
@@ -126,9 +127,9 @@ def list_figures(blocks):
 
 def load_json(folder, name) -> dict:
   """The content of a JSON file; {} where it is absent or empty."""
-  path = epath.Path(folder) / name
-  there = path.exists() and path.read_text().strip()
-  return storage.load_json(path, 'this file') if there else {}
+  path, fix = epath.Path(folder) / name, 'restore it from a copy'
+  there = path.exists() and reader.read_bytes(path, fix).strip()
+  return reader.load_json(path, fix) if there else {}
 
 
 def mark_answers(prediction: Prediction, result: EvalResult) -> Cell:

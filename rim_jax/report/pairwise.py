@@ -6,8 +6,9 @@ Reads predictions of runs that are done, never a model.
 import dataclasses
 import itertools
 
+from rim_jax import reader
 from rim_jax.errors import UserError
-from rim_jax.results import stats, values
+from rim_jax.results import stats
 from rim_jax.results.settings import BestSetting, Conclusion, SettingResult
 from rim_jax.runtime import run_folder
 
@@ -41,7 +42,7 @@ def compare_pairs(entries: list[SettingResult], states) -> list[dict]:
   by_seed = {}
   for pair in pairs:
     if pair['tests']:
-      pair['difference'] = values.to_tree(
+      pair['difference'] = reader.to_tree(
           stats.summarize([t['difference'] for t in pair['tests']]))
     for test in pair['tests']:
       by_seed.setdefault(test['seed'], []).append(test)

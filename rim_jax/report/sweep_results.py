@@ -11,11 +11,13 @@ import io
 import itertools
 import pathlib
 
+from rim_jax import reader
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import get_setting, name_setting
 from rim_jax.report import control_results, control_sections, pairwise, sweep_tables, tables
 from rim_jax.results import stats, timings, values
 from rim_jax.results.settings import BestSetting, Conclusion, EffectResult, SettingResult
+from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
 
 CONCLUSION_VERSION = 4  # counted up where a key changes its meaning or goes
@@ -39,7 +41,7 @@ def conclude(states, workdir) -> Conclusion:
       warnings=find_mixtures(states) + find_touched(states) + find_rules(states))
   workdir = pathlib.Path(workdir)
   storage.write_json(workdir / 'sweep.json',
-                     values.to_tree(conclusion) | ({} if best else {'best': {}}))
+                     reader.to_tree(conclusion) | ({} if best else {'best': {}}))
   storage.write_text(workdir / 'sweep.csv', _make_csv(entries))
   storage.write_text(workdir / 'sweep.md', make_markdown(conclusion))
   return conclusion
@@ -136,10 +138,10 @@ def find_mixtures(states) -> list[str]:
   found = {}
   for state in states:
     first, _ = stages_lib.make_stages(state.point.config)[0]  # what lay before is its start
-    path = state.folder / first / 'config.json'
-    if state.result is None or not path.exists():
+    folder = state.folder / first
+    if state.result is None or not (folder / 'config.json').exists():
       continue
-    card, config = storage.load_json(path, "the run's card"), state.point.config
+    card, config = card_lib.load_card(folder), state.point.config
     asked = (config.model.init_from, config.tokenizer, config.train.init_from)
     for what, digest in (('bases', card['base'] and card['base']['fingerprint']),
                          ('starts', (card.get('start') or {}).get('fingerprint')),

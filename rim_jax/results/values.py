@@ -1,15 +1,11 @@
 """What was found, each as a value with types: of a set, of controls, of probes, of times.
 
-One writer, `to_tree`, and one reader, `from_tree`, stand between a value and its JSON file. A file
-may be older or newer than this version: what it lacks is None, what is not known here is kept in
-`more` and written back. Shares are in [0, 1].
+`reader.to_tree` and `reader.from_tree` stand between a value and its JSON file. A file may be older
+or newer than this version: what it lacks is None, what is not known here is kept in `more` and
+written back. Shares are in [0, 1].
 """
 
-import collections.abc
 import dataclasses
-import functools
-import types
-import typing
 
 VALID_ACC = 'valid/final_acc'  # in metrics.jsonl, of what was saved at that step
 VALID_RULE = 'valid/rule_version'  # there too: judge.RULE_VERSION; none is 1
@@ -363,56 +359,3 @@ class ControlsResult(Value):
   sweeps: dict[str, ControlSweep]
   attention: AttentionResult | None = None
   probes: ProbesResult | None = None
-
-
-# ---- To JSON and back ----
-
-
-def to_tree(value) -> typing.Any:
-  """What `json.dumps` writes of a value: a field that is None by default and still is, is left out.
-  """
-  if dataclasses.is_dataclass(value):
-    found = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)
-             if f.name != 'more' and (f.default is not None or getattr(value, f.name) is not None)}
-    return to_tree(found) | getattr(value, 'more', {})
-  if isinstance(value, dict):
-    return {str(k): to_tree(v) for k, v in value.items()}
-  return [to_tree(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-
-@functools.cache
-def _get_types(kind) -> dict:
-  return typing.get_type_hints(kind)
-
-
-def from_tree(kind, tree) -> typing.Any:
-  """A value of a kind, or a list or dictionary of such, from what `to_tree` makes of it.
-
-  Raises: ValueError where the tree has another form, or lacks what every file has.
-  """
-  if kind is typing.Any or tree is None:
-    return tree
-  if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-    if not isinstance(tree, dict):
-      raise ValueError(f'{type(tree).__name__} in place of what a {kind.__name__} has')
-    wanted = _get_types(kind)
-    known = {k: from_tree(wanted[k], v) for k, v in tree.items() if k in wanted and k != 'more'}
-    if 'more' in wanted:
-      known['more'] = {k: v for k, v in tree.items() if k not in wanted or k == 'more'}
-    lacking = [f.name for f in dataclasses.fields(kind) if f.name not in known
-               and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING]
-    if lacking:
-      raise ValueError(f'it lacks {", ".join(lacking)}')
-    return kind(**known)
-  form, parts = typing.get_origin(kind), typing.get_args(kind)
-  if form in (types.UnionType, typing.Union):
-    fits = [k for k in parts if isinstance(tree, typing.get_origin(k) or k)] if (
-        len(parts) > 2) else [k for k in parts if k is not types.NoneType]
-    return from_tree(fits[0], tree) if fits else tree
-  if form in (list, tuple) and isinstance(tree, collections.abc.Sequence):
-    return form(from_tree(parts[0], v) for v in tree)
-  if form is dict and isinstance(tree, dict):
-    return {k: from_tree(parts[1], v) for k, v in tree.items()}
-  if form:
-    raise ValueError(f'{type(tree).__name__} in place of a {form.__name__}')
-  return tree

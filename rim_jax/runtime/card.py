@@ -10,16 +10,36 @@ import json
 import platform
 import subprocess
 import sys
+import typing
 
 from etils import epath
 
 import rim_jax
 from rim_jax import config as config_lib
-from rim_jax import terminal
+from rim_jax import reader, terminal
 from rim_jax.errors import UserError, refuse
 from rim_jax.runtime import storage
 
 CARD_VERSION = 2
+_FIX = 'restore it from a copy, or use another --workdir'
+
+
+class Print(typing.TypedDict, total=False):
+  """What a run stands on: data, a base, another run."""
+  path: str
+  fingerprint: str
+
+
+class Card(typing.TypedDict):
+  """What is read of a config.json; of a run of several stages, they stand in `stages`."""
+  format: int
+  config: dict[str, typing.Any]
+  stages: typing.NotRequired[list[str]]
+  data: typing.NotRequired[Print]
+  tokenizer: typing.NotRequired[str]
+  base: typing.NotRequired[Print | None]
+  start: typing.NotRequired[Print | None]
+  command: typing.NotRequired[list[str]]
 
 
 def make_card(task, versions: dict, start=None, num_hosts: int = 1) -> dict:
@@ -77,11 +97,11 @@ def load_card(workdir) -> dict:
   """
   card = load_whole(workdir)
   path = epath.Path(workdir) / 'config.json'
-  if 'stages' in card:
+  if card.get('stages'):
     raise UserError(f'{path}: is of a run of several stages; name one, e.g. '
                     f'{epath.Path(workdir) / card["stages"][-1]}')
   if not {'data', 'tokenizer', 'base'} <= card.keys():
-    raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
+    raise UserError(f'{path}: is damaged (it lacks keys); {_FIX}')
   return card
 
 
@@ -103,14 +123,16 @@ def load_whole(workdir) -> dict:
         'its stages were run by a version that kept their configuration alone; give --config, or '
         f'name one stage, --workdir={path.parent / stages[-1]}' if stages else
         'there is no run here; train it first with --mode=train, or name another'))
-  card = storage.load_json(path, 'the run\'s card')
-  found = card.get('format') if isinstance(card, dict) else None
-  if found not in (CARD_VERSION, None):
-    raise UserError(f'{path}: format {found} is not {CARD_VERSION}, which this version of rim_jax '
-                    'reads; use another --workdir')
-  if found is None or 'config' not in card:
-    raise UserError(f'{path}: the run\'s card is damaged (it lacks keys); use another --workdir')
-  return card | {'config': config_lib.complete(card['config'])}
+  card = reader.load_json(path, _FIX, Card)
+  if card['format'] != CARD_VERSION:
+    raise UserError(f'{path}: format {card["format"]} is not {CARD_VERSION}, which this version of '
+                    'rim_jax reads; use another --workdir')
+  try:
+    config = config_lib.complete(card['config'])
+    reader.from_tree(config_lib.Config, config)
+  except (AttributeError, ValueError) as e:  # a value in place of a group
+    raise UserError(f'{path}: is damaged ({e}); {_FIX}') from None
+  return card | {'config': config}
 
 
 def fingerprint_run(card: dict) -> str:

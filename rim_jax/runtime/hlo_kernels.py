@@ -5,10 +5,10 @@ kernels (JAX's splash, this project's own, cuDNN's) and cuBLAS's products. A few
 to multiply nothing. Every other name is unknown, and whoever makes a claim of a time has to say so.
 """
 
-import json
 import math
 import re
 
+from rim_jax import reader
 from rim_jax.runtime.hlo_text import Instruction
 
 # Products [t, k] x [k, c] of a kernel that visits tiles: scores and values; backward, the scores
@@ -64,7 +64,7 @@ def _count_gemm(i, computation):
     return None
   left = computation[i.operands[0]].arrays[0].shape
   return 2.0 * math.prod(i.arrays[0].shape) * math.prod(
-      left[int(d)] for d in json.loads(summed[1]))
+      left[int(d)] for d in reader.parse_json(summed[1]))
 
 
 def _count_cudnn_attention(i, computation):
@@ -74,4 +74,4 @@ def _count_cudnn_attention(i, computation):
     return None
   products = 5 if find_target(i).endswith('Backward') else 2  # scores once more, and four gradients
   head_dim = computation[i.operands[0]].arrays[0].shape[-1]
-  return 2.0 * products * math.prod(map(int, json.loads(scores[1]))) * head_dim
+  return 2.0 * products * math.prod(map(int, reader.parse_json(scores[1]))) * head_dim

@@ -22,7 +22,7 @@ import jax
 from jax.experimental import multihost_utils
 import numpy as np
 
-from rim_jax import errors
+from rim_jax import errors, reader
 from rim_jax.errors import HostError, UserError
 from rim_jax.runtime import devices, roll_call
 from rim_jax.runtime.roll_call import EXIT_STALLED
@@ -143,7 +143,7 @@ def lead(fn):
       told = {'value': fn()}
     except UserError as e:
       told = {'error': str(e), 'kind': type(e).__name__}
-  told = json.loads(_broadcast(json.dumps(told).encode()))
+  told = reader.parse_json(_broadcast(json.dumps(told).encode()))
   if 'error' in told:
     raise getattr(errors, told['kind'])(told['error'])
   return told['value']

@@ -1,9 +1,11 @@
 """A point of a sweep as the run that it is: its folder, where it stands, and what it has left."""
 
 import dataclasses
+import typing
 
 from etils import epath
 
+from rim_jax import reader
 from rim_jax.config import Config
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
@@ -12,6 +14,13 @@ from rim_jax.results import values
 from rim_jax.runtime import run_folder, storage
 
 SWEEP_VERSION = 1
+
+
+class Told(typing.TypedDict):
+  """What is read of a point.json."""
+  identity: str
+  status: typing.Literal['waiting', 'running', 'done', 'failed', 'dropped']
+  error: str
 
 
 @dataclasses.dataclass
@@ -67,10 +76,11 @@ class PointRun:
         'status': status, 'error': error})
 
 
-def load_told(folder) -> dict:
+def load_told(folder) -> Told | dict:
   """What point.json of a folder holds: identity, status, error; {} where there is none."""
   path = epath.Path(folder) / 'point.json'
-  return storage.load_json(path, 'the state of a point') if path.exists() else {}
+  return reader.load_json(path, 'remove it, and the same command looks at the run anew',
+                          Told) if path.exists() else {}
 
 
 def load_point_runs(points, workdir) -> list[PointRun]:

@@ -247,12 +247,12 @@ def _report_in(address, process_id, num_processes, deadline, token):
     try:
       with contextlib.ExitStack() as stack:
         peer = stack.enter_context(socket.create_connection(address, timeout=5))
-        nonce = peer.recv(_LONGEST).decode('ascii', 'replace').strip()
+        nonce = peer.recv(_LONGEST).decode('ascii', errors='replace').strip()
         proof = _sign(token, nonce, process_id, num_processes)
         peer.sendall(f'{process_id} {num_processes} {proof}\n'.encode())
         # The first process gives up at its own deadline, and says so.
         peer.settimeout(max(deadline - time.monotonic(), 0.01) + 10)
-        verdict = peer.recv(4096).decode()
+        verdict = peer.recv(4096).decode(errors='replace')
         if verdict == 'go':
           stack.pop_all()
           threading.Thread(target=_listen, args=(peer,), daemon=True).start()

@@ -10,10 +10,13 @@ import time
 from etils import epath
 
 from rim_jax import config as config_lib
+from rim_jax import reader
 from rim_jax.errors import UserError
 from rim_jax.results import judge, stats, values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
+
+_EVALUATE = 'evaluate the run with --mode=eval'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,9 +77,17 @@ class RunFolder:
     return card_lib.load_card(self.path)
 
   def load_metrics(self) -> list[dict]:
-    """The lines of metrics.jsonl, in order; without what a kill has left of one."""
-    lines = map(parse_line, storage.read_lines(self.metrics))
-    return [line for line in lines if line is not None]
+    """The lines of metrics.jsonl, in order; what is damaged is left out, as `list_damaged` tells.
+    """
+    return [line for _, line in self._read_metrics() if line is not None]
+
+  def list_damaged(self) -> list[str]:
+    """A line for each that `load_metrics` leaves out, but for what a kill has left of one."""
+    return [f'{place}: is damaged, and left out' for place, line in self._read_metrics()
+            if line is None and place]
+
+  def _read_metrics(self):
+    return [(place, parse_line(raw)) for place, raw in storage.read_lines(self.metrics)]
 
   def count_steps(self) -> int:
     """Updates so far, as metrics.jsonl tells them."""
@@ -101,7 +112,8 @@ class RunFolder:
 
   def load_written(self) -> dict[str, values.EvalResult]:
     """`load_results` as they were written, whichever rule they were judged by."""
-    return _load(self.results, dict[str, values.EvalResult], 'the results') or {}
+    return _load(self.results, dict[str, values.EvalResult],
+                 f'move it away, and {_EVALUATE}') or {}
 
   def load_predictions(self, set_name: str) -> list[values.Prediction]:
     """Under today's rule of judging.
@@ -126,13 +138,13 @@ class RunFolder:
 
   def load_controls(self) -> values.ControlsResult | None:
     """None where nothing was asked. Raises: UserError where the file is damaged."""
-    return _load(self.controls, values.ControlsResult, 'this file')
+    return _load(self.controls, values.ControlsResult, 'ask it again with --mode=controls')
 
   # ---- What is found ----
 
   def add_metrics(self, step: int, scalars: dict) -> None:
     """A line of metrics.jsonl behind the others, of a step that they have reached."""
-    journal = storage.Journal(self.metrics, lambda text: parse_line(text) is not None)
+    journal = storage.Journal(self.metrics, lambda raw: parse_line(raw) is not None)
     journal.add(json.dumps({'step': step, 'time': round(time.time(), 3), **scalars},
                            allow_nan=False))
     journal.close()
@@ -147,33 +159,30 @@ class RunFolder:
       path = self.get_predictions(set_name)
       path.parent.mkdir(exist_ok=True)
       storage.write_text(path, ''.join(
-          json.dumps(values.to_tree(p), allow_nan=False) + '\n' for p in predictions))
+          json.dumps(reader.to_tree(p), allow_nan=False) + '\n' for p in predictions))
     results = {name: r for name, r in self.load_written().items() if name != set_name}
     results[set_name] = result
-    storage.write_json(self.results, values.to_tree(results))
+    storage.write_json(self.results, reader.to_tree(results))
     return results
 
   def write_controls(self, found: values.ControlsResult) -> None:
-    storage.write_json(self.controls, values.to_tree(found))
+    storage.write_json(self.controls, reader.to_tree(found))
 
 
-def _load(path, kind, what: str):
+def _load(path, kind, fix: str):
   """What a JSON file holds, as a value; None where there is none, or an empty one."""
-  if not path.exists() or not path.read_text().strip():
+  if not path.exists() or not reader.read_bytes(path, fix).strip():
     return None
-  try:
-    return values.from_tree(kind, storage.load_json(path, what))
-  except ValueError as e:
-    raise UserError(f'{path}: {what} is damaged ({e})') from None
+  return reader.load_json(path, fix, kind)
 
 
-def parse_line(text: str) -> dict | None:
-  """A line of metrics.jsonl; None for what a kill has left of one."""
+def parse_line(raw: bytes) -> dict | None:
+  """A line of metrics.jsonl; None for one that is damaged."""
   try:
-    line = json.loads(text)
+    line = reader.from_tree(dict[str, float | None], reader.parse_json(raw))
   except ValueError:
     return None
-  return line if isinstance(line, dict) and 'step' in line else None
+  return line if type(line.get('step')) is int and line['step'] >= 0 else None
 
 
 def load_predictions(path) -> list[values.Prediction]:
@@ -189,11 +198,8 @@ def load_predictions(path) -> list[values.Prediction]:
   if theirs == judge.RULE_VERSION:
     return rows
   card = folder.load_card()['config']
-  try:
-    config = config_lib.Config(method=card['method'],
-                               layout=config_lib.LayoutConfig(**card['layout']))
-  except TypeError as e:
-    raise UserError(f"{folder.card}: the run's card is damaged ({e})") from None
+  config = config_lib.Config(method=card['method'],
+                             layout=config_lib.LayoutConfig(**card['layout']))
   again = [found for row in rows if (found := judge.judge_again(row, config)) is not None]
   if len(again) < len(rows):
     raise _tell_rule(folder.results, path.stem, theirs, "of a version that kept no decoded text")
@@ -203,38 +209,28 @@ def load_predictions(path) -> list[values.Prediction]:
 def _tell_rule(path, name: str, version: int, why: str) -> UserError:
   return UserError(
       f'{path}: {name} was judged by version {version} of the rule, now it is '
-      f'{judge.RULE_VERSION}, and cannot be judged again from answers {why}; evaluate the run '
-      'with --mode=eval')
+      f'{judge.RULE_VERSION}, and cannot be judged again from answers {why}; {_EVALUATE}')
 
 
 def _read_predictions(path) -> list[values.Prediction]:
   """`load_predictions` as they were judged when they were written."""
-  path = epath.Path(path)
-  fix = 'evaluate the run with --mode=eval'
-  try:
-    lines = path.read_text().rstrip('\n').split('\n')
-  except OSError as error:
-    raise UserError(f'{path}: no predictions ({error.strerror or error}); {fix}') from None
-  rows = []
+  path, rows = epath.Path(path), []
+  if not path.exists():
+    raise UserError(f'{path}: no predictions (No such file or directory); {_EVALUATE}')
+  lines = reader.read_bytes(path, _EVALUATE).rstrip(b'\n').split(b'\n')
   for number, line in enumerate(lines, 1):
     try:
-      row = values.from_tree(values.Prediction, json.loads(line))
-    except ValueError:
-      row = None
-    if row is None:
-      raise UserError(f'{path}:{number}: not a prediction; {fix}')
-    rows.append(row)
+      rows.append(reader.from_tree(values.Prediction, reader.parse_json(line)))
+    except ValueError as e:
+      raise UserError(f'{path}:{number}: not a prediction ({e}); {_EVALUATE}') from None
   return rows
 
 
 def _find_fingerprint(path):
   """That of a prediction file's data, where its run's results.json has it."""
   path = epath.Path(path)
-  try:
-    return json.loads((path.parents[1] / 'results.json').read_text())[path.stem][
-        'data_fingerprint']
-  except (OSError, ValueError, KeyError, TypeError, IndexError):
-    return None
+  result = RunFolder(path.parent.parent).load_written().get(path.stem)
+  return result and result.data_fingerprint
 
 
 def compare_files(path_a, path_b, confidence: float = 0.95) -> stats.Comparison:

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import time
 
+from rim_jax import reader
 from rim_jax.errors import UserError
 from rim_jax.runtime import storage
 
@@ -32,7 +33,7 @@ def tell(**changes) -> None:
 def load(path) -> Status:
   """What a run has told so far."""
   try:
-    return Status(**storage.load_json(path, 'what a run tells'))
+    return reader.load_json(path, '', Status)
   except UserError:  # nothing yet
     return Status()
 

@@ -18,6 +18,7 @@ import uuid
 
 from etils import epath
 
+from rim_jax import reader
 from rim_jax.errors import FolderTaken, UserError
 
 _PUT_SECS = 10.0  # between two writes of one growing object: stores refuse many a second
@@ -56,29 +57,22 @@ def expand(path: str, where: str) -> str:
 
 def write_text(path, text: str) -> None:
   """Whole or not at all."""
+  _write(path, text.encode(errors='backslashreplace'))  # half of a surrogate pair is no UTF-8
+
+
+def _write(path, content: bytes) -> None:
   path = epath.Path(path)
   if is_bucket(path):
-    path.write_text(text)
+    path.write_bytes(content)
     return
   scratch = path.parent / f'.{path.name}.{os.getpid()}.tmp'
-  scratch.write_text(text)
+  scratch.write_bytes(content)
   scratch.replace(path)
 
 
 def write_json(path, tree) -> None:
   """Strict JSON, whole or not at all."""
   write_text(path, json.dumps(tree, indent=2, allow_nan=False) + '\n')
-
-
-def load_json(path, what: str):
-  """Raises: UserError naming the file when it is absent or torn."""
-  path = epath.Path(path)
-  try:
-    return json.loads(path.read_text())
-  except OSError:
-    raise UserError(f'{path}: {what} is missing') from None
-  except ValueError as e:
-    raise UserError(f'{path}: {what} is damaged ({e})') from None
 
 
 # ---- Folders ----
@@ -128,9 +122,21 @@ def move(folder, target) -> None:
 # ---- A file that grows ----
 
 
-def read_lines(path) -> list[str]:
-  """The lines of a file that a Journal writes, in order; [] where there is none."""
-  return [line for part in _list_parts(path) for line in part.read_text().split('\n')]
+def read_lines(path) -> list[tuple[str, bytes]]:
+  """(place, line) of a file that a Journal writes, in order; [] where there is none.
+
+  A line that ends in no line break is what a kill has left: its place is ''.
+  """
+  found = []
+  for part in _list_parts(path):
+    *lines, torn = _read_part(part).split(b'\n')
+    found += [(f'{part}:{number}', line) for number, line in enumerate(lines, 1) if line]
+    found += [('', torn)] if torn else []
+  return found
+
+
+def _read_part(path) -> bytes:
+  return reader.read_bytes(path, 'move it away, and the same command goes on', most=None)
 
 
 def _list_parts(path) -> list[epath.Path]:
@@ -151,7 +157,7 @@ class Journal:
   A file system has a line at once, a bucket after 10 s, `flush` or `close`.
 
   Args:
-    keep: which of the lines that are there stay.
+    keep: which of the lines that are there stay, as bytes.
   """
 
   def __init__(self, path, keep, clock=time.monotonic):
@@ -159,10 +165,10 @@ class Journal:
     self._file, self._lines, self._put = None, [], clock()
     parts = _list_parts(path)
     for part in parts:
-      text = part.read_text()
-      kept = ''.join(f'{line}\n' for line in text.split('\n') if keep(line))
-      if kept != text:
-        write_text(part, kept)
+      content = _read_part(part)
+      kept = b''.join(line + b'\n' for line in content.split(b'\n') if keep(line))
+      if kept != content:
+        _write(part, kept)
     self._number = 1 + int(parts[-1].stem.rpartition('-')[2]) if parts and is_bucket(path) else 0
     if not is_bucket(path):
       self._file = self._path.open('a')
@@ -215,7 +221,7 @@ def _make_taken(path, holder):
 @contextlib.contextmanager
 def _hold_file(path, me):
   # The kernel gives a lock back with the process that had it.
-  with open(path, 'a+') as file:
+  with open(path, 'a+', errors='replace') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -236,7 +242,7 @@ def _hold_in_bucket(path, me, say):
   """
   def read():
     try:
-      return path.read_text()
+      return path.read_bytes().decode(errors='replace')
     except OSError:
       return ''
 

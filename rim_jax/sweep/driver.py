@@ -15,7 +15,7 @@ import time
 
 from etils import epath
 
-from rim_jax import terminal
+from rim_jax import reader, terminal
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import Point
@@ -264,7 +264,7 @@ def drive(sweep: Sweep, say, console) -> None:
     except KeyboardInterrupt:
       raise Stopped(f'{workdir}: asked to end; the runs under way are saved, and the same '
                     'command goes on; controls under way are asked anew') from None
-  for line in (workdir / 'sweep.md').read_text().split('\n'):
+  for line in reader.read_text(workdir / 'sweep.md', 'run it again').split('\n'):
     say(line)
   say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, figures/, points/)')
   say(f'report: {workdir / "report.html"}')

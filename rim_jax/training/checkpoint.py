@@ -11,11 +11,13 @@ finished.
 import concurrent.futures
 import dataclasses
 import hashlib
+import typing
 
 from etils import epath
 import jax
 import orbax.checkpoint as ocp
 
+from rim_jax import reader
 from rim_jax.config import CheckpointConfig
 from rim_jax.errors import UserError, refuse
 from rim_jax.runtime import hosts, run_folder, storage
@@ -24,6 +26,21 @@ CHECKPOINT_VERSION = 1
 _MANIFEST = 'manifest.json'
 _TOLD = ('card/',)  # what a choice among checkpoints is made from; small files
 _POLICIES = ocp.checkpoint_managers
+
+
+class Manifest(typing.TypedDict):
+  format: int
+  files: dict[str, list[int | str]]  # name -> size, sha256
+
+
+class Card(typing.TypedDict):
+  """What is read of a checkpoint's own card."""
+  valid_final_acc: float
+  params: dict[str, list]
+  optim: dict[str, list]
+  num_steps: typing.NotRequired[int]
+  counts: typing.NotRequired[bool]
+  rule_version: typing.NotRequired[int]
 
 
 def _digest(path) -> list:
@@ -51,20 +68,20 @@ def find_damage(folder, parts=('',)) -> str | None:
   if not (folder / _MANIFEST).exists():
     return 'its save was never finished'
   try:
-    manifest = storage.load_json(folder / _MANIFEST, 'the manifest')
+    manifest = reader.load_json(folder / _MANIFEST, 'it is put aside', Manifest)
   except UserError as e:
     return str(e)
-  if manifest.get('format') != CHECKPOINT_VERSION:
-    raise UserError(f'{folder}: checkpoint format {manifest.get("format")} is not '
+  if manifest['format'] != CHECKPOINT_VERSION:
+    raise UserError(f'{folder}: checkpoint format {manifest["format"]} is not '
                     f'{CHECKPOINT_VERSION}, which this version of rim_jax reads; use the version '
                     'that wrote it')
   files = storage.list_files(folder)
-  for name, (size, sha) in manifest['files'].items():
+  for name, told in manifest['files'].items():
     if not name.startswith(parts):
       continue
     if name not in files:
       return f'{name} is missing'
-    if _digest(files[name]) != [size, sha]:
+    if _digest(files[name]) != told:
       return f'{name} differs from what was saved'
   return None
 
@@ -136,7 +153,7 @@ class Checkpointer:
     whole = list_whole(self._folder)
     for path in self._folder.iterdir() if self._folder.exists() else ():  # not in an empty bucket
       sealed = (path / _MANIFEST).exists()
-      if path.is_dir() and not (sealed and (not path.name.isdigit() or int(path.name) in whole)):
+      if path.is_dir() and not (sealed and (not _is_step(path.name) or int(path.name) in whole)):
         self._say(f'{path}: removing a {"checkpoint whose removal" if sealed else "save that"} was '
                   'cut off')
         storage.remove(path)
@@ -220,7 +237,11 @@ def list_steps(folder) -> list[int]:
   """Steps that have a folder, newest first."""
   if not folder.exists():
     return []
-  return sorted((int(p.name) for p in folder.iterdir() if p.name.isdigit()), reverse=True)
+  return sorted((int(p.name) for p in folder.iterdir() if _is_step(p.name)), reverse=True)
+
+
+def _is_step(name: str) -> bool:
+  return name.isascii() and name.isdigit()  # '²' is a digit, too
 
 
 def list_whole(folder) -> list[int]:
@@ -235,9 +256,9 @@ def list_whole(folder) -> list[int]:
 
 def _lacks_files(folder) -> bool:
   try:
-    return bool(storage.load_json(folder / _MANIFEST, 'the manifest')['files'].keys()
+    return bool(reader.load_json(folder / _MANIFEST, '', Manifest)['files'].keys()
                 - storage.list_files(folder).keys())
-  except (UserError, KeyError, TypeError):
+  except UserError:
     return False  # a damaged manifest is damage
 
 
@@ -255,7 +276,8 @@ def load_checkpoint(folder, step: int) -> Checkpoint:
   if damage:
     raise UserError(f'{folder / str(step)}: damaged ({damage}), so it cannot be told which '
                     f'checkpoint is best; train on, or move it out of {folder}')
-  card = storage.load_json(folder / str(step) / 'card' / 'metadata', 'the checkpoint\'s card')
+  card = reader.load_json(folder / str(step) / 'card' / 'metadata', 'train on, or move it away',
+                          Card)
   return Checkpoint(step, folder / str(step), card)
 
 

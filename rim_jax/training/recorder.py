@@ -21,7 +21,7 @@ import numpy as np
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from rim_jax import terminal
+from rim_jax import reader, terminal
 from rim_jax.errors import UserError
 from rim_jax.runtime import run_folder, status, storage
 
@@ -38,8 +38,8 @@ class MetricsWriter:
   def __init__(self, workdir, start_step: int, tensorboard: bool, wandb: str = '', clock=time.time):
     self._clock = clock
 
-    def keep(text):
-      line = run_folder.parse_line(text)
+    def keep(raw):
+      line = run_folder.parse_line(raw)
       return line is not None and line['step'] <= start_step
     self._journal = storage.Journal(run_folder.RunFolder(workdir).metrics, keep)
     self._events = Events(workdir, start_step) if tensorboard else None
@@ -82,10 +82,10 @@ def start_wandb(workdir, project: str):
   except ImportError:
     raise UserError(f"log.wandb='{project}' needs a package: pip install -e '.[wandb]'") from None
   workdir = storage.get_absolute(workdir)
-  card = (workdir / 'config.json').read_text()
+  text = reader.read_text(workdir / 'config.json', 'restore it from a copy')
   return wandb.init(
-      project=project, id=f'{zlib.crc32(f"{workdir} {card}".encode()):08x}', resume='allow',
-      name=workdir.name, group=workdir.parent.name, config=json.loads(card)['config'],
+      project=project, id=f'{zlib.crc32(f"{workdir} {text}".encode()):08x}', resume='allow',
+      name=workdir.name, group=workdir.parent.name, config=reader.parse_json(text)['config'],
       dir=tempfile.mkdtemp() if storage.is_bucket(workdir) else str(workdir))
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from rim_jax import config as config_lib
-from rim_jax import modes, train
+from rim_jax import modes, reader, train
 from rim_jax.config import Config, limits
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets, gsm8k
@@ -425,7 +425,7 @@ def probe_evaluation(config, tools):
   tools.patch.setattr(scores, 'evaluate_samples', lambda *args: (
       {'num_samples': args[0].network.config.eval.num_samples}, [0] * len(args[1])))
   tools.patch.setattr(latency, 'measure_run', time_runs)
-  return seen, values.to_tree(
+  return seen, reader.to_tree(
       run_scores.evaluate_run(make_task(config), tools.make_folder(), quiet))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich import console as rich_console
 
-from rim_jax import modes, train
+from rim_jax import modes, reader, train
 from rim_jax.data.records import Record
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, interventions, run_scores
@@ -70,8 +70,8 @@ def make_copier(config, source, holder=MEMORY):
     key[:, kind, 0, topic] = 1
   query[:, 48:, 0, TOPICS[SINK]] = 10  # what looks for nothing else
   query[0, holder, 0, TOPICS[QUESTION]] = 40
-  for reader in (PREFIX, CLOSING):
-    query[1, reader, 0, TOPICS[holder if source == MEMORY else QUESTION]] = 40
+  for asker in (PREFIX, CLOSING):
+    query[1, asker, 0, TOPICS[holder if source == MEMORY else QUESTION]] = 40
   value[0, SEEN, 0, COPIED] = value[1, SEEN if source == QUESTION else KEPT, 0, COPIED] = np.eye(
       NUM_IDS)
   out[0, 0, COPIED, KEPT] = out[1, 0, COPIED, SAID] = 0.2 * np.eye(NUM_IDS)
@@ -310,7 +310,7 @@ def test_what_a_curriculum_began_with_is_its_first_stage_s_start(tmp_path, card,
 def test_probes_are_shown_and_what_is_missing_says_so():
   out = io.StringIO()
   selection = {'acc': 0.5, 'final_acc': 0.25, 'any_block_acc': 0.75, 'recoverable_acc': None}
-  modes._show_probes(rich_console.Console(file=out, width=100), values.from_tree(
+  modes._show_probes(rich_console.Console(file=out, width=100), reader.from_tree(
       values.ProbesResult, {
           'right': {'selection': selection, 'pooled': {}, 'by_block': [
               {'block': 1, 'auroc': 0.875, 'auprc': 0.75}, {'block': 2, 'none': 'one [class]'}]},

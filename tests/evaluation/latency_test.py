@@ -8,10 +8,10 @@ import jax
 import numpy as np
 import pytest
 
+from rim_jax import reader
 from rim_jax.config import MeshConfig
 from rim_jax.evaluation import decode, latency
 from rim_jax.model import sharding
-from rim_jax.results import values
 from rim_jax.training import step as step_lib
 from tests import support
 
@@ -212,7 +212,7 @@ def test_a_run_is_timed_in_turn_with_direct_answering(method, changes, chain, fa
                               for part in latency.PARTS] * 2
   assert clock.order.count(('direct', 'full')) == 2 * (latency.NUM_WARM + 7)
 
-  entries = values.to_tree(found['latency'])
+  entries = reader.to_tree(found['latency'])
   assert [(e['method'], e['batch']) for e in entries] == [(method, 1), (method, 4)]
   for entry in entries:
     for i, part in enumerate(latency.PARTS):  # of runs 3 to 9
@@ -236,7 +236,7 @@ def test_what_is_direct_answerings_program_is_its_own_base(method, changes, fake
   (clock, seen), found = fake_time, measure_run(config, (1,), 3)
   assert [s['name'] for s in seen] == [method] and len(clock.order) == 4 * (latency.NUM_WARM + 3)
   assert found['ttft_ratio'] == 1.0
-  (entry,) = values.to_tree(found['latency'])
+  (entry,) = reader.to_tree(found['latency'])
   assert all(entry[f'{part}_ratio'] == {
       'median': 1.0, 'q1': 1.0, 'q3': 1.0, 'runs': 3} for part in latency.PARTS)
 

@@ -7,12 +7,13 @@ from etils import epath
 import numpy as np
 import pytest
 
+from rim_jax import reader
 from rim_jax import train as train_lib
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, scores
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.results import values
-from rim_jax.runtime import run_folder, storage
+from rim_jax.runtime import run_folder
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 from tests import support
@@ -41,14 +42,14 @@ def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices)
         decode.Decoder(network), run_scores_lib.get_records(task, 'test', 0),
         config.eval_blocks)[1]])
   wanted = scores.score_splits(np.asarray(correct), config.seed)
-  before = storage.load_json(tmp_path / 'run' / 'results.json', '')['test']
+  before = reader.load_json(tmp_path / 'run' / 'results.json', '')['test']
 
   splits = dataclasses.replace(config, eval=dataclasses.replace(config.eval, checkpoint='splits'))
   told = []
   results = run_scores_lib.evaluate_run(train_lib.make_task(splits, QUIET), tmp_path / 'run',
                                    told.append)
   found = results['test-splits']
-  assert values.to_tree(results['test']) == before  # what was chosen on valid stays
+  assert reader.to_tree(results['test']) == before  # what was chosen on valid stays
   for key in ('final_acc', 'final_acc_stderr', 'block_acc', 'num_choosing'):
     assert getattr(found, key) == getattr(wanted, key)
   assert found.chosen == {str(step): wanted.chosen.get(str(c), 0) for c, step in enumerate(kept)}
@@ -65,7 +66,7 @@ def test_predictions_are_whole_whenever_a_run_is_killed(tmp_path, monkeypatch):
   folder.write_result('test', make_result(9), first)
   path = tmp_path / 'predictions' / 'test.jsonl'
   before = path.read_text()
-  assert [json.loads(line) for line in before.splitlines()] == values.to_tree(first)
+  assert [json.loads(line) for line in before.splitlines()] == reader.to_tree(first)
 
   def die(self, text):
     self.write_bytes(text[:len(text) // 2].encode())

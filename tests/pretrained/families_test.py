@@ -178,8 +178,8 @@ def test_a_shape_key_that_disagrees_is_refused():
 
 @pytest.mark.parametrize('spoil, culprit', [
     (lambda d: (d / 'config.json').unlink(), 'config.json: cannot be read'),
-    (lambda d: (d / 'config.json').write_text('{'), 'config.json: is no JSON'),
-    (lambda d: (d / 'config.json').write_text('[]'), 'config.json: is no JSON object'),
+    (lambda d: (d / 'config.json').write_text('{'), 'config.json: is damaged'),
+    (lambda d: (d / 'config.json').write_text('[]'), 'damaged (list in place of a dict'),
     (lambda d: (d / 'tokenizer.json').unlink(), 'tokenizer.json: cannot be read'),
     (lambda d: (d / 'tokenizer.json').write_text('{}'), 'tokenizer.json: is not a tokenizer.json'),
 ])
@@ -272,7 +272,7 @@ def test_an_error_of_a_template_is_one_line(folder):
     ({'vocab_size': 10 ** 12}, 'vocab_size would be'),
     ({'hidden_size': 2 ** 17, 'intermediate_size': 2 ** 20, 'num_hidden_layers': 999,
       'num_attention_heads': 2 ** 12, 'num_key_value_heads': 1}, 'parameters; the limit is 1e+13'),
-    ({'rms_norm_eps': 10 ** 400}, 'rms_norm_eps='),
+    ({'rms_norm_eps': 10 ** 400}, 'has more than 300 digits'),
 ])
 def test_a_size_that_no_model_has_is_refused_before_anything_is_built(folder, changes, culprit):
   with pytest.raises(UserError) as e:
@@ -295,7 +295,7 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(folder, name):
 def test_json_that_is_nested_too_deep_is_told(folder):
   path = folder('llama')
   (path / 'config.json').write_text('[' * 100_000)
-  with pytest.raises(UserError, match='config.json: is no JSON'):
+  with pytest.raises(UserError, match='config.json: is damaged'):
     families.resolve(make_config(path))
 
 

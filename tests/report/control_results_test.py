@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from rim_jax import reader
 from rim_jax.report import control_results
 from rim_jax.results import stats, values
 from rim_jax.runtime import run_folder
@@ -14,7 +15,7 @@ RESULT = values.EvalResult(
 
 
 def read(tree) -> values.ControlsResult:
-  return values.from_tree(values.ControlsResult, {
+  return reader.from_tree(values.ControlsResult, {
       'num_blocks': 3, 'controls': {}, 'sweeps': {}, 'pairing': {
           'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0}, **tree})
 
@@ -44,7 +45,7 @@ def test_a_damaged_file_and_several_checkpoints_are_told_and_take_nothing_along(
       'the result is of several checkpoints, and controls are of one')
   (tmp_path / 'controls.json').write_text('{')
   asked, why = control_results.load_asked(folder, 'test', RESULT)
-  assert asked is None and 'controls.json: this file is damaged' in why
+  assert asked is None and 'controls.json: is damaged' in why
   assert why.endswith('; ask it again with --mode=controls')
 
 
@@ -87,7 +88,7 @@ def make_asked(own, donor, run, **probes):
 
 def test_controls_over_seeds_by_hand():
   """A matched run beside two seeds is one; one that no run was given is left out."""
-  told = values.to_tree(control_results.summarize_controls([
+  told = reader.to_tree(control_results.summarize_controls([
       make_asked(0.25, 0.5, 'a'), make_asked(0.75, 0.75, 'b'), make_asked(0.75, 0.75, 'b'),
       read({'set': 'test'})]))
   assert list(told) == ['swapped', 'averaged', 'direct']
@@ -105,7 +106,7 @@ def test_probes_over_seeds_by_hand():
   second = support_report.make_probes()['right']
   second['by_block'][0]['auroc'] = 0.625  # the first has 0.875
   second['selection'] = {'none': 'no block has a probe'}
-  told = values.to_tree(control_results.summarize_probes([
+  told = reader.to_tree(control_results.summarize_probes([
       make_asked(0.5, 0.5, 'a'),
       make_asked(0.5, 0.5, 'a', right=second, steps={'none': 'no classes'})]))
   assert told['count'] == 2

@@ -6,6 +6,7 @@ import re
 import pytest
 
 from rim_jax import config as config_lib
+from rim_jax import reader
 from rim_jax.config import methods
 from rim_jax.report import control_sections
 from rim_jax.report import page as page_lib
@@ -18,7 +19,7 @@ NASTY = support_report.NASTY.replace('\ud800', '')  # what JSON can hold
 
 
 def read_controls() -> dict[str, values.ControlResult]:
-  return values.from_tree(dict[str, values.ControlResult], make_controls())
+  return reader.from_tree(dict[str, values.ControlResult], make_controls())
 
 
 def show(folder, blocks):

@@ -9,6 +9,7 @@ import pytest
 from rich import console as rich_console
 
 from rim_jax import config as config_lib
+from rim_jax import reader
 from rim_jax.errors import UserError
 from rim_jax.report import figures as figures_lib
 from rim_jax.report import run_page
@@ -411,7 +412,7 @@ def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
   results['chosen'] = make_result('direct', 0, checkpoint='splits')  # of many checkpoints: none
   (tmp_path / 'results.json').write_text(json.dumps(results))
   assert len(run_page.load_predictions(tmp_path)) == 1319
-  assert values_lib.to_tree(run_page.load_predictions(tmp_path, 'other')) == [one]
+  assert reader.to_tree(run_page.load_predictions(tmp_path, 'other')) == [one]
   assert run_page.load_predictions(tmp_path, 'absent') == []
   assert run_page.load_predictions(tmp_path, 'chosen') == []
   assert 'Results on test' in show(tmp_path)

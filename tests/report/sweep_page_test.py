@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from rim_jax import reader
 from rim_jax.report import control_sections, paper, sweep_page, sweep_results, sweep_tables, tables
 from rim_jax.report import page as page_lib
 from rim_jax.results import settings, stats, timings
@@ -379,7 +380,7 @@ def test_times_and_ratios_of_every_part_are_those_of_sweep_json(time_methods, tm
         assert values == tuple(found[f'{part}_{what}'][key] for what in ('ms', 'ratio')
                                for key in ('mean', 'stderr'))
         assert cell.endswith(' x')
-      assert row[5][0] == timings.describe(values_lib.from_tree(
+      assert row[5][0] == timings.describe(reader.from_tree(
           values_lib.LatencyFacts, found)) and row[5][0].startswith('a <chip>, 1 device(s)')
   pause = told['method=pause']
   assert pause['latency'][0]['full_ms'] == {'mean': 8.0, 'stderr': 1.0, 'count': 2}
@@ -393,7 +394,7 @@ def test_times_and_ratios_of_every_part_are_those_of_sweep_json(time_methods, tm
       'method=direct,3.0', 'method=direct,4.0', 'method=pause,7.0', 'method=pause,8.0']
   markdown = (tmp_path / 'sweep.md').read_text()
   assert '| 7.00 ± 1.00 (1.50 x direct, side by side) |' in markdown
-  assert '\n'.join(tables.to_markdown(sweep_tables.tabulate_times(values_lib.from_tree(
+  assert '\n'.join(tables.to_markdown(sweep_tables.tabulate_times(reader.from_tree(
       list[settings.SettingResult], list(told.values()))))) in markdown
   rows = (tmp_path / 'sweep.csv').read_text()
   assert 'pause,ttft_ms,2,7.0,1.0\n' in rows and 'pause,full_ms batch 8,2,71.0,10.0\n' in rows

@@ -8,9 +8,10 @@ import shutil
 import pytest
 from scipy import stats as scipy_stats
 
+from rim_jax import reader
 from rim_jax.config import grid as grid_lib
 from rim_jax.report import sweep_results
-from rim_jax.results import stats, values
+from rim_jax.results import stats
 from rim_jax.runtime import point_run
 from tests import support, support_report, support_sweep
 from tests.support_sweep import make_states
@@ -123,7 +124,7 @@ def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
       ({'a': 2, 'b': 'x', 'seed': 0}, 0.40, 0.50), ({'a': 2, 'b': 'y', 'seed': 0}, None, 1.00),
       ({'a': 3, 'b': 'y', 'seed': 7}, 0.90, 0.90)])
   effects = {(e['factor'], e['level']): e for e in map(
-      values.to_tree, sweep_results.find_effects(states))}
+      reader.to_tree, sweep_results.find_effects(states))}
   assert set(effects) == {('a', 2), ('a', 3), ('b', 'y')}
   final, valid = (effects['b', 'y'][m] for m in ('final_acc', 'valid_acc'))
   assert effects['b', 'y']['reference'] == 'x'

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from rim_jax import reader
 from rim_jax.evaluation import latency
 from rim_jax.results import timings, values
 from tests.support_report import (
@@ -20,7 +21,7 @@ from tests.support_report import (
 def summarize(*results) -> dict:
   """What sweep.json has of the times of results."""
   found = timings.summarize([read_result(r) for r in results])
-  return {k: v for k, v in values.to_tree(found).items() if v is not None}
+  return {k: v for k, v in reader.to_tree(found).items() if v is not None}
 
 
 def test_parts_are_those_that_are_timed():

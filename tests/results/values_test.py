@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 
+from rim_jax import reader
 from rim_jax.results import values
 
 PACKAGE = pathlib.Path(__file__).parents[2] / 'rim_jax'
@@ -26,23 +27,23 @@ CONTROLS = {'num_blocks': 1, 'pairing': {
 
 def test_what_is_read_is_written_as_it_was():
   for kind, tree in ((values.EvalResult, RESULT), (values.ControlsResult, CONTROLS)):
-    found = values.from_tree(kind, json.loads(json.dumps(tree)))
-    assert values.to_tree(found) == tree
+    found = reader.from_tree(kind, json.loads(json.dumps(tree)))
+    assert reader.to_tree(found) == tree
   assert found.controls['direct'] == values.ControlResult(what='a', expected='b', given=False)
   assert found.sweeps['swapped_block'].by_block[0].none == 'why'
   assert found.probes.steps.none == {'1': 'one class'}
 
 
 def test_one_reason_in_place_of_many_is_read():
-  found = values.from_tree(values.StepProbes, {'none': 'no classes'})
+  found = reader.from_tree(values.StepProbes, {'none': 'no classes'})
   assert found == values.StepProbes(none='no classes')
 
 
 def test_an_older_file_lacks_what_came_later_and_a_newer_one_keeps_what_is_not_known():
   tree = {'final_acc': 0.5, 'block_acc': [0.5], 'beauty': {'n': 1}}
-  found = values.from_tree(values.EvalResult, tree)
+  found = reader.from_tree(values.EvalResult, tree)
   assert found.num_blocks is None and found.latency is None and found.more == {'beauty': {'n': 1}}
-  assert values.to_tree(dataclasses.replace(found, step=3)) == tree | {'step': 3}
+  assert reader.to_tree(dataclasses.replace(found, step=3)) == tree | {'step': 3}
 
 
 @pytest.mark.parametrize('tree,told', [
@@ -51,7 +52,7 @@ def test_an_older_file_lacks_what_came_later_and_a_newer_one_keeps_what_is_not_k
     ({'final_acc': 0.5, 'block_acc': [], 'latency': [3]}, 'int in place of')])
 def test_what_is_no_result_is_refused(tree, told):
   with pytest.raises(ValueError, match=told):
-    values.from_tree(values.EvalResult, tree)
+    reader.from_tree(values.EvalResult, tree)
 
 
 KEYS = {field.name for kind in (values.EvalResult, values.ControlResult, values.SelectionResult)

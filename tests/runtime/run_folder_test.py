@@ -41,8 +41,10 @@ def test_a_result_stands_behind_those_of_other_sets(folder):
 
 
 @pytest.mark.parametrize('text,told', [
-    ('{"test": {}}', 'results is damaged .it lacks final_acc'), ('{"te', 'results is damaged'),
-    ('[3]', 'list in place of a dict')])
+    ('{"test": {}}', 'results.json: is damaged .test: it lacks final_acc'),
+    ('{"te', 'results.json: is damaged'), ('[3]', 'list in place of a dict'),
+    ('null', 'NoneType in place of a dict'), ('{"test": null}', 'NoneType in place of'),
+    ('{"test": {"final_acc": "1", "block_acc": []}}', 'final_acc: str in place of a float')])
 def test_damaged_results_are_told(folder, text, told):
   folder.results.write_text(text)
   with pytest.raises(UserError, match=told):
