@@ -151,7 +151,7 @@ def run_step(small):
     program = step_lib.make_program(config, vocab_size, 1000, mesh)
     state, frozen = program.init(jax.random.key(0))
     step = step_lib.make_train_step(program, config, 1000, max(config.layout.num_blocks, 1), mesh,
-                                    row_examples=rows.row_examples)
+                                    limits=rows.limits)
     batch = sharding.place_batch(make_batch(config, rows, vocab_size), mesh)
     times = []
     with jax.set_mesh(mesh):
@@ -167,7 +167,7 @@ def run_step(small):
     secs = statistics.median(times[2:])
     flops = compile_lib.compute_model_flops(config, program, rows)
     kind = jax.devices()[0].device_kind.lower()
-    peak = next((rate for k, rate in machines.GPU_FLOPS_PER_SEC.items() if k in kind), None)
+    peak = next((chip.flops_per_sec for k, chip in machines.GPU_CHIPS.items() if k in kind), None)
     entries.append({
         'step': name, 'rows': rows.batch_rows, 'tokens': config.layout.row_tokens,
         'ms': 1000 * secs, 'mfu': flops / secs / peak if peak else None, 'loss':

@@ -94,6 +94,7 @@ def format_row(key, found):
     return f'{head} **{needed}** of {hbm["chip"]} | | | | | |'
   secs = found['roofline_secs']
   dcn = f' + {1000 * secs["dcn"]:.0f}' if 'dcn' in secs else ''
+  assert not found['unknown']['kernels'], found['unknown']['names']
   return (f'{head} {hbm["peak"]:.2f} of {hbm["chip"]} | '
           f'{hbm["arguments"]:.2f} + {hbm["temporaries"]:.2f} | '
           f'{found["flops"]["per_device"] / 1e12:.1f} | '

@@ -32,7 +32,8 @@ _FLAGS = {
     'question': ('', 'generate: the question.'),
     'with': ('', 'compare: the WORKDIR of the other run.'),
     'verify': (False, 'export: compare with transformers.'),
-    'topology': ('', 'plan: the TPU, e.g. v5e:4x4.'), 'num_slices': (1, 'plan: how many of them.'),
+    'topology': ('', 'plan: the machine, v5e:4x4 or h100:8.'),
+    'num_slices': (1, 'plan: how many of them.'),
     'point': ('', 'One run of a recipe of many.'),
     'sweep_dir': ('', 'The WORKDIR of the sweep of --point.'),
     'identity': ('', 'What the run of --point must be.'),
@@ -239,7 +240,8 @@ def _check_flags(values, rest, path: str | None) -> str:
       (mode == 'compare' and not other,
        '--mode=compare: with which run? name its WORKDIR with --with=DIR'),
       (mode == 'plan' and not values.topology,
-       '--mode=plan: which TPU? name one with --topology=KIND:SIZE, e.g. --topology=v5e:4x4'),
+       '--mode=plan: which machine? name one with --topology=KIND:SIZE, e.g. --topology=v5e:4x4 or '
+       '--topology=h100:8'),
       (mode == 'sweep' and (values.point or values.sweep_dir),
        '--mode=sweep runs all points, in --workdir; --point and --sweep_dir are for one of them, '
        'without --mode=sweep'),

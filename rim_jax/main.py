@@ -28,8 +28,8 @@
                            --conclude runs nothing, and concludes from what is there.
                            --point=NAME, or its number from 0, is one of them, alone (--mode=train);
                            with --sweep_dir=DIR in place of --workdir it counts among DIR's points
-  --mode=plan              what a step takes on --topology=KIND:SIZE (e.g. v5e:4x4) and
-                           --num_slices of it, compiled without that TPU; WORKDIR/plan.json
+  --mode=plan              what a step takes on --topology=KIND:SIZE (v5e:4x4, h100:8, h100:2x8),
+                           compiled without that machine (--num_slices of a TPU); WORKDIR/plan.json
   --debug                  show the traceback of an error
 
 Several processes, one a host, run as one: they find each other on TPU VMs, GKE, SLURM and under

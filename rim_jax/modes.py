@@ -22,7 +22,7 @@ from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.evaluation import scores as scores_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import preview
-from rim_jax.report import run_page, tables
+from rim_jax.report import plans, run_page, tables
 from rim_jax.results import judge, values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts, run_folder, storage
@@ -360,74 +360,21 @@ def generate(config, workdir, question, say, console) -> None:
 
 
 def plan(config, workdir, topology, num_slices, say, console) -> None:
-  """Plans every stage's step for a TPU that is not there; shows it, and writes plan.json."""
+  """Plans every stage's step for a machine that is not there; shows it, and writes plan.json."""
   from rim_jax.planning import compile as compile_lib  # late: only this mode needs what it imports
-  plans = compile_lib.make_plans(config, topology, num_slices, say)
-  for found in plans:
-    _show_plan(console, found)
+  made = compile_lib.make_plans(config, topology, num_slices, say)
+  for found in made:
+    plans.show(console, found)
     if not found['fits']:
       nearest = found['nearest']
       say(f"it fits with {nearest['change']}:" if nearest else
           'no setting of remat, micro-batches and mesh fits; take more chips or another kind')
       if nearest:
-        _show_plan(console, nearest)
+        plans.show(console, nearest)
   path = epath.Path(workdir) / 'plan.json'
   path.parent.mkdir(parents=True, exist_ok=True)
-  storage.write_json(path, {'version': compile_lib.PLAN_VERSION, 'plans': plans})
+  storage.write_json(path, {'version': compile_lib.PLAN_VERSION, 'plans': made})
   say(f'{path}: the same as JSON')
-
-
-def _show_plan(console, plan) -> None:
-  """One plan as a table; what is an estimate says so."""
-  title = f"{plan['method']} on {plan['chips']} chips, {plan['topology']}" + (
-      f" x {plan['num_slices']} slices" if plan['num_slices'] > 1 else '')
-  tables.show(console, (), _list_plan(plan), title)
-
-
-def _list_plan(plan) -> list[list[str]]:
-  """What a plan says, a row a label."""
-  rows = []
-
-  def add(label, value):
-    rows.append([label, value])
-  add('mesh', ' x '.join(f'{axis}={size}' for axis, size in plan['mesh'].items()))
-  add('settings', ', '.join(f'{k}={v}' for k, v in plan['settings'].items()))
-  if plan['assumed']:
-    add('assumed', ', '.join(plan['assumed']))
-  add('parameters', '{trainable:,} trainable, {frozen:,} frozen'.format(**plan['params']))
-  add('  per device', '{trainable:,} trainable, {frozen:,} frozen'.format(
-      **plan['params_per_device']))
-  hbm = plan['hbm_gib']
-  if not plan['fits']:
-    needed = f"{hbm['needed']:.1f}" if hbm.get('needed') else 'more'
-    add('HBM per device', f"{needed} GiB needed, the chip has {hbm['chip']}; DOES NOT FIT")
-    add('', plan['reason'])
-    return rows
-  add('HBM per device', '{arguments:.2f} arguments + {temporaries:.2f} temporaries + {code:.2f} '
-      'code: peak {peak:.2f} of {chip} GiB; fits'.format(**hbm))
-  flops, secs = plan['flops'], plan['roofline_secs']
-  add('FLOPs', f"{flops['per_step']:.3e} a step, {flops['per_device']:.3e} a device "
-      f"({flops['attention_per_device']:.1e} in attention's kernels, which visit "
-      f"{plan['visible_tiles']:.0%} of the pairs)")
-  for kind, c in plan['collectives'].items():
-    across = f", {c['slice_bytes'] / 2**20:,.1f} of them to other slices" if (
-        c['slice_bytes']) else ''
-    add(kind, f"{c['runs']:,} a step, each device sends {c['bytes'] / 2**20:,.1f} MiB{across}")
-  add('roofline (estimate)', ', '.join(
-      f'{name} {1000 * s:.2f} ms' for name, s in secs.items() if name != 'step'))
-  unknown = plan['unknown']
-  if unknown['kernels']:
-    add('step time, MFU', f"NOT KNOWN: the FLOPs of {unknown['kernels']} kernels are not known: "
-        + ', '.join(unknown['names']))
-  else:
-    add('step time at least', f"{1000 * secs['step']:.2f} ms, bound by {plan['bound']}")
-    add('MFU at most', f"{plan['mfu_ceiling']:.1%} (an upper bound: nothing else costs time, and "
-        'everything overlaps)')
-  if unknown['loops']:
-    add('loops', f"{unknown['loops']} whose length depends on data, {unknown['turns']:,.0f} turns "
-        'in rows of typical records')
-  add('compiled in', f"{plan['compile_secs']:.0f} s, by libtpu {plan['versions']['libtpu']}")
-  return rows
 
 
 def export(config, workdir, verify, say) -> None:

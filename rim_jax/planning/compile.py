@@ -1,10 +1,12 @@
-"""Plan before you rent: the real step, compiled ahead of time for a TPU that is not there.
+"""Plan before you rent: the real step, compiled ahead of time for a machine that is not there.
 
-`libtpu` compiles for a topology by its name alone, on a CPU. What comes out is what the machine
-would run: its memory is the compiler's own allocation, its FLOPs, bytes and collectives are counted
-in its text (`runtime/hlo.py`). The time is a roofline, and so an estimate: the slowest of compute,
-HBM and network at their published rates, all else (latency, the vector unit, what does not overlap)
-left out. Real steps take longer; the MFU of a plan is a ceiling, not a forecast.
+`libtpu`, and JAX's CUDA plugin, compile for a machine by its name alone, on a CPU. What comes out
+is what it would run: its memory is the compiler's own allocation, its FLOPs, bytes and collectives
+are counted in its text (`runtime/hlo.py`). A TPU's compiler refuses what does not fit; a GPU's does
+not, so there the allocation is compared with what JAX takes of the card. The time is a roofline,
+and so an estimate: the slowest of compute, HBM and network at their published rates, all else
+(latency, the vector unit, what does not overlap) left out. Real steps take longer; the MFU of a
+plan is a ceiling, not a forecast.
 """
 
 from collections.abc import Iterator
@@ -31,6 +33,13 @@ from rim_jax.training import step as step_lib
 
 PLAN_VERSION = 1
 GIB = 2**30
+LINKS, GPU_LINKS = ('ici', 'dcn'), ('nvlink', 'network')
+# What only a run can tell.
+UNKNOWN = {
+    True: 'autotuning (products of matrices have default tiles here), workspaces of cuBLAS and '
+          "cuDNN, buffers of NCCL, CUDA's own memory; what the cache of the card saves of HBM's "
+          'traffic',
+    False: ''}
 _NUM_STEPS = 1000  # of the stage: it sets schedules, no shape
 
 
@@ -64,7 +73,8 @@ def compile_step(config: Config, program, rows: source.Rows, mesh):
                                   max(config.layout.num_blocks, 1), mesh,
                                   limits=rows.limits)
   with jax.set_mesh(mesh):
-    lowered = step.trace(*program.abstract, batch).lower(lowering_platforms=('tpu',))
+    platform = {'gpu': 'cuda'}.get(mesh.devices.flat[0].platform, 'tpu')
+    lowered = step.trace(*program.abstract, batch).lower(lowering_platforms=(platform,))
     try:
       return lowered.compile()
     except jax.errors.JaxRuntimeError as e:
@@ -129,15 +139,19 @@ def estimate_visible(config: Config, platform: str) -> float:
   return float(seen.any((1, 3)).mean())
 
 
-def compute_roofline(costs: hlo.Costs, chip: Chip) -> dict[str, float]:
-  """Least seconds of a step for each of the machine's parts, and `step`, the largest of them."""
+def compute_roofline(costs: hlo.Costs, chip: Chip, links=LINKS) -> dict[str, float]:
+  """Least seconds of a step for each of the machine's parts, and `step`, the largest of them.
+
+  Args:
+    links: what the network within a slice or a node is called, and that between them.
+  """
   sent = sum(c.bytes - c.slice_bytes for c in costs.collectives.values())
   across = sum(c.slice_bytes for c in costs.collectives.values())
   secs = {'compute': costs.flops / chip.flops_per_sec,
           'hbm': costs.hbm_bytes / chip.hbm_bytes_per_sec,
-          'ici': sent / chip.ici_bytes_per_sec}
+          links[0]: sent / chip.ici_bytes_per_sec}
   if across:
-    secs['dcn'] = across / chip.dcn_bytes_per_sec
+    secs[links[1]] = across / chip.dcn_bytes_per_sec
   return secs | {'step': max(secs.values())}
 
 
@@ -155,7 +169,8 @@ def make_plan(config: Config, machine: Machine) -> dict:
   (trainable, trainable_here), (base, base_here) = map(_count_params, (state.params, frozen))
   plan = {
       'version': PLAN_VERSION, 'method': config.method, 'topology': machine.name,
-      'num_slices': machine.num_slices, 'chips': len(machine.devices), 'mesh': dict(mesh.shape),
+      'num_slices': machine.num_slices, 'chips': machine.num_chips,
+      'devices': len(machine.devices), 'mesh': dict(mesh.shape),
       'settings': {
           'train.batch_rows': rows.batch_rows, 'layout.row_tokens': config.layout.row_tokens,
           'layout.row_slots': rows.row_slots,
@@ -166,12 +181,14 @@ def make_plan(config: Config, machine: Machine) -> dict:
       'params': {'trainable': trainable, 'frozen': base},
       'params_per_device': {'trainable': trainable_here, 'frozen': base_here},
       'state_gib': _get_shard_bytes((state, frozen)) / GIB,
-      'hbm_gib': {'chip': machine.chip.hbm_gib}, 'fits': False,
-      'versions': {name: _get_version(name) for name in ('jax', 'libtpu')}}
+      'hbm_gib': {'chip': machine.chip.hbm_gib, 'usable': machine.usable_gib}, 'fits': False,
+      'unknown_here': UNKNOWN[machine.is_gpu],
+      'versions': {name: _get_version(name) for name in (
+          'jax', 'jax-cuda13-plugin' if machine.is_gpu else 'libtpu')}}
   start = time.perf_counter()
   least = _get_shard_bytes((state, frozen, state.params)) / GIB  # gradients are as large as params
   try:
-    if least > machine.chip.hbm_gib:  # then compiling would only tell the same, a minute later
+    if least > machine.usable_gib:  # then compiling would only tell the same, a minute later
       raise DoesNotFit('state and gradients alone are more; not compiled', least)
     compiled = compile_step(config, program, rows, mesh)
   except DoesNotFit as e:
@@ -179,8 +196,9 @@ def make_plan(config: Config, machine: Machine) -> dict:
     return plan | {'reason': str(e), 'compile_secs': round(time.perf_counter() - start, 1)}
   visible = estimate_visible(config, machine.devices[0].platform)
   tiles = config.layout.row_tokens / max(config.model.attention_tile_tokens, 1)
-  costs = hlo.compute_costs(compiled.as_text(), unknown_trips=max(visible * tiles, 1),
-                            visible=visible)
+  costs = hlo.compute_costs(
+      compiled.as_text(), unknown_trips=max(visible * tiles, 1), visible=visible,
+      hosts=[d.process_index for d in mesh.devices.flat] if machine.is_gpu else None)
   return plan | _describe(compiled, costs, machine, compute_model_flops(config, program, rows)) | {
       'visible_tiles': visible, 'compile_secs': round(time.perf_counter() - start, 1)}
 
@@ -199,16 +217,19 @@ def _describe(compiled, costs, machine, model_flops):
          for name in ('argument', 'output', 'temp', 'alias', 'generated_code')}
   # Donated state comes out where it went in.
   peak = gib['argument'] + gib['output'] - gib['alias'] + gib['temp'] + gib['generated_code']
-  secs = compute_roofline(costs, machine.chip)
+  secs = compute_roofline(costs, machine.chip, GPU_LINKS if machine.is_gpu else LINKS)
   step, bound = secs['step'], max(secs.keys() - {'step'}, key=secs.__getitem__)
   if costs.unknown_kernels:  # their FLOPs are missing, so nothing is claimed
     step = bound = None
-  chips = len(machine.devices)
+  count = len(machine.devices)
+  fits = not machine.is_gpu or peak <= machine.usable_gib  # a TPU's compiler would have refused
+  told = {} if fits else {'reason': f'JAX takes {machine.usable_gib:.1f} GiB of the card'}
   return {
       'hbm_gib': {'arguments': gib['argument'], 'temporaries': gib['temp'],
-                  'code': gib['generated_code'], 'peak': peak, 'chip': machine.chip.hbm_gib},
-      'fits': True,  # or the compiler had refused
-      'flops': {'per_step': costs.flops * chips, 'per_device': costs.flops,
+                  'code': gib['generated_code'], 'peak': peak, 'needed': peak,
+                  'chip': machine.chip.hbm_gib, 'usable': machine.usable_gib},
+      'fits': fits, **told,
+      'flops': {'per_step': costs.flops * count, 'per_device': costs.flops,
                 'attention_per_device': costs.kernel_flops, 'model_per_step': model_flops},
       'hbm_bytes_per_device': costs.hbm_bytes,
       'collectives': {kind: dataclasses.asdict(c) for kind, c in sorted(costs.collectives.items())},
@@ -216,7 +237,7 @@ def _describe(compiled, costs, machine, model_flops):
       'unknown': {'loops': costs.unknown_loops, 'turns': costs.unknown_turns,
                   'kernels': len(costs.unknown_kernels), 'names': list(costs.unknown_kernels)},
       'roofline_secs': secs | {'step': step}, 'bound': bound,
-      'mfu_ceiling': step and model_flops / (step * chips * machine.chip.flops_per_sec)}
+      'mfu_ceiling': step and model_flops / (step * count * machine.chip.flops_per_sec)}
 
 
 # ---- The nearest setting that fits ----
@@ -278,12 +299,12 @@ def find_fitting(config: Config, machine: Machine, say) -> dict | None:
 def make_plans(config: Config, topology: str, num_slices: int, say) -> list[dict]:
   """A plan for every stage of a config; where one does not fit, `nearest` is one that does.
 
-  Raises: UserError for a topology, mesh or batch that cannot be, and without libtpu.
+  Raises: UserError for a topology, mesh or batch that cannot be, and without what compiles for it.
   """
   machine = make_machine(topology, num_slices)
   plans = []
   for name, stage in stages_lib.make_stages(config):
-    say(f'{name or stage.method}: compiling for {len(machine.devices)} chips ({topology}'
+    say(f'{name or stage.method}: compiling for {machine.num_chips} chips ({topology}'
         + (f', {num_slices} slices' if num_slices > 1 else '') + '); a minute or more')
     plan = {'stage': name, **make_plan(stage, machine)}
     if not plan['fits']:

@@ -76,6 +76,6 @@ def make_devices(kind: str, num_hosts: int = 1, num_gpus: int = 1) -> list:
   except NotImplementedError as e:
     if 'not implemented for cuda' not in str(e):
       raise
-    raise UserError('compiling for GPUs needs the CUDA plugin of JAX, which is not installed; pip '
-                    f'install --no-deps jax-cuda13-pjrt=={jax.__version__} '
-                    f'jax-cuda13-plugin=={jax.__version__} (no GPU is needed)') from None
+    raise UserError("compiling for GPUs needs JAX's CUDA plugin, which is not installed; pip "
+                    f"install -e '.[plan-gpu]' jax-cuda13-plugin=={jax.__version__} (132 MB; no "
+                    'GPU is needed)') from None

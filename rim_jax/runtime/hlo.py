@@ -17,6 +17,7 @@ models or chips.
 """
 
 import collections
+from collections.abc import Sequence
 import dataclasses
 import math
 import re
@@ -39,7 +40,7 @@ class Collective:
   """All collectives of one kind, in one run of the program."""
   runs: int = 0
   bytes: float = 0.0  # that one device sends
-  slice_bytes: float = 0.0  # of these, to another slice
+  slice_bytes: float = 0.0  # of these, to another slice, or to another host of GPUs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,25 +166,39 @@ def _count_fusion_bytes(i, operands, inner):
 # ---- Collectives ----
 
 
-def find_group_size(attributes: str) -> int:
-  """How many devices take part in a collective, however its text spells the groups.
+def list_groups(attributes: str) -> np.ndarray:
+  """Which devices take part in a collective together, i32[groups, size], however it is spelled.
 
+  Of a permutation: its pairs.
   Raises: ValueError for a spelling that is not known; counting it as nothing would pass unseen.
   """
-  if 'source_target_pairs=' in attributes:
-    return 2
-  listed = re.search(r'replica_groups=\{\{([\d,]+)\}', attributes)
+  listed = re.search(r'(?:replica_groups|source_target_pairs)=\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}',
+                     attributes)
   if listed:
-    return len(listed[1].split(','))
-  iota = re.search(r'replica_groups=\[(?:\d+,)*(\d+)\]<=', attributes)
+    groups = [list(map(int, g.split(','))) for g in re.findall(r'\{([\d,]+)\}', listed[1])]
+    return np.array(groups)
+  iota = re.search(r'replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes)
   if iota:
-    return int(iota[1])
-  named = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, ?device_ids=\([^{]*\))? \{([^}]*)\}",
+    return _read_iota(iota[2], iota[3]).reshape(-1, int(iota[1].split(',')[-1]))
+  named = re.search(r"replica_groups=mesh\[([^\]]*)\]"
+                    r"(?:, ?device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}",
                     attributes)
   if not named:
     raise ValueError(f'a collective with unknown groups: {attributes[:200]}')
   sizes = {name: int(size) for name, size in re.findall(r"'([^']*)'=(\d+)", named[1])}
-  return math.prod(sizes[name] for name in re.findall(r"'([^']*)'", named[2]))
+  within = re.findall(r"'([^']*)'", named[4])
+  axes = list(sizes)
+  ids = _read_iota(named[2] or str(math.prod(sizes.values())), named[3]).ravel()
+  order = [axes.index(a) for a in axes if a not in within] + [axes.index(a) for a in within]
+  return ids.reshape(list(sizes.values())).transpose(order).reshape(
+      -1, math.prod(sizes[a] for a in within))
+
+
+def _read_iota(dims: str, order: str = '') -> np.ndarray:
+  """'4,2', '1,0': the numbers from 0 on in the shape [4, 2], transposed."""
+  shape = [int(n) for n in dims.split(',')]
+  return np.arange(math.prod(shape)).reshape(shape).transpose(
+      [int(n) for n in order.split(',')] if order else range(len(shape)))
 
 
 def count_sent(kind: str, operand_bytes: float, n: int) -> float:
@@ -192,8 +207,24 @@ def count_sent(kind: str, operand_bytes: float, n: int) -> float:
                           'all-reduce': 2 * (n - 1) / n, 'all-to-all': (n - 1) / n}.get(kind, 1)
 
 
-def list_collectives(computations, runs):
-  """(kind, instruction, runs, bytes that a device sends, whether to another slice) of each.
+def count_across(groups: np.ndarray, hosts, sent: float) -> float:
+  """Of the bytes that a device sends on a ring, those to another host.
+
+  A ring of n devices a host crosses between hosts once for each host, and n rings share the data.
+
+  Args:
+    hosts: of each device.
+  """
+  by_group = [np.unique([hosts[n] for n in group], return_counts=True)[1] for group in groups]
+  crossing = [counts.min() for counts in by_group if len(counts) > 1]
+  return sent / min(crossing) if crossing else 0.0
+
+
+def list_collectives(computations, runs, hosts=None):
+  """(kind, instruction, runs, bytes that a device sends, bytes of them to another slice) of each.
+
+  Args:
+    hosts: of each device, where it is they that divide devices and not slices: of GPUs.
 
   A compiler that overlaps one with products writes it in several fusions, under one channel; it
   writes a reduce-scatter as a fusion of all-reduce and slice; and between slices it leaves the
@@ -210,7 +241,8 @@ def list_collectives(computations, runs):
         kind = across[1].lower().replace('_', '-')
         slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', i.attributes)
         count = len(slices[1].split(',')) if slices else 2
-        yield kind, i, times, count_sent(kind, operand_bytes, count), True
+        sent = count_sent(kind, operand_bytes, count)
+        yield kind, i, times, sent, sent
         continue
       kind = i.op.removesuffix('-start')
       channel = re.search(r'channel_id=(\d+)', i.attributes)
@@ -219,26 +251,29 @@ def list_collectives(computations, runs):
       seen.add(channel[1] if channel else i.name)
       if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
         kind = 'reduce-scatter'
-      sent = count_sent(kind, operand_bytes, find_group_size(i.attributes))
-      yield kind, i, times, sent, False
+      groups = list_groups(i.attributes)
+      sent = count_sent(kind, operand_bytes, groups.shape[1])
+      yield kind, i, times, sent, count_across(groups, hosts, sent) if hosts else 0.0
 
 
-def _count_collectives(computations, runs):
+def _count_collectives(computations, runs, hosts):
   found = {}
-  for kind, _, times, sent, across in list_collectives(computations, runs):
+  for kind, _, times, sent, across in list_collectives(computations, runs, hosts):
     total = found.setdefault(kind, Collective())
     total.runs += times
     total.bytes += times * sent
-    total.slice_bytes += times * sent * across
+    total.slice_bytes += times * across
   return found
 
 
-def compute_costs(text: str, unknown_trips: float = 1, visible: float = 1.0) -> Costs:
+def compute_costs(text: str, unknown_trips: float = 1, visible: float = 1.0,
+                  hosts: Sequence[int] | None = None) -> Costs:
   """Costs of one run on one device of the program with this text.
 
   Args:
     unknown_trips: how often a loop runs whose length the program does not tell.
     visible: which part of attention's pairs stands in tiles that kernels visit; 1: all are counted.
+    hosts: of each GPU, so that what goes between hosts is told apart; of TPUs the text tells.
   """
   computations, entry = parse(text)
   runs, fused, unknown_loops = count_runs(computations, entry, unknown_trips)
@@ -258,5 +293,5 @@ def compute_costs(text: str, unknown_trips: float = 1, visible: float = 1.0) -> 
       if name not in fused:
         moved += times * _count_bytes(i, computation, computations)
         launches += times * (not _is_free(i))
-  return Costs(flops + kernels, kernels, moved, _count_collectives(computations, runs),
+  return Costs(flops + kernels, kernels, moved, _count_collectives(computations, runs, hosts),
                unknown_loops, tuple(unknown), launches, turns)

@@ -161,7 +161,8 @@ def _unfold(instruction, computation, computations):
 def count_runs(computations, entry, unknown_trips: float = 1
                ) -> tuple[dict[str, float], set[str], int]:
   """(runs of every computation, those inside fusions, number of loops of unknown length)."""
-  runs, fused, unknown = collections.Counter(), set(), 0
+  runs: dict[str, float] = collections.defaultdict(float)
+  fused, unknown = set(), 0
 
   def visit(name, times, in_fusion):
     nonlocal unknown

@@ -19,7 +19,7 @@ import pytest
 from rich import console as rich_console
 
 from configs import presets
-from rim_jax import command_line, main, modes
+from rim_jax import command_line, main
 from rim_jax import config as config_lib
 from rim_jax.config import methods
 from rim_jax.data import datasets, prosqa
@@ -30,9 +30,11 @@ from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import machines
+from rim_jax.report import plans
 from rim_jax.runtime import hlo
 from rim_jax.training import step as step_lib
 from tests import support, support_pretrained
+from tests.support_gpu import needs_plugin
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -101,7 +103,7 @@ def test_a_plan_whose_kernels_are_unknown_claims_no_time(monkeypatch):
   found = compile_lib.make_plan(support.make_config(train__batch_rows=8), make_machine())
   assert found['unknown']['names'] == ['mosaic_gpu_v2']
   assert (found['mfu_ceiling'], found['bound'], found['roofline_secs']['step']) == (None,) * 3
-  shown = dict(modes._list_plan(found))
+  shown = dict(plans.list_rows(found))
   assert 'mosaic_gpu_v2' in shown['step time, MFU'] and 'MFU at most' not in shown
 
 
@@ -204,6 +206,23 @@ def test_a_state_too_large_for_the_chip_is_not_even_compiled(monkeypatch):
   found = compile_lib.make_plan(config, make_machine(hbm_gib=1e-6))
   assert not found['fits']
   assert found['hbm_gib']['needed'] > found['state_gib']  # gradients come on top
+
+
+def test_a_gpu_has_what_jax_takes_of_it(monkeypatch):
+  """Its compiler never refuses: what it allocates is compared with the part that JAX takes."""
+  monkeypatch.setattr(machines.Machine, 'is_gpu', True)
+  kept = {}  # one compiled step for all
+  monkeypatch.setattr(compile_lib, 'compile_step', lambda *args: kept.get(0) or kept.setdefault(
+      0, compile_here(*args)))
+  config = support.make_config(train__batch_rows=8)
+  peak = compile_lib.make_plan(config, make_machine())['hbm_gib']['peak']
+  large, small = (compile_lib.make_plan(config, make_machine(hbm_gib=size * peak / 0.75))
+                  for size in (1.01, 0.99))
+  assert large['fits'] and not small['fits'] and small['hbm_gib']['needed'] == peak
+  assert set(small['roofline_secs']) == {'compute', 'hbm', 'nvlink', 'step'}
+  shown = dict(plans.list_rows(small))
+  assert 'DOES NOT FIT' in shown['HBM per device'] and 'autotuning' in shown['not in it']
+  assert 'launched a step' in shown['kernels'] and shown['loops of unknown length'] == '0'
 
 
 def test_alternatives_go_from_remat_to_micro_batches_to_meshes():
@@ -358,7 +377,7 @@ def test_libtpu_refuses_a_size_in_one_line():
   """In a process of its own: libtpu reads its environment once."""
   code = '''
 import os
-from rim_jax import main, modes
+from rim_jax import main
 os.environ.update(main.PLAN_ENVIRONMENT)
 from rim_jax.planning import machines as plan
 from rim_jax.config import MeshConfig, UserError
@@ -394,3 +413,40 @@ def test_the_reader_of_shapes_is_that_of_training(tmp_path):
   with pytest.raises(UserError, match=r'tokenizer\.json'):  # as every other mode needs
     command_line.parse([*argv, '--mode=train'])
   assert estimate_rows(resolved, 8).batch_rows % 8 == 0
+
+
+# ---- With the CUDA plugin ----
+
+
+@needs_plugin
+@pytest.mark.gpu_plan
+@pytest.mark.parametrize('topology, hosts', [('h100:1', 1), ('b200:2x2', 2)])
+def test_a_step_compiles_for_gpus_and_its_flops_are_those_of_arithmetic(tmp_path, topology, hosts):
+  """In a process of its own, as users compile; with the settings of conftest.py registers spill."""
+  env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS' and not k.startswith('JAX_')}
+  sets = {'model.num_layers': 2, 'model.embed_dim': 128, 'model.num_heads': 2, 'model.mlp_dim': 256,
+          'train.batch_examples': 0, 'train.batch_rows': 4, 'layout.row_slots': 168,
+          'model.remat': 'none'}
+  done = subprocess.run(
+      [sys.executable, '-m', 'rim_jax.main', '--config=configs/stage2.py:gsm8k_perturbed',
+       '--mode=plan', f'--topology={topology}', f'--workdir={tmp_path}',
+       *(f'--config.{k}={v}' for k, v in sets.items())],
+      cwd=ROOT, env=env | {'PYTHONPATH': os.pathsep.join([str(ROOT), env.get('PYTHONPATH', '')])},
+      capture_output=True, text=True, timeout=600)
+  assert done.returncode == 0, done.stderr
+  found, = json.loads((tmp_path / 'plan.json').read_text())['plans']
+  assert found['fits'] and found['unknown']['loops'] == found['unknown']['kernels'] == 0
+  flops = found['flops']
+  # Of each layer and head: two products forward, three and four backward, in visited tiles.
+  attention = 9 * 2 * 4 * 2 * 1536**2 * 128 * found['visible_tiles']
+  assert found['chips'] * flops['attention_per_device'] == pytest.approx(attention)
+  assert flops['per_step'] == pytest.approx(flops['model_per_step'] + attention, rel=0.01)
+  assert 50 < found['launches'] < 1000
+  sent = found['collectives'].values()
+  if hosts > 1:  # gradients go around both nodes, over two rings
+    reduce = found['collectives']['all-reduce']
+    assert reduce['bytes'] > 4 * found['params']['trainable'] / 4
+    assert reduce['slice_bytes'] == pytest.approx(reduce['bytes'] / 2)
+    assert found['roofline_secs']['network'] > 0
+  else:
+    assert not sent

@@ -12,7 +12,7 @@ def test_without_the_plugin_the_command_to_install_it_is_told(monkeypatch):
   def refuse(**unused):
     raise NotImplementedError('topology not implemented for cuda')
   monkeypatch.setattr(topologies, 'get_topology_desc', refuse)
-  with pytest.raises(UserError, match='pip install --no-deps jax-cuda13-pjrt==.*no GPU is needed'):
+  with pytest.raises(UserError, match=r"pip install -e '.\[plan-gpu\]' jax-cuda13-plugin==.*"):
     gpus.make_devices('h100')
 
 

@@ -15,7 +15,8 @@ def make_machine(num_slices=1):
   return machines.Machine('v5e:2x4', num_slices, jax.devices(), machines.CHIPS['v5e'])
 
 
-@pytest.mark.parametrize('name', ['v5e', 'v9:2x2', 'v5e:16', 'v5e:2x', 'cpu:2x2', ''])
+@pytest.mark.parametrize('name', [
+    'v5e', 'v9:2x2', 'v5e:16', 'v5e:2x', 'cpu:2x2', '', 'h100', 'h100:', 'h100:2x2x8', 'h9:8'])
 def test_an_unknown_topology_is_told_in_one_line(name):
   with pytest.raises(UserError, match='is not KIND:SIZE, e.g. v5e:4x4') as error:
     machines.make_machine(name)
@@ -52,3 +53,34 @@ def test_slices_have_an_axis_of_their_own():
 def test_a_mesh_that_does_not_fill_the_topology():
   with pytest.raises(UserError, match='data=3 .* does not fill the 8 devices of v5e:2x4'):
     machines.make_mesh(MeshConfig(3, 1, 1), make_machine())
+
+
+@pytest.mark.parametrize('name, slices, fragment', [
+    ('h100:8', 2, '--topology=h100:2x8'), ('h100:0', 1, 'has no GPU'),
+    ('h100:2x0', 1, 'has no GPU')])
+def test_gpus_that_cannot_be_are_told(name, slices, fragment):
+  with pytest.raises(UserError, match=fragment):
+    machines.make_machine(name, slices)
+
+
+@pytest.mark.parametrize('size, hosts, gpus_each', [('1', 1, 1), ('8', 1, 8), ('2x4', 2, 4)])
+def test_gpus_stand_in_nodes(monkeypatch, size, hosts, gpus_each):
+  asked = []
+
+  def make_devices(*args):
+    asked.append(args)
+    return [types.SimpleNamespace(platform='gpu')] * (hosts * gpus_each)
+  monkeypatch.setattr(machines.gpus, 'make_devices', make_devices)
+  machine = machines.make_machine(f'h100:{size}')
+  assert asked == [('h100', hosts, gpus_each)] and machine.num_chips == hosts * gpus_each
+  assert machine.is_gpu and machine.chip.flops_per_sec == 989e12
+  assert machine.usable_gib == 0.75 * 84942979072 / 2**30
+
+
+def test_a_chip_of_two_cores_is_two_devices_with_half_of_its_rates_each(monkeypatch):
+  found = types.SimpleNamespace(devices=[types.SimpleNamespace(platform='tpu')] * 8)
+  monkeypatch.setattr(machines.topologies, 'get_topology_desc', lambda **_: found)
+  machine = machines.make_machine('tpu7x:2x2x1')
+  assert (machine.num_chips, len(machine.devices)) == (4, 8)
+  assert machine.chip == machines.Chip(96, 2307e12 / 2, 3690e9, 300e9, 6.25e9)
+  assert machines.parse_hardware('tpu7x:2x2x1').flops_per_sec == 4 * 2307e12

@@ -210,20 +210,22 @@ def test_fused_split_and_hosted_collectives_count_once_as_what_they_are():
       'all-gather': hlo.Collective(1, 128, 0)}
 
 
-@pytest.mark.parametrize('text, size', [
-    ('replica_groups={{0,1,4},{2,3,5}}, x', 3), ('replica_groups=[2,4]<=[8]', 4),
-    ('replica_groups=[2,4]<=[4,2]T(1,0), x', 4),
-    ("replica_groups=mesh['a'=2,'b'=4] {'b'}, x", 4),
-    ("replica_groups=mesh['a'=2,'b'=1,'c'=4] {'a','c'}", 8),
-    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, x", 4),
-    ('source_target_pairs={{0,1},{1,0}}, x', 2)])
-def test_groups_are_read_in_every_spelling(text, size):
-  assert hlo.find_group_size(text) == size
+@pytest.mark.parametrize('text, groups', [
+    ('replica_groups={{0,1,4},{2,3,5}}, x', [[0, 1, 4], [2, 3, 5]]),
+    ('replica_groups=[2,4]<=[8]', [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    ('replica_groups=[2,4]<=[4,2]T(1,0), x', [[0, 2, 4, 6], [1, 3, 5, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=4] {'b'}, x", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    ("replica_groups=mesh['a'=2,'b'=1,'c'=4] {'a','c'}", [list(range(8))]),
+    ("replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}, x",
+     [[0, 1, 2, 3], [4, 5, 6, 7]]),
+    ('source_target_pairs={{0,1},{1,0}}, x', [[0, 1], [1, 0]])])
+def test_groups_are_read_in_every_spelling(text, groups):
+  assert hlo.list_groups(text).tolist() == groups
 
 
 def test_groups_in_an_unknown_spelling_are_no_silent_nothing():
   with pytest.raises(ValueError, match='unknown groups'):
-    hlo.find_group_size('replica_groups=somehow')
+    hlo.list_groups('replica_groups=somehow')
 
 
 # ---- What only a GPU's text has ----
@@ -266,3 +268,19 @@ def test_launches_are_what_stands_outside_of_fusions():
   assert hlo.compute_costs(LAUNCHES).launches == 1 + 5 * 2
   unknown = hlo.compute_costs(LAUNCHES.replace('known_trip_count', 'x'), unknown_trips=3)
   assert (unknown.launches, unknown.unknown_turns, unknown.unknown_loops) == (1 + 3 * 2, 3, 1)
+
+
+@pytest.mark.parametrize('groups, across', [
+    ('replica_groups=[2,4]<=[8]', 0),  # within a host each
+    ('replica_groups=[1,8]<=[8]', 1 / 4),  # four rings, each through another GPU's port
+    ('replica_groups=[4,2]<=[2,4]T(1,0)', 1)])  # every device with one on the other host
+def test_what_goes_between_hosts_is_told_apart(groups, across):
+  text = f'''HloModule m
+
+ENTRY %main (a: f32[8,4]) -> f32[8,4] {{
+  %a = f32[8,4]{{1,0}} parameter(0)
+  ROOT %r = f32[8,4]{{1,0}} all-reduce(%a), {groups}, to_apply=%add
+}}
+'''
+  found = hlo.compute_costs(text, hosts=[0] * 4 + [1] * 4).collectives['all-reduce']
+  assert found.bytes > 0 and found.slice_bytes == across * found.bytes
