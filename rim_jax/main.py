@@ -29,7 +29,8 @@
                            --point=NAME, or its number from 0, is one of them, alone (--mode=train);
                            with --sweep_dir=DIR in place of --workdir it counts among DIR's points
   --mode=plan              what a step takes on --topology=KIND:SIZE (v5e:4x4, h100:8, h100:2x8),
-                           compiled without that machine (--num_slices of a TPU); WORKDIR/plan.json
+                           compiled without that machine (--num_slices of a TPU); WORKDIR/plan.json;
+                           --fastest looks for the fastest setting: WORKDIR/fastest.md
   --debug                  show the traceback of an error
 
 Several processes, one a host, run as one: they find each other on TPU VMs, GKE, SLURM and under
@@ -102,7 +103,7 @@ def _run(argv, console) -> None:
     with _keep_point(command, say):
       modes.train(config, workdir, say, console)
     return
-  {'plan': lambda: modes.plan(config, workdir, values.topology, values.num_slices, say, console),
+  {'plan': lambda: modes.plan(config, workdir, values, say, console),
    'data': lambda: modes.show_data(config, say, console),
    'eval': lambda: modes.evaluate(config, workdir, say, console),
    'controls': lambda: modes.controls(config, workdir, say, console),

@@ -359,22 +359,35 @@ def generate(config, workdir, question, say, console) -> None:
     run_page.show_answers(console, text, scores_lib.get_blocks(blocks), row, config)
 
 
-def plan(config, workdir, topology, num_slices, say, console) -> None:
-  """Plans every stage's step for a machine that is not there; shows it, and writes plan.json."""
+def plan(config, workdir, flags, say, console) -> None:
+  """Plans every stage's step for a machine that is not there; shows it, and writes plan.json.
+
+  Args:
+    flags: topology, num_slices, and whether the fastest setting is searched.
+  """
   from rim_jax.planning import compile as compile_lib  # late: only this mode needs what it imports
-  made = compile_lib.make_plans(config, topology, num_slices, say)
-  for found in made:
-    plans.show(console, found)
-    if not found['fits']:
-      nearest = found['nearest']
+  from rim_jax.planning import fastest as fastest_lib
+  found, folder = {}, epath.Path(workdir)
+  if flags.fastest:
+    made, found['fastest'] = fastest_lib.make_fastest_plans(
+        config, flags.topology, flags.num_slices, say)
+    plans.show_fastest(console, found['fastest'])
+  else:
+    made = compile_lib.make_plans(config, flags.topology, flags.num_slices, say)
+  for one in made:
+    plans.show(console, one)
+    if 'nearest' in one:
+      nearest = one['nearest']
       say(f"it fits with {nearest['change']}:" if nearest else
           'no setting of remat, micro-batches and mesh fits; take more chips or another kind')
       if nearest:
         plans.show(console, nearest)
-  path = epath.Path(workdir) / 'plan.json'
-  path.parent.mkdir(parents=True, exist_ok=True)
-  storage.write_json(path, {'version': compile_lib.PLAN_VERSION, 'plans': made})
-  say(f'{path}: the same as JSON')
+  folder.mkdir(parents=True, exist_ok=True)
+  if flags.fastest:
+    (folder / 'fastest.md').write_text(plans.write_fastest(found['fastest']))
+  storage.write_json(folder / 'plan.json', {
+      'version': compile_lib.PLAN_VERSION, 'plans': made, **found})
+  say(f"{folder / 'plan.json'}: the same as JSON")
 
 
 def export(config, workdir, verify, say) -> None:

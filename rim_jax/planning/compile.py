@@ -187,8 +187,9 @@ def make_plan(config: Config, machine: Machine) -> dict:
           'jax', 'jax-cuda13-plugin' if machine.is_gpu else 'libtpu')}}
   start = time.perf_counter()
   least = _get_shard_bytes((state, frozen, state.params)) / GIB  # gradients are as large as params
+  plan['compiled'] = least <= machine.usable_gib
   try:
-    if least > machine.usable_gib:  # then compiling would only tell the same, a minute later
+    if not plan['compiled']:  # then compiling would only tell the same, a minute later
       raise DoesNotFit('state and gradients alone are more; not compiled', least)
     compiled = compile_step(config, program, rows, mesh)
   except DoesNotFit as e:

@@ -70,3 +70,42 @@ def _add_work(add, plan):
     add('step time at least', f"{1000 * secs['step']:.2f} ms, bound by {plan['bound']}")
     add('MFU at most', f"{plan['mfu_ceiling']:.1%} (an upper bound: nothing else costs time, and "
         'everything overlaps)')
+
+
+# ---- The fastest setting ----
+
+
+def show_fastest(console, found) -> None:
+  console.print(tables.to_rich(_make_fastest(found), console, most=140))
+
+
+def write_fastest(found) -> str:
+  """As Markdown."""
+  return '\n'.join(tables.to_markdown(_make_fastest(found))[1:]) + '\n'
+
+
+def _make_fastest(found) -> tables.Table:
+  """Every setting that was tried, in that order; the fastest that fits is named below."""
+  rows = [_list_tried(entry) for entry in found['tried']]
+  best = found['best']
+  note = 'nothing that fits was found; take more chips or another kind' if best is None else (
+      'fastest: ' + ' '.join(f'--config.{key}={value}' for key, value in best['keys'].items())
+      + ' --config.train.batch_examples=0')
+  more = ''.join(f"; with {p['train.batch_rows']} rows, another recipe, MFU at most "
+                 f"{p['mfu_ceiling']:.1%}" for p in found['more_rows'])
+  made = tables.table(['remat', 'tile', 'data x fsdp x tensor', 'rows', 'micro', 'GiB',
+                       'ms: compute / HBM / network', 'step', 'MFU', ''], rows, notes=[note + more])
+  assert made is not None  # the first setting is always tried
+  return made
+
+
+def _list_tried(entry):
+  keys, secs = entry['keys'], entry.get('roofline_secs') or {}
+  parts = ' / '.join(f'{1000 * s:.1f}' for name, s in secs.items() if name != 'step')
+  fits = entry.get('fits')
+  return [keys['model.remat'], str(keys['model.attention_tile_tokens']),
+          ' x '.join(str(keys[f'mesh.{axis}']) for axis in ('data', 'fsdp', 'tensor')),
+          str(keys['train.batch_rows']), str(keys['train.num_micro_batches']),
+          f"{entry['needed_gib']:.1f}" if entry.get('needed_gib') else '', parts,
+          f"{1000 * secs['step']:.1f}" if fits else '',
+          f"{entry['mfu_ceiling']:.0%}" if fits else '', entry['why']]

@@ -19,7 +19,7 @@ _OWN = {'rim_attention_forward': 2, 'rim_attention_dq': 3, 'rim_attention_dkv': 
 _FLOAT = ('bf16', 'f32', 'f16')
 _NO_PRODUCTS = re.compile(
     r'AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound|GatherScatterIndicesBitpacked'
-    r'|AsyncCollective(Start|Done)|Sharding|SPMD\w+|LayoutConstraint'
+    r'|AsyncCollective(Start|Done)|PrepareAsyncCall(Start|Done)|Sharding|SPMD\w+|LayoutConstraint'
     r'|X64\w+|PadToStatic|SliceToDynamic|MoveTo(Host|Device)|annotate_device_placement'
     r'|(__gpu\$)?TopK|__cub\$\w+|xla\.gpu\.ext\.cub_\w+|cu_threefry2x32(_ffi)?|__nop')
 

@@ -32,9 +32,9 @@ from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import machines
 from rim_jax.report import plans
 from rim_jax.runtime import hlo
-from rim_jax.training import step as step_lib
 from tests import support, support_pretrained
 from tests.support_gpu import needs_plugin
+from tests.support_plan import compile_here
 
 ROOT = pathlib.Path(__file__).parents[2]
 needs_libtpu = pytest.mark.skipif(
@@ -44,19 +44,6 @@ needs_libtpu = pytest.mark.skipif(
 def make_machine(num_slices=1, **changes):
   chip = dataclasses.replace(machines.CHIPS['v5e'], **changes)
   return machines.Machine('v5e:2x4', num_slices, jax.devices(), chip)
-
-
-def compile_here(config, program, rows, mesh):
-  """plan.compile_step, for this machine's CPUs."""
-  from rim_jax.model import sharding
-  from rim_jax.packing import batch as batch_lib
-  at = sharding.get_batch_sharding(mesh)
-  batch = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
-      batch_lib.make_empty_rows(rows.batch_rows, config.layout.row_tokens, rows.row_slots))
-  step = step_lib.make_train_step(program, config, 1000, config.layout.num_blocks, mesh)
-  with jax.set_mesh(mesh):
-    return step.lower(*program.abstract, batch).compile()
 
 
 # ---- The roofline ----

@@ -88,7 +88,7 @@ def test_what_is_not_known_is_named(called, name):
 
 
 @pytest.mark.parametrize('target', [
-    '__gpu$TopK', '__cub$DeviceRadixSort', 'AllocateBuffer', 'AsyncCollectiveStart', 'SPMDFullToShardShape'])
+    '__gpu$TopK', '__cub$DeviceRadixSort', 'AllocateBuffer', 'AsyncCollectiveStart', 'PrepareAsyncCallDone', 'SPMDFullToShardShape'])
 def test_what_multiplies_nothing_is_known(target):
   found = compute(f'bf16[4]{{0}} custom-call(%q), custom_call_target="{target}"')
   assert found.unknown_kernels == () and found.flops == 0

@@ -1,0 +1,220 @@
+"""The fastest setting of a step on a machine: remat, micro-batches, tiles and mesh.
+
+Compares the rooflines of compiled steps, by time a row: what else costs time is not seen. One thing
+is changed after the other, beginning with the setting that is asked about, and each is kept where
+it is faster. Arithmetic leaves out what cannot win, so few steps are compiled. More rows an update
+are tried last, and only told: they are another recipe.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+import typing
+
+from rim_jax import methods
+from rim_jax.config import Config, ModelConfig, replace_keys
+from rim_jax.config import stages as stages_lib
+from rim_jax.errors import UserError
+from rim_jax.model import sharding
+from rim_jax.packing import source
+from rim_jax.planning import compile as compile_lib
+from rim_jax.planning.machines import Machine, make_machine, make_mesh
+
+MAX_COMPILES = 20
+REMATS = typing.get_args(typing.get_type_hints(ModelConfig)['remat'])
+_TILES = (128, 256, 512)  # whole vectors of a TPU
+_AXES = ('mesh.data', 'mesh.fsdp', 'mesh.tensor')
+
+
+@dataclasses.dataclass
+class Search:
+  """What was tried, and how many compilations are left."""
+  config: Config
+  machine: Machine
+  say: typing.Callable[[str], None]
+  left: int
+  tried: list[dict] = dataclasses.field(default_factory=list)
+
+  def measure(self, changes: dict) -> dict | None:
+    """A plan with these keys and the fewest micro-batches that fit, or None; told and kept.
+
+    The first allocation tells how many micro-batches the next one needs: what a step holds
+    besides its state falls with their number.
+    """
+    count = 1
+    while count:
+      keys = changes | {'train.num_micro_batches': count}
+      shards = math.prod(keys[axis] for axis in _AXES[:2]) * self.machine.num_slices
+      if changes['train.batch_rows'] % (shards * count):
+        if count == 1:
+          self.skip(changes, 'not tried: these devices do not divide the rows')
+        return None
+      if not self.left:
+        return None
+      found = self._compile(keys)
+      if found is None or found['fits']:
+        return found
+      count = self._choose_count(found, count)
+    return None
+
+  def _choose_count(self, plan, count) -> int:
+    """The next number of micro-batches to try; 0: none helps."""
+    held, usable, needed = plan['state_gib'], self.machine.usable_gib, plan['hbm_gib']['needed']
+    if not plan['compiled'] or held >= usable:
+      return 0
+    least = (needed - held) / (usable - held) if needed else 2
+    return count * 2 ** max(1, math.ceil(math.log2(max(least, 1))))
+
+  def _compile(self, keys):
+    try:
+      plan = compile_lib.make_plan(replace_keys(self.config, keys), self.machine)
+    except UserError as e:  # a mesh that does not divide the model
+      self._keep(keys, None, str(e).splitlines()[0])
+      return None
+    self.left -= plan['compiled']
+    why = '' if plan['fits'] else 'does not fit'
+    if plan['fits'] and plan['roofline_secs']['step'] is None:
+      why, plan = f"unknown kernels: {', '.join(plan['unknown']['names'])}", None
+    self._keep(keys, plan, why)
+    return plan
+
+  def skip(self, changes, why):
+    self._keep(changes | {'train.num_micro_batches': 1}, None, why)
+
+  def _keep(self, keys, plan, why):
+    entry = {'keys': keys, 'plan': plan, 'why': why}
+    self.tried.append(entry)
+    self.say(f'  {MAX_COMPILES - self.left}: {describe(keys)}: ' + (
+        why if why else f"{1000 * plan['roofline_secs']['step']:.1f} ms, bound by {plan['bound']}, "
+        f"{plan['hbm_gib']['peak']:.1f} GiB"))
+
+
+def describe(keys: dict) -> str:
+  return ' '.join(f"{key.rpartition('.')[2]}={value}" for key, value in keys.items())
+
+
+def get_cost(plan: dict) -> tuple[float, float]:
+  """Seconds a row of the slowest part, then of all: what is compared."""
+  secs, rows = plan['roofline_secs'], plan['settings']['train.batch_rows']
+  return secs['step'] / rows, sum(secs.values()) / rows
+
+
+def list_meshes(machine: Machine) -> Iterator[dict]:
+  """Every way to divide a machine's devices over data, fsdp and tensor."""
+  count = len(machine.devices) // machine.num_slices
+  for tensor in (1, 2, 4, 8):
+    for fsdp in (2**i for i in range(count.bit_length())):
+      data, rest = divmod(count, fsdp * tensor)
+      if data and not rest:
+        yield dict(zip(_AXES, (data, fsdp, tensor)))
+
+
+def count_sent(plan: dict, mesh: dict, config: Config) -> float:
+  """Bytes that a device sends in a step at least, as such meshes are compiled.
+
+  In 16 bits: weights that are divided are gathered forward and backward, gradients are summed
+  once, and a layer that is divided sums its states twice forward and twice backward.
+  """
+  data, fsdp, tensor = mesh.values()
+  params, settings = plan['params'], plan['settings']
+  tokens = settings['train.batch_rows'] * settings['layout.row_tokens'] / (data * fsdp)
+  states = 2 * tokens * config.model.embed_dim * config.model.num_layers
+  replicas = data * fsdp
+  return (2 * 2 * (params['trainable'] + params['frozen']) / tensor * (fsdp - 1) / fsdp
+          + 2 * params['trainable'] / tensor * (replicas - 1) / replicas
+          + 4 * states * 2 * (tensor - 1) / tensor)
+
+
+def find_fastest(config: Config, machine: Machine, say, most: int | None = None) -> dict:
+  """{'best': the fastest plan that fits, with `keys`, or None, 'tried', 'more_rows'}, as JSON."""
+  mesh = make_mesh(config.mesh, machine)
+  pieces = sharding.count_shards(sharding.BATCH, mesh)
+  rows = source.estimate_rows(config, methods.get_method(config).layout, pieces).batch_rows
+  config = replace_keys(config, {'train.batch_examples': 0})
+  search = Search(config, machine, say, most or MAX_COMPILES)
+  keys = {'model.remat': config.model.remat,
+          'model.attention_tile_tokens': config.model.attention_tile_tokens,
+          **{axis: mesh.shape[axis.partition('.')[2]] for axis in _AXES}, 'train.batch_rows': rows}
+  best = search.measure(keys)
+  keys, best = _try_each(search, keys, best, [{'model.remat': remat} for remat in REMATS])
+  if machine.devices[0].platform == 'tpu' and 0 < keys['model.attention_tile_tokens']:
+    keys, best = _try_each(search, keys, best, [
+        {'model.attention_tile_tokens': tile} for tile in _TILES
+        if tile < config.layout.row_tokens])
+  if best is None:  # what holds least may fit on another mesh
+    keys = keys | {'model.remat': 'full'}
+  before = keys
+  keys, best = _try_each(search, keys, best, _choose_meshes(search, keys, best))
+  if keys != before:
+    keys, best = _try_each(search, keys, best, [{'model.remat': remat} for remat in REMATS])
+  more = [] if best is None else [
+      plan for factor in (2, 4)
+      if (plan := search.measure(keys | {'train.batch_rows': factor * rows}))]
+  return {'best': best and best | {'keys': _name_keys(keys, best)},
+          'tried': [_summarize(e) for e in search.tried],
+          'more_rows': [plan['settings'] | {'mfu_ceiling': plan['mfu_ceiling']} for plan in more]}
+
+
+def _try_each(search, keys, best, changes):
+  """(keys, plan) of the fastest of what is there and of each change to it."""
+  start = keys
+  for change in changes:
+    if change.items() <= start.items():
+      continue
+    plan = search.measure(start | change)
+    if plan and (best is None or get_cost(plan) < get_cost(best)):
+      keys, best = start | change, plan
+  return keys, best
+
+
+def _choose_meshes(search, keys, best):
+  """Meshes from the one that sends least on; what takes longer to send than the best step is not
+  tried."""
+  if best is None:
+    return list(list_meshes(search.machine))
+  rate = search.machine.chip.ici_bytes_per_sec
+  meshes = sorted(list_meshes(search.machine),
+                  key=lambda mesh: count_sent(best, mesh, search.config))
+  chosen = []
+  for mesh in meshes:
+    secs = count_sent(best, mesh, search.config) / rate
+    if secs < best['roofline_secs']['step']:
+      chosen.append(mesh)
+    else:
+      search.skip(keys | mesh, f'not tried: sends for {1000 * secs:.0f} ms')
+  return chosen
+
+
+def make_fastest_plans(config: Config, topology: str, num_slices: int, say
+                       ) -> tuple[list[dict], dict]:
+  """(a plan of every stage with the fastest setting of the first, what was tried).
+
+  Stages differ in the number of slots alone, and a run has one setting.
+  Raises: UserError as `compile.make_plans` does.
+  """
+  machine = make_machine(topology, num_slices)
+  (name, first), *others = stages_lib.make_stages(config)
+  say(f'{name or first.method}: looking for its fastest setting on {topology}; at most '
+      f'{MAX_COMPILES - len(others)} steps are compiled, half a minute or more each')
+  found = find_fastest(first, machine, say, MAX_COMPILES - len(others))
+  if found['best'] is None:
+    return [], found
+  plans, change = [{'stage': name, **found['best']}], found['best']['keys']
+  for name, stage in others:
+    say(f'{name}: compiling with that setting')
+    plans.append({'stage': name, **compile_lib.make_plan(replace_keys(
+        stage, change | {'train.batch_examples': 0}), machine)})
+  return plans, found
+
+
+def _name_keys(keys, plan):
+  return keys | {'train.num_micro_batches': plan['settings']['train.num_micro_batches']}
+
+
+def _summarize(entry):
+  plan = entry['plan']
+  found = {'keys': entry['keys'], 'why': entry['why']}
+  if plan:
+    found |= {'fits': plan['fits'], 'needed_gib': plan['hbm_gib']['needed'],
+              'roofline_secs': plan.get('roofline_secs'), 'mfu_ceiling': plan.get('mfu_ceiling')}
+  return found
