@@ -304,8 +304,13 @@ def show_data(config, say, console) -> None:
       for line in preview.describe_misjudged(split, task.codec):
         say(line)
     for record in splits['train'].__getitems__(range(min(2, len(splits['train'])))):
+      try:
+        lines = preview.list_lines(record, task.codec)
+      except UserError as e:  # it is among those that do not fit
+        say(f'{record.origin}: {e}')
+        continue
       say(f'{record.origin}, as {name or stage.method} lays it out:')
-      for line in preview.list_lines(record, task.codec):
+      for line in lines:
         _show_pieces(console, line)
   kinds = Text('kinds: ')
   for kind, style in _STYLES.items():

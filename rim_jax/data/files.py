@@ -170,7 +170,7 @@ def read_rows(path: pathlib.Path, content: bytes) -> list:
     with report(path, 'give a header of keys, and a value of each in every row',
                 (csv.Error, ValueError)):
       return _read_csv(content)
-  if content.lstrip().startswith(b'['):
+  if extension != '.txt' and content.lstrip().startswith(b'['):  # a question may begin so
     with report(path, 'give a list of JSON objects, or one of them a line', ValueError):
       return reader.parse_json(content, exact=True)
   # Lines end at \n alone: str.splitlines would also cut questions at a U+2028.
@@ -196,8 +196,12 @@ def _read_table(content, extension) -> list[dict]:
 def _read_csv(content) -> list[dict]:
   # All values are text, so that a number stays as it is written.
   csv.field_size_limit(formats.MAX_ROW_BYTES)
-  rows = list(csv.DictReader(
-      io.StringIO(reader.decode(content), newline=''), strict=True, restval=''))
+  table = csv.DictReader(
+      io.StringIO(reader.decode(content), newline=''), strict=True, restval='')
+  rows, names = list(table), table.fieldnames or ()
+  twice = next((name for name in names if names.count(name) > 1), None)
+  if twice is not None:
+    raise ValueError(f'the header names {twice!r} twice')
   for number, row in enumerate(rows, 1):
     if None in row:
       raise ValueError(f'row {number} has more values than the header')

@@ -21,6 +21,7 @@ MAX_DIGITS = 400  # of a number as an answer, written out
 _WITH_COMMAS = re.compile(r'[-+]?\d{1,3}(,\d{3})+(\.\d*)?')
 # The end of a sentence. What may stand in each part differs from the next, so this is linear.
 _SENTENCE_END = re.compile(r'[.!?]["\')\]]*\s+')
+_NUMBER_ALONE = re.compile(r'\s*\d+\s*')
 _ABBREVIATIONS = frozenset(
     'mr mrs ms dr prof st mt vs no approx e.g i.e etc inc jr sr fig eq'.split())
 _EQUATION_CHARACTERS = frozenset('0123456789.,+-*/()=%$ ')
@@ -175,7 +176,7 @@ def split_sentences(text: str) -> list[str]:
   for end in _SENTENCE_END.finditer(line):
     words = line[max(start, end.start() - 12):end.start()].split()
     word = words[-1].lower().lstrip('("\'') if words else ''
-    is_number = line[start:end.start()].strip().isdecimal()  # '1. First ...'
+    is_number = _NUMBER_ALONE.fullmatch(line, start, end.start())  # '1. First ...'
     if line[end.start()] == '.' and (
         word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or is_number):
       continue

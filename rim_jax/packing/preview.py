@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from rim_jax.config import Config
+from rim_jax.errors import UserError
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source as source_lib
 from rim_jax.results import judge
@@ -68,34 +69,37 @@ def list_lines(record, codec: source_lib.Codec) -> list[Line]:
 def measure_split(split, codec: source_lib.Codec, say=print) -> Sizes:
   """Sizes of a split's examples under the codec's method; nothing is refused here."""
   config: Config = codec.config
-  loose = dataclasses.replace(codec, config=dataclasses.replace(
-      config, data=dataclasses.replace(config.data, on_bad_rows='drop')))
   sizes = source_lib.measure(
       source_lib.load_lengths(split, codec, config.data.cache_dir, say), codec)
-  _, dropped = source_lib.find_usable(sizes, split, loose, config.layout.row_slots)
-  tokens = sizes[sizes[:, 0] >= 0, 0]
+  _, dropped = source_lib.find_unfit(sizes, split, codec, config.layout.row_slots)
+  known = sizes[sizes[:, 0] >= 0, 0]
+  tokens = (known.mean(), np.median(known), known.max()) if len(known) else (0, 0, 0)
   names = [split[i].origin.rpartition(':')[0] for i in (0, -1)]
   return Sizes(split.name, ' to '.join(dict.fromkeys(names)), len(split),
-               (round(float(tokens.mean())), round(float(np.median(tokens))), int(tokens.max())),
-               dropped)
+               tuple(round(float(n)) for n in tokens), dropped)
 
 
 def describe_misjudged(split, codec: source_lib.Codec) -> list[str]:
   """A line where gold answers of a split are wrong by the run's own rule; none where all are right.
 
   Each is written as a run is trained to write it, decoded, and judged against itself. One that the
-  answer's suffix cuts, for example, could never be answered rightly.
+  answer's suffix cuts, for example, could never be answered rightly; nor could one that the
+  tokenizer cannot write.
   """
   wrong, template = [], codec.template
   for first in range(0, len(split), 1000):
     for record in split.__getitems__(range(first, min(first + 1000, len(split)))):
-      ids = [*codec.tokenizer.encode(record.answer), *template.answer_suffix]
+      try:
+        ids = [*codec.tokenizer.encode(record.answer), *template.answer_suffix]
+      except UserError:
+        wrong.append(record)
+        continue
       written = codec.config.layout.answer_prefix * codec.config.facts.learns_steps
       written += codec.tokenizer.decode(ids)
       if not judge.answers_match(judge.parse_answer(written, codec.config) or '', record.answer):
         wrong.append(record)
   if not wrong:
     return []
-  return [f'{split.name}: {len(wrong)} of {len(split)} gold answers can never be right: written, '
-          f'decoded and judged, they differ from themselves; the first is {wrong[0].answer[:40]!r} '
-          f'({wrong[0].origin}); see layout.answer_suffix']
+  return [f'{split.name}: {len(wrong)} of {len(split)} gold answers can never be right: the '
+          'tokenizer cannot write them, or written, decoded and judged they differ from themselves; '
+          f'the first is {wrong[0].answer[:40]!r} ({wrong[0].origin}); see layout.answer_suffix']

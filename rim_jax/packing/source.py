@@ -136,11 +136,8 @@ def count_positions(split, codec: Codec, say=print) -> int:
   return int(sizes[usable, 2].max())
 
 
-def find_usable(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[np.ndarray, list]:
-  """Numbers of the records that fit, and one line for each that does not.
-
-  Raises: UserError with the first of those lines, unless data.on_bad_rows is 'drop'.
-  """
+def find_unfit(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[np.ndarray, list]:
+  """Which records fit, bool[N], and one line for each that does not."""
   config = codec.config
   limits = [config.layout.row_tokens, row_slots or np.iinfo(np.int64).max,
             config.model.max_positions if config.model.positions == 'learned'
@@ -159,7 +156,16 @@ def find_usable(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple
     reasons.append(f'{record.origin}: ' + ', '.join(
         f'needs {name}={size}, has {limit}'
         for name, size, limit in zip(names, sizes[i].tolist(), limits) if size > limit))
-  if reasons and config.data.on_bad_rows == 'stop':
+  return good, reasons
+
+
+def find_usable(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[np.ndarray, list]:
+  """Numbers of the records that fit, and one line for each that does not.
+
+  Raises: UserError with the first of those lines, unless data.on_bad_rows is 'drop'.
+  """
+  good, reasons = find_unfit(sizes, split, codec, row_slots)
+  if reasons and codec.config.data.on_bad_rows == 'stop':
     more = f' (and {len(reasons) - 1} more such rows)' if len(reasons) > 1 else ''
     raise UserError(f'{reasons[0]}{more}; raise that key, or drop such rows with '
                     '--config.data.on_bad_rows=drop')

@@ -158,6 +158,12 @@ def test_each_form_of_a_file_has_the_same_rows(tmp_path, name, content):
   assert not dropped and records[2].origin == f'{name}:3'
 
 
+def test_a_line_of_text_may_begin_with_a_bracket(tmp_path):
+  records, _ = files.parse_files(
+      [(tmp_path / 'test.txt', b'[1, 2]: what is next?||<<2+1=3>> #### 3\n')], FIELDS)
+  assert records[0].question == '[1, 2]: what is next?'
+
+
 def test_numbers_and_empty_cells_of_tables(tmp_path):
   rows = [{'question': 'a?', 'cot': None, 'steps': None, 'answer': 2.5, 'Body': None},
           {'question': 'b?', 'cot': None, 'steps': None, 'answer': -9867630.0, 'Body': 'x'}]
@@ -178,6 +184,7 @@ def test_numbers_and_empty_cells_of_tables(tmp_path):
     ('test.jsonl.zst', b'plain', 'replace it by a whole zstandard file'),
     ('test.csv', b'question,answer\nq,1,2\n', 'row 1 has more values than the header'),
     ('test.csv', b'question,answer\nq,"1"2\n', 'give a header of keys'),
+    ('test.csv', b'question,answer,answer\nq,1,2\n', "the header names 'answer' twice"),
     ('test.csv', b'question,answer\n\xff,1\n', 'give a header of keys'),
     ('test.json', b'[' * 100_000, 'give a list of JSON objects'),
     ('test.json', b'[1]', 'not a JSON object')], ids=str)

@@ -162,3 +162,14 @@ def test_time_grows_with_the_row_and_not_with_its_square(make):
     return best
   few, many = spend(2_000), spend(32_000)
   assert many < 16 * 5 * max(few, 1e-4)  # the square would be 256 times as long
+
+
+@pytest.mark.parametrize('part', ['A. ', 'aa. ', '1. '])
+def test_the_largest_row_of_sentences_takes_its_length_in_time(part):
+  """Beyond the hostile rows above: a copy of the text at each stop is fast, and a square."""
+  def spend(size):
+    begin = time.process_time()
+    formats.split_sentences(part * (size // len(part)))
+    return time.process_time() - begin
+  few, many = (min(spend(size) for _ in range(2)) for size in (90_000, 900_000))
+  assert many < 3 * 10 * few

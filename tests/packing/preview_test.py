@@ -39,18 +39,34 @@ def test_what_does_not_fit_is_told_with_its_reason_and_not_refused(tmp_path):
       config, layout=dataclasses.replace(config.layout, row_tokens=most - 1)))
   dropped = preview.measure_split(split, narrow, lambda line: None).dropped
   assert dropped and f'needs layout.row_tokens={most}, has {most - 1}' in dropped[0]
+  # Also where nothing fits.
+  none = dataclasses.replace(task.codec, config=dataclasses.replace(
+      config, layout=dataclasses.replace(config.layout, row_tokens=1)))
+  found = preview.measure_split(split, none, lambda line: None)
+  assert len(found.dropped) == len(split) and found.tokens == fits.tokens
+
+
+class Split(list):
+  name = fingerprint = 'test'
+
+  def __getitems__(self, indices):
+    return [self[i] for i in indices]
+
+
+def test_what_the_tokenizer_cannot_write_is_told_and_not_refused(tmp_path):
+  config = support.make_config('rim_stage2', data__cache_dir=str(tmp_path))
+  codec = support.make_codec(config)
+  bad = dataclasses.replace(support.RECORDS[0], answer='?')
+  [line] = preview.describe_misjudged(Split([*support.RECORDS, bad]), codec)
+  assert 'test: 1 of' in line and "the first is '?'" in line
+  found = preview.measure_split(Split([bad]), codec, lambda line: None)
+  assert found.tokens == (0, 0, 0) and "'?'" in found.dropped[0]
 
 
 def test_gold_answers_that_can_never_be_right_are_counted():
   config = support.make_config(
       'rim_stage2', tokenizer__kind='bytes', data__source='gsm8k', layout__answer_suffix='0')
   codec, split = support.make_codec(config), list(support.RECORDS)
-
-  class Split(list):
-    name = 'test'
-
-    def __getitems__(self, indices):
-      return [self[i] for i in indices]
   good = [dataclasses.replace(r, answer='7') for r in split]
   assert preview.describe_misjudged(Split(good), codec) == []
   bad = [*good, dataclasses.replace(split[0], answer='507')]
