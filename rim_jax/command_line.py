@@ -98,9 +98,13 @@ def _expand_flags(argv) -> list[str]:
 
 
 def find_flag(argv, name: str) -> str | None:
-  """The value of `--NAME=VALUE`, the last one as absl has it; None without it."""
-  return next((word.partition('=')[2] for word in reversed(argv)
-               if word.startswith((f'--{name}=', f'-{name}='))), None)
+  """The value of `--NAME=VALUE` or `--NAME VALUE`, the last one as absl has it; None without it."""
+  found = None
+  for word, after in zip(argv, [*argv[1:], None]):
+    flag, equals, value = word.partition('=')
+    if flag in (f'--{name}', f'-{name}'):
+      found = value if equals else after
+  return found
 
 
 def _expand_keys(config: config_lib.Config) -> config_lib.Config:

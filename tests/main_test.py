@@ -703,6 +703,11 @@ def test_a_stage_is_a_run_that_knows_itself(overridden, use_devices):
   assert code == 0 and 'answer: ' in out
 
 
+def test_a_mode_in_another_word(run_copy):
+  code, out = run_cli('--workdir', str(run_copy), '--mode', 'report')
+  assert code == 0 and 'report: ' in out
+
+
 def test_a_run_s_own_configuration_stays(run_copy, capsys):
   check_refused(capsys, [f'--workdir={run_copy}', '--mode=report', '--config.seed=3'],
                 ('was run with seed=0', 'now it is 3'))
