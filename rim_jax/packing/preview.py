@@ -102,4 +102,5 @@ def describe_misjudged(split, codec: source_lib.Codec) -> list[str]:
     return []
   return [f'{split.name}: {len(wrong)} of {len(split)} gold answers can never be right: the '
           'tokenizer cannot write them, or written, decoded and judged they differ from '
-          f'themselves; the first is {wrong[0].answer[:40]!r} ({wrong[0].origin}); see layout.answer_suffix']
+          f'themselves; the first is {wrong[0].answer[:40]!r} ({wrong[0].origin}); see '
+          'layout.answer_suffix']
