@@ -44,6 +44,12 @@ def make_models(vocab_size, eos_id):
           **_LLAMA, **ids, tie_word_embeddings=True)),
       'qwen3': transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
           **_LLAMA, **ids, head_dim=8, tie_word_embeddings=False)),
+      # A local, a global and a local layer; the window is longer than any text.
+      'gemma3': transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(
+          **_LLAMA | {'num_hidden_layers': 3}, **ids, head_dim=8, query_pre_attn_scalar=5,
+          sliding_window=64, sliding_window_pattern=2, rope_parameters={
+              'sliding_attention': {'rope_type': 'default', 'rope_theta': 100.0},
+              'full_attention': {'rope_type': 'linear', 'factor': 8.0, 'rope_theta': 10_000.0}})),
   }
   generator = torch.Generator().manual_seed(0)
   for model in models.values():
@@ -72,6 +78,8 @@ def make_tokenizer(add_bos):
 def compute_golden(model, ids, pad_id):
   """What golden.npz holds, from fp32 forwards on the CPU."""
   golden = {}
+  # Nothing ends a text, nor is suppressed: a model may choose the id of eos as any other.
+  model.generation_config.eos_token_id = None
   for side in ('right', 'left'):
     tokens = torch.full((len(ids), PAD_TO), pad_id)
     mask = torch.zeros_like(tokens)
@@ -84,9 +92,8 @@ def compute_golden(model, ids, pad_id):
   for row, text in enumerate(ids):
     golden[f'ids_{row}'] = np.asarray(text)
     golden[f'logits_{row}'] = model(torch.tensor([text])).logits[0].numpy()
-    # No eos: the tokens are compared, not where a random model happens to stop.
     out = model.generate(torch.tensor([text]), attention_mask=torch.ones(1, len(text)),
-                         max_new_tokens=NUM_GREEDY, min_new_tokens=NUM_GREEDY, do_sample=False,
+                         max_new_tokens=NUM_GREEDY, do_sample=False,
                          pad_token_id=pad_id)
     golden[f'greedy_{row}'] = out[0, len(text):].numpy()
   return golden
@@ -99,7 +106,7 @@ def main():
   torch.set_grad_enabled(False)
   plain = make_tokenizer(add_bos=False)
   for name, model in make_models(len(plain), plain.eos_token_id).items():
-    tokenizer = make_tokenizer(add_bos=name.startswith('llama'))
+    tokenizer = make_tokenizer(add_bos=name.startswith(('llama', 'gemma')))
     whole = tokenizer(TEXT).input_ids
     folder = out / name
     model.save_pretrained(folder)

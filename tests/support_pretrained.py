@@ -50,6 +50,24 @@ PUBLISHED = {
         'vocab_size': 128256, 'max_position_embeddings': 131072, 'rms_norm_eps': 1e-5,
         'rope_theta': 500000.0, 'rope_scaling': _LLAMA3_ROPE | {'factor': 8.0},
         'tie_word_embeddings': False, 'hidden_act': 'silu'}),
+    'gemma3_270m': (268_098_176, {
+        'model_type': 'gemma3_text', 'hidden_size': 640, 'intermediate_size': 2048,
+        'num_hidden_layers': 18, 'num_attention_heads': 4, 'num_key_value_heads': 1,
+        'head_dim': 256, 'vocab_size': 262144, 'max_position_embeddings': 32768,
+        'rms_norm_eps': 1e-6, 'rope_theta': 1000000.0, 'rope_local_base_freq': 10000.0,
+        'rope_scaling': None, 'hidden_activation': 'gelu_pytorch_tanh', 'sliding_window': 512,
+        '_sliding_window_pattern': 6, 'query_pre_attn_scalar': 256, 'attention_bias': False,
+        'layer_types': (['sliding_attention'] * 5 + ['full_attention']) * 3,
+        'attn_logit_softcapping': None, 'final_logit_softcapping': None,
+        'use_bidirectional_attention': False}),
+    'gemma3_1b': (999_885_952, {
+        'model_type': 'gemma3_text', 'hidden_size': 1152, 'intermediate_size': 6912,
+        'num_hidden_layers': 26, 'num_attention_heads': 4, 'num_key_value_heads': 1,
+        'head_dim': 256, 'vocab_size': 262144, 'max_position_embeddings': 32768,
+        'rms_norm_eps': 1e-6, 'rope_theta': 1000000, 'rope_local_base_freq': 10000,
+        'rope_scaling': None, 'hidden_activation': 'gelu_pytorch_tanh', 'sliding_window': 512,
+        'sliding_window_pattern': 6, 'query_pre_attn_scalar': 256, 'attention_bias': False,
+        'cache_implementation': 'hybrid'}),
     'qwen3_4b': (4_022_468_096, {
         'model_type': 'qwen3', 'hidden_size': 2560, 'intermediate_size': 9728,
         'num_hidden_layers': 36, 'num_attention_heads': 32, 'num_key_value_heads': 8,
@@ -131,6 +149,10 @@ _LLAMA_PARTS = (
     ('self_attn.v_proj', 'attn_v'), ('self_attn.o_proj', 'attn_output'),
     ('self_attn.q_norm', 'attn_q_norm'), ('self_attn.k_norm', 'attn_k_norm'),
     ('mlp.gate_proj', 'ffn_gate'), ('mlp.up_proj', 'ffn_up'), ('mlp.down_proj', 'ffn_down'))
+_GEMMA3_PARTS = (
+    ('post_attention_layernorm', 'post_attention_norm'),
+    ('pre_feedforward_layernorm', 'ffn_norm'), ('post_feedforward_layernorm', 'post_ffw_norm'),
+    *_LLAMA_PARTS)
 _GPT2_PARTS = (
     ('transformer.wte', 'token_embd'), ('transformer.wpe', 'position_embd'),
     ('transformer.ln_f', 'output_norm'), ('lm_head', 'output'), ('ln_1', 'attn_norm'),
@@ -146,12 +168,14 @@ def write_gguf(path, folder, kind='F32', pre='gpt-2', **changes):
     changes: metadata in place of the converter's, without the family's prefix; None: left out.
   """
   tree = json.loads((folder / 'config.json').read_text())
-  family = tree['model_type']
+  family = tree['model_type'].removesuffix('_text')
+  parts = {'gpt2': _GPT2_PARTS, 'gemma3': _GEMMA3_PARTS}.get(family, _LLAMA_PARTS)
   writer = gguf.GGUFWriter(path, family)
   values = _list_metadata(tree, family) | {
       key.replace('__', '.'): value for key, value in changes.items()}
   for key, value in values.items():
-    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+    add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string,
+           list: writer.add_array}
     if value is not None:
       add[type(value)](f'{family}.{key}', value)
   rope = tree.get('rope_parameters') or {}
@@ -160,12 +184,17 @@ def write_gguf(path, folder, kind='F32', pre='gpt-2', **changes):
   _add_tokenizer(writer, folder, pre)
   heads = {'attn_q': tree.get('num_attention_heads'), 'attn_k': tree.get('num_key_value_heads')}
   for name, value in safetensors.numpy.load_file(folder / 'model.safetensors').items():
-    renamed = _rename(name, _GPT2_PARTS if family == 'gpt2' else _LLAMA_PARTS)
+    renamed = _rename(name, parts)
     part = renamed.split('.')[-2]
     if family == 'gpt2' and value.ndim == 2 and renamed.startswith('blk.'):
       value = value.T
     if family == 'llama' and part in heads:
       value = value.reshape(heads[part], 2, -1, value.shape[1]).swapaxes(1, 2).reshape(value.shape)
+    if family == 'gemma3' and part.endswith('norm'):
+      value = value + 1
+    if part == 'attn_q_norm' and tree.get('query_pre_attn_scalar'):
+      # llama.cpp has no key for the scale of queries: the norm carries it.
+      value = value * (tree['head_dim'] / tree['query_pre_attn_scalar']) ** 0.5
     as_kind = gguf.GGMLQuantizationType[kind if value.ndim == 2 else 'F32']
     stored = gguf.quantize(np.ascontiguousarray(value), as_kind)
     writer.add_tensor(renamed, stored, raw_dtype=as_kind)
@@ -187,8 +216,16 @@ def _list_metadata(tree, family):
             'attention.head_count_kv': tree['num_key_value_heads'],
             'feed_forward_length': tree['intermediate_size'],
             'context_length': tree['max_position_embeddings'],
-            'attention.layer_norm_rms_epsilon': tree['rms_norm_eps'],
-            'rope.freq_base': float(tree['rope_parameters']['rope_theta'])}
+            'attention.layer_norm_rms_epsilon': tree['rms_norm_eps']}
+  rope = tree['rope_parameters']
+  if family == 'gemma3':
+    local, rope = rope['sliding_attention'], rope['full_attention']
+    values |= {'attention.sliding_window': tree['sliding_window'],
+               'attention.sliding_window_pattern': tree['sliding_window_pattern'],
+               'rope.freq_base_swa': local['rope_theta']}
+  values['rope.freq_base'] = float(rope['rope_theta'])
+  if rope['rope_type'] == 'linear':
+    values |= {'rope.scaling.type': 'linear', 'rope.scaling.factor': rope['factor']}
   if tree.get('head_dim'):
     values |= {'attention.key_length': tree['head_dim'], 'attention.value_length': tree['head_dim']}
   return values

@@ -15,6 +15,7 @@ MOST_EXAMPLES, MOST_MADE, MOST_STEPS, MOST_IDS = 10**9, 10**8, 10_000, 2**24
 MOST_PARAMS = 10**12
 # Names of a layer's projections, as `model.lora.targets` means them.
 LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
+GATED = ('swiglu', 'geglu')  # activations of a gate, which multiplies what goes up
 
 
 def find_problems(config) -> list[str]:
@@ -176,6 +177,9 @@ def _find_model_problems(config):
        f'model.num_kv_heads={model.num_kv_heads}'),
       (model.positions == 'rope' and head_dim % 2,
        f'rotary positions need an even head dimension, not {head_dim}'),
+      (model.global_every and model.positions != 'rope',
+       f'model.global_every={model.global_every} gives local layers rotary positions of their own; '
+       "use it with model.positions='rope', or set it to 0"),
       (model.rope_high_freq_factor <= model.rope_low_freq_factor,
        f'model.rope_high_freq_factor={model.rope_high_freq_factor} must be above '
        f'model.rope_low_freq_factor={model.rope_low_freq_factor}'),
@@ -190,7 +194,7 @@ def _find_model_problems(config):
 def get_linears(model) -> tuple[str, ...]:
   """Names of the projections that a layer of this model has."""
   absent = ('query', 'key', 'value') if model.fused_qkv else ('qkv',)
-  absent += () if model.activation == 'swiglu' else ('gate',)
+  absent += () if model.activation in GATED else ('gate',)
   return tuple(name for name in LINEARS if name not in absent)
 
 

@@ -153,7 +153,7 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A decoder-only transformer; GPT-2, Llama and Qwen are settings of it."""
+  """A decoder-only transformer; GPT-2, Llama, Qwen and Gemma 3 are settings of it."""
   # A Hugging Face directory, a GGUF file, or hf:ORG/NAME[/PART][@REVISION] on the hub. It then sets
   # the shape below, and has the weights.
   init_from: str = ''
@@ -164,22 +164,37 @@ class ModelConfig:
   head_dim: Count = 0  # Width of one head; 0: embed_dim / num_heads.
   mlp_dim: AtLeastOne = 256  # Width inside the feed-forward part.
   vocab_size: Count = 0  # Rows of the embedding; 0: the tokenizer's number of ids.
-  norm: Literal['rmsnorm', 'layernorm'] = 'rmsnorm'  # Normalization before each part of a layer.
+  # Normalization before each part of a layer. rmsnorm_1p: an RMSNorm whose scale is stored less 1.
+  norm: Literal['rmsnorm', 'layernorm', 'rmsnorm_1p'] = 'rmsnorm'
+  post_norms: bool = later(False)  # Also normalize what each part of a layer adds.
   norm_eps: Positive = 1e-5  # Added to the variance that a norm divides by.
-  activation: Literal['gelu', 'gelu_tanh', 'swiglu'] = 'gelu'  # Of the feed-forward part.
+  # Of the feed-forward part; swiglu and geglu (gelu_tanh) are of a gate.
+  activation: Literal['gelu', 'gelu_tanh', 'swiglu', 'geglu'] = 'gelu'
   # learned: a table of positions. rope: rotary positions.
   positions: Literal['learned', 'rope'] = 'learned'
   max_positions: AtLeastOne = 1024  # positions=learned: rows of the table, the longest sequence.
   rope_theta: Positive = 10_000.0  # positions=rope: base of the frequencies.
-  rope_scaling: Literal['none', 'llama3'] = 'none'  # positions=rope: how frequencies are scaled.
-  rope_factor: Positive = 8.0  # llama3 scaling: slow frequencies are divided by it.
+  # positions=rope: how frequencies are scaled.
+  rope_scaling: Literal['none', 'linear', 'llama3'] = 'none'
+  # linear scaling: all frequencies are divided by it; llama3 scaling: slow ones are.
+  rope_factor: Positive = 8.0
   rope_low_freq_factor: Positive = 1.0  # llama3 scaling: slow means fewer turns than this ...
   rope_high_freq_factor: float = 4.0  # ... and fast means more turns than this ...
   rope_original_positions: AtLeastOne = 8192  # ... over so many positions.
+  # positions=rope: each layer whose number this divides is global and the others local; 0: all are
+  # global.
+  global_every: Count = later(0)
+  # global_every: base of the frequencies of local layers, which are never scaled.
+  local_rope_theta: Positive = later(10_000.0)
+  # Positions that a token (global_every: in local layers) sees, its own and those before it; 0:
+  # all. Such a window is not computed: an example with more positions is refused.
+  sliding_window: Count = later(0)
   bias: Literal['none', 'qkv', 'all'] = 'none'  # Which projections have a bias.
   qk_norm: bool = False  # RMSNorm of every query and key head.
+  query_scale_dim: Count = later(0)  # Scores are divided by the root of this; 0: head_dim.
   fused_qkv: bool = False  # One kernel, and one adapter, for query, key and value together.
   tie_embeddings: bool = True  # The output matrix is the embedding.
+  scale_embeddings: bool = later(False)  # Embedded tokens are multiplied by the root of embed_dim.
   dropout: BelowOne = 0.0  # Share of activations that is dropped while training.
   # Number format of activations and products.
   compute_dtype: Literal['float32', 'bfloat16'] = 'float32'

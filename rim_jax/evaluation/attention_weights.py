@@ -18,7 +18,7 @@ from rim_jax import methods
 from rim_jax.config import Config
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
-from rim_jax.model import attention, sharding
+from rim_jax.model import attention, sharding, transformer
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
@@ -55,14 +55,16 @@ def compute_weights(model, config: Config, rows: batch_lib.Batch):
   inputs_btd = methods.get_method(config).feed(model, rows.tokens, fields, config)
   x_btd, _ = model(rows.tokens, rows.positions, visible, num_layers=0, inputs_btd=inputs_btd)
   layer_def, layers = nnx.split(model.blocks)
+  get_rotary = transformer.make_rotary(config.model, rows.positions)
 
-  def body(x_btd, layer):
-    block = nnx.merge(layer_def, layer)
-    q_bthk, k_btnk, _ = block.project(block.attention_norm(x_btd), rows.positions, None)
+  def body(x_btd, xs):
+    layer, index = xs
+    block, rotary = nnx.merge(layer_def, layer), get_rotary(index)
+    q_bthk, k_btnk, _ = block.project(block.attention_norm(x_btd), rotary, None)
     q_bshk = jnp.take_along_axis(q_bthk, rows.slot_index[..., None, None], 1)
     weights_bst = weigh(q_bshk, k_btnk, at_slots)
-    return block(x_btd, rows.positions, visible, None, None, 0)[0], weights_bst
-  return jax.lax.scan(body, x_btd, layers)[1]
+    return block(x_btd, rotary, visible, None, None, 0)[0], weights_bst
+  return jax.lax.scan(body, x_btd, (layers, jnp.arange(config.model.num_layers)))[1]
 
 
 def weigh(q_bshk, k_bcnk, visible_bsc):

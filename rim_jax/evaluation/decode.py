@@ -20,6 +20,7 @@ from rim_jax.model import attention, sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import source
 
 
 @jax.tree_util.register_dataclass
@@ -64,14 +65,14 @@ def choose_width(num_tokens: int) -> int:
 
 def check_positions(num_question: int, num_blocks: int, num_more: int, config: Config,
                     where: str) -> None:
-  """Raises: UserError where decoding would run beyond a learned position table."""
+  """Raises: UserError where decoding would run beyond a learned position table, or a window."""
   need = num_question + layout_lib.get_block_size(config.layout) * num_blocks + num_more
-  if config.model.positions == 'learned' and need > config.model.max_positions:
+  key, most = source.find_reach(config.model)
+  if most and need > most:
     raise UserError(
         f'{where}: a question of {num_question} tokens with {num_blocks} blocks and {num_more} '
-        f'more to decode needs {need} positions, and the table has model.max_positions='
-        f'{config.model.max_positions}; use fewer eval.num_blocks, eval.budget_blocks or '
-        'eval.max_new_tokens, or shorter questions')
+        f'more to decode needs {need} positions, and the model has {key}={most}; use fewer '
+        'eval.num_blocks, eval.budget_blocks or eval.max_new_tokens, or shorter questions')
 
 
 def decode(model, config: Config, readouts: Readouts, trunks: Trunks, draw=None):

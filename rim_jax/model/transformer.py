@@ -15,7 +15,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from rim_jax.config import LayoutConfig, ModelConfig
+from rim_jax.config import LayoutConfig, ModelConfig, rules
 from rim_jax.model import attention, lora, memory, sharding
 from rim_jax.model.lora import drop, fold_in_name
 from rim_jax.model.sharding import (
@@ -38,6 +38,7 @@ _ACTIVATIONS = {
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
     'gelu_tanh': jax.nn.gelu,
     'swiglu': jax.nn.silu,  # of the gate
+    'geglu': jax.nn.gelu,  # of the gate
 }
 _REMAT = {
     'full': jax.checkpoint_policies.nothing_saveable,
@@ -53,7 +54,8 @@ class Norm(nnx.Module):
   def __init__(self, kind: str, eps: float, size: int, axis: str, leading=()):
     axes = (LAYERS,) * len(leading) + (axis,)
     self.eps = eps
-    self.scale = nnx.Param(jnp.ones((*leading, size)), axes=axes)
+    self.added = 1.0 if kind == 'rmsnorm_1p' else 0.0  # a scale near 1 would be coarse in bfloat16
+    self.scale = nnx.Param(jnp.full((*leading, size), 1.0 - self.added), axes=axes)
     self.bias = (nnx.Param(jnp.zeros((*leading, size)), axes=axes)
                  if kind == 'layernorm' else None)
 
@@ -62,7 +64,7 @@ class Norm(nnx.Module):
     if self.bias is not None:
       x = x - x.mean(-1, keepdims=True)
     x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
-    x = x * _wide(self.scale[...], x).astype(jnp.float32)
+    x = x * (_wide(self.scale[...], x).astype(jnp.float32) + self.added)
     if self.bias is not None:
       x = x + _wide(self.bias[...], x).astype(jnp.float32)
     return x.astype(x_in.dtype)
@@ -131,16 +133,19 @@ class Block(nnx.Module):
       self.query = linear('query', (d, h, k), (EMBED, HEADS, HEAD_DIM))
       self.key = linear('key', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
       self.value = linear('value', (d, n, k), (EMBED, KV_HEADS, HEAD_DIM))
-    self.query_norm = norm(k, HEAD_DIM, 'rmsnorm') if config.qk_norm else None
-    self.key_norm = norm(k, HEAD_DIM, 'rmsnorm') if config.qk_norm else None
+    of_heads = 'rmsnorm' if config.norm == 'layernorm' else config.norm
+    self.query_norm = norm(k, HEAD_DIM, of_heads) if config.qk_norm else None
+    self.key_norm = norm(k, HEAD_DIM, of_heads) if config.qk_norm else None
     self.out = linear('out', (h, k, d), (HEADS, HEAD_DIM, EMBED), 2, residual)
+    self.attention_post_norm = norm() if config.post_norms else None
     self.mlp_norm = norm()
+    self.mlp_post_norm = norm() if config.post_norms else None
     self.up = linear('up', (d, f), (EMBED, MLP))
     self.gate = (linear('gate', (d, f), (EMBED, MLP))
-                 if config.activation == 'swiglu' else None)
+                 if config.activation in rules.GATED else None)
     self.down = linear('down', (f, d), (MLP, EMBED), 1, residual)
 
-  def project(self, h_btd, positions_bt, dropout_key):
+  def project(self, h_btd, rotary, dropout_key):
     """Queries, keys and values of every head, [b, t, h or n, k], normed and rotated."""
     if self.config.fused_qkv:
       q_bthk, k_btnk, v_btnk = jnp.moveaxis(self.qkv(h_btd, dropout_key), 2, 0)
@@ -149,22 +154,28 @@ class Block(nnx.Module):
           (self.query, self.key, self.value), h_btd, dropout_key)
     if self.query_norm is not None:
       q_bthk, k_btnk = self.query_norm(q_bthk), self.key_norm(k_btnk)
-    if self.config.positions == 'rope':
-      frequency = compute_rope_frequencies(self.config)
-      q_bthk, k_btnk = (apply_rope(x, positions_bt, frequency) for x in (q_bthk, k_btnk))
+    if rotary is not None:
+      q_bthk, k_btnk = (apply_rope(x, rotary) for x in (q_bthk, k_btnk))
+    if self.config.query_scale_dim:  # attention divides by the root of the head's own size
+      q_bthk = q_bthk * (q_bthk.shape[-1] / self.config.query_scale_dim) ** 0.5
     return q_bthk, k_btnk, v_btnk
 
-  def __call__(self, x_btd, positions_bt, visible, dropout_key, cached, offset):
-    """One layer; `cached` is its (keys, values) [b, c, n, k], written at `offset`, or None."""
-    rate = self.config.dropout
-    q_bthk, k_btnk, v_btnk = self.project(self.attention_norm(x_btd), positions_bt, dropout_key)
+  def __call__(self, x_btd, rotary, visible, dropout_key, cached, offset):
+    """One layer; `cached` is its (keys, values) [b, c, n, k], written at `offset`, or None.
+
+    `rotary` is what `make_rotary` has for it.
+    """
+    def end(h_btd, post_norm, name):  # of one part
+      h_btd = h_btd if post_norm is None else post_norm(h_btd)
+      return drop(h_btd, self.config.dropout, dropout_key, name)
+    q_bthk, k_btnk, v_btnk = self.project(self.attention_norm(x_btd), rotary, dropout_key)
     if cached is None:
       k_bcnk, v_bcnk = k_btnk, v_btnk
     else:
       k_bcnk, v_bcnk = (jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, 1)
                         for old, new in zip(cached, (k_btnk, v_btnk)))
     a_bthk = attention.attend(q_bthk, k_bcnk, v_bcnk, visible)
-    x_btd = x_btd + drop(self.out(a_bthk, dropout_key), rate, dropout_key, 'attention')
+    x_btd = x_btd + end(self.out(a_bthk, dropout_key), self.attention_post_norm, 'attention')
     h_btd = self.mlp_norm(x_btd)
     activate = _ACTIVATIONS[self.config.activation]
     if self.gate is None:
@@ -172,7 +183,7 @@ class Block(nnx.Module):
     else:
       u_btf, gate_btf = apply_linears((self.up, self.gate), h_btd, dropout_key)
       u_btf = activate(gate_btf) * u_btf
-    x_btd = x_btd + drop(self.down(u_btf, dropout_key), rate, dropout_key, 'mlp')
+    x_btd = x_btd + end(self.down(u_btf, dropout_key), self.mlp_post_norm, 'mlp')
     return constrain(x_btd, BATCH, None, None), (k_bcnk, v_bcnk)
 
 
@@ -202,8 +213,11 @@ class Transformer(nnx.Module):
 
   def embed(self, tokens_bt):
     """Rows of the vocabulary and of the memory: i32[b, t] -> [b, t, d]."""
-    return memory.look_up(self.embedding[...], self.memory[...], tokens_bt,
-                          jnp.dtype(self.config.compute_dtype))
+    x_btd = memory.look_up(self.embedding[...], self.memory[...], tokens_bt,
+                           jnp.dtype(self.config.compute_dtype))
+    if not self.config.scale_embeddings:
+      return x_btd
+    return x_btd * jnp.asarray(self.config.embed_dim ** 0.5, x_btd.dtype)
 
   # 10 parameters: ways to read a row and to keep what is read, any of which can be left out.
   def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None, cache=None, offset=0,
@@ -225,6 +239,7 @@ class Transformer(nnx.Module):
       x_btd = x_btd + memory.take_rows(self.positions[...], positions_bt, x_btd.dtype)
     x_btd = constrain(drop(x_btd, self.config.dropout, dropout_key, 'embedding'),
                       BATCH, None, None)
+    get_rotary = make_rotary(self.config, positions_bt)
     graphdef, layers = nnx.split(self.blocks)
     indices = jnp.arange(self.config.num_layers)
     if num_layers is not None:
@@ -234,7 +249,7 @@ class Transformer(nnx.Module):
       layer, index, cached = xs
       layer_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
       x_btd, kv = nnx.merge(graphdef, layer)(
-          x_btd, positions_bt, visible, layer_key, cached, offset)
+          x_btd, get_rotary(index), visible, layer_key, cached, offset)
       if collect_bp is not None:
         return x_btd, _take_tokens(x_btd, collect_bp)
       return x_btd, kv if return_kv or cached is not None else None
@@ -299,30 +314,63 @@ def get_head_dim(config: ModelConfig) -> int:
 
 
 def compute_rope_frequencies(config: ModelConfig):
-  """Radians a position of every pair of a head: f32[k / 2].
+  """Radians a position of every pair of a head: f32[k / 2]; in global layers, where some are local.
 
-  `llama3` divides slow frequencies by `rope_factor`, keeps fast ones and interpolates in
-  between, by how often a wave fits into the length that the model was first trained on.
+  `linear` divides all frequencies by `rope_factor`. `llama3` divides slow ones, keeps fast ones and
+  interpolates in between, by how often a wave fits into the length that the model was first
+  trained on.
   Source: Llama 3.1's published rotary scaling, as in its reference implementation.
   """
-  half = get_head_dim(config) // 2
-  frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  frequency = _compute_plain_frequencies(config, config.rope_theta)
   if config.rope_scaling == 'none':
     return frequency
+  if config.rope_scaling == 'linear':
+    return frequency / config.rope_factor
   turns = config.rope_original_positions * frequency / (2 * math.pi)
   keep = jnp.clip((turns - config.rope_low_freq_factor)
                   / (config.rope_high_freq_factor - config.rope_low_freq_factor), 0.0, 1.0)
   return frequency * (keep + (1.0 - keep) / config.rope_factor)
 
 
-def apply_rope(x_bthk, positions_bt, frequency):
+def _compute_plain_frequencies(config, theta):
+  half = get_head_dim(config) // 2
+  return theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+
+
+def make_rotary(config: ModelConfig, positions_bt):
+  """A function of a layer's index: what `apply_rope` takes there, or None without rotary positions.
+
+  Cosines and sines exist once, not once a layer.
+
+  Source: local and global layers as in Gemma 3's report, arXiv 2503.19786.
+  """
+  if config.positions != 'rope':
+    return lambda index: None
+  angles = compute_angles(positions_bt, compute_rope_frequencies(config))
+  if not config.global_every:
+    return lambda index: angles
+  local = compute_angles(
+      positions_bt, _compute_plain_frequencies(config, config.local_rope_theta))
+  both = jax.tree.map(lambda *x: jnp.stack(x), local, angles)
+
+  def get_rotary(index):
+    is_global = (index + 1) % config.global_every == 0
+    return jax.tree.map(lambda x: x[is_global.astype(jnp.int32)], both)
+  return get_rotary
+
+
+def compute_angles(positions_bt, frequency):
+  """(cos, sin) f32[b, t, 1, k / 2] of positions i32[b, t] at these frequencies f32[k / 2]."""
+  angle = positions_bt[:, :, None, None].astype(jnp.float32) * frequency[None, None, None]
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def apply_rope(x_bthk, rotary):
   """Rotary positions, halves convention (Llama's).
 
-  Shapes: x [b, t, h, k] with k even, positions i32[b, t], frequency f32[k / 2] -> like x;
-    angles in f32.
+  Shapes: x [b, t, h, k] with k even, rotary as `compute_angles` gives it -> like x; in f32.
   """
-  angle = positions_bt[:, :, None, None].astype(jnp.float32) * _wide(frequency, x_bthk)
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  cos, sin = rotary
   a, b = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_bthk.dtype)
 

@@ -14,7 +14,7 @@ import zipfile
 import grain
 import numpy as np
 
-from rim_jax.config import Config, flatten, rules
+from rim_jax.config import Config, ModelConfig, flatten, rules
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
@@ -138,11 +138,10 @@ def count_positions(split, codec: Codec, say=print) -> int:
 
 def find_unfit(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[np.ndarray, list]:
   """Which records fit, bool[N], and one line for each that does not."""
-  config = codec.config
-  limits = [config.layout.row_tokens, row_slots or np.iinfo(np.int64).max,
-            config.model.max_positions if config.model.positions == 'learned'
-            else np.iinfo(np.int64).max]
-  names = ['layout.row_tokens', 'layout.row_slots', 'model.max_positions']
+  config, most = codec.config, np.iinfo(np.int64).max
+  key, positions = find_reach(config.model)
+  limits = [config.layout.row_tokens, row_slots or most, positions or most]
+  names = ['layout.row_tokens', 'layout.row_slots', key]
   reasons = []
   good = (sizes[:, 0] >= 0) & (sizes[:, :3] <= limits).all(1)
   for i in np.flatnonzero(~good).tolist():
@@ -167,13 +166,23 @@ def find_usable(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple
   good, reasons = find_unfit(sizes, split, codec, row_slots)
   if reasons and codec.config.data.on_bad_rows == 'stop':
     more = f' (and {len(reasons) - 1} more such rows)' if len(reasons) > 1 else ''
-    raise UserError(f'{reasons[0]}{more}; raise that key, or drop such rows with '
-                    '--config.data.on_bad_rows=drop')
+    raise UserError(f'{reasons[0]}{more}; raise that key (those of a pretrained model are its own),'
+                    ' or drop such rows with --config.data.on_bad_rows=drop')
   usable = np.flatnonzero(good)
   if not len(usable):
     raise UserError(f'{split.name}: none of its {len(split)} records can be used; '
                     f'the first: {reasons[0] if reasons else "the split is empty"}')
   return usable, reasons
+
+
+def find_reach(model: ModelConfig) -> tuple[str, int]:
+  """The key that says how many positions an example may have, and how many; 0: any number.
+
+  A window is not computed, so no token of an example may lie beyond that of another.
+  """
+  found = {'model.sliding_window': model.sliding_window,
+           'model.max_positions': model.max_positions if model.positions == 'learned' else 0}
+  return min(found.items(), key=lambda pair: pair[1] or np.inf)
 
 
 @dataclasses.dataclass(frozen=True)

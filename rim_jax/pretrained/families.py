@@ -25,7 +25,8 @@ _HARMLESS = re.compile(
     r'|summary_\w+|task_specific_params|id2label|label2id|n_ctx|gradient_checkpointing'
     r'|output_past|_attn_implementation|reorder_and_upcast_attn|is_llama_config'
     r'|max_window_layers|transformers\.js_config|resid_dropout'
-    r'|keys_to_ignore_at_inference|problem_type|return_dict|tokenizer_class|unsloth_\w+')
+    r'|keys_to_ignore_at_inference|problem_type|return_dict|tokenizer_class|unsloth_\w+'
+    r'|cache_implementation')
 
 
 class _Reader:
@@ -61,9 +62,12 @@ class _Reader:
                     f"supported: {', '.join(map(repr, allowed))}")
     return value
 
-  def take_rope(self):
-    """Rotary settings, in the spelling of transformers 5 (`rope_parameters`) or before."""
-    theta = self.take('rope_theta', float, 10_000.0)
+  def take_rope(self, theta=10_000.0):
+    """Rotary settings, in the spelling of transformers 5 (`rope_parameters`) or before.
+
+    `theta` is that of a family that does not say it.
+    """
+    theta = self.take('rope_theta', float, theta)
     found = {key: value for key in ('rope_parameters', 'rope_scaling')
              if (value := self._tree.pop(key, None)) is not None}
     rope = next(iter(found.values()), {})
@@ -72,11 +76,14 @@ class _Reader:
       rope = {}
     inner = _Reader(rope, 'rotary settings: ')
     theta = inner.take('rope_theta', float, theta)
-    kinds = {inner.expect(key, 'default', 'llama3') for key in ('rope_type', 'type') if key in rope}
+    kinds = {inner.expect(key, 'default', 'linear', 'llama3')
+             for key in ('rope_type', 'type') if key in rope}
     inner.expect('partial_rotary_factor', 1.0, 1)
     if len(kinds) > 1:
       inner.complain(f'have both of {sorted(kinds)}')
     fields = {'positions': 'rope', 'rope_theta': theta, 'rope_scaling': 'none'}
+    if kinds == {'linear'}:
+      fields |= {'rope_scaling': 'linear', 'rope_factor': inner.take('factor', float)}
     if kinds == {'llama3'}:
       fields |= {
           'rope_scaling': 'llama3', 'rope_factor': inner.take('factor', float),
@@ -141,13 +148,10 @@ def _read_llama(reader: _Reader, *, bias='none', qk_norm=False) -> dict:
 
 
 def _read_mistral(reader: _Reader) -> dict:
-  """Llama, but for a window: with one, distant keys would have to be hidden."""
+  """Llama, but for a window in every layer."""
   reader.require('num_key_value_heads')
   window = reader.take('sliding_window', int, 0)
-  if window:
-    reader.complain(f'has sliding_window={window}, which is not supported; where no text is longer '
-                    'than that, set it to null')
-  return _read_llama(reader)
+  return _read_llama(reader) | {'sliding_window': window}
 
 
 def _read_qwen(reader: _Reader, **settings):
@@ -167,8 +171,61 @@ def _read_qwen3(reader):
   return _read_qwen(reader, qk_norm=True)
 
 
+def _read_gemma3(reader: _Reader) -> dict:
+  """The text model of Gemma 3: `gemma3_text`, of Gemma3ForCausalLM."""
+  reader.expect('hidden_activation', 'gelu_pytorch_tanh')
+  reader.expect('attention_bias', False)
+  head_dim, layers = reader.take('head_dim', int), reader.take('num_hidden_layers', int)
+  scale_dim = reader.take('query_pre_attn_scalar', int, 256)
+  every, window = _take_layer_kinds(reader, layers), reader.take('sliding_window', int, 0)
+  return {
+      'num_layers': layers, 'embed_dim': reader.take('hidden_size', int),
+      'num_heads': reader.take('num_attention_heads', int),
+      'num_kv_heads': reader.take('num_key_value_heads', int), 'head_dim': head_dim,
+      'mlp_dim': reader.take('intermediate_size', int),
+      'vocab_size': reader.take('vocab_size', int), 'norm': 'rmsnorm_1p', 'post_norms': True,
+      'norm_eps': reader.take('rms_norm_eps', float, 1e-6), 'activation': 'geglu',
+      'max_positions': reader.take('max_position_embeddings', int), 'bias': 'none',
+      'qk_norm': True, 'query_scale_dim': 0 if scale_dim == head_dim else scale_dim,
+      'tie_embeddings': reader.take('tie_word_embeddings', bool, True), 'scale_embeddings': True,
+      'global_every': every, 'sliding_window': window if every else 0, **_take_two_ropes(reader)}
+
+
+def _take_layer_kinds(reader, num_layers):
+  """Every how manyth layer is global; 0 where all of them are."""
+  def make(every):
+    return ['sliding_attention' if i % every else 'full_attention'
+            for i in range(1, num_layers + 1)]
+  said = [reader.take(key, int, 0) for key in ('sliding_window_pattern', '_sliding_window_pattern')]
+  kinds = reader.take('layer_types', list, make(max(*said, 0) or 6))
+  every = kinds.index('full_attention') + 1 if 'full_attention' in kinds else num_layers + 1
+  if kinds != make(every):
+    reader.complain(f'has layer_types={kinds}; sliding_attention with full_attention at regular '
+                    'places is supported')
+  return 0 if every == 1 else every
+
+
+def _take_two_ropes(reader):
+  """Rotary settings of global and of local layers, in either spelling."""
+  groups = dict(reader.take('rope_parameters', dict, {}))
+  whole = reader.take('rope_scaling', dict, {}) or None
+  both = []
+  for kind, key, theta, scaling in (('full_attention', 'rope_theta', 1e6, whole),
+                                    ('sliding_attention', 'rope_local_base_freq', 1e4, None)):
+    inner = _Reader({'rope_theta': reader.take(key, float, theta), 'rope_scaling': scaling,
+                     'rope_parameters': groups.pop(kind, None)})
+    both.append(inner.take_rope())
+    reader.problems += [f'{kind}: {problem}' for problem in inner.problems]
+  if groups:
+    reader.complain(f'has rope_parameters for {sorted(groups)}, which are no kinds of layers here')
+  whole, local = both
+  if local['rope_scaling'] != 'none':
+    reader.complain('has scaled rotary positions in sliding layers, which are not supported')
+  return whole | {'local_rope_theta': local['rope_theta']}
+
+
 _READERS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'mistral': _read_mistral,
-            'qwen2': _read_qwen2, 'qwen3': _read_qwen3}
+            'qwen2': _read_qwen2, 'qwen3': _read_qwen3, 'gemma3_text': _read_gemma3}
 
 
 _KINDS = ('model.init_from is a GGUF file or a directory with config.json, *.safetensors and '

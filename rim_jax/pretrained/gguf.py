@@ -1,8 +1,8 @@
 """A GGUF file as a model directory: its config.json, and its tensors under their usual names.
 
 What llama.cpp stores otherwise is turned back: rows of Llama's queries and keys (pairs of a
-rotation side by side), GPT-2's matrices ([out, in]), and rotary factors (a tensor). Values are
-dequantised as they are read, no more than was asked for.
+rotation side by side), GPT-2's matrices ([out, in]), Gemma's norms (plus 1), and rotary factors (a
+tensor). Values are dequantised as they are read, no more than was asked for.
 """
 
 import re
@@ -20,6 +20,9 @@ _NAMES = {'token_embd': 'model.embed_tokens', 'output_norm': 'model.norm', 'outp
           'attn_q_norm': 'self_attn.q_norm', 'attn_k_norm': 'self_attn.k_norm',
           'ffn_norm': 'post_attention_layernorm', 'ffn_gate': 'mlp.gate_proj',
           'ffn_up': 'mlp.up_proj', 'ffn_down': 'mlp.down_proj'}
+_GEMMA3_NAMES = _NAMES | {'post_attention_norm': 'post_attention_layernorm',
+                          'ffn_norm': 'pre_feedforward_layernorm',
+                          'post_ffw_norm': 'post_feedforward_layernorm'}
 _GPT2_NAMES = {'token_embd': 'transformer.wte', 'position_embd': 'transformer.wpe',
                'output_norm': 'transformer.ln_f', 'output': 'lm_head', 'attn_norm': 'ln_1',
                'attn_qkv': 'attn.c_attn', 'attn_output': 'attn.c_proj', 'ffn_norm': 'ln_2',
@@ -39,7 +42,7 @@ def read_config(path) -> dict:
   if family not in _CONFIGS or embedding is None:
     raise UserError(f'{path}: general.architecture={family!r} is not supported in a GGUF file; '
                     f"there are {', '.join(_CONFIGS)}")
-  tree = {'model_type': family, 'vocab_size': embedding.shape[0],
+  tree = {'model_type': _MODEL_TYPES.get(family, family), 'vocab_size': embedding.shape[0],
           'tie_word_embeddings': 'output.weight' not in header.tensors,
           **_CONFIGS[family](header)}
   for name in ('bos', 'eos'):
@@ -68,6 +71,27 @@ def _read_llama(header):
           'intermediate_size': header.get('feed_forward_length'),
           'rms_norm_eps': _round(header.get('attention.layer_norm_rms_epsilon')),
           'max_position_embeddings': header.get('context_length'), **_read_rope(header)}
+
+
+def _read_gemma3(header):
+  """What a file leaves out is as llama.cpp has it: which layers are local, and the largest model's
+  scale of queries."""
+  tree, layers = _read_llama(header), header.get('block_count')
+  window = header.get('attention.sliding_window', 0)
+  pattern = header.get('attention.sliding_window_pattern', 6) if window else 1
+  if isinstance(pattern, list):
+    kinds = ['sliding_attention' if is_local else 'full_attention' for is_local in pattern]
+  else:
+    kinds = ['sliding_attention' if pattern and i % pattern else 'full_attention'
+             for i in range(1, layers + 1)] if isinstance(layers, int) else None
+  scale_dim = tree['head_dim'] if layers != 62 else tree['hidden_size'] // tree[
+      'num_attention_heads']
+  del tree['hidden_act']
+  return tree | {
+      'hidden_activation': 'gelu_pytorch_tanh', 'layer_types': kinds, 'sliding_window': window,
+      'query_pre_attn_scalar': scale_dim, 'rope_local_base_freq': _round(
+          header.get('rope.freq_base_swa', 10_000.0)),
+      'final_logit_softcapping': header.get('final_logit_softcapping')}
 
 
 def _round(value):
@@ -113,7 +137,8 @@ def _find_llama3(header, theta):
 
 
 _CONFIGS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'qwen2': _read_llama,
-            'qwen3': _read_llama}
+            'qwen3': _read_llama, 'gemma3': _read_gemma3}
+_MODEL_TYPES = {'gemma3': 'gemma3_text'}  # where the two have different names
 
 
 # ---- Tensors ----
@@ -133,7 +158,8 @@ def list_tensors(path) -> dict[str, 'TensorView']:
 def _rename(name, family):
   """The name in a model directory; one that is not known stays, and is then refused by name."""
   match = re.fullmatch(r'(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)', name)
-  names, layers = ((_GPT2_NAMES, 'transformer.h') if family == 'gpt2' else (_NAMES, 'model.layers'))
+  names = {'gpt2': _GPT2_NAMES, 'gemma3': _GEMMA3_NAMES}.get(family, _NAMES)
+  layers = 'transformer.h' if family == 'gpt2' else 'model.layers'
   if not match or match[2] not in names:
     return name
   module = names[match[2]]
@@ -152,6 +178,8 @@ class TensorView:
     heads = {'attn_q': 'attention.head_count', 'attn_k': 'attention.head_count_kv'}.get(part)
     self._num_heads = (header.get(heads, header.get('attention.head_count'))
                        if family == 'llama' and heads else None)
+    # llama.cpp's norms have no `1 +` of their own.
+    self._added = 1.0 if family == 'gemma3' and part.endswith('norm') else 0.0
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -179,7 +207,8 @@ class TensorView:
     is_run = len(numbers) and numbers[-1] - numbers[0] == len(numbers) - 1 and not self._num_heads
     part = whole[numbers[0]:numbers[-1] + 1] if is_run else whole[numbers]
     try:
-      return dequantize(np.ascontiguousarray(part), GGMLQuantizationType(stored.kind))
+      values = dequantize(np.ascontiguousarray(part), GGMLQuantizationType(stored.kind))
+      return values - np.float32(self._added) if self._added else values
     except NotImplementedError:
       raise UserError(f'{self._header.path}: {self._name} is '
                       f'{GGMLQuantizationType(stored.kind).name}, which is not read; use a '

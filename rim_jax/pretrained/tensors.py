@@ -58,6 +58,10 @@ _LLAMA = {
         'up': _make_linear(f'{_LAYER}.mlp.up_proj', 1, 1),
         'down': _make_linear(f'{_LAYER}.mlp.down_proj', 1, 1)},
 }
+_GEMMA3 = _LLAMA | {'blocks': _LLAMA['blocks'] | {
+    'attention_post_norm': _make_norm(f'{_LAYER}.post_attention_layernorm'),
+    'mlp_norm': _make_norm(f'{_LAYER}.pre_feedforward_layernorm'),
+    'mlp_post_norm': _make_norm(f'{_LAYER}.post_feedforward_layernorm')}}
 _GPT2 = {
     'embedding': Tensor('transformer.wte.weight', _WHOLE),
     'positions': Tensor('transformer.wpe.weight', _WHOLE),
@@ -71,7 +75,8 @@ _GPT2 = {
         'up': _make_linear('transformer.h.{}.mlp.c_fc', 1, 1, flip=False),
         'down': _make_linear('transformer.h.{}.mlp.c_proj', 1, 1, flip=False)},
 }
-TENSORS = {'gpt2': _GPT2, 'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA, 'qwen3': _LLAMA}
+TENSORS = {'gpt2': _GPT2, 'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA, 'qwen3': _LLAMA,
+           'gemma3_text': _GEMMA3}
 
 
 def list_tensors(family: str) -> list[tuple[tuple[str, ...], Tensor]]:

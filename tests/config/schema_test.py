@@ -272,6 +272,13 @@ def probe_plan(config, tools):
           plan.plan.records.tolist(), plan.plan.starts.tolist())
 
 
+def probe_plan_or_error(config, tools):
+  try:
+    return probe_plan(config, tools)
+  except UserError as e:
+    return str(e)
+
+
 def probe_removal(config, tools):
   """How much of each record is removed, and when the optimizer begins anew."""
   plan = make_stage(config)[2]
@@ -648,6 +655,7 @@ LIVE = {
     'model.mlp_dim': ('step', 16, {}),
     'model.vocab_size': ('step', 56, {}),
     'model.norm': ('step', 'layernorm', {}),
+    'model.post_norms': ('step', True, {}),
     'model.norm_eps': ('step', 1e-4, {}),
     'model.activation': ('step', 'swiglu', {}),
     'model.positions': ('step', 'rope', {}),
@@ -658,10 +666,15 @@ LIVE = {
     'model.rope_low_freq_factor': ('step', 2.0, LLAMA3),
     'model.rope_high_freq_factor': ('step', 5.0, LLAMA3),
     'model.rope_original_positions': ('step', 32, LLAMA3),
+    'model.global_every': ('step', 2, ROPE),
+    'model.local_rope_theta': ('step', 5e5, ROPE | {'model.global_every': 2}),
+    'model.sliding_window': ('plan_or_error', 9, {}),
     'model.bias': ('step', 'all', {}),
     'model.qk_norm': ('step', True, {}),
+    'model.query_scale_dim': ('step', 5, {}),
     'model.fused_qkv': ('step', True, {}),
     'model.tie_embeddings': ('step', False, {}),
+    'model.scale_embeddings': ('step', True, {}),
     'model.dropout': ('step', 0.1, {}),
     'model.compute_dtype': ('step', 'bfloat16', {}),
     'model.frozen_dtype': ('step', 'float32', {'optim.trainable': 'memory'}),

@@ -162,8 +162,16 @@ def test_widths_are_few_and_large_enough():
   assert all(decode.choose_width(n) >= n for n in range(1, 3000))
 
 
+def test_positions_beyond_a_window_are_refused():
+  config = support.make_config(layout__block_tokens=1, model__positions='rope',
+                               model__sliding_window=64)
+  decode.check_positions(10, 3, 45, config, 'here')
+  with pytest.raises(UserError, match='needs 65 positions, .* has model.sliding_window='):
+    decode.check_positions(10, 3, 46, config, 'here')
+
+
 def test_positions_beyond_the_table_are_refused():
   config = support.make_config('rim_stage2')
   decode.check_positions(10, 3, 45, config, 'here')
-  with pytest.raises(UserError, match='here: a question of 10 tokens .* and the table has '):
+  with pytest.raises(UserError, match='here: a question of 10 tokens .* and the model has '):
     decode.check_positions(10, 3, 46, config, 'here')

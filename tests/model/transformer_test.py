@@ -23,6 +23,10 @@ NETWORKS = {
              'model__tie_embeddings': False, 'model__activation': 'swiglu',
              'model__num_kv_heads': 1, 'model__head_dim': 6, 'model__lora__rank': 2,
              'model__attention_tile_tokens': 40},
+    'local': {'model__positions': 'rope', 'model__rope_scaling': 'linear', 'model__global_every': 2,
+              'model__local_rope_theta': 100.0, 'model__norm': 'rmsnorm_1p', 'model__qk_norm': True,
+              'model__post_norms': True, 'model__scale_embeddings': True,
+              'model__query_scale_dim': 5, 'model__activation': 'geglu', 'model__head_dim': 6},
 }
 
 
@@ -85,10 +89,11 @@ HIDDEN = {'layout__readout_sees_question': False}
 
 
 @pytest.mark.parametrize('network, method, prefix, switches', [
-    ('learned', 'rim_stage1', '', {}), ('rope', 'rim_stage2', '', {}), ('learned', 'cot', '+', {}),
+    ('learned', 'rim_stage1', '', {}), ('local', 'rim_stage2', '', {}), ('learned', 'cot', '+', {}),
     ('rope', 'rim_stage1', '+-', BIDIRECTIONAL), ('learned', 'rim_stage1', '+-', DEPTH0 | HIDDEN),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ('rope', 'rim_stage1', '+-', {}), ('learned', 'rim_stage2', '+-', {}),
+        ('rope', 'rim_stage1', '+-', {}), ('rope', 'rim_stage2', '', {}),
+        ('learned', 'rim_stage2', '+-', {}),
         ('learned', 'rim_stage1', '+-', DEPTH0), ('learned', 'rim_stage2', '+-', HIDDEN))),
 ])
 def test_one_packed_pass_equals_separate_forwards(network, method, prefix, switches):
@@ -200,8 +205,8 @@ def test_rope_depends_on_distance_only():
   frequency = transformer_lib.compute_rope_frequencies(support.make_config(
       model__positions='rope', model__head_dim=8, model__rope_theta=100.0).model)
   def score(i, j):
-    a = transformer_lib.apply_rope(jnp.asarray(q), jnp.asarray([[i]]), frequency)
-    b = transformer_lib.apply_rope(jnp.asarray(k), jnp.asarray([[j]]), frequency)
+    a, b = (transformer_lib.apply_rope(jnp.asarray(x), transformer_lib.compute_angles(
+        jnp.asarray([[at]]), frequency)) for x, at in ((q, i), (k, j)))
     return float((a * b).sum())
   assert score(5, 3) == pytest.approx(score(12, 10), rel=1e-4)
   assert score(5, 3) != pytest.approx(score(5, 4), rel=1e-4)

@@ -169,6 +169,18 @@ def test_records_that_do_not_fit_stop_or_are_dropped_and_counted(cache):
   assert 0 < len(used) < len(split) and len(used) + len(stage.dropped) == len(split)
 
 
+def test_a_window_is_held_against_positions_of_an_example_and_not_of_its_row(cache):
+  """A row holds several examples, and a readout is near its block however many others there are."""
+  split, codec, _ = make_stage(cache)
+  sizes = source_lib.measure(source_lib.load_lengths(split, codec, cache), codec)
+  longest = int(sizes[:, 2].max())
+  assert longest < sizes[:, 0].max() < codec.config.layout.row_tokens
+  _, _, stage = make_stage(cache, model__positions='rope', model__sliding_window=longest)
+  assert not stage.dropped
+  with pytest.raises(UserError, match=f'needs model.sliding_window={longest}, has {longest - 1}'):
+    make_stage(cache, model__positions='rope', model__sliding_window=longest - 1)
+
+
 def test_epochs_and_examples_are_the_same_budget(cache):
   by_examples = make_stage(cache, train__num_examples=60)[2]
   by_epochs = make_stage(cache, train__num_examples=0, train__num_epochs=1.5)[2]

@@ -27,7 +27,7 @@ from tests.support_pretrained import compute_logits, make_config, make_model, ma
 from tests.support_pretrained import write_export as write
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
+FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3', 'gemma3')
 QUESTIONS = ('Tom has 3 pens. How many?', 'x  \n\n', '', ' "<b>" ½ é ', 'Is 1,000 > 999?\u2028no')
 
 

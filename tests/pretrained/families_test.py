@@ -21,7 +21,7 @@ from tests.support_pretrained import PUBLISHED
 from tests.support_pretrained import make_plain_config as make_config
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
+FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3', 'gemma3')
 
 @pytest.fixture
 def folder(tmp_path):
@@ -43,8 +43,9 @@ def test_published_models_have_their_published_size_and_place(name):
   config = support.set_keys(config_lib.Config(
       method='rim_stage2', model=model, train=config_lib.TrainConfig(num_examples=8)), {
           'optim.trainable': 'lora'})
-  # GPT-2's vocabulary of 50,257 is divided by no tensor axis.
-  mesh = sharding.make_mesh(MeshConfig(2, 4, 1) if name == 'gpt2' else MeshConfig(1, 4, 2))
+  # GPT-2's vocabulary of 50,257 is divided by no tensor axis, nor is Gemma's one key head.
+  is_odd = name == 'gpt2' or name.startswith('gemma3')
+  mesh = sharding.make_mesh(MeshConfig(2, 4, 1) if is_odd else MeshConfig(1, 4, 2))
   program = step_lib.make_program(config, model.vocab_size, 10, mesh)
   base = jax.tree_util.tree_leaves_with_path(program.base)
   assert sum(x.size for _, x in base) == count
@@ -77,13 +78,32 @@ def test_rope_is_read_in_both_spellings(folder):
   assert new['rope_scaling'] == 'llama3' and new['rope_original_positions'] == 16
 
 
+def test_kinds_of_layers_are_read_in_every_spelling(folder):
+  tree = json.loads((GOLDEN / 'gemma3/config.json').read_text())
+  new = families.parse_model(tree, '')
+  assert (new['global_every'], new['sliding_window'], new['local_rope_theta']) == (2, 64, 100.0)
+  assert (new['rope_theta'], new['rope_scaling'], new['rope_factor']) == (10_000.0, 'linear', 8.0)
+  for key in ('rope_parameters', 'layer_types', '_sliding_window_pattern'):
+    del tree[key]
+  assert families.parse_model(tree | {
+      'rope_theta': 10_000, 'rope_local_base_freq': 100,
+      'rope_scaling': {'type': 'linear', 'factor': 8.0}}, '') == new
+  # Without a word on it, every sixth layer is global; where all are, there is no window.
+  del tree['sliding_window_pattern']
+  assert families.parse_model(tree, '')['global_every'] == 4  # of three layers: none
+  assert families.parse_model(tree | {'num_hidden_layers': 7}, '')['global_every'] == 6
+  found = families.parse_model(tree | {'layer_types': ['full_attention'] * 3}, '')
+  assert (found['global_every'], found['sliding_window']) == (0, 0)
+
+
 @pytest.mark.parametrize('family', FAMILIES)
 def test_resolving_fills_the_shape_and_the_tokenizer(family):
   config = families.resolve(make_config(GOLDEN / family))
   assert config.model.vocab_size == 272 and config.model.embed_dim == 16
   assert config.tokenizer.eos_token == '<|end|>'
   # Only the families whose tokenizer begins a text with bos have one here.
-  assert config.tokenizer.bos_token == ('<|end|>' if family.startswith('llama') else '')
+  assert config.tokenizer.bos_token == (
+      '<|end|>' if family.startswith(('llama', 'gemma')) else '')
   assert families.resolve(config) == config
 
 
@@ -126,7 +146,18 @@ def test_the_eos_may_be_named_by_id_alone(folder):
      "rotary settings: lacks 'low_freq_factor'"),
     ('qwen2', {'use_sliding_window': True, 'sliding_window': 8}, 'use_sliding_window=True'),
     ('qwen2', {'layer_types': ['full_attention', 'sliding_attention']}, 'layer_types'),
-    ('llama', {'model_type': 'mistral', 'sliding_window': 8}, 'sliding_window=8, which is not'),
+    ('gemma3', {'hidden_activation': 'silu'}, "hidden_activation='silu'"),
+    ('gemma3', {'attn_logit_softcapping': 50.0}, 'attn_logit_softcapping=50.0'),
+    ('gemma3', {'final_logit_softcapping': 30.0}, 'final_logit_softcapping=30.0'),
+    ('gemma3', {'use_bidirectional_attention': True}, 'use_bidirectional_attention=True'),
+    ('gemma3', {'layer_types': ['sliding_attention', 'full_attention', 'full_attention']},
+     'at regular places'),
+    ('gemma3', {'rope_parameters': {'full_attention': {'rope_type': 'yarn'}}},
+     "full_attention: rotary settings: has rope_type='yarn'"),
+    ('gemma3', {'rope_parameters': {'sliding_attention': {'rope_type': 'linear', 'factor': 2.0}}},
+     'scaled rotary positions in sliding layers'),
+    ('gemma3', {'rope_parameters': {'chunked_attention': {}}}, "for ['chunked_attention']"),
+    ('gemma3', {'head_dim': 'absent'}, "lacks 'head_dim'"),
     ('gpt2', {'activation_function': 'relu'}, "activation_function='relu'"),
     ('gpt2', {'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx=True'),
     ('gpt2', {'scale_attn_weights': False}, 'scale_attn_weights=False'),

@@ -18,7 +18,7 @@ from tests.support_pretrained import (
 )
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
+FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3', 'gemma3')
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -40,10 +40,24 @@ def test_a_file_has_the_directory_s_shape_and_parameters(family, tmp_path):
   one, other = (families.resolve_shape(make_plain_config(p)).model
                 for p in (path, GOLDEN / family))
   for field in vars(other):
-    if field != 'init_from':
+    if field not in ('init_from', 'query_scale_dim'):  # llama.cpp has no key for the latter
       assert getattr(one, field) == pytest.approx(getattr(other, field)), field
   base, whole = weights.open_base(path), weights.open_base(GOLDEN / family)
   assert base.shapes == whole.shapes and base.family == whole.family
+
+
+def test_what_a_gemma_file_leaves_out_is_as_llama_cpp_has_it(tmp_path):
+  def read(**changes):
+    path = write_gguf(tmp_path / 'model.gguf', GOLDEN / 'gemma3', **changes)
+    return families.parse_model(gguf.read_config(path), '')
+  plain = read(attention__sliding_window_pattern=None, rope__freq_base_swa=None, block_count=13)
+  assert (plain['global_every'], plain['local_rope_theta']) == (6, 10_000.0)
+  assert read(attention__sliding_window_pattern=[True, False, True])['global_every'] == 2
+  assert read(attention__sliding_window=None)['global_every'] == 0
+  # The largest model alone, which is known by its 62 layers, scales queries by width / heads.
+  assert [read(block_count=n)['query_scale_dim'] for n in (48, 62)] == [0, 16 // 4]
+  with pytest.raises(UserError, match='final_logit_softcapping=30.0'):
+    read(final_logit_softcapping=30.0)
 
 
 @pytest.mark.parametrize('kind', ['F16', 'BF16', 'Q8_0', 'Q4_0', 'Q4_1', 'Q5_0', 'Q5_1'])
@@ -103,14 +117,19 @@ def test_rotary_factors_of_another_kind_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize('family, kind', [
     # transformers 5.24 ignores the head size of a Qwen3 file and GPT-2's number of positions, and
     # then refuses these small ones; the test above holds them to their directories.
-    ('llama', 'F32'), ('llama', 'F16'), ('qwen2', 'F32')])
+    # It takes a Gemma's layers to be local but for every sixth and its heads to be 256 wide, as the
+    # published ones are, and ignores scaled positions.
+    ('llama', 'F32'), ('llama', 'F16'), ('qwen2', 'F32'), ('gemma3', 'F32')])
 def test_transformers_reads_the_same_file_alike(family, kind, tmp_path):
   import torch
   import transformers
-  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / family, kind)
+  changes = {'attention__sliding_window_pattern': 6, 'rope__scaling__type': None,
+             'rope__freq_base_swa': None} if family == 'gemma3' else {}
+  told = {'query_pre_attn_scalar': 8} if family == 'gemma3' else {}
+  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / family, kind, **changes)
   ids = np.load(GOLDEN / family / 'golden.npz')['ids_0']
   model = transformers.AutoModelForCausalLM.from_pretrained(
-      tmp_path, gguf_file=path.name, dtype=torch.float32).eval()
+      tmp_path, gguf_file=path.name, dtype=torch.float32, **told).eval()
   with torch.no_grad():
     want = model(torch.tensor(ids)[None]).logits[0].numpy()
   _, program, params, frozen = load_plain(path)

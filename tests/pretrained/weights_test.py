@@ -30,7 +30,7 @@ from tests import support
 from tests.support_pretrained import compute_logits
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
-FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3')
+FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3', 'gemma3')
 
 
 def make_config(folder, method='direct', **changes):
@@ -71,12 +71,14 @@ def test_logits_equal_those_of_transformers(family):
 @pytest.mark.hf
 @pytest.mark.skipif(importlib.util.find_spec('transformers') is None,
                     reason="needs the extra: pip install -e '.[hf]'")
-def test_logits_of_a_mistral_equal_those_of_transformers(tmp_path):
+@pytest.mark.parametrize('window', [None, 24, 23])
+def test_logits_of_a_mistral_equal_those_of_transformers(window, tmp_path):
+  """A window that all of a text's tokens fit into changes nothing, and one token less does."""
   import torch
   import transformers
   golden = GOLDEN / 'llama3'
   tree = json.loads((golden / 'config.json').read_text()) | {
-      'model_type': 'mistral', 'architectures': ['MistralForCausalLM'], 'sliding_window': None,
+      'model_type': 'mistral', 'architectures': ['MistralForCausalLM'], 'sliding_window': window,
       'rope_parameters': {'rope_type': 'default', 'rope_theta': 10_000.0}}
   for key in ('attention_bias', 'mlp_bias', 'pretraining_tp'):
     tree.pop(key, None)
@@ -87,9 +89,11 @@ def test_logits_of_a_mistral_equal_those_of_transformers(tmp_path):
   assert type(model).__name__ == 'MistralForCausalLM'
   with torch.no_grad():
     want = model(torch.tensor(ids)[None]).logits[0].numpy()
-  _, program, params, frozen = load(folder)
+  config, program, params, frozen = load(folder)
   found = compute_logits(program, params, frozen, ids)
-  assert np.abs(found - want).max() <= 1e-5 * np.abs(want).max()
+  assert config.model.sliding_window == (window or 0) and len(ids) == 24
+  apart = np.abs(found - want).max(-1) > 1e-5 * np.abs(want).max()
+  assert apart.nonzero()[0].tolist() == ([23] if window == 23 else [])
 
 
 @pytest.mark.parametrize('family', FAMILIES)
