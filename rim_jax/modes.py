@@ -95,6 +95,10 @@ def write_report(config, workdir, say) -> None:
   refuse(problems)
   if hosts.is_leader():
     say(f'report: {_write_summary(config, workdir)}')
+    for _, folder in there:
+      run = run_folder.RunFolder(folder)
+      for line in run.list_damaged() + run.list_unsealed():
+        say(line)
 
 
 def _write_summary(config, workdir):

@@ -182,7 +182,7 @@ def from_tree(kind, tree) -> typing.Any:
   fits = isinstance(tree, (int, float) if form is float else form)
   if not fits or (isinstance(tree, bool) and form is not bool):
     raise ValueError(f'{type(tree).__name__} in place of a {form.__name__}')
-  if form is int and abs(tree) >= 1 << 63:
+  if isinstance(tree, int) and form is int and abs(tree) >= 1 << 63:
     raise ValueError(f'{str(tree)[:20]}... is beyond 64 bits')
   return tree
 
@@ -240,15 +240,15 @@ def seal(tree: dict, about: str = '') -> dict:
   return tree | {SEAL: _digest(tree, about)}
 
 
-def unseal(tree: dict, about: str = '') -> tuple[dict, bool]:
-  """(a tree without its seal, whether it has one: earlier versions wrote none).
+def unseal(tree: dict, about: str = '') -> dict:
+  """A tree without its seal; earlier versions wrote none.
 
   Raises: ValueError where it is not what was sealed.
   """
   rest = {key: value for key, value in tree.items() if key != SEAL}
   if SEAL in tree and tree[SEAL] != _digest(rest, about):
     raise ValueError(f'not what was written: another {SEAL}')
-  return rest, SEAL in tree
+  return rest
 
 
 def _digest(tree, about) -> str:

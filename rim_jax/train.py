@@ -133,6 +133,8 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
     if latest:
       state, frozen = state_lib.restore(task, latest, program, workdir, stage)
       say(f'continuing from step {latest.step} of {stage.num_steps}')
+      for line in hosts.lead(run_folder.RunFolder(workdir).list_damaged):
+        say(line)
     else:
       state, frozen = state_lib.initialize(task, program, init_from, say)
       num_hosts = hosts.count_hosts()  # all must ask
@@ -172,7 +174,7 @@ def _write_card(task: Task, workdir, start, num_hosts):
   if (workdir / 'config.json').exists():
     card_lib.check_start(card_lib.load_card(workdir), card['start'], workdir)
   else:
-    storage.write_json(workdir / 'config.json', card)
+    card_lib.write_card(workdir, card)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -401,8 +403,7 @@ def _keep_whole(config: Config, workdir) -> None:
     return
   with contextlib.suppress(OSError):  # the first stage tells that nothing can be written here
     workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / 'config.json', card_lib.make_whole(
-        config, [folder.name for folder, _ in stages]))
+    card_lib.write_card(workdir, card_lib.make_whole(config, [f.name for f, _ in stages]))
 
 
 def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:

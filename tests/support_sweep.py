@@ -58,7 +58,7 @@ if len(sys.argv) > 3:  # to a share of the budget; the higher rate is the better
   status.tell(ended='ShareDone', error='DIR: step 3 of 7 is saved')
   sys.exit(75)
 (folder / 'predictions').mkdir(exist_ok=True)
-right = [i % 3 != seed for i in range(30)]
+right = [i % 10 < 5 + seed for i in range(30)]
 (folder / 'predictions' / 'test.jsonl').write_text(''.join(json.dumps(
     {'question': str(i), 'answer': '', 'correct': r}) + chr(10) for i, r in enumerate(right)))
 (folder / 'metrics.jsonl').write_text(''.join(json.dumps(
@@ -114,7 +114,8 @@ def make_states(tmp_path, rows):
     (folder / 'point.json').write_text(json.dumps({
         'identity': grid_lib.identify(point.config), 'status': 'done', 'error': ''}))
     (folder / 'predictions/test.jsonl').write_text(''.join(json.dumps(
-        {'question': str(i), 'answer': '', 'correct': i < 100 * test}) + '\n' for i in range(100)))
+        {'question': str(i), 'answer': '', 'correct': i < round(100 * test)}) + '\n'
+                                                           for i in range(100)))
     (folder / 'results.json').write_text(json.dumps({'test': {
         'n': 100, 'rule_version': 2, 'step': 5, 'final_acc': test, 'any_block_acc': test,
         'majority_acc': test,

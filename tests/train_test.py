@@ -335,7 +335,8 @@ def test_a_run_leaves_its_files(tmp_path, cache, use_devices):
   assert {'train/loss', 'perf/tokens_per_sec', 'train/nll_block_4', 'compile/secs',
           'memory/host_peak_mib'} <= lines[0].keys()
   assert list((workdir / 'tensorboard').iterdir())
-  assert strict((workdir / 'results.json').read_text()) == reader.to_tree(results)
+  assert strict((workdir / 'results.json').read_text()) == {
+      name: reader.seal(reader.to_tree(result), name) for name, result in results.items()}
   test = results['test']
   predictions = [strict(x) for x in (workdir / 'predictions/test.jsonl').open()]
   assert len(predictions) == test.n == 8

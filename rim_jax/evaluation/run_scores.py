@@ -63,6 +63,7 @@ def evaluate_run(task, workdir, say=print) -> dict[str, values.EvalResult]:
   Returns: the whole content of results.json, set -> result.
   """
   check_sets(task)
+  hosts.lead(lambda: bool(run_folder.RunFolder(workdir).load_written()))  # what is there is sound
   results = {}
   for one in list_sets(task):
     results = _evaluate_set(one, workdir, say)

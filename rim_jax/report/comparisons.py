@@ -43,6 +43,9 @@ def compare(config: Config, workdir, other, say, console) -> None:
   path = epath.Path(workdir) / 'compare.json'
   storage.write_json(path, {'format': COMPARE_VERSION, **runs, **dataclasses.asdict(found)})
   say(f'{path}: the same as JSON')
+  for run in runs.values():
+    for line in run_folder.RunFolder(run['run']).list_unsealed():
+      say(line)
 
 
 def _find_run(named) -> epath.Path:

@@ -10,7 +10,6 @@ import itertools
 
 from etils import epath
 
-from rim_jax import reader
 from rim_jax.report.figures import Figure
 from rim_jax.report.tables import Cell, Part, Table, cell, clean
 from rim_jax.results.values import EvalResult, Prediction
@@ -123,13 +122,6 @@ def list_figures(blocks):
 
 
 # ---- What pages of one run and of many say alike ----
-
-
-def load_json(folder, name) -> dict:
-  """The content of a JSON file; {} where it is absent or empty."""
-  path, fix = epath.Path(folder) / name, 'restore it from a copy'
-  there = path.exists() and reader.read_bytes(path, fix).strip()
-  return reader.load_json(path, fix) if there else {}
 
 
 def mark_answers(prediction: Prediction, result: EvalResult) -> Cell:

@@ -13,7 +13,6 @@ from rim_jax import config as config_lib
 from rim_jax import terminal
 from rim_jax.config import Config, methods
 from rim_jax.config import stages as stages_lib
-from rim_jax.errors import UserError
 from rim_jax.report import control_results, control_sections, paper
 from rim_jax.report.figures import draw
 from rim_jax.report.page import (
@@ -23,7 +22,7 @@ from rim_jax.report.page import (
   describe_trained,
   details,
   figures,
-  load_json,
+  items,
   mark_answers,
   paragraph,
   section,
@@ -51,6 +50,7 @@ from rim_jax.results.values import (
   Quartiles,
   list_measures,
 )
+from rim_jax.runtime import card as card_lib
 from rim_jax.runtime.run_folder import RunFolder
 
 _MAX_POINTS = 250  # of one curve
@@ -68,11 +68,7 @@ def load_predictions(folder, name=None) -> list[Prediction]:
   name = name or next(iter(results), '')
   if name not in results or results[name].checkpoint == 'splits':
     return []
-  predictions, count = folder.load_predictions(name), results[name].n
-  if len(predictions) != count:
-    raise UserError(f'{folder.get_predictions(name)}: has {len(predictions)} predictions, and '
-                    f'results.json is of {count}; evaluate the run with --mode=eval')
-  return predictions
+  return folder.load_predictions(name)
 
 
 def _choose_examples(predictions, count):
@@ -343,12 +339,14 @@ def _make_examples(folder, sets, num_shown) -> Table | None:
 
 def _make_card(folder) -> Blocks:
   """The reproduction card: what ran, on what, and every setting."""
-  card = load_json(folder, 'config.json')
+  folder = RunFolder(folder)
+  card = card_lib.load_whole(folder.path) if folder.card.exists() else {}
   settings = config_lib.flatten(card.pop('config', {}))
   if 'command' in card:
     card['command'] = terminal.join(card['command'])
   return [tabulate_flat(config_lib.flatten(card)), *details(
-      f'all {len(settings)} settings', [tabulate_flat(settings)])] if card else []
+      f'all {len(settings)} settings', [tabulate_flat(settings)]),
+          *items(folder.list_damaged() + folder.list_unsealed())] if card else []
 
 
 def tabulate_flat(flat: dict) -> Table | None:

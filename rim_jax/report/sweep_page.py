@@ -187,8 +187,8 @@ def _make_controls(entries, states) -> page.Blocks:
 
 def _make_card(states):
   """What all runs share of their reproduction cards; each run's own page has the rest."""
-  cards = [page.load_json(s.last[1], 'config.json') for s in states]
-  flat = [config_lib.flatten({k: v for k, v in c.items() if k != 'config'}) for c in cards if c]
+  cards = [s.last[1].load_card() for s in states if s.last[1].card.exists()]
+  flat = [config_lib.flatten({k: v for k, v in c.items() if k != 'config'}) for c in cards]
   return run_page.tabulate_flat(
       {k: v for k, v in (flat[0].items() if flat else ())
        if k != 'command' and all(f.get(k) == v for f in flat)})

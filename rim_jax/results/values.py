@@ -193,6 +193,7 @@ class EvalResult(Value):
   answer_rule: str | None = None
   rule_version: int | None = None  # judge.RULE_VERSION; None is 1
   data_fingerprint: str | None = None
+  predictions_sha256: str | None = None  # of predictions/<set>.jsonl, its first 16 digits
   format: int | None = None
 
   @property

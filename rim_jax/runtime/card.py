@@ -123,16 +123,30 @@ def load_whole(workdir) -> dict:
         'its stages were run by a version that kept their configuration alone; give --config, or '
         f'name one stage, --workdir={path.parent / stages[-1]}' if stages else
         'there is no run here; train it first with --mode=train, or name another'))
-  card = reader.load_json(path, _FIX, Card)
+  card = _load(path)
   if card['format'] != CARD_VERSION:
     raise UserError(f'{path}: format {card["format"]} is not {CARD_VERSION}, which this version of '
                     'rim_jax reads; use another --workdir')
   try:
+    card = reader.unseal(card)
     config = config_lib.complete(card['config'])
     reader.from_tree(config_lib.Config, config)
   except (AttributeError, ValueError) as e:  # a value in place of a group
     raise UserError(f'{path}: is damaged ({e}); {_FIX}') from None
   return card | {'config': config}
+
+
+def _load(path) -> dict:
+  return reader.load_json(path, _FIX, Card)
+
+
+def is_sealed(workdir) -> bool:
+  return reader.SEAL in _load(epath.Path(workdir) / 'config.json')
+
+
+def write_card(workdir, card: dict) -> None:
+  """What `make_card` or `make_whole` makes, as config.json."""
+  storage.write_json(epath.Path(workdir) / 'config.json', reader.seal(card))
 
 
 def fingerprint_run(card: dict) -> str:

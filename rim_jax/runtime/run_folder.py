@@ -1,9 +1,12 @@
 """A run's folder: the one who knows its files, and reads and writes them as values.
 
-A folder may lie in a bucket. Two runs' predictions are compared here too.
+What is read is held against its digest (earlier versions wrote none), against its ranges and
+against the other files. A folder may lie in a bucket. Two runs' predictions are compared here too.
 """
 
 import dataclasses
+import functools
+import hashlib
 import json
 import time
 
@@ -17,6 +20,7 @@ from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
 
 _EVALUATE = 'evaluate the run with --mode=eval'
+_REMOVE = f'move it away, and {_EVALUATE}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +86,19 @@ class RunFolder:
     return [line for _, line in self._read_metrics() if line is not None]
 
   def list_damaged(self) -> list[str]:
-    """A line for each that `load_metrics` leaves out, but for what a kill has left of one."""
-    return [f'{place}: is damaged, and left out' for place, line in self._read_metrics()
-            if line is None and place]
+    """A line for each that `load_metrics` leaves out."""
+    return [f'{place}: is damaged, or was cut off, and is left out'
+            for place, line in self._read_metrics() if line is None]
+
+  def list_unsealed(self) -> list[str]:
+    """A line for each file that carries no digest, so that a change of it would not be seen."""
+    results = self._load_trees()
+    unsealed = {
+        self.card: self.card.exists() and not card_lib.is_sealed(self.path),
+        self.results: any(reader.SEAL not in tree for tree in results.values()),
+        self.controls: reader.SEAL not in (_load(self.controls, dict, '') or {reader.SEAL: ''})}
+    return [f'{path}: is unsealed, as earlier versions wrote it: whether it was changed since '
+            'cannot be told' for path, is_unsealed in unsealed.items() if is_unsealed]
 
   def _read_metrics(self):
     return [(place, parse_line(raw)) for place, raw in storage.read_lines(self.metrics)]
@@ -106,14 +120,28 @@ class RunFolder:
   def load_results(self) -> dict[str, values.EvalResult]:
     """Set -> its result under today's rule of judging; {} where nothing was evaluated.
 
-    Raises: UserError where the file is damaged, or answers of another rule cannot be judged again.
+    Raises: UserError where the file is damaged or contradicts the predictions, or answers of
+      another rule cannot be judged again.
     """
-    return {name: self._judge_again(name, result) for name, result in self.load_written().items()}
+    found = self.load_written()
+    for name, result in found.items():
+      if self.get_predictions(name).exists():
+        _read_predictions(self.get_predictions(name), result)
+    return {name: self._judge_again(name, result) for name, result in found.items()}
 
   def load_written(self) -> dict[str, values.EvalResult]:
     """`load_results` as they were written, whichever rule they were judged by."""
-    return _load(self.results, dict[str, values.EvalResult],
-                 f'move it away, and {_EVALUATE}') or {}
+    found = {}
+    for name, tree in self._load_trees().items():
+      try:
+        found[name] = reader.from_tree(values.EvalResult, reader.unseal(tree, name))
+        _check_ranges(found[name])
+      except ValueError as e:
+        raise UserError(f'{self.results}: is damaged ({name}: {e}); {_REMOVE}') from None
+    return found
+
+  def _load_trees(self) -> dict[str, dict]:
+    return _load(self.results, dict[str, dict], _REMOVE) or {}
 
   def load_predictions(self, set_name: str) -> list[values.Prediction]:
     """Under today's rule of judging.
@@ -128,7 +156,7 @@ class RunFolder:
       return result
     if result.checkpoint == 'splits':
       raise _tell_rule(self.results, name, theirs, 'of several checkpoints, which left none')
-    old = _read_predictions(self.get_predictions(name))
+    old = _read_predictions(self.get_predictions(name), result)
     new = self.load_predictions(name)
     same = [p.correct for p in old] == [p.correct for p in new]
     gone = values.list_made_of(values.EvalResult, 'answers', *([] if same else ['groups']))
@@ -138,15 +166,19 @@ class RunFolder:
 
   def load_controls(self) -> values.ControlsResult | None:
     """None where nothing was asked. Raises: UserError where the file is damaged."""
-    return _load(self.controls, values.ControlsResult, 'ask it again with --mode=controls')
+    fix = 'ask it again with --mode=controls'
+    tree = _load(self.controls, dict, fix)
+    try:
+      return tree and reader.from_tree(values.ControlsResult, reader.unseal(tree))
+    except ValueError as e:
+      raise UserError(f'{self.controls}: is damaged ({e}); {fix}') from None
 
   # ---- What is found ----
 
   def add_metrics(self, step: int, scalars: dict) -> None:
     """A line of metrics.jsonl behind the others, of a step that they have reached."""
     journal = storage.Journal(self.metrics, lambda raw: parse_line(raw) is not None)
-    journal.add(json.dumps({'step': step, 'time': round(time.time(), 3), **scalars},
-                           allow_nan=False))
+    journal.add(format_line(step, time.time(), scalars))
     journal.close()
 
   def write_result(self, set_name: str, result: values.EvalResult,
@@ -158,15 +190,16 @@ class RunFolder:
     if predictions is not None:
       path = self.get_predictions(set_name)
       path.parent.mkdir(exist_ok=True)
-      storage.write_text(path, ''.join(
-          json.dumps(reader.to_tree(p), allow_nan=False) + '\n' for p in predictions))
-    results = {name: r for name, r in self.load_written().items() if name != set_name}
-    results[set_name] = result
-    storage.write_json(self.results, reader.to_tree(results))
-    return results
+      text = ''.join(json.dumps(reader.to_tree(p), allow_nan=False) + '\n' for p in predictions)
+      storage.write_text(path, text)
+      result = dataclasses.replace(result, predictions_sha256=_digest(text.encode()))
+    trees = {name: tree for name, tree in self._load_trees().items() if name != set_name}
+    trees[set_name] = reader.seal(reader.to_tree(result), set_name)
+    storage.write_json(self.results, trees)
+    return self.load_written()
 
   def write_controls(self, found: values.ControlsResult) -> None:
-    storage.write_json(self.controls, reader.to_tree(found))
+    storage.write_json(self.controls, reader.seal(reader.to_tree(found)))
 
 
 def _load(path, kind, fix: str):
@@ -176,13 +209,41 @@ def _load(path, kind, fix: str):
   return reader.load_json(path, fix, kind)
 
 
+def format_line(step: int, secs: float, scalars: dict) -> str:
+  """A line of metrics.jsonl."""
+  return json.dumps(reader.seal({'step': step, 'time': round(secs, 3), **scalars}))
+
+
 def parse_line(raw: bytes) -> dict | None:
   """A line of metrics.jsonl; None for one that is damaged."""
   try:
-    line = reader.from_tree(dict[str, float | None], reader.parse_json(raw))
+    tree = reader.from_tree(dict, reader.parse_json(raw))
+    line = reader.from_tree(dict[str, float | None], reader.unseal(tree))
   except ValueError:
     return None
-  return line if type(line.get('step')) is int and line['step'] >= 0 else None
+  acc = line.get(values.VALID_ACC)
+  fits = type(line.get('step')) is int and line['step'] >= 0 and (acc is None or 0 <= acc <= 1)
+  return line if fits else None
+
+
+def _check_ranges(result: values.EvalResult) -> None:
+  """Raises: ValueError where a share is none, or a count is negative."""
+  for field in dataclasses.fields(result):
+    found, is_share = getattr(result, field.name), field.name.endswith(('_acc', 'pass_at'))
+    parts = found.values() if isinstance(found, dict) else found if isinstance(
+        found, list) else [found]
+    for part in parts if is_share or field.name.startswith(('n', 'step')) else ():
+      if isinstance(part, (int, float)) and not 0 <= part <= (1 if is_share else part):
+        raise ValueError(f'{field.name} is {part}, which is no {"share" if is_share else "count"}')
+
+
+def _check_answers(result: values.EvalResult, rows: tuple[values.Prediction, ...]) -> None:
+  """Raises: ValueError where predictions, as they were judged, do not give the result."""
+  if result.n not in (None, len(rows)):
+    raise ValueError(f'has {len(rows)} predictions, and results.json is of {result.n}')
+  right = sum(row.correct for row in rows) / max(len(rows), 1)
+  if abs(right - result.final_acc) > 1e-6:
+    raise ValueError(f'{right:.2%} of them are right, and results.json says {result.final_acc:.2%}')
 
 
 def load_predictions(path) -> list[values.Prediction]:
@@ -191,9 +252,10 @@ def load_predictions(path) -> list[values.Prediction]:
   Raises: UserError where the file is missing or holds anything else, or where answers that were
     judged by another version of the rule cannot be judged again.
   """
-  path, rows = epath.Path(path), _read_predictions(path)
+  path = epath.Path(path)
   folder = RunFolder(path.parent.parent)
   result = folder.load_written().get(path.stem)
+  rows = list(_read_predictions(path, result))
   theirs = result.rule_version or 1 if result else judge.RULE_VERSION
   if theirs == judge.RULE_VERSION:
     return rows
@@ -212,18 +274,36 @@ def _tell_rule(path, name: str, version: int, why: str) -> UserError:
       f'{judge.RULE_VERSION}, and cannot be judged again from answers {why}; {_EVALUATE}')
 
 
-def _read_predictions(path) -> list[values.Prediction]:
-  """`load_predictions` as they were judged when they were written."""
-  path, rows = epath.Path(path), []
+def _read_predictions(path, result: values.EvalResult | None) -> tuple[values.Prediction, ...]:
+  """`load_predictions` as they were judged when they were written, and as their result says."""
   if not path.exists():
     raise UserError(f'{path}: no predictions (No such file or directory); {_EVALUATE}')
-  lines = reader.read_bytes(path, _EVALUATE).rstrip(b'\n').split(b'\n')
-  for number, line in enumerate(lines, 1):
+  raw = reader.read_bytes(path, _EVALUATE)
+  rows = _parse_predictions(raw, str(path))
+  if result is None or result.checkpoint == 'splits':
+    return rows
+  try:
+    _check_answers(result, rows)
+    if result.predictions_sha256 not in (None, _digest(raw)):
+      raise ValueError('not those that results.json is of')
+  except ValueError as e:
+    raise UserError(f'{path}: {e}; {_EVALUATE}') from None
+  return rows
+
+
+@functools.lru_cache(maxsize=32)  # a page and a sweep ask for those of a run many times
+def _parse_predictions(raw: bytes, where: str) -> tuple[values.Prediction, ...]:
+  rows = []
+  for number, line in enumerate(raw.rstrip(b'\n').split(b'\n'), 1):
     try:
       rows.append(reader.from_tree(values.Prediction, reader.parse_json(line)))
     except ValueError as e:
-      raise UserError(f'{path}:{number}: not a prediction ({e}); {_EVALUATE}') from None
-  return rows
+      raise UserError(f'{where}:{number}: not a prediction ({e}); {_EVALUATE}') from None
+  return tuple(rows)
+
+
+def _digest(raw: bytes) -> str:
+  return hashlib.sha256(raw).hexdigest()[:16]
 
 
 def _find_fingerprint(path):

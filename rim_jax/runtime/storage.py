@@ -123,16 +123,9 @@ def move(folder, target) -> None:
 
 
 def read_lines(path) -> list[tuple[str, bytes]]:
-  """(place, line) of a file that a Journal writes, in order; [] where there is none.
-
-  A line that ends in no line break is what a kill has left: its place is ''.
-  """
-  found = []
-  for part in _list_parts(path):
-    *lines, torn = _read_part(part).split(b'\n')
-    found += [(f'{part}:{number}', line) for number, line in enumerate(lines, 1) if line]
-    found += [('', torn)] if torn else []
-  return found
+  """(place, line) of a file that a Journal writes, in order; [] where there is none."""
+  return [(f'{part}:{number}', line) for part in _list_parts(path)
+          for number, line in enumerate(_read_part(part).split(b'\n'), 1) if line]
 
 
 def _read_part(path) -> bytes:

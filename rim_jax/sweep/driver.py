@@ -268,6 +268,11 @@ def drive(sweep: Sweep, say, console) -> None:
     say(line)
   say(f'files: {workdir}/ (sweep.json, sweep.csv, sweep.md, figures/, points/)')
   say(f'report: {workdir / "report.html"}')
+  unsealed = [str(run.folder) for run in runs if run.last[1].list_unsealed()]
+  if unsealed:
+    say(f'{len(unsealed)} of {len(runs)} runs have files without a digest, as earlier versions '
+        f'wrote them, so that a change of one is not seen: {", ".join(unsealed[:3])}'
+        + ', ...' * (len(unsealed) > 3))
   for run in runs:
     if run.status == 'done' and run.result is None:
       say(f'{run.point.name}: is done, and was not evaluated as eval now says: '

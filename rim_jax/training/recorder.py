@@ -5,7 +5,6 @@ the device never waits for a log line.
 """
 
 import contextlib
-import json
 import math
 import resource
 import signal
@@ -48,9 +47,8 @@ class MetricsWriter:
   def write(self, step: int, values: dict) -> None:
     """Writes host values now; a value that is not finite becomes null."""
     values = {k: float(v) for k, v in values.items()}
-    line = {'step': step, 'time': round(self._clock(), 3)}
-    line |= {k: v if math.isfinite(v) else None for k, v in values.items()}
-    self._journal.add(json.dumps(line, allow_nan=False))
+    self._journal.add(run_folder.format_line(
+        step, self._clock(), {k: v if math.isfinite(v) else None for k, v in values.items()}))
     if self._events:
       self._events.add(step, values)
     if self._wandb:

@@ -37,7 +37,7 @@ def write_run(folder, method, right, name='test', fingerprint='f1', questions=No
       'base': None, 'data': {'fingerprint': fingerprint}}))
   (folder / 'results.json').write_text(json.dumps({name: {
       'step': 1234, 'checkpoint': 'best', 'data_fingerprint': fingerprint, 'rule_version': 2,
-      'final_acc': 0.5, 'block_acc': [0.5]}}))
+      'final_acc': sum(right) / len(right), 'block_acc': []}}))
   questions = questions or [f'{i}?' for i in range(len(right))]
   (folder / f'predictions/{name}.jsonl').write_text(''.join(json.dumps(
       {'question': q, 'answer': '1', 'correct': r}) + '\n' for q, r in zip(questions, right)))
@@ -96,7 +96,9 @@ def test_runs_are_compared_on_the_set_that_eval_names(tmp_path):
     folder = write_run(tmp_path / name, method, test, flags=gsm8k)
     (folder / 'results.json').write_text(json.dumps({key: {
         'step': 7, 'checkpoint': 'best', 'data_fingerprint': key, 'rule_version': 2,
-        'final_acc': 0.5, 'block_acc': [0.5]} for key in ('test', 'gsm_hard')}))
+        'final_acc': sum(right) / len(right), 'block_acc': []}
+                                                     for key, right in (
+                                                         ('test', test), ('gsm_hard', hard))}))
   hard = ['--config.eval.split=gsm_hard', '--config.eval.path=hard.jsonl']
   for flags, name, only_mine in ((hard, 'gsm_hard', 12), ([], 'test', 2)):
     assert support_cli.run_cli(*ask('pause', '--with=theirs', *gsm8k, *flags))[0] == 0

@@ -54,7 +54,8 @@ def write_answers(state, rows, num_blocks):
        'block_predictions': texts, 'block_correct': ok}) + '\n' for q, a, texts, ok in rows))
   path = state.folder / 'results.json'
   results = json.loads(path.read_text())
-  results['test'] |= {'num_blocks': num_blocks}
+  results['test'] |= {'num_blocks': num_blocks, 'n': len(rows),
+                      'final_acc': sum(ok[-1] for *_, ok in rows) / len(rows)}
   path.write_text(json.dumps(results))
 
 

@@ -252,8 +252,8 @@ def test_latency_is_that_of_results_json_beside_all_it_depends_on(tmp_path):
   stage1 = make_result('rim_stage1', 4, latency=[make_latency(1, 1.125)], final_acc=0.25)
   stage2 = make_result('rim_stage2', 4, final_acc=0.75,
                        latency=[make_latency(1, 2.5, 1.0625), make_latency(8, 5.125, 1.5)])
-  write_run(tmp_path / 'stage1', 'rim_stage1', 4, test=stage1)
-  write_run(tmp_path / 'stage2', 'rim_stage2', 4, test=stage2)
+  stage1 = write_run(tmp_path / 'stage1', 'rim_stage1', 4, test=stage1)['test']
+  stage2 = write_run(tmp_path / 'stage2', 'rim_stage2', 4, test=stage2)['test']
   page = write_page(tmp_path, 'rim')
   table = next(t for t in page.tables if "to the answer's first token" in t[0][1][0])
   wanted = {'stage1: test, batch 1': (stage1, 0), 'stage2: test, batch 1': (stage2, 0),
@@ -362,7 +362,7 @@ def test_a_run_without_data_says_so(tmp_path, content):
     write_run(folder, f'rim_{stage}', 4)
     for path in ('results.json', 'config.json', 'metrics.jsonl', 'predictions/test.jsonl'):
       (folder / path).unlink()
-      if content is not None:
+      if content is not None and path != 'config.json':  # an empty card is damage
         (folder / path).write_text(content)
   page = write_page(tmp_path, 'rim')
   assert page.text.count('no data') == 1 + 2 * 4
@@ -408,7 +408,7 @@ def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
                       other=make_result('direct', 0))
   one = make_prediction(7, 0, True)
   (tmp_path / 'predictions' / 'other.jsonl').write_text(json.dumps(one) + '\n')
-  results['other']['n'] = 1
+  results['other'] |= {'n': 1, 'final_acc': 1.0}
   results['chosen'] = make_result('direct', 0, checkpoint='splits')  # of many checkpoints: none
   (tmp_path / 'results.json').write_text(json.dumps(results))
   assert len(run_page.load_predictions(tmp_path)) == 1319
@@ -421,7 +421,8 @@ def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
 
 @pytest.mark.parametrize('damage, told', [
     (lambda path, text: path.unlink(), ': no predictions (No such file or directory)'),
-    (lambda path, text: path.write_text(text[:-9]), ':1319: not a prediction'),
+    (lambda path, text: path.write_text(text[:-9]), ":1319: not a prediction (not JSON (Expecting "
+     "':' delimiter: line 1 column 212 (char 211)))"),
     (lambda path, text: path.write_text(text[:text.rindex('\n', 0, -1) + 1]),
      ': has 1318 predictions, and results.json is of 1319')])
 def test_predictions_that_are_not_all_there_are_told_in_one_line(tmp_path, damage, told):

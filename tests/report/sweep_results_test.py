@@ -12,6 +12,7 @@ from rim_jax import reader
 from rim_jax.config import grid as grid_lib
 from rim_jax.report import sweep_results
 from rim_jax.results import stats
+from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import point_run
 from tests import support, support_report, support_sweep
 from tests.support_sweep import make_states
@@ -69,17 +70,21 @@ def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
   assert '| control |' not in (tmp_path / 'sweep.md').read_text()
 
 
+def write_card(folder, **changes):
+  card_lib.write_card(folder, {
+      'format': card_lib.CARD_VERSION, 'config': dataclasses.asdict(support.make_config('direct')),
+      'data': {}, 'base': None, 'tokenizer': 't'} | changes)
+
+
 def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
   states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9), ({'a': 3}, 0.4, 0.9)])
   for state, base, tokenizer in zip(states, ('x', 'x', 'y'), ('t', 't', 't')):
-    (state.folder / 'config.json').write_text(json.dumps(
-        {'base': {'fingerprint': base}, 'tokenizer': tokenizer}))
+    write_card(state.folder, base={'fingerprint': base}, tokenizer=tokenizer)
   (told,) = support_sweep.conclude(states, tmp_path)['warnings']
   assert told == ('runs of different bases: a=1, a=2 on x; a=3 on y; run them again in another '
                   '--workdir')
   assert told in (tmp_path / 'sweep.md').read_text()
-  (states[2].folder / 'config.json').write_text(json.dumps(
-      {'base': None, 'tokenizer': 't'}))
+  write_card(states[2].folder)
   assert 'a=3 on None' in sweep_results.find_mixtures(states)[0]
   assert sweep_results.find_mixtures(states[:2]) == []
 
@@ -93,8 +98,7 @@ def test_runs_that_began_with_another_run_under_the_same_path_are_told(tmp_path)
     for stage in ('stage1', 'stage2'):
       (state.folder / stage).mkdir()
     shutil.copy(state.folder / 'results.json', state.folder / 'stage2')
-    (state.folder / 'stage1/config.json').write_text(json.dumps(
-        {'base': None, 'tokenizer': 't', 'start': {'path': 'mine', 'fingerprint': start}}))
+    write_card(state.folder / 'stage1', start={'path': 'mine', 'fingerprint': start})
   assert sweep_results.find_mixtures(states) == [
       'runs of different starts: a=1 on x; a=2 on y; run them again in another --workdir']
 

@@ -17,6 +17,12 @@ PREDICTIONS = [values.Prediction(question='q?', answer='1', prediction='1', corr
                values.Prediction(question='r?', answer='2', prediction='3', correct=False)]
 
 
+def strip(found):
+  """A value without what this version does not know, and the digest of its predictions."""
+  none = {'predictions_sha256': None} if isinstance(found, values.EvalResult) else {}
+  return dataclasses.replace(found, more={}, **none)
+
+
 def write_metrics(folder, *lines):
   folder.metrics.write_text(''.join(json.dumps(line) + '\n' for line in lines))
 
@@ -32,7 +38,7 @@ def test_a_result_stands_behind_those_of_other_sets(folder):
       'test': {'final_acc': 0.0, 'block_acc': [0.0]},
       'newer': {'final_acc': 1.0, 'block_acc': [1.0], 'beauty': 3, 'rule_version': 2}}))
   folder.write_result('test', RESULT, PREDICTIONS)
-  assert folder.load_results()['test'] == RESULT
+  assert strip(folder.load_results()['test']) == RESULT
   assert list(json.loads(folder.results.read_text())) == ['newer', 'test']
   assert json.loads(folder.results.read_text())['newer']['beauty'] == 3
   assert folder.load_predictions('test') == PREDICTIONS
@@ -103,7 +109,7 @@ def test_runs_judged_by_different_rules_are_compared_by_one(tmp_path):
   write_old(old)
   asked = [values.Prediction(question=f'q{i}', answer=a, correct=i != 1)
            for i, a in enumerate(('15', r'\frac{1}{2}', '7', '8'))]
-  new.write_result('test', RESULT, asked)
+  new.write_result('test', dataclasses.replace(RESULT, n=4, final_acc=0.75), asked)
   found = run_folder.compare_files(old.get_predictions('test'), new.get_predictions('test'))
   assert (found.both, found.only_a, found.only_b, found.neither) == (1, 1, 2, 0)
 
@@ -128,3 +134,99 @@ def test_rules_of_valid_are_those_told_last(folder):
   folder.add_metrics(4, {values.VALID_ACC: 0.2, values.VALID_RULE: 2})
   assert folder.load_valid_accs() == {4: 0.2, 8: 0.3}
   assert folder.load_valid_rules() == {4: 2, 8: 1}
+
+
+# ---- What was changed since it was written, and what contradicts itself ----
+
+
+@pytest.fixture
+def written(folder):
+  folder.write_result('test', RESULT, PREDICTIONS)
+  folder.write_result('valid', RESULT, PREDICTIONS)
+  card_lib.write_card(folder.path, {
+      'format': card_lib.CARD_VERSION, 'config': dataclasses.asdict(config_lib.Config()),
+      'data': {}, 'tokenizer': 't', 'base': None})
+  folder.write_controls(values.ControlsResult(num_blocks=1, step=8, pairing=values.Pairing(
+      num_pairs=1, num_equal_answers=0, num_without_partner=0), controls={}, sweeps={}))
+  folder.add_metrics(8, {values.VALID_ACC: 0.25, 'train/loss': 1.0})
+  return folder
+
+
+def load_all(folder):
+  return ({key: value for key, value in folder.load_card().items() if not key.startswith('s')},
+          {name: strip(result) for name, result in folder.load_results().items()},
+          folder.load_predictions('test'), strip(folder.load_controls()), folder.load_valid_accs())
+
+
+@pytest.mark.parametrize('name', ['config.json', 'results.json', 'controls.json',
+                                  'predictions/test.jsonl', 'metrics.jsonl'])
+def test_every_flipped_bit_is_seen(written, name):
+  """But for one in the name of the seal itself: the file is then one without a digest."""
+  path, expected = written / name, load_all(written)
+  assert not written.list_unsealed() and not written.list_damaged()
+  content = path.read_bytes()
+  for at in range(0, len(content), max(len(content) // 60, 1)):
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 7]) + content[at + 1:])
+    try:
+      found = load_all(written)
+    except UserError as e:
+      assert str(path) in str(e) and '\n' not in str(e)
+    else:
+      assert found == expected or (written.list_damaged() and found[:4] == expected[:4])
+
+
+@pytest.mark.parametrize('name, old, new', [
+    ('results.json', '"test"', '"other"'),  # under another name it is another's
+    ('results.json', '"step": 8', '"step": 9'), ('controls.json', '"step": 8', '"step": 9'),
+    ('config.json', '"seed": 0', '"seed": 1'), ('predictions/test.jsonl', '"q?"', '"p?"')])
+def test_what_was_changed_by_hand_is_refused(written, name, old, new):
+  text = (written / name).read_text()
+  assert old in text
+  (written / name).write_text(text.replace(old, new, 1))
+  with pytest.raises(UserError, match='another sha256|not those that results.json is of'):
+    load_all(written)
+
+
+def test_a_damaged_line_of_metrics_is_named_and_left_out(written):
+  written.add_metrics(16, {values.VALID_ACC: 0.5})
+  content = written.metrics.read_bytes()
+  written.metrics.write_bytes(content.replace(b'0.25', b'0.75') + b'null\n\xff\n{"step": ')
+  assert written.load_valid_accs() == {16: 0.5}
+  assert written.list_damaged() == [
+      f'{written.metrics}:{number}: is damaged, or was cut off, and is left out'
+      for number in (1, 3, 4, 5)]
+  written.add_metrics(24, {values.VALID_ACC: 0.75})  # and the file is whole from here on
+  assert not written.list_damaged() and written.load_valid_accs() == {16: 0.5, 24: 0.75}
+
+
+def test_older_files_have_no_digest_and_are_said_to_be_unsealed(written):
+  for path in (written.card, written.results, written.controls, written.metrics):
+    lines = path.read_text().split('\n')
+    tree = [json.loads(line) for line in lines if line] if path == written.metrics else [
+        json.loads('\n'.join(lines))]
+    for node in tree:
+      for part in (node, *node.values()):
+        if isinstance(part, dict):
+          part.pop('sha256', None), part.pop('predictions_sha256', None)
+    path.write_text('\n'.join(map(json.dumps, tree)) + '\n')
+  assert load_all(written)[1]['test'].final_acc == 0.5
+  assert [line.partition(':')[0] for line in written.list_unsealed()] == [
+      str(p) for p in (written.card, written.results, written.controls)]
+
+
+@pytest.mark.parametrize('changes, told', [
+    ({'final_acc': 1.7}, 'final_acc is 1.7, which is no share'),
+    ({'final_acc': 0.0, 'block_acc': [0.0]}, '50.00% of them are right, and results.json says 0'),
+    ({'final_acc': 0.25}, '50.00% of them are right, and results.json says 25'),
+    ({'pass_at': {'1': -0.5}}, 'pass_at is -0.5, which is no share'),
+    ({'block_acc': [2.0, 0.5]}, 'block_acc is 2.0'), ({'n': -1}, 'n is -1, which is no count'),
+    ({'n': 3}, 'has 2 predictions, and results.json is of 3'), ({'step': -8}, 'step is -8')])
+def test_files_that_contradict_each_other_are_refused(written, changes, told):
+  """Also without a digest, as older files are."""
+  written.results.write_text(json.dumps({'test': {
+      'n': 2, 'final_acc': 0.5, 'block_acc': [0.0, 0.5], 'rule_version': judge.RULE_VERSION}
+                                         | changes}))
+  for load in (written.load_results, lambda: written.load_predictions('test')):
+    with pytest.raises(UserError) as e:
+      load()
+    assert told in str(e.value) and '\n' not in str(e.value) and '--mode=eval' in str(e.value)
