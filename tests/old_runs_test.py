@@ -223,8 +223,8 @@ def test_a_version_with_more_keys_takes_old_runs_for_its_own(old, later_version,
   capsys.readouterr()
   for flag, told in (('model.twist=0.5', 'with model.twist=0.0, now it is 0.5; use another '
                       '--workdir, or --config.model.twist=0.0'),
-                     ('loop.num_passes=2', 'with loop.num_passes=1, now it is 2; use another '
-                      '--workdir, or --config.loop.num_passes=1')):
+                     ('echo.num_times=2', 'with echo.num_times=1, now it is 2; use another '
+                      '--workdir, or --config.echo.num_times=1')):
     assert old('--workdir=run', f'--config.{flag}')[0] == 2
     assert capsys.readouterr().err == f'error: run/stage1: was run {told}\n'
     assert old('--workdir=sweep', '--mode=sweep', '--conclude', f'--config.{flag}',

@@ -44,8 +44,8 @@ class InnerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class LoopConfig:
-  num_passes: int = 1
+class EchoConfig:
+  num_times: int = 1
   inner: InnerConfig = InnerConfig()
 
 
@@ -57,7 +57,7 @@ class LaterModelConfig(config_lib.ModelConfig):
 @dataclasses.dataclass(frozen=True)
 class LaterConfig(config_lib.Config):
   model: LaterModelConfig = LaterModelConfig()
-  loop: LoopConfig = schema.later(LoopConfig())
+  echo: EchoConfig = schema.later(EchoConfig())
 
 
 def make_config(method='rim_stage1', **changes) -> config_lib.Config:

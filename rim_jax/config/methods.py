@@ -34,6 +34,7 @@ class Facts:
   learns_steps: bool = False  # written steps are among its targets, at least at first
   writes_steps: bool = False  # and are decoded before the answer, once the run is done
   skips_steps: bool = False  # those alone that layout.skip_steps leaves
+  loop_rule: str = ''  # what later passes over its blocks are fed, loop.rule; '': one pass alone
   # ---- Its runs ----
   make_stages: Callable[[Config], Stages] | None = None  # of a curriculum
   stage: str = ''  # its folder's name as a stage of a curriculum
@@ -82,16 +83,17 @@ def _take_share(train: TrainConfig, share: float, first: bool) -> TrainConfig:
 
 RIM = Facts(
     'rim', 'memory blocks after the question: stage 1, then stage 2', 'RiM', needs_blocks=True,
+    loop_rule='gate',
     make_stages=_make_rim_stages)
 RIM_STAGE1 = Facts(
     'rim_stage1', 'memory blocks after the question, each trained to predict the next step',
-    blocks_are_steps=True, stage='stage1')
+    blocks_are_steps=True, loop_rule='gate', stage='stage1')
 RIM_STAGE2 = Facts(
     'rim_stage2', 'memory blocks after the question, each trained to predict the answer', 'RiM',
-    needs_blocks=True, stage='stage2', after='stage1')
+    needs_blocks=True, loop_rule='gate', stage='stage2', after='stage1')
 PAUSE = Facts(
     'pause', 'blocks after the question, trained on the answer only, with no stage 1 (a control)',
-    needs_blocks=True, control=(
+    needs_blocks=True, loop_rule='gate', control=(
         'another run: the same blocks, answers alone supervised, no stage 1',
         'chance: blocks alone are not enough; chain: 10'))
 

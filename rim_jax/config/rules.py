@@ -138,6 +138,24 @@ def _find_set_problems(evaluation):
       for name in sets if name in (*SPLITS, *_OTHER_SPLITS, split)]
 
 
+def _find_loop_problems(config):
+  """What is wrong with the passes over blocks, in training and in answering."""
+  loop, method = config.loop, config.method
+  asked = {f'eval.{key}': getattr(config.eval, key) for key in ('num_passes', 'budget_passes')}
+  if not config.loop_rule:
+    return list_broken(
+        (loop.num_passes > 1,
+         f"loop.num_passes={loop.num_passes}: method '{method}' has no blocks that could be read "
+         'again; use 1'),
+        (loop.rule, f"loop.rule='{loop.rule}' changes nothing for method '{method}'; use ''"),
+        *((value > 1, f"{key}={value}: method '{method}' has no blocks that could be read again; "
+           'use 0') for key, value in asked.items()))
+  return list_broken(*(
+      (value > 1 and loop.num_passes == 1 and config.loop_rule == 'gate',
+       f'{key}={value}: with loop.num_passes=1 no gate was trained that could feed a second pass; '
+       f'train with 2 or more, or use {key}=0') for key, value in asked.items()))
+
+
 def _find_stage_problems(config):
   frac, num_stages = config.coconut.stage_frac, config.coconut.num_stages + 1
   return list_broken((
@@ -244,4 +262,4 @@ def _find_training_problems(config):
        f"eval.budget_blocks={config.eval.budget_blocks}: method '{method}' has no blocks to have "
        'more or fewer of; use 0'),
       (config.eval.num_blocks > 0 and not config.facts.has_blocks,
-       f"eval.num_blocks={config.eval.num_blocks}: method '{method}' has no blocks; use -1"))
+       f"eval.num_blocks={config.eval.num_blocks}: method '{method}' has no blocks; use -1")) + _find_loop_problems(config)

@@ -140,6 +140,17 @@ class LayoutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class LoopConfig:
+  """Passes over the block tokens, each fed states of the one before (docs/concepts.md)."""
+  # R: passes over the block tokens of a method that can take several; 1: they are read once.
+  num_passes: AtLeastOne = 1
+  # What they are fed from the second pass on. gate: each its own row, and its last state through a
+  # trained gate that begins closed. add: each `<m>` its row and its last state. shift: each `<m>`
+  # the last state of the token before it. '': the method's own, which for RiM is gate.
+  rule: Literal['', 'gate', 'add', 'shift'] = ''
+
+
+@dataclasses.dataclass(frozen=True)
 class LoraConfig:
   """Low-rank adapters (LoRA) on the projections inside the layers."""
   rank: Count = 0  # Rank of every adapter; 0: no adapters.
@@ -327,10 +338,15 @@ class EvalConfig:
   checkpoint: Literal['best', 'last', 'splits'] = 'best'
   # K: blocks when answering; -1: layout.num_blocks. Methods without blocks take -1.
   num_blocks: Annotated[int, Limit('must be -1 (as trained), 0 or more', lambda v: v >= -1)] = -1
+  # R: passes over the blocks when answering; 0: loop.num_passes.
+  num_passes: Count = later(0)
   # Also give the accuracy with every number of blocks from 0 to this one; 0: do not; -1: up to
   # twice layout.num_blocks.
   budget_blocks: Annotated[int, Limit('must be -1 (twice layout.num_blocks), 0 (none) or more',
                                       lambda v: v >= -1)] = 0
+  # Also give the accuracy and the time to the first token with every number of passes from 1 to
+  # this one, for every number of blocks that eval.budget_blocks asks for; 0: do not.
+  budget_passes: Count = later(0)
   num_samples: Count = 0  # Answers drawn for each question, for pass@k; 0: none.
   temperature: Positive = 1.0  # Temperature at which they are drawn.
   batch_size: AtLeastOne = 250  # Questions decoded together.
@@ -392,6 +408,7 @@ class Config:
   layout: LayoutConfig = LayoutConfig()
   model: ModelConfig = ModelConfig()
   curriculum: CurriculumConfig = CurriculumConfig()
+  loop: LoopConfig = later(LoopConfig())
   icot: IcotConfig = IcotConfig()
   coconut: CoconutConfig = CoconutConfig()
   optim: OptimConfig = OptimConfig()
@@ -415,12 +432,30 @@ class Config:
     return self.layout.num_blocks if self.eval.num_blocks < 0 else self.eval.num_blocks
 
   @property
+  def loop_rule(self):
+    """What passes over blocks are fed; '' where there is never more than one."""
+    return self.facts.loop_rule and (self.loop.rule or self.facts.loop_rule)
+
+  @property
+  def feeds_back(self):
+    """Whether hidden states stand in for inputs."""
+    return self.facts.feeds_back or self.loop.num_passes > 1
+
+  @property
+  def at_evaluation(self):
+    """With as many passes over blocks as answering takes."""
+    return dataclasses.replace(self, loop=dataclasses.replace(
+        self.loop, num_passes=self.eval.num_passes or self.loop.num_passes))
+
+  @property
   def eval_set(self):
-    """What results.json calls the set: its split, and K, size and protocol where not the usual."""
+    """What results.json calls the set: its split; K, R, size and protocol where not the usual."""
     name, trained = self.eval.split, dataclasses.replace(
         self, eval=dataclasses.replace(self.eval, num_blocks=-1))
     if self.eval_blocks != trained.eval_blocks:
       name += f'-k{self.eval_blocks}'
+    if self.at_evaluation.loop != self.loop:
+      name += f'-r{self.eval.num_passes}'
     name += f'-n{self.eval.num_examples}' if self.eval.num_examples else ''
     return name + ('-splits' if self.eval.checkpoint == 'splits' else '')
 

@@ -52,6 +52,7 @@ def compute_weights(model, config: Config, rows: batch_lib.Batch):
   visible = see(fields, tile_tokens=config.model.attention_tile_tokens)
   at_slots = see(jax.tree.map(lambda x: jnp.take_along_axis(x, rows.slot_index, 1), fields),
                  tile_tokens=0)
+  config = config.at_evaluation
   inputs_btd = methods.get_method(config).feed(model, rows.tokens, fields, config)
   x_btd, _ = model(rows.tokens, rows.positions, visible, num_layers=0, inputs_btd=inputs_btd)
   layer_def, layers = nnx.split(model.blocks)

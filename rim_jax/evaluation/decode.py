@@ -30,6 +30,7 @@ class Trunks:
   tokens: jax.Array  # i32[b, t]
   fields: batch_lib.Fields  # i32[b, t] each
   num_question: jax.Array  # i32[b], tokens of the question
+  num_blocks: int = dataclasses.field(metadata={'static': True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,8 @@ def make_trunks(questions, num_blocks: int, width: int, batch_size: int, config:
     to = slice(0, len(ids))
     tokens[i, to], positions[i, to], example[i, to], block[i, to] = ids, range(len(ids)), 1, blocks
     num_question[i] = len(question)
-  return Trunks(tokens, batch_lib.Fields(positions, example, block, readout), num_question)
+  return Trunks(tokens, batch_lib.Fields(positions, example, block, readout), num_question,
+                num_blocks)
 
 
 def choose_width(num_tokens: int) -> int:
@@ -91,11 +93,12 @@ def decode(model, config: Config, readouts: Readouts, trunks: Trunks, draw=None)
 
 
 def prefill(model, config: Config, trunks: Trunks, blocks: tuple):
-  """The trunks alone, once for all readouts.
+  """The trunks alone, once for all readouts, with as many passes as answering takes.
 
   Returns: (x [b, r, d] at the last token of each of `blocks`, (keys, values) [l, b, c, n, k],
     Fields of those c tokens).
   """
+  config = config.at_evaluation
   method, start_br = methods.get_method(config), get_starts(blocks, trunks, config)
   if method.prefill and any(blocks):
     return method.prefill(model, trunks, start_br, config)
@@ -106,11 +109,18 @@ def prefill(model, config: Config, trunks: Trunks, blocks: tuple):
 def _read_trunks(model, config, trunks, has_blocks=True, **settings):
   """A pass over trunks, the method's last one where it takes several."""
   fields = trunks.fields
-  inputs_btd = (methods.get_method(config).feed(model, trunks.tokens, fields, config)
-                if has_blocks else None)
+  inputs_btd = find_inputs(model, config, trunks) if has_blocks else None
   visible = attention.find_visible(fields, fields, config.layout,
                                    config.model.attention_tile_tokens)
   return model(trunks.tokens, fields.positions, visible, inputs_btd=inputs_btd, **settings)
+
+
+def find_inputs(model, config: Config, trunks: Trunks):
+  """Inputs of a trunk's last pass: [b, t, d], or None where tokens are embedded as they are."""
+  limits = batch_lib.RowLimits(
+      block_tokens=trunks.num_blocks * layout_lib.get_block_size(config.layout))
+  config = config.at_evaluation
+  return methods.get_method(config).feed(model, trunks.tokens, trunks.fields, config, limits)
 
 
 def compute_states(model, config: Config, blocks: tuple, trunks: Trunks):

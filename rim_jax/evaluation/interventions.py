@@ -150,8 +150,11 @@ def close_again(model, config: Config, blocks: tuple, trunks, kv, sees_question=
   cache = jax.tree.map(
       lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, len(blocks)), (0, 0), (0, 0))), kv)
   tokens_br = jnp.take_along_axis(trunks.tokens, position_br, axis=1)
+  inputs_btd = decode_lib.find_inputs(model, config, trunks)  # of several passes the last one's
+  if inputs_btd is not None:
+    inputs_btd = jnp.take_along_axis(inputs_btd, position_br[..., None], axis=1)
   return model(tokens_br, position_br, jnp.concatenate([visible, itself], -1), cache=cache,
-               offset=width)[0]
+               offset=width, inputs_btd=inputs_btd)[0]
 
 
 # 7 parameters: jit takes what is static and what is traced apart.

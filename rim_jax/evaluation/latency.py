@@ -22,6 +22,7 @@ import time
 import jax
 
 from rim_jax import reader
+from rim_jax.config import Config
 from rim_jax.config.methods import DIRECT
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
@@ -130,11 +131,13 @@ def _prefill(model, config, blocks, trunks):
   return decode_lib.prefill(model, config, trunks, blocks)
 
 
-def make_method(name: str, network: Network, questions, writing: Writing) -> Method:
+def make_method(name: str, network: Network, questions, writing: Writing,
+                parts: tuple = PARTS) -> Method:
   """A method that `decode.decode` decodes.
 
   Args:
     questions: encoded, as many as the batch has.
+    parts: what of it is timed.
   """
   config, codec, mesh = network.config, network.codec, network.mesh
   num_blocks, blocks = writing.num_blocks, writing.blocks
@@ -153,8 +156,6 @@ def make_method(name: str, network: Network, questions, writing: Writing) -> Met
   prefill = network.jit(_prefill, 1)
   whole = network.jit(decode_lib.decode, 1, everywhere)
   read = network.jit(decode_lib.read, 1, everywhere)
-  with jax.set_mesh(mesh):
-    kept = prefill(*network.arrays, blocks, trunks)
 
   def bind(program, *args):
     args = (*network.arrays, *args)
@@ -164,10 +165,12 @@ def make_method(name: str, network: Network, questions, writing: Writing) -> Met
         return program(*args)
     return run, program, args
   programs = {
-      'prefill': (*bind(prefill, blocks, trunks), 0),
-      'first_token': (*bind(whole, to_first, trunks), until_first - 1),
-      'decode': (*bind(read, to_end, trunks, kept), until_end - 1),
-      'full': (*bind(whole, to_end, trunks), until_end - 1)}
+      'prefill': lambda: (*bind(prefill, blocks, trunks), 0),
+      'first_token': lambda: (*bind(whole, to_first, trunks), until_first - 1),
+      'decode': lambda: (*bind(read, to_end, trunks, bind(prefill, blocks, trunks)[0]()),
+                         until_end - 1),
+      'full': lambda: (*bind(whole, to_end, trunks), until_end - 1)}
+  programs = {part: programs[part]() for part in parts}
 
   def count_flops():
     with jax.set_mesh(mesh):
@@ -178,6 +181,7 @@ def make_method(name: str, network: Network, questions, writing: Writing) -> Met
       'device': device.device_kind, 'num_devices': mesh.size,
       'dtype': config.model.compute_dtype, 'batch': size, 'prompt_tokens': longest,
       'trunk_tokens': width, 'num_blocks': num_blocks, 'num_readouts': len(blocks),
+      'num_passes': count_passes(config, num_blocks),
       'num_thoughts': num_thoughts,  # hidden states that are found one after the other first
       'prefix_tokens': len(writing.prefix), 'generated_to_first': until_first,
       'generated_in_full': until_end}, count_flops)
@@ -193,6 +197,26 @@ def _count_flops(program, args, num_loops, num_devices) -> float | None:
 
 
 # ---- A run's own figures ----
+
+
+def count_passes(config: Config, num_blocks: int) -> int | None:
+  """Passes over the blocks, where there are several; else None."""
+  count = config.at_evaluation.loop.num_passes if config.loop_rule and num_blocks else 1
+  return count if count > 1 else None
+
+
+def measure_passes(network: Network, record, results, num_runs: int, say=None):
+  """`scores.evaluate_passes`' results, each with times to the first token, all timed in turn."""
+  codec, shards = network.codec, sharding.count_shards(sharding.BATCH, network.mesh)
+  questions = [codec.encode(record).question] * shards
+  prefix = tuple(scores.get_answer_prefix(network.config, codec))
+  methods = [make_method(f'{r.num_passes} {k}', scores.set_passes(network, r.num_passes), questions,
+                         Writing(prefix, int(k), (int(k),)), ('first_token',))
+             for r in results for k in r.acc]
+  times = {e['method']: values.from_tree(values.Quartiles, e['first_token_ms'])
+           for e in measure(methods, num_runs, say=say)}
+  return [dataclasses.replace(r, first_token_ms={
+      k: times[f'{r.num_passes} {k}'] for k in r.acc}) for r in results]
 
 
 def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_runs: int, say=None

@@ -90,6 +90,12 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
   if config.eval_budget:
     more |= dict(budget_acc=scores.evaluate_budgets(decoder, records, config.eval_budget,
                                                     tick('each number of blocks')))
+  if config.eval.budget_passes:
+    asked = tuple(range(config.eval_budget + 1)) if config.eval_budget else (blocks,)
+    more['passes'] = scores.evaluate_passes(decoder, records, asked, tick)
+    if config.eval.num_latency_runs:
+      more['passes'] = latency.measure_passes(
+          network, records[0], more['passes'], config.eval.num_latency_runs, say)
   if config.model.positions == 'learned' and not config.model.init_from:
     more |= _mark_beyond(task, records, {blocks, *range(config.eval_budget + 1)}, say)
   if config.eval.num_samples:
@@ -101,6 +107,7 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
   more |= scores.group_by_steps(predictions, records)
   if config.facts.blocks_are_steps:
     more |= scores.evaluate_steps(decoder, records, tick('evaluating steps'))
+  more['num_passes'] = latency.count_passes(config, blocks)
   if config.facts.has_thoughts:
     more['num_thoughts'] = blocks * config.layout.block_tokens
   if config.eval.split == evaluation_sets.GSM_HARD:

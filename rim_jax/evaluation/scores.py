@@ -1,5 +1,6 @@
 """Accuracy of what is decoded: per block, final, any block, majority."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -70,7 +71,29 @@ def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int, say=None
   Returns: K -> accuracy.
   Raises: UserError where a question runs beyond a learned position table.
   """
-  config, blocks = decoder.network.config, tuple(range(most + 1))
+  return _score_blocks(decoder, records, tuple(range(most + 1)), say)
+
+
+def evaluate_passes(decoder: decode_lib.Decoder, records, blocks: tuple, make_say=None
+                    ) -> list[values.PassesResult]:
+  """The final answer's accuracy with R = 1 to eval.budget_passes passes and each K of `blocks`."""
+  found = []
+  for num_passes in range(1, decoder.network.config.eval.budget_passes + 1):
+    other = decode_lib.Decoder(set_passes(decoder.network, num_passes))
+    found.append(values.PassesResult(num_passes=num_passes, acc=_score_blocks(
+        other, records, blocks, make_say and make_say(f'with R = {num_passes}'))))
+  return found
+
+
+def set_passes(network: Network, num_passes: int) -> Network:
+  """The same network, which answers with so many passes over the blocks."""
+  config = network.config
+  return dataclasses.replace(network, config=dataclasses.replace(
+      config, eval=dataclasses.replace(config.eval, num_passes=num_passes)))
+
+
+def _score_blocks(decoder, records, blocks, say):
+  config, most = decoder.network.config, max(blocks)
   texts, _ = decoder.decode_texts(encode_questions(records, decoder.network, most), most,
                                   get_answer_prefix(config, decoder.network.codec), blocks, say)
   correct = [[judge.is_right(judge.parse_answer(text, config), record.answer) for text in row]

@@ -1,36 +1,195 @@
-"""Several passes over the same rows: each feeds states of the one before into its inputs.
+"""Several passes over block tokens, each fed states of the one before: one forward, one prefill.
 
-Whole rows are read in every pass. What follows reads the last pass alone, so no readout is read by
-the states that are fed, and packed rows stay what their examples are alone.
+The first pass reads trunks. Each later one reads block tokens alone, behind the keys and values
+that the question has from the first: a question never sees a block, so its states are the same in
+every pass. What follows the blocks reads the last pass alone. So no readout is read by the states
+that are fed, packed rows stay what their examples are alone, and one prefill serves every block.
+
+Tokens through the stack, with q of the question, B of blocks, A of readouts, and R passes: a
+forward for training takes 2q + R B + A, as the last pass is the ordinary one over whole rows, and a
+prefill q + R B. With one pass nothing of this is used.
+
+Array suffixes beside model/transformer.py's: u tokens of trunks, w tokens of blocks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+import dataclasses
 
+from flax import nnx
 import jax
+import jax.numpy as jnp
 
 from rim_jax.config import Config
+from rim_jax.methods.method import AddedParam, Method
 from rim_jax.model import attention
 from rim_jax.model.lora import fold_in_name
+from rim_jax.model.sharding import BATCH, EMBED, constrain
 from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import layout as layout_lib
+
+# ---- What a pass is fed ----
 
 
-def find_inputs(model, tokens_bt, fields: batch_lib.Fields, config: Config,
-                feeds: Sequence[Callable], dropout_key=None) -> jax.Array:
-  """Inputs of the last of several passes: [b, t, d]. The gradient flows through all of them.
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """What block tokens are fed in each pass but the first."""
+  # (model, tokens i32[b, w], embedded [b, w, d], states of the pass before [b, w, d]) -> [b, w, d].
+  feed: Callable[..., jax.Array]
+  make_added: Callable[..., nnx.Module] | None = None  # as a Method's
 
-  Args:
-    feeds: for each pass but the first, what makes its inputs: (embedded tokens, states after the
-      final norm of the pass before), [b, t, d] both -> [b, t, d].
-  """
-  embedded_btd = inputs_btd = model.embed(tokens_bt)
-  visible = attention.find_visible(fields, fields, config.layout,
-                                   config.model.attention_tile_tokens)
 
-  # Computed again in a gradient: or each pass would keep the activations of a whole forward.
-  @jax.checkpoint
-  def read(inputs_btd, key):
-    return model(tokens_bt, fields.positions, visible, dropout_key=key, inputs_btd=inputs_btd)[0]
-  for number, feed in enumerate(feeds, 1):  # the last pass keeps the ordinary key
-    key = None if dropout_key is None else fold_in_name(dropout_key, f'pass {number}')
-    inputs_btd = feed(embedded_btd, read(inputs_btd, key))
-  return inputs_btd
+class Gate(nnx.Module):
+  """How much of a state is fed back: nothing at first, so that any network can begin with it."""
+
+  def __init__(self, config: Config, key):
+    del key
+    self.scale = AddedParam(jnp.zeros(config.model.embed_dim), axes=(EMBED,))
+
+
+def _feed_gate(model, tokens_bw, embedded_bwd, states_bwd):
+  """Every block token: its row, and its own state through the gate."""
+  del tokens_bw
+  return embedded_bwd + model.added.scale[...].astype(states_bwd.dtype)[None, None] * states_bwd
+
+
+def _feed_add(model, tokens_bw, embedded_bwd, states_bwd):
+  """Every `<m>`: its row and its own state."""
+  return jnp.where(_is_memory(model, tokens_bw), embedded_bwd + states_bwd, embedded_bwd)
+
+
+def _feed_shift(model, tokens_bw, embedded_bwd, states_bwd):
+  """Every `<m>`: the state of the token before it, in place of its row."""
+  # A block's tokens stand together and begin with <b>, so that none is another block's.
+  return jnp.where(_is_memory(model, tokens_bw), jnp.roll(states_bwd, 1, axis=1), embedded_bwd)
+
+
+def _is_memory(model, tokens_bw):
+  return (tokens_bw == model.vocab_size + 1)[..., None]
+
+
+RULES = {'gate': Rule(_feed_gate, Gate), 'add': Rule(_feed_add), 'shift': Rule(_feed_shift)}
+
+
+def loop(host: Method, rule: Rule, num_passes: int) -> Method:
+  """A modifier: a method whose tokens are embedded as they are, with its blocks read repeatedly."""
+  assert num_passes > 1 and not (host.inputs or host.prefill or host.make_added)
+  passes = Passes(rule.feed, num_passes)
+  return dataclasses.replace(host, inputs=passes.find_inputs, prefill=passes.prefill,
+                             make_added=rule.make_added)
+
+
+# ---- The passes ----
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tokens:
+  """Some tokens of rows, in their order; example 0 where a row has fewer."""
+  tokens: jax.Array  # i32[b, w]
+  fields: batch_lib.Fields
+  index: jax.Array  # i32[b, w], where in the row they stand
+
+
+@dataclasses.dataclass(frozen=True)
+class Passes:
+  """`count` passes, at least two; `feed` as a Rule's."""
+  feed: Callable[..., jax.Array]
+  count: int
+
+  def find_inputs(self, model, tokens_bt, fields: batch_lib.Fields, config: Config,
+                  limits: batch_lib.RowLimits, dropout_key=None) -> jax.Array:
+    """Inputs of the last pass, over whole rows: [b, t, d]. The gradient flows through all passes.
+
+    All but the last have a dropout key of their own.
+    """
+    num_tokens = tokens_bt.shape[1]
+    trunk_bt = (fields.example > 0) & (fields.readout == 0)
+    trunks = _gather(tokens_bt, fields, trunk_bt, limits.trunk_tokens or num_tokens)
+
+    @jax.checkpoint  # computed again in a gradient, as each later pass is
+    def read_trunks():
+      return _read(model, trunks.tokens, trunks.fields, config, _fold_key(dropout_key, 1))
+    x_bud, kv = read_trunks()
+    blocks = _gather(trunks.tokens, trunks.fields, trunks.fields.block > 0,
+                     limits.block_tokens or trunks.tokens.shape[1])
+    x_bwd, _ = self._go_on(model, _take(x_bud, blocks.index), kv, trunks.fields, blocks,
+                           self.count - 2, config, dropout_key)
+    fed_bwd = self.feed(model, blocks.tokens, model.embed(blocks.tokens), x_bwd)
+    index_bw = jnp.take_along_axis(trunks.index, blocks.index, 1)
+    # Both stay with their rows: looked up, the latter would have parts of `embed`.
+    fed_bwd, inputs_btd = (constrain(x, BATCH, None, None)
+                           for x in (fed_bwd, model.embed(tokens_bt)))
+    return _put(inputs_btd, dataclasses.replace(blocks, index=index_bw), fed_bwd)
+
+  def prefill(self, model, trunks, start_br, config: Config):
+    """As `decode.prefill`; the cache holds the question, and of the blocks the last pass."""
+    x_btd, kv = _read(model, trunks.tokens, trunks.fields, config)
+    blocks = _gather(trunks.tokens, trunks.fields, trunks.fields.block > 0,
+                     trunks.num_blocks * layout_lib.get_block_size(config.layout))
+    x_bwd, part = self._go_on(model, _take(x_btd, blocks.index), kv, trunks.fields, blocks,
+                              self.count - 1, config)
+    x_btd = _put(x_btd, blocks, x_bwd)
+    kv = jax.tree.map(lambda x, y: jax.vmap(lambda x, y: _put(x, blocks, y))(x, y), kv, part)
+    return _take(x_btd, start_br - 1), kv, trunks.fields
+
+  # 9 parameters: what the first pass found, over which tokens, and how many more there are.
+  def _go_on(self, model, x_bwd, kv, fields: batch_lib.Fields, blocks: _Tokens, num_more, config,
+             dropout_key=None):
+    """More passes over block tokens, on the cache of trunks whose Fields are `fields`.
+
+    Returns: (states of the last of them [b, w, d], its keys and values [l, b, w, n, k]).
+    """
+    if not num_more:
+      return x_bwd, None
+    num_tokens, num_new = fields.positions.shape[1], blocks.tokens.shape[1]
+    # Block tokens see those of their own pass, and no others.
+    question = dataclasses.replace(fields, example=jnp.where(fields.block > 0, 0, fields.example))
+    keys = jax.tree.map(lambda *x: jnp.concatenate(x, 1), question, blocks.fields)
+    visible = _find_visible(blocks.fields, keys, config)
+    embedded_bwd = model.embed(blocks.tokens)
+
+    # Computed again in a gradient: or each pass would keep the activations of a whole forward.
+    @jax.checkpoint
+    def take_pass(carry, number):
+      x_bwd, part = carry
+      cache = jax.tree.map(lambda *x: jnp.concatenate(x, 2), kv, part)
+      fed_bwd = self.feed(model, blocks.tokens, embedded_bwd, x_bwd)
+      x_bwd, cache = model(None, blocks.fields.positions, visible, inputs_btd=fed_bwd, cache=cache,
+                           offset=num_tokens, dropout_key=_fold_key(dropout_key, number))
+      return (x_bwd, jax.tree.map(lambda x: x[:, :, num_tokens:], cache)), None
+    part = jax.tree.map(
+        lambda x: jnp.zeros((*x.shape[:2], num_new, *x.shape[3:]), x.dtype), kv)
+    return jax.lax.scan(take_pass, (x_bwd, part), 2 + jnp.arange(num_more))[0]
+
+
+def _read(model, tokens_bt, fields: batch_lib.Fields, config, dropout_key=None):
+  """A first pass: (x [b, t, d], keys and values)."""
+  return model(tokens_bt, fields.positions, _find_visible(fields, fields, config),
+               dropout_key=dropout_key, return_kv=True)
+
+
+def _find_visible(query, key, config):
+  return attention.find_visible(query, key, config.layout, config.model.attention_tile_tokens)
+
+
+def _fold_key(key, number):
+  return None if key is None else jax.random.fold_in(fold_in_name(key, 'pass'), number)
+
+
+def _gather(tokens_bt, fields: batch_lib.Fields, which_bt, count: int) -> _Tokens:
+  """The first `count` of some tokens of each row."""
+  index_bw = jnp.argsort(~which_bt, axis=1, stable=True)[:, :count]
+  tokens_bw, there_bw, fields = jax.tree.map(
+      lambda x: jnp.take_along_axis(x, index_bw, 1), (tokens_bt, which_bt, fields))
+  return _Tokens(tokens_bw, dataclasses.replace(
+      fields, example=jnp.where(there_bw, fields.example, 0)), index_bw)
+
+
+def _take(x_btd, index_bw):
+  return jnp.take_along_axis(x_btd, index_bw[..., None], axis=1)
+
+
+def _put(x, some: _Tokens, values):
+  """x [b, t, ...] with values [b, w, ...] in the places of some of its tokens."""
+  # What is not there is put beyond the row, so nowhere.
+  index_bw = jnp.where(some.fields.example > 0, some.index, x.shape[1])
+  return jax.vmap(lambda x, i, v: x.at[i].set(v.astype(x.dtype), mode='drop'))(x, index_bw, values)

@@ -61,7 +61,7 @@ def check_exportable(config: Config, base: weights.Base | None, where) -> None:
   if config.layout.bidirectional_blocks:
     problems.append('has layout.bidirectional_blocks=True, which a plain causal engine cannot '
                     'run; train with False')
-  if config.facts.feeds_back and config.layout.num_blocks:
+  if config.feeds_back and config.layout.num_blocks:
     problems.append('feeds hidden states back as inputs, which a plain engine cannot run')
   if config.export.adapters and config.optim.trainable != 'lora':
     problems.append(f"has optim.trainable='{config.optim.trainable}', so there are no adapters to "

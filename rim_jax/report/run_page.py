@@ -38,6 +38,7 @@ from rim_jax.report.tables import (
   clean,
   join,
   number,
+  share,
   stack,
   table,
   to_rich,
@@ -46,6 +47,7 @@ from rim_jax.results import judge, timings
 from rim_jax.results.values import (
   EvalResult,
   LatencyResult,
+  PassesResult,
   Prediction,
   Quartiles,
   list_measures,
@@ -287,6 +289,9 @@ def _make_questions(name, stage, folder, sets, is_last) -> list[Section]:
   parts = [section('Accuracy with more and fewer blocks', budgets,
                    'not asked yet: --mode=eval --config.eval.budget_blocks=-1')] if (
                        asked or budgets) else []
+  passes = _make_passes(name, sets)
+  if passes:
+    parts.append(section('Accuracy and time with more and fewer passes', passes, ''))
   return parts + (control_sections.make_parts(name, folder) if asked else [])
 
 
@@ -299,6 +304,29 @@ def _make_budgets(name, stage, sets: dict[str, EvalResult]) -> Blocks:
       stage, [k for result in asked.values() for k in result.beyond_positions or ()])
   return figures([draw(f'{name}: accuracy with K blocks', 'accuracy, %', f'blocks K, {trained}',
                        lines)] if lines else [])
+
+
+def _make_passes(name, sets: dict[str, EvalResult]) -> Blocks:
+  """Accuracy and time with R passes over K blocks, from one trained model."""
+  blocks: Blocks = []
+  for key, result in sets.items():
+    lines = {f'R = {p.num_passes}': (list(map(int, p.acc)), [100 * a for a in p.acc.values()])
+             for p in result.passes or ()}
+    if lines and len(next(iter(lines.values()))[0]) > 1:
+      blocks += figures([draw(f'{name}, {key}: accuracy with R passes over K blocks', 'accuracy, %',
+                              'blocks K', lines)])
+    blocks += [table(
+        ['passes R', 'blocks K', '% right', 'ms to the first token'],
+        [[str(p.num_passes), k, share(acc), _format_time(p, k)]
+         for p in result.passes or () for k, acc in p.acc.items()])] if lines else []
+  return blocks
+
+
+def _format_time(passes: PassesResult, k: str) -> Part | str:
+  if not passes.first_token_ms:
+    return MISSING
+  median = passes.first_token_ms[k].median
+  return number(median, f'{median:,.2f}')
 
 
 def _make_curves(name, stage, folder) -> Blocks:

@@ -80,6 +80,7 @@ class LatencyFacts(Value):
   trunk_tokens: int | None = None
   num_blocks: int | None = None
   num_readouts: int | None = None
+  num_passes: int | None = None  # over the blocks; None is 1
   num_thoughts: int | None = None
   prefix_tokens: int | None = None
   generated_to_first: int | None = None
@@ -128,6 +129,14 @@ class Prediction(Value):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class PassesResult(Value):
+  """What one number of passes over the blocks gives and takes, by the number of blocks K."""
+  num_passes: int
+  acc: dict[str, float]
+  first_token_ms: dict[str, Quartiles] | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalResult(Value):
   """What a checkpoint scores on a set of questions: an entry of results.json."""
   method: str | None = measure('method')
@@ -137,6 +146,7 @@ class EvalResult(Value):
   step: int | None = measure('its training step')
   n: int | None = measure('questions')
   num_blocks: int | None = measure('memory blocks K', 'the same for every question')
+  num_passes: int | None = measure('passes over the blocks R', 'each fed the states of the last')
   num_thoughts: int | None = measure(
       'thoughts', 'hidden states fed back before the answer, for every question')
   final_acc: float = dataclasses.field(metadata={'measure': Measure(
@@ -159,6 +169,7 @@ class EvalResult(Value):
   beyond_positions: list[int] | None = measure(
       'K beyond the trained positions',
       'read at rows of the position table that no training example reached', made_of='answers')
+  passes: list[PassesResult] | None = None
   steps_acc: dict[str, float] | None = measure(
       'by number of steps', 'of questions whose answer takes so many', made_of='groups')
   num_by_steps: dict[str, int] | None = measure('how many have them', made_of='groups')

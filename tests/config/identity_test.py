@@ -59,7 +59,7 @@ def test_a_later_key_counts_where_it_is_not_neutral(monkeypatch):
   monkeypatch.setattr(schema, 'Config', support.LaterConfig)
   config = support.LaterConfig()
   others = [support.set_key(config, key, value) for key, value in (
-      ('model.twist', 0.5), ('loop.num_passes', 2), ('loop.inner.share', 0.5))]
+      ('model.twist', 0.5), ('echo.num_times', 2), ('echo.inner.share', 0.5))]
   for identify in (grid.identify, lambda c: card.fingerprint_run(make_card(c))):
     assert len({identify(c) for c in (config, *others)}) == 4
 

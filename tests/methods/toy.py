@@ -7,13 +7,11 @@ into the inputs of a second.
 
 import dataclasses
 
-from flax import nnx
 import jax.numpy as jnp
 
 from rim_jax.config import methods as facts_lib
 from rim_jax.methods import passes
-from rim_jax.methods.method import AddedParam, Method
-from rim_jax.model.sharding import EMBED
+from rim_jax.methods.method import Method
 from rim_jax.packing.layout import Example, count_steps, read_answer, read_chain
 
 
@@ -37,29 +35,8 @@ def compute_distance(model, batch, read, config):
   return {'distance': jnp.where(read.paired_bp, distance_bp, 0.0).sum()}
 
 
-class Gate(nnx.Module):
-  """How much of a state is fed back: nothing at first."""
-
-  def __init__(self, config, key):
-    del key
-    self.scale = AddedParam(jnp.zeros(config.model.embed_dim), axes=(EMBED,))
-
-
-def loop(host: Method, num_passes: int) -> Method:
-  """A modifier: any method whose tokens are embedded as they are, with its blocks looped."""
-  def find_inputs(model, tokens_bt, fields, config, limits, dropout_key=None):
-    del limits
-    in_block = ((fields.block > 0) & (fields.readout == 0))[..., None]
-
-    def feed(embedded_btd, x_btd):
-      scale = model.added.scale[...].astype(x_btd.dtype)[None, None]
-      return embedded_btd + jnp.where(in_block, scale * x_btd, 0.0)
-    feeds = [feed] * (num_passes - 1)
-    return passes.find_inputs(model, tokens_bt, fields, config, feeds, dropout_key)
-  return dataclasses.replace(host, inputs=find_inputs, make_added=Gate)
-
-
-TOY = loop(Method(lay_out, norm=count_pairs, losses=compute_distance), num_passes=2)
+TOY = passes.loop(Method(lay_out, norm=count_pairs, losses=compute_distance),
+                  passes.RULES['gate'], num_passes=2)
 
 # Its row, which stands in config/methods.py; TOY is entered in methods.METHODS.
 FACTS = facts_lib.Facts('toy', 'a toy: looped blocks, held to a written chain', needs_blocks=True,

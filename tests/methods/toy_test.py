@@ -18,7 +18,6 @@ from rim_jax.config import MeshConfig
 from rim_jax.config import methods as facts_lib
 from rim_jax.errors import Stopped, UserError
 from rim_jax.evaluation import attention_weights
-from rim_jax.methods import rim
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
@@ -148,25 +147,8 @@ def test_decoding_s_logits_are_those_of_the_training_forward(network, monkeypatc
                                 codec.tokenizer.eos_id)
 
 
-@pytest.mark.parametrize('method', ['rim_stage1', 'rim_stage2'])
-def test_the_modifier_wraps_other_methods_too(method, monkeypatch):
-  """A closed gate, or one pass, is the method itself; an open one is not."""
-  config = make_config(method)
-  _, _, batch = make_state(config)
-  host = methods.METHODS[method]
-  looped = {n: toy.loop(host, n) for n in (1, 3)}
-  register(monkeypatch, config.facts, looped[3])
-  model = support.make_model(config)
-  plain, _ = host.forward(model, batch, config)
-  assert np.abs(looped[3].forward(model, batch, config)[0] - plain).max() > 1e-3
-  np.testing.assert_array_equal(looped[1].forward(model, batch, config)[0], plain)
-  model.added.scale[...] = jnp.zeros_like(model.added.scale[...])
-  support.assert_close(looped[3].forward(model, batch, config)[0], plain)
-  assert host in (rim.RIM_STAGE1, rim.RIM_STAGE2)
-
-
 def spell(host: methods.Method) -> methods.Method:
-  """Another modifier: any method, and a readout of the answer that sees itself alone."""
+  """A modifier: any method, and a readout of the answer that sees itself alone."""
   def lay_out(encoded, template, config):
     example = host.layout(encoded, template, config)
     readout = dataclasses.replace(layout_lib.read_answer(encoded, template, -1), prefix=[1, 2])

@@ -70,7 +70,7 @@ def test_a_card_that_lacks_a_later_key_is_of_a_run_with_its_neutral_value(tmp_pa
   found, config = card.load_card(tmp_path), support.LaterConfig()
   assert found['config'] == dataclasses.asdict(config)
   assert card.find_differences(found, config, 'run') == []
-  for key, neutral, value in (('model.twist', 0.0, 0.5), ('loop.inner.share', 1.0, 0.5)):
+  for key, neutral, value in (('model.twist', 0.0, 0.5), ('echo.inner.share', 1.0, 0.5)):
     assert card.find_differences(found, support.set_key(config, key, value), 'run') == [
         f'run: was run with {key}={neutral}, now it is {value}; use another --workdir, or '
         f'--config.{key}={neutral}']
@@ -79,7 +79,7 @@ def test_a_card_that_lacks_a_later_key_is_of_a_run_with_its_neutral_value(tmp_pa
   assert [line.partition(';')[0] for line in card.find_differences(
       found, config_lib.Config(), 'run')] == [
           f'run: was run by a version of rim_jax that has {told}' for told in (
-              'loop.inner.share=1.0', 'loop.num_passes=1', 'model.twist=0.0')]
+              'echo.inner.share=1.0', 'echo.num_times=1', 'model.twist=0.0')]
 
 
 def test_a_card_is_read_and_compared_without_jax(tmp_path):
