@@ -262,4 +262,5 @@ def _find_training_problems(config):
        f"eval.budget_blocks={config.eval.budget_blocks}: method '{method}' has no blocks to have "
        'more or fewer of; use 0'),
       (config.eval.num_blocks > 0 and not config.facts.has_blocks,
-       f"eval.num_blocks={config.eval.num_blocks}: method '{method}' has no blocks; use -1")) + _find_loop_problems(config)
+       f"eval.num_blocks={config.eval.num_blocks}: method '{method}' has no blocks; use -1")
+  ) + _find_loop_problems(config)

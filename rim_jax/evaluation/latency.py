@@ -213,7 +213,7 @@ def measure_passes(network: Network, record, results, num_runs: int, say=None):
   methods = [make_method(f'{r.num_passes} {k}', scores.set_passes(network, r.num_passes), questions,
                          Writing(prefix, int(k), (int(k),)), ('first_token',))
              for r in results for k in r.acc]
-  times = {e['method']: values.from_tree(values.Quartiles, e['first_token_ms'])
+  times = {e['method']: reader.from_tree(values.Quartiles, e['first_token_ms'])
            for e in measure(methods, num_runs, say=say)}
   return [dataclasses.replace(r, first_token_ms={
       k: times[f'{r.num_passes} {k}'] for k in r.acc}) for r in results]

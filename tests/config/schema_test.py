@@ -429,6 +429,8 @@ def probe_evaluation(config, tools):
   tools.patch.setattr(scores, 'evaluate', decode_records)
   tools.patch.setattr(scores, 'evaluate_steps', lambda *args: {})
   tools.patch.setattr(scores, 'evaluate_budgets', lambda *args: seen.append(args[2]) or {})
+  tools.patch.setattr(scores, 'evaluate_passes', lambda *args: seen.append(
+      args[0].network.config.eval.budget_passes) or [])
   tools.patch.setattr(scores, 'evaluate_samples', lambda *args: (
       {'num_samples': args[0].network.config.eval.num_samples}, [0] * len(args[1])))
   tools.patch.setattr(latency, 'measure_run', time_runs)
@@ -699,6 +701,8 @@ LIVE = {
     'curriculum.stage2_dropout': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_lora_dropout': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.reset_optimizer': ('start', False, {}),
+    'loop.num_passes': ('step', 2, {}),
+    'loop.rule': ('step', 'add', {'loop.num_passes': 2}),
     'icot.remove_per_epoch': ('removal', 20.0, ICOT),
     'icot.remove_all_beyond_tokens': ('removal', 4, ICOT),
     'icot.smoothing': ('removal', 0.5, ICOT),
@@ -737,7 +741,9 @@ LIVE = {
     'eval.sets': ('evaluation', 'more={files}/hard.jsonl', GSM8K),
     'eval.checkpoint': ('evaluation', 'last', {}),
     'eval.num_blocks': ('evaluation', 0, {}),
+    'eval.num_passes': ('evaluation', 3, {'loop.num_passes': 2}),
     'eval.budget_blocks': ('evaluation', 4, {}),
+    'eval.budget_passes': ('evaluation', 2, {'loop.num_passes': 2}),
     'eval.num_samples': ('evaluation', 3, {}),
     'eval.temperature': ('sample', 0.1, {}),
     'eval.batch_size': ('decode', 9, {}),
