@@ -102,38 +102,41 @@ class Passes:
     All but the last have a dropout key of their own.
     """
     num_tokens = tokens_bt.shape[1]
+    # It stays with its rows: looked up, it would have parts of `embed`.
+    embedded_btd = constrain(model.embed(tokens_bt), BATCH, None, None)
     trunk_bt = (fields.example > 0) & (fields.readout == 0)
     trunks = _gather(tokens_bt, fields, trunk_bt, limits.trunk_tokens or num_tokens)
 
     @jax.checkpoint  # computed again in a gradient, as each later pass is
     def read_trunks():
-      return _read(model, trunks.tokens, trunks.fields, config, _fold_key(dropout_key, 1))
+      return _read(model, _take(embedded_btd, trunks.index), trunks.fields, config,
+                   _fold_key(dropout_key, 1))
     x_bud, kv = read_trunks()
     blocks = _gather(trunks.tokens, trunks.fields, trunks.fields.block > 0,
                      limits.block_tokens or trunks.tokens.shape[1])
-    x_bwd, _ = self._go_on(model, _take(x_bud, blocks.index), kv, trunks.fields, blocks,
-                           self.count - 2, config, dropout_key)
-    fed_bwd = self.feed(model, blocks.tokens, model.embed(blocks.tokens), x_bwd)
-    index_bw = jnp.take_along_axis(trunks.index, blocks.index, 1)
-    # Both stay with their rows: looked up, the latter would have parts of `embed`.
-    fed_bwd, inputs_btd = (constrain(x, BATCH, None, None)
-                           for x in (fed_bwd, model.embed(tokens_bt)))
-    return _put(inputs_btd, dataclasses.replace(blocks, index=index_bw), fed_bwd)
+    in_rows = dataclasses.replace(
+        blocks, index=jnp.take_along_axis(trunks.index, blocks.index, 1))
+    embedded_bwd = _take(embedded_btd, in_rows.index)
+    x_bwd, _ = self._go_on(model, embedded_bwd, _take(x_bud, blocks.index), kv, trunks.fields,
+                           blocks, self.count - 2, config, dropout_key)
+    fed_bwd = self.feed(model, blocks.tokens, embedded_bwd, x_bwd)
+    return _put(embedded_btd, in_rows, constrain(fed_bwd, BATCH, None, None))
 
   def prefill(self, model, trunks, start_br, config: Config):
     """As `decode.prefill`; the cache holds the question, and of the blocks the last pass."""
-    x_btd, kv = _read(model, trunks.tokens, trunks.fields, config)
+    embedded_btd = model.embed(trunks.tokens)
+    x_btd, kv = _read(model, embedded_btd, trunks.fields, config)
     blocks = _gather(trunks.tokens, trunks.fields, trunks.fields.block > 0,
                      trunks.num_blocks * layout_lib.get_block_size(config.layout))
-    x_bwd, part = self._go_on(model, _take(x_btd, blocks.index), kv, trunks.fields, blocks,
-                              self.count - 1, config)
+    x_bwd, part = self._go_on(model, _take(embedded_btd, blocks.index), _take(x_btd, blocks.index),
+                              kv, trunks.fields, blocks, self.count - 1, config)
     x_btd = _put(x_btd, blocks, x_bwd)
     kv = jax.tree.map(lambda x, y: jax.vmap(lambda x, y: _put(x, blocks, y))(x, y), kv, part)
     return _take(x_btd, start_br - 1), kv, trunks.fields
 
-  # 9 parameters: what the first pass found, over which tokens, and how many more there are.
-  def _go_on(self, model, x_bwd, kv, fields: batch_lib.Fields, blocks: _Tokens, num_more, config,
-             dropout_key=None):
+  # 10 parameters: what the first pass found, over which tokens, and how many more there are.
+  def _go_on(self, model, embedded_bwd, x_bwd, kv, fields: batch_lib.Fields, blocks: _Tokens,
+             num_more, config, dropout_key=None):
     """More passes over block tokens, on the cache of trunks whose Fields are `fields`.
 
     Returns: (states of the last of them [b, w, d], its keys and values [l, b, w, n, k]).
@@ -145,7 +148,6 @@ class Passes:
     question = dataclasses.replace(fields, example=jnp.where(fields.block > 0, 0, fields.example))
     keys = jax.tree.map(lambda *x: jnp.concatenate(x, 1), question, blocks.fields)
     visible = _find_visible(blocks.fields, keys, config)
-    embedded_bwd = model.embed(blocks.tokens)
 
     # Computed again in a gradient: or each pass would keep the activations of a whole forward.
     @jax.checkpoint
@@ -161,10 +163,10 @@ class Passes:
     return jax.lax.scan(take_pass, (x_bwd, part), 2 + jnp.arange(num_more))[0]
 
 
-def _read(model, tokens_bt, fields: batch_lib.Fields, config, dropout_key=None):
+def _read(model, inputs_btd, fields: batch_lib.Fields, config, dropout_key=None):
   """A first pass: (x [b, t, d], keys and values)."""
-  return model(tokens_bt, fields.positions, _find_visible(fields, fields, config),
-               dropout_key=dropout_key, return_kv=True)
+  return model(None, fields.positions, _find_visible(fields, fields, config),
+               inputs_btd=inputs_btd, dropout_key=dropout_key, return_kv=True)
 
 
 def _find_visible(query, key, config):
