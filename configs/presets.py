@@ -205,6 +205,11 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   config.curriculum.update({'stage2_dropout': 0.0, 'stage2_lora_dropout': 0.2})
   config.optim.update({'trainable': 'lora', 'learning_rate': learning_rate, 'b2': 0.999})
   config.train.update({'num_epochs': 8.0, 'batch_examples': 128})
+  if method == 'codi':  # its authors' optimizer, and their weight of distances
+    is_gpt2 = folder == 'models/gpt2'
+    config.optim.update({'decay': 'cosine', 'warmup_frac': 0.03, 'weight_decay': 0.1,
+                         'clip_norm': 2.0, 'learning_rate': 3e-3 if is_gpt2 else learning_rate})
+    config.distill.weight = 1.0 if is_gpt2 else 20.0
   config.checkpoint.every_steps = 1000
   config.eval.max_new_tokens = 256 if method in _WRITTEN else 16
   return config
@@ -299,6 +304,10 @@ def make(method: str, preset: str) -> Any:
   if preset not in PRESETS:
     raise UserError(f"there is no preset '{preset}'; there are {', '.join(PRESETS)}")
   if method not in ('rim_stage1', 'rim_stage2'):
-    return PRESETS[preset](method)
+    config = PRESETS[preset](method)
+    if method == 'codi':  # as many thoughts as Coconut ends with
+      config.layout.update({'num_blocks': 1, 'block_tokens': (
+          config.coconut.num_stages * config.coconut.thoughts_per_step)})
+    return config
   stages = {stage.method: stage for _, stage in make_stages(parse_config(PRESETS[preset]('rim')))}
   return ml_collections.ConfigDict(dataclasses.asdict(stages[method])).lock()

@@ -141,11 +141,11 @@ def _find_coconut_problems(config: Config) -> list[str]:
        'none; use -1 or 0'))
 
 
-def _find_coconut_stage_problems(config: Config) -> list[str]:
+def _find_thought_problems(config: Config) -> list[str]:
   num_blocks = config.layout.num_blocks
   return _find_coconut_problems(config) + list_broken((
-      num_blocks > 1, f'layout.num_blocks={num_blocks}: coconut_stage has one block, of '
-      'layout.block_tokens thoughts, or none'))
+      num_blocks > 1, f'layout.num_blocks={num_blocks}: {config.method} has one block, '
+      'of layout.block_tokens thoughts, or none'))
 
 
 COCONUT = Facts(
@@ -155,10 +155,15 @@ COCONUT = Facts(
 COCONUT_STAGE = Facts(
     'coconut_stage', 'hidden states fed back as inputs, one by one, in place of written steps',
     feeds_back=True, has_thoughts=True, learns_steps=True, skips_steps=True,
-    find_problems=_find_coconut_stage_problems)
+    find_problems=_find_thought_problems)
+
+CODI = Facts(
+    'codi', 'hidden states fed back as inputs, one by one, and held to those after a written chain',
+    feeds_back=True, has_thoughts=True, learns_steps=True, find_problems=_find_thought_problems)
 
 FACTS = {facts.name: facts for facts in (
-    RIM, RIM_STAGE1, RIM_STAGE2, DIRECT, COT, PAUSE, ICOT, COCONUT, COCONUT_STAGE)}
+    RIM, RIM_STAGE1, RIM_STAGE2, DIRECT, COT, PAUSE, ICOT, COCONUT, COCONUT_STAGE,
+    CODI)}
 # Those whose runs stand beside another's controls, in their order there.
 CONTROLS = tuple(facts for facts in FACTS.values() if facts.control)
 

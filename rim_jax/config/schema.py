@@ -125,6 +125,9 @@ class LayoutConfig:
   stage2_depth0_readout: bool = False
   # coconut_stage: written steps that thoughts replace; -1: all of them, only the answer is written.
   skip_steps: Annotated[int, Limit('must be -1 (all), 0 or more', lambda v: v >= -1)] = 0
+  # codi: the chain that teaches keeps its last step, which shows the answer's digits.
+  teacher_last_step: bool = later(False)
+  supervise_prefix: bool = later(False)  # codi: answer_prefix is predicted too, as in its source.
   # Take the next two keys from the chat template of model.init_from.
   chat_template: bool = False
   question_prefix: str = ''  # Before the question, after bos; may spell special tokens.
@@ -271,6 +274,23 @@ class CoconutConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CodiConfig:
+  """What is fed back by method `codi`."""
+  projection: bool = True  # A thought is a trained projection of the last hidden state before it.
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillConfig:
+  """Paired states: those at an answer's first token learn to be a written chain's (codi)."""
+  # Weight of the distance between both, beside the answer's own loss (CODI's gamma).
+  weight: Amount = 1.0
+  teacher_weight: Amount = 1.0  # Weight of the loss of the written chain itself.
+  # Distances are divided by the standard deviation of the chain's states. example: of one pair
+  # after one layer. layer: of all pairs of a micro-batch after one layer. all: and of all layers.
+  std: Literal['example', 'layer', 'all'] = 'example'
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
   """AdamW on the parameters that train."""
   # Which parameters train. lora: adapters and memory rows. memory: the three memory rows alone.
@@ -411,6 +431,8 @@ class Config:
   loop: LoopConfig = later(LoopConfig())
   icot: IcotConfig = IcotConfig()
   coconut: CoconutConfig = CoconutConfig()
+  codi: CodiConfig = later(CodiConfig())
+  distill: DistillConfig = later(DistillConfig())
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()

@@ -5,7 +5,7 @@ Start with method.py, which says what a method is, then rim.py; METHODS is the o
 """
 
 from rim_jax.config import Config
-from rim_jax.methods import coconut, cot, direct, icot, passes, pause, rim
+from rim_jax.methods import coconut, codi, cot, direct, icot, passes, pause, rim
 from rim_jax.methods.method import Method
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.transformer import Transformer
@@ -16,6 +16,7 @@ METHODS = {
     'cot': cot.COT,
     'icot': icot.ICOT,
     'coconut_stage': coconut.COCONUT_STAGE,
+    'codi': codi.CODI,
     'pause': pause.PAUSE,
     'rim_stage1': rim.RIM_STAGE1,
     'rim_stage2': rim.RIM_STAGE2,

@@ -69,7 +69,7 @@ def find_inputs(model, tokens_bt, fields: batch_lib.Fields, config: Config,
   # The last one is found by the turn before, and needs no turn: the second pass reads it.
   thoughts_jbed, x_bed, _, _ = _think(
       model, x_bed, start, kv, known, num_thoughts - 1, config, dropout_key)
-  thoughts_jbed = jnp.concatenate([thoughts_jbed, x_bed[None]])
+  thoughts_jbed = jnp.concatenate([thoughts_jbed, _make_thought(model, x_bed)[None]])
 
   # An example that is not there writes beyond the row, so nowhere.
   first_be = jnp.where(there_be, at_be + 1, num_tokens)
@@ -122,8 +122,8 @@ def _think(model, x_bed, start: batch_lib.Fields, kv, known: batch_lib.Fields, n
            dropout_key=None):
   """Turns from the hidden states x at `<b>`, whose Fields are `start`; each reads a thought.
 
-  Returns: (the thoughts that were read [j, b, e, d], the next one [b, e, d], keys and values of the
-    former [l, b, j * e, n, k], Fields of `known` and of them).
+  Returns: (the thoughts that were read [j, b, e, d], the state after them [b, e, d], keys and
+    values of the former [l, b, j * e, n, k], Fields of `known` and of them).
   """
   num_examples, num_tokens = x_bed.shape[1], known.positions.shape[1]
   fields = _join(known, *(_advance(start, 1 + j) for j in range(num_turns)))
@@ -136,14 +136,22 @@ def _think(model, x_bed, start: batch_lib.Fields, kv, known: batch_lib.Fields, n
     key = None if dropout_key is None else jax.random.fold_in(
         fold_in_name(dropout_key, 'thought'), turn)
     cache = jax.tree.map(lambda *x: jnp.concatenate(x, 2), kv, part)
+    thought_bed = _make_thought(model, x_bed)
     y_bed, cache = model(None, now.positions, _find_visible(now, fields, config), dropout_key=key,
                          cache=cache, offset=num_tokens + turn * num_examples,
-                         inputs_btd=x_bed)
-    return (y_bed, jax.tree.map(lambda x: x[:, :, num_tokens:], cache)), x_bed
+                         inputs_btd=thought_bed)
+    return (y_bed, jax.tree.map(lambda x: x[:, :, num_tokens:], cache)), thought_bed
   part = jax.tree.map(lambda x: jnp.zeros(
       (*x.shape[:2], num_turns * num_examples, *x.shape[3:]), x.dtype), kv)
   (x_bed, part), thoughts_jbed = jax.lax.scan(take_turn, (x_bed, part), jnp.arange(num_turns))
   return thoughts_jbed, x_bed, part, fields
+
+
+def _make_thought(model, x_bed):
+  """What is fed in for a state: the state itself, or what a method's own projection makes of it."""
+  added = getattr(model, 'added', None)
+  projection = getattr(added, 'projection', None)
+  return projection(x_bed) if projection else x_bed
 
 
 def _find_visible(query, key, config):

@@ -59,12 +59,15 @@ class Method:
   # (Batch, Config) -> f32[], what the sums over a step are divided by; counts, which add up over
   # micro-batches. None: what curriculum.normalize says.
   norm: Callable[..., jax.Array] | None = None
+  # Config -> kind of slot -> share: slots of such a kind count as one mean over all that an update
+  # has of them, by their weights, times this share. The others are divided by the norm alone.
+  means: Callable[[Config], dict[int, float]] | None = None
   removal: order.Removal | None = None  # what its written chains lose, epoch by epoch
   # (model, tokens i32[b, t], Fields, Config, RowLimits, dropout key)
   # -> what stands in for the embedded tokens, f[b, t, d], or None: they do.
   inputs: Callable[..., jax.Array | None] | None = None
-  # (model, Batch, Read, Config) -> name -> a sum in nats, added to the weighted NLL before the one
-  # division, and told in metrics.jsonl as train/added_NAME.
+  # (model, Batch, Read, Config) -> name -> a sum over pairs. Its mean over those of an update is
+  # added to the loss, and told in metrics.jsonl as train/added_NAME.
   losses: Callable[..., dict[str, jax.Array]] | None = None
   # (model, Trunks, starts i32[b, r], Config) -> as `decode.prefill`: a cheaper way to the same.
   prefill: Callable | None = None

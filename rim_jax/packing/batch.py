@@ -14,7 +14,10 @@ import jax
 import numpy as np
 
 BATCH_VERSION = 1
-SLOT_PAD, SLOT_STEP, SLOT_ANSWER = 0, 1, 2  # values of slot_kind
+# Values of slot_kind. Metrics of blocks are of the first two after padding; the others are told as
+# a mean of their own: targets on trunk tokens, of an auxiliary decoder, of the chain that teaches.
+SLOT_PAD, SLOT_STEP, SLOT_ANSWER, SLOT_PARALLEL, SLOT_DECODED, SLOT_TEACHER = range(6)
+SLOT_NAMES = ('', 'step', 'answer', 'parallel', 'decoded', 'teacher')
 
 ROW_FIELDS = ('tokens', 'positions', 'example', 'block', 'readout')
 SLOT_FIELDS = ('slot_index', 'slot_target', 'slot_block', 'slot_steps', 'slot_kind', 'slot_tokens',
@@ -35,7 +38,7 @@ class Batch:
   slot_target the id predicted there
   slot_block  k of its readout
   slot_steps  n = max(T, 1) of its example
-  slot_kind   SLOT_PAD, SLOT_STEP or SLOT_ANSWER
+  slot_kind   SLOT_PAD, SLOT_STEP, SLOT_ANSWER, ...
   slot_tokens supervised tokens of its readout
   slot_pair   index in the row of the token whose states are its own states' target, else -1
   """

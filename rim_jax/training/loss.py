@@ -1,5 +1,7 @@
 """Cross-entropy at the supervised slots, as sums that are divided once, at the very end."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -35,20 +37,50 @@ def divide_or_zero(total, norm):
   return jnp.where(norm > 0, total / safe, 0.0)
 
 
-def compute_slot_weights(batch: batch_lib.Batch, step, num_steps, config: Config
-                         ) -> tuple[jax.Array, jax.Array]:
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scales:
+  """What turns sums over an update into means of their own, once the norm has divided them."""
+  kinds: dict[int, jax.Array]  # by kind of slot, for those of `Method.means`
+  pairs: jax.Array
+
+
+def compute_scales(batch: batch_lib.Batch, step, num_steps, config: Config) -> Scales:
+  """Of the whole batch of an update, before it is divided into micro-batches."""
+  method = methods.get_method(config)
+  weights, norm = _weigh(batch, step, num_steps, config)
+  kinds = method.means(config) if method.means else {}
+  return Scales(
+      {kind: share * divide_or_zero(norm, jnp.where(batch.slot_kind == kind, weights, 0.0).sum())
+       for kind, share in kinds.items()},
+      divide_or_zero(norm, (batch.slot_pair >= 0).sum()))
+
+
+def compute_slot_weights(batch: batch_lib.Batch, step, num_steps, config: Config,
+                         scales: Scales | None = None) -> tuple[jax.Array, jax.Array]:
   """Weight of every slot's token NLL, and what the weighted sum is divided by.
 
   `reduction='readout'` spreads a readout's weight over its tokens (mean token
   NLL), `'token'` gives it to each. `normalize='weight'` divides by the total of
   the weights, so fading shifts the emphasis and does not shrink the gradient;
   `'readouts'` divides by the number of readouts, faded or not. A method may have
-  a norm of its own.
+  a norm of its own, and kinds of slots that count as a mean of their own.
 
+  Args:
+    scales: of the update's whole batch, where this is a part of it.
   Shapes: -> (weights f32[b, s], norm f32[]); sums over micro-batches and devices
     are taken of both before the one division.
   Units: step in completed updates of the stage, num_steps its total.
   """
+  weights, norm = _weigh(batch, step, num_steps, config)
+  scales = scales or compute_scales(batch, step, num_steps, config)
+  for kind, scale in scales.kinds.items():
+    weights = jnp.where(batch.slot_kind == kind, weights * scale, weights)
+  return weights, norm
+
+
+def _weigh(batch, step, num_steps, config):
+  """Weights before kinds are scaled, and the norm."""
   supervised = batch.slot_kind != batch_lib.SLOT_PAD
   method = methods.get_method(config)
   weights = method.weight(batch, step, num_steps, config)
@@ -58,6 +90,9 @@ def compute_slot_weights(batch: batch_lib.Batch, step, num_steps, config: Config
   weights = jnp.where(supervised, weights, 0.0)
   if method.norm:
     return weights, method.norm(batch, config)
+  counted = supervised
+  for kind in method.means(config) if method.means else ():
+    counted = counted & (batch.slot_kind != kind)
   if config.curriculum.normalize == 'weight':
-    return weights, weights.sum()
-  return weights, jnp.where(supervised, share, 0.0).sum()
+    return weights, jnp.where(counted, weights, 0.0).sum()
+  return weights, jnp.where(counted, share, 0.0).sum()

@@ -106,29 +106,37 @@ def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Progr
       jax.jit(make_state, out_shardings=shardings[0], donate_argnums=0))
 
 
-# 8 parameters: what differentiates by the model takes it first, and jit needs the rest apart.
+# 9 parameters: what differentiates by the model takes it first, and jit needs the rest apart.
 def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks: int,
-                 config: Config, dropout_key, limits=batch_lib.ONE_EXAMPLE):
+                 config: Config, dropout_key, limits=batch_lib.ONE_EXAMPLE,
+                 scales: loss_lib.Scales | None = None):
   """Weighted NLL of a (micro-)batch as sums, and what its method adds to it.
 
+  Args:
+    scales: of the update's whole batch, where this is a part of it.
   Returns: (sum in nats, {'norm', 'block_nll' [num_blocks + 1], 'block_weight' [num_blocks + 1],
     'block_count' [num_blocks + 1], 'num_tokens', 'num_examples', 'added' name -> part of the sum}),
     all sums; block_nll adds up each readout's unweighted mean token NLL by the block that it reads,
-    block_weight its weight.
+    block_weight its weight: of steps and answers, other kinds being told in `added`.
   """
   method = methods.get_method(config)
   logits_bsv, added = method.forward(
       model, batch, config, limits, dropout_key)
   nll_bs = loss_lib.compute_slot_nll(logits_bsv, batch.slot_target)
-  weights_bs, norm = loss_lib.compute_slot_weights(batch, step, num_steps, config)
-  supervised = batch.slot_kind != batch_lib.SLOT_PAD
-  share = jnp.where(supervised, 1.0 / jnp.maximum(batch.slot_tokens, 1), 0.0)
+  scales = scales or loss_lib.compute_scales(batch, step, num_steps, config)
+  weights_bs, norm = loss_lib.compute_slot_weights(batch, step, num_steps, config, scales)
+  weighted_bs = loss_lib.compute_weighted_nll(nll_bs, weights_bs)
+  added = {name: value * scales.pairs for name, value in added.items()}
+  parts = {batch_lib.SLOT_NAMES[kind]: jnp.where(batch.slot_kind == kind, weighted_bs, 0.0).sum()
+           for kind in scales.kinds}
+  of_blocks = (batch.slot_kind == batch_lib.SLOT_STEP) | (batch.slot_kind == batch_lib.SLOT_ANSWER)
+  share = jnp.where(of_blocks, 1.0 / jnp.maximum(batch.slot_tokens, 1), 0.0)
 
   def by_block(x):
     return jax.ops.segment_sum(x.ravel(), batch.slot_block.ravel(), num_blocks + 1)
-  return sum(added.values(), loss_lib.compute_weighted_nll(nll_bs, weights_bs).sum()), {
+  return sum(added.values(), weighted_bs.sum()), {
       'norm': norm,
-      'added': added,
+      'added': added | parts,
       'block_nll': by_block(loss_lib.compute_weighted_nll(nll_bs, share)),
       'block_weight': by_block(share * method.weight(batch, step, num_steps, config)),
       'block_count': by_block(share),
@@ -155,12 +163,14 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
   def train_step(state: TrainState, frozen, batch: batch_lib.Batch):
     step_key = jax.random.fold_in(stage_key, state.step)
 
+    scales = loss_lib.compute_scales(batch, state.step, num_steps, config)
+
     def compute_sums(params, micro, index):
       model = transformer_lib.merge_model(program.graphdef, params, frozen)
       drops = config.model.dropout or config.model.lora.dropout
       key = jax.random.fold_in(step_key, index) if drops else None
       return compute_loss(model, micro, state.step, num_steps, num_blocks, config, key,
-                          limits)
+                          limits, scales)
 
     compute_grads = jax.value_and_grad(compute_sums, has_aux=True)
 

@@ -92,12 +92,14 @@ def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
 def test_the_recipes_of_a_preset_differ_in_the_method_only():
   """A comparison of methods is of methods: same data, model, budget, optimizer.
 
-  A readout before the first block is a part of stage 1; room for a written chain, of cot.
+  A readout before the first block is a part of stage 1; room for a written chain, of cot; one block
+  of as many thoughts as Coconut's, of codi.
   """
   trees = [config_lib.flatten(config_lib.parse_config(load_recipe(n).get_config('chain')))
-           for n in ('rim', 'direct', 'cot', 'pause', 'icot', 'coconut')]
+           for n in ('rim', 'direct', 'cot', 'pause', 'icot', 'coconut', 'codi')]
   differ = {k for k in trees[0] if len({t[k] for t in trees}) > 1}
-  assert differ <= {'method', 'eval.max_new_tokens', 'layout.depth0_readout'}
+  assert differ <= {'method', 'eval.max_new_tokens', 'layout.depth0_readout', 'layout.num_blocks',
+                    'layout.block_tokens'}
 
 
 def test_an_unknown_preset_is_told():
@@ -566,6 +568,7 @@ PROBES = {name.removeprefix('probe_'): f for name, f in list(globals().items())
           if name.startswith('probe_')}
 
 COCONUT = {'method': 'coconut_stage', 'layout.num_blocks': 1}
+CODI = {'method': 'codi', 'layout.num_blocks': 1}
 ICOT = {'method': 'icot', 'icot.remove_per_epoch': 10.0}
 STAGE2 = {'method': 'rim_stage2'}
 ROPE = {'model.positions': 'rope'}
@@ -637,6 +640,8 @@ LIVE = {
     'layout.depth0_readout': ('batch', True, {}),
     'layout.stage2_depth0_readout': ('batch', True, STAGE2),
     'layout.skip_steps': ('batch', 1, COCONUT),
+    'layout.teacher_last_step': ('batch', True, CODI),
+    'layout.supervise_prefix': ('batch', True, CODI | {'layout.answer_prefix': '+'}),
     'layout.chat_template': ('resolved_or_error', True, UNSET | {
         'model.init_from': 'tests/golden/llama'}),
     'layout.question_prefix': ('batch', '+', {}),
@@ -711,6 +716,10 @@ LIVE = {
     'coconut.num_stages': ('stages', 4, {'method': 'coconut'}),
     'coconut.thoughts_per_step': ('stages', 1, {'method': 'coconut'}),
     'coconut.stage_frac': ('stages', 0.1, {'method': 'coconut'}),
+    'codi.projection': ('step', False, CODI),
+    'distill.weight': ('step', 2.0, CODI),
+    'distill.teacher_weight': ('step', 2.0, CODI),
+    'distill.std': ('step', 'layer', CODI),
     'optim.trainable': ('step', 'memory', {}),
     'optim.learning_rate': ('step', 0.123, {}),
     'optim.warmup_frac': ('step', 0.5, {}),

@@ -93,7 +93,8 @@ def weigh(config, step=0, rows=(support.RECORDS[:2], support.RECORDS[2:4])):
   return batch, np.asarray(weights), float(norm)
 
 
-@pytest.mark.parametrize('method', sorted(methods.METHODS))
+@pytest.mark.parametrize('method', [  # kinds that count as a mean of their own have other weights
+    name for name, method in sorted(methods.METHODS.items()) if not method.means])
 def test_readout_reduction_gives_a_readout_its_weight_whatever_its_length(method):
   config = support.make_config(method)
   batch, weights, norm = weigh(config, step=0)

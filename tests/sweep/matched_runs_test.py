@@ -71,7 +71,8 @@ def test_of_other_runs_the_first_that_differs_in_its_method_alone_is_found():
 STEPS = {'layout__depth0_readout': True, 'layout__step_separator': '*', 'layout__step_prefix': '+',
          'curriculum__schedule': 'uniform', 'curriculum__hold_frac': 0.5,
          'curriculum__stage1_frac': 0.5, 'curriculum__stage2_dropout': 0.5,
-         'icot__smoothing': 1.0, 'coconut__num_stages': 2, 'layout__row_tokens': 63}
+         'icot__smoothing': 1.0, 'coconut__num_stages': 2, 'distill__weight': 2.0,
+         'layout__row_tokens': 63}
 BLOCKS = {'layout__num_blocks': 2, 'layout__block_tokens': 2, 'curriculum__alpha': 'final',
           'layout__stage2_depth0_readout': True, 'model__memory_init': 'normal'}
 RATE = {'train__num_examples': 32, 'optim__learning_rate': 0.5, 'model__dropout': 0.1}

@@ -1,0 +1,19 @@
+"""CODI: thoughts in one stage, held to the written chain by the states where the answer begins.
+
+As many thoughts as Coconut ends with, and no curriculum (arXiv 2502.21074; what differs from its
+code stands in rim_jax/methods/codi.py). Else as rim.py.
+
+  python -m rim_jax.main --config=configs/codi.py
+      The chain task. Cost: not measured. Score: not measured.
+  python -m rim_jax.main --config=configs/codi.py:PRESET --config.data.dir=DIR
+      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
+      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured. On the last three
+      the optimizer is that of its authors: their learning rates, distances 20 times as heavy on
+      Llama; they train 40, 10 and 8 epochs, and the preset as many as all methods, 8.
+"""
+
+from configs import presets
+
+
+def get_config(preset: str = 'chain'):
+  return presets.make('codi', preset)

@@ -1,0 +1,110 @@
+"""CODI: thoughts fed back one by one, held to the written chain at one token, in one stage.
+
+The student is Coconut's last stage: `[x | <b> <m>*J </b>]` and the answer, where the input at each
+`<m>` is the projected last hidden state of the token before it. The teacher writes the chain of the
+same record right after the question, without its last step. The loss is the mean token loss of the
+student, plus that of the teacher, plus the distance of their states where the answer begins.
+
+Departures from the source:
+
+- Teacher and student stand in one row and share its forward: one pass has both losses and the
+  states, where the source takes three. They share the row's dropout, too.
+- The answer's prefix is given, and neither trained nor written; `layout.supervise_prefix` trains
+  it. `curriculum.reduction='readout'`, the default, weighs each readout alike; with 'token' the two
+  means are over tokens, as in the source.
+- Distances have the spread of each example and count no embeddings (methods/paired.py): to have the
+  source's gamma in L layers, set `distill.weight` to L / (L + 1) of it.
+- The rows of `<b>` and `</b>` train, as RiM's do; in the source new rows stay as they begin.
+- Positions and visibility do not know of padding: what shares a batch changes no logit.
+- There is no seventh thought, which the source computes and never reads.
+
+Source: arXiv 2502.21074; github.com/zhenyi4/codi.
+"""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from rim_jax.config import Config, LayoutConfig
+from rim_jax.methods import coconut, paired
+from rim_jax.methods.method import AddedParam, Method
+from rim_jax.model.lora import fold_in_name
+from rim_jax.model.sharding import EMBED, MLP
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing.layout import (
+  Encoded,
+  Example,
+  Template,
+  count_steps,
+  read_answer,
+  read_chain,
+)
+
+
+def lay_out(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """`[x | thoughts]`; the chain after the question and the answer after the thoughts, paired.
+
+  Without a block the answer stands right after the question: direct answering beside a teacher.
+  """
+  if config.supervise_prefix:
+    bare = dataclasses.replace(encoded, steps=())
+    student = read_chain(bare, template, config.num_blocks)
+  else:
+    student = read_answer(encoded, template, config.num_blocks)
+  return Example(encoded.question, config.num_blocks, count_steps(encoded), (
+      paired.read_teacher(encoded, template, config), dataclasses.replace(student, pair=1)))
+
+
+def share_means(config: Config) -> dict[int, float]:
+  """The two losses, each a mean of its own."""
+  return {batch_lib.SLOT_ANSWER: 1.0, batch_lib.SLOT_TEACHER: config.distill.teacher_weight}
+
+
+class Dense(nnx.Module):
+  """x W + b, both uniform within 1 / sqrt(inputs)."""
+
+  def __init__(self, shape, axes, key):
+    def draw(name, shape, axes):
+      return AddedParam(jax.random.uniform(fold_in_name(key, name), shape, minval=-1, maxval=1)
+                        * self.limit, axes=axes)
+    self.limit = shape[0] ** -0.5
+    self.kernel = draw('kernel', shape, axes)
+    self.bias = draw('bias', shape[1:], axes[1:])
+
+  def __call__(self, x):
+    return x @ self.kernel[...].astype(x.dtype) + _widen(self.bias, x)
+
+
+class Projection(nnx.Module):
+  """What a thought passes before it is fed: Linear, exact GELU, Linear, LayerNorm; one width."""
+
+  def __init__(self, embed_dim: int, key):
+    self.first = Dense((embed_dim, embed_dim), (EMBED, MLP), fold_in_name(key, 'first'))
+    self.second = Dense((embed_dim, embed_dim), (MLP, EMBED), fold_in_name(key, 'second'))
+    self.scale = AddedParam(jnp.ones(embed_dim), axes=(EMBED,))
+    self.bias = AddedParam(jnp.zeros(embed_dim), axes=(EMBED,))
+
+  def __call__(self, x_bed):
+    y = self.second(jax.nn.gelu(self.first(x_bed), approximate=False)).astype(jnp.float32)
+    y = y - y.mean(-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5)
+    return (y * _widen(self.scale, y) + _widen(self.bias, y)).astype(x_bed.dtype)
+
+
+def _widen(param, like):
+  """A vector of a parameter, of as many axes and of the type of `like`."""
+  return param[...].astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+class Added(nnx.Module):
+  """The parameters beside the network: a projection, unless it is switched off."""
+
+  def __init__(self, config: Config, key):
+    self.projection = (Projection(config.model.embed_dim, fold_in_name(key, 'projection'))
+                       if config.codi.projection else None)
+
+
+CODI = Method(lay_out, norm=paired.count_pairs, means=share_means, inputs=coconut.find_inputs,
+              losses=paired.distill, prefill=coconut.prefill, make_added=Added)

@@ -1,0 +1,80 @@
+"""Distances of paired states: by hand, over unequal parts, and with no way into the teacher."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rim_jax import config as config_lib
+from rim_jax.methods import paired
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing import layout as layout_lib
+
+ALL = jnp.ones((1, 1), bool)
+
+
+def draw(num_pairs, seed=0, layers=3):
+  """(student, teacher) states f32[l, 1, p, 8]."""
+  rng = np.random.default_rng(seed)
+  return tuple(2 * rng.standard_normal((layers, 1, num_pairs, 8)).astype(np.float32)
+               for _ in range(2))
+
+
+@pytest.mark.parametrize('std', ['example', 'layer', 'all'])
+def test_a_distance_by_hand(std):
+  """Width 2, one layer: deviation sqrt(2), Huber losses 0.125 and 1.5."""
+  student, teacher = (jnp.asarray([[[x]]]) for x in ((1.5, 1.0), (1.0, -1.0)))
+  found = paired.compute_distance(student, teacher, ALL, std)
+  assert found == pytest.approx(0.8125 / 2**0.5, rel=1e-6) == pytest.approx(0.574524, abs=1e-6)
+
+
+@pytest.mark.parametrize('std, axes', [('example', 3), ('layer', (1, 2, 3)), ('all', None)])
+def test_what_a_deviation_is_taken_over(std, axes):
+  student, teacher = draw(4)
+  spread = np.std(teacher, axes, ddof=1, keepdims=True)
+  apart = np.abs(student - teacher)
+  huber = np.where(apart < 1, apart**2 / 2, apart - 0.5)
+  assert (apart < 1).any() and (apart > 1).any()
+  found = paired.compute_distance(student, teacher, jnp.ones((1, 4), bool), std)
+  np.testing.assert_allclose(found, (huber / spread).mean((0, 3)).sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize('std, adds_up', [('example', True), ('layer', False)])
+def test_distances_of_one_and_of_three_pairs_add_up_to_those_of_four(std, adds_up):
+  student, teacher = draw(4)
+
+  def compute(pairs):
+    there = jnp.ones((1, 4), bool)[:, pairs]
+    return float(paired.compute_distance(student[:, :, pairs], teacher[:, :, pairs], there, std))
+  whole = compute(slice(4))
+  parts = compute(slice(1)) + compute(slice(1, 4))
+  assert (abs(parts - whole) < 1e-5 * whole) == adds_up
+
+
+@pytest.mark.parametrize('std', ['example', 'layer', 'all'])
+def test_what_is_no_pair_counts_nothing_and_its_gradient_is_zero(std):
+  """Also where the states there are all alike, whose deviation is 0."""
+  student, teacher = draw(3)
+  student[:, :, 1], teacher[:, :, 1] = 5.0, 7.0
+  there = jnp.asarray([[True, False, True]])
+  value, (to_student, to_teacher) = jax.value_and_grad(paired.compute_distance, (0, 1))(
+      jnp.asarray(student), jnp.asarray(teacher), there, std)
+  alone = paired.compute_distance(student[:, :, ::2], teacher[:, :, ::2], there[:, ::2], std)
+  np.testing.assert_allclose(value, alone, rtol=1e-6)
+  assert np.abs(to_student[:, :, ::2]).min() > 0 and not to_student[:, :, 1].any()
+  assert not to_teacher.any()
+  nothing, slope = jax.value_and_grad(paired.compute_distance)(
+      jnp.asarray(student), teacher, jnp.zeros((1, 3), bool), std)
+  assert nothing == 0 and not slope.any()
+
+
+@pytest.mark.parametrize('steps, last, written', [
+    (([5, 6], [7], [8]), False, [5, 6, 9, 7, 9]), (([5, 6], [7], [8]), True, [5, 6, 9, 7, 9, 8, 9]),
+    (([8],), False, []), ((), False, []), ((), True, [])])
+def test_the_teacher_s_chain_lacks_its_last_step(steps, last, written):
+  template = layout_lib.Template([], [], [], [], [9], [3, 4], [], [0])
+  encoded = layout_lib.Encoded([1, 2], steps, [8])
+  found = paired.read_teacher(encoded, template, config_lib.LayoutConfig(teacher_last_step=last))
+  assert list(found.target) == [*written, 3, 4, 8, 0]
+  assert found.target[found.mark] == 8 and len(found.prefix) == 0
+  assert (found.block, found.kind) == (0, batch_lib.SLOT_TEACHER)
