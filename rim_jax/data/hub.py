@@ -119,10 +119,13 @@ def _is_wanted(file, part, kind):
 
 def _find_gguf(name, info, part):
   """The one GGUF file of a repository without safetensors."""
+  if part.endswith('.gguf'):  # which it does not have
+    return []
   found = [f for f in info.siblings or [] if f.rfilename.endswith('.gguf')
-           and f.rfilename.startswith(part) and not part.endswith('.gguf')]
+           and f.rfilename.startswith(f'{part}/' if part else '')]
   if len(found) > 1:
-    raise UserError(f"{name}: has {len(found)} GGUF files; name one, e.g. {name.partition('@')[0]}/"
+    repo = name.partition('@')[0].removesuffix(f'/{part}')
+    raise UserError(f'{name}: has {len(found)} GGUF files; name one, e.g. {repo}/'
                     f'{found[0].rfilename}')
   return found
 
@@ -209,7 +212,11 @@ def _find_cached(name, repo, part, revision, kind, say):
   say(f'{name}: the hub cannot be reached; using revision {folder.name} from the cache')
   path = folder / part
   if kind == 'model' and path.is_dir() and not list(path.glob('*.safetensors')):
-    path = next(iter(path.glob('*.gguf')), path)
+    there = sorted(path.glob('*.gguf'))
+    if len(there) > 1:
+      raise UserError(f'{name}: cannot be reached, and has {len(there)} GGUF files in the cache; '
+                      f"name one, e.g. {name.partition('@')[0]}/{there[0].name}")
+    path = there[0] if there else path
   if not path.exists():
     raise UserError(f'{name}: cannot be reached, and is not in the cache; {_FIX}')
   return Fetched(path, f"hf:{repo}{f'/{part}' if part else ''}@{folder.name}")

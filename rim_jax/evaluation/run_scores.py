@@ -20,6 +20,9 @@ from rim_jax.runtime import hosts, run_folder, status, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 
+# What accuracies on valid depend on, beside what was trained.
+_OF_VALID = ('num_blocks', 'num_valid_examples', 'max_new_tokens')
+
 
 def get_records(task, split: str, limit: int):
   """The first `limit` records of a split, or of the set that eval.path has; 0: all."""
@@ -124,11 +127,17 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
 
 
 def _judge_valid_again(task, workdir, say) -> None:
-  """Evaluates checkpoints on valid again that were judged by another rule than the others were."""
+  """Evaluates checkpoints on valid again that were judged by another rule than the others were.
+
+  As the run itself does it: what is asked of another set now (eval.num_blocks, say) changes none.
+  """
   if not hosts.lead(lambda: checkpoint_lib.is_rated_by_many(workdir)):
     return
   rated = hosts.lead(lambda: checkpoint_lib.rate_checkpoints(workdir))
-  config = task.config
+  own = hosts.lead(lambda: run_folder.RunFolder(workdir).load_card()['config']['eval'])
+  config = dataclasses.replace(task.config, eval=dataclasses.replace(
+      task.config.eval, **{key: own[key] for key in _OF_VALID}))
+  task = dataclasses.replace(task, config=config)
   records = get_records(task, 'valid', config.eval.num_valid_examples)
   for step in sorted(s for s, (_, rule) in rated.items() if rule != judge.RULE_VERSION):
     say(f'judging step {step} on valid again, by version {judge.RULE_VERSION} of the rule')

@@ -34,7 +34,7 @@ def write_summary(workdir, title: str, conclusion: Conclusion, states):
   drawn, which = _choose_drawn(finished)
   by_name = {s.point.name: s for s in states}
   firsts = {e.points[0]: by_name[e.points[0]] for e in drawn}
-  blocks = [page.paragraph(sweep_results.describe_best(conclusion.best)),
+  blocks = [page.paragraph(sweep_results.describe_best(conclusion)),
             page.section('Results', [sweep_tables.tabulate_results(entries)]),
             *page.items(conclusion.warnings), *_make_notes(entries),
             page.section('Any two', _make_pairs(conclusion),

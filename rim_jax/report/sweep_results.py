@@ -253,7 +253,7 @@ def make_markdown(conclusion: Conclusion) -> str:
   """The tables of the page, ready to paste."""
   entries = conclusion.entries
   done = [e for e in entries if e.num_done]
-  lines = [*conclusion.warnings, describe_best(conclusion.best)]
+  lines = [*conclusion.warnings, describe_best(conclusion)]
   for shown in (sweep_tables.tabulate_results(entries), sweep_tables.tabulate_blocks(done),
                 sweep_tables.tabulate_more(done), sweep_tables.tabulate_times(done),
                 control_sections.tabulate_over_seeds(done),
@@ -264,10 +264,14 @@ def make_markdown(conclusion: Conclusion) -> str:
   return '\n'.join([*lines, *(['', unpaired] if unpaired else [])]) + '\n'
 
 
-def describe_best(best: BestSetting | None) -> str:
+def describe_best(conclusion: Conclusion) -> str:
   """One sentence: what valid chose, what it has elsewhere, and what the seeds do not tell."""
+  best = conclusion.best
   if not best:
-    return 'No best point: no run that is done has an accuracy on valid.'
+    return 'No best point: ' + (
+        'accuracies on valid were judged by different versions of the rule.'
+        if any(entry.valid_acc for entry in conclusion.entries) else
+        'no run that is done has an accuracy on valid.')
   told = (f'Best by valid: {best.name} ({tables.mean(best.valid_acc).text} of valid, mean of '
           f'{best.valid_acc.count} seed(s); {tables.mean(best.final_acc).text} final).')
   if best.equal:

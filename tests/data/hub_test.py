@@ -135,7 +135,7 @@ def test_data_are_fetched_from_a_part(hub_at):
   assert files == {'train-00000-of-00001.parquet', 'data/test.jsonl'}
 
 
-def test_a_repository_of_gguf_files_gives_one(hub_at):
+def test_a_repository_of_gguf_files_gives_one(hub_at, monkeypatch):
   hub_at.files = {'x.Q8_0.gguf': b'8', 'README.md': b''}
   assert hub.fetch('hf:org/name', 'model', lambda line: None).path.read_bytes() == b'8'
   hub_at.files['x.Q4_0.gguf'] = b'4'
@@ -144,6 +144,23 @@ def test_a_repository_of_gguf_files_gives_one(hub_at):
     hub.fetch('hf:org/name', 'model')
   path = hub.fetch('hf:org/name/x.Q4_0.gguf', 'model', lambda line: None).path
   assert path.read_bytes() == b'4'
+  # Nor is one taken of those that are in the cache, where the hub cannot be reached.
+  monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
+  hub._fetched.clear()
+  with pytest.raises(UserError, match='has 2 GGUF files in the cache; name one, e.g. hf:org/name/'):
+    hub.fetch('hf:org/name', 'model', lambda line: None)
+
+
+def test_a_part_is_a_folder_and_no_beginning_of_a_name(hub_at):
+  hub_at.files = {'small/x.gguf': b'8', 'smaller/y.gguf': b'4'}
+  path = hub.fetch('hf:org/name/small', 'model', lambda line: None).path
+  assert path.read_bytes() == b'8'
+  with pytest.raises(UserError, match='has no file that is read here'):
+    hub.fetch('hf:org/name/sma', 'model')
+  hub_at.files['small/z.gguf'] = b'z'
+  hub._fetched.clear()
+  with pytest.raises(UserError, match='name one, e.g. hf:org/name/small/x.gguf'):
+    hub.fetch('hf:org/name/small', 'model')
 
 
 @pytest.mark.parametrize('name, answer, culprit', [

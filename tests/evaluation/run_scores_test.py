@@ -125,3 +125,31 @@ def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(t
   assert str(error.value) == (
       f'{c}: of another data set than {a} (fingerprints {other} and {one}); '
       'evaluate both runs on the same data')
+
+
+def test_what_is_judged_again_is_asked_as_the_run_asked_it(tmp_path, monkeypatch):
+  """--config.eval.num_blocks=K of an evaluation would else be written down as the run's own."""
+  config = support.make_config('rim_stage2', layout__num_blocks=3, eval__num_valid_examples=4)
+  card = {'format': 2, 'data': {}, 'tokenizer': '', 'base': None,
+          'config': dataclasses.asdict(config)}
+  folder = run_folder.RunFolder(tmp_path)
+  folder.card.write_text(json.dumps(card))
+  asked = []
+
+  @dataclasses.dataclass(frozen=True)
+  class Task:
+    config: object
+
+  def evaluate(decoder, records, blocks):
+    asked.append((decoder, records, blocks))
+    return make_result(4), []
+  monkeypatch.setattr(checkpoint_lib, 'rate_checkpoints', lambda _: {5: (0.5, 1), 7: (0.4, 2)})
+  monkeypatch.setattr(run_scores_lib, 'get_records', lambda task, split, limit: (split, limit))
+  monkeypatch.setattr(state_lib, 'load_network', lambda task, _, step: (task.config.eval, step))
+  monkeypatch.setattr(decode, 'Decoder', lambda network: network)
+  monkeypatch.setattr(scores, 'evaluate', evaluate)
+  now = dataclasses.replace(config.eval, num_blocks=1, num_valid_examples=2, max_new_tokens=2)
+  run_scores_lib._judge_valid_again(
+      Task(dataclasses.replace(config, eval=now)), tmp_path, QUIET)
+  assert asked == [(config.eval, ('valid', 4), 3)]
+  assert folder.load_valid_accs() == {5: 1.0} and folder.load_valid_rules() == {5: 2}
