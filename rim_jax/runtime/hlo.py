@@ -110,7 +110,7 @@ def _count_bytes(i: Instruction, computation, computations) -> float:
     return 0.0
   operands = [computation[o] for o in i.operands if o in computation]
   if i.op == 'fusion':
-    return _count_fusion_bytes(i, operands, computations[i.get('calls')])
+    return _count_fusion_bytes(i, operands, computations[i.get('calls')], computations)
   if i.op == 'slice-start':  # its result holds (operand), slice, flag: no more is read than written
     source, result = i.arrays[:2]
     return result.num_bytes * (source.in_hbm + result.in_hbm)
@@ -128,39 +128,55 @@ def _count_bytes(i: Instruction, computation, computations) -> float:
   return _get_bytes([a for o in operands for a in o.arrays]) + _get_bytes(i.arrays)
 
 
-def _count_fusion_bytes(i, operands, inner):
-  users = collections.defaultdict(list)
-  for user in inner.values():
-    for position, name in enumerate(user.operands):
-      users[name].append((user, position))
-
-  def find_uses(name):
-    for user, position in users[name]:
-      if user.op == 'bitcast':
-        yield from find_uses(user.name)
-      else:
-        yield user, position
+def _count_fusion_bytes(i, operands, inner, computations) -> float:
+  def find_uses(name, inside):
+    """(instruction, which operand) of all that reads an array, also in fusions of this fusion."""
+    for user in inside.values():
+      for position in [n for n, operand in enumerate(user.operands) if operand == name]:
+        if user.op == 'bitcast':
+          yield from find_uses(user.name, inside)
+        elif user.op == 'fusion':
+          nested = computations[user.get('calls')]
+          yield from find_uses(_list_parameters(nested)[position].name, nested)
+        else:
+          yield user, position
   total = 0.0
-  for parameter in [p for p in inner.values() if p.op == 'parameter']:
-    source = operands[int(parameter.inside)] if int(parameter.inside) < len(operands) else None
+  for number, parameter in _list_parameters(inner).items():
+    source = operands[number] if number < len(operands) else None
     if source is None or not _get_bytes(source.arrays):
       continue
-    uses = list(find_uses(parameter.name))
+    uses = list(find_uses(parameter.name, inner))
     if uses and all(position == 0 and u.op in (*_SLICES, 'dynamic-update-slice')
                     for u, position in uses):
       total += min(_get_bytes(source.arrays), sum(
           u.arrays[0].num_bytes for u, _ in uses if u.op in _SLICES))
     else:
       total += _get_bytes(source.arrays)
-  root = get_root(inner)
-  roots = [inner[o] for o in root.operands] if root.op == 'tuple' else [root]
-  for result, array in zip(roots, i.arrays):
-    while result.op == 'bitcast' and result.operands[0] in inner:
-      result = inner[result.operands[0]]
+  for (result, inside), array in zip(_find_results(inner, computations), i.arrays):
     if array.in_hbm:
-      total += (inner[result.operands[1]].arrays[0].num_bytes
+      total += (inside[result.operands[1]].arrays[0].num_bytes
                 if result.op == 'dynamic-update-slice' else array.num_bytes)
   return total
+
+
+def _list_parameters(inner) -> dict[int, Instruction]:
+  return {int(p.inside): p for p in inner.values() if p.op == 'parameter'}
+
+
+def _find_results(inner, computations):
+  """(instruction, the computation that it stands in) of each result of a fusion, views undone."""
+  root = get_root(inner)
+  for result in [inner[o] for o in root.operands] if root.op == 'tuple' else [root]:
+    inside = inner
+    while True:
+      if result.op == 'bitcast' and result.operands[0] in inside:
+        result = inside[result.operands[0]]
+      elif result.op == 'fusion' and get_root(computations[result.get('calls')]).op != 'tuple':
+        inside = computations[result.get('calls')]
+        result = get_root(inside)
+      else:
+        break
+    yield result, inside
 
 
 # ---- Collectives ----

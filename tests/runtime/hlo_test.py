@@ -284,3 +284,53 @@ ENTRY %main (a: f32[8,4]) -> f32[8,4] {{
 '''
   found = hlo.compute_costs(text, hosts=[0] * 4 + [1] * 4).collectives['all-reduce']
   assert found.bytes > 0 and found.slice_bytes == across * found.bytes
+
+
+# ---- Fusions inside of fusions ----
+
+# One turn of a loop over layers: takes layer i of a stack, and writes layer i of another.
+NESTED = '''HloModule m
+
+%take (stack: bf16[16,8,4], at: s32[]) -> bf16[8,4] {
+  %stack = bf16[16,8,4]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %slice = bf16[1,8,4]{2,1,0} dynamic-slice(%stack, %at, %zero, %zero), dynamic_slice_sizes={1,8,4}
+  ROOT %b = bf16[8,4]{1,0} bitcast(%slice)
+}
+
+%put (old: bf16[16,8,2], new: bf16[8,2], i: s32[]) -> bf16[16,8,2] {
+  %old = bf16[16,8,2]{2,1,0} parameter(0)
+  %new = bf16[8,2]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %none = s32[] constant(0)
+  %row = bf16[1,8,2]{2,1,0} bitcast(%new)
+  ROOT %u = bf16[16,8,2]{2,1,0} dynamic-update-slice(%old, %row, %i, %none, %none)
+}
+
+%fused (p: bf16[16,8,4], n: s32[], k: bf16[4,2], q: bf16[16,8,2]) -> (bf16[16,8,2], bf16[8,2]) {
+  %n = s32[] parameter(1)
+  %p = bf16[16,8,4]{2,1,0} parameter(0)
+  %k = bf16[4,2]{1,0} parameter(2)
+  %q = bf16[16,8,2]{2,1,0} parameter(3)
+  %layer = bf16[8,4]{1,0} fusion(%p, %n), kind=kLoop, calls=%take
+  %y = bf16[8,2]{1,0} convolution(%layer, %k), dim_labels=bf_io->bf
+  %done = bf16[16,8,2]{2,1,0} fusion(%q, %y, %n), kind=kLoop, calls=%put
+  ROOT %both = (bf16[16,8,2]{2,1,0}, bf16[8,2]{1,0}) tuple(%done, %y)
+}
+
+ENTRY %main (a: bf16[16,8,4], w: bf16[4,2], c: bf16[16,8,2], s: s32[]) -> bf16[8,2] {
+  %a = bf16[16,8,4]{2,1,0} parameter(0)
+  %w = bf16[4,2]{1,0} parameter(1)
+  %c = bf16[16,8,2]{2,1,0} parameter(2)
+  %s = s32[] parameter(3)
+  %f = (bf16[16,8,2]{2,1,0}, bf16[8,2]{1,0}) fusion(%a, %s, %w, %c), kind=kOutput, calls=%fused
+  ROOT %g = bf16[8,2]{1,0} get-tuple-element(%f), index=1
+}
+'''
+
+
+def test_a_slice_counts_as_itself_also_in_a_fusion_of_a_fusion():
+  index = 4
+  layer, kernel, result = 2 * 8 * 4, 2 * 4 * 2, 2 * 8 * 2
+  assert hlo.compute_costs(NESTED).hbm_bytes == index + layer + kernel + 2 * result
