@@ -201,7 +201,8 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   config.layout.update({'row_tokens': 1024, 'separator': ''})
   config.model.update({'init_from': folder, 'compute_dtype': 'bfloat16', 'remat': 'full',
                        'attention_tile_tokens': 256})
-  config.model.lora.update({'rank': 128, 'alpha': 32.0, 'dropout': 0.1})
+  config.model.lora.update({'rank': 128, 'alpha': 32.0, 'dropout': 0.1,
+                            'shared_dropout': True})
   config.curriculum.update({'stage2_dropout': 0.0, 'stage2_lora_dropout': 0.2})
   config.optim.update({'trainable': 'lora', 'learning_rate': learning_rate, 'b2': 0.999})
   config.train.update({'num_epochs': 8.0, 'batch_examples': 128})

@@ -159,6 +159,9 @@ class LoraConfig:
   rank: Count = 0  # Rank of every adapter; 0: no adapters.
   alpha: Positive = 32.0  # An adapter's output is scaled by alpha / rank.
   dropout: BelowOne = 0.0  # Share of an adapter's input that is dropped while training.
+  # Projections of one input (query, key and value; up and gate) drop the same part of it, which is
+  # then read once. False: each its own, as in PEFT.
+  shared_dropout: bool = later(False)
   init_from: str = ''  # A PEFT directory: adapters and memory rows that a run begins with.
   # Regular expression; projections whose whole name matches get an adapter. Names: query, key,
   # value (or qkv), out, up, gate, down.
@@ -217,7 +220,7 @@ class ModelConfig:
   # Attention is computed in tiles of so many queries and keys; 0: the whole score matrix at once.
   attention_tile_tokens: Count = 64
   # What the backward pass computes again to save memory. full: everything inside a layer. dots: all
-  # but matrix products and attention.
+  # but what projections and attention give.
   remat: Literal['none', 'full', 'dots'] = 'none'
   # What the memory rows (`<b>`, `<m>`, `</b>`) begin as, plus noise. mean: the vocabulary's mean.
   # token: a copy of memory_token's row. normal: noise alone.

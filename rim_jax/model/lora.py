@@ -13,10 +13,13 @@ import zlib
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from rim_jax.config import LoraConfig, ModelConfig
 from rim_jax.model import sharding
+
+NAME = 'projection'  # of what a remat policy may keep: what matrix products give
 
 
 def is_target(config: LoraConfig, name: str) -> bool:
@@ -44,10 +47,31 @@ class Adapter(nnx.Module):
         jnp.zeros((layers, rank, *shape[num_inputs:])),
         axes=(sharding.LAYERS, sharding.RANK, *_spread(axes[num_inputs:])))
 
-  def __call__(self, x_pi, dropout_key=None):
-    x_pi = drop(x_pi, self.config.dropout, dropout_key, f'{self.name} adapter')
-    x_pr = project(x_pi, self.a[...], self.a[...].ndim - 1)
-    return project(x_pr, self.b[...], 1) * (self.config.alpha / self.config.rank)
+
+def adapt(adapters, x_pi, dropout_key=None) -> list:
+  """What the adapters of projections of one input add to each; None for one without.
+
+  Those that see the same input read it once, by one product with all A side by side. While
+  training each sees what its own dropout leaves, unless `shared_dropout` is on.
+
+  Shapes: x [p, i] -> a list of [p, *out].
+  """
+  present = [adapter for adapter in adapters if adapter is not None]
+  found: list = [None] * len(adapters)
+  if not present:
+    return found
+  config = present[0].config
+  drops = dropout_key is not None and config.dropout > 0
+  together = config.shared_dropout or not drops
+  for group in [present] if together else [[adapter] for adapter in present]:
+    names = ' '.join(adapter.name for adapter in group)
+    dropped_pi = drop(x_pi, config.dropout, dropout_key, f'{names} adapter')
+    a_ir = jnp.concatenate([x.a[...].reshape(-1, config.rank) for x in group], 1)
+    x_pr = checkpoint_name(project(dropped_pi, a_ir, 1), NAME)
+    for adapter, part_pr in zip(group, jnp.split(x_pr, len(group), 1)):
+      found[adapters.index(adapter)] = (
+          project(part_pr, adapter.b[...], 1) * (config.alpha / config.rank))
+  return found
 
 
 def project(x_pi, kernel, num_inputs: int):

@@ -13,6 +13,7 @@ import math
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from rim_jax.config import LayoutConfig, ModelConfig, rules
@@ -42,9 +43,8 @@ _ACTIVATIONS = {
 }
 _REMAT = {
     'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(attention.NAME)),
+    # Each sum whole, not what the kernel and the adapter gave to it.
+    'dots': jax.checkpoint_policies.save_only_these_names(lora.NAME, attention.NAME),
 }
 
 
@@ -99,7 +99,7 @@ def apply_linears(linears, x, dropout_key=None):
   is one all-reduce where they are split over `tensor`, and not one for each.
   """
   x_pi = x.reshape(x.shape[0] * x.shape[1], -1)
-  adapted = [linear.adapter and linear.adapter(x_pi, dropout_key) for linear in linears]
+  adapted = lora.adapt([linear.adapter for linear in linears], x_pi, dropout_key)
   found = []
   for linear, extra in zip(linears, adapted):
     y = lora.project(x_pi, linear.kernel[...], linear.num_inputs)
@@ -107,7 +107,7 @@ def apply_linears(linears, x, dropout_key=None):
       y = y + _wide(linear.bias[...].astype(x.dtype), y)
     if extra is not None:
       y = y + extra
-    found.append(y.reshape(*x.shape[:2], *y.shape[1:]))
+    found.append(checkpoint_name(y.reshape(*x.shape[:2], *y.shape[1:]), lora.NAME))
   return found
 
 
@@ -155,7 +155,8 @@ class Block(nnx.Module):
     if self.query_norm is not None:
       q_bthk, k_btnk = self.query_norm(q_bthk), self.key_norm(k_btnk)
     if rotary is not None:
-      q_bthk, k_btnk = (apply_rope(x, rotary) for x in (q_bthk, k_btnk))
+      q_bthk, k_btnk = (checkpoint_name(apply_rope(x, rotary), lora.NAME)
+                        for x in (q_bthk, k_btnk))
     if self.config.query_scale_dim:  # attention divides by the root of the head's own size
       q_bthk = q_bthk * (q_bthk.shape[-1] / self.config.query_scale_dim) ** 0.5
     return q_bthk, k_btnk, v_btnk
@@ -176,6 +177,7 @@ class Block(nnx.Module):
                         for old, new in zip(cached, (k_btnk, v_btnk)))
     a_bthk = attention.attend(q_bthk, k_bcnk, v_bcnk, visible)
     x_btd = x_btd + end(self.out(a_bthk, dropout_key), self.attention_post_norm, 'attention')
+    x_btd = checkpoint_name(x_btd, lora.NAME)
     h_btd = self.mlp_norm(x_btd)
     activate = _ACTIVATIONS[self.config.activation]
     if self.gate is None:

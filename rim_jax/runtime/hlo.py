@@ -16,7 +16,6 @@ The text is that of `compiled.as_text()`, read by `runtime/hlo_text.py`. Knows n
 models or chips.
 """
 
-import collections
 from collections.abc import Sequence
 import dataclasses
 import math

@@ -693,6 +693,8 @@ LIVE = {
     'model.lora.rank': ('step', 2, {}),
     'model.lora.alpha': ('step', 16.0, {'model.lora.rank': 2}),
     'model.lora.dropout': ('step', 0.1, {'model.lora.rank': 2}),
+    'model.lora.shared_dropout': (
+        'step', True, {'model.lora.rank': 2, 'model.lora.dropout': 0.1}),
     'model.lora.init_from': ('fresh', '{files}/nothing', PRETRAINED),
     'model.lora.targets': ('step', 'query|up', {'model.lora.rank': 2}),
     'curriculum.schedule': ('step', 'uniform', {}),

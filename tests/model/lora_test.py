@@ -110,3 +110,41 @@ def test_dropout_reaches_the_adapters_only():
     linear = getattr(model.blocks, name)
     linear.adapter.b.set_value(jnp.zeros_like(linear.adapter.b[...]))
   np.testing.assert_array_equal(run(1), run(2))
+
+
+def make_adapters(**changes):
+  """The adapters of query, key and value on one layer's slice, B off zero, and inputs [p, i]."""
+  model = support.make_model(make_config('llama', model__lora__dropout=0.5, **changes))
+  adapters = [getattr(model.blocks, name).adapter for name in ('query', 'key', 'value')]
+  for adapter in adapters:
+    adapter.a.set_value(adapter.a[...][0])
+    adapter.b.set_value(adapter.b[...][0])
+  return adapters, jax.random.normal(jax.random.key(1), (12, 16))
+
+
+def compute_alone(adapter, x_pi, names, key):
+  """(alpha / rank) drop(x) A B by the definition, the part dropped drawn under these names."""
+  x_pi = lora.drop(x_pi, adapter.config.dropout, key, f'{names} adapter')
+  a, b = adapter.a[...].reshape(16, -1), adapter.b[...].reshape(adapter.config.rank, -1)
+  return adapter.config.alpha / adapter.config.rank * x_pi @ a @ b
+
+
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('key', [None, jax.random.key(5)], ids=['evaluating', 'training'])
+def test_projections_of_one_input_add_what_each_would_alone(shared, key):
+  """Without `shared_dropout` each draws as it always has, so that a run of before goes on."""
+  adapters, x_pi = make_adapters(model__lora__shared_dropout=shared)
+  found = lora.adapt([None, *adapters], x_pi, key)
+  assert found[0] is None
+  for adapter, part in zip(adapters, found[1:]):
+    names = 'query key value' if shared else adapter.name
+    support.assert_close(part.reshape(12, -1), compute_alone(adapter, x_pi, names, key))
+
+
+@pytest.mark.parametrize('shared, count', [(False, 3), (True, 1)])
+def test_a_shared_draw_is_read_once(monkeypatch, shared, count):
+  adapters, x_pi = make_adapters(model__lora__shared_dropout=shared)
+  drawn, real = [], lora.drop
+  monkeypatch.setattr(lora, 'drop', lambda *args: drawn.append(args[-1]) or real(*args))
+  lora.adapt(adapters, x_pi, jax.random.key(5))
+  assert len(drawn) == count, drawn

@@ -178,6 +178,22 @@ def test_remat_changes_nothing(network, policy):
   assert 'remat' in remat_jaxpr and 'remat' not in plain_jaxpr
 
 
+def test_dots_keeps_each_sum_once_and_none_of_its_parts():
+  """Of the feed-forward layer: up and gate, each with its adapter. Recomputed: what joins them."""
+  config = make_config('rim_stage1', 'rope', model__remat='dots', model__mlp_dim=33)
+  batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS, row_slots=80))
+  model = support.make_model(config)
+  graphdef, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
+
+  def loss(params):
+    return nnx.merge(graphdef, params, frozen).compute_slot_logits(batch, config.layout).sum()
+  jaxpr = jax.make_jaxpr(jax.grad(loss))(params)
+  forward, _ = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == 'scan'
+                and e.params['length'] == config.model.num_layers]
+  kept = [v.aval.shape for v in forward.outvars[forward.params['num_carry']:]]
+  assert len([s for s in kept if s[-1] == 33]) == 2, kept
+
+
 def test_dropout_comes_from_its_key_alone():
   config = make_config('rim_stage1', 'learned', model__dropout=0.5)
   model = support.make_model(config)
