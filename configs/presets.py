@@ -297,13 +297,26 @@ PRESETS = {'chain': make_chain, 'gsm8k': make_gsm8k, 'gsm8k_perturbed': make_gsm
            'llama3_2_1b': make_llama3_2_1b, 'llama3_2_3b': make_llama3_2_3b}
 
 
+# Methods with a modifier that have a recipe of their own: name -> (method, keys).
+VARIANTS = {'rim_paired': ('rim', {'layout.paired_readout': True})}
+
+
 def make(method: str, preset: str) -> Any:
   """The ConfigDict of a method on a preset; rim's stages are exactly those that rim would run.
 
+  Args:
+    method: or one of VARIANTS, whose rows have room for a written chain more.
   Raises: UserError "there is no preset '...'".
   """
   if preset not in PRESETS:
     raise UserError(f"there is no preset '{preset}'; there are {', '.join(PRESETS)}")
+  if method in VARIANTS:
+    host, keys = VARIANTS[method]
+    config = make(host, preset)
+    # A row of the chain task is one example, exactly: 7 tokens more.
+    config.layout.row_tokens = 33 if preset == 'chain' else config.layout.row_tokens * 5 // 4
+    config.update_from_flattened_dict(keys)
+    return config
   if method not in ('rim_stage1', 'rim_stage2'):
     config = PRESETS[preset](method)
     if method == 'codi':  # as many thoughts as Coconut ends with

@@ -106,6 +106,9 @@ def _find_data_problems(config):
            'data')),
       *_find_set_problems(config.eval),
       *list_broken(
+          (layout.paired_readout and not config.facts.has_memory,
+           f"layout.paired_readout=True: method '{config.method}' has no memory block whose answer "
+           'could be held to a chain; set it to False'),
           (layout.num_blocks == 0 and config.facts.needs_blocks,
            f"layout.num_blocks=0 leaves method '{config.method}' no block; use 1 or more, or "
            "method 'direct'"),

@@ -125,7 +125,10 @@ class LayoutConfig:
   stage2_depth0_readout: bool = False
   # coconut_stage: written steps that thoughts replace; -1: all of them, only the answer is written.
   skip_steps: Annotated[int, Limit('must be -1 (all), 0 or more', lambda v: v >= -1)] = 0
-  # codi: the chain that teaches keeps its last step, which shows the answer's digits.
+  # Methods with memory blocks: a written chain stands after the question, too, and the answer after
+  # the last block is held to it, as keys of `distill` say (docs/concepts.md).
+  paired_readout: bool = later(False)
+  # codi and paired_readout: that chain keeps its last step, which shows the answer's digits.
   teacher_last_step: bool = later(False)
   supervise_prefix: bool = later(False)  # codi: answer_prefix is predicted too, as in its source.
   # Take the next two keys from the chat template of model.init_from.
@@ -284,7 +287,7 @@ class CodiConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-  """Paired states: those at an answer's first token learn to be a written chain's (codi)."""
+  """Paired states (codi, layout.paired_readout): an answer's first token and a written chain's."""
   # Weight of the distance between both, beside the answer's own loss (CODI's gamma).
   weight: Amount = 1.0
   teacher_weight: Amount = 1.0  # Weight of the loss of the written chain itself.

@@ -5,7 +5,7 @@ Start with method.py, which says what a method is, then rim.py; METHODS is the o
 """
 
 from rim_jax.config import Config
-from rim_jax.methods import coconut, codi, cot, direct, icot, passes, pause, rim
+from rim_jax.methods import coconut, codi, cot, direct, icot, paired, passes, pause, rim
 from rim_jax.methods.method import Method
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.transformer import Transformer
@@ -24,11 +24,13 @@ METHODS = {
 
 
 def get_method(config: Config) -> Method:
-  """The method of a run, its blocks looped as asked; of a curriculum, each stage has its own."""
+  """The method of a run, modified as its config asks; of a curriculum, each stage has its own."""
   method, num_passes = METHODS[config.method], config.loop.num_passes
-  if num_passes == 1 or not config.loop_rule:
-    return method
-  return passes.loop(method, passes.RULES[config.loop_rule], num_passes)
+  if num_passes > 1 and config.loop_rule:
+    method = passes.loop(method, passes.RULES[config.loop_rule], num_passes)
+  if config.layout.paired_readout:
+    method = paired.pair_blocks(method)
+  return method
 
 
 def make_model(config: Config, vocab_size: int, key) -> Transformer:

@@ -18,7 +18,7 @@ _NOT_COMPARED = (
     'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
     'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
     'curriculum.reset_optimizer', 'icot.', 'coconut.', 'codi.', 'distill.',
-    'layout.teacher_last_step', 'layout.supervise_prefix', 'layout.row_',
+    'layout.paired_readout', 'layout.teacher_last_step', 'layout.supervise_prefix', 'layout.row_',
     'layout.pack_window_rows')
 # Of blocks, which `direct` has not.
 _OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',

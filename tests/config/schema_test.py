@@ -21,6 +21,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from configs import presets
 from rim_jax import config as config_lib
 from rim_jax import modes, reader, train
 from rim_jax.config import Config, limits
@@ -76,7 +77,8 @@ def test_every_recipe_is_a_config(name, preset):
   assert tree.is_locked  # or else a typo on the command line would pass
   config = config_lib.parse_config(tree)
   assert stages_lib.make_stages(config)
-  methods = {'stage1': 'rim_stage1', 'stage2': 'rim_stage2', 'smoke': 'rim'}
+  methods = {'stage1': 'rim_stage1', 'stage2': 'rim_stage2', 'smoke': 'rim',
+             **{variant: host for variant, (host, _) in presets.VARIANTS.items()}}
   assert config.method == methods.get(name, name)
 
 
@@ -640,6 +642,7 @@ LIVE = {
     'layout.depth0_readout': ('batch', True, {}),
     'layout.stage2_depth0_readout': ('batch', True, STAGE2),
     'layout.skip_steps': ('batch', 1, COCONUT),
+    'layout.paired_readout': ('batch', True, {}),
     'layout.teacher_last_step': ('batch', True, CODI),
     'layout.supervise_prefix': ('batch', True, CODI | {'layout.answer_prefix': '+'}),
     'layout.chat_template': ('resolved_or_error', True, UNSET | {

@@ -1,14 +1,20 @@
 """Distances of paired states: by hand, over unequal parts, and with no way into the teacher."""
 
+import dataclasses
+
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rim_jax import config as config_lib
+from rim_jax import methods
 from rim_jax.methods import paired
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.training import step as step_lib
+from tests import support
 
 ALL = jnp.ones((1, 1), bool)
 
@@ -78,3 +84,75 @@ def test_the_teacher_s_chain_lacks_its_last_step(steps, last, written):
   assert list(found.target) == [*written, 3, 4, 8, 0]
   assert found.target[found.mark] == 8 and len(found.prefix) == 0
   assert (found.block, found.kind) == (0, batch_lib.SLOT_TEACHER)
+
+
+# ---- RiM and pause ----
+
+ROWS = [support.RECORDS[:2], support.RECORDS[2:4]]
+
+
+def make_config(method, **more):
+  return support.make_config(method, **{
+      'layout__row_tokens': 96, 'layout__answer_prefix': '+', 'layout__paired_readout': True,
+      **more})
+
+
+@pytest.mark.parametrize('method', ['rim_stage1', 'rim_stage2', 'pause'])
+def test_the_last_block_s_answer_is_paired_with_a_chain_after_the_question(method):
+  config = make_config(method)
+  host = methods.METHODS[method]
+  assert methods.get_method(support.set_key(config, 'layout.paired_readout', False)) is host
+  plain = support.lay_out(support.set_key(config, 'layout.paired_readout', False))
+  for example, before in zip(support.lay_out(config), plain):
+    *others, teacher = example.readouts
+    assert (teacher.block, teacher.kind) == (0, batch_lib.SLOT_TEACHER)
+    assert [r.pair for r in others] == [0] * (len(others) - 1) + [len(example.readouts)]
+    assert [dataclasses.replace(r, pair=0) for r in others] == list(before.readouts)
+  batch = support.make_batch(config, ROWS)
+  assert (batch.slot_pair >= 0).sum() == 4
+  for row, slot in zip(*np.nonzero(batch.slot_pair >= 0)):
+    other, = np.flatnonzero(batch.slot_index[row] == batch.slot_pair[row, slot])
+    assert batch.slot_kind[row, other] == batch_lib.SLOT_TEACHER
+    assert batch.slot_target[row, other] == batch.slot_target[row, slot]
+    assert batch.slot_block[row, slot] == max(batch.slot_block[row][
+        batch.example[row][batch.slot_index[row]] == batch.example[
+            row, batch.slot_index[row, slot]]])
+
+
+@pytest.mark.parametrize('method', ['rim_stage1', 'rim_stage2'])
+def test_the_loss_is_the_host_s_and_two_means_whatever_has_faded(method):
+  """Late in stage 1 the norm is below the number of examples; both means are of examples still."""
+  config = make_config(method, distill__weight=0.7, distill__teacher_weight=0.4)
+  plain = support.set_key(config, 'layout.paired_readout', False)
+  graphdef, params = nnx.split(support.make_model(config))
+
+  def compute(config):
+    batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS))
+    return jax.jit(lambda params: step_lib.compute_loss(
+        nnx.merge(graphdef, params), batch, 7, 10, 4, config, None, batch_lib.RowLimits(2)))(params)
+  (total, sums), (before, others) = compute(config), compute(plain)
+  assert (sums['norm'] < 4) == (method == 'rim_stage1')
+  for name in ('norm', 'block_nll', 'block_weight', 'block_count'):
+    support.assert_close(sums[name], others[name])
+  extra = sums['added']
+  np.testing.assert_allclose(total, before + extra['teacher'] + extra['distilled'], rtol=1e-5)
+  # The chain's loss, by another method: cot on records without their last step.
+  cut = [[dataclasses.replace(r, steps=r.steps[:-1]) for r in row] for row in ROWS]
+  cot = support.set_key(plain, 'method', 'cot')
+  batch = jax.tree.map(jnp.asarray, support.make_batch(cot, cut))
+  alone, counts = step_lib.compute_loss(
+      nnx.merge(graphdef, params), batch, 7, 10, 4, cot, None, batch_lib.RowLimits(2))
+  np.testing.assert_allclose(extra['teacher'] / sums['norm'], 0.4 * alone / counts['norm'],
+                             rtol=1e-5)
+  read = methods.get_method(config).forward(
+      nnx.merge(graphdef, params), jax.tree.map(jnp.asarray, support.make_batch(config, ROWS)),
+      config, batch_lib.RowLimits(2))[1]
+  np.testing.assert_allclose(extra['distilled'] / sums['norm'], read['distilled'] / 4, rtol=1e-5)
+  assert read['distilled'] > 0.1
+
+
+@pytest.mark.parametrize('method', ['direct', 'codi'])
+def test_what_has_no_memory_block_cannot_be_paired(method):
+  config = support.set_key(support.make_config(method), 'layout.paired_readout', True)
+  problem, = config_lib.find_problems(config)
+  assert 'layout.paired_readout=True' in problem and 'no memory block' in problem

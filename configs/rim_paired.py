@@ -1,0 +1,18 @@
+"""RiM with a paired state: the answer after the last block is held to a written chain.
+
+As rim.py, and in both stages the chain stands after the question too (docs/concepts.md). Answering
+takes one pass, as for RiM.
+
+  python -m rim_jax.main --config=configs/rim_paired.py
+      The chain task. Cost: not measured. Score: not measured.
+  python -m rim_jax.main --config=configs/rim_paired.py:PRESET --config.data.dir=DIR
+      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
+      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py, and about a third more; an estimate.
+      Score: not measured.
+"""
+
+from configs import presets
+
+
+def get_config(preset: str = 'chain'):
+  return presets.make('rim_paired', preset)
