@@ -58,23 +58,15 @@ def make_methods(config, args, mesh, batch):
   rng = np.random.default_rng(0)
   questions = rng.integers(0, num_ids, (batch, num_question)).tolist()
   prefix = tuple(rng.integers(0, num_ids, num_prefix).tolist())
-  blocks = tuple(range(1, config.layout.num_blocks + 1))
-
   codec = source.Codec(types.SimpleNamespace(vocab_size=num_ids), None, config, num_ids)
-
-  def make(name, config=config, **settings):
-    network = Network(program.graphdef, state.params, frozen, config, codec, mesh)
-    return latency.make_method(name, network, questions,
-                               latency.Writing(num_answer=num_answer, **settings))
-  coconut = dataclasses.replace(config, method='coconut_stage', layout=dataclasses.replace(
-      config.layout, num_blocks=1, block_tokens=NUM_THOUGHTS[args.preset], skip_steps=-1))
-  return [
-      make('direct', prefix=prefix),
-      make('rim', prefix=prefix, num_blocks=len(blocks), blocks=blocks[-1:]),
-      dataclasses.replace(make('rim_all', prefix=prefix, num_blocks=len(blocks), blocks=blocks),
-                          one='rim'),
-      make('coconut', coconut, prefix=prefix, num_blocks=1, blocks=(1,)),
-      make('cot', num_chain=num_chain + num_prefix)]  # it writes the prefix itself
+  methods = []
+  # A chain of thought writes the prefix itself.
+  for name, own, writing in latency.list_kinds(
+      config, prefix, num_chain + num_prefix, num_answer, NUM_THOUGHTS[args.preset]):
+    network = Network(program.graphdef, state.params, frozen, own, codec, mesh)
+    method = latency.make_method(name, network, questions, writing)
+    methods.append(dataclasses.replace(method, one='rim') if name == 'rim_all' else method)
+  return methods
 
 
 def show(console, entries, preset):

@@ -35,6 +35,7 @@ _FLAGS = {
     'topology': ('', 'plan: the machine, v5e:4x4 or h100:8.'),
     'num_slices': (1, 'plan: how many of them.'),
     'fastest': (False, 'plan: look for the fastest setting.'),
+    'latency': (False, 'plan: an answer in place of a step.'),
     'point': ('', 'One run of a recipe of many.'),
     'sweep_dir': ('', 'The WORKDIR of the sweep of --point.'),
     'identity': ('', 'What the run of --point must be.'),
@@ -247,7 +248,9 @@ def _check_flags(values, rest, path: str | None) -> str:
       (mode == 'plan' and not values.topology,
        '--mode=plan: which machine? name one with --topology=KIND:SIZE, e.g. --topology=v5e:4x4 or '
        '--topology=h100:8'),
-      (values.fastest and mode != 'plan', '--fastest: is for --mode=plan'),
+      ((values.fastest or values.latency) and mode != 'plan',
+       '--fastest, --latency: are for --mode=plan'),
+      (values.fastest and values.latency, '--fastest, --latency: ask for one of them'),
       (mode == 'sweep' and (values.point or values.sweep_dir),
        '--mode=sweep runs all points, in --workdir; --point and --sweep_dir are for one of them, '
        'without --mode=sweep'),

@@ -30,7 +30,8 @@
                            with --sweep_dir=DIR in place of --workdir it counts among DIR's points
   --mode=plan              what a step takes on --topology=KIND:SIZE (v5e:4x4, h100:8, h100:2x8),
                            compiled without that machine (--num_slices of a TPU); WORKDIR/plan.json;
-                           --fastest looks for the fastest setting: WORKDIR/fastest.md
+                           --fastest looks for the fastest setting: WORKDIR/fastest.md;
+                           --latency compiles an answer of every method: WORKDIR/latency.md
   --debug                  show the traceback of an error
 
 Several processes, one a host, run as one: they find each other on TPU VMs, GKE, SLURM and under

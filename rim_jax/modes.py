@@ -372,12 +372,16 @@ def plan(config, workdir, flags, say, console) -> None:
   """Plans every stage's step for a machine that is not there; shows it, and writes plan.json.
 
   Args:
-    flags: topology, num_slices, and whether the fastest setting is searched.
+    flags: topology, num_slices, and whether the fastest setting is searched, or an answer planned.
   """
   from rim_jax.planning import compile as compile_lib  # late: only this mode needs what it imports
   from rim_jax.planning import fastest as fastest_lib
-  found, folder = {}, epath.Path(workdir)
-  if flags.fastest:
+  from rim_jax.planning import latency as latency_lib
+  made, found, folder = [], {}, epath.Path(workdir)
+  if flags.latency:
+    found['latency'] = latency_lib.plan_latency(config, flags.topology, say)
+    plans.show_latency(console, found['latency'])
+  elif flags.fastest:
     made, found['fastest'] = fastest_lib.make_fastest_plans(
         config, flags.topology, flags.num_slices, say)
     plans.show_fastest(console, found['fastest'])
@@ -392,8 +396,9 @@ def plan(config, workdir, flags, say, console) -> None:
       if nearest:
         plans.show(console, nearest)
   folder.mkdir(parents=True, exist_ok=True)
-  if flags.fastest:
-    (folder / 'fastest.md').write_text(plans.write_fastest(found['fastest']))
+  for name, write in (('fastest', plans.write_fastest), ('latency', plans.write_latency)):
+    if name in found:
+      (folder / f'{name}.md').write_text(write(found[name]))
   storage.write_json(folder / 'plan.json', {
       'version': compile_lib.PLAN_VERSION, 'plans': made, **found})
   say(f"{folder / 'plan.json'}: the same as JSON")

@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 LEVELS = (
     ('errors',), ('config', 'reader', 'terminal'), ('points', 'stages', 'results'),
     ('data', 'runtime'), ('packing',), ('model',), ('methods', 'pretrained'), ('training',),
-    ('evaluation', 'planning'), ('report',), ('sweep', 'train'),
+    ('evaluation',), ('planning',), ('report',), ('sweep', 'train'),
     ('modes', 'command_line'), ('main',))
 HEAVY = ('jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow_datasets', 'tokenizers',
          'safetensors')

@@ -16,6 +16,7 @@ pairs' ratios: a machine that slows down slows both.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import statistics
 import time
 
@@ -127,8 +128,56 @@ class Writing:
   num_answer: int = 1  # tokens of the answer, eos included
 
 
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A timed program: called on a network's arrays, `static`, trunks and, of `decode`, a prefill."""
+  program: Callable
+  static: decode_lib.Readouts | tuple
+  num_turns: int  # of its one loop
+
+
+def list_kinds(config: Config, prefix: tuple, num_chain: int, num_answer: int, num_thoughts: int
+               ) -> list[tuple[str, Config, Writing]]:
+  """(name, config, what it writes) of every way to answer, on one network of a method with blocks.
+
+  Args:
+    num_chain: tokens of a written chain up to the answer's first.
+  """
+  blocks = tuple(range(1, config.layout.num_blocks + 1))
+  make = functools.partial(Writing, num_answer=num_answer)
+  read = functools.partial(make, prefix=prefix, num_blocks=len(blocks))
+  coconut = dataclasses.replace(config, method='coconut_stage', layout=dataclasses.replace(
+      config.layout, num_blocks=1, block_tokens=num_thoughts, skip_steps=-1))
+  return [('direct', config, make(prefix=prefix)), ('rim', config, read(blocks=blocks[-1:])),
+          ('rim_all', config, read(blocks=blocks)),
+          ('coconut', coconut, make(prefix=prefix, num_blocks=1, blocks=(1,))),
+          ('cot', config, make(num_chain=num_chain))]
+
+
 def _prefill(model, config, blocks, trunks):
   return decode_lib.prefill(model, config, trunks, blocks)
+
+
+def make_parts(network: Network, writing: Writing) -> dict[str, Part]:
+  """The programs of PARTS; nothing is run."""
+  until_first, until_end = writing.num_chain + 1, writing.num_chain + writing.num_answer
+  to_first, to_end = (decode_lib.Readouts(
+      tuple(writing.prefix), writing.blocks, count, _NO_EOS, network.codec.tokenizer.vocab_size)
+                      for count in (until_first, until_end))
+  everywhere = sharding.get_replicated(network.mesh)
+  whole = network.jit(decode_lib.decode, 1, everywhere)
+  return {'prefill': Part(network.jit(_prefill, 1), writing.blocks, 0),
+          'first_token': Part(whole, to_first, until_first - 1),
+          'decode': Part(network.jit(decode_lib.read, 1, everywhere), to_end, until_end - 1),
+          'full': Part(whole, to_end, until_end - 1)}
+
+
+def make_trunks(config: Config, memory_start: int, questions, num_blocks: int
+                ) -> decode_lib.Trunks:
+  """Trunks of these questions, encoded, as wide as decoding pads them."""
+  width = decode_lib.choose_width(
+      max(map(len, questions)) + num_blocks * layout_lib.get_block_size(config.layout))
+  return decode_lib.make_trunks(questions, num_blocks, width, len(questions), config, memory_start)
 
 
 def make_method(name: str, network: Network, questions, writing: Writing,
@@ -141,36 +190,23 @@ def make_method(name: str, network: Network, questions, writing: Writing,
   """
   config, codec, mesh = network.config, network.codec, network.mesh
   num_blocks, blocks = writing.num_blocks, writing.blocks
-  size = len(questions)
-  longest = max(map(len, questions))
   num_thoughts = num_blocks * config.layout.block_tokens if config.facts.has_thoughts else 0
-  width = decode_lib.choose_width(
-      longest + num_blocks * layout_lib.get_block_size(config.layout))
-  trunks = sharding.place_batch(decode_lib.make_trunks(
-      questions, num_blocks, width, size, config, codec.memory_start), mesh)
-  everywhere = sharding.get_replicated(mesh)
-  until_first, until_end = writing.num_chain + 1, writing.num_chain + writing.num_answer
-  to_first, to_end = (decode_lib.Readouts(
-      tuple(writing.prefix), blocks, count, _NO_EOS, codec.tokenizer.vocab_size)
-                      for count in (until_first, until_end))
-  prefill = network.jit(_prefill, 1)
-  whole = network.jit(decode_lib.decode, 1, everywhere)
-  read = network.jit(decode_lib.read, 1, everywhere)
+  trunks = sharding.place_batch(
+      make_trunks(config, codec.memory_start, questions, num_blocks), mesh)
+  made = make_parts(network, writing)
 
-  def bind(program, *args):
-    args = (*network.arrays, *args)
+  def bind(part, *more):
+    args = (*network.arrays, part.static, trunks, *more)
 
     def run():
       with jax.set_mesh(mesh):
-        return program(*args)
-    return run, program, args
-  programs = {
-      'prefill': lambda: (*bind(prefill, blocks, trunks), 0),
-      'first_token': lambda: (*bind(whole, to_first, trunks), until_first - 1),
-      'decode': lambda: (*bind(read, to_end, trunks, bind(prefill, blocks, trunks)[0]()),
-                         until_end - 1),
-      'full': lambda: (*bind(whole, to_end, trunks), until_end - 1)}
-  programs = {part: programs[part]() for part in parts}
+        return part.program(*args)
+    return run, part.program, args, part.num_turns
+
+  def bind_named(name):
+    kept = [bind(made['prefill'])[0]()] if name == 'decode' else []
+    return bind(made[name], *kept)
+  programs = {name: bind_named(name) for name in parts}
 
   def count_flops():
     with jax.set_mesh(mesh):
@@ -179,12 +215,13 @@ def make_method(name: str, network: Network, questions, writing: Writing,
   device = jax.devices()[0]
   return Method(name, {part: found[0] for part, found in programs.items()}, {
       'device': device.device_kind, 'num_devices': mesh.size,
-      'dtype': config.model.compute_dtype, 'batch': size, 'prompt_tokens': longest,
-      'trunk_tokens': width, 'num_blocks': num_blocks, 'num_readouts': len(blocks),
+      'dtype': config.model.compute_dtype, 'batch': len(questions),
+      'prompt_tokens': max(map(len, questions)),
+      'trunk_tokens': trunks.tokens.shape[1], 'num_blocks': num_blocks, 'num_readouts': len(blocks),
       'num_passes': count_passes(config, num_blocks),
       'num_thoughts': num_thoughts,  # hidden states that are found one after the other first
-      'prefix_tokens': len(writing.prefix), 'generated_to_first': until_first,
-      'generated_in_full': until_end}, count_flops)
+      'prefix_tokens': len(writing.prefix), 'generated_to_first': writing.num_chain + 1,
+      'generated_in_full': writing.num_chain + writing.num_answer}, count_flops)
 
 
 def _count_flops(program, args, num_loops, num_devices) -> float | None:

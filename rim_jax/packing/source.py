@@ -329,7 +329,12 @@ def make_typical_row(config: Config, layout) -> batch_lib.Batch:
 
 
 def _make_typical_example(config: Config, lay_out):
-  """The layout's example for a record of typical lengths; its ids mean nothing."""
+  encoded, template = make_typical_record(config)
+  return lay_out(encoded, template, config.layout)
+
+
+def make_typical_record(config: Config) -> tuple[layout_lib.Encoded, layout_lib.Template]:
+  """A record of typical lengths, and the template of its tokenizer; ids mean nothing."""
   if config.data.source == 'chain':
     steps = config.data.chain.max_steps
     question, step, answer = 2 * steps + 1, 1, 1
@@ -354,8 +359,8 @@ def _make_typical_example(config: Config, lay_out):
     tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
     template = layout_lib.make_template(tokenizer, config.layout)
   around = sum(map(len, (template.bos, template.question_prefix, template.separator)))
-  return lay_out(layout_lib.Encoded(
-      range(question + around), (range(step),) * steps, range(answer)), template, config.layout)
+  return layout_lib.Encoded(
+      range(question + around), (range(step),) * steps, range(answer)), template
 
 
 # ---- Batches ----

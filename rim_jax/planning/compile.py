@@ -33,7 +33,6 @@ from rim_jax.training import step as step_lib
 
 PLAN_VERSION = 1
 GIB = 2**30
-LINKS, GPU_LINKS = ('ici', 'dcn'), ('nvlink', 'network')
 # What only a run can tell.
 UNKNOWN = {
     True: 'autotuning (products of matrices have default tiles here), workspaces of cuBLAS and '
@@ -139,7 +138,7 @@ def estimate_visible(config: Config, platform: str) -> float:
   return float(seen.any((1, 3)).mean())
 
 
-def compute_roofline(costs: hlo.Costs, chip: Chip, links=LINKS) -> dict[str, float]:
+def compute_roofline(costs: hlo.Costs, chip: Chip, links=('ici', 'dcn')) -> dict[str, float]:
   """Least seconds of a step for each of the machine's parts, and `step`, the largest of them.
 
   Args:
@@ -218,7 +217,7 @@ def _describe(compiled, costs, machine, model_flops):
          for name in ('argument', 'output', 'temp', 'alias', 'generated_code')}
   # Donated state comes out where it went in.
   peak = gib['argument'] + gib['output'] - gib['alias'] + gib['temp'] + gib['generated_code']
-  secs = compute_roofline(costs, machine.chip, GPU_LINKS if machine.is_gpu else LINKS)
+  secs = compute_roofline(costs, machine.chip, machine.links)
   step, bound = secs['step'], max(secs.keys() - {'step'}, key=secs.__getitem__)
   if costs.unknown_kernels:  # their FLOPs are missing, so nothing is claimed
     step = bound = None

@@ -87,6 +87,16 @@ class Machine:
     return self.devices[0].platform == 'gpu'
 
   @property
+  def platform(self) -> str:
+    """That programs are lowered for."""
+    return 'cuda' if self.is_gpu else 'tpu'
+
+  @property
+  def links(self) -> tuple[str, str]:
+    """What the network within a slice or a node is called, and that between them."""
+    return ('nvlink', 'network') if self.is_gpu else ('ici', 'dcn')
+
+  @property
   def num_chips(self):
     return len(self.devices) // self.cores
 

@@ -109,3 +109,35 @@ def _list_tried(entry):
           f"{entry['needed_gib']:.1f}" if entry.get('needed_gib') else '', parts,
           f"{1000 * secs['step']:.1f}" if fits else '',
           f"{entry['mfu_ceiling']:.0%}" if fits else '', entry['why']]
+
+
+# ---- An answer ----
+
+
+def show_latency(console, entries) -> None:
+  console.print(tables.to_rich(_make_latency(entries), console, most=140))
+
+
+def write_latency(entries) -> str:
+  """As Markdown."""
+  return '\n'.join(tables.to_markdown(_make_latency(entries))[1:]) + '\n'
+
+
+def _make_latency(entries) -> tables.Table:
+  """Launches, traffic and least time of each way to answer."""
+  rows = [[e['method'], str(e['batch']), f"{e['question_tokens']} in {e['trunk_tokens']}",
+           *(text for part in ('prefill', 'first_token') for text in _list_part(e[part]))]
+          for e in entries]
+  made = tables.table(
+      ['method', 'batch', 'question in trunk',
+       *(f'{part}: {what}' if what == 'kernels' else what for part in ('prefill', 'first token')
+         for what in ('kernels', 'GB', 'ms: compute / HBM', 'x direct'))], rows)
+  assert made is not None
+  return made
+
+
+def _list_part(part):
+  return [f"{part['launches']:,.0f}", f"{part['hbm_bytes'] / 1e9:.2f}",
+          f"{1000 * part['compute_secs']:.2f} / {1000 * part['hbm_secs']:.2f}",
+          f"{part['ratio']:.2f}" if part['ratio'] else
+          f"unknown: {', '.join(part['unknown_kernels'])}"]

@@ -1,0 +1,48 @@
+"""Plans of an answer: what is compiled for each method, and what is made of it."""
+
+import jax
+import pytest
+
+from rim_jax.errors import UserError
+from rim_jax.packing import source
+from rim_jax.planning import latency, machines
+from rim_jax.report import plans
+from tests import support
+
+
+@pytest.fixture
+def here(monkeypatch):
+  """This CPU in place of a machine that is not here."""
+  machine = machines.Machine('v5e:2x4', 1, jax.devices(), machines.CHIPS['v5e'])
+  monkeypatch.setattr(latency, 'make_machine', lambda *_: machine)
+  monkeypatch.setattr(machines.Machine, 'platform', 'cpu')
+
+
+def test_every_method_is_compiled_and_compared_with_direct_answering(here):
+  config = support.make_config('rim', model__num_layers=1, model__embed_dim=16,
+                               layout__answer_prefix='+', model__attention_tile_tokens=0,
+                               data__chain__max_steps=12)
+  entries = latency.plan_latency(config, 'v5e:2x4', lambda line: None, sizes=(1,))
+  found = {e['method']: e for e in entries}
+  assert list(found) == ['direct', 'rim', 'rim_all', 'coconut', 'cot']
+  for entry in entries:
+    for part in latency.PARTS:
+      got = entry[part]
+      assert got['secs'] == max(got['compute_secs'], got['hbm_secs']) > 0
+      assert got['unknown_kernels'] == []
+      assert got['ratio'] == got['secs'] / found['direct'][part]['secs']
+  encoded, template = source.make_typical_record(config)
+  chain = sum(len(s) + len(template.step_separator) for s in encoded.steps)
+  # One turn for each token that stands before the answer's first.
+  assert found['cot']['first_token']['turns'] == chain + len(template.answer_prefix)
+  assert found['direct']['first_token']['turns'] == 0
+  flops = {name: entry['first_token']['flops'] for name, entry in found.items()}
+  assert flops['direct'] < flops['rim'] < flops['rim_all']
+  assert flops['direct'] < flops['cot'] and flops['rim'] < flops['coconut']
+  table = plans.write_latency(entries)
+  assert table.count('\n') == 2 + len(entries) and '| rim_all | 1 |' in table
+
+
+def test_a_method_without_blocks_is_refused():
+  with pytest.raises(UserError, match='method=direct has no memory blocks'):
+    latency.plan_latency(support.make_config('direct'), 'v5e:2x4', lambda line: None)
