@@ -152,7 +152,8 @@ def test_swapping_one_block_finds_the_one_that_holds_the_answer(prefix, devices)
 @pytest.mark.parametrize('prefix, switches', [
     ('+-', {}), ('', {'layout__bidirectional_blocks': True, 'model__positions': 'rope',
                       'model__num_kv_heads': 1}),
-    ('', {'layout__readout_sees_question': False})])
+    ('', {'layout__readout_sees_question': False}),
+    ('', {'loop__num_passes': 2})])
 def test_nothing_changed_is_plain_decoding(prefix, switches):
   """The closing token that is run again comes to the state that it had."""
   config = support.make_config('rim_stage2', layout__answer_prefix=prefix,
@@ -167,8 +168,9 @@ def test_nothing_changed_is_plain_decoding(prefix, switches):
   assert len({tuple(t) for t in texts}) > 1
 
 
-def test_closing_tokens_run_again_have_the_states_of_the_prefill():
-  config = support.make_config('rim_stage2')
+@pytest.mark.parametrize('num_passes', [1, 3])
+def test_closing_tokens_run_again_have_the_states_of_the_prefill(num_passes):
+  config = support.make_config('rim_stage2', loop__num_passes=num_passes)
   model, codec = support.make_model(config), support.make_codec(config)
   questions = [codec.encode(r).question for r in support.RECORDS]
   trunks = decode.make_trunks(questions, 3, 32, 6, config, codec.memory_start)

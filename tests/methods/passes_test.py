@@ -8,15 +8,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rim_jax import methods
+from rim_jax import config as config_lib
+from rim_jax import methods, train
 from rim_jax.config import MeshConfig
+from rim_jax.errors import UserError
 from rim_jax.evaluation import decode as decode_lib
-from rim_jax.methods import coconut, pause, rim
+from rim_jax.evaluation import run_scores
+from rim_jax.methods import coconut
 from rim_jax.model import sharding
 from rim_jax.model import transformer as transformer_lib
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.pretrained import export
+from rim_jax.report import run_page
 from rim_jax.training import loss as loss_lib
+from rim_jax.training import state as state_lib
 from rim_jax.training import step as step_lib
 from tests import support
 
@@ -322,7 +328,57 @@ def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(rule):
   jax.tree.map(support.assert_close, *found)
 
 
-def test_modifiers_know_their_hosts():
-  """Each of these embeds its tokens as they are, so that it can be looped."""
-  for method in (rim.RIM_STAGE1, rim.RIM_STAGE2, pause.PAUSE):
-    assert not (method.inputs or method.prefill or method.make_added)
+# ---- A run ----
+
+
+def test_a_run_loops_a_network_that_never_did_and_gives_a_curve(tmp_path, use_devices):
+  """It begins with that one's parameters and a closed gate, and is judged over R and K."""
+  use_devices(1)
+  config = make_config('pause', 1, data__cache_dir=str(tmp_path / 'cache'),
+                       data__chain__num_valid=4, data__chain__num_test=4, train__num_examples=8,
+                       model__lora__rank=0, checkpoint__every_steps=9)
+  train.train(config, tmp_path / 'plain', say=lambda line: None)
+  looped = support.set_keys(config, {'loop.num_passes': 2, 'eval.num_latency_runs': 1,
+                                     'train.init_from': str(tmp_path / 'plain')})
+  task = train.make_task(looped, lambda line: None)
+  program = step_lib.make_program(looped, task.vocab_size, 10, task.mesh)
+  state, _ = state_lib.initialize(task, program, tmp_path / 'plain', lambda line: None)
+  theirs, _ = state_lib.load_network(
+      train.make_task(config, lambda line: None), tmp_path / 'plain', 'last')
+  assert not np.abs(state.params.pop('added')['scale']).any()
+  jax.tree.map(np.testing.assert_array_equal, state.params, theirs.params)
+
+  found = train.train(looped, tmp_path / 'run', say=lambda line: None)['test']
+  assert found.num_passes == 2 and found.passes is None
+  assert found.latency[0].num_passes == 2
+  asked = support.set_keys(looped, {'eval.num_passes': 1, 'eval.budget_passes': 2,
+                                    'eval.budget_blocks': 3})
+  results = run_scores.evaluate_run(
+      train.make_task(asked, lambda line: None), tmp_path / 'run', lambda line: None)
+  assert list(results) == ['test', 'test-r1'] and results['test-r1'].num_passes is None
+  curve = results['test-r1'].passes
+  assert [p.num_passes for p in curve] == [1, 2]
+  assert [list(p.acc) for p in curve] == [list('0123')] * 2
+  assert [p.acc['3'] for p in curve] == [results['test-r1'].final_acc, found.final_acc]
+  assert all(p.first_token_ms[k].median > 0 for p in curve for k in '0123')
+  page = run_page.write_report(tmp_path / 'run', asked).read_text()
+  assert 'Accuracy and time with more and fewer passes' in page
+
+
+@pytest.mark.parametrize('changes, told', [
+    ({'method': 'direct', 'loop.num_passes': 2}, 'has no blocks that could be read again; use 1'),
+    ({'method': 'cot', 'eval.num_passes': 2}, 'has no blocks that could be read again; use 0'),
+    ({'method': 'coconut_stage', 'loop.rule': 'add'}, "changes nothing for method 'coconut_stage'"),
+    ({'eval.num_passes': 2}, 'no gate was trained'),
+    ({'eval.budget_passes': 2}, 'no gate was trained')])
+def test_what_cannot_be_is_told_in_one_line(changes, told):
+  config = support.make_config('coconut_stage' if 'coconut' in str(changes) else 'pause')
+  for key, value in changes.items():
+    config = support.set_key(config, key, value)
+  problem, = config_lib.find_problems(config)
+  assert told in problem
+
+
+def test_an_export_is_refused():
+  with pytest.raises(UserError, match='run: feeds hidden states back as inputs'):
+    export.check_exportable(make_config(num_passes=2), object(), 'run')

@@ -1,0 +1,22 @@
+"""Looped RiM: blocks are read R times, each pass fed the states of the one before through a gate.
+
+The gate begins closed, so that a network trained by rim.py can be gone on with:
+--config.train.init_from=WORKDIR/stage2. Else as rim.py, with --config.loop.num_passes=R (2 here;
+1 is rim.py itself).
+
+  python -m rim_jax.main --config=configs/looped.py
+      The chain task. Cost: not measured. Score: not measured.
+  python -m rim_jax.main --config=configs/looped.py:PRESET --config.data.dir=DIR
+      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
+      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py, and up to twice that of RiM.
+      Score: not measured.
+  python -m rim_jax.main --config=configs/looped.py --mode=eval --config.eval.budget_passes=4 \\
+      --config.eval.budget_blocks=-1
+      And then accuracy and time to the first token for each number of passes and blocks.
+"""
+
+from configs import presets
+
+
+def get_config(preset: str = 'chain'):
+  return presets.make('looped', preset)
