@@ -123,14 +123,16 @@ class LayoutConfig:
   depth0_readout: bool = False  # Stage 1: also predict the first step, right after the question.
   # Stage 2 and pause: also predict the answer right after the question.
   stage2_depth0_readout: bool = False
-  # coconut_stage: written steps that thoughts replace; -1: all of them, only the answer is written.
+  # coconut_stage, lotus_stage: written steps that thoughts replace; -1 (coconut_stage alone): all of
+  # them, only the answer is written.
   skip_steps: Annotated[int, Limit('must be -1 (all), 0 or more', lambda v: v >= -1)] = 0
   # Methods with memory blocks: a written chain stands after the question, too, and the answer after
   # the last block is held to it, as keys of `distill` say (docs/concepts.md).
   paired_readout: bool = later(False)
-  # codi and paired_readout: that chain keeps its last step, which shows the answer's digits.
+  # codi, pccot and paired_readout: that chain keeps its last step, which shows the answer's digits.
   teacher_last_step: bool = later(False)
-  supervise_prefix: bool = later(False)  # codi: answer_prefix is predicted too, as in its source.
+  # codi, pccot: answer_prefix is predicted too, as in their sources.
+  supervise_prefix: bool = later(False)
   # Take the next two keys from the chat template of model.init_from.
   chat_template: bool = False
   question_prefix: str = ''  # Before the question, after bos; may spell special tokens.
@@ -148,12 +150,14 @@ class LayoutConfig:
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
   """Passes over the block tokens, each fed states of the one before (docs/concepts.md)."""
-  # R: passes over the block tokens of a method that can take several; 1: they are read once.
+  # R: passes over the block tokens of a method that can take several; 1: they are read once. pccot
+  # takes one more than it has iterations; lotus sets it for each stage.
   num_passes: AtLeastOne = 1
   # What they are fed from the second pass on. gate: each its own row, and its last state through a
   # trained gate that begins closed. add: each `<m>` its row and its last state. shift: each `<m>`
   # the last state of the token before it. '': the method's own, which for RiM is gate.
   rule: Literal['', 'gate', 'add', 'shift'] = ''
+  projection: bool = False  # shift: states pass a trained projection before they are fed.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,13 +291,24 @@ class CodiConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillConfig:
-  """Paired states (codi, layout.paired_readout): an answer's first token and a written chain's."""
+  """Paired states (codi, pccot, paired_readout): an answer's first token and a written chain's."""
   # Weight of the distance between both, beside the answer's own loss (CODI's gamma).
   weight: Amount = 1.0
   teacher_weight: Amount = 1.0  # Weight of the loss of the written chain itself.
   # Distances are divided by the standard deviation of the chain's states. example: of one pair
   # after one layer. layer: of all pairs of a micro-batch after one layer. all: and of all layers.
   std: Literal['example', 'layer', 'all'] = 'example'
+
+
+@dataclasses.dataclass(frozen=True)
+class LotusConfig:
+  """The stages of method `lotus`: stage k has latents in place of the first k steps."""
+  # Stages after stage 0, a written chain; the last of them takes the rest of the budget.
+  num_stages: AtLeastOne = 6
+  latents_per_step: AtLeastOne = 25  # Latents for each replaced step, one for each of its tokens.
+  # Weight of the mean loss of the steps' tokens that latents predict.
+  step_weight: Amount = 0.05
+  stage_frac: float = 1 / 30  # Share of the budget of each stage but the last.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -439,6 +454,7 @@ class Config:
   coconut: CoconutConfig = CoconutConfig()
   codi: CodiConfig = later(CodiConfig())
   distill: DistillConfig = later(DistillConfig())
+  lotus: LotusConfig = later(LotusConfig())
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()

@@ -10,6 +10,8 @@ Source: arXiv 2605.30343; docs/concepts.md, "What one training example holds".
 from collections.abc import Sequence
 import dataclasses
 
+import numpy as np
+
 from rim_jax.config import LayoutConfig
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
@@ -65,6 +67,8 @@ class Example:
   num_blocks: int
   num_steps: int  # n = max(T, 1)
   readouts: tuple[Readout, ...]
+  # What tokens of the trunk predict beside: (index in the trunk, id).
+  parallel: tuple[tuple[int, int], ...] = ()
 
 
 def make_template(tokenizer, config: LayoutConfig) -> Template:
@@ -159,7 +163,7 @@ def count_example(example: Example, config: LayoutConfig) -> tuple[int, int, int
   num_question = len(example.question)
   trunk = _find_start(num_question, example.num_blocks, config)
   tokens = trunk + sum(r.num_tokens for r in example.readouts)
-  slots = sum(len(r.target) for r in example.readouts)
+  slots = sum(len(r.target) for r in example.readouts) + len(example.parallel)
   last = max((_find_start(num_question, r.block, config) + r.num_tokens
               for r in example.readouts), default=0)
   return tokens, slots, max(trunk, last)
@@ -207,7 +211,16 @@ def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number
   for mark, readout in zip(marks, example.readouts):
     if readout.pair:
       rows.slot_pair[row, mark] = rows.slot_index[row, marks[readout.pair - 1]]
-  return token, slot
+  count = len(example.parallel)
+  if count:
+    to = slice(slot, slot + count)
+    index, rows.slot_target[row, to] = zip(*example.parallel)
+    rows.slot_index[row, to] = start + np.asarray(index)
+    rows.slot_block[row, to] = example.num_blocks
+    rows.slot_steps[row, to] = example.num_steps
+    rows.slot_kind[row, to] = batch_lib.SLOT_PARALLEL
+    rows.slot_tokens[row, to] = count
+  return token, slot + count
 
 
 def _with_position(trunk):

@@ -63,6 +63,9 @@ def list_lines(record, codec: source_lib.Codec) -> list[Line]:
         'after the question' if not readout.block else 'on its own')
     parts = [piece(GIVEN, readout.prefix)] if readout.prefix else []
     lines.append(Line(where, (*parts, piece(PREDICTED, readout.target))))
+  if example.parallel:
+    lines.append(Line('at its blocks, all at once', (
+        piece(PREDICTED, [target for _, target in example.parallel]),)))
   return lines
 
 

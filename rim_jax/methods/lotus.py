@@ -1,0 +1,52 @@
+"""LOTUS: one block of latents read several times, whose every token also predicts a written one.
+
+Stage s has s c latents in place of the first s steps, and s + 1 passes over them: `[x | <b> <m>*sc
+</b>]`, then the other steps and the answer. From the second pass on an `<m>` is fed its row plus
+its own last state (rule `add` of methods/passes.py). After the last pass token j of step k is also
+predicted at the token before latent (k-1) c + j + 1, all steps at once. The loss is the mean over
+the tokens that are written, plus `lotus.step_weight` times the mean over those.
+
+Departures from the source:
+
+- A step longer than c is cut there; in the source it spills into the next step's latents.
+- Stage 0 has no markers, so that it is `cot`; every stage begins with a fresh optimizer.
+- Means are over tokens with `curriculum.reduction='token'`, as in the source and in the presets;
+  with 'readout' each record counts alike.
+- Every pass also reads `<b>` and `</b>`, which costs two tokens a pass and changes nothing.
+- The new rows begin as `model.memory_init` says, not as copies of `<<`.
+
+Source: arXiv 2606.31779; github.com/yingfan-bot/lotus.
+"""
+
+from rim_jax.config import Config, LayoutConfig
+from rim_jax.methods.method import Method
+from rim_jax.packing import batch as batch_lib
+from rim_jax.packing.layout import Encoded, Example, Template, count_steps, read_chain
+
+
+def lay_out(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
+  """`[x | latents]`, the other steps and the answer; beside them tokens of the first steps."""
+  skipped = config.skip_steps
+  readout = read_chain(encoded, template, config.num_blocks, skipped)
+  parallel = []
+  if config.num_blocks:
+    room = config.block_tokens // skipped
+    for k, step in enumerate(encoded.steps[:skipped]):
+      first = len(encoded.question) + k * room  # <b>, or the last latent of the step before
+      parallel += enumerate([*step, *template.step_separator][:room], first)
+  return Example(encoded.question, config.num_blocks, count_steps(encoded), (readout,),
+                 tuple(parallel))
+
+
+def share_means(config: Config) -> dict[int, float]:
+  """What is written, and what latents predict."""
+  return {batch_lib.SLOT_ANSWER: 1.0, batch_lib.SLOT_PARALLEL: config.lotus.step_weight}
+
+
+def count_examples(batch: batch_lib.Batch, config: Config):
+  """A norm, which no kind of slot depends on."""
+  del config
+  return batch.example.max(1).sum().astype('float32')
+
+
+LOTUS_STAGE = Method(lay_out, norm=count_examples, means=share_means)
