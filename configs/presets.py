@@ -11,7 +11,8 @@ from rim_jax.config import make_config_dict, parse_config
 from rim_jax.config.stages import make_stages
 from rim_jax.errors import UserError
 
-_WRITTEN = ('cot', 'icot', 'coconut')  # these need room to write steps, at least while they train
+# These need room to write steps, at least while they train.
+_WRITTEN = ('cot', 'icot', 'coconut', 'lotus')
 
 def make_chain(method: str):
   """The built-in chain task: a 4-layer network, one character a token.
@@ -39,6 +40,7 @@ def make_chain(method: str):
   config.icot.update({'hold_epochs': 12.8, 'remove_per_epoch': 0.3125})
   # Coconut: a stage for each step, all of equal length
   config.coconut.update({'num_stages': 4, 'thoughts_per_step': 1, 'stage_frac': 1 / 6})
+  config.lotus.latents_per_step = 2  # a step is a digit and a line break
   config.eval.max_new_tokens = 12 if method in _WRITTEN else 2
   return config
 
@@ -127,6 +129,7 @@ def make_prosqa_small(method: str):
   config.icot.update({'hold_epochs': 0.6667, 'remove_per_epoch': 15.0})
   # Coconut: a thought for each of 3 hops; 4 stages of 17.5 %, and 30 % for the last, as in :prosqa
   config.coconut.update({'num_stages': 3, 'thoughts_per_step': 1, 'stage_frac': 0.175})
+  config.lotus.latents_per_step = 7  # of a hop's tokens, the line break among them
   config.eval.max_new_tokens = 32 if method in _WRITTEN else 8
   return config
 
@@ -183,6 +186,7 @@ def make_prosqa(method: str):
   # Coconut's own schedule (arXiv 2412.06769): a thought for each of 6 hops; stages 0 to 6 have 5
   # epochs each, the last one the 15 that are left.
   config.coconut.update({'num_stages': 6, 'thoughts_per_step': 1, 'stage_frac': 0.1})
+  config.lotus.latents_per_step = 7
   config.eval.max_new_tokens = 64 if method in _WRITTEN else 8
   return config
 
@@ -211,6 +215,14 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
     config.optim.update({'decay': 'cosine', 'warmup_frac': 0.03, 'weight_decay': 0.1,
                          'clip_norm': 2.0, 'learning_rate': 3e-3 if is_gpt2 else learning_rate})
     config.distill.weight = 1.0 if is_gpt2 else 20.0
+  if method == 'pccot':  # its authors': GPT-2's, and those of their later run of Llama
+    is_gpt2 = folder == 'models/gpt2'
+    config.optim.update({'decay': 'cosine', 'warmup_frac': 0.03,
+                         'weight_decay': 0.01 if is_gpt2 else 0.1,
+                         'learning_rate': 3e-3 if is_gpt2 else learning_rate})
+    config.distill.weight = 1.0 if is_gpt2 else 20.0
+  if method == 'lotus':
+    config.lotus.latents_per_step = 13 if folder == 'models/gpt2' else 25
   config.checkpoint.every_steps = 1000
   config.eval.max_new_tokens = 256 if method in _WRITTEN else 16
   return config
@@ -291,6 +303,24 @@ def _find_smollm2():
   return str(pathlib.Path(folders[0]) / 'SmolLM2-135M-Instruct.Q4_1.gguf')
 
 
+def _set_latents(config, method: str) -> None:
+  """How many latents there are, and how often they are read: as Coconut has them, where it can be.
+
+  On pretrained models PCCoT and LOTUS have as many as their authors gave them.
+  """
+  coconut, is_pretrained = config.coconut, bool(config.model.init_from)
+  if method in ('codi', 'pccot'):
+    count = coconut.num_stages * coconut.thoughts_per_step
+    config.layout.update({'num_blocks': 1, 'block_tokens': (
+        24 if method == 'pccot' and is_pretrained else count)})
+  if method == 'pccot':
+    config.loop.num_passes = 4  # three iterations
+  if method == 'lotus':
+    config.curriculum.reduction = 'token'
+    config.lotus.update({'num_stages': 6, 'stage_frac': 0.1} if is_pretrained else {
+        'num_stages': coconut.num_stages, 'stage_frac': coconut.stage_frac})
+
+
 PRESETS = {'chain': make_chain, 'gsm8k': make_gsm8k, 'gsm8k_perturbed': make_gsm8k_perturbed,
            'prosqa_small': make_prosqa_small, 'prosqa_reading': make_prosqa_reading,
            'prosqa': make_prosqa, 'smollm2': make_smollm2, 'gpt2': make_gpt2,
@@ -298,14 +328,15 @@ PRESETS = {'chain': make_chain, 'gsm8k': make_gsm8k, 'gsm8k_perturbed': make_gsm
 
 
 # Methods with a modifier that have a recipe of their own: name -> (method, keys).
-VARIANTS = {'rim_paired': ('rim', {'layout.paired_readout': True})}
+VARIANTS = {'rim_paired': ('rim', {'layout.paired_readout': True}),
+            'looped': ('rim', {'loop.num_passes': 2})}
 
 
 def make(method: str, preset: str) -> Any:
   """The ConfigDict of a method on a preset; rim's stages are exactly those that rim would run.
 
   Args:
-    method: or one of VARIANTS, whose rows have room for a written chain more.
+    method: or one of VARIANTS; rows with a written chain more have room for it.
   Raises: UserError "there is no preset '...'".
   """
   if preset not in PRESETS:
@@ -313,15 +344,13 @@ def make(method: str, preset: str) -> Any:
   if method in VARIANTS:
     host, keys = VARIANTS[method]
     config = make(host, preset)
-    # A row of the chain task is one example, exactly: 7 tokens more.
-    config.layout.row_tokens = 33 if preset == 'chain' else config.layout.row_tokens * 5 // 4
     config.update_from_flattened_dict(keys)
+    if config.layout.paired_readout:  # a row of the chain task is one example: 7 tokens more
+      config.layout.row_tokens = 33 if preset == 'chain' else config.layout.row_tokens * 5 // 4
     return config
   if method not in ('rim_stage1', 'rim_stage2'):
     config = PRESETS[preset](method)
-    if method == 'codi':  # as many thoughts as Coconut ends with
-      config.layout.update({'num_blocks': 1, 'block_tokens': (
-          config.coconut.num_stages * config.coconut.thoughts_per_step)})
+    _set_latents(config, method)
     return config
   stages = {stage.method: stage for _, stage in make_stages(parse_config(PRESETS[preset]('rim')))}
   return ml_collections.ConfigDict(dataclasses.asdict(stages[method])).lock()

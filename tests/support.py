@@ -64,7 +64,8 @@ def make_config(method='rim_stage1', **changes) -> config_lib.Config:
   """A tiny valid config; changes by dotted key with '__' for the dot."""
   base = {
       'tokenizer.kind': 'chain', 'layout.block_tokens': 1,
-      'layout.num_blocks': 1 if method in ('coconut_stage', 'codi') else 3,
+      'layout.num_blocks': 3 - 2 * (method in ('coconut_stage', 'codi', 'pccot', 'lotus_stage')),
+      'layout.skip_steps': int(method == 'lotus_stage'),
       'layout.separator': '', 'layout.answer_prefix': '', 'layout.answer_suffix': '',
       'layout.row_tokens': 64, 'model.num_layers': 2, 'model.embed_dim': 16, 'model.num_heads': 2,
       'model.mlp_dim': 32, 'model.max_positions': 64, 'train.num_examples': 64,

@@ -161,9 +161,63 @@ CODI = Facts(
     'codi', 'hidden states fed back as inputs, one by one, and held to those after a written chain',
     feeds_back=True, has_thoughts=True, learns_steps=True, find_problems=_find_thought_problems)
 
+# ---- Latents that are read together, several times ----
+
+PCCOT = Facts(
+    'pccot', 'thoughts found together in a few passes, and held to those after a written chain',
+    has_thoughts=True, learns_steps=True, loop_rule='shift', find_problems=_find_thought_problems)
+
+
+def _make_lotus_stages(config: Config) -> Stages:
+  """Stage 0 writes the chain; stage k has latents for k steps, which it reads k + 1 times.
+
+  Source: arXiv 2606.31779, whose code ties the loops to the steps that are removed.
+  """
+  lotus, replace, stages = config.lotus, dataclasses.replace, []
+  for k in range(lotus.num_stages + 1):
+    share = 1 - k * lotus.stage_frac if k == lotus.num_stages else lotus.stage_frac
+    layout = replace(config.layout, num_blocks=int(k > 0), skip_steps=k, block_tokens=(
+        k * lotus.latents_per_step or config.layout.block_tokens))
+    stages.append((f'stage{k}', replace(
+        config, method=LOTUS_STAGE.name, layout=layout,
+        loop=replace(config.loop, num_passes=k + 1),
+        train=_take_share(config.train, share, k == 0))))
+  return stages
+
+
+def _find_lotus_problems(config: Config) -> list[str]:
+  frac, num_stages, passes = (
+      config.lotus.stage_frac, config.lotus.num_stages, config.loop.num_passes)
+  return _find_coconut_problems(config) + list_broken(
+      (not 0 < frac * num_stages < 1,
+       f'lotus.stage_frac={frac:g}: {num_stages} stages leave the last one nothing, or have none '
+       f'themselves; set it between 0 and {1 / num_stages:.3g}'),
+      (passes > 1, f'loop.num_passes={passes}: stage k of lotus takes k + 1 passes; use 1'))
+
+
+def _find_lotus_stage_problems(config: Config) -> list[str]:
+  layout = config.layout
+  skipped, latents = layout.skip_steps, layout.block_tokens
+  return _find_thought_problems(config) + list_broken(
+      (skipped < 0, f'layout.skip_steps={skipped}: lotus_stage knows of each step that it skips; '
+       'use 0 or more'),
+      (layout.num_blocks and skipped >= 0 and (not skipped or latents % skipped),
+       f'layout.block_tokens={latents} latents are not as many for each of layout.skip_steps='
+       f'{skipped} steps; use a multiple, or layout.num_blocks=0'))
+
+
+LOTUS = Facts(
+    'lotus', 'latents read together several times, each predicting a token of a replaced step',
+    has_thoughts=True, learns_steps=True, make_stages=_make_lotus_stages, skips_steps=True,
+    loop_rule='add', find_problems=_find_lotus_problems)
+LOTUS_STAGE = Facts(
+    'lotus_stage', 'latents read together several times, each predicting a token of a replaced '
+    'step', has_thoughts=True, learns_steps=True, skips_steps=True, loop_rule='add',
+    find_problems=_find_lotus_stage_problems)
+
 FACTS = {facts.name: facts for facts in (
     RIM, RIM_STAGE1, RIM_STAGE2, DIRECT, COT, PAUSE, ICOT, COCONUT, COCONUT_STAGE,
-    CODI)}
+    CODI, PCCOT, LOTUS, LOTUS_STAGE)}
 # Those whose runs stand beside another's controls, in their order there.
 CONTROLS = tuple(facts for facts in FACTS.values() if facts.control)
 

@@ -8,13 +8,13 @@ Units are in the names: `_steps` optimizer updates, `_examples` records,
 """
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from rim_jax.config import methods
 from rim_jax.config.limits import Amount, AtLeastOne, Axis, BelowOne, Count, Limit, Positive, Sizes
 
 
-def later(neutral):
+def later(neutral) -> Any:
   """A key, or a section, that runs made before it lack: they did what `neutral` does.
 
   That is its default, at which it says nothing: the identities, fingerprints and cards of those
@@ -123,7 +123,7 @@ class LayoutConfig:
   depth0_readout: bool = False  # Stage 1: also predict the first step, right after the question.
   # Stage 2 and pause: also predict the answer right after the question.
   stage2_depth0_readout: bool = False
-  # coconut_stage, lotus_stage: written steps that thoughts replace; -1 (coconut_stage alone): all of
+  # coconut_stage, lotus_stage: written steps that thoughts replace; -1 (not lotus_stage): all of
   # them, only the answer is written.
   skip_steps: Annotated[int, Limit('must be -1 (all), 0 or more', lambda v: v >= -1)] = 0
   # Methods with memory blocks: a written chain stands after the question, too, and the answer after

@@ -296,7 +296,8 @@ def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_ru
     methods = [make_method(n.config.method, n, questions, writing) for n, writing in kinds]
     entries.append(measure(methods, num_runs, base=methods[-1].name, say=say)[0])
   first = entries[0]
-  thoughts = first['num_thoughts'] and f"{first['num_thoughts']} thoughts found one by one first, "
+  thoughts = (first['num_passes'] and f"{first['num_passes']} passes over the blocks first, ") or (
+      first['num_thoughts'] and f"{first['num_thoughts']} thoughts found one by one first, ")
   return {'ttft_ms': round(first['first_token_ms']['median'], 3),
           'ttft_ratio': first['first_token_ratio']['median'],
           'ttft_conditions': (

@@ -5,7 +5,19 @@ Start with method.py, which says what a method is, then rim.py; METHODS is the o
 """
 
 from rim_jax.config import Config
-from rim_jax.methods import coconut, codi, cot, direct, icot, paired, passes, pause, rim
+from rim_jax.methods import (
+  coconut,
+  codi,
+  cot,
+  direct,
+  icot,
+  lotus,
+  paired,
+  passes,
+  pause,
+  pccot,
+  rim,
+)
 from rim_jax.methods.method import Method
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.transformer import Transformer
@@ -17,6 +29,8 @@ METHODS = {
     'icot': icot.ICOT,
     'coconut_stage': coconut.COCONUT_STAGE,
     'codi': codi.CODI,
+    'pccot': pccot.PCCOT,
+    'lotus_stage': lotus.LOTUS_STAGE,
     'pause': pause.PAUSE,
     'rim_stage1': rim.RIM_STAGE1,
     'rim_stage2': rim.RIM_STAGE2,
@@ -27,7 +41,7 @@ def get_method(config: Config) -> Method:
   """The method of a run, modified as its config asks; of a curriculum, each stage has its own."""
   method, num_passes = METHODS[config.method], config.loop.num_passes
   if num_passes > 1 and config.loop_rule:
-    method = passes.loop(method, passes.RULES[config.loop_rule], num_passes)
+    method = passes.loop(method, passes.get_rule(config), num_passes)
   if config.layout.paired_readout:
     method = paired.pair_blocks(method)
   return method

@@ -69,7 +69,7 @@ def find_inputs(model, tokens_bt, fields: batch_lib.Fields, config: Config,
   # The last one is found by the turn before, and needs no turn: the second pass reads it.
   thoughts_jbed, x_bed, _, _ = _think(
       model, x_bed, start, kv, known, num_thoughts - 1, config, dropout_key)
-  thoughts_jbed = jnp.concatenate([thoughts_jbed, _make_thought(model, x_bed)[None]])
+  thoughts_jbed = jnp.concatenate([thoughts_jbed, make_thought(model, x_bed)[None]])
 
   # An example that is not there writes beyond the row, so nowhere.
   first_be = jnp.where(there_be, at_be + 1, num_tokens)
@@ -136,7 +136,7 @@ def _think(model, x_bed, start: batch_lib.Fields, kv, known: batch_lib.Fields, n
     key = None if dropout_key is None else jax.random.fold_in(
         fold_in_name(dropout_key, 'thought'), turn)
     cache = jax.tree.map(lambda *x: jnp.concatenate(x, 2), kv, part)
-    thought_bed = _make_thought(model, x_bed)
+    thought_bed = make_thought(model, x_bed)
     y_bed, cache = model(None, now.positions, _find_visible(now, fields, config), dropout_key=key,
                          cache=cache, offset=num_tokens + turn * num_examples,
                          inputs_btd=thought_bed)
@@ -147,7 +147,7 @@ def _think(model, x_bed, start: batch_lib.Fields, kv, known: batch_lib.Fields, n
   return thoughts_jbed, x_bed, part, fields
 
 
-def _make_thought(model, x_bed):
+def make_thought(model, x_bed):
   """What is fed in for a state: the state itself, or what a method's own projection makes of it."""
   added = getattr(model, 'added', None)
   projection = getattr(added, 'projection', None)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from rim_jax.config import Config
+from rim_jax.methods import coconut, codi
 from rim_jax.methods.method import AddedParam, Method
 from rim_jax.model import attention
 from rim_jax.model.lora import fold_in_name
@@ -46,6 +47,13 @@ class Gate(nnx.Module):
     self.scale = AddedParam(jnp.zeros(config.model.embed_dim), axes=(EMBED,))
 
 
+class Projected(nnx.Module):
+  """What a state passes before it is fed; CODI's."""
+
+  def __init__(self, config: Config, key):
+    self.projection = codi.Projection(config.model.embed_dim, fold_in_name(key, 'projection'))
+
+
 def _feed_gate(model, tokens_bw, embedded_bwd, states_bwd):
   """Every block token: its row, and its own state through the gate."""
   del tokens_bw
@@ -58,16 +66,27 @@ def _feed_add(model, tokens_bw, embedded_bwd, states_bwd):
 
 
 def _feed_shift(model, tokens_bw, embedded_bwd, states_bwd):
-  """Every `<m>`: the state of the token before it, in place of its row."""
+  """Every `<m>`: the state of the token before it, or its projection, in place of its row."""
   # A block's tokens stand together and begin with <b>, so that none is another block's.
-  return jnp.where(_is_memory(model, tokens_bw), jnp.roll(states_bwd, 1, axis=1), embedded_bwd)
+  before_bwd = jnp.roll(states_bwd, 1, axis=1)
+  return jnp.where(_is_memory(model, tokens_bw), coconut.make_thought(model, before_bwd),
+                   embedded_bwd)
 
 
 def _is_memory(model, tokens_bw):
   return (tokens_bw == model.vocab_size + 1)[..., None]
 
 
-RULES = {'gate': Rule(_feed_gate, Gate), 'add': Rule(_feed_add), 'shift': Rule(_feed_shift)}
+GATE = Rule(_feed_gate, Gate)
+
+
+def get_rule(config: Config) -> Rule:
+  """What the blocks of a run's method are fed."""
+  if config.loop_rule == 'gate':
+    return GATE
+  if config.loop_rule == 'add':
+    return Rule(_feed_add)
+  return Rule(_feed_shift, Projected if config.loop.projection else None)
 
 
 def loop(host: Method, rule: Rule, num_passes: int) -> Method:

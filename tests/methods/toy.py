@@ -36,7 +36,7 @@ def compute_distance(model, batch, read, config):
 
 
 TOY = passes.loop(Method(lay_out, norm=count_pairs, losses=compute_distance),
-                  passes.RULES['gate'], num_passes=2)
+                  passes.GATE, num_passes=2)
 
 # Its row, which stands in config/methods.py; TOY is entered in methods.METHODS.
 FACTS = facts_lib.Facts('toy', 'a toy: looped blocks, held to a written chain', needs_blocks=True,

@@ -122,6 +122,8 @@ def test_every_slot_predicts_the_token_after_it(method, prefix, depth0):
     supervised = np.flatnonzero(rows.slot_kind[r])
     assert len(supervised)
     for s in supervised:
+      if rows.slot_kind[r, s] == batch_lib.SLOT_PARALLEL:  # lotus_test has these, by hand
+        continue
       i = rows.slot_index[r, s]
       same = ((rows.example[r] == rows.example[r, i])
               & (rows.positions[r] == rows.positions[r, i] + 1)

@@ -1,0 +1,20 @@
+"""LOTUS: latents read several times together take the place of steps, whose tokens they predict.
+
+Stage 0 writes the whole chain; stage k has latents for the first k steps and reads them k + 1 times
+(arXiv 2606.31779; every stage is a run of its own in WORKDIR/stage<k>; what differs from its code
+stands in rim_jax/methods/lotus.py). Else as rim.py.
+
+  python -m rim_jax.main --config=configs/lotus.py
+      The chain task. Cost: not measured. Score: not measured.
+  python -m rim_jax.main --config=configs/lotus.py:PRESET --config.data.dir=DIR
+      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
+      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured. On the last three
+      adapters train at the preset's rate, where its authors train all parameters at 1e-4 and 5e-5
+      from a network that writes chains; --config.train.init_from names such a run.
+"""
+
+from configs import presets
+
+
+def get_config(preset: str = 'chain'):
+  return presets.make('lotus', preset)

@@ -1,0 +1,19 @@
+"""PCCoT: thoughts found together in three iterations, held to the written chain as CODI's are.
+
+As many thoughts as Coconut ends with, and 24 on a pretrained model; no curriculum (arXiv
+2506.18582; what differs from its code stands in rim_jax/methods/pccot.py). Else as rim.py.
+
+  python -m rim_jax.main --config=configs/pccot.py
+      The chain task. Cost: not measured. Score: not measured.
+  python -m rim_jax.main --config=configs/pccot.py:PRESET --config.data.dir=DIR
+      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
+      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured. On the last three
+      the optimizer is that of its authors; they train 40 and 10 epochs, and the preset as many as
+      all methods, 8.
+"""
+
+from configs import presets
+
+
+def get_config(preset: str = 'chain'):
+  return presets.make('pccot', preset)

@@ -1,0 +1,66 @@
+"""PCCoT's ends: without an iteration it is pause, with as many as thoughts CODI."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rim_jax.packing import batch as batch_lib
+from rim_jax.training import step as step_lib
+from tests import support
+
+ROWS = [support.RECORDS[:3], support.RECORDS[3:]]
+LIMITS = batch_lib.RowLimits(examples=3)
+
+
+def make_config(method='pccot', num_passes=4, **changes):
+  return support.make_config(method, **{
+      'layout__num_blocks': 1, 'layout__block_tokens': 3, 'layout__row_tokens': 96,
+      'loop__num_passes': num_passes, 'model__positions': 'rope', **changes})
+
+
+def compute(config, batch):
+  """(loss an example, gradient by parameter) of the same random network."""
+  graphdef, params = nnx.split(support.make_model(config))
+
+  def compute_mean(params):
+    total, sums = step_lib.compute_loss(nnx.merge(graphdef, params), batch, 0, 10, 4, config, None,
+                                        LIMITS)
+    return total / sums['norm']
+  return jax.jit(jax.value_and_grad(compute_mean))(params)
+
+
+def test_without_an_iteration_and_a_teacher_it_is_pause():
+  config = make_config(num_passes=1, distill__weight=0.0, distill__teacher_weight=0.0)
+  other = make_config('pause', 1)
+  losses = [compute(c, jax.tree.map(jnp.asarray, support.make_batch(c, ROWS)))[0]
+            for c in (config, other)]
+  np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def test_with_as_many_iterations_as_thoughts_it_is_codi():
+  """Loss and gradients, with teacher and distances; with the projection on and off."""
+  for projected in (False, True):
+    config = make_config(loop__projection=projected)
+    other = make_config('codi', 1, codi__projection=projected)
+    batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS))
+    jax.tree.map(np.testing.assert_array_equal, batch, support.make_batch(other, ROWS))
+    (loss, grads), (expected, others) = compute(config, batch), compute(other, batch)
+    support.assert_close(loss, expected)
+    jax.tree.map(lambda a, b: support.assert_close(a, b, 4e-5), grads, others)
+  fewer = dataclasses.replace(config, loop=dataclasses.replace(config.loop, num_passes=2))
+  assert abs(compute(fewer, batch)[0] - expected) > 1e-4
+
+
+def test_decoding_reads_the_last_pass():
+  """Its answers come from the states that training has at </b>, whatever the batch."""
+  config = make_config(layout__answer_prefix='+')
+  _, decoder = support.make_decoder(config)
+  codec = support.make_codec(config)
+  questions = [codec.encode(r).question for r in support.RECORDS]
+  together = decoder.decode_texts(questions, 1, codec.template.answer_prefix, (1,))[0]
+  alone = [decoder.decode_texts([q], 1, codec.template.answer_prefix, (1,))[0][0]
+           for q in questions]
+  assert together == alone and len({t for t, in together}) > 1
