@@ -95,13 +95,16 @@ def test_the_recipes_of_a_preset_differ_in_the_method_only():
   """A comparison of methods is of methods: same data, model, budget, optimizer.
 
   A readout before the first block is a part of stage 1; room for a written chain, of cot; one block
-  of as many thoughts as Coconut's, of codi.
+  of as many thoughts as Coconut's, of codi and pccot; passes over blocks and what they take, of
+  those that loop.
   """
   trees = [config_lib.flatten(config_lib.parse_config(load_recipe(n).get_config('chain')))
-           for n in ('rim', 'direct', 'cot', 'pause', 'icot', 'coconut', 'codi')]
+           for n in ('rim', 'direct', 'cot', 'pause', 'icot', 'coconut', 'codi', 'pccot', 'lotus',
+                     'looped')]
   differ = {k for k in trees[0] if len({t[k] for t in trees}) > 1}
   assert differ <= {'method', 'eval.max_new_tokens', 'layout.depth0_readout', 'layout.num_blocks',
-                    'layout.block_tokens'}
+                    'layout.block_tokens', 'loop.num_passes', 'curriculum.reduction',
+                    'lotus.num_stages', 'lotus.stage_frac'}
 
 
 def test_an_unknown_preset_is_told():
