@@ -254,7 +254,8 @@ def _add_tokenizer(writer, folder, pre):
   special = {t['content'] for t in model['added_tokens'] if t['special']}
   tokens = sorted(vocab, key=vocab.get)
   writer.add_tokenizer_model('gpt2')
-  writer.add_tokenizer_pre(pre)
+  if pre:
+    writer.add_tokenizer_pre(pre)
   writer.add_token_list(tokens)
   writer.add_token_types([3 if t in special else 1 for t in tokens])
   writer.add_token_merges([' '.join(pair) for pair in model['model']['merges']])

@@ -20,7 +20,6 @@ _MODERN = (rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|%s| ?[^\s\p{{L
            r"|\s*[\r\n]+|\s+(?!\S)|\s+")
 _SPLITS = {
     'gpt-2': (_GPT2, False),
-    'default': (_GPT2, False),
     'smollm': ((r'\p{N}', *_GPT2), False),
     'llama-bpe': ((_MODERN % r'\p{N}{1,3}',), True),
     'qwen2': ((_MODERN % r'\p{N}',), False),
@@ -139,7 +138,7 @@ def _add(text, special=True):
 
 def _make_byte_level(header, vocab):
   from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-  name = header.metadata.get('tokenizer.ggml.pre', 'default')
+  name = header.metadata.get('tokenizer.ggml.pre')
   if name not in _SPLITS:
     raise UserError(f'{header.path}: splits text as {name!r}; {", ".join(_SPLITS)} are read; set '
                     '--config.tokenizer.kind=file --config.tokenizer.path=tokenizer.json and '

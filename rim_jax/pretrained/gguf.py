@@ -28,14 +28,21 @@ _GPT2_NAMES = {'token_embd': 'transformer.wte', 'position_embd': 'transformer.wp
                'attn_qkv': 'attn.c_attn', 'attn_output': 'attn.c_proj', 'ffn_norm': 'ln_2',
                'ffn_up': 'mlp.c_fc', 'ffn_down': 'mlp.c_proj'}
 _ROPE_FACTORS = 'rope_freqs.weight'
+# Keys of a model's own group that decide nothing here, or that the shapes of tensors hold anyway;
+# and what others say where they change nothing.
+_HARMLESS = re.compile(r'vocab_size|tensor_data_layout|attention\.layer_norm_epsilon|mm\.\w+'
+                       r'|attention\.(key|value)_length(_swa)?|rope\.dimension_count(_swa)?'
+                       r'|rope\.scaling\.(factor|finetuned|original_context_length)')
+_NEUTRAL = {'attention.causal': True, 'rope.scaling.attn_factor': 1.0, 'rope.scale_linear': 1.0}
 
 
 def read_config(path) -> dict:
   """The config.json that a directory with this model would have.
 
+  What is not known here and may change the arithmetic is in it under its own name.
   Raises: UserError for a family that is not read, and for what `read_header` refuses.
   """
-  header = read_header(path)
+  header = _Asked(read_header(path))
   family = header.metadata.get('general.architecture')
   tokens = header.metadata.get('tokenizer.ggml.tokens')
   embedding = header.tensors.get('token_embd.weight')
@@ -45,11 +52,38 @@ def read_config(path) -> dict:
   tree = {'model_type': _MODEL_TYPES.get(family, family), 'vocab_size': embedding.shape[0],
           'tie_word_embeddings': 'output.weight' not in header.tensors,
           **_CONFIGS[family](header)}
+  tree |= _list_unknown(header, family, tree)
   for name in ('bos', 'eos'):
     i = header.metadata.get(f'tokenizer.ggml.{name}_token_id')
     if isinstance(tokens, list) and isinstance(i, int):
       tree[f'{name}_token_id'] = i
   return {key: value for key, value in tree.items() if value is not None}
+
+
+class _Asked:
+  """A header that notes which keys of the model's own group were asked for."""
+
+  def __init__(self, header: Header):
+    self.path, self.metadata, self.tensors = header.path, header.metadata, header.tensors
+    self.keys, self._header = set(), header
+
+  def get(self, key, default=None):
+    self.keys.add(key)
+    return self._header.get(key, default)
+
+
+def _list_unknown(header: _Asked, family: str, tree: dict) -> dict:
+  """Keys that nobody asked for and that may change the arithmetic, for config.json's reader to
+  refuse."""
+  rotated, head_dim = header.get('rope.dimension_count'), tree.get('head_dim')
+  found = {'partial_rotary_factor': f'{rotated} of {head_dim}'} if (
+      rotated and head_dim and rotated != head_dim) else {}
+  for name, value in header.metadata.items():
+    group, _, key = name.partition('.')
+    if (group == family and key not in header.keys and value != _NEUTRAL.get(key, 0)
+        and not _HARMLESS.fullmatch(key)):
+      found[name] = value
+  return found
 
 
 def _read_gpt2(header):
@@ -78,7 +112,8 @@ def _read_gemma3(header):
   scale of queries."""
   tree, layers = _read_llama(header), header.get('block_count')
   window = header.get('attention.sliding_window', 0)
-  pattern = header.get('attention.sliding_window_pattern', 6) if window else 1
+  pattern = header.get('attention.sliding_window_pattern', 6)
+  pattern = pattern if window else 1
   if isinstance(pattern, list):
     kinds = ['sliding_attention' if is_local else 'full_attention' for is_local in pattern]
   else:

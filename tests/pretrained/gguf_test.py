@@ -98,6 +98,31 @@ def test_a_broken_file_is_named(spoil, culprit, tmp_path):
                                          str(e.value).split('\n'))
 
 
+@pytest.mark.parametrize('changes, culprit', [
+    ({'attention__sliding_window': 16}, 'llama.attention.sliding_window=16, which rim_jax'),
+    ({'rope__scale_linear': 4.0}, 'llama.rope.scale_linear=4.0'),
+    ({'logit_scale': 8.0}, 'llama.logit_scale=8.0'),
+    ({'rope__dimension_count': 2}, "partial_rotary_factor='2 of 4'"),
+])
+def test_a_key_that_may_change_the_arithmetic_is_not_ignored(changes, culprit, tmp_path):
+  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / 'llama', **changes)
+  with pytest.raises(UserError, match=f'{path}: has {culprit}'):
+    families.resolve_shape(make_plain_config(path))
+
+
+def test_keys_that_change_nothing_may_be_there(tmp_path):
+  plain = gguf.read_config(write_gguf(tmp_path / 'plain.gguf', GOLDEN / 'llama'))
+  assert plain == gguf.read_config(write_gguf(
+      tmp_path / 'model.gguf', GOLDEN / 'llama', vocab_size=272, rope__scale_linear=1.0,
+      rope__dimension_count=plain['head_dim'], expert_count=0, rope__scaling__attn_factor=1.0))
+
+
+def test_a_file_that_does_not_say_how_it_splits_text_is_refused(tmp_path):
+  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / 'llama', pre=None)
+  with pytest.raises(UserError, match='splits text as None; .* are read; set --config.tokenizer'):
+    tokenizer_lib.read_file(path)
+
+
 def test_a_file_that_is_not_there_says_what_is_meant(tmp_path):
   with pytest.raises(UserError, match='cannot be read.*is a GGUF file or a directory'):
     families.resolve(make_plain_config(tmp_path / 'model.gguf'))
