@@ -25,6 +25,7 @@ MODES = ('train', 'eval', 'generate', 'controls', 'report', 'compare', 'export',
          'sweep', 'data')
 # They work on a run that is there, and take its configuration from it where --config is not given.
 RUN_MODES = ('eval', 'generate', 'controls', 'report', 'compare', 'export')
+_OF_FILES = ('report', 'compare')  # these need no model
 PATH_FLAGS = ('config', 'workdir', 'with', 'sweep_dir')
 # Name -> default and meaning, of all but `config` and `mode`; the default's type is the flag's.
 _FLAGS = {
@@ -115,18 +116,17 @@ def _expand_keys(config: config_lib.Config) -> config_lib.Config:
       key: storage.expand(flat[key], key) for key in config_lib.PATH_KEYS})
 
 
-def _finish_known(config: config_lib.Config, card: dict, workdir: str) -> config_lib.Config:
+def _finish_known(config: config_lib.Config, card: dict, workdir: str, mode: str
+                  ) -> config_lib.Config:
   """The config of a run that is there, with what was said of it now; its shape is known.
 
   Raises: UserError where that would make another run of it.
   """
   refuse(card_lib.find_differences(card, config, workdir))
-  # A model that has moved has its tokenizer with it.
   theirs, path = card['config'], config.tokenizer.path
-  inside = path.removeprefix(f'{theirs["model"]["init_from"]}/')
-  if config.model.init_from and inside != path and path == theirs['tokenizer']['path']:
-    config = config_lib.replace_keys(
-        config, {'tokenizer.path': f'{config.model.init_from}/{inside}'})
+  if config.model.init_from and path == theirs['tokenizer']['path'] and mode not in _OF_FILES:
+    config = config_lib.replace_keys(config, {'tokenizer.path': families.find_moved_tokenizer(
+        path, theirs['model']['init_from'], config.model)})
   return _expand_keys(config)
 
 
@@ -204,7 +204,7 @@ def parse(argv) -> Command:
   else:
     config = config_lib.parse_config(config, path)
   if card and values.mode != 'plan':
-    return Command(values, _finish_known(config, card, values.workdir), path)
+    return Command(values, _finish_known(config, card, values.workdir, values.mode), path)
   resolve = families.resolve_shape if values.mode == 'plan' else families.resolve
   return Command(values, resolve(_expand_keys(config)), path)  # a plan needs no tokenizer, no data
 

@@ -342,6 +342,26 @@ def find_tokenizer(folder: pathlib.Path) -> TokenizerConfig:
                          bos_token=bos if bos and first == [bos] else '')
 
 
+def find_moved_tokenizer(path: str, before: str, model: ModelConfig) -> str:
+  """Where a model's own tokenizer is now, by where both were; any other tokenizer stays.
+
+  Args:
+    before: the model's `init_from` then.
+  """
+  inside = '' if path == before else path.removeprefix(f'{before}/')
+  if hub.is_name(before):
+    has_moved = not pathlib.Path(path).exists()  # the cache of another machine
+  else:
+    has_moved = inside != path and model.init_from != before
+  if not has_moved:
+    return path
+  folder = get_folder(model)
+  if gguf_lib.is_gguf(folder):
+    return str(folder)
+  is_usual = not inside or hub.is_name(before)
+  return str(folder / ('tokenizer.json' if is_usual else inside))
+
+
 def render_chat(folder: pathlib.Path, tokenizer: TokenizerConfig) -> tuple[str, str]:
   """What a directory's chat template puts before a user's question and between it and the answer.
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import types
 
 import jax
 import pytest
@@ -337,3 +338,26 @@ def test_an_index_names_files_of_its_directory_alone(folder, name):
   with pytest.raises(UserError, match='which is no file of this directory') as e:
     weights.open_base(path)
   assert len(str(e.value)) < 400
+
+
+@pytest.mark.parametrize('path, before, now, found', [
+    ('models/a/tokenizer.json', 'models/a', 'models/a', 'models/a/tokenizer.json'),
+    ('models/a/tokenizer.json', 'models/a', 'elsewhere/a', 'elsewhere/a/tokenizer.json'),
+    ('models/a/sub/t.json', 'models/a', 'elsewhere/a', 'elsewhere/a/sub/t.json'),
+    ('other/tokenizer.json', 'models/a', 'elsewhere/a', 'other/tokenizer.json'),
+    ('models/a.gguf', 'models/a.gguf', 'elsewhere/a.gguf', 'elsewhere/a.gguf'),
+    ('models/a.gguf', 'models/a.gguf', 'models/a.gguf', 'models/a.gguf'),
+    ('models/ab/t.json', 'models/a', 'elsewhere/a', 'models/ab/t.json'),
+    ('gone/snapshots/1/tokenizer.json', 'hf:o/n', 'hf:o/n', 'cache/hf:o/n/tokenizer.json'),
+    ('gone/snapshots/1/x.gguf', 'hf:o/n', 'hf:o/n/x.gguf', 'cache/hf:o/n/x.gguf'),
+    ('gone/snapshots/1/tokenizer.json', 'hf:o/n', 'models/a', 'models/a/tokenizer.json'),
+    ('there.json', 'hf:o/n', 'hf:o/n', 'there.json'),
+])
+def test_a_model_that_has_moved_has_its_tokenizer_with_it(path, before, now, found, tmp_path,
+                                                          monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'there.json').touch()
+  monkeypatch.setattr(families.hub, 'fetch', lambda name, kind: types.SimpleNamespace(
+      path=pathlib.Path('cache') / name))
+  model = config_lib.ModelConfig(init_from=now)
+  assert families.find_moved_tokenizer(path, before, model) == found
