@@ -226,8 +226,8 @@ class ModelConfig:
   frozen_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
   # Attention is computed in tiles of so many queries and keys; 0: the whole score matrix at once.
   attention_tile_tokens: Count = 64
-  # What the backward pass computes again to save memory. full: everything inside a layer. dots: all
-  # but what projections and attention give.
+  # What the backward pass computes again to save memory. full: everything inside a layer but the
+  # means of norms. dots: all but these and what projections and attention give.
   remat: Literal['none', 'full', 'dots'] = 'none'
   # What the memory rows (`<b>`, `<m>`, `</b>`) begin as, plus noise. mean: the vocabulary's mean.
   # token: a copy of memory_token's row. normal: noise alone.

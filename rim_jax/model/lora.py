@@ -54,7 +54,7 @@ def adapt(adapters, x_pi, dropout_key=None) -> list:
   Those that see the same input read it once, by one product with all A side by side. While
   training each sees what its own dropout leaves, unless `shared_dropout` is on.
 
-  Shapes: x [p, i] -> a list of [p, *out].
+  Shapes: x [p, i] -> for each adapter a list, as `project` gives it.
   """
   present = [adapter for adapter in adapters if adapter is not None]
   found: list = [None] * len(adapters)
@@ -67,28 +67,28 @@ def adapt(adapters, x_pi, dropout_key=None) -> list:
     names = ' '.join(adapter.name for adapter in group)
     dropped_pi = drop(x_pi, config.dropout, dropout_key, f'{names} adapter')
     a_ir = jnp.concatenate([x.a[...].reshape(-1, config.rank) for x in group], 1)
-    x_pr = checkpoint_name(project(dropped_pi, a_ir, 1), NAME)
+    x_pr = checkpoint_name(project(dropped_pi, a_ir, 1)[0], NAME)
     for adapter, part_pr in zip(group, jnp.split(x_pr, len(group), 1)):
-      found[adapters.index(adapter)] = (
-          project(part_pr, adapter.b[...], 1) * (config.alpha / config.rank))
+      found[adapters.index(adapter)] = [
+          y * (config.alpha / config.rank) for y in project(part_pr, adapter.b[...], 1)]
   return found
 
 
-def project(x_pi, kernel, num_inputs: int):
+def project(x_pi, kernel, num_inputs: int) -> list:
   """x by one layer's kernel, as products of two matrices; in a gradient too.
 
-  With more axes XLA would transpose operands before it multiplies them.
+  With more axes XLA would transpose operands before it multiplies them. Query, key and value that
+  are one kernel [*in, 3, h, k] stay apart: as one axis with the heads they would undo the sharding
+  of heads, and stacked they would be copied.
 
   Shapes: x [p, i], p rows and positions as one axis, i the product of the inputs; kernel
-    [*in, *out] -> [p, *out].
+    [*in, *out] -> one [p, *out], or three [p, h, k].
   """
   outputs = kernel.shape[num_inputs:]
   if len(outputs) == 3:
-    # Query, key and value: one axis with the heads, they would undo the sharding of heads.
-    return jnp.stack([project(x_pi, jnp.take(kernel, i, num_inputs), num_inputs)
-                      for i in range(outputs[0])], 1)
+    return [project(x_pi, part, num_inputs)[0] for part in jnp.unstack(kernel, axis=num_inputs)]
   y_po = x_pi @ kernel.reshape(-1, math.prod(outputs)).astype(x_pi.dtype)
-  return y_po.reshape(-1, *outputs)
+  return [y_po.reshape(-1, *outputs)]
 
 
 def merge(kernel, a, b, config: LoraConfig):

@@ -35,21 +35,33 @@ from rim_jax.model.sharding import (
 )
 from rim_jax.packing import batch as batch_lib
 
+
+def _gelu_tanh(x):
+  """GELU by tanh; in 16 bits as x sigmoid(2 z), the same by arithmetic, in f32.
+
+  A compiler repeats a sigmoid where it is needed, but writes a tanh to memory; in f32, where that
+  is as fast, older runs keep their rounding.
+  """
+  if x.dtype == jnp.float32:
+    return jax.nn.gelu(x)
+  wide = x.astype(jnp.float32)
+  z = math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)
+  return (wide * jax.nn.sigmoid(2 * z)).astype(x.dtype)
+
+
 _ACTIVATIONS = {
     'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-    'gelu_tanh': jax.nn.gelu,
+    'gelu_tanh': _gelu_tanh,
     'swiglu': jax.nn.silu,  # of the gate
-    'geglu': jax.nn.gelu,  # of the gate
-}
-_REMAT = {
-    'full': jax.checkpoint_policies.nothing_saveable,
-    # Each sum whole, not what the kernel and the adapter gave to it.
-    'dots': jax.checkpoint_policies.save_only_these_names(lora.NAME, attention.NAME),
+    'geglu': _gelu_tanh,  # of the gate
 }
 
 
 class Norm(nnx.Module):
   """RMSNorm or LayerNorm over the last axis, reduced in f32; `leading` stacks it over layers."""
+  # Of its means, two numbers a token at most. They are kept for the backward pass, which so reads
+  # its input once, not first for the means.
+  NAME = 'norm'
 
   def __init__(self, kind: str, eps: float, size: int, axis: str, leading=()):
     axes = (LAYERS,) * len(leading) + (axis,)
@@ -62,12 +74,20 @@ class Norm(nnx.Module):
   def __call__(self, x_in):
     x = x_in.astype(jnp.float32)
     if self.bias is not None:
-      x = x - x.mean(-1, keepdims=True)
-    x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
+      x = x - checkpoint_name(x.mean(-1, keepdims=True), self.NAME)
+    square = checkpoint_name(jnp.square(x).mean(-1, keepdims=True), self.NAME)
+    x = x * jax.lax.rsqrt(square + self.eps)
     x = x * (_wide(self.scale[...], x).astype(jnp.float32) + self.added)
     if self.bias is not None:
       x = x + _wide(self.bias[...], x).astype(jnp.float32)
     return x.astype(x_in.dtype)
+
+
+_REMAT = {
+    'full': jax.checkpoint_policies.save_only_these_names(Norm.NAME),
+    # Each sum whole, not what the kernel and the adapter gave to it.
+    'dots': jax.checkpoint_policies.save_only_these_names(Norm.NAME, lora.NAME, attention.NAME),
+}
 
 
 class Linear(nnx.Module):
@@ -95,6 +115,8 @@ class Linear(nnx.Module):
 def apply_linears(linears, x, dropout_key=None):
   """Projections of the same x [b, t, *in] -> a list of [b, t, *out]; on one layer's slice.
 
+  A projection that is query, key and value in one gives these three.
+
   Adapters come first: the gradient of x then begins with the sum of what the kernels give, which
   is one all-reduce where they are split over `tensor`, and not one for each.
   """
@@ -102,12 +124,13 @@ def apply_linears(linears, x, dropout_key=None):
   adapted = lora.adapt([linear.adapter for linear in linears], x_pi, dropout_key)
   found = []
   for linear, extra in zip(linears, adapted):
-    y = lora.project(x_pi, linear.kernel[...], linear.num_inputs)
+    parts = lora.project(x_pi, linear.kernel[...], linear.num_inputs)
     if linear.bias is not None:
-      y = y + _wide(linear.bias[...].astype(x.dtype), y)
+      bias = linear.bias[...].astype(x.dtype)
+      parts = [y + _wide(b, y) for y, b in zip(parts, [bias] if len(parts) == 1 else bias)]
     if extra is not None:
-      y = y + extra
-    found.append(checkpoint_name(y.reshape(*x.shape[:2], *y.shape[1:]), lora.NAME))
+      parts = [y + more for y, more in zip(parts, extra)]
+    found += [checkpoint_name(y.reshape(*x.shape[:2], *y.shape[1:]), lora.NAME) for y in parts]
   return found
 
 
@@ -147,11 +170,8 @@ class Block(nnx.Module):
 
   def project(self, h_btd, rotary, dropout_key):
     """Queries, keys and values of every head, [b, t, h or n, k], normed and rotated."""
-    if self.config.fused_qkv:
-      q_bthk, k_btnk, v_btnk = jnp.moveaxis(self.qkv(h_btd, dropout_key), 2, 0)
-    else:
-      q_bthk, k_btnk, v_btnk = apply_linears(
-          (self.query, self.key, self.value), h_btd, dropout_key)
+    linears = (self.qkv,) if self.config.fused_qkv else (self.query, self.key, self.value)
+    q_bthk, k_btnk, v_btnk = apply_linears(linears, h_btd, dropout_key)
     if self.query_norm is not None:
       q_bthk, k_btnk = self.query_norm(q_bthk), self.key_norm(k_btnk)
     if rotary is not None:

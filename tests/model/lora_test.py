@@ -136,7 +136,7 @@ def test_projections_of_one_input_add_what_each_would_alone(shared, key):
   adapters, x_pi = make_adapters(model__lora__shared_dropout=shared)
   found = lora.adapt([None, *adapters], x_pi, key)
   assert found[0] is None
-  for adapter, part in zip(adapters, found[1:]):
+  for adapter, (part,) in zip(adapters, found[1:]):
     names = 'query key value' if shared else adapter.name
     support.assert_close(part.reshape(12, -1), compute_alone(adapter, x_pi, names, key))
 

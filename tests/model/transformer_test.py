@@ -178,12 +178,12 @@ def test_remat_changes_nothing(network, policy):
   assert 'remat' in remat_jaxpr and 'remat' not in plain_jaxpr
 
 
-def test_dots_keeps_each_sum_once_and_none_of_its_parts():
-  """Of the feed-forward layer: up and gate, each with its adapter. Recomputed: what joins them."""
-  config = make_config('rim_stage1', 'rope', model__remat='dots', model__mlp_dim=33)
+@pytest.mark.parametrize('policy, sums', [('full', 0), ('dots', 2)])
+def test_what_is_kept_for_the_backward_pass(policy, sums):
+  """dots: of the feed-forward layer the sums of up and of gate, once. Both: means of norms."""
+  config = make_config('rim_stage1', 'rope', model__remat=policy, model__mlp_dim=33)
   batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS, row_slots=80))
-  model = support.make_model(config)
-  graphdef, params, frozen = nnx.split(model, nnx.LoRAParam, ...)
+  graphdef, params, frozen = nnx.split(support.make_model(config), nnx.LoRAParam, ...)
 
   def loss(params):
     return nnx.merge(graphdef, params, frozen).compute_slot_logits(batch, config.layout).sum()
@@ -191,7 +191,27 @@ def test_dots_keeps_each_sum_once_and_none_of_its_parts():
   forward, _ = [e for e in jaxpr.jaxpr.eqns if e.primitive.name == 'scan'
                 and e.params['length'] == config.model.num_layers]
   kept = [v.aval.shape for v in forward.outvars[forward.params['num_carry']:]]
-  assert len([s for s in kept if s[-1] == 33]) == 2, kept
+  assert len([s for s in kept if s[-1] == 33]) == sums, kept
+  means = [s for s in kept if s[-1] == 1]
+  assert len(means) == 4, kept  # of two norms of the width, and those of queries and keys
+  if policy == 'full':
+    assert {s[-1] for s in kept} == {1, config.model.embed_dim}, kept
+
+
+def test_gelu_in_16_bits_is_the_exact_one_rounded():
+  x = jnp.linspace(-8, 8, 4001).astype(jnp.bfloat16)
+  gelu = transformer_lib._ACTIVATIONS['gelu_tanh']
+  wide = x.astype(jnp.float32)
+  np.testing.assert_array_equal(gelu(wide), jax.nn.gelu(wide))  # runs of before round as they did
+  exact = np.asarray(x, np.float64)
+  z = np.sqrt(2 / np.pi) * (exact + 0.044715 * exact**3)
+  slope = np.sqrt(2 / np.pi) * (1 + 3 * 0.044715 * exact**2)
+  gradient = jax.grad(lambda x: gelu(x).astype(jnp.float32).sum())(x)
+  for found, want in ((gelu(x), exact * (1 + np.tanh(z)) / 2),
+                      (gradient, (1 + np.tanh(z)) / 2 + exact * slope / np.cosh(z)**2 / 2)):
+    assert found.dtype == jnp.bfloat16
+    # Rounded once: half a step of bfloat16, 2**-9 of the number.
+    np.testing.assert_allclose(np.asarray(found, np.float64), want, rtol=2**-8, atol=1e-6)
 
 
 def test_dropout_comes_from_its_key_alone():
