@@ -71,6 +71,17 @@ PLAN_ENVIRONMENT = {
     'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the system around a run refuses, and what a person can do: no repetition mends these.
+_REFUSED = {
+    errno.EISDIR: 'a directory stands where a file is needed: move it away',
+    errno.ENOTDIR: 'a file stands where a directory is needed: move it away',
+    errno.EEXIST: 'something else stands there: move it away',
+    errno.ENOTEMPTY: 'something else stands there: move it away',
+    errno.EACCES: 'allow it, or name another place', errno.EPERM: 'allow it, or name another place',
+    errno.EROFS: 'name another place', errno.ENAMETOOLONG: 'name a shorter one',
+    errno.ELOOP: 'mend the link', errno.ENOENT: 'a link that leads nowhere, or removed meanwhile',
+    errno.EFBIG: 'raise the limit of ulimit -f', errno.EMFILE: 'raise the limit of ulimit -n',
+    errno.ENFILE: 'end other programs that hold many files open'}
 
 
 def _run(argv, console) -> None:
@@ -171,18 +182,42 @@ def cli(argv, console=None) -> int:
       print(f'error: the disk is full ({where}); the checkpoints that were finished are whole: '
             'make room, and the same command goes on from the last one', file=sys.stderr)
       return 1
+    refused = _find_refused(e)
+    if refused and not debug:
+      print(f'error: {terminal.show(refused)}', file=sys.stderr)
+      return 2
     raise
   return 0
 
 
-def _list_full(error) -> list[BaseException]:
-  """What a full disk, or a quota, has raised on the way to an error; Orbax tells it in words."""
+def _list_causes(error) -> list[BaseException]:
+  """An error, and all that it comes from."""
   causes = []
   while error is not None:
     causes.append(error)
     error = error.__cause__ or error.__context__
-  return [e for e in causes if getattr(e, 'errno', None) in _FULL
-          or 'No space left on device' in str(e)]
+  return causes
+
+
+def _is_number(error, number: int) -> bool:
+  """Whether an error is the system's of a number; Orbax and the loader of libraries use words."""
+  told = getattr(error, 'errno', None)
+  return told == number or (told is None and os.strerror(number) in str(error))
+
+
+def _list_full(error) -> list[BaseException]:
+  """What a full disk, or a quota, has raised on the way to an error."""
+  return [e for e in _list_causes(error) if any(_is_number(e, number) for number in _FULL)]
+
+
+def _find_refused(error) -> str:
+  """What the system refused, and the fix, in one line; '' where it was not the system."""
+  for cause in _list_causes(error):
+    for number, fix in _REFUSED.items():
+      named = getattr(cause, 'filename2', None) or getattr(cause, 'filename', None)
+      if _is_number(cause, number) and (named or number in (errno.EMFILE, errno.EFBIG)):
+        return f'{named or "a file of this run"}: {os.strerror(number)}; {fix}'
+  return ''
 
 
 def _keep_interrupt(unraisable) -> None:
@@ -209,7 +244,7 @@ def _find_full(error, argv) -> list[str]:
   cache = find_flag(argv, 'config.data.cache_dir') or config_lib.DataConfig().cache_dir
   full = []
   for place in dict.fromkeys((find_flag(argv, 'workdir') or '.', cache, tempfile.gettempdir())):
-    path = pathlib.Path(place).expanduser().absolute()
+    path = pathlib.Path(os.path.expanduser(place)).absolute()
     free = os.statvfs(next(p for p in (path, *path.parents) if p.exists()))
     if free.f_bavail * free.f_frsize < 2**20:
       full.append(place)
@@ -221,7 +256,8 @@ def main() -> None:
   sys.unraisablehook = _keep_interrupt
   # Orbax logs a traceback from each of its threads; what they tell is told once, in a line.
   logging.getLogger('absl').addFilter(
-      lambda record: not (record.exc_info and _list_full(record.exc_info[1])))
+      lambda record: not (record.exc_info and (
+          _list_full(record.exc_info[1]) or _find_refused(record.exc_info[1]))))
   code = cli(sys.argv)
   sys.stdout.flush()
   sys.stderr.flush()

@@ -32,13 +32,14 @@ def conclude(states, workdir) -> Conclusion:
   for state in states:
     groups.setdefault(name_setting(state.point), []).append(state)
   entries = timings.relate([_make_entry(name, members) for name, members in groups.items()])
-  best = None if find_rules(states) else choose_best(entries)
+  doubts = find_rules(states) + find_damaged(states)
+  best = None if doubts else choose_best(entries)
   by_name = {s.point.name: s for s in states}
   entries = pairwise.compare_with_best(entries, best, by_name)
   conclusion = Conclusion(
       format=CONCLUSION_VERSION, best=best, entries=entries,
       pairs=pairwise.compare_pairs(entries, by_name), effects=find_effects(states),
-      warnings=find_mixtures(states) + find_touched(states) + find_rules(states))
+      warnings=find_mixtures(states) + find_touched(states) + doubts)
   workdir = pathlib.Path(workdir)
   storage.write_json(workdir / 'sweep.json',
                      reader.to_tree(conclusion) | ({} if best else {'best': {}}))
@@ -177,6 +178,15 @@ def find_rules(states) -> list[str]:
       'chosen: ' + '; '.join(f"{', '.join(names)} by version {rule}"
                              for rule, names in sorted(found.items()))
       + '; run the older ones again in another --workdir']
+
+
+def find_damaged(states) -> list[str]:
+  """Lines of metrics that are left out, so that a best would be chosen without them."""
+  done = [folder for state in states if state.result is not None
+          for folder in state.stages.values()]
+  damaged = [line for folder in done for line in folder.list_damaged()]
+  return [f'no best is chosen, for {len(damaged)} lines of metrics are missing: '
+          + '; '.join(damaged[:3])] if damaged else []
 
 
 # ---- Effects ----

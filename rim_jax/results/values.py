@@ -205,6 +205,7 @@ class EvalResult(Value):
   rule_version: int | None = None  # judge.RULE_VERSION; None is 1
   data_fingerprint: str | None = None
   predictions_sha256: str | None = None  # of predictions/<set>.jsonl, its first 16 digits
+  card_sha256: str | None = None  # what config.json carried
   format: int | None = None
 
   @property

@@ -140,8 +140,10 @@ def _load(path) -> dict:
   return reader.load_json(path, _FIX, Card)
 
 
-def is_sealed(workdir) -> bool:
-  return reader.SEAL in _load(epath.Path(workdir) / 'config.json')
+def get_seal(workdir) -> str | None:
+  """The digest that a run's card carries; None without one, or without a card."""
+  path = epath.Path(workdir) / 'config.json'
+  return _load(path).get(reader.SEAL) if path.exists() else None
 
 
 def write_card(workdir, card: dict) -> None:

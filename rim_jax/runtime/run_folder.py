@@ -94,7 +94,7 @@ class RunFolder:
     """A line for each file that carries no digest, so that a change of it would not be seen."""
     results = self._load_trees()
     unsealed = {
-        self.card: self.card.exists() and not card_lib.is_sealed(self.path),
+        self.card: self.card.exists() and not card_lib.get_seal(self.path),
         self.results: any(reader.SEAL not in tree for tree in results.values()),
         self.controls: reader.SEAL not in (_load(self.controls, dict, '') or {reader.SEAL: ''})}
     return [f'{path}: is unsealed, as earlier versions wrote it: whether it was changed since '
@@ -131,11 +131,14 @@ class RunFolder:
 
   def load_written(self) -> dict[str, values.EvalResult]:
     """`load_results` as they were written, whichever rule they were judged by."""
-    found = {}
+    found, card = {}, card_lib.get_seal(self.path)
     for name, tree in self._load_trees().items():
       try:
         found[name] = reader.from_tree(values.EvalResult, reader.unseal(tree, name))
         _check_ranges(found[name])
+        cards = {found[name].card_sha256, card} - {None}
+        if len(cards) > 1:
+          raise ValueError(f'of a run with another {self.card.name}')
       except ValueError as e:
         raise UserError(f'{self.results}: is damaged ({name}: {e}); {_REMOVE}') from None
     return found
@@ -193,6 +196,7 @@ class RunFolder:
       text = ''.join(json.dumps(reader.to_tree(p), allow_nan=False) + '\n' for p in predictions)
       storage.write_text(path, text)
       result = dataclasses.replace(result, predictions_sha256=_digest(text.encode()))
+    result = dataclasses.replace(result, card_sha256=card_lib.get_seal(self.path))
     trees = {name: tree for name, tree in self._load_trees().items() if name != set_name}
     trees[set_name] = reader.seal(reader.to_tree(result), set_name)
     storage.write_json(self.results, trees)

@@ -66,8 +66,12 @@ def _write(path, content: bytes) -> None:
     path.write_bytes(content)
     return
   scratch = path.parent / f'.{path.name}.{os.getpid()}.tmp'
-  scratch.write_bytes(content)
-  scratch.replace(path)
+  try:
+    scratch.write_bytes(content)
+    os.replace(scratch, path)
+  except OSError:
+    scratch.unlink(missing_ok=True)
+    raise
 
 
 def write_json(path, tree) -> None:

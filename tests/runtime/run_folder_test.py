@@ -19,8 +19,8 @@ PREDICTIONS = [values.Prediction(question='q?', answer='1', prediction='1', corr
 
 def strip(found):
   """A value without what this version does not know, and the digest of its predictions."""
-  none = {'predictions_sha256': None} if isinstance(found, values.EvalResult) else {}
-  return dataclasses.replace(found, more={}, **none)
+  none = ('predictions_sha256', 'card_sha256') if isinstance(found, values.EvalResult) else ()
+  return dataclasses.replace(found, more={}, **dict.fromkeys(none))
 
 
 def write_metrics(folder, *lines):
@@ -141,15 +141,25 @@ def test_rules_of_valid_are_those_told_last(folder):
 
 @pytest.fixture
 def written(folder):
+  write_card(folder)
   folder.write_result('test', RESULT, PREDICTIONS)
   folder.write_result('valid', RESULT, PREDICTIONS)
-  card_lib.write_card(folder.path, {
-      'format': card_lib.CARD_VERSION, 'config': dataclasses.asdict(config_lib.Config()),
-      'data': {}, 'tokenizer': 't', 'base': None})
   folder.write_controls(values.ControlsResult(num_blocks=1, step=8, pairing=values.Pairing(
       num_pairs=1, num_equal_answers=0, num_without_partner=0), controls={}, sweeps={}))
   folder.add_metrics(8, {values.VALID_ACC: 0.25, 'train/loss': 1.0})
   return folder
+
+
+def write_card(folder, **changes):
+  card_lib.write_card(folder.path, {
+      'format': card_lib.CARD_VERSION, 'config': dataclasses.asdict(config_lib.Config(**changes)),
+      'data': {}, 'tokenizer': 't', 'base': None})
+
+
+def test_results_are_of_the_run_that_the_card_tells(written):
+  write_card(written, seed=3)
+  with pytest.raises(UserError, match='test: of a run with another config.json'):
+    written.load_results()
 
 
 def load_all(folder):
@@ -207,7 +217,8 @@ def test_older_files_have_no_digest_and_are_said_to_be_unsealed(written):
     for node in tree:
       for part in (node, *node.values()):
         if isinstance(part, dict):
-          part.pop('sha256', None), part.pop('predictions_sha256', None)
+          for key in ('sha256', 'predictions_sha256', 'card_sha256'):
+            part.pop(key, None)
     path.write_text('\n'.join(map(json.dumps, tree)) + '\n')
   assert load_all(written)[1]['test'].final_acc == 0.5
   assert [line.partition(':')[0] for line in written.list_unsealed()] == [

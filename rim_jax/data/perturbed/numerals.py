@@ -129,6 +129,8 @@ def read_numerals(question: str) -> list[Numeral]:
 def _read(match, question):
   start, end = match.span()
   text = match.group()
+  if len(text) > 400:  # Python reads no number of more than 4,300 digits
+    raise Refused('a number longer than any')
   before, after = question[max(0, start - 40):start], question[end:end + 40].lower()
 
   def make(value, kind, operands, end=end):

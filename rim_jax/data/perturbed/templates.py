@@ -14,6 +14,10 @@ import re
 from rim_jax.data.perturbed import numerals as numerals_lib
 from rim_jax.data.perturbed.numerals import Numeral, Refused
 
+# What is larger is no template: numbers are compared with each other, and trees of steps walked.
+# GSM8K's largest question has 1,000 characters, and nothing above these ever fitted a row.
+MAX_CHARACTERS = 20_000  # of a question
+MAX_NUMBERS = 100  # of a question, and operations of a step; and the steps of a problem
 _F = Fraction
 # value -> (what the question must say, where the constant may stand in a step): '*' a factor,
 # '/' a divisor, '-' what is subtracted from. Patterns are of words, case ignored.
@@ -105,13 +109,17 @@ def make_template(question: str, steps: tuple[str, ...], answer: str) -> Templat
   """Raises: Refused, with the first reason found."""
   if not steps:
     raise Refused('no steps')
+  if len(question) > MAX_CHARACTERS or len(steps) > MAX_NUMBERS:
+    raise Refused('longer than a word problem')
   parsed = [_parse_step(step) for step in steps]
   results = tuple(result for _, _, result in parsed)
-  if not re.fullmatch(r'\d+(?:\.\d+)?', answer) or Fraction(answer) != results[-1]:
+  if not re.fullmatch(r'\d{1,400}(?:\.\d{1,400})?', answer) or Fraction(answer) != results[-1]:
     raise Refused('the last step is not the answer')
   if min(results) <= 0:
     raise Refused('a result that is not positive')
   numerals = numerals_lib.read_numerals(question)
+  if len(numerals) > MAX_NUMBERS:
+    raise Refused('longer than a word problem')
   fixed, operands = _find_twins(numerals, results), []
   for i, (leaves, _, _) in enumerate(parsed):
     operands.append(tuple(
@@ -142,6 +150,8 @@ def _parse_step(step):
   if not match:
     raise Refused('a step that is no plain equation')
   text, leaves = match[1], []
+  if len(re.findall('[-+*/(]', text)) > MAX_NUMBERS or len(step) > MAX_CHARACTERS // 10:
+    raise Refused('longer than a word problem')
   try:
     tree = _walk(ast.parse(text, mode='eval').body, text, '', leaves)
     values = evaluate(tree, [leaf.value for leaf in leaves])

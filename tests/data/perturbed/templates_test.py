@@ -1,6 +1,7 @@
 """A template's every operand is one thing and no other; whatever leaves a doubt is refused."""
 
 from fractions import Fraction
+import time
 
 import pytest
 
@@ -107,3 +108,19 @@ def test_refused(question, steps, answer, reason):
      ['60/4=15', '15*3=45'], '45', ['3', '60'])], ids=range(10))
 def test_a_number_with_a_second_role_does_not_change(question, steps, answer, varying):
   assert get_varying(make(question, steps, answer)) == varying
+
+
+@pytest.mark.parametrize('question, steps, answer', [
+    ('1,' * 2_000, ('1+1=2',), '2'), ('1,' * 20_000, ('1+1=2',), '2'),
+    ('a third ' * 2_000, ('1+1=2',), '2'), ('12 apples ' * 200, ('1+1=2',), '2'),
+    ('Tom has 1 and 7.', ('+'.join('1' * 2_000) + '=2000',), '2000'),
+    ('Tom has 1 and 7.', ('(' * 900 + '1' + ')' * 900 + '+1=2',), '2'),
+    ('Tom has 1 and 7.', tuple(f'{i}+1={i + 1}' for i in range(1, 3_000)), '3000'),
+    ('Tom has 1 and ' + '7' * 5_000, ('1+7=8',), '8'),
+    ('Tom has 1 and 7.', ('1+' + '7' * 5_000 + '=8',), '8'),
+    ('Tom has 1 and 7.', ('1+7=8',), '8' * 5_000)])
+def test_a_hostile_problem_is_refused_at_once(question, steps, answer):
+  began = time.process_time()
+  with pytest.raises(Refused):
+    templates.make_template(question, steps, answer)
+  assert time.process_time() - began < 0.5
