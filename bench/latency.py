@@ -16,7 +16,6 @@ their FLOPs, counted in the compiled programs. Leave the machine alone meanwhile
 """
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import types
@@ -32,6 +31,7 @@ from rim_jax.evaluation import latency
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import source
+from rim_jax.runtime import hlo
 from rim_jax.training import step
 
 # preset -> (ids, tokens of the question, of the forced prefix, of a chain, of the answer with eos)
@@ -59,14 +59,37 @@ def make_methods(config, args, mesh, batch):
   questions = rng.integers(0, num_ids, (batch, num_question)).tolist()
   prefix = tuple(rng.integers(0, num_ids, num_prefix).tolist())
   codec = source.Codec(types.SimpleNamespace(vocab_size=num_ids), None, config, num_ids)
-  methods = []
   # A chain of thought writes the prefix itself.
-  for name, own, writing in latency.list_kinds(
-      config, prefix, num_chain + num_prefix, num_answer, NUM_THOUGHTS[args.preset]):
-    network = Network(program.graphdef, state.params, frozen, own, codec, mesh)
-    method = latency.make_method(name, network, questions, writing)
-    methods.append(dataclasses.replace(method, one='rim') if name == 'rim_all' else method)
-  return methods
+  return [latency.make_timed(
+      name, Network(program.graphdef, state.params, frozen, own, codec, mesh), questions, writing)
+          for name, own, writing in latency.list_kinds(
+              config, prefix, num_chain + num_prefix, num_answer, NUM_THOUGHTS[args.preset])]
+
+
+def count_flops(bound: latency.Bound) -> float | None:
+  """FLOPs of one run on all devices; None where they cannot be counted."""
+  with jax.set_mesh(bound.mesh):
+    compiled = bound.part.program.lower(*bound.args).compile()
+  costs = hlo.compute_costs(compiled.as_text(), unknown_trips=bound.part.num_turns)
+  if costs.unknown_loops > 1 or costs.unknown_kernels:  # tiles, whose number depends on the mask
+    return None
+  return costs.flops * bound.mesh.size
+
+
+def measure(timed, num_runs):
+  """Entries of `latency.describe`, and `<part>_flops`, `_flops_ratio` and `to_one_readout`."""
+  times = latency.time_runs({(t.name, part): run for t in timed for part, run in t.parts.items()},
+                            num_runs)
+  entries = latency.describe(timed, times)
+  flops = [{part: count_flops(bound) for part, bound in t.parts.items()} for t in timed]
+  for entry, mine in zip(entries, flops):
+    for part, count in mine.items():
+      theirs = flops[0][part]  # direct's
+      entry |= {f'{part}_flops': count,
+                f'{part}_flops_ratio': count / theirs if count and theirs else None}
+  every = next(e for e in entries if e['method'] == 'rim_all')
+  every['to_one_readout'] = latency.compute_ratio(times['rim_all', 'full'], times['rim', 'full'])
+  return entries
 
 
 def show(console, entries, preset):
@@ -124,7 +147,7 @@ def main():
   args.out.mkdir(parents=True, exist_ok=True)
   path, everything = args.out / f'{args.preset}-{args.dtype}.json', []
   for batch in map(int, args.batch_sizes.split(',')):
-    entries = latency.measure(make_methods(config, args, mesh, batch), args.runs, flops=True)
+    entries = measure(make_methods(config, args, mesh, batch), args.runs)
     show(console, entries, args.preset)
     everything += entries
     path.write_text(json.dumps({'preset': args.preset, 'weights': 'random', 'chain_tokens':

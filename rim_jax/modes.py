@@ -22,7 +22,7 @@ from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.evaluation import scores as scores_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import preview
-from rim_jax.report import plans, run_page, tables
+from rim_jax.report import control_sections, page, plans, run_page, tables
 from rim_jax.results import judge, values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts, run_folder, storage
@@ -90,9 +90,8 @@ def write_report(config, workdir, say) -> None:
   if not there:
     raise UserError(f'{workdir}: there is no run here; train it first with --mode=train, or name '
                     'another --workdir')
-  problems = [line for stage, folder in there for line in card_lib.find_differences(
-      card_lib.load_card(folder), stage, folder)]
-  refuse(problems)
+  refuse([line for stage, folder in there for line in card_lib.find_differences(
+      card_lib.load_card(folder), stage, folder)])
   if hosts.is_leader():
     say(f'report: {_write_summary(config, workdir)}')
     for _, folder in there:
@@ -146,14 +145,10 @@ def evaluate(config, workdir, say, console) -> None:
 
 def _show_sets(console, results: dict[str, values.EvalResult]) -> None:
   """One line a set, where several were evaluated."""
-  rows = []
-  for name, result in results.items():
-    unparsed = getattr(result, 'num_unparsed', None)
-    rows.append([name, f'{result.n:,}', tables.share(result.final_acc),
-                 tables.share(result.final_acc_stderr),
-                 '' if unparsed is None or not result.n else tables.share(unparsed / result.n)])
-  tables.show(console, ['set', 'n', '% right', '+- one standard error', '% unparsed'], rows,
-              'Sets')
+  tables.show(console, ['set', 'n', '% right', '+- one standard error', '% unparsed'], [
+      [name, f'{r.n:,}', tables.share(r.final_acc), tables.share(r.final_acc_stderr),
+       '' if r.num_unparsed is None or not r.n else tables.share(r.num_unparsed / r.n)]
+      for name, r in results.items()], 'Sets')
 
 
 def controls(config, workdir, say, console) -> None:
@@ -197,7 +192,7 @@ def controls(config, workdir, say, console) -> None:
   run.write_controls(found)
   if run != top:
     storage.write_json(top.controls, {name: reader.to_tree(found)})
-  _show_controls(console, found)
+  page.show(console, control_sections.make_summary(found))
   if points:
     run.points.write_text(probes_lib.format_points(*points))
     say(f'points of block states: {run.points}')
@@ -225,65 +220,6 @@ def _run_probes(task, folder, network, say):
   kept = {step: make_load(step) for step in checkpoint_lib.list_whole(
       checkpoint_lib.get_folder(folder))}
   return probes_lib.run_probes(decode.Decoder(network), records, kept, say)
-
-
-def _show_controls(console, found: values.ControlsResult) -> None:
-  """What each control should give, and what it gave, in one table."""
-  blocks = ' / '.join(f'{k}' for k in scores_lib.get_blocks(found.num_blocks))
-  rows = []
-
-  def show(shares, otherwise=''):
-    return ' / '.join(f'{100 * a:.0f}' for a in shares) if shares else otherwise
-
-  def add(name, entry: values.ControlResult, expected):
-    what = name.replace('_', ' ') + (f': {expected}' if expected else '') + (
-        f"; DIFFERS in {', '.join(entry.differs)}" if entry.differs else '') + (
-            '; a readout was trained there' if entry.readout_trained else '')
-    rows.append([what, show(entry.block_acc, entry.none or 'not given'),
-                 show(entry.block_donor_acc), '' if entry.n is None else f'{entry.n:,}'])
-  for name, entry in found.controls.items():
-    add(name, entry, entry.expected)
-  for name, sweep in found.sweeps.items():
-    for nth, entry in enumerate(sweep.by_block):
-      add(f'{name}_{entry.block}', entry, '' if nth else sweep.expected)
-  head = ['control: what it gives if the memory does the work', f'own answer after {blocks}',
-          "the donor's", 'n']
-  tables.show(console, head, rows, f'{found.method}, step {found.step}, {found.set}: % right')
-  if found.probes:
-    _show_probes(console, found.probes)
-  pairing = found.pairing
-  console.print(Text(
-      f'swaps: {pairing.num_pairs} pairs; {pairing.num_equal_answers} more have equal answers and '
-      f'{pairing.num_without_partner} questions no partner of their length: not counted'))
-
-
-def _show_probes(console, probes: values.ProbesResult) -> None:
-  """Selection by probes and the matrix of intermediate results."""
-  if probes.none or not (probes.right and probes.pca and probes.steps):
-    console.print(Text(f'probes: {probes.none}'))
-    return
-
-  def show(none, **shares):
-    return none or ', '.join(
-        f'{key} -' if share is None else f'{key} {100 * share:.1f}'
-        for key, share in shares.items())
-  lines = [f"block {e.block}'s readout is right: {show(e.none, auroc=e.auroc, auprc=e.auprc)}"
-           for e in probes.right.by_block]
-  chosen, pca = probes.right.selection, probes.pca
-  lines.append('the most confident block: ' + show(
-      chosen.none, acc=chosen.acc, final_acc=chosen.final_acc, any_block_acc=chosen.any_block_acc,
-      recoverable_acc=chosen.recoverable_acc))
-  lines.append('two components of block states explain: ' + (pca.none or ', '.join(
-      f'{100 * e:.1f}' for e in pca.explained or ())))
-  console.print(Text('probes (%)\n  ' + '\n  '.join(lines)))
-  steps = probes.steps
-  if steps.acc is None or steps.majority is None:
-    return
-  head = ['state of', *(f'r_{t}' for t in range(1, len(steps.majority) + 1))]
-  rows = [*((f'block {k}', acc) for k, acc in enumerate(steps.acc, 1)),
-          ('majority', steps.majority)]
-  tables.show(console, head, [[name, *map(tables.share, shares)] for name, shares in rows],
-              'does block k hold r_t? % right')
 
 
 _STYLES = {preview.QUESTION: '', preview.BLOCK: 'bold magenta', preview.GIVEN: 'cyan',

@@ -88,11 +88,11 @@ def decode(model, config: Config, readouts: Readouts, trunks: Trunks, draw=None)
       depends on these, the seed, the block and the place alone, not on the batch.
   Shapes: -> i32[b, r, max_new_tokens], r = len(blocks); eos from the first eos on.
   """
-  filled = prefill(model, config, trunks, readouts.blocks)
+  filled = prefill(model, config, readouts.blocks, trunks)
   return read(model, config, readouts, trunks, filled, draw)
 
 
-def prefill(model, config: Config, trunks: Trunks, blocks: tuple):
+def prefill(model, config: Config, blocks: tuple, trunks: Trunks):
   """The trunks alone, once for all readouts, with as many passes as answering takes.
 
   Returns: (x [b, r, d] at the last token of each of `blocks`, (keys, values) [l, b, c, n, k],

@@ -164,7 +164,7 @@ def decode_changed(model, config: Config, change, sees_question: bool,
 
   Shapes: -> i32[b, r, max_new_tokens], as there.
   """
-  x_brd, kv, fields = decode_lib.prefill(model, config, trunks, readouts.blocks)
+  x_brd, kv, fields = decode_lib.prefill(model, config, readouts.blocks, trunks)
   kv = change(kv, trunks, pairs, config)
   if not readouts.prefix:
     x_brd = close_again(model, config, readouts.blocks, trunks, kv, sees_question)

@@ -31,7 +31,7 @@ from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.results import values
-from rim_jax.runtime import hlo, status
+from rim_jax.runtime import status
 
 NUM_WARM = 2  # the first compiles, the second warms
 PARTS = ('prefill', 'first_token', 'decode', 'full')
@@ -39,16 +39,14 @@ _NO_EOS = -1  # no id: nothing that is generated ends a readout
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
-  """What one method does to answer a batch of questions.
+class Timed:
+  """What one way to answer a batch of questions consists of.
 
   Another way of decoding plugs in with programs of its own: `parts` are called and waited for.
   """
   name: str
   parts: dict[str, Callable]  # some of PARTS
   facts: dict  # what stands beside every figure
-  count_flops: Callable[[], dict]  # part -> FLOPs, None where they cannot be counted
-  one: str = ''  # of one that reads every block: the name of the one that reads the last alone
 
 
 def time_runs(runs: dict[str, Callable], num_runs: int, clock=time.perf_counter, say=None
@@ -83,36 +81,25 @@ def compute_ratio(times, base_times) -> dict:
   return summarize([a / b for a, b in zip(times, base_times, strict=True)])
 
 
-def measure(methods: list[Method], num_runs: int, base: str = DIRECT.name,
-            clock=time.perf_counter, flops: bool = False, say=None) -> list[dict]:
-  """Times some methods against each other in this process.
+def measure(timed: list[Timed], num_runs: int, base: str = DIRECT.name,
+            clock=time.perf_counter, say=None) -> list[dict]:
+  """Times some ways to answer against each other in this process: `describe` of `time_runs`."""
+  runs = {(t.name, part): run for t in timed for part, run in t.parts.items()}
+  return describe(timed, time_runs(runs, num_runs, clock, say), base)
+
+
+def describe(timed: list[Timed], times: dict, base: str = DIRECT.name) -> list[dict]:
+  """What was found of each.
 
   Args:
-    base: the method that ratios are to, where it is among them.
-    flops: also count them, which compiles every program once more.
-  Returns: an entry a method: its facts, `<part>_ms` (median, q1, q3, runs), `<part>_ratio` to base
-    and, counted, `<part>_flops` and `<part>_flops_ratio`; where every block is read,
-    `to_one_readout`, the ratio of `full` to reading one.
+    times: (name, part) -> milliseconds of its runs.
+    base: the one that ratios are to, where it is among them.
+  Returns: an entry each: its facts, `<part>_ms` (median, q1, q3, runs), and `<part>_ratio` to base.
   """
-  runs = {(m.name, part): run for m in methods for part, run in m.parts.items()}
-  times = time_runs(runs, num_runs, clock, say)
-  counted = {m.name: m.count_flops() if flops else {} for m in methods}
-  entries = []
-  for method in methods:
-    entry = {'method': method.name, **method.facts}
-    for part in method.parts:
-      entry[f'{part}_ms'] = summarize(times[method.name, part])
-      if (base, part) in times:
-        entry[f'{part}_ratio'] = compute_ratio(times[method.name, part], times[base, part])
-      if flops:
-        mine, theirs = counted[method.name][part], counted.get(base, {}).get(part)
-        entry[f'{part}_flops'] = mine
-        entry[f'{part}_flops_ratio'] = mine / theirs if mine and theirs else None
-    one = (method.one, 'full')
-    if one in times:
-      entry['to_one_readout'] = compute_ratio(times[method.name, 'full'], times[one])
-    entries.append(entry)
-  return entries
+  return [{'method': t.name, **t.facts,
+           **{f'{part}_ms': summarize(times[t.name, part]) for part in t.parts},
+           **{f'{part}_ratio': compute_ratio(times[t.name, part], times[base, part])
+              for part in t.parts if (base, part) in times}} for t in timed]
 
 
 # ---- The programs ----
@@ -136,6 +123,18 @@ class Part:
   num_turns: int  # of its one loop
 
 
+@dataclasses.dataclass(frozen=True)
+class Bound:
+  """A part and all that it is called on."""
+  part: Part
+  args: tuple
+  mesh: jax.sharding.Mesh
+
+  def __call__(self):
+    with jax.set_mesh(self.mesh):
+      return self.part.program(*self.args)
+
+
 def list_kinds(config: Config, prefix: tuple, num_chain: int, num_answer: int, num_thoughts: int
                ) -> list[tuple[str, Config, Writing]]:
   """(name, config, what it writes) of every way to answer, on one network of a method with blocks.
@@ -154,10 +153,6 @@ def list_kinds(config: Config, prefix: tuple, num_chain: int, num_answer: int, n
           ('cot', config, make(num_chain=num_chain))]
 
 
-def _prefill(model, config, blocks, trunks):
-  return decode_lib.prefill(model, config, trunks, blocks)
-
-
 def make_parts(network: Network, writing: Writing) -> dict[str, Part]:
   """The programs of PARTS; nothing is run."""
   until_first, until_end = writing.num_chain + 1, writing.num_chain + writing.num_answer
@@ -166,7 +161,8 @@ def make_parts(network: Network, writing: Writing) -> dict[str, Part]:
                       for count in (until_first, until_end))
   everywhere = sharding.get_replicated(network.mesh)
   whole = network.jit(decode_lib.decode, 1, everywhere)
-  return {'prefill': Part(network.jit(_prefill, 1), writing.blocks, 0),
+  return {'prefill': Part(network.jit(lambda model, config, blocks, trunks: decode_lib.prefill(
+              model, config, trunks, blocks), 1), writing.blocks, 0),
           'first_token': Part(whole, to_first, until_first - 1),
           'decode': Part(network.jit(decode_lib.read, 1, everywhere), to_end, until_end - 1),
           'full': Part(whole, to_end, until_end - 1)}
@@ -180,57 +176,32 @@ def make_trunks(config: Config, memory_start: int, questions, num_blocks: int
   return decode_lib.make_trunks(questions, num_blocks, width, len(questions), config, memory_start)
 
 
-def make_method(name: str, network: Network, questions, writing: Writing,
-                parts: tuple = PARTS) -> Method:
-  """A method that `decode.decode` decodes.
+def make_timed(name: str, network: Network, questions, writing: Writing, parts: tuple = PARTS
+               ) -> Timed:
+  """What `decode.decode` does for a batch of encoded questions.
 
   Args:
-    questions: encoded, as many as the batch has.
     parts: what of it is timed.
   """
   config, codec, mesh = network.config, network.codec, network.mesh
-  num_blocks, blocks = writing.num_blocks, writing.blocks
-  num_thoughts = num_blocks * config.layout.block_tokens if config.facts.has_thoughts else 0
+  num_blocks = writing.num_blocks
   trunks = sharding.place_batch(
       make_trunks(config, codec.memory_start, questions, num_blocks), mesh)
   made = make_parts(network, writing)
 
   def bind(part, *more):
-    args = (*network.arrays, part.static, trunks, *more)
-
-    def run():
-      with jax.set_mesh(mesh):
-        return part.program(*args)
-    return run, part.program, args, part.num_turns
-
-  def bind_named(name):
-    kept = [bind(made['prefill'])[0]()] if name == 'decode' else []
-    return bind(made[name], *kept)
-  programs = {name: bind_named(name) for name in parts}
-
-  def count_flops():
-    with jax.set_mesh(mesh):
-      return {part: _count_flops(program, args, num_loops, mesh.size)
-              for part, (_, program, args, num_loops) in programs.items()}
-  device = jax.devices()[0]
-  return Method(name, {part: found[0] for part, found in programs.items()}, {
-      'device': device.device_kind, 'num_devices': mesh.size,
+    return Bound(made[part], (*network.arrays, made[part].static, trunks, *more), mesh)
+  bound = {part: bind(part, *([bind('prefill')()] if part == 'decode' else [])) for part in parts}
+  return Timed(name, bound, {
+      'device': jax.devices()[0].device_kind, 'num_devices': mesh.size,
       'dtype': config.model.compute_dtype, 'batch': len(questions),
-      'prompt_tokens': max(map(len, questions)),
-      'trunk_tokens': trunks.tokens.shape[1], 'num_blocks': num_blocks, 'num_readouts': len(blocks),
+      'prompt_tokens': max(map(len, questions)), 'trunk_tokens': trunks.tokens.shape[1],
+      'num_blocks': num_blocks, 'num_readouts': len(writing.blocks),
       'num_passes': count_passes(config, num_blocks),
-      'num_thoughts': num_thoughts,  # hidden states that are found one after the other first
+      # hidden states that are found one after the other first
+      'num_thoughts': num_blocks * config.layout.block_tokens * config.facts.has_thoughts,
       'prefix_tokens': len(writing.prefix), 'generated_to_first': writing.num_chain + 1,
-      'generated_in_full': writing.num_chain + writing.num_answer}, count_flops)
-
-
-def _count_flops(program, args, num_loops, num_devices) -> float | None:
-  """FLOPs of one run on all devices, where its one loop of unknown length runs so often."""
-  compiled = program.lower(*args).compile()
-  costs = hlo.compute_costs(compiled.as_text(), unknown_trips=num_loops)
-  if costs.unknown_loops > 1 or costs.unknown_kernels:  # tiles, whose number depends on the mask
-    return None
-  return costs.flops * num_devices
+      'generated_in_full': writing.num_chain + writing.num_answer})
 
 
 # ---- A run's own figures ----
@@ -247,11 +218,11 @@ def measure_passes(network: Network, record, results, num_runs: int, say=None):
   codec, shards = network.codec, sharding.count_shards(sharding.BATCH, network.mesh)
   questions = [codec.encode(record).question] * shards
   prefix = tuple(scores.get_answer_prefix(network.config, codec))
-  methods = [make_method(f'{r.num_passes} {k}', scores.set_passes(network, r.num_passes), questions,
-                         Writing(prefix, int(k), (int(k),)), ('first_token',))
-             for r in results for k in r.acc]
+  timed = [make_timed(f'{r.num_passes} {k}', scores.set_passes(network, r.num_passes), questions,
+                      Writing(prefix, int(k), (int(k),)), ('first_token',))
+           for r in results for k in r.acc]
   times = {e['method']: reader.from_tree(values.Quartiles, e['first_token_ms'])
-           for e in measure(methods, num_runs, say=say)}
+           for e in measure(timed, num_runs, say=say)}
   return [dataclasses.replace(r, first_token_ms={
       k: times[f'{r.num_passes} {k}'] for k in r.acc}) for r in results]
 
@@ -293,8 +264,8 @@ def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_ru
   entries = []
   for size in sizes:
     questions = [encoded.question] * (-(-size // shards) * shards)
-    methods = [make_method(n.config.method, n, questions, writing) for n, writing in kinds]
-    entries.append(measure(methods, num_runs, base=methods[-1].name, say=say)[0])
+    timed = [make_timed(n.config.method, n, questions, writing) for n, writing in kinds]
+    entries.append(measure(timed, num_runs, base=timed[-1].name, say=say)[0])
   first = entries[0]
   thoughts = (first['num_passes'] and f"{first['num_passes']} passes over the blocks first, ") or (
       first['num_thoughts'] and f"{first['num_thoughts']} thoughts found one by one first, ")

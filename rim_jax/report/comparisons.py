@@ -30,8 +30,7 @@ def compare(config: Config, workdir, other, say, console) -> None:
   if config.eval.checkpoint == 'splits':
     raise UserError("eval.checkpoint='splits': several checkpoints were scored, so that there is "
                     'no one answer a question to compare; take best, or last')
-  problems = card_lib.find_differences(card_lib.load_card(folder), config, folder)
-  refuse(problems)
+  refuse(card_lib.find_differences(card_lib.load_card(folder), config, folder))
   runs = {'a': _read_run(folder, config), 'b': _read_run(_find_run(other), config)}
   if storage.get_absolute(runs['a']['run']) == storage.get_absolute(runs['b']['run']):
     raise UserError(f'--with={other}: is the run itself; name another one')

@@ -5,6 +5,7 @@ entries have of it over seeds (report/control_results.py).
 """
 
 import csv
+import dataclasses
 import math
 
 from rim_jax import reader
@@ -73,6 +74,22 @@ def make_parts(run: str, folder) -> list[Section]:
       section('What block states hold', _make_probes(run, probes), none),
       section('Where block states lie',
               _make_components(run, probes.pca, folder) if probes.pca else [], none)]
+
+
+def make_summary(found: ControlsResult) -> Blocks:
+  """What a terminal shows of it: texts and tables; what a page has as maps are rows."""
+  run, probes = found.method or '', found.probes
+  swept = {f'{key}_{e.block}': e if i else dataclasses.replace(
+      e, what=sweep.what, expected=sweep.expected)
+           for key, sweep in found.sweeps.items() for i, e in enumerate(sweep.by_block)}
+  blocks = _make_controls(
+      run, dataclasses.replace(found, controls=found.controls | swept, sweeps={}))
+  if not probes or probes.none or not (probes.pca and probes.steps):
+    return [*blocks, paragraph(f'probes: {clean(probes.none)}') if probes else None]
+  explained = probes.pca.none or ', '.join(f'{100 * e:.1f}' for e in probes.pca.explained or ())
+  return [*blocks, *_make_probes(run, dataclasses.replace(probes, steps=None)),
+          paragraph(f'Two components of block states explain, in %: {clean(explained)}'),
+          _tabulate_steps(probes.steps)]
 
 
 # ---- Controls ----
@@ -242,6 +259,15 @@ def _make_selection(selection: SelectionResult) -> Blocks:
                        'gets right'], rows),
           paragraph('Chosen, block by block: ', join(map(number, selection.chosen_blocks or ())),
                     '.', small=True)]
+
+
+def _tabulate_steps(steps: StepProbes) -> Table | None:
+  if steps.acc is None or steps.majority is None:
+    return None
+  rows = {f'block {k}': row for k, row in enumerate(steps.acc, 1)} | {'frequent': steps.majority}
+  return table(['', *(f'r{t}' for t in range(1, len(steps.majority) + 1))],
+               [[row, *map(share, shares)] for row, shares in rows.items()],
+               'does this block hold that intermediate result? % right')
 
 
 def _make_steps(run, steps: StepProbes) -> Blocks:

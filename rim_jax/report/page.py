@@ -11,7 +11,7 @@ import itertools
 from etils import epath
 
 from rim_jax.report.figures import Figure
-from rim_jax.report.tables import Cell, Part, Table, cell, clean
+from rim_jax.report.tables import Cell, Part, Table, cell, clean, to_rich
 from rim_jax.results.values import EvalResult, Prediction
 from rim_jax.runtime import storage
 
@@ -112,6 +112,14 @@ def write_page(path, title: str, blocks: Blocks) -> epath.Path:
       figure.write(folder)
   storage.write_text(path, render_page(title, blocks))
   return path
+
+
+def show(console, blocks: Blocks) -> None:
+  """What a terminal shows of some blocks: texts and tables."""
+  from rich.text import Text
+  for block in keep(blocks):
+    if isinstance(block, (Paragraph, Table)):
+      console.print(to_rich(block, console) if isinstance(block, Table) else Text(block.cell.text))
 
 
 def list_figures(blocks):

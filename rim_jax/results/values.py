@@ -89,7 +89,7 @@ class LatencyFacts(Value):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatencyResult(LatencyFacts):
-  """How long a method's four programs take (evaluation/latency.py): ms, x direct, FLOPs."""
+  """How long a method's four programs take (evaluation/latency.py): ms, and x direct."""
   prefill_ms: Quartiles
   first_token_ms: Quartiles
   decode_ms: Quartiles
@@ -98,16 +98,6 @@ class LatencyResult(LatencyFacts):
   first_token_ratio: Quartiles | None = None
   decode_ratio: Quartiles | None = None
   full_ratio: Quartiles | None = None
-  prefill_flops: float | None = None
-  first_token_flops: float | None = None
-  decode_flops: float | None = None
-  full_flops: float | None = None
-  prefill_flops_ratio: float | None = None
-  first_token_flops_ratio: float | None = None
-  decode_flops_ratio: float | None = None
-  full_flops_ratio: float | None = None
-  to_one_readout: Quartiles | None = None  # of `full`, where every block is read
-
 
 # ---- Answers ----
 

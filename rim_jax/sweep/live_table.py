@@ -5,9 +5,9 @@ Reads what each run leaves (metrics, and what it says as data of its progress), 
 
 import time
 
-from rich import box, live, table
-from rich.text import Text
+from rich import live
 
+from rim_jax.report import tables
 from rim_jax.runtime import status
 from rim_jax.runtime.point_run import PointRun
 from rim_jax.sweep import jobs
@@ -38,7 +38,7 @@ class Board:
     now = time.monotonic()
     if self._live:  # every table reads the metrics of what runs
       if last or now - self._at >= _SHOW_SECS:
-        self._live.update(make_table(self._runs), refresh=True)
+        self._live.update(_draw(self._runs, self._console), refresh=True)
         self._at = now
       return
     for run in self._runs:
@@ -53,14 +53,13 @@ class Board:
       self._at = now
 
 
-def make_table(runs: list[PointRun]) -> table.Table:
-  shown = table.Table('point', 'state', 'where it is', box=box.SIMPLE)
-  for run in runs:
-    result = run.result
-    told = (f"{result.final_acc:.1%} after {result.step} steps" if result else
-            run.error or (read_progress(run) if run.status == 'running' else ''))
-    shown.add_row(Text(run.point.name), Text(run.status), Text(told))
-  return shown
+def _draw(runs: list[PointRun], console):
+  """Where each run stands."""
+  shown = tables.table(['point', 'state', 'where it is'], [
+      [run.point.name, run.status, f'{run.result.final_acc:.1%} after {run.result.step} steps'
+       if run.result else run.error or (read_progress(run) if run.status == 'running' else '')]
+      for run in runs])
+  return tables.to_rich(shown, console) if shown else ''
 
 
 def read_progress(run: PointRun) -> str:

@@ -14,7 +14,7 @@ from rim_jax.runtime import run_folder
 # Keys that a matched run may have otherwise, each as a whole or as how some begin: of steps and of
 # stages, which it has not; of other methods; which examples share a row, not what they are; and
 # data, whose fingerprint must agree.
-_NOT_COMPARED = (
+_OF_OTHERS = (
     'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
     'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
     'curriculum.reset_optimizer', 'icot.', 'coconut.', 'codi.', 'distill.',
@@ -105,7 +105,7 @@ def _find_differences(card, config: Config, prints) -> list[str]:
 
 def _list_changed(theirs: dict, config: Config, left_out=()) -> list[str]:
   """Keys that both methods have and that change what is computed, where another run's differ."""
-  left_out += _NOT_COMPARED
+  left_out += _OF_OTHERS
   if not methods.get_facts(theirs['method']).has_blocks:
     left_out += _OF_BLOCKS
   if config.facts.stage:

@@ -548,7 +548,7 @@ def probe_controls(config, tools):
                       lambda *args, **kwargs: (support.make_network(config), 7))
   tools.patch.setattr(interventions, 'run_controls', lambda *args: {
       'controls': {}, 'sweeps': {}, 'pairing': None})
-  tools.patch.setattr(modes, '_show_controls', lambda *args: None)
+  tools.patch.setattr(modes.control_sections, 'make_summary', lambda *args: [])
   tools.patch.setattr(modes, '_write_summary', lambda *args: None)
   tools.patch.setattr(probes, 'run_probes', record)
   tools.patch.setattr(attention_weights, 'read_attention',

@@ -1,9 +1,11 @@
 """What a page says of a run's memory is what controls.json and pca.csv hold, number for number."""
 
 import csv
+import io
 import re
 
 import pytest
+from rich import console as rich_console
 
 from rim_jax import config as config_lib
 from rim_jax import reader
@@ -243,3 +245,24 @@ def test_configs_of_every_method_have_a_page(tmp_path):
     assert ('memory do the work' in text) == (method in (
         'rim', 'rim_stage1', 'rim_stage2', 'pause')), method
   assert config_lib.Config().controls.num_attention == 4
+
+
+def test_a_terminal_has_probes_as_tables_and_what_is_missing_says_so():
+  out = io.StringIO()
+  selection = {'acc': 0.5, 'final_acc': 0.25, 'any_block_acc': 0.75, 'recoverable_acc': None,
+               'num_recoverable': 3}
+  found = reader.from_tree(values.ControlsResult, {
+      'set': 'test', 'n': 8, 'step': 3, 'num_blocks': 2, 'controls': {}, 'sweeps': {},
+      'pairing': {'num_pairs': 1, 'num_equal_answers': 2, 'num_without_partner': 3},
+      'probes': {
+          'state': 'it', 'num_questions': {'train': 5, 'valid': 6, 'test': 7},
+          'right': {'selection': selection, 'pooled': {}, 'by_block': [
+              {'block': 1, 'auroc': 0.875, 'auprc': 0.75}, {'block': 2, 'none': 'one [class]'}]},
+          'pca': {'explained': [0.5, 0.125], 'fitted_on': 3},
+          'steps': {'acc': [[0.5, None], [0.25, 1.0]], 'majority': [0.1, None]}}})
+  page_lib.show(rich_console.Console(file=out, width=100), control_sections.make_summary(found))
+  assert '50.0, 12.5' in out.getvalue()
+  cells = [line.split() for line in out.getvalue().splitlines()]
+  for row in ('block 1 87.5 75.0 – –', 'block 2 one [class] – – –', 'chosen 50.0 –',
+              'block 1 50.0 –', 'block 2 25.0 100.0', 'frequent 10.0 –', 'upper bound'):
+    assert row.split() in cells, row

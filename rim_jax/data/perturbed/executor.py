@@ -25,6 +25,8 @@ _KNOWN = {'day': '7 365', 'week': '7 52', 'daily': '7 365', 'hour': '60 24', 'mi
           'kilo': '1000', 'kg': '1000', 'km': '1000', 'ml': '1000', 'gram': '1000',
           'milli': '1000', 'nickel': '5 0.05', 'dime': '10 0.1', 'quarters': '25 0.25',
           'penn': '0.01'}
+_NUMBER = re.compile(r'\d+\.\d*|\.\d+|\d+')
+_EXPRESSION = re.compile(rf'\(*(?:{_NUMBER.pattern})\)*(?:[-+*/]\(*(?:{_NUMBER.pattern})\)*)*')
 
 
 def find_fault(question: str, steps, answer: str) -> str:
@@ -33,7 +35,7 @@ def find_fault(question: str, steps, answer: str) -> str:
   for number, step in enumerate(steps, 1):
     left, equals, right = step.partition('=')
     try:
-      computed, operands = _Reader(left).read()
+      computed, operands = _compute(left)
       value = Fraction(right)
     except (ValueError, ZeroDivisionError):
       return f'step {number}, {step}: not an equation'
@@ -78,46 +80,15 @@ def _read_word(word, following):
   return frozenset(map(Fraction, found))
 
 
-class _Reader:
-  """A recursive-descent reader of + - * / and brackets, in exact fractions."""
+def _compute(text: str) -> tuple[Fraction, list[Fraction]]:
+  """(what + - * / and brackets come to, in exact fractions; the numbers in it).
 
-  def __init__(self, text):
-    self._tokens = re.findall(r'\d+\.\d*|\.\d+|\d+|[-+*/()]', text)
-    if ''.join(self._tokens) != text:
-      raise ValueError(text)
-    self._operands = []
-
-  def read(self):
-    value = self._read_sum()
-    if self._tokens:
-      raise ValueError(self._tokens)
-    return value, self._operands
-
-  def _next(self, expected):
-    return self._tokens.pop(0) if self._tokens and self._tokens[0] in expected else ''
-
-  def _read_sum(self):
-    value = self._read_product()
-    while operator := self._next('+-'):
-      other = self._read_product()
-      value = value + other if operator == '+' else value - other
-    return value
-
-  def _read_product(self):
-    value = self._read_operand()
-    while operator := self._next('*/'):
-      other = self._read_operand()
-      value = value * other if operator == '*' else value / other
-    return value
-
-  def _read_operand(self):
-    if self._next('('):
-      value = self._read_sum()
-      if not self._next(')'):
-        raise ValueError('no )')
-      return value
-    if not self._tokens:
-      raise ValueError('no operand')
-    value = Fraction(self._tokens.pop(0))  # ValueError where it is an operator
-    self._operands.append(value)
-    return value
+  Raises: ValueError or ZeroDivisionError where it is no such expression.
+  """
+  if not _EXPRESSION.fullmatch(text):
+    raise ValueError(text)
+  try:  # of numbers, brackets and single operators between them: nothing else can come to run
+    value = eval(_NUMBER.sub(r"F('\g<0>')", text), {'F': Fraction, '__builtins__': {}})
+  except (SyntaxError, TypeError, RecursionError, MemoryError):
+    raise ValueError(text) from None
+  return value, list(map(Fraction, _NUMBER.findall(text)))
