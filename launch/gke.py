@@ -113,16 +113,13 @@ def main(argv):
   own, command = supervise.split_command(argv)
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--name', required=True)
-  parser.add_argument('--image', required=True, help='with rim_jax[tpu] installed')
-  parser.add_argument('--directory', default='/rim_jax', help='of the checkout in the image')
-  parser.add_argument('--accelerator', required=True)
-  parser.add_argument('--topology', required=True)
-  parser.add_argument('--hosts', type=int, required=True, help='of one slice')
-  parser.add_argument('--chips', type=int, default=4, help='of one host')
-  parser.add_argument('--slices', type=int, default=1)
-  parser.add_argument('--points', type=int, default=0, help='of a sweep; 0: count them')
-  parser.add_argument('--restarts', type=int, default=20)
+  for name, default, words in (
+      ('name', '', ''), ('image', '', 'with rim_jax[tpu] installed'), ('accelerator', '', ''),
+      ('topology', '', ''), ('hosts', 0, 'of one slice'), ('chips', 4, 'of one host'),
+      ('directory', '/rim_jax', 'of the checkout in the image'), ('slices', 1, ''),
+      ('points', 0, 'of a sweep; 0: count them'), ('restarts', 20, '')):
+    parser.add_argument(f'--{name}', default=default, type=type(default), help=words, required=(
+        not default and name != 'points'))
   parser.add_argument('--dry-run', action='store_true')
   args = parser.parse_args(own)
   try:

@@ -16,11 +16,11 @@ from rim_jax import reader, terminal
 from rim_jax import train as train_lib
 from rim_jax.config import methods
 from rim_jax.config import stages as stages_lib
+from rim_jax.data.records import Record
 from rim_jax.errors import UserError, refuse
 from rim_jax.evaluation import decode
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.evaluation import scores as scores_lib
-from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import preview
 from rim_jax.report import control_sections, page, plans, run_page, tables
 from rim_jax.results import judge, values
@@ -214,11 +214,8 @@ def _run_probes(task, folder, network, say):
   limits = {'train': config.controls.num_probe_examples, 'test': config.eval.num_examples,
             'valid': config.controls.num_probe_examples}
   records = {s: run_scores_lib.get_records(task, s, limit) for s, limit in limits.items()}
-
-  def make_load(step):
-    return lambda: state_lib.load_network(task, folder, step)[0].params
-  kept = {step: make_load(step) for step in checkpoint_lib.list_whole(
-      checkpoint_lib.get_folder(folder))}
+  kept = {step: lambda step=step: state_lib.load_network(task, folder, step)[0].params
+          for step in checkpoint_lib.list_whole(checkpoint_lib.get_folder(folder))}
   return probes_lib.run_probes(decode.Decoder(network), records, kept, say)
 
 
@@ -291,15 +288,12 @@ def generate(config, workdir, question, say, console) -> None:
                     'standard input')
   task, folder = _open_run(config, workdir, lambda line: None, with_data=False)
   config, codec, blocks = task.config, task.codec, task.config.eval_blocks
-  encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
-  prefix = scores_lib.get_answer_prefix(config, codec)
-  for ids in encoded:
-    decode.check_positions(len(ids), blocks, len(prefix) + config.eval.max_new_tokens - 1, config,
-                           '--question')
+  encoded = scores_lib.encode_questions(
+      [Record(q, (), '', '--question') for q in questions], config, codec, blocks)
   network, step = state_lib.load_network(task, folder, config.eval.checkpoint, say=say)
   say(f'{folder}, step {step}, K={blocks}')
-  texts, _ = decode.Decoder(network).decode_texts(encoded, blocks, prefix,
-                                                  scores_lib.get_blocks(blocks))
+  texts, _ = decode.Decoder(network).decode_texts(
+      encoded, blocks, scores_lib.get_answer_prefix(config, codec), scores_lib.get_blocks(blocks))
   for text, row in zip(questions, texts):
     run_page.show_answers(console, text, scores_lib.get_blocks(blocks), row, config)
 

@@ -22,8 +22,8 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # not know each other.
 LEVELS = (
     ('errors',), ('config', 'reader', 'terminal'), ('points', 'stages', 'results'),
-    ('data', 'runtime'), ('packing',), ('model',), ('methods', 'pretrained'), ('training',),
-    ('evaluation',), ('planning',), ('report',), ('sweep', 'train'),
+    ('data', 'runtime'), ('packing',), ('model',), ('methods', 'pretrained'), ('task',),
+    ('training',), ('evaluation',), ('planning',), ('report',), ('sweep', 'train'),
     ('modes', 'command_line'), ('main',))
 HEAVY = ('jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow_datasets', 'tokenizers',
          'safetensors')

@@ -199,9 +199,7 @@ def _is_whole(path, file):
     return True
   digest = hashlib.sha256() if large else hashlib.sha1(f'blob {os.path.getsize(path)}\0'.encode())
   with path.open('rb') as f:
-    while block := f.read(1 << 20):
-      digest.update(block)
-  return digest.hexdigest() == (large or file.blob_id)
+    return hashlib.file_digest(f, lambda: digest).hexdigest() == (large or file.blob_id)
 
 
 def _find_cached(name, repo, part, revision, kind, say):

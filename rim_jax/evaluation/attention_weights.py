@@ -86,11 +86,6 @@ def weigh(q_bshk, k_bcnk, visible_bsc):
   return jnp.where(visible_bsc, jnp.concatenate(parts, -1)[..., :num_keys], 0)
 
 
-def name_groups(num_blocks: int) -> list[str]:
-  """What `group_weights` sums over, in order."""
-  return ['question', *(f'block {k}' for k in range(1, num_blocks + 1)), 'readout']
-
-
 def group_weights(weights_lbst, rows: batch_lib.Batch, num_blocks: int):
   """Sums over the question, each block and the readout's own tokens: [l, b, s, K + 2]."""
   trunk_bt = (rows.example > 0) & (rows.readout == 0)
@@ -108,7 +103,7 @@ def read_attention(network: Network, records) -> dict:
   """
   config, codec, mesh = network.config, network.codec, network.mesh
   num_blocks = config.eval_blocks
-  questions = scores.encode_questions(records, network, num_blocks)
+  questions = scores.encode_questions(records, config, codec, num_blocks)
   shards = sharding.count_shards(sharding.BATCH, mesh)
   rows = make_rows(questions, num_blocks, -(-len(questions) // shards) * shards, config, codec)
   compute = network.jit(compute_weights, out_shardings=sharding.get_replicated(mesh))
@@ -116,21 +111,19 @@ def read_attention(network: Network, records) -> dict:
     weights_lbst = np.asarray(compute(*network.arrays, sharding.place_batch(rows, mesh)))
   by_group = group_weights(weights_lbst, rows, num_blocks)[:, :len(questions)].transpose(1, 2, 0, 3)
   by_token_bst = weights_lbst.mean(0)
-  prefix = scores.get_answer_prefix(config, codec)
+  num_prefix = len(scores.get_answer_prefix(config, codec))
+  place = f'the last forced token (of {num_prefix})' if num_prefix else "that block's closing token"
   return {
       'what': "attention's weights where the first token of the answer after block k is chosen, "
-              f'{_name_place(len(prefix))}; a mean over heads',
-      'num_questions': len(records), 'groups': name_groups(num_blocks),
+              f'{place}; a mean over heads',
+      'num_questions': len(records),
+      'groups': ['question', *(f'block {k}' for k in range(1, num_blocks + 1)), 'readout'],
       'mean': _round(by_group.mean(0)),
       'questions': [{
           'question': record.question, 'answer': record.answer,
           'tokens': [codec.tokenizer.decode([i]) for i in ids],
           'by_group': _round(by_group[b]), 'by_token': _round(by_token_bst[b, :, :len(ids)])}
                     for b, (record, ids) in enumerate(zip(records, questions))]}
-
-
-def _name_place(num_prefix):
-  return f'the last forced token (of {num_prefix})' if num_prefix else "that block's closing token"
 
 
 def _round(x):

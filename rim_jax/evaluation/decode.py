@@ -88,11 +88,11 @@ def decode(model, config: Config, readouts: Readouts, trunks: Trunks, draw=None)
       depends on these, the seed, the block and the place alone, not on the batch.
   Shapes: -> i32[b, r, max_new_tokens], r = len(blocks); eos from the first eos on.
   """
-  filled = prefill(model, config, readouts.blocks, trunks)
+  filled = prefill(model, config, trunks, readouts.blocks)
   return read(model, config, readouts, trunks, filled, draw)
 
 
-def prefill(model, config: Config, blocks: tuple, trunks: Trunks):
+def prefill(model, config: Config, trunks: Trunks, blocks: tuple):
   """The trunks alone, once for all readouts, with as many passes as answering takes.
 
   Returns: (x [b, r, d] at the last token of each of `blocks`, (keys, values) [l, b, c, n, k],
@@ -136,7 +136,18 @@ def get_starts(blocks: tuple, trunks: Trunks, config: Config):
   return trunks.num_question[:, None] + layout_lib.get_block_size(config.layout) * block_r[None]
 
 
-# Long: one jitted loop, whose parts close over the same cache and fields.
+def _make_fields(readouts: Readouts, start_br, first, count: int) -> batch_lib.Fields:
+  """Fields of `count` tokens of every readout from time `first` on: i32[b, count * r]."""
+  num_rows, num_readouts = start_br.shape
+
+  def spread(x):
+    return jnp.broadcast_to(x, (num_rows, count, num_readouts)).reshape(num_rows, -1)
+  return batch_lib.Fields(
+      positions=spread(start_br[:, None] + (first + jnp.arange(count))[None, :, None]),
+      example=spread(1), block=spread(jnp.asarray(readouts.blocks, jnp.int32)[None, None]),
+      readout=spread(1 + jnp.arange(num_readouts)[None, None]))
+
+
 def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw=None):
   """`decode` from what `prefill` gave."""
   x_brd, kv, trunk_fields = filled
@@ -148,31 +159,16 @@ def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw
   width = trunk_fields.positions.shape[1]
   length = num_prefix + max_new_tokens - 1  # the last new token is never an input
   # Readout tokens stand in the cache by time, then by readout: [time, readout].
-  block_r = jnp.asarray(readouts.blocks, jnp.int32)
   start_br = get_starts(readouts.blocks, trunks, config)
-
-  def make_fields(first, count):
-    """Fields of `count` readout tokens from time `first` on: i32[b, count * r]."""
-    time = first + jnp.arange(count)
-    shape = (num_rows, count, num_readouts)
-
-    def spread(x):
-      return jnp.broadcast_to(x, shape).reshape(num_rows, -1)
-    return batch_lib.Fields(
-        positions=spread(start_br[:, None] + time[None, :, None]),
-        example=spread(1),
-        block=spread(block_r[None, None]),
-        readout=spread(1 + jnp.arange(num_readouts)[None, None]))
-
   cache = jax.tree.map(
       lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length * num_readouts), (0, 0), (0, 0))), kv)
   # Tokens not written yet are invisible: their positions lie after every query's.
   cache_fields = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1),
-                              trunk_fields, make_fields(0, length))
+                              trunk_fields, _make_fields(readouts, start_br, 0, length))
 
   def feed(tokens_bt, first, count, cache):
     """Hidden states of the last of `count` times, [b, r, d], and the extended cache."""
-    fields = make_fields(first, count)
+    fields = _make_fields(readouts, start_br, first, count)
     x_btd, cache = model(tokens_bt, fields.positions, see(fields, cache_fields), cache=cache,
                          offset=width + first * num_readouts)
     return x_btd[:, -num_readouts:], cache
@@ -186,7 +182,8 @@ def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw
     logits_brv = model.compute_logits(x_brd)[..., :readouts.num_ids]
     if draw is None:
       return logits_brv.argmax(-1).astype(jnp.int32)
-    return draw_ids(logits_brv / config.eval.temperature, config.seed, draw, block_r, place)
+    return draw_ids(logits_brv / config.eval.temperature, config.seed, draw,
+                    jnp.asarray(readouts.blocks, jnp.int32), place)
 
   first_br = choose(x_brd, 0)
   out = jnp.full((num_rows, num_readouts, max_new_tokens), eos_id, jnp.int32)

@@ -82,25 +82,22 @@ class Pairs:
 # ---- The controls, on (keys, values) [l, b, t, n, k] ----
 
 
-def keep(kv, trunks, pairs: Pairs, config: Config):
+def keep(kv, *unused):
   """Nothing."""
-  del trunks, pairs, config
   return kv
 
 
-def swap(kv, trunks, pairs: Pairs, config: Config):
+def swap(kv, trunks, pairs: Pairs, *unused):
   """The blocks in `pairs.swapped` come from each row's donor."""
-  del config
   changed = pairs.swapped[trunks.fields.block][None, :, :, None, None]
   return jax.tree.map(lambda x: jnp.where(changed, x[:, pairs.donor], x), kv)
 
 
-def average(kv, trunks, pairs: Pairs, config: Config):
+def average(kv, trunks, pairs: Pairs, *unused):
   """Every block is its mean over the other rows of equal length, position by position.
 
   Without the own row: in a mean of few, its own part would still answer.
   """
-  del config
   changed = (trunks.fields.block > 0)[None, :, :, None, None]
 
   def mix(x):
@@ -164,7 +161,7 @@ def decode_changed(model, config: Config, change, sees_question: bool,
 
   Shapes: -> i32[b, r, max_new_tokens], as there.
   """
-  x_brd, kv, fields = decode_lib.prefill(model, config, readouts.blocks, trunks)
+  x_brd, kv, fields = decode_lib.prefill(model, config, trunks, readouts.blocks)
   kv = change(kv, trunks, pairs, config)
   if not readouts.prefix:
     x_brd = close_again(model, config, readouts.blocks, trunks, kv, sees_question)
@@ -215,8 +212,7 @@ class Reader:
 
   def __init__(self, decoder: decode_lib.Decoder, records):
     self._decoder, network = decoder, decoder.network
-    self._questions = [layout_lib.encode_question(
-        r.question, network.codec.tokenizer, network.codec.template) for r in records]
+    self._questions = [network.codec.encode_question(r.question) for r in records]
     self._decode = network.jit(decode_changed, 3, sharding.get_replicated(network.mesh))
     # Whole batches, however few the questions are: who is whose donor depends on their size.
     self._size = decoder.choose_batch_size(network.config.eval.batch_size)

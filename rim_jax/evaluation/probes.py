@@ -16,7 +16,6 @@ import numpy as np
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores as scores_lib
-from rim_jax.packing import layout as layout_lib
 
 CHOICES_OF_C = (0.01, 0.1, 1.0, 10.0)
 NUM_POINTS = 200  # questions whose states are kept as points, for a plot
@@ -46,8 +45,7 @@ def run_probes(decoder: decode_lib.Decoder, records: dict, kept: dict, say=print
     return {'none': "with one layer, a block's state before it is the same for all questions"}, None
   num_blocks = config.eval_blocks
   states, right = {}, {}
-  questions = {s: [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
-                   for r in rows] for s, rows in records.items()}
+  questions = {s: [codec.encode_question(r.question) for r in rows] for s, rows in records.items()}
   for split, rows in records.items():
     say(f'probes: {len(rows):,} {split} questions')
     _, predictions = scores_lib.evaluate(decoder, rows, num_blocks)

@@ -1,6 +1,6 @@
 """What a run's checkpoint scores on a set of questions: results.json and predictions/.
 
-`task` is a `train.Task`: config, dataset, codec, mesh, base.
+`task` is a `task.Task`: config, dataset, codec, mesh, base.
 """
 
 import dataclasses

@@ -38,9 +38,9 @@ def evaluate(decoder: decode_lib.Decoder, records, num_blocks: int, say=None, pr
   Returns: (what they score, one prediction a record).
   Raises: UserError where a question runs beyond a learned position table.
   """
-  config = decoder.network.config
-  prefix = get_answer_prefix(config, decoder.network.codec) if prefix is None else prefix
-  texts, ended = decoder.decode_texts(encode_questions(records, decoder.network, num_blocks),
+  config, codec = decoder.network.config, decoder.network.codec
+  prefix = get_answer_prefix(config, codec) if prefix is None else prefix
+  texts, ended = decoder.decode_texts(encode_questions(records, config, codec, num_blocks),
                                       num_blocks, prefix, get_blocks(num_blocks), say)
   predictions = [judge.make_prediction(record, row, config) for record, row in zip(records, texts)]
   return values.EvalResult(
@@ -48,15 +48,17 @@ def evaluate(decoder: decode_lib.Decoder, records, num_blocks: int, say=None, pr
       num_unfinished=int((~ended[:, -1]).sum())), predictions  # cut off at max_new_tokens
 
 
-def encode_questions(records, network: Network, num_blocks: int) -> list[list[int]]:
+def encode_questions(records, config: Config, codec, num_blocks: int, prefix=None
+                     ) -> list[list[int]]:
   """Ids of every question, each known to leave room for its blocks and its answer.
 
+  Args:
+    prefix: ids that are forced first; the method's own by default.
   Raises: UserError where one runs beyond a learned position table.
   """
-  config, codec = network.config, network.codec
-  questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
-               for r in records]
-  num_more = len(get_answer_prefix(config, codec)) + config.eval.max_new_tokens - 1
+  prefix = get_answer_prefix(config, codec) if prefix is None else prefix
+  questions = [codec.encode_question(r.question) for r in records]
+  num_more = len(prefix) + config.eval.max_new_tokens - 1
   for record, question in zip(records, questions):
     decode_lib.check_positions(len(question), num_blocks, num_more, config, record.origin)
   return questions
@@ -93,9 +95,9 @@ def set_passes(network: Network, num_passes: int) -> Network:
 
 
 def _score_blocks(decoder, records, blocks, say):
-  config, most = decoder.network.config, max(blocks)
-  texts, _ = decoder.decode_texts(encode_questions(records, decoder.network, most), most,
-                                  get_answer_prefix(config, decoder.network.codec), blocks, say)
+  config, codec, most = decoder.network.config, decoder.network.codec, max(blocks)
+  texts, _ = decoder.decode_texts(encode_questions(records, config, codec, most), most,
+                                  get_answer_prefix(config, codec), blocks, say)
   correct = [[judge.is_right(judge.parse_answer(text, config), record.answer) for text in row]
              for record, row in zip(records, texts)]
   return dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))
@@ -107,8 +109,8 @@ def find_beyond(records, config: Config, codec, blocks, num_positions: int) -> l
   Args:
     num_positions: those that it reached.
   """
-  longest = max(len(layout_lib.encode_question(r.question, codec.tokenizer, codec.template))
-                for r in records) + len(get_answer_prefix(config, codec))
+  longest = max(len(codec.encode_question(r.question)) for r in records) + len(
+      get_answer_prefix(config, codec))
   size = layout_lib.get_block_size(config.layout)
   return [k for k in blocks if longest + size * k > num_positions]
 
@@ -119,10 +121,9 @@ def evaluate_samples(decoder: decode_lib.Decoder, records, num_blocks: int, say=
 
   Returns: (fields of a result, right answers of each question, of eval.num_samples).
   """
-  config = decoder.network.config
-  count = config.eval.num_samples
-  prefix = get_answer_prefix(config, decoder.network.codec)
-  questions = encode_questions(records, decoder.network, num_blocks)
+  config, codec = decoder.network.config, decoder.network.codec
+  count, prefix = config.eval.num_samples, get_answer_prefix(config, codec)
+  questions = encode_questions(records, config, codec, num_blocks)
   num_right = [0] * len(records)
   for sample in range(count):
     before = sample * len(records)
@@ -226,16 +227,12 @@ def evaluate_steps(decoder: decode_lib.Decoder, records, say=None) -> dict:
     counts records with t < n: the last block's readout is the answer.
   """
   config, codec = decoder.network.config, decoder.network.codec
-  questions = [layout_lib.encode_question(r.question, codec.tokenizer, codec.template)
-               for r in records]
   most = max(len(r.steps) for r in records)
   if most < 2:
     return {}
   blocks = tuple(range(1, most))
   prefix = codec.template.step_prefix
-  for record, question in zip(records, questions):
-    decode_lib.check_positions(len(question), most - 1,
-                               len(prefix) + config.eval.max_new_tokens - 1, config, record.origin)
+  questions = encode_questions(records, config, codec, most - 1, prefix)
   texts, _ = decoder.decode_texts(questions, most - 1, prefix, blocks, say)
   right, count = np.zeros((2, most - 1))
   for record, row in zip(records, texts):

@@ -37,6 +37,9 @@ class Codec:
   layout: Callable[..., layout_lib.Example]
   removal: order.Removal | None = None
 
+  def encode_question(self, text: str) -> list[int]:
+    return layout_lib.encode_question(text, self.tokenizer, self.template)
+
   def encode(self, record) -> layout_lib.Encoded:
     return layout_lib.encode_record(record, self.tokenizer, self.template)
 

@@ -81,16 +81,6 @@ def _choose_examples(predictions, count):
   return right[:num_right] + wrong[:count - num_right]
 
 
-def _format(value, form: str = '') -> str:
-  if isinstance(value, dict):
-    return ', '.join(f'{k}: {_format(v, form)}' for k, v in value.items())
-  if isinstance(value, list):
-    return ', '.join(map(_format, value))
-  if isinstance(value, str):
-    return clean(value)
-  return (form or ('{:.1%}' if isinstance(value, float) else '{:,}')).format(value)
-
-
 def _by_block(values, num_blocks):
   """Block -> value; 0 stands for the question alone."""
   return dict(enumerate(values, 1 if num_blocks else 0))
@@ -134,11 +124,11 @@ def _tabulate_result(name, result: EvalResult) -> Table | None:
   facts, rows = _get_facts(result), []
   for measure in result.measures:
     found = getattr(result, measure.name)
-    value = cell(_format(found, measure.form))
+    value = cell(_show(found, measure.form).text)
     if measure.heads:
-      rows += [(_name_block(block, facts), _format(acc), '█' * round(20 * acc))
+      rows += [(_name_block(block, facts), _show(acc), '█' * round(20 * acc))
                for block, acc in _by_block(result.block_acc, result.num_blocks).items()]
-      value = cell(f'{value.text} +- {_format(result.final_acc_stderr)}').style('strong')
+      value = (value + ' +- ' + _show(result.final_acc_stderr)).style('strong')
     meaning = facts.label if measure.name == 'method' else measure.meaning
     if measure.long or isinstance(found, (dict, list)):  # in the wide column
       value, meaning = cell(''), value.text
@@ -215,7 +205,8 @@ def _show(value, form: str = '') -> Cell:
     return stack([cell(f'{clean(k)}: ', _show(v, form)) for k, v in value.items()])
   if isinstance(value, list):
     return cell(join(map(number, value), ', '), long=True)
-  return cell(number(value, _format(value, form)))
+  shown = (form or ('{:.1%}' if isinstance(value, float) else '{:,}')).format(value)
+  return cell(number(value, shown))
 
 
 def _make_headline(results) -> Table | None:

@@ -1,6 +1,6 @@
 """The reproduction card of a run, WORKDIR/config.json: what it was, and whether this is still it.
 
-`task` is a `train.Task`: config, dataset, codec, mesh, base.
+`task` is a `task.Task`: config, dataset, codec, mesh, base.
 """
 
 import dataclasses

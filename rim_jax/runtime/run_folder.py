@@ -51,10 +51,6 @@ class RunFolder:
     return self / 'metrics.jsonl'
 
   @property
-  def checkpoints(self) -> epath.Path:
-    return self / 'checkpoints'
-
-  @property
   def results(self) -> epath.Path:
     return self / 'results.json'
 
@@ -66,10 +62,6 @@ class RunFolder:
   def points(self) -> epath.Path:
     """Block states on two components, as `probes.format_points` writes them."""
     return self / 'pca.csv'
-
-  @property
-  def report(self) -> epath.Path:
-    return self / 'report.html'
 
   def get_predictions(self, set_name: str) -> epath.Path:
     return self / 'predictions' / f'{set_name}.jsonl'

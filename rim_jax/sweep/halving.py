@@ -12,6 +12,7 @@ import dataclasses
 import math
 
 from rim_jax.config import grid as grid_lib
+from rim_jax.config import replace_keys
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
 from rim_jax.runtime import run_folder
@@ -46,20 +47,14 @@ def parse_halving(at: str, keep: float) -> Halving | None:
   return Halving(shares, keep)
 
 
-def stop_at(config, share: float):
-  """A run's config, to end at a share of its budget."""
-  return dataclasses.replace(config, checkpoint=dataclasses.replace(
-      config.checkpoint, stop_frac=share))
-
-
 def read_score(run: PointRun, share: float) -> float | None:
   """A point's accuracy on valid after a share of its budget; None where it is not there yet.
 
   Of the very step at which the run ends for it: one that has gone further is judged as it was.
   """
-  begun = [(name, config) for name, config in stages_lib.make_stages(
-      stop_at(run.point.config, share)) if config.checkpoint.stop_frac]
-  name, config = begun[-1]
+  whole = replace_keys(run.point.config, {'checkpoint.stop_frac': share})
+  name, config = [(name, config) for name, config in stages_lib.make_stages(whole)
+                  if config.checkpoint.stop_frac][-1]
   folder = checkpoint_lib.get_folder(run.folder / name)
   saved = checkpoint_lib.list_whole(folder)
   try:

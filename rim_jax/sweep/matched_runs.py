@@ -6,6 +6,7 @@ Reads what those runs have left (card, results), never a model.
 import dataclasses
 
 from rim_jax.config import Config, flatten, is_runtime, methods
+from rim_jax.config.limits import list_broken
 from rim_jax.errors import UserError, refuse
 from rim_jax.evaluation import interventions
 from rim_jax.runtime import card as card_lib
@@ -55,20 +56,20 @@ def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
     except UserError as e:
       problems.append(f'{key}: {e}')
       continue
-    theirs = card['data']['fingerprint']
-    if methods.get_facts(card['config']['method']) is not facts:
-      problems.append(f"{key}: was run with method '{card['config']['method']}'; name a {name} "
-                      'run, or leave the key out')
-    elif theirs != prints['data']:
-      problems.append(f'{key}: its data are not this run\'s (fingerprint {theirs}, here '
-                      f'{prints["data"]}); train it on the same data, or leave the key out')
-    elif set_names[name] not in results:
-      problems.append(f"{key}: has no results on '{set_names[name]}', only on "
-                      f'{", ".join(results) or "nothing"}; evaluate it there with --mode=eval')
-    else:
+    theirs, method, wanted = card['data']['fingerprint'], card['config']['method'], set_names[name]
+    wrong = list_broken(
+        (methods.get_facts(method) is not facts,
+         f"was run with method '{method}'; name a {name} run, or leave the key out"),
+        (theirs != prints['data'],
+         f'its data are not this run\'s (fingerprint {theirs}, here {prints["data"]}); train it on '
+         'the same data, or leave the key out'),
+        (wanted not in results,
+         f"has no results on '{wanted}', only on {', '.join(results) or 'nothing'}; evaluate it "
+         'there with --mode=eval'))
+    problems += [f'{key}: {why}' for why in wrong[:1]]
+    if not wrong:
       entries[name] |= {
-          'run': folder, 'seed': card['config']['seed'],
-          **interventions.pick(results[set_names[name]]),
+          'run': folder, 'seed': card['config']['seed'], **interventions.pick(results[wanted]),
           'differs': _find_differences(card, config, prints)}
   refuse(problems)
   return entries

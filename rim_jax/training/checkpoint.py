@@ -44,13 +44,9 @@ class Card(typing.TypedDict):
 
 
 def _digest(path) -> list:
-  sha = hashlib.sha256()
-  size = 0
   with epath.Path(path).open('rb') as f:
-    while chunk := f.read(1 << 22):
-      sha.update(chunk)
-      size += len(chunk)
-  return [size, sha.hexdigest()]
+    sha = hashlib.file_digest(f, 'sha256').hexdigest()
+    return [f.tell(), sha]
 
 
 def seal(folder) -> None:
@@ -94,13 +90,9 @@ def describe_tree(tree) -> dict:
 
 def check_tree(saved: dict, wanted: dict, where: str) -> None:
   """Raises: UserError listing every array that differs, with both shapes (Orbax casts silently)."""
-  lines = []
-  for name in sorted(saved.keys() | wanted.keys()):
-    if saved.get(name) != wanted.get(name):
-      have, want = saved.get(name), wanted.get(name)
-      lines.append(f'{where}: {name} is {_show(have)} in the checkpoint, {_show(want)} in the '
-                   'config; use the config that trained it')
-  refuse(lines)
+  refuse([f'{where}: {name} is {_show(saved.get(name))} in the checkpoint, '
+          f'{_show(wanted.get(name))} in the config; use the config that trained it'
+          for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)])
 
 
 def _show(entry):
@@ -212,8 +204,7 @@ class Checkpointer:
     So does an older one that says of itself what it did not say when it was saved: it would take
     part in the choice of the best.
     """
-    damaged = []
-    found = None
+    damaged, found = [], None
     for step in list_steps(self._folder):
       problem = find_damage(self._folder / str(step), _TOLD if found else ('',))
       if problem is None:
@@ -227,9 +218,8 @@ class Checkpointer:
     if damaged and not found:
       raise UserError(f'{self._folder}: every checkpoint is damaged ({damaged[0][1]}); delete '
                       f'{self._folder.parent} to start anew')
-    if damaged:
-      for step, _ in damaged:
-        storage.move(self._folder / str(step), self._folder.parent / 'damaged' / str(step))
+    for step, _ in damaged:
+      storage.move(self._folder / str(step), self._folder.parent / 'damaged' / str(step))
     return found
 
 

@@ -1,6 +1,6 @@
 """Where a run's state comes from: fresh, pretrained, another run's, or its own checkpoint.
 
-`task` is a `train.Task`: config, codec, mesh and base.
+`task` is a `task.Task`: config, codec, mesh and base.
 """
 
 import dataclasses
@@ -124,20 +124,19 @@ def initialize(task, program, init_from, say):
     raise UserError(f'{init_from}: is not complete; run its command again to finish it')
   model, theirs = (config_lib.flatten(c) for c in (
       dataclasses.asdict(task.config.model), card['config']['model']))
-  lines = [f'{init_from}: has model.{k}={theirs.get(k)!r}, this run has {v!r}; '
-           f'set --config.model.{k} to agree' for k, v in model.items()
-           if k not in _MODEL_RUNTIME_KEYS and theirs.get(k) != v]
   trainable, trained = task.config.optim.trainable, card['config']['optim']['trainable']
-  if trainable != trained:
-    lines.append(f'{init_from}: has optim.trainable={trained!r}, this run has {trainable!r}; set '
-                 '--config.optim.trainable to agree')
-  if task.base and (card['base'] or {}).get('fingerprint') != task.base.fingerprint:
-    lines.append(f'{init_from}: was trained on another base than {task.base.folder}; set '
-                 '--config.model.init_from to the same model')
-  if card['tokenizer'] != task.codec.tokenizer.fingerprint:
-    lines.append(f'{init_from}: was trained with another tokenizer ({card["tokenizer"]}); use '
-                 'the same --config.tokenizer')
-  refuse(lines)
+  problems = [f'has model.{k}={theirs.get(k)!r}, this run has {v!r}; set --config.model.{k} to '
+              'agree' for k, v in model.items()
+              if k not in _MODEL_RUNTIME_KEYS and theirs.get(k) != v] + limits.list_broken(
+      (trainable != trained, f'has optim.trainable={trained!r}, this run has {trainable!r}; set '
+       '--config.optim.trainable to agree'),
+      (task.base and (card['base'] or {}).get('fingerprint') != task.base.fingerprint,
+       f'was trained on another base than {task.base and task.base.folder}; set '
+       '--config.model.init_from to the same model'),
+      (card['tokenizer'] != task.codec.tokenizer.fingerprint,
+       f'was trained with another tokenizer ({card["tokenizer"]}); use the same '
+       '--config.tokenizer'))
+  refuse([f'{init_from}: {problem}' for problem in problems])
   network, step = load_network(task, init_from, 'last', is_start=True)
   state = program.make_state(network.params)
   if not task.config.curriculum.reset_optimizer:

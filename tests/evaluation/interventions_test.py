@@ -174,7 +174,7 @@ def test_closing_tokens_run_again_have_the_states_of_the_prefill(num_passes):
   model, codec = support.make_model(config), support.make_codec(config)
   questions = [codec.encode(r).question for r in support.RECORDS]
   trunks = decode.make_trunks(questions, 3, 32, 6, config, codec.memory_start)
-  x, kv, _ = decode.prefill(model, config, (1, 2, 3), trunks)
+  x, kv, _ = decode.prefill(model, config, trunks, (1, 2, 3))
   again = interventions.close_again(model, config, (1, 2, 3), trunks, kv)
   support.assert_close(again[:5], x[:5])
   hidden = interventions.close_again(model, config, (1, 2, 3), trunks, kv, sees_question=False)

@@ -184,7 +184,7 @@ def test_states_are_the_closing_tokens_before_the_last_layer():
   model.config = support.set_keys(config, {'model.num_layers': 1}).model
   for question, states in zip(questions, found):
     trunks = decode.make_trunks([question], 3, 32, 1, config, codec.memory_start)
-    decode.prefill(model, config, (1,), jax.tree.map(jnp.asarray, trunks))
+    decode.prefill(model, config, jax.tree.map(jnp.asarray, trunks), (1,))
     closing = len(question) + np.array([2, 5, 8])
     support.assert_close(states, np.asarray(seen[-1])[0, closing])
 

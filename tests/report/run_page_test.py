@@ -86,7 +86,7 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
       elif isinstance(result[key], dict):
         assert values == tuple(result[key].values())
         assert text == ''.join(
-            f'{k}: {run_page._format(v, forms[key])}' for k, v in result[key].items())
+            f'{k}: {run_page._show(v, forms[key]).text}' for k, v in result[key].items())
       elif isinstance(result[key], list):
         assert values == tuple(result[key])
       else:
