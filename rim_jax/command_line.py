@@ -15,8 +15,7 @@ from ml_collections import config_flags
 
 from rim_jax import config as config_lib
 from rim_jax.config import grid as grid_lib
-from rim_jax.config.limits import list_broken
-from rim_jax.errors import UserError, refuse
+from rim_jax.errors import UserError, check, refuse
 from rim_jax.pretrained import families
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
@@ -235,7 +234,7 @@ def _check_flags(values, rest, path: str | None) -> str:
   """
   mode, other = values.mode, values['with'].value
   alone = [name for name in _SWEEP_FLAGS if mode != 'sweep' and values[name].present]
-  refuse(list_broken(
+  check(
       (rest, f'command line: {"".join(map(repr, rest[:1]))} is no flag; write --flag=value'),
       (path is None, 'command line: --config is missing; try --config=configs/rim.py' + (
           f', or name the run with --workdir=DIR: --mode={mode} asks it for its configuration'
@@ -258,7 +257,7 @@ def _check_flags(values, rest, path: str | None) -> str:
       (values.conclude and values.halve_at,
        '--conclude runs nothing, so it drops nothing: leave out --halve_at'),
       (values.conclude and values.controls,
-       '--conclude runs nothing, so it asks nothing: leave out --controls'))[:1])
+       '--conclude runs nothing, so it asks nothing: leave out --controls'))
   return path or ''
 
 
@@ -267,13 +266,13 @@ def _take_point(values, path) -> config_lib.Config:
   (point,) = grid_lib.load_points(
       values.config, path, _choose_point(values.config, values.point, path))
   values.point = point.name
-  refuse(list_broken(
+  check(
       (values.identity not in ('', grid_lib.identify(point.config)),
        f'{path}: --point={point.name} is another run now than its sweep began; end that sweep and '
        'begin it again'),
       (values.sweep_dir and values.workdir,
        f'--workdir={values.workdir} and --sweep_dir={values.sweep_dir}: a point lives in '
-       '--workdir, or in its place below --sweep_dir; give one'))[:1])
+       '--workdir, or in its place below --sweep_dir; give one'))
   if values.sweep_dir:
     values.workdir = f'{values.sweep_dir.rstrip("/")}/points/{point.name}'
   return point.config

@@ -32,6 +32,16 @@ class ShareDone(Stopped):
   """The run has done as much of its budget as checkpoint.stop_frac asks for."""
 
 
+def list_broken(*rules: tuple[object, str]) -> list[str]:
+  """The words of each rule that is broken; a rule is (whether it is broken, its words)."""
+  return [words for broken, words in rules if broken]
+
+
+def check(*rules: tuple[object, str]) -> None:
+  """Raises: UserError for the first rule that is broken; rules as in `list_broken`."""
+  refuse(list_broken(*rules)[:1])
+
+
 def refuse(problems) -> None:
   """Raises: UserError with a line for each of `problems`, where there are any."""
   if problems:

@@ -50,11 +50,6 @@ Axis = Annotated[int, Limit('must be 1 or more, or -1 for the rest', lambda v: v
 Sizes = Annotated[str, Limit("should be batch sizes of 1 or more, e.g. '1,8'", parse_sizes)]
 
 
-def list_broken(*rules: tuple[object, str]) -> list[str]:
-  """The words of each rule that is broken; a rule is (whether it is broken, its words)."""
-  return [words for broken, words in rules if broken]
-
-
 def find_problems(types: dict, values: dict) -> list[str]:
   """What is wrong with single values; one line a problem.
 

@@ -10,8 +10,7 @@ from collections.abc import Callable
 import dataclasses
 from typing import TYPE_CHECKING
 
-from rim_jax.config.limits import list_broken
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, list_broken
 
 if TYPE_CHECKING:
   from rim_jax.config.schema import Config, TrainConfig

@@ -6,7 +6,8 @@ Sees a config's values and nothing else: no data, no device.
 import dataclasses
 import re
 
-from rim_jax.config.limits import SET_NAME, list_broken, parse_sets
+from rim_jax.config.limits import SET_NAME, parse_sets
+from rim_jax.errors import list_broken
 
 SPLITS = ('train', 'valid', 'test')
 _OTHER_SPLITS = ('validation', 'val', 'dev')  # how files of data.dir may name one

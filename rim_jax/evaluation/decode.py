@@ -8,6 +8,7 @@ as in training, so decoding needs no mask of its own.
 import copy
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -317,8 +318,5 @@ class Decoder:
   def get_texts(self, ids_rn) -> list[str]:
     """What each of a question's readouts says, up to its eos."""
     tokenizer = self.network.codec.tokenizer
-    return [tokenizer.decode(_until(r.tolist(), tokenizer.eos_id)) for r in ids_rn]
-
-
-def _until(ids, eos_id):
-  return ids[:ids.index(eos_id)] if eos_id in ids else ids
+    return [tokenizer.decode(list(itertools.takewhile(lambda i: i != tokenizer.eos_id, ids)))
+            for ids in ids_rn.tolist()]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rim_jax.config import Config, methods
-from rim_jax.errors import UserError
+from rim_jax.errors import check
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
 from rim_jax.model import sharding
@@ -303,12 +303,12 @@ class Scorer:
 
 def check_method(config: Config) -> None:
   """Raises: UserError where there is no memory to ask about."""
-  if not config.facts.has_memory:
-    raise UserError(f"--mode=controls: method '{config.method}' has no blocks; give the config of "
-                    'a run that has, e.g. configs/rim.py or configs/pause.py')
-  if config.eval_blocks == 0:
-    raise UserError('--mode=controls: eval.num_blocks=0 leaves no block to change; K = 0 is one of '
-                    'the controls')
+  check((not config.facts.has_memory,
+         f"--mode=controls: method '{config.method}' has no blocks; give the config of a run that "
+         'has, e.g. configs/rim.py or configs/pause.py'),
+        (config.eval_blocks == 0,
+         '--mode=controls: eval.num_blocks=0 leaves no block to change; K = 0 is one of the '
+         'controls'))
 
 
 def pick(result: values.EvalResult) -> dict:

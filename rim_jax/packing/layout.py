@@ -189,8 +189,8 @@ def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number
     return at + len(ids)
 
   start, marks = token, []
-  token = put(token, *_with_position(make_trunk(example.question, example.num_blocks, config,
-                                                memory_start)), 0)
+  trunk, blocks = make_trunk(example.question, example.num_blocks, config, memory_start)
+  token = put(token, trunk, 0, blocks, 0)
   for ordinal, readout in enumerate(example.readouts, 1):
     position = _find_start(len(example.question), readout.block, config)
     ids = [*readout.prefix, *readout.target[:-1]]
@@ -221,8 +221,3 @@ def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number
     rows.slot_kind[row, to] = batch_lib.SLOT_PARALLEL
     rows.slot_tokens[row, to] = count
   return token, slot + count
-
-
-def _with_position(trunk):
-  ids, blocks = trunk
-  return ids, 0, blocks

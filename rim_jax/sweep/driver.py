@@ -19,7 +19,7 @@ from rim_jax import reader, terminal
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import Point
-from rim_jax.errors import FolderTaken, ShareDone, Stopped, UserError, refuse
+from rim_jax.errors import FolderTaken, ShareDone, Stopped, UserError, check, refuse
 from rim_jax.report import sweep_page
 from rim_jax.report import sweep_results as sweep_results_lib
 from rim_jax.runtime import devices, hosts, point_run, storage
@@ -284,16 +284,15 @@ def drive(sweep: Sweep, say, console) -> None:
 
 def _check(sweep: Sweep) -> None:
   """Raises: UserError for what is wrong with flags or WORKDIR."""
-  if storage.is_bucket(sweep.workdir):
-    raise UserError(f'--workdir={sweep.workdir}: a sweep is driven from a local directory')
-  if sweep.num_jobs < 1:
-    raise UserError(f'--jobs={sweep.num_jobs}: must be 1 or more')
   early = [p.name for p in sweep.points if p.config.checkpoint.stop_frac < 1]
-  if early:
-    raise UserError(f'{early[0]}: checkpoint.stop_frac below 1: the runs of a sweep go to their '
-                    'end; drop the worst with --halve_at, or run one with --point')
-  if sweep.conclude_only and not sweep.workdir.exists():
-    raise UserError(f'{sweep.workdir}: there is no sweep here; name its --workdir')
+  check(
+      (storage.is_bucket(sweep.workdir),
+       f'--workdir={sweep.workdir}: a sweep is driven from a local directory'),
+      (sweep.num_jobs < 1, f'--jobs={sweep.num_jobs}: must be 1 or more'),
+      (early, f'{"".join(early[:1])}: checkpoint.stop_frac below 1: the runs of a sweep go to '
+       'their end; drop the worst with --halve_at, or run one with --point'),
+      (sweep.conclude_only and not sweep.workdir.exists(),
+       f'{sweep.workdir}: there is no sweep here; name its --workdir'))
 
 
 def _conclude(runs: list[PointRun], sweep: Sweep) -> None:

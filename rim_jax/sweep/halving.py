@@ -14,7 +14,7 @@ import math
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import replace_keys
 from rim_jax.config import stages as stages_lib
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, check
 from rim_jax.runtime import run_folder
 from rim_jax.runtime.point_run import PointRun
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -38,12 +38,12 @@ def parse_halving(at: str, keep: float) -> Halving | None:
     shares = tuple(float(part) for part in at.split(','))
   except ValueError:
     shares = ()
-  if not shares or list(shares) != sorted({*shares}) or not 0 < shares[0] <= shares[-1] < 1:
-    raise UserError(f"--halve_at={at}: should be shares of a run's budget, ascending, each above 0 "
-                    'and below 1, e.g. 0.25,0.5')
-  if not 0 < keep < 1:
-    raise UserError(f'--halve_keep={keep}: is the part of the settings that goes on, above 0 and '
-                    'below 1')
+  ascend = shares and list(shares) == sorted({*shares}) and 0 < shares[0] <= shares[-1] < 1
+  check((not ascend,
+         f"--halve_at={at}: should be shares of a run's budget, ascending, each above 0 and below "
+         '1, e.g. 0.25,0.5'),
+        (not 0 < keep < 1,
+         f'--halve_keep={keep}: is the part of the settings that goes on, above 0 and below 1'))
   return Halving(shares, keep)
 
 

@@ -6,8 +6,7 @@ Reads what those runs have left (card, results), never a model.
 import dataclasses
 
 from rim_jax.config import Config, flatten, is_runtime, methods
-from rim_jax.config.limits import list_broken
-from rim_jax.errors import UserError, refuse
+from rim_jax.errors import UserError, list_broken, refuse
 from rim_jax.evaluation import interventions
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import run_folder

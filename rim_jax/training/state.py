@@ -14,7 +14,7 @@ import jax
 from rim_jax import config as config_lib
 from rim_jax import terminal
 from rim_jax.config import Config, limits
-from rim_jax.errors import UserError, refuse
+from rim_jax.errors import UserError, list_broken, refuse
 from rim_jax.model.network import Network
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.pretrained import weights
@@ -127,7 +127,7 @@ def initialize(task, program, init_from, say):
   trainable, trained = task.config.optim.trainable, card['config']['optim']['trainable']
   problems = [f'has model.{k}={theirs.get(k)!r}, this run has {v!r}; set --config.model.{k} to '
               'agree' for k, v in model.items()
-              if k not in _MODEL_RUNTIME_KEYS and theirs.get(k) != v] + limits.list_broken(
+              if k not in _MODEL_RUNTIME_KEYS and theirs.get(k) != v] + list_broken(
       (trainable != trained, f'has optim.trainable={trained!r}, this run has {trainable!r}; set '
        '--config.optim.trainable to agree'),
       (task.base and (card['base'] or {}).get('fingerprint') != task.base.fingerprint,

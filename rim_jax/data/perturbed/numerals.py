@@ -145,9 +145,7 @@ def _read(match, question):
     value = Fraction(WORDS[match['word'].lower()])
     if match['word_percent']:
       return make(value, 'percent', (value, value / 100), start + len(match['word']))
-    if value <= 2:
-      return make(value, 'fixed', (value,))
-    return make(value, 'count', (value,))
+    return make(value, 'fixed' if value <= 2 else 'count', (value,))
   if match['fraction']:
     above, below = map(int, text.split('/'))
     if not 0 < above < below:
@@ -160,15 +158,12 @@ def _read(match, question):
   if _LABEL.search(before) or re.search(r'[A-Z][\w’\']*[a-z]-$', before):
     raise Refused('a number that is a name')
   value = Fraction((match['number'] or match['money'].lstrip('$€£ ')).replace(',', ''))
-  if match['money']:
-    return make(value, 'money', (value,))
   if match['percent']:
     return make(value, 'percent', (value, value / 100), match.end('number'))
-  if re.match(r'[- ]cents?\b|¢', after):
+  if not match['money'] and re.match(r'[- ]cents?\b|¢', after):
     return make(value, 'cents', (value, value / 100))
-  if re.match(r'[- ](?:dollars?|bucks?|euros?)\b', after):
-    return make(value, 'money', (value,))
-  return make(value, 'count', (value,))
+  is_money = match['money'] or re.match(r'[- ](?:dollars?|bucks?|euros?)\b', after)
+  return make(value, 'money' if is_money else 'count', (value,))
 
 
 def _read_parts(text, before, after, make):

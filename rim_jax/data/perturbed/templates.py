@@ -278,25 +278,18 @@ def _check_used(numerals, operands):
 def _is_doubtful(n, question, operands, j):
   """Whether a number might have a second role, in the steps or in the world, and stays as it is."""
   uses = sum(o.source == 'number' and o.index == j for step in operands for o in step)
-  value = n.value
-  if value == 1 or (n.kind == 'count' and value <= 2) or (n.kind == 'percent' and value >= 100):
-    return True
-  if uses > 1 and n.kind == 'count' and value <= _SMALL:
-    return True
-  if re.match(r'[- ]?(?:dollars?[- ])?(?:bill|note|coin)s?\b', n.after):
-    return True
-  if n.kind != 'count' or value.denominator > 1:
-    return False
-  measure = _MEASURE.match(n.after)
-  if _WORLDLY.match(n.after) or (measure and _is_conversion(value, measure[1], question)):
-    return True
-  # A count that other words may repeat: 'three friends, Tom, Ann and Bob', 'the other four'.
-  if value <= 6 and not measure and (
-      n.text[0].isalpha() or _ORDINALS.search(question) or _PEOPLE.match(n.after)):
-    return True
-  if value - 1 in _iter_multipliers(question):  # three times as many: a division by 4 parts
-    return True
-  return any(len(step) == value for step in operands)
+  value, is_count, measure = n.value, n.kind == 'count', _MEASURE.match(n.after)
+  return (
+      value == 1 or (is_count and value <= 2) or (n.kind == 'percent' and value >= 100)
+      or (uses > 1 and is_count and value <= _SMALL)
+      or bool(re.match(r'[- ]?(?:dollars?[- ])?(?:bill|note|coin)s?\b', n.after))
+      or (is_count and value.denominator == 1 and bool(
+          _WORLDLY.match(n.after) or (measure and _is_conversion(value, measure[1], question))
+          # A count that words may repeat: 'three friends, Tom, Ann and Bob', 'the other four'.
+          or (value <= 6 and not measure and (
+              n.text[0].isalpha() or _ORDINALS.search(question) or _PEOPLE.match(n.after)))
+          or value - 1 in _iter_multipliers(question)  # three times as many: a division by 4 parts
+          or any(len(step) == value for step in operands))))
 
 
 def _is_conversion(value, unit, question):

@@ -158,7 +158,8 @@ class Drawn:
     return len(self._picks)
 
   def __getitem__(self, i: int) -> tuple[str, tuple[str, ...], str]:
-    return write_variant(self.template, self._look_up(self._picks[i].tolist()))
+    numbers = self._look_up(self._picks[i].tolist())  # as GSM8K writes them
+    return (_write_question(self.template, numbers), *_write_steps(self.template, numbers))
 
   def _look_up(self, picks):
     return tuple(choice[i] for choice, i in zip(self._choices, picks))
@@ -203,11 +204,6 @@ def _propose(sizes, seed, row):
     indices.append((places % size).astype(np.int64))
     places = places // size
   return indices
-
-
-def write_variant(template: Template, numbers: tuple[Fraction, ...]):
-  """(question, steps, answer) with other numbers, as GSM8K writes them."""
-  return (_write_question(template, numbers), *_write_steps(template, numbers))
 
 
 def _write_question(template, numbers):
