@@ -189,24 +189,10 @@ def make_timed(name: str, network: Network, questions, writing: Writing, parts: 
       make_trunks(config, codec.memory_start, questions, num_blocks), mesh)
   made = make_parts(network, writing)
 
-<<<<<<< HEAD
   def bind(part, *more):
     return Bound(made[part], (*network.arrays, made[part].static, trunks, *more), mesh)
   bound = {part: bind(part, *([bind('prefill')()] if part == 'decode' else [])) for part in parts}
   return Timed(name, bound, {
-=======
-  def make(jitted, num_loops, *args):
-    return Program(jitted, (*network.arrays, *args), num_loops, mesh)
-  prefill = make(network.jit(lambda model, config, blocks, trunks: decode_lib.prefill(
-      model, config, trunks, blocks), 1), 0, blocks, trunks)
-  read = network.jit(decode_lib.read, 1, everywhere)
-  programs = {
-      'prefill': lambda: prefill,
-      'first_token': lambda: make(whole, until_first - 1, to_first, trunks),
-      'decode': lambda: make(read, until_end - 1, to_end, trunks, prefill()),
-      'full': lambda: make(whole, until_end - 1, to_end, trunks)}
-  return Timed(name, {part: programs[part]() for part in parts}, {
->>>>>>> 0b41652 (Give a run's task a module of its own, encode questions at one place, and digest files by the standard library)
       'device': jax.devices()[0].device_kind, 'num_devices': mesh.size,
       'dtype': config.model.compute_dtype, 'batch': len(questions),
       'prompt_tokens': max(map(len, questions)), 'trunk_tokens': trunks.tokens.shape[1],
