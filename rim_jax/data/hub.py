@@ -18,8 +18,9 @@ from rim_jax.errors import UserError
 _NAME = re.compile(r'hf:([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?')
 _WANTED = {
     'model': re.compile(r'(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)'
-                        r'\.json|chat_template\.jinja|(model|pytorch_model)?[\w.-]*\.safetensors'
-                        r'(\.index\.json)?'),
+                        r'\.json|chat_template\.jinja'
+                        # `consolidated` are the same weights once more, under other names.
+                        r'|(?!consolidated)[\w.-]+\.safetensors(\.index\.json)?'),
     'dataset': re.compile(r'(data/)?[\w.-]+\.(parquet|jsonl?)')}
 # A download may take a minute, and as long as this rate takes: one that drips ends all the same.
 _LEAST_SECONDS, _LEAST_BYTES_PER_SEC = 60.0, 100_000

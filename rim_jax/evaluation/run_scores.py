@@ -21,7 +21,7 @@ from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 
 # What accuracies on valid depend on, beside what was trained.
-_OF_VALID = ('num_blocks', 'num_valid_examples', 'max_new_tokens')
+_OF_VALID = ('num_blocks', 'num_passes', 'num_valid_examples', 'max_new_tokens')
 
 
 def get_records(task, split: str, limit: int):
@@ -133,13 +133,15 @@ def _judge_valid_again(task, workdir, say) -> None:
   """
   if not hosts.lead(lambda: checkpoint_lib.is_rated_by_many(workdir)):
     return
-  rated = hosts.lead(lambda: checkpoint_lib.rate_checkpoints(workdir))
+  steps = hosts.lead(lambda: sorted(
+      step for step, (_, rule) in checkpoint_lib.rate_checkpoints(workdir).items()
+      if rule != judge.RULE_VERSION))
   own = hosts.lead(lambda: run_folder.RunFolder(workdir).load_card()['config']['eval'])
   config = dataclasses.replace(task.config, eval=dataclasses.replace(
       task.config.eval, **{key: own[key] for key in _OF_VALID}))
   task = dataclasses.replace(task, config=config)
   records = get_records(task, 'valid', config.eval.num_valid_examples)
-  for step in sorted(s for s, (_, rule) in rated.items() if rule != judge.RULE_VERSION):
+  for step in steps:
     say(f'judging step {step} on valid again, by version {judge.RULE_VERSION} of the rule')
     network, _ = state_lib.load_network(task, workdir, step)
     result, _ = scores.evaluate(decode.Decoder(network), records, config.eval_blocks)

@@ -35,7 +35,7 @@ _GOODBYE = b'goodbye'
 
 
 def find_bind_host(coordinator: str, token: str) -> str:
-  """The address to listen on; '' for all of this machine's.
+  """The address to listen on; '' for all of this machine's, '::' where that is by IPv6 too.
 
   Without a token only the coordinator's own address is open. A host's name may lead to a loopback
   address on the host itself (Debian's 127.0.1.1), where others could not come: then it is all.
@@ -48,7 +48,9 @@ def find_bind_host(coordinator: str, token: str) -> str:
     return host  # listening there will say what is wrong
   if loopback:
     return found if host in ('localhost', found) else ''
-  return '' if token else found
+  if not token:
+    return found
+  return '::' if ':' in found else ''
 
 
 def _get_host(coordinator):
@@ -107,6 +109,17 @@ def _warn(text):
   print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
+def _open_listener(address) -> socket.socket:
+  host, port = address
+  if host == '::':
+    with contextlib.suppress(OSError):  # of a machine whose IPv6 is switched off
+      return socket.create_server(address, family=socket.AF_INET6, backlog=_MOST_PENDING,
+                                  dualstack_ipv6=socket.has_dualstack_ipv6())
+    host = ''
+  family = socket.AF_INET6 if ':' in host else socket.AF_INET
+  return socket.create_server((host, port), family=family, backlog=_MOST_PENDING)
+
+
 @dataclasses.dataclass
 class _Peer:
   """A connection that has not yet said who it is."""
@@ -129,9 +142,8 @@ class _Roll:
 
   def hear(self, address, deadline) -> str:
     """'go', or what is wrong; told to all who came."""
-    family = socket.AF_INET6 if ':' in address[0] else socket.AF_INET
     try:
-      listener = socket.create_server(address, family=family, backlog=_MOST_PENDING)
+      listener = _open_listener(address)
     except OSError as e:
       return (f'cannot listen there ({e.strerror}): is another run using the port? take another '
               'one, and give it to every process; if this machine does not have that address '

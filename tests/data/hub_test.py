@@ -18,7 +18,8 @@ from rim_jax.errors import UserError
 SHA = 'a' * 40
 WEIGHTS = os.urandom(300_000)
 FILES = {'config.json': b'{"model_type": "llama"}', 'tokenizer.json': b'{}',
-         'model.safetensors': WEIGHTS, 'pytorch_model.bin': b'pickle', 'onnx/model.onnx': b'x'}
+         'model.safetensors': WEIGHTS, 'pytorch_model.bin': b'pickle', 'onnx/model.onnx': b'x',
+         'consolidated.safetensors': b'again'}
 
 
 class Server(http.server.ThreadingHTTPServer):

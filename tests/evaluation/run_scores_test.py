@@ -143,13 +143,16 @@ def test_what_is_judged_again_is_asked_as_the_run_asked_it(tmp_path, monkeypatch
   def evaluate(decoder, records, blocks):
     asked.append((decoder, records, blocks))
     return make_result(4), []
+  # Of several processes each gets what the first one has as JSON.
+  monkeypatch.setattr(run_scores_lib.hosts, 'lead', lambda fn: json.loads(json.dumps(fn())))
   monkeypatch.setattr(checkpoint_lib, 'rate_checkpoints', lambda _: {5: (0.5, 1), 7: (0.4, 2)})
   monkeypatch.setattr(run_scores_lib, 'get_records', lambda task, split, limit: (split, limit))
-  monkeypatch.setattr(state_lib, 'load_network', lambda task, _, step: (task.config.eval, step))
+  monkeypatch.setattr(state_lib, 'load_network',
+                      lambda task, _, step: ((task.config.eval, step), step))
   monkeypatch.setattr(decode, 'Decoder', lambda network: network)
   monkeypatch.setattr(scores, 'evaluate', evaluate)
   now = dataclasses.replace(config.eval, num_blocks=1, num_valid_examples=2, max_new_tokens=2)
   run_scores_lib._judge_valid_again(
       Task(dataclasses.replace(config, eval=now)), tmp_path, QUIET)
-  assert asked == [(config.eval, ('valid', 4), 3)]
+  assert asked == [((config.eval, 5), ('valid', 4), 3)]
   assert folder.load_valid_accs() == {5: 1.0} and folder.load_valid_rules() == {5: 2}

@@ -138,9 +138,28 @@ def test_a_process_with_another_token_does_not_come():
     ('[::1]:80', '', '::1'),
     ('192.0.2.7:80', '', '192.0.2.7'),
     ('192.0.2.7:80', 'secret', ''),  # strangers are refused, so the network may be any
+    ('[2001:db8::7]:80', '', '2001:db8::7'),
+    ('[2001:db8::7]:80', 'secret', '::'),  # '' would be IPv4's addresses alone
 ])
 def test_it_listens_where_told(coordinator, token, host):
   assert roll_call.find_bind_host(coordinator, token) == host
+
+
+@pytest.mark.parametrize('has_ipv6', [True, False])
+def test_all_addresses_are_those_of_both_kinds(has_ipv6, monkeypatch):
+  """Where the others come by IPv4 after all, and where the machine has nothing else."""
+  create = socket.create_server
+
+  def refuse_ipv6(address, *, family, **settings):
+    if family == socket.AF_INET6 and not has_ipv6:
+      raise OSError('Cannot assign requested address')
+    return create(address, family=family, **settings)
+  port_of = find_port
+  monkeypatch.setattr(roll_call, 'find_bind_host', lambda *args: '::')
+  port = port_of()
+  monkeypatch.setitem(globals(), 'find_port', lambda: port)
+  monkeypatch.setattr(socket, 'create_server', refuse_ipv6)
+  assert call_roll(2, [0, 1], tokens={0: 'secret', 1: 'secret'}) == {0: '', 1: ''}
 
 
 def test_a_host_s_own_name_may_lead_to_loopback(monkeypatch):
