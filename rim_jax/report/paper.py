@@ -22,6 +22,7 @@ REPORTED = {
         'Llama-3.2-1B': (5.3, 8.5, 10.5, 11.2),
         'Llama-3.2-3B': (8.5, 10.2, 12.0, None)}}
 NAMES = {'test': 'GSM8K', 'gsm_hard': 'GSM-Hard'}
+NUM_QUESTIONS = 1319  # of either; people's own records are read as data.source='gsm8k' too
 NOTE = ("GPT-2's CoT on GSM8K is that of Coconut's paper, arXiv 2412.06769; RiM's 48.8 of "
         'Llama-3.2-3B is derived from figures given there')
 
@@ -36,7 +37,7 @@ def make_target(config: Config, sets: dict[str, EvalResult]) -> list[Section]:
     return []
   own = [paragraph(f'This run ({clean(r.method)}) on {known}: ',
                    share(r.final_acc, 'strong'), '% of ', number(r.n), ' questions.')
-         for key, r in sets.items() if (known := _name_set(key))]
+         for key, r in sets.items() if (known := _name_set(key, r.n))]
   return [_make_section(own, [], "This run's own model and data stand below.")]
 
 
@@ -44,12 +45,12 @@ def make_targets(found) -> list[Section]:
   """The same for settings of many runs: each a row, its mean below the paper's of its method.
 
   Args:
-    found: (name, config, set, summary of its accuracy over seeds) of each; one of other data, on
-      another set or of a method that the paper has not is left out.
+    found: (name, config, set, its questions, summary of its accuracy over seeds) of each; one of
+      other data, on another set or of a method that the paper has not is left out.
   """
   rows = []
-  for name, config, key, summary in found:
-    known = _name_set(key)
+  for name, config, key, count, summary in found:
+    known = _name_set(key, count)
     if known and _has_target(config) and config.facts.paper_name:
       told = cell(share(summary.mean, 'strong'))
       if summary.stderr is not None:
@@ -61,9 +62,9 @@ def make_targets(found) -> list[Section]:
                         'its own model and data stand below.')] if rows else []
 
 
-def _name_set(key):
+def _name_set(key, count):
   """The paper's name for a set, also where checkpoints were chosen by its own protocol; or None."""
-  return NAMES.get(key.removesuffix('-splits'))
+  return NAMES.get(key.removesuffix('-splits')) if count == NUM_QUESTIONS else None
 
 
 def _has_target(config):

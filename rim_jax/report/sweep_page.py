@@ -41,7 +41,7 @@ def write_summary(workdir, title: str, conclusion: Conclusion, states):
                          pairwise.describe_unpaired(conclusion)
                          or 'no two settings have answers to the same questions by the same seed'),
             *paper.make_targets(
-                (e.name, (run := by_name[e.points[0]]).point.config, run.last[0].eval_set,
+                (e.name, (run := by_name[e.points[0]]).point.config, run.last[0].eval_set, e.n,
                  e.final_acc) for e in finished),
             *_make_optional('More measures', [sweep_tables.tabulate_more(finished)]),
             page.section('What each factor does', [

@@ -33,3 +33,6 @@ def test_a_run_that_the_papers_protocol_chose_stands_beside_its_figures():
   (found,) = paper.make_target(config, sets)
   shown = page.render_page('', [found])
   assert '31.2' in shown and '75.0' not in shown
+  own = {'test': EvalResult(method='rim_stage2', final_acc=0.3125, block_acc=[0.3], n=200)}
+  (found,) = paper.make_target(config, own)
+  assert '31.2' not in page.render_page('', [found])  # records that only are read in the same way
