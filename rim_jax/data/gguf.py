@@ -18,11 +18,15 @@ _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _GPT2 = (rf"{_CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+",)
 _MODERN = (rf"(?i:{_CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|%s| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
            r"|\s*[\r\n]+|\s+(?!\S)|\s+")
+_CASES = r'[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]', r'[\p{Ll}\p{Lm}\p{Lo}\p{M}]'
+_TEKKEN = (r'[^\r\n\p{L}\p{N}]?%s*%s+|[^\r\n\p{L}\p{N}]?%s+%s*' % (2 * _CASES)
+           + r'|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+')
 _SPLITS = {
     'gpt-2': (_GPT2, False),
     'smollm': ((r'\p{N}', *_GPT2), False),
     'llama-bpe': ((_MODERN % r'\p{N}{1,3}',), True),
     'qwen2': ((_MODERN % r'\p{N}',), False),
+    'tekken': ((_TEKKEN,), True),  # Mistral's
 }
 _COMPOSED = ('qwen2',)  # those whose text is brought to Unicode's NFC before
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type

@@ -22,6 +22,12 @@ class Tokenizer:
   """What all have in common: no text begins otherwise than it would go on."""
   marks_start = False  # whether `encode_first` gives other ids than `encode`
   earlier_fingerprint = None  # of this tokenizer under a version that gave other ids
+  vocab_size: int  # 1 + the largest id
+
+  @property
+  def num_text_ids(self) -> int:
+    """1 + the largest id that a text, bos or eos can have; a model needs a row for each."""
+    return self.vocab_size
 
   def encode(self, text: str, allow_special: bool = False) -> list[int]:
     """The ids of a text behind another one."""
@@ -138,6 +144,9 @@ class FileTokenizer(Tokenizer):
                      if token.special}
     self.eos_id = self._find_id(config.eos_token, 'eos_token')
     self.bos_id = self._find_id(config.bos_token, 'bos_token') if config.bos_token else None
+    self._num_text_ids = 1 + max(
+        {*self._tokenizer.get_vocab(with_added_tokens=True).values()} - self._special
+        | {self.eos_id, self.bos_id or 0})
     self._inside = make_inside(self._tokenizer)
     self.marks_start = self._inside is not self._tokenizer
     raw = self._tokenizer.to_str().encode() if gguf.is_gguf(path) else reader.read_bytes(
@@ -147,6 +156,10 @@ class FileTokenizer(Tokenizer):
     if self.marks_start:  # every segment once began with its own mark
       self.earlier_fingerprint = self.fingerprint
       self.fingerprint = hashlib.sha256(raw + b'\0inside').hexdigest()[:16]
+
+  @property
+  def num_text_ids(self):
+    return self._num_text_ids
 
   def _find_id(self, text, key):
     i = self._tokenizer.token_to_id(text)

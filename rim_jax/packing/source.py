@@ -52,14 +52,21 @@ class Codec:
 def make_codec(config: Config, tokenizer, layout, removal: order.Removal | None = None) -> Codec:
   """`layout` and `removal` as a Method has them.
 
-  Raises: UserError where model.vocab_size is below the tokenizer's.
+  Special tokens alone may have no row: Gemma's tokenizer has one for images, its text model none.
+
+  Raises: UserError where model.vocab_size is below the tokenizer's, or a template spells a token
+    without a row.
   """
   vocab_size = config.model.vocab_size or tokenizer.vocab_size
-  if vocab_size < tokenizer.vocab_size:
+  if vocab_size < tokenizer.num_text_ids:
     raise UserError(f'model.vocab_size={vocab_size} is below the tokenizer\'s '
-                    f'{tokenizer.vocab_size} ids; use 0 (the same) or more')
-  return Codec(tokenizer, layout_lib.make_template(tokenizer, config.layout), config, vocab_size,
-               layout, removal)
+                    f'{tokenizer.num_text_ids} ids; use 0 (the same) or more')
+  template = layout_lib.make_template(tokenizer, config.layout)
+  for key, ids in vars(template).items():
+    if max(ids, default=0) >= vocab_size:
+      raise UserError(f'layout.{key} spells a special token with id {max(ids)}, and the model has '
+                      f'{vocab_size} rows; leave it out')
+  return Codec(tokenizer, template, config, vocab_size, layout, removal)
 
 
 @dataclasses.dataclass(frozen=True)

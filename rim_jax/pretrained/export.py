@@ -268,7 +268,8 @@ def _write_model(folder, network, base, ids, say):
   for name, value in iterate_tensors(config, base, params, frozen):
     if name == embedding_name:
       num_rows = max(len(value), max(ids) + 1)
-      no_text = range(min(ids), num_rows)  # blocks and padding: ids that must never win
+      # Blocks, padding, and tokens that the model had no row for: ids that must never win.
+      no_text = range(min(*ids, len(value)), num_rows)
       shards.add(name, place_rows(value, memory, ids))
       if untie and config.model.tie_embeddings:
         shards.add('lm_head.weight', place_rows(value, compute_mean_row(value, ids), no_text))
@@ -424,8 +425,8 @@ def compare_with_transformers(folder, config: Config, codec, references, say=pri
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').eval()
   distances, num_equal, num_questions = Distances(), 0, 0
-  num_ids = codec.tokenizer.vocab_size  # block ids lie beyond
-  to_export = {codec.memory_start + i: num_ids + i for i in range(len(BLOCK_TOKENS))}
+  first = codec.tokenizer.vocab_size  # id of a block
+  to_export = {codec.memory_start + i: first + i for i in range(len(BLOCK_TOKENS))}
   for reference in references:
     num_questions += 1
     prompt = tokenizer(make_prompt(reference.question, config), return_tensors='pt').input_ids
@@ -434,7 +435,7 @@ def compare_with_transformers(folder, config: Config, codec, references, say=pri
                       f'tokens of the prompt of {reference.question[:60]!r} than tokenizer.json; '
                       'use the tokenizer.json that belongs to this model; nothing was written')
     with torch.no_grad():
-      found = model(prompt).logits[0, :, :num_ids].float().numpy()
+      found = model(prompt).logits[0, :, :reference.logits_tv.shape[1]].float().numpy()
       out = model.generate(prompt, attention_mask=torch.ones_like(prompt),
                            max_new_tokens=config.eval.max_new_tokens)
     distances.add(found, reference)

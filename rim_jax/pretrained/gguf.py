@@ -49,9 +49,9 @@ def read_config(path) -> dict:
   if family not in _CONFIGS or embedding is None:
     raise UserError(f'{path}: general.architecture={family!r} is not supported in a GGUF file; '
                     f"there are {', '.join(_CONFIGS)}")
-  tree = {'model_type': _MODEL_TYPES.get(family, family), 'vocab_size': embedding.shape[0],
-          'tie_word_embeddings': 'output.weight' not in header.tensors,
-          **_CONFIGS[family](header)}
+  read, model_type, name = _CONFIGS[family]
+  tree = {'model_type': model_type, 'architectures': [name], 'vocab_size': embedding.shape[0],
+          'tie_word_embeddings': 'output.weight' not in header.tensors, **read(header)}
   tree |= _list_unknown(header, family, tree)
   for name in ('bos', 'eos'):
     i = header.metadata.get(f'tokenizer.ggml.{name}_token_id')
@@ -171,9 +171,12 @@ def _find_llama3(header, theta):
                   'directory that the file was made from')
 
 
-_CONFIGS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'qwen2': _read_llama,
-            'qwen3': _read_llama, 'gemma3': _read_gemma3}
-_MODEL_TYPES = {'gemma3': 'gemma3_text'}  # where the two have different names
+# general.architecture -> (what reads it, model_type, class in transformers)
+_CONFIGS = {'gpt2': (_read_gpt2, 'gpt2', 'GPT2LMHeadModel'),
+            'llama': (_read_llama, 'llama', 'LlamaForCausalLM'),
+            'qwen2': (_read_llama, 'qwen2', 'Qwen2ForCausalLM'),
+            'qwen3': (_read_llama, 'qwen3', 'Qwen3ForCausalLM'),
+            'gemma3': (_read_gemma3, 'gemma3_text', 'Gemma3ForCausalLM')}
 
 
 # ---- Tensors ----

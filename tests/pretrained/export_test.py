@@ -269,6 +269,48 @@ def make_padded(folder, rows=288):
   return folder
 
 
+def make_with_image_token(folder):
+  """A golden Gemma 3 whose tokenizer has one token more than the model has rows, as published."""
+  shutil.copytree(GOLDEN / 'gemma3', folder)
+  tree = json.loads((folder / 'tokenizer.json').read_text())
+  tree['added_tokens'].append(tree['added_tokens'][0] | {'id': 272, 'content': '<image>'})
+  (folder / 'tokenizer.json').write_text(json.dumps(tree))
+  return folder
+
+
+@pytest.mark.parametrize('untie', [True, False])
+def test_a_special_token_that_the_model_has_no_row_for_is_never_answered(untie, tmp_path):
+  config = make_config(make_with_image_token(tmp_path / 'model'), export__untie=untie)
+  _, params, frozen = make_model(config)
+  card = write(tmp_path / 'out', config, params, frozen)
+  assert list(card['tokens'].values()) == [273, 274, 275]
+  tensors = safetensors.numpy.load_file(tmp_path / 'out/model.safetensors')
+  np.testing.assert_array_equal(tensors['model.embed_tokens.weight'][273:], params['memory'])
+  if untie:
+    head = tensors['lm_head.weight']
+    np.testing.assert_allclose(head[272:], head[:272].mean(0, keepdims=True).repeat(4, 0),
+                               atol=1e-6)
+  else:
+    generation = json.loads((tmp_path / 'out/generation_config.json').read_text())
+    assert generation['suppress_tokens'] == [272, 273, 274, 275]
+
+
+def test_a_token_without_a_row_cannot_be_written(tmp_path):
+  config = make_config(make_with_image_token(tmp_path / 'model'))
+  codec = support.make_codec(config)
+  assert codec.memory_start == 272
+  with pytest.raises(UserError, match='spells a special token'):
+    codec.tokenizer.encode('<image>')
+  with pytest.raises(UserError, match='layout.separator spells a special token with id 272'):
+    support.make_codec(support.set_keys(config, {'layout.separator': '<image>'}))
+  path = tmp_path / 'model/tokenizer.json'
+  tree = json.loads(path.read_text())
+  tree['added_tokens'][-1]['special'] = False
+  path.write_text(json.dumps(tree))
+  with pytest.raises(UserError, match="vocab_size=272 is below the tokenizer's 273 ids"):
+    support.make_codec(config)
+
+
 def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has 3 pens.', 'x'),
            say=lambda line: None):
   """Writes and compares; `spoil` changes what the run computes with, after the export."""
@@ -283,12 +325,14 @@ def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has
 
 
 @needs_hf
-@pytest.mark.parametrize('family', [*FAMILIES, 'padded'])
+@pytest.mark.parametrize('family', [*FAMILIES, 'padded', 'short'])
 def test_transformers_computes_the_same_from_an_export(family, tmp_path):
-  folder = make_padded(tmp_path / 'model') if family == 'padded' else GOLDEN / family
-  config = make_config(folder, eval__batch_size=8)
+  make = {'padded': make_padded, 'short': make_with_image_token}.get(
+      family, lambda folder: GOLDEN / family)
+  config = make_config(make(tmp_path / 'model'), eval__batch_size=8)
   card = verify(tmp_path / 'out', config)
-  assert card['tokens']['<|rim_begin|>'] == 272  # a padding row where there is one
+  # A padding row where there is one.
+  assert card['tokens']['<|rim_begin|>'] == (273 if family == 'short' else 272)
   found = card['verified']
   assert found['num_questions'] == found['num_answers_equal'] == 3
   assert found['max_difference_of_rms'] <= 1e-4

@@ -1,6 +1,7 @@
 """GGUF files: the same model as the directory they were made from, and what is refused."""
 
 import importlib.util
+import json
 import pathlib
 
 import gguf as gguf_package
@@ -42,6 +43,8 @@ def test_a_file_has_the_directory_s_shape_and_parameters(family, tmp_path):
   for field in vars(other):
     if field not in ('init_from', 'query_scale_dim'):  # llama.cpp has no key for the latter
       assert getattr(one, field) == pytest.approx(getattr(other, field)), field
+  name = json.loads((GOLDEN / family / 'config.json').read_text())['architectures']
+  assert gguf.read_config(path)['architectures'] == name  # other engines go by it
   base, whole = weights.open_base(path), weights.open_base(GOLDEN / family)
   assert base.shapes == whole.shapes and base.family == whole.family
 
