@@ -97,6 +97,14 @@ def loop(host: Method, rule: Rule, num_passes: int) -> Method:
                              make_added=rule.make_added)
 
 
+def count_row_tokens(row_tokens: int, limits: batch_lib.RowLimits, config: Config) -> int:
+  """Tokens of a row that enter the layers in a forward for training, padding too."""
+  num_passes = config.loop.num_passes
+  if num_passes == 1 or not config.loop_rule:
+    return row_tokens
+  return limits.trunk_tokens + (num_passes - 2) * limits.block_tokens + row_tokens
+
+
 # ---- The passes ----
 
 

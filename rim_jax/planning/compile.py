@@ -24,6 +24,7 @@ from rim_jax.config import Config, MeshConfig
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
+from rim_jax.methods import passes
 from rim_jax.model import attention_gpu, sharding
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source
@@ -104,7 +105,8 @@ def compute_model_flops(config: Config, program, rows: source.Rows) -> float:
   """
   trains = {jax.tree_util.keystr(path) for path, _ in
             jax.tree_util.tree_leaves_with_path(program.abstract[0].params)}
-  tokens = rows.batch_rows * config.layout.row_tokens
+  tokens = rows.batch_rows * passes.count_row_tokens(
+      config.layout.row_tokens, rows.limits, config)
   total = 0.0
   for part in (program.abstract[0].params, program.abstract[1]):
     for path, leaf in jax.tree_util.tree_leaves_with_path(part):

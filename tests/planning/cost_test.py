@@ -18,6 +18,16 @@ def test_flops_are_six_a_weight_and_token_by_hand():
   assert found.flops == pytest.approx(want, rel=1e-12)
 
 
+def test_tokens_of_every_pass_meet_the_layers():
+  """pause, a row an example: 9 tokens of the question, 9 of blocks, 3 of readouts; three passes."""
+  config = support.make_config('pause', layout__row_tokens=21, layout__row_slots=6,
+                               loop__num_passes=3)
+  layer = 16 * 16 * 4 + 2 * 16 * 32
+  vocab = compile_lib.get_vocab_size(config)
+  want = 64 * 6 * ((2 * 9 + 3 * 9 + 3) * 2 * layer + 6 * vocab * 16)
+  assert cost.estimate(config).flops == pytest.approx(want, rel=1e-12)
+
+
 def test_a_curriculum_is_the_sum_of_its_stages_and_epochs_are_counted_where_data_are_drawn():
   config = support.make_config('rim', train__num_examples=0, train__num_epochs=2.0)
   assert cost.estimate(config).num_examples == pytest.approx(80)  # of 40 records
