@@ -1,6 +1,6 @@
 """What only a GPU can tell, in one command and without a network: attention's kernels, and steps.
 
-  PYTHONPATH=. python bench/gpu.py --out=runs/gpu              (a few minutes on one H100)
+  PYTHONPATH=. python bench/gpu.py --out=runs/gpu              (within ten minutes on one H100)
   PYTHONPATH=. python bench/gpu.py --out=runs/gpu --small      (on a CPU: that it works)
 
 It was never run on a GPU. Each part is a process of its own with a deadline, and leaves
@@ -10,13 +10,20 @@ for docs/hardware.md.
   kernel   the kernels against the whole score matrix, on packed rows: how far outputs and gradients
            are apart (both against float32 products in full precision), and milliseconds
   step     one update of configs/stage2.py:gsm8k_perturbed, and of LoRA on a network of the shape of
-           Llama-3.2-1B: milliseconds, MFU, and the most memory in use
+           Llama-3.2-1B, on rows of typical records: milliseconds, MFU, the most memory in use, and
+           the kernels that the tuned program launches
+  torch    the same updates by PyTorch, transformers and peft: the same rows, visibility as a mask,
+           logits at the same places, bf16 with fused AdamW; loss and gradients of random weights
+  latency  prefill and first token of every method, GPT-2's shape, batch 1 and 32
+  plan     what --mode=plan says of the same steps on this card, compiled without it; beside it
+           stands what `step` found: memory, launches, time
 """
 
 import argparse
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import statistics
 import subprocess
@@ -37,7 +44,8 @@ from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import machines
 from rim_jax.training import step as step_lib
 
-DEADLINE_SECS = {'kernel': 240, 'step': 300}
+# Nine and a half minutes in all at most; in small, on a busy CPU, each may take four times as long.
+DEADLINE_SECS = {'kernel': 100, 'step': 150, 'torch': 90, 'latency': 110, 'plan': 120}
 LLAMA_1B = {'embed_dim': 2048, 'mlp_dim': 8192, 'num_layers': 16, 'num_heads': 32,
             'num_kv_heads': 8, 'head_dim': 64, 'vocab_size': 128256, 'positions': 'rope',
             'max_positions': 131072, 'init_from': ''}
@@ -125,30 +133,42 @@ def make_configs(small):
 
 
 def make_batch(config, rows, vocab_size):
-  """Packed rows of random tokens: how long a step takes does not depend on what they say."""
-  tokens = config.layout.row_tokens
-  batch = batch_lib.make_empty_rows(rows.batch_rows, tokens, rows.row_slots)
-  fields = make_fields(rows.batch_rows, tokens, 128)
-  rng, shape = np.random.default_rng(0), batch.slot_index.shape
-  return dataclasses.replace(
-      batch, tokens=rng.integers(0, vocab_size, batch.tokens.shape, np.int32),
-      positions=np.asarray(fields.positions), example=np.asarray(fields.example),
-      block=np.asarray(fields.block), readout=np.asarray(fields.readout),
-      slot_index=rng.integers(0, tokens, shape, np.int32),
-      slot_target=rng.integers(0, vocab_size, shape, np.int32),
-      slot_block=np.full(shape, config.layout.num_blocks, np.int32),
-      slot_kind=np.full(shape, batch_lib.SLOT_ANSWER, np.int32),
-      slot_steps=np.ones(shape, np.int32), slot_tokens=np.ones(shape, np.int32))
+  """Rows of typical records with random ids: how long a step takes does not depend on them."""
+  row = source.make_typical_row(config, methods.get_method(config).layout)
+  slots = min(rows.row_slots, row.slot_index.shape[1])
+  batch = batch_lib.make_empty_rows(rows.batch_rows, config.layout.row_tokens, rows.row_slots)
+  rng = np.random.default_rng(0)
+  for field in dataclasses.fields(batch):
+    into, values = getattr(batch, field.name), getattr(row, field.name)
+    if field.name.startswith('slot'):
+      into[:, :slots] = values[:, :slots]
+    else:
+      into[:] = values
+  for name in ('tokens', 'slot_target'):
+    into = getattr(batch, name)
+    into[:] = rng.integers(0, vocab_size, into.shape, np.int32)
+  return batch
+
+
+def find_kind():
+  """This GPU's kind as plans name it, or None."""
+  name = jax.devices()[0].device_kind.lower()
+  return next((kind for kind in machines.GPU_CHIPS if kind in name), None)
+
+
+def prepare(config, devices):
+  """(mesh, rows, size of the vocabulary, program) of a step on one device."""
+  mesh = sharding.make_mesh(config.mesh, devices)
+  rows = source.estimate_rows(config, methods.get_method(config).layout,
+                              config.train.num_micro_batches)
+  vocab_size = compile_lib.get_vocab_size(config)
+  return mesh, rows, vocab_size, step_lib.make_program(config, vocab_size, 1000, mesh)
 
 
 def run_step(small):
   entries = []
   for name, config in make_configs(small).items():
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    layout = methods.get_method(config).layout
-    rows = source.estimate_rows(config, layout, config.train.num_micro_batches)
-    vocab_size = compile_lib.get_vocab_size(config)
-    program = step_lib.make_program(config, vocab_size, 1000, mesh)
+    mesh, rows, vocab_size, program = prepare(config, jax.devices()[:1])
     state, frozen = program.init(jax.random.key(0))
     step = step_lib.make_train_step(program, config, 1000, max(config.layout.num_blocks, 1), mesh,
                                     limits=rows.limits)
@@ -163,22 +183,151 @@ def run_step(small):
         state, metrics = jax.block_until_ready(compiled(state, frozen, batch))
         times.append(time.perf_counter() - start)
     memory = compiled.memory_analysis()
+    assert memory is not None  # a CPU and a GPU tell it
     stats = jax.devices()[0].memory_stats() or {}
     secs = statistics.median(times[2:])
     flops = compile_lib.compute_model_flops(config, program, rows)
-    kind = jax.devices()[0].device_kind.lower()
-    peak = next((chip.flops_per_sec for k, chip in machines.GPU_CHIPS.items() if k in kind), None)
+    _, costs = compile_lib.compute_costs(compiled, config, mesh)
+    kind = find_kind()
     entries.append({
         'step': name, 'rows': rows.batch_rows, 'tokens': config.layout.row_tokens,
-        'ms': 1000 * secs, 'mfu': flops / secs / peak if peak else None, 'loss':
-        float(metrics['loss']), 'compile_secs': compile_secs,
+        'ms': 1000 * secs, 'loss': float(metrics['loss']),
+        'mfu': flops / secs / machines.GPU_CHIPS[kind].flops_per_sec if kind else None,
+        'compile_secs': compile_secs, 'launches': costs.launches,
+        'hbm_gb': costs.hbm_bytes / 1e9, 'unknown_kernels': len(costs.unknown_kernels),
         'temporaries_gib': memory.temp_size_in_bytes / 2**30,
         'peak_gib': stats['peak_bytes_in_use'] / 2**30 if stats else None})
     del state, frozen, compiled
   return entries
 
 
-PARTS = {'kernel': run_kernel, 'step': run_step}
+# ---- PyTorch ----
+
+
+def make_torch_model(config, vocab_size):
+  """The shape of a config's network in transformers, with random weights, and peft's adapters."""
+  import torch
+  import transformers
+  model = config.model
+  common = {'vocab_size': vocab_size + 3, 'bos_token_id': 0, 'eos_token_id': 0}
+  if model.positions == 'learned':
+    made = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        n_embd=model.embed_dim, n_layer=model.num_layers, n_head=model.num_heads,
+        n_inner=model.mlp_dim, n_positions=model.max_positions, attn_pdrop=0.0, embd_pdrop=0.0,
+        resid_pdrop=0.0, attn_implementation='sdpa', **common))
+  else:
+    made = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        hidden_size=model.embed_dim, intermediate_size=model.mlp_dim,
+        num_hidden_layers=model.num_layers, num_attention_heads=model.num_heads,
+        num_key_value_heads=model.num_kv_heads, head_dim=model.head_dim, tie_word_embeddings=True,
+        max_position_embeddings=4096, attn_implementation='sdpa', **common))
+  if not config.model.lora.rank:
+    return made
+  import peft
+  made = made.to(torch.bfloat16)
+  return peft.get_peft_model(made, peft.LoraConfig(
+      r=model.lora.rank, lora_alpha=model.lora.alpha, lora_dropout=model.lora.dropout,
+      target_modules=['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'],
+      trainable_token_indices=list(range(vocab_size, vocab_size + 3))))
+
+
+def make_torch_step(config, rows, vocab_size):
+  """() -> (loss, seconds) of one update on the rows of `make_batch`."""
+  import torch
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  model = make_torch_model(config, vocab_size).to(device).train()
+  if config.model.remat != 'none':
+    model.gradient_checkpointing_enable({'use_reentrant': False})
+    model.enable_input_require_grads()
+  params = [p for p in model.parameters() if p.requires_grad]
+  optimizer = torch.optim.AdamW(params, lr=1e-4, fused=device == 'cuda')
+  batch = make_batch(config, rows, vocab_size)
+  fields = batch_lib.get_fields(batch)
+  # Padding sees itself, or its softmax would be of nothing.
+  visible = batch_lib.visible(fields, fields) | np.eye(batch.tokens.shape[1], dtype=bool)
+  mask = torch.tensor(visible)[:, None].to(device)
+  mask = torch.zeros(mask.shape, dtype=torch.bfloat16, device=device).masked_fill(~mask, -1e30)
+  tokens, positions, index, target = (
+      torch.tensor(np.asarray(x)).long().to(device) for x in (
+          batch.tokens, batch.positions, batch.slot_index, batch.slot_target))
+  head, trunk = model.get_output_embeddings(), (
+      model.get_base_model() if hasattr(model, 'get_base_model') else model).base_model
+
+  def step():
+    start = time.perf_counter()
+    with torch.autocast(device, torch.bfloat16):
+      states = trunk(input_ids=tokens, attention_mask=mask, position_ids=positions,
+                     use_cache=False).last_hidden_state
+      states = torch.gather(states, 1, index[..., None].expand(-1, -1, states.shape[-1]))
+      logits = head(states)[..., :vocab_size].float()
+      loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), target)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(params, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return float(loss.detach()), time.perf_counter() - start  # `float` waits for the GPU
+  return step
+
+
+def run_torch(small):
+  import torch
+  entries = []
+  for name, config in make_configs(small).items():
+    rows = source.estimate_rows(config, methods.get_method(config).layout,
+                                config.train.num_micro_batches)
+    step = make_torch_step(config, rows, compile_lib.get_vocab_size(config))
+    found = [step() for _ in range(3 if small else 12)]
+    on_gpu = torch.cuda.is_available()
+    entries.append({
+        'step': name, 'rows': rows.batch_rows, 'torch': torch.__version__,
+        'ms': 1000 * statistics.median(secs for _, secs in found[2:]), 'loss': found[-1][0],
+        'peak_gib': torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None})
+    if on_gpu:
+      torch.cuda.empty_cache()
+      torch.cuda.reset_peak_memory_stats()
+  return entries
+
+
+# ---- Answers, and plans ----
+
+
+def run_latency(small):
+  from bench import latency as latency_bench
+  from rim_jax.evaluation import latency
+  preset = 'chain' if small else 'gpt2shape'
+  config = latency_bench.make_config(preset, 'float32' if small else 'bfloat16')
+  args = argparse.Namespace(preset=preset, sizes=latency_bench.SIZES[preset])
+  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  entries = []
+  for batch in (1,) if small else (1, 32):
+    made = latency_bench.make_methods(config, args, mesh, batch)
+    parts = ('prefill', 'first_token')
+    made = [dataclasses.replace(m, parts={p: m.parts[p] for p in parts}) for m in made]
+    for found in latency.measure(made, 1 if small else 20):
+      entries.append({'method': found['method'], 'batch': batch, 'trunk': found['trunk_tokens']} | {
+          f'{part}_{what}': found[f'{part}_{what}']['median'] for part in parts
+          for what in ('ms', 'ratio')})
+  return entries
+
+
+def run_plan(small):
+  """In a process for CPUs: a plan touches no GPU. Without a known GPU, of this CPU itself."""
+  kind = os.environ.get('PLANNED_KIND')
+  machine = machines.make_machine(f'{kind}:1') if kind else machines.Machine(
+      'here', 1, jax.devices()[:1], machines.GPU_CHIPS['h100'])
+  entries = []
+  for name, config in make_configs(small).items():
+    found = compile_lib.make_plan(config, machine)
+    entries.append({
+        'step': name, 'topology': machine.name, 'ms': 1000 * found['roofline_secs']['step'],
+        'bound': found['bound'], 'mfu_at_most': found['mfu_ceiling'],
+        'launches': found['launches'], 'hbm_gb': found['hbm_bytes_per_device'] / 1e9,
+        'temporaries_gib': found['hbm_gib']['temporaries'], 'peak_gib': found['hbm_gib']['peak']})
+  return entries
+
+
+PARTS = {'kernel': run_kernel, 'step': run_step, 'torch': run_torch, 'latency': run_latency,
+         'plan': run_plan}
 
 
 def format_table(found: dict) -> str:
@@ -191,7 +340,23 @@ def format_table(found: dict) -> str:
       columns = list(entries[0])
       lines += ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
       lines += ['| ' + ' | '.join(_show(e[c]) for c in columns) + ' |' for e in entries] + ['']
-  return '\n'.join(lines)
+  return '\n'.join(lines + compare_plan(found['parts']))
+
+
+def compare_plan(parts: dict) -> list[str]:
+  """Lines of a table: what a plan said of each step, and what was found."""
+  plans, steps = ({e['step']: e for e in parts.get(name, {}).get('entries', ())}
+                  for name in ('plan', 'step'))
+  if not plans or not steps:
+    return []
+  lines = ['**plan against reality**', '', '| step | what | planned | found | found / planned |',
+           '|---|---|---|---|---|']
+  for name, what in ((n, w) for n in plans for w in (
+      'ms', 'launches', 'hbm_gb', 'temporaries_gib', 'peak_gib')):
+    planned, found = plans[name][what], steps[name][what]
+    ratio = _show(found / planned) if found and planned else ''
+    lines.append(f'| {name} | {what} | {_show(planned)} | {_show(found)} | {ratio} |')
+  return [*lines, '']
 
 
 def _show(value):
@@ -204,7 +369,7 @@ def run_part(name, out, small):
   """In this process: OUT/NAME.json."""
   start = time.perf_counter()
   found = {'entries': PARTS[name](small), 'device': jax.devices()[0].device_kind,
-           'jax': jax.__version__}
+           'jax': jax.__version__, 'kind': find_kind()}
   found['secs'] = time.perf_counter() - start
   (out / f'{name}.json').write_text(json.dumps(found, indent=2) + '\n')
 
@@ -213,16 +378,21 @@ def run_all(out, names, small):
   """Every part in a process of its own -> what each found, or its error."""
   parts = {}
   for name in names:
-    path = out / f'{name}.json'
+    path, deadline = out / f'{name}.json', DEADLINE_SECS[name] * (4 if small else 1)
     path.unlink(missing_ok=True)
     command = [sys.executable, __file__, f'--out={out}', f'--part={name}'] + ['--small'] * small
+    env = dict(os.environ)
+    if name == 'plan':  # for CPUs, so that it leaves the GPU alone
+      env['JAX_PLATFORMS'] = 'cpu'
+      told = next((p['kind'] for p in parts.values() if p.get('kind')), None)
+      env |= {'PLANNED_KIND': told} if told else {}
     try:
       with (out / f'{name}.log').open('w') as log:
-        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT,
-                              timeout=DEADLINE_SECS[name]).returncode
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env,
+                              timeout=deadline).returncode
       error = f'ended with {code}; {name}.log says why'
     except subprocess.TimeoutExpired:
-      error = f'took longer than {DEADLINE_SECS[name]} s'
+      error = f'took longer than {deadline} s'
     parts[name] = json.loads(path.read_text()) if path.exists() else {'error': error}
     print(f'{name}: {"done" if path.exists() else error}', flush=True)
   return parts

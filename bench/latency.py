@@ -27,6 +27,7 @@ from rich import table as rich_table
 
 from configs import presets
 from rim_jax import config as config_lib
+from rim_jax import methods
 from rim_jax.evaluation import latency
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
@@ -58,7 +59,8 @@ def make_methods(config, args, mesh, batch):
   rng = np.random.default_rng(0)
   questions = rng.integers(0, num_ids, (batch, num_question)).tolist()
   prefix = tuple(rng.integers(0, num_ids, num_prefix).tolist())
-  codec = source.Codec(types.SimpleNamespace(vocab_size=num_ids), None, config, num_ids)
+  codec = source.Codec(types.SimpleNamespace(vocab_size=num_ids), None, config, num_ids,
+                       methods.get_method(config).layout)
   # A chain of thought writes the prefix itself.
   return [latency.make_timed(
       name, Network(program.graphdef, state.params, frozen, own, codec, mesh), questions, writing)

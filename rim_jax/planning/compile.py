@@ -73,15 +73,27 @@ def compile_step(config: Config, program, rows: source.Rows, mesh):
                                   max(config.layout.num_blocks, 1), mesh,
                                   limits=rows.limits)
   with jax.set_mesh(mesh):
-    platform = {'gpu': 'cuda'}.get(mesh.devices.flat[0].platform, 'tpu')
-    lowered = step.trace(*program.abstract, batch).lower(lowering_platforms=(platform,))
-    try:
-      return lowered.compile()
-    except jax.errors.JaxRuntimeError as e:
-      if 'RESOURCE_EXHAUSTED' not in str(e):
-        raise
-      message = ' '.join(str(e).split())
-      raise DoesNotFit(message[:300], find_needed_gib(message)) from None
+    platform = mesh.devices.flat[0].platform
+    lowered = step.trace(*program.abstract, batch).lower(
+        lowering_platforms=('cuda' if platform == 'gpu' else platform,))
+    return compile_lowered(lowered)
+
+
+def compile_lowered(lowered):
+  """A lowered program, compiled. Raises: DoesNotFit.
+
+  A GPU's compiler that tunes nothing cannot cut some products into tiles of its own: then all of
+  the program's products are cuBLAS's.
+  """
+  try:
+    return lowered.compile()
+  except jax.errors.JaxRuntimeError as e:
+    message = ' '.join(str(e).split())
+    if "Couldn't find output tile sizes" in message:
+      return lowered.compile(compiler_options={'xla_gpu_enable_triton_gemm': False})
+    if 'RESOURCE_EXHAUSTED' not in message:
+      raise
+    raise DoesNotFit(message[:300], find_needed_gib(message)) from None
 
 
 def _get_shard_bytes(tree):
@@ -140,6 +152,16 @@ def estimate_visible(config: Config, platform: str) -> float:
   return float(seen.any((1, 3)).mean())
 
 
+def compute_costs(compiled, config: Config, mesh) -> tuple[float, hlo.Costs]:
+  """(`estimate_visible`, costs of a compiled step on one device, in rows of typical records)."""
+  platform = mesh.devices.flat[0].platform
+  visible = estimate_visible(config, platform)
+  tiles = config.layout.row_tokens / max(config.model.attention_tile_tokens, 1)
+  return visible, hlo.compute_costs(
+      compiled.as_text(), unknown_trips=max(visible * tiles, 1), visible=visible,
+      hosts=[d.process_index for d in mesh.devices.flat] if platform == 'gpu' else None)
+
+
 def compute_roofline(costs: hlo.Costs, chip: Chip, links=('ici', 'dcn')) -> dict[str, float]:
   """Least seconds of a step for each of the machine's parts, and `step`, the largest of them.
 
@@ -196,11 +218,7 @@ def make_plan(config: Config, machine: Machine) -> dict:
   except DoesNotFit as e:
     plan['hbm_gib']['needed'] = e.needed_gib
     return plan | {'reason': str(e), 'compile_secs': round(time.perf_counter() - start, 1)}
-  visible = estimate_visible(config, machine.devices[0].platform)
-  tiles = config.layout.row_tokens / max(config.model.attention_tile_tokens, 1)
-  costs = hlo.compute_costs(
-      compiled.as_text(), unknown_trips=max(visible * tiles, 1), visible=visible,
-      hosts=[d.process_index for d in mesh.devices.flat] if machine.is_gpu else None)
+  visible, costs = compute_costs(compiled, config, mesh)
   return plan | _describe(compiled, costs, machine, compute_model_flops(config, program, rows)) | {
       'visible_tiles': visible, 'compile_secs': round(time.perf_counter() - start, 1)}
 

@@ -9,6 +9,7 @@ import types
 
 import jax
 
+from rim_jax import methods
 from rim_jax.config import Config, MeshConfig
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
@@ -51,7 +52,7 @@ def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[
       network = Network(
           program.graphdef, program.abstract[0].params, program.abstract[1], own, source.Codec(
               types.SimpleNamespace(vocab_size=vocab_size), template, own, vocab_size,
-              lambda *unused: None), mesh)
+              methods.get_method(own).layout), mesh)
       of_size.append({'method': name, 'batch': size, 'question_tokens': len(encoded.question)}
                      | _measure(network, writing, [encoded.question] * size, machine))
     for entry in of_size:
@@ -73,7 +74,8 @@ def _measure(network, writing, questions, machine: Machine):
     part = parts[name]
     with jax.set_mesh(network.mesh):
       traced = part.program.trace(*network.arrays, part.static, abstract)
-      text = traced.lower(lowering_platforms=(machine.platform,)).compile().as_text()
+      text = compile_lib.compile_lowered(
+          traced.lower(lowering_platforms=(machine.platform,))).as_text()
     costs = hlo.compute_costs(text, unknown_trips=part.num_turns)
     secs = compile_lib.compute_roofline(costs, machine.chip, machine.links)
     found[name] = {

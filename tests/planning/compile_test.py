@@ -195,6 +195,20 @@ def test_a_state_too_large_for_the_chip_is_not_even_compiled(monkeypatch):
   assert found['hbm_gib']['needed'] > found['state_gib']  # gradients come on top
 
 
+def test_products_that_have_no_tiles_are_left_to_cublas():
+  asked = []
+
+  class Lowered:
+    def compile(self, compiler_options=None):
+      asked.append(compiler_options)
+      if compiler_options is None:
+        raise jax.errors.JaxRuntimeError(
+            "INTERNAL: Couldn't find output tile sizes that satisfy hlo: %dot.56")
+      return 'compiled'
+  assert compile_lib.compile_lowered(Lowered()) == 'compiled'
+  assert asked == [None, {'xla_gpu_enable_triton_gemm': False}]
+
+
 def test_a_gpu_has_what_jax_takes_of_it(monkeypatch):
   """Its compiler never refuses: what it allocates is compared with the part that JAX takes."""
   monkeypatch.setattr(machines.Machine, 'is_gpu', True)
