@@ -708,6 +708,51 @@ def test_a_mode_in_another_word(run_copy):
   assert code == 0 and 'report: ' in out
 
 
+def put_folder(path):
+  path.unlink(missing_ok=True)
+  path.mkdir()
+
+
+def put_file(path):
+  shutil.rmtree(path)
+  path.write_text('')
+
+
+@pytest.mark.parametrize('name, spoil, mode, told', [
+    ('report.html', put_folder, 'report', 'report.html: Is a directory'),
+    ('results.json', put_folder, 'report', 'results.json: cannot be read (Is a directory)'),
+    ('metrics.jsonl', put_folder, 'report', 'metrics.jsonl: cannot be read (Is a directory)'),
+    ('predictions/test.jsonl', put_folder, 'report', 'test.jsonl: cannot be read (Is a directory)'),
+    ('predictions', put_file, 'report', 'predictions'),
+    ('figures', put_file, 'report', 'figures: File exists'),
+    ('checkpoints', put_file, 'generate', 'checkpoints'),
+    ('config.json', put_folder, 'generate', 'config.json: cannot be read (Is a directory)')])
+def test_a_directory_in_place_of_a_file_and_the_other_way_round(run_copy, capsys, name, spoil, mode,
+                                                                told):
+  spoil(run_copy / name)
+  check_refused(capsys, [f'--workdir={run_copy}', f'--mode={mode}', '--question=1+2'][
+      :3 if mode == 'generate' else 2], told)
+
+
+def test_a_checkpoint_folder_of_another_digit_is_none(run_copy):
+  (run_copy / 'checkpoints/²').mkdir()
+  (run_copy / 'checkpoints/²/manifest.json').write_text('{}')
+  assert run_cli(f'--workdir={run_copy}', '--mode=generate', '--question=1+2')[0] == 0
+
+
+def test_a_question_that_is_no_utf_8_is_refused(run_copy, capsys, monkeypatch):
+  command = [f'--workdir={run_copy}', '--mode=generate']
+  check_refused(capsys, [*command, '--question=1+\udcff'], ('--question: is no UTF-8', 'write it'))
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'1+2\n\xff\n')))
+  check_refused(capsys, command, 'standard input: is no UTF-8')
+
+
+def test_an_empty_results_json_completes_nothing(run_copy):
+  (run_copy / 'results.json').write_text('{}')
+  code, out = run_cli(T, f'--workdir={run_copy}')
+  assert code == 0 and 'evaluating step' in out and 'this run is complete' not in out
+
+
 def test_a_run_s_own_configuration_stays(run_copy, capsys):
   check_refused(capsys, [f'--workdir={run_copy}', '--mode=report', '--config.seed=3'],
                 ('was run with seed=0', 'now it is 3'))

@@ -17,7 +17,6 @@ import json
 import os
 import pathlib
 import sys
-import tempfile
 import typing
 
 from absl import logging
@@ -149,7 +148,7 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
 def _prepare(builder_class, builder_config, root, directory, say):
   """Writes a prepared copy, which appears under its name complete or not at all."""
   root.mkdir(parents=True, exist_ok=True)
-  with tempfile.TemporaryDirectory(prefix='incomplete.', dir=root) as temporary:
+  with records_lib.make_scratch(root) as temporary:
     with _quiet() as aloud:
       builder = builder_class(
           data_dir=temporary, config=builder_config, file_format='array_record')

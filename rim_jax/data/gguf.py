@@ -6,8 +6,10 @@ Source: the format as the library `gguf` reads it; tokenizers as llama.cpp's con
 import dataclasses
 import functools
 import math
+import os
 import pathlib
 import re
+import struct
 
 from rim_jax import reader
 from rim_jax.errors import UserError
@@ -71,6 +73,7 @@ def _read_header(path, size, changed):
   del size, changed  # parts of the key alone
   from gguf.gguf_reader import GGUFReader  # a few runs need it
   try:
+    _check_claims(path)
     reader = GGUFReader(path)
     metadata = {key: field.contents() for key, field in reader.fields.items()
                 if not key.startswith('GGUF.')}
@@ -83,6 +86,54 @@ def _read_header(path, size, changed):
     raise UserError(f'{path}: is no whole GGUF file ({type(e).__name__}: {e}); fetch it again'
                     ) from None
   return Header(path, metadata, tensors)
+
+
+_SCALARS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), (1, 1, 2, 2, 4, 4, 4, 1, 8, 8, 8)))
+_TEXT, _ARRAY = 8, 9  # kinds of value, as a file numbers them; of scalars, their bytes above
+_MOST_ENTRIES = 100_000  # keys, and tensors
+_MOST_VALUES = 10_000_000  # of all arrays; the largest vocabularies have 256,000 tokens
+
+
+def _check_claims(path) -> None:
+  """Walks a header whose claims the library would believe, in time and memory.
+
+  Raises: ValueError, struct.error where the file ends before its header does.
+  """
+  with open(path, 'rb') as file:
+    order, size, left = '<', os.fstat(file.fileno()).st_size, _MOST_VALUES
+
+    def read(form):
+      return struct.unpack(order + form, file.read(struct.calcsize(order + form)))
+
+    def skip(count):
+      if file.seek(count, os.SEEK_CUR) > size:
+        raise ValueError('it ends inside its header')
+
+    def skip_value(kind):
+      nonlocal left
+      if kind == _TEXT:
+        skip(*read('Q'))
+      elif kind == _ARRAY:
+        inner, count = read('IQ')
+        left -= count
+        if left < 0 or (inner != _TEXT and inner not in _SCALARS):
+          raise ValueError(f'an array of {count:,} values of kind {inner}')
+        for _ in range(count if inner == _TEXT else 0):
+          skip(*read('Q'))
+        skip(count * _SCALARS.get(inner, 0))
+      else:
+        skip(_SCALARS[kind])
+    version = read('4sI')[1]
+    order = '<' if version & 0xFFFF else '>'  # made on a machine of the other order
+    num_tensors, num_keys = read('QQ')
+    if max(num_tensors, num_keys) > _MOST_ENTRIES:
+      raise ValueError(f'it claims {num_keys:,} keys and {num_tensors:,} tensors')
+    for _ in range(num_keys):
+      skip(*read('Q'))
+      skip_value(*read('I'))
+    for _ in range(num_tensors):
+      skip(*read('Q'))
+      skip(8 * read('I')[0] + 12)
 
 
 # ---- Its tokenizer ----

@@ -4,14 +4,13 @@ import hashlib
 import http.client
 import os
 import pathlib
-import tempfile
 import time
 import urllib.request
 
 from rim_jax import reader
 from rim_jax.config import DataConfig
 from rim_jax.data import hub
-from rim_jax.data.records import report, report_unwritable
+from rim_jax.data.records import make_scratch, report, report_unwritable
 from rim_jax.errors import UserError
 
 # OpenAI's files at DataConfig.url: name -> (bytes, sha256).
@@ -71,7 +70,7 @@ def download_gsm8k(config: DataConfig, say=print) -> pathlib.Path:
       raise UserError(f'{url}: not the file expected (its sha256 should be {sha256}); {fix}')
     with report_unwritable(config):
       folder.mkdir(parents=True, exist_ok=True)
-      with tempfile.TemporaryDirectory(prefix='incomplete.', dir=folder) as temporary:
+      with make_scratch(folder) as temporary:
         (pathlib.Path(temporary) / name).write_bytes(content)
         os.replace(pathlib.Path(temporary) / name, path)
   return folder

@@ -1,7 +1,13 @@
 """What a row is: the Record, the names of splits, and how an error in one is told."""
 
+from collections.abc import Iterator
 import contextlib
 import dataclasses
+import fcntl
+import os
+import shutil
+import tempfile
+import time
 
 from rim_jax.errors import UserError
 
@@ -34,6 +40,29 @@ def report(where, fix, kinds=Exception):
   except kinds as error:
     what = ' '.join(str(error).split())[:200] or type(error).__name__
     raise UserError(f'{where}: {what}; {fix}') from error
+
+
+@contextlib.contextmanager
+def make_scratch(folder) -> Iterator[str]:
+  """A directory that vanishes afterwards; those that a kill has left go first."""
+  for path in folder.glob('incomplete.*'):
+    with contextlib.suppress(OSError):  # one whose maker lives is locked, or is being made
+      if time.time() - path.stat().st_mtime > 60:
+        with _lock(path):
+          shutil.rmtree(path)
+  with tempfile.TemporaryDirectory(prefix='incomplete.', dir=folder) as made, _lock(made):
+    yield made
+
+
+@contextlib.contextmanager
+def _lock(folder):
+  """The kernel gives the lock back with the process that had it."""
+  opened = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  finally:
+    os.close(opened)
 
 
 def report_unwritable(config):

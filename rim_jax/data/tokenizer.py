@@ -124,8 +124,10 @@ def read_file(path, fix='set --config.tokenizer.path to a tokenizer.json'):
   import tokenizers  # its import costs as much as the rest of this package together
   try:
     return tokenizers.Tokenizer.from_buffer(raw)
-  except Exception as e:  # pylint: disable=broad-except  (the library raises bare Exception)
-    raise UserError(f'{path}: is not a tokenizer.json ({e})') from None
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as e:  # pylint: disable=broad-except  (bare Exception, or a panic of Rust)
+    raise UserError(f'{path}: is not a tokenizer.json ({" ".join(str(e).split())[:200]})') from None
 
 
 class FileTokenizer(Tokenizer):
@@ -139,7 +141,8 @@ class FileTokenizer(Tokenizer):
     self._tokenizer.no_truncation()
     self._path = path
     # The largest id, not the count: a vocabulary may have holes.
-    self.vocab_size = 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values())
+    self.vocab_size = 1 + max(
+        self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items()
                      if token.special}
     self.eos_id = self._find_id(config.eos_token, 'eos_token')

@@ -73,7 +73,7 @@ def check_exportable(config: Config, base: weights.Base | None, where) -> None:
 def check_free(out) -> None:
   """Raises: UserError where a directory of this name cannot be made."""
   out = pathlib.Path(out)
-  if out.exists():
+  if os.path.lexists(out):  # also a link that leads nowhere, which nothing can be moved onto
     raise UserError(f'{out}: exists already; remove it, or name another --config.export.dir')
   try:
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -325,13 +325,16 @@ def find_tokenizer(folder: pathlib.Path) -> TokenizerConfig:
 
   def get_text(key):
     value = tree.get(key)
-    return value.get('content') if isinstance(value, dict) else value
+    value = value.get('content') if isinstance(value, dict) else value
+    if not isinstance(value, str | None):
+      raise UserError(f'{folder}: {key} is {str(value)[:40]!r}, which is no text; fetch it again')
+    return value
   tokenizer = tokenizer_lib.read_file(path, _KINDS)
   eos = get_text('eos_token')
   if not eos:
     ids = read_config(folder).get('eos_token_id')
     ids = ids[0] if isinstance(ids, list) and ids else ids
-    eos = tokenizer.id_to_token(ids) if isinstance(ids, int) else None
+    eos = tokenizer.id_to_token(ids) if type(ids) is int and 0 <= ids < 1 << 32 else None
   if not eos:
     raise UserError(f'{folder}: does not name an eos token; '
                     f'set --config.tokenizer.kind=file --config.tokenizer.path={path} '

@@ -5,6 +5,7 @@ Text from data is shown as it is: never as markup, HTML or a terminal's control 
 """
 
 import dataclasses
+import re
 
 from etils import epath
 from rich.text import Text
@@ -339,8 +340,9 @@ def _get_series(metrics, prefix, scale=1):
   series = {}
   for line in metrics:
     for key, value in line.items():
-      if key.startswith(prefix) and value is not None:
-        series.setdefault(int(key.removeprefix(prefix)), []).append((line['step'], scale * value))
+      block = key.removeprefix(prefix)
+      if block != key and re.fullmatch('[0-9]{1,9}', block) and value is not None:
+        series.setdefault(int(block), []).append((line['step'], scale * value))
   for block, points in series.items():
     size = len(points) // _MAX_POINTS + 1
     groups = [list(zip(*points[i:i + size])) for i in range(0, len(points), size)]

@@ -206,6 +206,9 @@ def test_an_existing_directory_is_left_alone_and_a_failure_leaves_none(tmp_path,
   with pytest.raises(UserError, match='exists already'):
     write(tmp_path / 'mine', config, params, frozen)
   assert (tmp_path / 'mine' / 'x').read_text() == 'kept'
+  (tmp_path / 'link').symlink_to(tmp_path / 'nowhere')
+  with pytest.raises(UserError, match='link: exists already'):
+    export.check_free(tmp_path / 'link')
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot be written'):
     write(tmp_path / 'file' / 'out', config, params, frozen)

@@ -223,6 +223,18 @@ def test_a_directory_that_is_not_whole_is_refused(folder, spoil, culprit):
   assert culprit in str(e.value)
 
 
+@pytest.mark.parametrize('ids, token, told', [
+    (-1, None, 'eos token; set'), (1 << 40, None, 'eos token; set'), (True, None, 'eos token; set'),
+    ('x', None, 'eos token; set'), ([], None, 'eos token; set'), (None, 7, 'eos_token is .7.'),
+    (None, {'content': [1]}, 'eos_token is'), (None, ['a'], 'eos_token is')])
+def test_an_eos_of_another_kind_or_range_is_told(folder, ids, token, told):
+  path = folder('llama', eos_token_id=ids)
+  (path / 'tokenizer_config.json').write_text(json.dumps({'eos_token': token}))
+  with pytest.raises(UserError, match=told) as e:
+    families.resolve(make_config(path))
+  assert '\n' not in str(e.value)
+
+
 def test_no_eos_anywhere_asks_for_one(folder):
   path = folder('llama', eos_token_id='absent')
   (path / 'tokenizer_config.json').unlink()

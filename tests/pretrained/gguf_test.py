@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import struct
+import time
 
 import gguf as gguf_package
 import numpy as np
@@ -124,6 +126,27 @@ def test_a_file_that_does_not_say_how_it_splits_text_is_refused(tmp_path):
   path = write_gguf(tmp_path / 'model.gguf', GOLDEN / 'llama', pre=None)
   with pytest.raises(UserError, match='splits text as None; .* are read; set --config.tokenizer'):
     tokenizer_lib.read_file(path)
+
+
+def write_text(text):
+  return struct.pack('<Q', len(text)) + text
+
+
+@pytest.mark.parametrize('num_keys, num_tensors, body', [
+    (10**9, 0, bytes(1000)), (0, 10**12, bytes(1000)), (2**64 - 1, 0, b''),
+    (1, 0, write_text(b'a') + struct.pack('<IIQ', 9, 0, 2**60)),
+    (1, 0, write_text(b'a') + struct.pack('<IIQ', 9, 8, 9_000_000) + bytes(100)),
+    (1, 0, write_text(b'a') + struct.pack('<IIQ', 9, 9, 2) + struct.pack('<IQ', 9, 1) * 5_000),
+    (1, 0, struct.pack('<Q', 2**63) + b'a'), (1, 0, write_text(b'a') + struct.pack('<I', 77)),
+    (0, 1, write_text(b'a') + struct.pack('<I', 2**31))])
+def test_a_header_that_claims_what_it_has_not_is_refused_at_once(tmp_path, num_keys, num_tensors,
+                                                                 body):
+  path = tmp_path / 'model.gguf'
+  path.write_bytes(b'GGUF' + struct.pack('<IQQ', 3, num_tensors, num_keys) + body)
+  began = time.process_time()
+  with pytest.raises(UserError, match='is no whole GGUF file') as e:
+    families.read_config(path)
+  assert '\n' not in str(e.value) and time.process_time() - began < 1
 
 
 def test_a_file_that_is_not_there_says_what_is_meant(tmp_path):

@@ -394,6 +394,16 @@ def test_curves_are_the_logged_ones_and_lambda_is_stage_1s(tmp_path, monkeypatch
   assert accuracies[1][3][4][1] == (50.0,) * 8
 
 
+def test_a_key_of_metrics_that_names_no_block_is_no_curve(tmp_path, monkeypatch):
+  metrics = [line | {f'train/nll_block_{name}': 1.0 for name in ('x', '', '²', '-1', '9' * 5000)}
+             for line in make_metrics((1,))]
+  write_run(tmp_path, 'rim_stage1', 1, metrics=metrics)
+  figures = capture_figures(monkeypatch)
+  run_page.write_report(tmp_path, config_lib.Config(method='rim_stage1'))
+  (_, _, _, lines, _), = (f for f in figures if 'training loss' in f[0])
+  assert list(lines) == [1]
+
+
 def test_a_run_of_an_earlier_version_has_no_lambda(tmp_path, monkeypatch):
   metrics = [{k: v for k, v in line.items() if 'weight' not in k} for line in make_metrics((1, 2))]
   write_run(tmp_path, 'rim_stage1', 2, metrics=metrics)
