@@ -76,10 +76,11 @@ def measure_split(split, codec: source_lib.Codec, say=print) -> Sizes:
       source_lib.load_lengths(split, codec, config.data.cache_dir, say), codec)
   _, dropped = source_lib.find_unfit(sizes, split, codec, config.layout.row_slots)
   known = sizes[sizes[:, 0] >= 0, 0]
-  tokens = (known.mean(), np.median(known), known.max()) if len(known) else (0, 0, 0)
+  mean, median, most = (round(float(fn(known))) if len(known) else 0
+                        for fn in (np.mean, np.median, np.max))
   names = [split[i].origin.rpartition(':')[0] for i in (0, -1)]
   return Sizes(split.name, ' to '.join(dict.fromkeys(names)), len(split),
-               tuple(round(float(n)) for n in tokens), dropped)
+               (mean, median, most), dropped)
 
 
 def describe_misjudged(split, codec: source_lib.Codec) -> list[str]:
