@@ -199,8 +199,9 @@ def _read_csv(content) -> list[dict]:
   table = csv.DictReader(
       io.StringIO(reader.decode(content), newline=''), strict=True, restval='')
   rows, names = list(table), table.fieldnames or ()
-  twice = next((name for name in names if names.count(name) > 1), None)
-  if twice is not None:
+  # Columns without a name, as spreadsheets leave them, hold nothing that is read.
+  twice = next((name for name in names if name and names.count(name) > 1), None)
+  if twice:
     raise ValueError(f'the header names {twice!r} twice')
   for number, row in enumerate(rows, 1):
     if None in row:

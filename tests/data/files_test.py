@@ -175,6 +175,8 @@ def test_numbers_and_empty_cells_of_tables(tmp_path):
   path = tmp_path / 'x.csv'
   records, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
   assert records[0].answer == '12345678901234567890123456789012.0'  # text, as it is written
+  records, _ = files.parse_files([(path, b'question,answer,,\na?,2,,\n')], FIELDS)
+  assert records[0].answer == '2'
 
 
 @pytest.mark.parametrize('name, content, what', [
