@@ -1,7 +1,7 @@
 """Every method at equal network, data, examples and seeds, and what they say together.
 
   python -m rim_jax.main --mode=sweep --config=configs/compare.py --jobs=2
-      The chain task, three seeds. Cost: 33 runs of about five minutes of 1 CPU core.
+      The chain task, three seeds. Cost: 36 runs of about five minutes of 1 CPU core.
       Score: direct 9.3, pause 8.9, iCoT 12.7, Coconut 70.2, chain of thought 100.0, RiM 100.0 %
       (means over seeds; docs/results.md).
   python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET --jobs=2
@@ -17,7 +17,7 @@ place of --mode=sweep.
 from configs import presets
 from rim_jax.config import grid as grid_lib
 
-METHODS = ('direct', 'pause', 'icot', 'coconut', 'codi', 'pccot', 'lotus', 'cot', 'rim',
+METHODS = ('direct', 'pause', 'icot', 'coconut', 'codi', 'pccot', 'lotus', 'sim_cot', 'cot', 'rim',
            'rim_paired', 'looped')
 
 

@@ -329,7 +329,8 @@ PRESETS = {'chain': make_chain, 'gsm8k': make_gsm8k, 'gsm8k_perturbed': make_gsm
 
 # Methods with a modifier that have a recipe of their own: name -> (method, keys).
 VARIANTS = {'rim_paired': ('rim', {'layout.paired_readout': True}),
-            'looped': ('rim', {'loop.num_passes': 2})}
+            'looped': ('rim', {'loop.num_passes': 2}),
+            'sim_cot': ('coconut', {'aux.decoder': 'shared', 'aux.answer_fills': True})}
 
 
 def make(method: str, preset: str) -> Any:
@@ -344,6 +345,7 @@ def make(method: str, preset: str) -> Any:
   if method in VARIANTS:
     host, keys = VARIANTS[method]
     config = make(host, preset)
+    config.aux.group_tokens = config.coconut.thoughts_per_step if host == 'coconut' else 1
     config.update_from_flattened_dict(keys)
     if config.layout.paired_readout:  # a row of the chain task is one example: 7 tokens more
       config.layout.row_tokens = 33 if preset == 'chain' else config.layout.row_tokens * 5 // 4

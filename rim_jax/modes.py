@@ -214,6 +214,9 @@ def _run_probes(task, folder, network, say):
   limits = {'train': config.controls.num_probe_examples, 'test': config.eval.num_examples,
             'valid': config.controls.num_probe_examples}
   records = {s: run_scores_lib.get_records(task, s, limit) for s, limit in limits.items()}
+  if config.controls.probe_split == 'valid':
+    records |= probes_lib.hold_out(run_scores_lib.get_records(task, 'valid', 0),
+                                   config.controls.num_probe_examples)
   kept = {step: lambda step=step: state_lib.load_network(task, folder, step)[0].params
           for step in checkpoint_lib.list_whole(checkpoint_lib.get_folder(folder))}
   return probes_lib.run_probes(decode.Decoder(network), records, kept, say)

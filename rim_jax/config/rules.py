@@ -23,6 +23,7 @@ def find_problems(config) -> list[str]:
   """What does not agree in a Config whose single values are within their limits."""
   return (_find_size_problems(config) + _find_data_problems(config) + _find_model_problems(config)
           + _find_training_problems(config) + _find_stage_problems(config)
+          + _find_aux_problems(config)
           + config.facts.find_problems(config))
 
 
@@ -158,6 +159,20 @@ def _find_loop_problems(config):
       (value > 1 and loop.num_passes == 1 and config.loop_rule == 'gate',
        f'{key}={value}: with loop.num_passes=1 no gate was trained that could feed a second pass; '
        f'train with 2 or more, or use {key}=0') for key, value in asked.items()))
+
+
+def _find_aux_problems(config):
+  """What is wrong with steps that thoughts spell."""
+  aux, facts = config.aux, config.facts
+  one_by_one = facts.has_thoughts and facts.feeds_back
+  thoughts = config.coconut.thoughts_per_step if facts.make_stages else config.layout.block_tokens
+  return [] if aux.decoder == 'none' else list_broken(
+      (not one_by_one,
+       f"aux.decoder='{aux.decoder}': method '{config.method}' has no thoughts, found one by one, "
+       "that could spell a step; use 'none'"),
+      (one_by_one and thoughts % aux.group_tokens,
+       f'aux.group_tokens={aux.group_tokens} does not divide the {thoughts} thoughts of a block; '
+       'use a number that does'))
 
 
 def _find_stage_problems(config):

@@ -312,6 +312,19 @@ class LotusConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class AuxConfig:
+  """SIM-CoT, for methods with thoughts: each group of them also spells its step, as it trains."""
+  # Who spells. none: nobody. shared: the network itself, which then sees those thoughts alone.
+  # copy: a second network, which begins as a copy of it, trains whole, and is dropped afterwards.
+  decoder: Literal['none', 'shared', 'copy'] = 'none'
+  weight: Amount = 1.0  # Weight of the mean loss of what is spelled.
+  group_tokens: AtLeastOne = 1  # Thoughts that spell one step together.
+  last_step: bool = True  # The last step is spelled, too. False: as CODI's teacher, which lacks it.
+  # A group for which there is no step spells the answer. False: it spells nothing.
+  answer_fills: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class OptimConfig:
   """AdamW on the parameters that train."""
   # Which parameters train. lora: adapters and memory rows. memory: the three memory rows alone.
@@ -421,6 +434,9 @@ class ControlsConfig:
   probes: bool = False  # Also fit linear probes and PCA on block states; needs scikit-learn.
   # Questions of train, and of valid, that probes are fitted on; 0: all.
   num_probe_examples: Count = 2000
+  # train: as said above. valid: fitted on that many questions of valid, on which nothing was
+  # trained, and tuned on the others of valid.
+  probe_split: Literal['train', 'valid'] = later('train')
   num_attention: Count = 4  # Questions whose answers' attention is written down; 0: none.
 
 
@@ -455,6 +471,7 @@ class Config:
   codi: CodiConfig = later(CodiConfig())
   distill: DistillConfig = later(DistillConfig())
   lotus: LotusConfig = later(LotusConfig())
+  aux: AuxConfig = later(AuxConfig())
   optim: OptimConfig = OptimConfig()
   train: TrainConfig = TrainConfig()
   mesh: MeshConfig = MeshConfig()

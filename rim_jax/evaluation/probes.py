@@ -32,6 +32,20 @@ def check_installed() -> None:
                     'leave it False') from None
 
 
+def hold_out(records, count: int) -> dict:
+  """What probes are fitted on ('train') and tuned on ('valid'), of records never trained on.
+
+  Args:
+    count: how many are fitted on; 0: half of them.
+  Raises: UserError where none is left to tune on.
+  """
+  count = count or len(records) // 2
+  if count >= len(records):
+    raise UserError(f'controls.num_probe_examples={count}: with controls.probe_split=valid the '
+                    f'{len(records)} questions of valid leave none to tune on; use fewer')
+  return {'train': records[:count], 'valid': records[count:]}
+
+
 def run_probes(decoder: decode_lib.Decoder, records: dict, kept: dict, say=print):
   """All probes of one checkpoint.
 

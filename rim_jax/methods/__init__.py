@@ -4,6 +4,11 @@ Never trains, decodes or reads files; facts that need no JAX stand in config/met
 Start with method.py, which says what a method is, then rim.py; METHODS is the one table.
 """
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
 from rim_jax.config import Config
 from rim_jax.methods import (
   coconut,
@@ -17,6 +22,7 @@ from rim_jax.methods import (
   pause,
   pccot,
   rim,
+  sim_cot,
 )
 from rim_jax.methods.method import Method
 from rim_jax.model.lora import fold_in_name
@@ -44,6 +50,8 @@ def get_method(config: Config) -> Method:
     method = passes.loop(method, passes.get_rule(config), num_passes)
   if config.layout.paired_readout:
     method = paired.pair_blocks(method)
+  if config.aux.decoder != 'none':
+    method = sim_cot.spell(method, config)
   return method
 
 
@@ -51,8 +59,31 @@ def make_model(config: Config, vocab_size: int, key) -> Transformer:
   """A random network, with what its method adds."""
   model, make = Transformer(config.model, vocab_size, key), get_method(config).make_added
   if make:
+    config = dataclasses.replace(config, model=dataclasses.replace(
+        config.model, vocab_size=vocab_size))
     model.added = make(config, fold_in_name(key, 'added'))
   return model
+
+
+def begin_decoder(params: dict, *others: dict) -> dict:
+  """Parameters whose auxiliary decoder, where there is one, is a copy of the network's own.
+
+  Args:
+    others: where the rest of the network is, e.g. what is frozen.
+  """
+  added = params.get('added', {})
+  if 'decoder' not in added:
+    return params
+
+  def copy(path, value):
+    for tree in (params, *others):
+      for key in path:
+        tree = tree.get(key.key, {})
+      if not isinstance(tree, dict):
+        return jnp.array(tree, value.dtype)
+    raise ValueError(f'{jax.tree_util.keystr(path)}: the network has no such parameter')
+  decoder = jax.tree_util.tree_map_with_path(copy, added['decoder'])
+  return params | {'added': added | {'decoder': decoder}}
 
 
 def make_codec(config: Config, tokenizer) -> source.Codec:

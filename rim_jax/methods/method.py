@@ -71,7 +71,11 @@ class Method:
   losses: Callable[..., dict[str, jax.Array]] | None = None
   # (model, Trunks, starts i32[b, r], Config) -> as `decode.prefill`: a cheaper way to the same.
   prefill: Callable | None = None
-  # (Config, key) -> a module of AddedParam, found at `model.added`.
+  # (model, Batch, inputs f[b, t, d] or None, logits f32[b, s, v], Config, dropout key)
+  # -> logits, in which some slots are those of another network.
+  replace_logits: Callable[..., jax.Array] | None = None
+  # (Config, with model.vocab_size, and key) -> a module of AddedParam, found at `model.added`. What
+  # it calls `decoder` begins as a copy of the network.
   make_added: Callable[..., nnx.Module] | None = None
 
   def forward(self, model, batch: batch_lib.Batch, config: Config,
@@ -84,6 +88,13 @@ class Method:
     """
     inputs_btd = self.feed(model, batch.tokens, batch_lib.get_fields(batch), config, limits,
                            dropout_key)
+    logits_bsv, added = self._read(model, batch, inputs_btd, config, limits, dropout_key)
+    if self.replace_logits:
+      logits_bsv = self.replace_logits(model, batch, inputs_btd, logits_bsv, config, dropout_key)
+    return logits_bsv, added
+
+  # 7 parameters: `forward`'s, and what it fed.
+  def _read(self, model, batch, inputs_btd, config, limits, dropout_key):
     if not self.losses:
       return model.compute_slot_logits(batch, config.layout, dropout_key, inputs_btd), {}
     student_bp, teacher_bp, paired_bp = _find_pairs(batch, limits.examples)

@@ -45,7 +45,7 @@ class Template:
 class Readout:
   """`[prefix | target]` after block `block`; the target, eos included, is supervised.
 
-  After block -1 it sees nothing but itself: it begins at position 0, and needs a prefix.
+  After block -1 it sees nothing but itself: it begins at position 0, and needs a prefix or latents.
   The states that predict target `mark` can be held to those that predict another readout's mark.
   """
   block: int
@@ -54,10 +54,15 @@ class Readout:
   target: Sequence[int]
   mark: int = 0  # of an answer its first token
   pair: int = 0  # the ordinal of that other readout, from 1 on; 0 for none
+  num_latents: int = 0  # `<m>` tokens before the prefix, whose inputs its method makes
+
+  @property
+  def num_given(self):
+    return self.num_latents + len(self.prefix)
 
   @property
   def num_tokens(self):  # the last target is never an input
-    return len(self.prefix) + len(self.target) - 1
+    return self.num_given + len(self.target) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,10 +198,10 @@ def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number
   token = put(token, trunk, 0, blocks, 0)
   for ordinal, readout in enumerate(example.readouts, 1):
     position = _find_start(len(example.question), readout.block, config)
-    ids = [*readout.prefix, *readout.target[:-1]]
+    ids = [*[memory_start + 1] * readout.num_latents, *readout.prefix, *readout.target[:-1]]
     # slot j predicts target j from the id before it, wherever that stands
-    first = token + len(readout.prefix) - 1 if readout.prefix else start + position - 1
-    later = token + len(readout.prefix)
+    first = token + readout.num_given - 1 if readout.num_given else start + position - 1
+    later = token + readout.num_given
     token = put(token, ids, position, readout.block, ordinal)
     count = len(readout.target)
     to = slice(slot, slot + count)

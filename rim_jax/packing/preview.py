@@ -62,6 +62,9 @@ def list_lines(record, codec: source_lib.Codec) -> list[Line]:
     where = f'after block {readout.block}' if readout.block > 0 else (
         'after the question' if not readout.block else 'on its own')
     parts = [piece(GIVEN, readout.prefix)] if readout.prefix else []
+    if readout.num_latents:
+      ids = (codec.memory_start + 1,) * readout.num_latents
+      parts.insert(0, Piece(BLOCK, '<m>' * readout.num_latents, ids))
     lines.append(Line(where, (*parts, piece(PREDICTED, readout.target))))
   if example.parallel:
     lines.append(Line('at its blocks, all at once', (

@@ -17,7 +17,7 @@ from rim_jax.runtime import run_folder
 _OF_OTHERS = (
     'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
     'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
-    'curriculum.reset_optimizer', 'icot.', 'coconut.', 'codi.', 'distill.',
+    'curriculum.reset_optimizer', 'icot.', 'coconut.', 'codi.', 'distill.', 'aux.',
     'layout.paired_readout', 'layout.teacher_last_step', 'layout.supervise_prefix', 'layout.row_',
     'layout.pack_window_rows')
 # Of blocks, which `direct` has not.

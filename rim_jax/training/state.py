@@ -12,7 +12,7 @@ from etils import epath
 import jax
 
 from rim_jax import config as config_lib
-from rim_jax import terminal
+from rim_jax import methods, terminal
 from rim_jax.config import Config, limits
 from rim_jax.errors import UserError, list_broken, refuse
 from rim_jax.model.network import Network
@@ -87,8 +87,11 @@ def load_network(task, workdir, which: str | int, is_start: bool = False, say=No
     fresh = {'added': _make_added(program, task.config.seed)}
     del wanted['added']
   params = checkpoint_lib.restore(found, 'params', wanted) | fresh
-  return Network(program.graphdef, params, _load_frozen(task, workdir, frozen, say), task.config,
-                 task.codec, task.mesh), found.step
+  frozen = _load_frozen(task, workdir, frozen, say)
+  if fresh:
+    params = jax.jit(methods.begin_decoder, out_shardings=program.shardings[0].params)(
+        params, frozen)
+  return Network(program.graphdef, params, frozen, task.config, task.codec, task.mesh), found.step
 
 
 def _make_added(program, seed: int):

@@ -76,9 +76,10 @@ def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Progr
       nnx.update(model, nnx.State(base))
       model.reset_memory(key)
     _, params, frozen = nnx.split(model, trainable, ...)
-    return (jax.tree.map(lambda x: x.astype(jnp.float32), nnx.to_pure_dict(params)),
-            jax.tree.map(lambda x: x.astype(config.model.frozen_dtype),
-                         nnx.to_pure_dict(frozen)))
+    params, frozen = map(nnx.to_pure_dict, (params, frozen))
+    params = methods.begin_decoder(params, frozen)
+    return (jax.tree.map(lambda x: x.astype(jnp.float32), params),
+            jax.tree.map(lambda x: x.astype(config.model.frozen_dtype), frozen))
 
   def make_state(params):
     return TrainState(jnp.zeros((), jnp.int32), jnp.ones((), bool), params, tx.init(params))

@@ -547,7 +547,8 @@ def probe_controls(config, tools):
   tools.patch.setattr(state_lib, 'load_network',
                       lambda *args, **kwargs: (support.make_network(config), 7))
   tools.patch.setattr(interventions, 'run_controls', lambda *args: {
-      'controls': {}, 'sweeps': {}, 'pairing': None})
+      'controls': {}, 'sweeps': {}, 'pairing': {
+          'num_pairs': 1, 'num_equal_answers': 0, 'num_without_partner': 0}})
   tools.patch.setattr(modes.control_sections, 'make_summary', lambda *args: [])
   tools.patch.setattr(modes, '_write_summary', lambda *args: None)
   tools.patch.setattr(probes, 'run_probes', record)
@@ -574,6 +575,7 @@ PROBES = {name.removeprefix('probe_'): f for name, f in list(globals().items())
 
 COCONUT = {'method': 'coconut_stage', 'layout.num_blocks': 1}
 CODI = {'method': 'codi', 'layout.num_blocks': 1}
+AUX = {'aux.decoder': 'shared'}
 ICOT = {'method': 'icot', 'icot.remove_per_epoch': 10.0}
 STAGE2 = {'method': 'rim_stage2'}
 ROPE = {'model.positions': 'rope'}
@@ -733,6 +735,11 @@ LIVE = {
     'lotus.latents_per_step': ('stages', 4, {'method': 'lotus'}),
     'lotus.step_weight': ('step', 0.5, {'method': 'lotus_stage'}),
     'lotus.stage_frac': ('stages', 0.1, {'method': 'lotus'}),
+    'aux.decoder': ('batch', 'shared', CODI),
+    'aux.weight': ('step', 2.0, CODI | AUX),
+    'aux.group_tokens': ('batch', 2, CODI | AUX | {'layout.block_tokens': 2}),
+    'aux.last_step': ('batch', False, CODI | AUX),
+    'aux.answer_fills': ('batch', True, CODI | AUX | {'layout.block_tokens': 6}),
     'optim.trainable': ('step', 'memory', {}),
     'optim.learning_rate': ('step', 0.123, {}),
     'optim.warmup_frac': ('step', 0.5, {}),
@@ -785,6 +792,8 @@ LIVE = {
     'controls.pause_dir': ('matched', '{files}', STAGE2),
     'controls.probes': ('controls', True, STAGE2),
     'controls.num_probe_examples': ('controls', 3, STAGE2 | {'controls.probes': True}),
+    'controls.probe_split': ('controls', 'valid', STAGE2 | {
+        'controls.probes': True, 'controls.num_probe_examples': 3}),
     'controls.num_attention': ('controls', 3, STAGE2),
     'log.every_steps': ('loop', 3, SHORT),
     'log.tensorboard': ('loop', True, SHORT),

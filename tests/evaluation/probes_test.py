@@ -206,3 +206,14 @@ def test_all_probes_of_a_network():
   one = support.make_network(support.set_keys(config, {'model.num_layers': 1}))
   assert 'one layer' in probes.run_probes(
       decode.Decoder(one), records, {}, lambda line: None)[0]['none']
+
+
+@pytest.mark.parametrize('count, fitted', [(3, 3), (0, 5), (9, 9)])
+def test_probes_can_be_fitted_on_questions_held_out(count, fitted):
+  found = probes.hold_out(list(range(10)), count)
+  assert found == {'train': list(range(fitted)), 'valid': list(range(fitted, 10))}
+
+
+def test_too_many_held_out_questions_are_told_in_one_line():
+  with pytest.raises(UserError, match='num_probe_examples=10.*leave none to tune on; use fewer'):
+    probes.hold_out(list(range(10)), 10)

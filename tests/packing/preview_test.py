@@ -26,6 +26,15 @@ def test_the_pieces_of_an_example_are_its_ids_in_their_order():
     assert line.pieces[-1].text.endswith('<end>')
 
 
+def test_thoughts_that_spell_a_step_are_shown_before_it():
+  config = support.make_config('codi', aux__decoder='shared', layout__block_tokens=2)
+  codec = support.make_codec(config)
+  *_, line = preview.list_lines(support.RECORDS[0], codec)
+  assert [(piece.kind, piece.text) for piece in line.pieces] == [
+      ('block', '<m>'), ('predicted', '6<end>')] and line.label == 'on its own'
+  assert line.pieces[0].ids == (codec.memory_start + 1,)
+
+
 def test_what_does_not_fit_is_told_with_its_reason_and_not_refused(tmp_path):
   config = support.make_config('rim_stage2', data__cache_dir=str(tmp_path),
                                data__chain__min_steps=2, data__chain__max_steps=4)

@@ -1,0 +1,18 @@
+"""SIM-CoT: Coconut, each of whose thoughts must spell its step while it trains.
+
+As coconut.py, and answering is the same; the thoughts of a step are also read alone, to say it
+(arXiv 2509.20317; what differs from its code stands in rim_jax/methods/sim_cot.py). On CODI:
+--config=configs/codi.py --config.aux.decoder=shared --config.aux.last_step=False.
+
+  python -m rim_jax.main --config=configs/sim_cot.py
+      The chain task. Cost: not measured. Score: not measured.
+  python -m rim_jax.main --config=configs/sim_cot.py:PRESET --config.data.dir=DIR
+      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
+      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured.
+"""
+
+from configs import presets
+
+
+def get_config(preset: str = 'chain'):
+  return presets.make('sim_cot', preset)

@@ -1,0 +1,23 @@
+"""Whose steps stage 1's weights fade by: each example's own, or the longest one's for all.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/absolute.py:gpt2 --jobs=1 \\
+      --config.model.init_from=DIR --config.data.dir=GSM8K_AUG
+      13 steps are the most of GSM8K-Aug; 10 are the default of `curriculum.absolute_steps`. With
+      more, short examples lose their weights sooner. Cost: 9 runs; see configs/presets.py.
+      Score: not measured.
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/absolute.py --jobs=2
+      The chain task, whose examples all have 4. Cost: 9 runs of about five minutes of 1 CPU core.
+      Score: not measured.
+"""
+
+from configs import presets
+from rim_jax.config import grid
+
+
+def get_config(preset: str = 'chain'):
+  base = presets.make('rim', preset)
+  relative = [({'fades_by': 'own'}, {'curriculum.schedule': 'relative'})]
+  absolute = [({'fades_by': str(steps)}, {'curriculum.schedule': 'absolute',
+                                          'curriculum.absolute_steps': steps})
+              for steps in (10, 13)]
+  return grid.make_sweep_dict(base, grid.cross([*relative, *absolute], grid.vary_seeds(3)))
