@@ -253,13 +253,9 @@ class Problems:
 
   def _find_fault(self, question, key, number):
     """Why a problem cannot be in a split; '' if it can."""
-    faults = (key in self._given, find_home(key) != number, _get_facts(question) in self._facts)
+    home = max(0, key % 8 - 5)  # the split that may hold it: one in eight is valid's, one test's
+    faults = (key in self._given, home != number, _get_facts(question) in self._facts)
     return next(itertools.compress(_FAULTS, faults), '')
-
-
-def find_home(key: int) -> int:
-  """The split that may hold problems with this key: one in eight is valid's, one test's."""
-  return max(0, key % 8 - 5)
 
 
 def _get_facts(question):

@@ -39,7 +39,7 @@ class Sizes:
   split: str
   files: str  # from the first record's to the last's
   num_records: int
-  tokens: tuple[int, int, int]  # mean, median, most; of those that can be encoded
+  tokens: tuple[int, ...]  # mean, median, most; of those that can be encoded
   dropped: Sequence[str]  # one line for each record that does not fit
 
 

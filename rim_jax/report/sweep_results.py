@@ -74,7 +74,7 @@ def _make_entry(name, members) -> SettingResult:
       controls=control_results.summarize_controls(carried) or None,
       probes=control_results.summarize_probes(carried),
       not_carried={s.point.name: why for (s, _), (_, why) in zip(found, asked) if why},
-      steps=sorted({_count_steps(s) for s, _ in found}),
+      steps=sorted({sum(f.count_steps() for f in s.stages.values()) for s, _ in found}),
       points=[s.point.name for s, _ in found])
 
 
@@ -96,11 +96,6 @@ def _summarize(results: list[values.EvalResult]) -> dict:
 def _average(given) -> stats.Summary | None:
   given = [x for x in given if x is not None]
   return stats.summarize(given, keep=True) if given else None
-
-
-def _count_steps(state) -> int:
-  """Updates over all stages."""
-  return sum(folder.count_steps() for folder in state.stages.values())
 
 
 def choose_best(entries: list[SettingResult]) -> BestSetting | None:
