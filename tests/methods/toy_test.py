@@ -13,7 +13,7 @@ import pytest
 import safetensors.numpy
 
 from rim_jax import config as config_lib
-from rim_jax import methods, train
+from rim_jax import methods, reader, train
 from rim_jax.config import MeshConfig
 from rim_jax.config import methods as facts_lib
 from rim_jax.errors import Stopped, UserError
@@ -39,8 +39,8 @@ ROPE = {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__attention_
 def register(patch, facts, method):
   patch.setitem(facts_lib.FACTS, facts.name, facts)
   patch.setitem(methods.METHODS, facts.name, method)
-  patch.setitem(config_lib.list_types(config_lib.Config), 'method',
-                typing.Literal[tuple(facts_lib.FACTS)])
+  for types in (config_lib.list_types(config_lib.Config), reader._get_types(config_lib.Config)):
+    patch.setitem(types, 'method', typing.Literal[tuple(facts_lib.FACTS)])
 
 
 @pytest.fixture(autouse=True)
