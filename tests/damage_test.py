@@ -88,12 +88,12 @@ def is_right(mode, found, expected) -> bool:
     return expected['entries'][1]['final_acc'] == other['final_acc']
   if [e['final_acc'] for e in found['entries']] != [e['final_acc'] for e in expected['entries']]:
     return False
+  if not found['best']:  # some lines of metrics are missing
+    return any('no best is chosen' in w for w in found['warnings'])
   if 'valid_acc' not in entry:  # no metrics.jsonl, as if it never looked at valid
     return found['best']['name'] == 'a=1'
-  if found['best'] == expected['best']:  # no predictions: not compared, and told
-    return any('no predictions' in str(pair['not_compared']) for pair in found['pairs'])
-  # Without some lines of metrics no best is chosen.
-  return not found['best'] and any('no best is chosen' in w for w in found['warnings'])
+  # No predictions: not compared, and told.
+  return any('no predictions' in str(pair['not_compared']) for pair in found['pairs'])
 
 
 def list_files(folder):
@@ -142,6 +142,8 @@ def try_damage(finished, capsys, seed, modes):
   path = draw.choice(list_files(whole))
   other = draw.choice([draw.choice(list_files(whole)), place / 'whole/points/a=1' /
                        path.relative_to(whole)])
+  if path.name == 'metrics.jsonl':  # those of another run are sound: docs/reliability.md says so
+    other = whole / 'config.json'
   how = damage(run / path.relative_to(whole), other if other.exists() else path, draw)
   for mode in modes:
     capsys.readouterr()
