@@ -427,7 +427,7 @@ def test_a_step_compiles_for_gpus_and_its_flops_are_those_of_arithmetic(tmp_path
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS' and not k.startswith('JAX_')}
   sets = {'model.num_layers': 2, 'model.embed_dim': 128, 'model.num_heads': 2, 'model.mlp_dim': 256,
           'train.batch_examples': 0, 'train.batch_rows': 4, 'layout.row_slots': 168,
-          'model.remat': 'none'}
+          'model.remat': 'none', 'mesh.data': -1, 'mesh.fsdp': 1}
   done = subprocess.run(
       [sys.executable, '-m', 'rim_jax.main', '--config=configs/stage2.py:gsm8k_perturbed',
        '--mode=plan', f'--topology={topology}', f'--workdir={tmp_path}',
