@@ -80,8 +80,8 @@ def make_decoder(config: Config, key) -> Transformer:
     *where, name = path
     owner = decoder
     for part in where:
-      owner = getattr(owner, part)
-    setattr(owner, name, AddedParam(variable.get_value(), **variable.get_metadata()))
+      owner = getattr(owner, str(part))
+    setattr(owner, str(name), AddedParam(variable.get_value(), **variable.get_metadata()))
   return decoder
 
 
