@@ -18,7 +18,7 @@ import types
 import jax
 import pytest
 
-from rim_jax import command_line, main, train
+from rim_jax import command_line, main, reader, train
 from rim_jax import config as config_lib
 from tests import support, support_runs
 from tests.support_cli import RECIPE, check_refused, run_cli
@@ -393,7 +393,8 @@ def test_a_workdir_that_cannot_be_written(name, capsys):
 
 
 def edit_json(path, **fields):
-  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+  """As a run with other content would have written it: sealed."""
+  path.write_text(json.dumps(reader.seal(json.loads(path.read_text()) | fields)))
 
 
 def flip_byte(path):
@@ -928,6 +929,7 @@ def test_the_disk_that_is_full_is_named(monkeypatch):
 INTERRUPTED = """
 import gc, signal, time
 from rim_jax import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores
 
 def interrupt(phase, info):  # as JAX's own callback of the collector: what it raises is dropped
   gc.callbacks.remove(interrupt)

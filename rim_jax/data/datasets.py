@@ -138,7 +138,7 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
     with records_lib.report_unwritable(config):
       _prepare(builder_class, builder_config, root, directory, say)
   with _report_damage(directory):
-    card = reader.load_json(directory / 'card.json', 'delete it', Card)
+    card = reader.load_json(directory / 'card.json', f'delete {directory} and run again', Card)
     fingerprints, num_dropped = card['fingerprints'], card['num_dropped']
     splits = {name: Split(str(directory), name, fingerprints[name]) for name in SPLITS}
     return Dataset(name=builder_class.name, fingerprint=builder_config.name, splits=splits,

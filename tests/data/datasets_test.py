@@ -203,7 +203,7 @@ BAD = {
     b'nonsense': 'neither a JSON object',
     b'["q"]': 'neither a JSON object',
     b'{"question": "q", ': 'not JSON',
-    b'{"question": "\xff", "steps": [], "answer": "1"}': 'not UTF-8 (byte 14)',
+    b'{"question": "\xff", "steps": [], "answer": "1"}': 'no UTF-8 (invalid start byte at byte 14)',
     b'\xef\xbb\xbf{"question": "q", "steps": [], "answer": "1"}': 'byte order mark',
     b'{"question": "\\ud800", "steps": [], "answer": "1"}': 'surrogate',
     b'{"steps": [], "answer": "1"}': 'its keys are answer, steps; a row needs question + steps',
@@ -389,8 +389,10 @@ def test_damaged_copy_is_told_in_one_line(tmp_path, damage):
       split = datasets.load_dataset(config, quiet).splits['train']
       assert damage == 'flip'  # all others show at once
       read(split)
-    assert str(error.value).startswith(f'{directory}: damaged prepared copy: ')
-    assert str(error.value).endswith('; delete this directory and run again')
+    starts, ends = {'card': ('/card.json: is damaged ', f'; delete {directory} and run again')}.get(
+        damage, (': damaged prepared copy: ', '; delete this directory and run again'))
+    assert str(error.value).startswith(f'{directory}{starts}')
+    assert str(error.value).endswith(ends)
     assert '\n' not in str(error.value)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich import console as rich_console
 
-from rim_jax import modes, train
+from rim_jax import modes, reader, train
 from rim_jax.data.records import Record
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, interventions, run_scores
@@ -281,7 +281,7 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
           {'block': 1, **entry}]}}})
   out = io.StringIO()
   modes.controls(config, tmp_path, lambda line: None, rich_console.Console(file=out, width=120))
-  inner = json.loads((tmp_path / 'stage2' / 'controls.json').read_text())
+  inner = reader.unseal(json.loads((tmp_path / 'stage2' / 'controls.json').read_text()))
   assert json.loads((tmp_path / 'controls.json').read_text()) == {'stage2': inner}
   assert inner['format'] == interventions.CONTROLS_VERSION and inner['step'] == 7
   assert inner['set'] == 'test' and inner['num_blocks'] == 3

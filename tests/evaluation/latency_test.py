@@ -164,7 +164,7 @@ def fake_time(monkeypatch):
             'device': 'cpu', 'num_devices': 1, 'dtype': 'float32', 'batch': len(questions),
             'prompt_tokens': 3, 'trunk_tokens': 32, 'prefix_tokens': len(writing.prefix),
             'generated_to_first': writing.num_chain + 1,
-            'num_thoughts': 3 * (name == 'coconut_stage')})
+            'num_passes': 0, 'num_thoughts': 3 * (name == 'coconut_stage')})
   monkeypatch.setattr(latency, 'make_timed', make)
   monkeypatch.setattr(latency, 'measure', functools.partial(latency.measure, clock=clock))
   return clock, seen

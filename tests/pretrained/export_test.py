@@ -219,7 +219,7 @@ def test_an_existing_directory_is_left_alone_and_a_failure_leaves_none(tmp_path,
   with pytest.raises(UserError, match='No space left.*nothing was left behind'):
     write(tmp_path / 'out', config, params, frozen)
   monkeypatch.setattr(safetensors.numpy, 'save_file', save)
-  assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'mine']
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'link', 'mine']
 
 
 def test_a_tokenizer_that_has_a_block_token_is_refused(tmp_path):

@@ -22,7 +22,8 @@ def leave(folder, num_steps, saved, valid):
   """What a run leaves after a save: a sealed checkpoint with its card, and its metrics."""
   found = folder / 'checkpoints' / str(saved)
   (found / 'card').mkdir(parents=True)
-  (found / 'card/metadata').write_text(json.dumps({'num_steps': num_steps}))
+  (found / 'card/metadata').write_text(json.dumps({
+      'valid_final_acc': 0.5, 'params': {}, 'optim': {}, 'num_steps': num_steps}))
   checkpoint_lib.seal(found)
   (folder / 'metrics.jsonl').write_text(''.join(
       json.dumps({'step': step, 'valid/final_acc': acc}) + '\n' for step, acc in valid.items()))
