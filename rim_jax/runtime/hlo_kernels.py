@@ -21,7 +21,7 @@ _NO_PRODUCTS = re.compile(
     r'AllocateBuffer|ConcatBitcast|AssumeGatherIndicesInBound|GatherScatterIndicesBitpacked'
     r'|AsyncCollective(Start|Done)|PrepareAsyncCall(Start|Done)|Sharding|SPMD\w+|LayoutConstraint'
     r'|X64\w+|PadToStatic|SliceToDynamic|MoveTo(Host|Device)|annotate_device_placement'
-    r'|(__gpu\$)?TopK|__cub\$\w+|xla\.gpu\.ext\.cub_\w+|cu_threefry2x32(_ffi)?|__nop')
+    r'|SliceId|ZeroCrop|(__gpu\$)?TopK|__cub\$\w+|xla\.gpu\.ext\.cub_\w+|cu_threefry2x32(_ffi)?|__nop')
 
 
 def find_target(i: Instruction) -> str:
