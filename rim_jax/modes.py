@@ -339,9 +339,10 @@ def plan(config, workdir, flags, say, console) -> None:
 
 def export(config, workdir, verify, say) -> None:
   """Writes a finished run as a Hugging Face model, or its adapters."""
-  from rim_jax.pretrained import export as export_lib  # late: few runs need what it imports
+  from rim_jax.pretrained import export as export_lib  # late: few runs need what they import
+  from rim_jax.pretrained import verification
   if verify:
-    export_lib.check_verifiable(config)
+    verification.check_verifiable(config)
   task, folder = _open_run(config, workdir, say)
   config = task.config
   if not hosts.lead(lambda: state_lib.is_complete(folder)):
@@ -356,7 +357,7 @@ def export(config, workdir, verify, say) -> None:
   network, step = state_lib.load_network(task, folder, config.eval.checkpoint, say=say)
   records = run_scores_lib.get_records(task, config.eval.split, config.eval.num_examples)
   asked = [r.question for r in records[:config.export.num_verified]]
-  references = export_lib.iterate_references(decode.Decoder(network), asked) if verify else None
+  references = verification.iterate_references(decode.Decoder(network), asked) if verify else None
   export_lib.write_export(out, network, export_lib.Origin(task.base, str(folder), step), records,
                           references, say)
   say(f'{out}: step {step}; the prompts of {len(records)} {config.eval.split} questions have the '

@@ -4,13 +4,16 @@ import dataclasses
 
 from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rim_jax import config as config_lib
 from rim_jax import methods
 from rim_jax.config import schema
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.data.records import Record
+from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
 from rim_jax.model import sharding
 from rim_jax.model import transformer as transformer_lib
@@ -18,6 +21,7 @@ from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source
+from rim_jax.pretrained import export
 from rim_jax.training import step as step_lib
 
 # T = 0 and T = 1 among them, and an answer of several digits.
@@ -162,6 +166,31 @@ def assert_decoded_logits(ids_brn, seen, trained_brnv, eos):
     alive = (ids_brn[:, :, :j] != eos).all(-1)
     assert j == 0 or alive.any()
     assert_close(logits[alive], trained_brnv[:, :, j][alive])
+
+
+def write_decoded_row(codec, config, questions, ids_brn, row_tokens):
+  """Questions with one block each, and what was decoded behind it as a target, all in one row."""
+  batch = batch_lib.make_empty_rows(1, row_tokens, len(questions) * ids_brn.shape[-1])
+  token = slot = 0
+  for i, question in enumerate(questions):
+    readout = layout_lib.Readout(1, 2, codec.template.answer_prefix, ids_brn[i, 0].tolist())
+    token, slot = layout_lib.write_example(
+        batch, 0, token, slot, i + 1, layout_lib.Example(question, 1, 1, (readout,)),
+        config.layout, codec.memory_start)
+  return jax.tree.map(jnp.asarray, batch)
+
+
+def assert_one_problem(config, changes, told):
+  """A config with some keys changed has one problem, whose line says so."""
+  for key, value in changes.items():
+    config = set_key(config, key, value)
+  problem, = config_lib.find_problems(config)
+  assert told in problem
+
+
+def assert_export_refused(config):
+  with pytest.raises(UserError, match='run: feeds hidden states back as inputs'):
+    export.check_exportable(config, object(), 'run')
 
 
 def model_params(model):

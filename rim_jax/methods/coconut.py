@@ -99,7 +99,7 @@ def prefill(model, trunks, start_br, config: Config):
                        kv, part)
   fields = _join(fields, end)
   x_b1d, cache = model(jnp.full_like(there_b1, model.vocab_size + 2), end.positions,
-                       _find_visible(end, fields, config), cache=cache,
+                       find_visible(end, fields, config), cache=cache,
                        offset=fields.positions.shape[1] - 1)
   return x_b1d, cache, fields
 
@@ -112,7 +112,7 @@ def _read(model, tokens_bt, fields: batch_lib.Fields, config, dropout_key=None):
   known = (fields.readout == 0) & ((fields.block == 0) | (tokens_bt == model.vocab_size))
   fields = batch_lib.Fields(fields.positions, jnp.where(known, fields.example, 0), fields.block,
                             fields.readout)
-  x_btd, kv = model(tokens_bt, fields.positions, _find_visible(fields, fields, config),
+  x_btd, kv = model(tokens_bt, fields.positions, find_visible(fields, fields, config),
                     dropout_key=dropout_key, return_kv=True)
   return x_btd, kv, fields
 
@@ -137,7 +137,7 @@ def _think(model, x_bed, start: batch_lib.Fields, kv, known: batch_lib.Fields, n
         fold_in_name(dropout_key, 'thought'), turn)
     cache = jax.tree.map(lambda *x: jnp.concatenate(x, 2), kv, part)
     thought_bed = make_thought(model, x_bed)
-    y_bed, cache = model(None, now.positions, _find_visible(now, fields, config), dropout_key=key,
+    y_bed, cache = model(None, now.positions, find_visible(now, fields, config), dropout_key=key,
                          cache=cache, offset=num_tokens + turn * num_examples,
                          inputs_btd=thought_bed)
     return (y_bed, jax.tree.map(lambda x: x[:, :, num_tokens:], cache)), thought_bed
@@ -154,7 +154,8 @@ def make_thought(model, x_bed):
   return projection(x_bed) if projection else x_bed
 
 
-def _find_visible(query, key, config):
+def find_visible(query, key, config):
+  """As `attention.find_visible`, of a run's own layout."""
   return attention.find_visible(query, key, config.layout, config.model.attention_tile_tokens)
 
 

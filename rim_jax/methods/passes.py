@@ -22,7 +22,6 @@ import jax.numpy as jnp
 from rim_jax.config import Config
 from rim_jax.methods import coconut, codi
 from rim_jax.methods.method import AddedParam, Method
-from rim_jax.model import attention
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.sharding import BATCH, EMBED, constrain
 from rim_jax.packing import batch as batch_lib
@@ -174,7 +173,7 @@ class Passes:
     # Block tokens see those of their own pass, and no others.
     question = dataclasses.replace(fields, example=jnp.where(fields.block > 0, 0, fields.example))
     keys = jax.tree.map(lambda *x: jnp.concatenate(x, 1), question, blocks.fields)
-    visible = _find_visible(blocks.fields, keys, config)
+    visible = coconut.find_visible(blocks.fields, keys, config)
 
     # Computed again in a gradient: or each pass would keep the activations of a whole forward.
     @jax.checkpoint
@@ -192,12 +191,8 @@ class Passes:
 
 def _read(model, inputs_btd, fields: batch_lib.Fields, config, dropout_key=None):
   """A first pass: (x [b, t, d], keys and values)."""
-  return model(None, fields.positions, _find_visible(fields, fields, config),
+  return model(None, fields.positions, coconut.find_visible(fields, fields, config),
                inputs_btd=inputs_btd, dropout_key=dropout_key, return_kv=True)
-
-
-def _find_visible(query, key, config):
-  return attention.find_visible(query, key, config.layout, config.model.attention_tile_tokens)
 
 
 def _fold_key(key, number):

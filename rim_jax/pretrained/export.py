@@ -12,11 +12,9 @@ A directory appears whole or not at all.
 import collections
 import contextlib
 import dataclasses
-import importlib.util
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 
 import jax
@@ -25,20 +23,14 @@ import numpy as np
 import tokenizers
 
 from rim_jax.config import Config
-from rim_jax.data import gguf as gguf_lib
-from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.model import lora
 from rim_jax.model.network import Network
-from rim_jax.packing import layout as layout_lib
-from rim_jax.pretrained import families, lm_eval_task, peft, weights
+from rim_jax.pretrained import families, lm_eval_task, peft, prompts, verification, weights
 from rim_jax.pretrained import tensors as tensors_lib
 from rim_jax.runtime import hosts
 
 EXPORT_VERSION = 2  # 1 named the block tokens <b>, <m>, </b>, which is HTML
-# In the order of the memory rows; names that no text spells by accident.
-BLOCK_TOKENS = ('<|rim_begin|>', '<|rim_memory|>', '<|rim_end|>')
-_COPIED = ('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,16 +76,6 @@ def check_free(out) -> None:
                     ) from None
 
 
-def make_prompt(question: str, config: Config) -> str:
-  """The text whose tokens are `[x | m_1 .. m_K | answer prefix]`, bos aside."""
-  begin, memory, end = BLOCK_TOKENS
-  block = begin + memory * config.layout.block_tokens + end
-  prefix = '' if config.facts.writes_steps else config.layout.answer_prefix
-  layout = config.layout
-  return (layout.question_prefix + question + layout.separator + block * config.eval_blocks
-          + prefix)
-
-
 @contextlib.contextmanager
 def _appear_whole(out: pathlib.Path):
   """A scratch directory that becomes `out` if all goes well, and vanishes otherwise."""
@@ -122,7 +104,8 @@ def write_export(out, network: Network, origin: Origin, records, references=None
   Args:
     records: on whose questions the exported tokenizer is held to the layout's ids, and which the
       task of lm-evaluation-harness asks.
-    references: `iterate_references`, which transformers is held to before the folder appears.
+    references: `verification.iterate_references`, which transformers is held to before the folder
+      appears.
   Returns: the content of export.json.
   Raises: UserError where tokens or ids do not allow it, or `out` exists.
   """
@@ -133,8 +116,8 @@ def write_export(out, network: Network, origin: Origin, records, references=None
     def begin():
       nonlocal folder
       folder = stack.enter_context(_appear_whole(pathlib.Path(out)))
-      ids = _write_tokenizer(folder, config, base)
-      check_prompts(folder, config, network.codec, ids, [r.question for r in records])
+      ids = prompts.write_tokenizer(folder, config, base)
+      prompts.check_prompts(folder, config, network.codec, ids, [r.question for r in records])
       return ids
     ids = hosts.lead(begin)
     if config.export.adapters:
@@ -145,8 +128,8 @@ def write_export(out, network: Network, origin: Origin, records, references=None
             'checkpoint': config.eval.checkpoint,
             'base': {'path': str(base.folder), 'fingerprint': base.fingerprint},
             'kind': 'adapters' if config.export.adapters else 'merged',
-            'tokens': dict(zip(BLOCK_TOKENS, ids)), 'untied': config.export.untie,
-            'dtype': config.export.dtype, 'prompt': make_prompt('{question}', config),
+            'tokens': dict(zip(prompts.BLOCK_TOKENS, ids)), 'untied': config.export.untie,
+            'dtype': config.export.dtype, 'prompt': prompts.make_prompt('{question}', config),
             'answer_suffix': config.layout.answer_suffix,
             'num_blocks': config.eval_blocks, 'block_tokens': config.layout.block_tokens,
             'max_new_tokens': config.eval.max_new_tokens}
@@ -155,8 +138,8 @@ def write_export(out, network: Network, origin: Origin, records, references=None
     if folder:
       _write_json(folder / 'export.json', card)
       if not config.export.adapters:
-        lm_eval_task.write_task(folder, config, [make_prompt(r.question, config) for r in records],
-                                records)
+        texts = [prompts.make_prompt(r.question, config) for r in records]
+        lm_eval_task.write_task(folder, config, texts, records)
       (folder / 'README.md').write_text(_describe(config, card))
   return card
 
@@ -166,7 +149,7 @@ def _verify(folder, config, codec, references, say):
   outcome = None
   if folder:
     try:
-      outcome = compare_with_transformers(folder, config, codec, references, say)
+      outcome = verification.compare_with_transformers(folder, config, codec, references, say)
     except UserError as e:
       outcome = e
   collections.deque(references, 0)  # those that are left: the others compute them too
@@ -176,62 +159,6 @@ def _verify(folder, config, codec, references, say):
       raise outcome
     return outcome
   return hosts.lead(tell)
-
-
-def _write_tokenizer(folder, config, base) -> list[int]:
-  """The tokenizer with the three block tokens at its next free ids, which are returned."""
-  path = pathlib.Path(config.tokenizer.path).expanduser()
-  tokenizer = tokenizer_lib.read_file(path)
-  taken = [t for t in BLOCK_TOKENS if tokenizer.token_to_id(t) is not None]
-  if taken:
-    raise UserError(f"{path}: has a token '{taken[0]}' already, which would be taken for a memory "
-                    'block; rename it in tokenizer.json')
-  free = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-  tokenizer.add_special_tokens([
-      tokenizers.AddedToken(t, special=True, normalized=False) for t in BLOCK_TOKENS])
-  ids = [tokenizer.token_to_id(t) for t in BLOCK_TOKENS]
-  if min(ids) < free:  # the library counts tokens, so a vocabulary with holes collides
-    raise UserError(f'{path}: its ids have holes, so the added tokens would take ids {ids}, some '
-                    'of them in use; renumber tokenizer.json')
-  if tokenizer_lib.make_inside(tokenizer) is not tokenizer:
-    tokenizer = tokenizer_lib.make_first_only(tokenizer)
-  tokenizer.save(str(folder / 'tokenizer.json'))
-  if gguf_lib.is_gguf(base.folder):
-    _write_json(folder / 'tokenizer_config.json', families.read_tokenizer_config(base.folder))
-    return ids
-  for name in _COPIED:
-    if (base.folder / name).exists():
-      shutil.copy(base.folder / name, folder)
-  return ids
-
-
-def check_prompts(folder, config: Config, codec, ids, questions) -> None:
-  """Holds the exported tokenizer's ids of prompts to those that `packing/layout.py` builds.
-
-  Raises: UserError naming the first question where they differ.
-  """
-  tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
-  to_export = {codec.memory_start + i: id_ for i, id_ in enumerate(ids)}
-  prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
-  for question in questions:
-    encoded = layout_lib.encode_question(question, codec.tokenizer, codec.template)
-    trunk, _ = layout_lib.make_trunk(encoded, config.eval_blocks, config.layout,
-                                     codec.memory_start)
-    want = [to_export.get(i, i) for i in trunk] + list(prefix)
-    # As engines do, with the bos that the tokenizer itself adds.
-    found = tokenizer.encode(make_prompt(question, config)).ids
-    if found != want and found[1:] == want:
-      raise UserError(f'the tokenizer begins texts with {tokenizer.id_to_token(found[0])!r}, which '
-                      'the run was trained without; train with --config.tokenizer.bos_token set')
-    spelled = [t for t in BLOCK_TOKENS if t in question]
-    if spelled:
-      raise UserError(f'the question {question[:60]!r} spells the block token {spelled[0]}, which '
-                      'engines would take for memory; remove it from the data')
-    if found != want:
-      raise UserError(
-          f'the prompt of {question[:60]!r} has other tokens as one text than as the segments '
-          f'it was trained on; with this tokenizer train with another layout.separator than '
-          f'{config.layout.separator!r}')
 
 
 def iterate_tensors(config: Config, base: weights.Base, params, frozen):
@@ -305,7 +232,7 @@ def place_rows(matrix_vd, rows, ids):
 
 
 def _describe(config, card):
-  prompt = make_prompt('QUESTION', config).replace('\n', '\\n')
+  prompt = prompts.make_prompt('QUESTION', config).replace('\n', '\\n')
   suffix = config.layout.answer_suffix
   lines = [
       '# A RiM model', '',
@@ -331,139 +258,3 @@ def _describe(config, card):
               'that ignore it (vLLM among them) may generate block tokens: export untied for '
               'those.']
   return '\n'.join(lines) + '\n'
-
-
-def check_verifiable(config: Config) -> None:
-  """Raises: UserError where `compare_with_transformers` could not run."""
-  if config.export.adapters:
-    raise UserError('--verify compares merged weights; use it with --config.export.adapters=False')
-  for package in ('torch', 'transformers'):
-    if importlib.util.find_spec(package) is None:
-      raise UserError(f"--verify needs {package}; install it with pip install -e '.[hf]'")
-
-
-@dataclasses.dataclass(frozen=True)
-class Reference:
-  """What a run computes for one question, which an export is held to."""
-  question: str
-  ids: list[int]  # of the prompt
-  logits_tv: np.ndarray  # of the prompt, computed in float32
-  rounded_tv: np.ndarray | None  # the same computed in bfloat16, where the export is in that
-  text: str  # the answer
-
-
-def iterate_references(decoder, questions):
-  """A `Reference` of each question; every process takes part.
-
-  `decoder` is an `evaluation.decode.Decoder` of the run's network.
-  """
-  network, config, codec = decoder.network, decoder.network.config, decoder.network.codec
-  encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
-  prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
-  texts, _ = decoder.decode_texts(encoded, config.eval_blocks, prefix, (config.eval_blocks,))
-  compute = network.jit(_compute_logits, 1)
-
-  def get_logits(dtype, prompt):
-    with jax.default_matmul_precision('float32'):
-      return hosts.fetch(compute(*network.arrays, dtype, np.asarray([prompt])))[0].astype(
-          np.float32)[:, :codec.tokenizer.vocab_size]
-  for question, ids, (text,) in zip(questions, encoded, texts):
-    trunk, _ = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
-    prompt = [*trunk, *prefix]
-    rounded = get_logits('bfloat16', prompt) if config.export.dtype == 'bfloat16' else None
-    yield Reference(question, prompt, get_logits('float32', prompt), rounded, text)
-
-
-def _compute_logits(model, config, dtype, ids_bt):
-  """Logits of plain ids under a plain causal mask, computed in `dtype`."""
-  del config
-  model.config = dataclasses.replace(model.config, compute_dtype=dtype)
-  t = ids_bt.shape[1]
-  x_btd, _ = model(ids_bt, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))
-  return model.compute_logits(x_btd)
-
-
-FP32_TOLERANCE = 1e-4  # of the rms of a token's logits
-BF16_FACTOR = 2.0  # of the distance that rounding to bfloat16 alone makes
-
-
-class Distances:
-  """How far an export's logits are from the run's in float32, over all questions so far."""
-
-  def __init__(self):
-    self.worst = self.worst_of_rms = 0.0
-    self._squares = {'export': 0.0, 'own': 0.0, 'logits': 0.0}
-
-  def add(self, found_tv, reference: Reference) -> None:
-    """Takes the logits of one prompt; a nan is kept in all."""
-    want_tv = reference.logits_tv
-    apart_t = np.abs(found_tv - want_tv).max(-1)
-    self.worst = float(np.maximum(self.worst, apart_t.max()))
-    self.worst_of_rms = float(np.maximum(
-        self.worst_of_rms, (apart_t / np.sqrt((want_tv**2).mean(-1))).max()))
-    for name, x in (('export', found_tv - want_tv), ('logits', want_tv),
-                    ('own', 0 if reference.rounded_tv is None else reference.rounded_tv - want_tv)):
-      self._squares[name] += float(np.square(x, dtype=np.float64).sum())
-
-  def get_rms(self, name: str) -> float:
-    """Of what lies between an 'export', or the run's 'own' bfloat16, and its float32, in rms."""
-    return (self._squares[name] / self._squares['logits'])**0.5
-
-
-def compare_with_transformers(folder, config: Config, codec, references, say=print) -> dict:
-  """Loads an export in transformers on the CPU and holds it to the run, question by question.
-
-  Compares the logits of the whole prompt over the base vocabulary, and the text that plain
-  `generate()` gives on the prompt string with the run's own greedy answer.
-  Returns: what was compared, with the distances of logits and the answers that agree.
-  Raises: UserError where an fp32 export is more than FP32_TOLERANCE away from the run's logits in
-    float32, or one of an fp32 run answers otherwise; where a bf16 export is further away from them
-    than BF16_FACTOR times the run's own in bfloat16; and where any logit is not finite.
-  """
-  import torch
-  import transformers
-  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').eval()
-  distances, num_equal, num_questions = Distances(), 0, 0
-  first = codec.tokenizer.vocab_size  # id of a block
-  to_export = {codec.memory_start + i: first + i for i in range(len(BLOCK_TOKENS))}
-  for reference in references:
-    num_questions += 1
-    prompt = tokenizer(make_prompt(reference.question, config), return_tensors='pt').input_ids
-    if prompt.tolist() != [[to_export.get(i, i) for i in reference.ids]]:
-      raise UserError(f'{folder.name}: transformers ({type(tokenizer).__name__}) makes other '
-                      f'tokens of the prompt of {reference.question[:60]!r} than tokenizer.json; '
-                      'use the tokenizer.json that belongs to this model; nothing was written')
-    with torch.no_grad():
-      found = model(prompt).logits[0, :, :reference.logits_tv.shape[1]].float().numpy()
-      out = model.generate(prompt, attention_mask=torch.ones_like(prompt),
-                           max_new_tokens=config.eval.max_new_tokens)
-    distances.add(found, reference)
-    new = out[0, prompt.shape[1]:].tolist()
-    new = new[:new.index(codec.tokenizer.eos_id)] if codec.tokenizer.eos_id in new else new
-    num_equal += codec.tokenizer.decode(new) == reference.text
-  told, is_same = _judge_distances(distances, config)
-  answers = f'{num_equal} of {num_questions} answers equal'
-  say(f'transformers {transformers.__version__}: {told}; {answers}')
-  must_agree = config.export.dtype == config.model.compute_dtype == 'float32'
-  if not is_same or (must_agree and num_equal < num_questions):
-    raise UserError(f'{folder.name}: transformers computes other logits or answers from it than '
-                    f'the run does ({told}; {answers}); nothing was written')
-  return {'transformers': transformers.__version__, 'num_questions': num_questions,
-          'max_logit_difference': distances.worst,
-          'max_difference_of_rms': distances.worst_of_rms,
-          'distance_of_rms': distances.get_rms('export'),
-          'own_distance_of_rms': distances.get_rms('own'), 'num_answers_equal': num_equal,
-          'dtype': config.export.dtype, 'compute_dtype': config.model.compute_dtype}
-
-
-def _judge_distances(distances: Distances, config: Config) -> tuple[str, bool]:
-  """(what the logits of an export are, whether they are those of the run)."""
-  if config.export.dtype == 'float32':
-    return (f'logits at most {distances.worst:.2g} apart, {distances.worst_of_rms:.2g} of a '
-            f"token's rms (float32, limit {FP32_TOLERANCE:g})",
-            distances.worst_of_rms <= FP32_TOLERANCE)
-  mine, own = distances.get_rms('export'), distances.get_rms('own')
-  return (f"logits {mine:.2g} of their rms from the run's in float32, the run's own in bfloat16 "
-          f'{own:.2g} (limit {BF16_FACTOR:g} times that)',
-          np.isfinite(distances.worst) and mine <= BF16_FACTOR * own)

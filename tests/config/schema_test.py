@@ -42,7 +42,7 @@ from rim_jax.model import network, sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source as source_lib
-from rim_jax.pretrained import export, families, weights
+from rim_jax.pretrained import families, verification, weights
 from rim_jax.results import values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts, run_folder
@@ -518,9 +518,9 @@ def probe_export(config, tools):
   tools.patch.setattr(modes, '_open_run', lambda *args: (task, folder))
   tools.patch.setattr(state_lib, 'load_network', lambda *args, **kwargs: (
       Network(None, state.params, frozen, config, codec, mesh), 7))
-  tools.patch.setattr(export, 'check_verifiable', lambda config: None)
-  tools.patch.setattr(export, 'compare_with_transformers', lambda *args: {})
-  tools.patch.setattr(export, 'iterate_references',
+  tools.patch.setattr(verification, 'check_verifiable', lambda config: None)
+  tools.patch.setattr(verification, 'compare_with_transformers', lambda *args: {})
+  tools.patch.setattr(verification, 'iterate_references',
                       lambda *args: iter(seen.append(len(args[-1])) or ()))
   modes.export(config, folder, True, quiet)
   return seen, {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()

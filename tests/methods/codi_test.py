@@ -9,14 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rim_jax import config as config_lib
 from rim_jax.config import MeshConfig
-from rim_jax.errors import UserError
 from rim_jax.methods import coconut, codi
 from rim_jax.model import sharding
 from rim_jax.packing import batch as batch_lib
-from rim_jax.packing import layout as layout_lib
-from rim_jax.pretrained import export
 from rim_jax.training import loss as loss_lib
 from rim_jax.training import optim
 from rim_jax.training import step as step_lib
@@ -265,14 +261,8 @@ def test_decoding_s_logits_are_those_of_the_training_forward(monkeypatch):
   ids, seen = support.decode_and_record(
       decoder, questions, 1, codec.template.answer_prefix, (1,), monkeypatch)
   count = config.eval.max_new_tokens
-  batch = batch_lib.make_empty_rows(1, 96, 3 * count)  # all in one row
-  token = slot = 0
-  for i, question in enumerate(questions):
-    readout = layout_lib.Readout(1, 2, codec.template.answer_prefix, ids[i, 0].tolist())
-    token, slot = layout_lib.write_example(
-        batch, 0, token, slot, i + 1, layout_lib.Example(question, 1, 1, (readout,)),
-        config.layout, codec.memory_start)
-  trained = codi.CODI.forward(model, jax.tree.map(jnp.asarray, batch), config, LIMITS)[0]
+  batch = support.write_decoded_row(codec, config, questions, ids, 96)
+  trained = codi.CODI.forward(model, batch, config, LIMITS)[0]
   support.assert_decoded_logits(ids, seen, np.asarray(trained).reshape(3, 1, count, -1),
                                 codec.tokenizer.eos_id)
 
@@ -335,13 +325,8 @@ def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once():
     ({'layout.num_blocks': 2}, 'codi has one block'),
     ({'eval.num_blocks': 1}, 'use -1 or 0')])
 def test_what_cannot_be_is_told_in_one_line(changes, told):
-  config = make_config()
-  for key, value in changes.items():
-    config = support.set_key(config, key, value)
-  problem, = config_lib.find_problems(config)
-  assert told in problem
+  support.assert_one_problem(make_config(), changes, told)
 
 
 def test_an_export_is_refused():
-  with pytest.raises(UserError, match='run: feeds hidden states back as inputs'):
-    export.check_exportable(make_config(), object(), 'run')
+  support.assert_export_refused(make_config())

@@ -149,8 +149,4 @@ def test_stages_by_hand():
     ({'method': 'lotus', 'loop.num_passes': 2}, 'stage k of lotus takes k + 1 passes; use 1'),
     ({'method': 'lotus', 'loop.num_passes': 1, 'lotus.stage_frac': 0.5}, 'leave the last one')])
 def test_what_cannot_be_is_told_in_one_line(changes, told):
-  config = make_config()
-  for key, value in changes.items():
-    config = support.set_key(config, key, value)
-  problem, = config_lib.find_problems(config)
-  assert told in problem
+  support.assert_one_problem(make_config(), changes, told)

@@ -19,7 +19,7 @@ from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
-from rim_jax.pretrained import export, families, weights
+from rim_jax.pretrained import export, families, prompts, verification, weights
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.results import rule
 from tests import support
@@ -116,7 +116,7 @@ def test_html_is_no_memory_and_what_spells_a_block_is_told(family, tmp_path):
   # What it advises keeps a question from being memory.
   assert not {272, 273, 274} & set(tokenizer.encode(
       'x<|rim_begin|><|rim_memory|>'.replace('<|', '< |')).ids)
-  for token in export.BLOCK_TOKENS:
+  for token in prompts.BLOCK_TOKENS:
     with pytest.raises(UserError, match='spells the block token .*; remove it from the data') as e:
       write(tmp_path / 'told', config, params, frozen, ['7', f'Is {token}?'])
     assert 'separator' not in str(e.value)
@@ -126,7 +126,7 @@ def rename_blocks(folder):
   """An export as version 1 wrote it."""
   for name in ('tokenizer.json', 'export.json', 'README.md'):
     text = (folder / name).read_text()
-    for now, then in zip(export.BLOCK_TOKENS, ('<b>', '<m>', '</b>')):
+    for now, then in zip(prompts.BLOCK_TOKENS, ('<b>', '<m>', '</b>')):
       text = text.replace(now, then)
     (folder / name).write_text(text.replace('"format": 2', '"format": 1'))
 
@@ -151,7 +151,7 @@ def test_a_task_of_lm_eval_holds_the_questions_and_the_rule(tmp_path):
   write(tmp_path / 'out', config, params, frozen, ['1+1?', ' "½" '])
   task = tmp_path / 'out/lm_eval'
   rows = [json.loads(line) for line in (task / 'questions.jsonl').read_text().splitlines()]
-  assert rows == [{'prompt': export.make_prompt(q, config), 'answer': '1'}
+  assert rows == [{'prompt': prompts.make_prompt(q, config), 'answer': '1'}
                   for q in ('1+1?', ' "½" ')]
   assert (task / 'rule.py').read_text() == pathlib.Path(rule.__file__).read_text()
   assert {p.name for p in task.iterdir()} == {'rim.yaml', 'task.py', 'rule.py', 'questions.jsonl'}
@@ -228,7 +228,7 @@ def test_a_tokenizer_that_has_a_block_token_is_refused(tmp_path):
   write(tmp_path / 'once', config, params, frozen)
   again = support.set_keys(config, {'tokenizer.path': str(tmp_path / 'once' / 'tokenizer.json')})
   with pytest.raises(UserError, match="has a token '<.rim_begin.>' already"):
-    export._write_tokenizer(tmp_path, again, weights.open_base(GOLDEN / 'llama'))
+    prompts.write_tokenizer(tmp_path, again, weights.open_base(GOLDEN / 'llama'))
 
 
 def test_a_bos_that_was_not_trained_with_is_told(tmp_path):
@@ -246,7 +246,7 @@ def test_ids_with_holes_are_refused(tmp_path):
   config = make_config('llama', tokenizer__path=str(tmp_path / 'tokenizer.json'))
   (tmp_path / 'out').mkdir()
   with pytest.raises(UserError, match='its ids have holes'):
-    export._write_tokenizer(tmp_path / 'out', config, weights.open_base(GOLDEN / 'llama'))
+    prompts.write_tokenizer(tmp_path / 'out', config, weights.open_base(GOLDEN / 'llama'))
 
 
 # ---- Beside transformers itself ----
@@ -321,7 +321,7 @@ def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has
   base = weights.open_base(config.model.init_from)
   network = Network(program.graphdef, params, frozen, config, support.make_codec(config),
                     sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
-  references = export.iterate_references(
+  references = verification.iterate_references(
       decode.Decoder(dataclasses.replace(network, params=spoil(params))), questions)
   return export.write_export(out, network, export.Origin(base, 'runs/it', 7),
                              make_records(questions), references, say)

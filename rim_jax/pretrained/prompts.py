@@ -1,0 +1,85 @@
+"""What an export is asked with: the tokenizer with the block tokens, and the prompt as one text."""
+
+import json
+import pathlib
+import shutil
+
+import tokenizers
+
+from rim_jax.config import Config
+from rim_jax.data import gguf as gguf_lib
+from rim_jax.data import tokenizer as tokenizer_lib
+from rim_jax.errors import UserError
+from rim_jax.packing import layout as layout_lib
+from rim_jax.pretrained import families
+
+# In the order of the memory rows; names that no text spells by accident.
+BLOCK_TOKENS = ('<|rim_begin|>', '<|rim_memory|>', '<|rim_end|>')
+_COPIED = ('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
+
+
+def make_prompt(question: str, config: Config) -> str:
+  """The text whose tokens are `[x | m_1 .. m_K | answer prefix]`, bos aside."""
+  begin, memory, end = BLOCK_TOKENS
+  block = begin + memory * config.layout.block_tokens + end
+  prefix = '' if config.facts.writes_steps else config.layout.answer_prefix
+  layout = config.layout
+  return (layout.question_prefix + question + layout.separator + block * config.eval_blocks
+          + prefix)
+
+
+def write_tokenizer(folder, config, base) -> list[int]:
+  """The tokenizer with the three block tokens at its next free ids, which are returned."""
+  path = pathlib.Path(config.tokenizer.path).expanduser()
+  tokenizer = tokenizer_lib.read_file(path)
+  taken = [t for t in BLOCK_TOKENS if tokenizer.token_to_id(t) is not None]
+  if taken:
+    raise UserError(f"{path}: has a token '{taken[0]}' already, which would be taken for a memory "
+                    'block; rename it in tokenizer.json')
+  free = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+  tokenizer.add_special_tokens([
+      tokenizers.AddedToken(t, special=True, normalized=False) for t in BLOCK_TOKENS])
+  ids = [tokenizer.token_to_id(t) for t in BLOCK_TOKENS]
+  if min(ids) < free:  # the library counts tokens, so a vocabulary with holes collides
+    raise UserError(f'{path}: its ids have holes, so the added tokens would take ids {ids}, some '
+                    'of them in use; renumber tokenizer.json')
+  if tokenizer_lib.make_inside(tokenizer) is not tokenizer:
+    tokenizer = tokenizer_lib.make_first_only(tokenizer)
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  if gguf_lib.is_gguf(base.folder):
+    (folder / 'tokenizer_config.json').write_text(json.dumps(
+        families.read_tokenizer_config(base.folder), indent=2, ensure_ascii=False) + '\n')
+    return ids
+  for name in _COPIED:
+    if (base.folder / name).exists():
+      shutil.copy(base.folder / name, folder)
+  return ids
+
+
+def check_prompts(folder, config: Config, codec, ids, questions) -> None:
+  """Holds the exported tokenizer's ids of prompts to those that `packing/layout.py` builds.
+
+  Raises: UserError naming the first question where they differ.
+  """
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  to_export = {codec.memory_start + i: id_ for i, id_ in enumerate(ids)}
+  prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
+  for question in questions:
+    encoded = layout_lib.encode_question(question, codec.tokenizer, codec.template)
+    trunk, _ = layout_lib.make_trunk(encoded, config.eval_blocks, config.layout,
+                                     codec.memory_start)
+    want = [to_export.get(i, i) for i in trunk] + list(prefix)
+    # As engines do, with the bos that the tokenizer itself adds.
+    found = tokenizer.encode(make_prompt(question, config)).ids
+    if found != want and found[1:] == want:
+      raise UserError(f'the tokenizer begins texts with {tokenizer.id_to_token(found[0])!r}, which '
+                      'the run was trained without; train with --config.tokenizer.bos_token set')
+    spelled = [t for t in BLOCK_TOKENS if t in question]
+    if spelled:
+      raise UserError(f'the question {question[:60]!r} spells the block token {spelled[0]}, which '
+                      'engines would take for memory; remove it from the data')
+    if found != want:
+      raise UserError(
+          f'the prompt of {question[:60]!r} has other tokens as one text than as the segments '
+          f'it was trained on; with this tokenizer train with another layout.separator than '
+          f'{config.layout.separator!r}')

@@ -1,0 +1,150 @@
+"""An export held to its run: logits and answers that transformers computes from it on the CPU."""
+
+import dataclasses
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rim_jax.config import Config
+from rim_jax.errors import UserError
+from rim_jax.packing import layout as layout_lib
+from rim_jax.pretrained import prompts
+from rim_jax.runtime import hosts
+
+FP32_TOLERANCE = 1e-4  # of the rms of a token's logits
+BF16_FACTOR = 2.0  # of the distance that rounding to bfloat16 alone makes
+
+
+def check_verifiable(config: Config) -> None:
+  """Raises: UserError where `compare_with_transformers` could not run."""
+  if config.export.adapters:
+    raise UserError('--verify compares merged weights; use it with --config.export.adapters=False')
+  for package in ('torch', 'transformers'):
+    if importlib.util.find_spec(package) is None:
+      raise UserError(f"--verify needs {package}; install it with pip install -e '.[hf]'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """What a run computes for one question, which an export is held to."""
+  question: str
+  ids: list[int]  # of the prompt
+  logits_tv: np.ndarray  # of the prompt, computed in float32
+  rounded_tv: np.ndarray | None  # the same computed in bfloat16, where the export is in that
+  text: str  # the answer
+
+
+def iterate_references(decoder, questions):
+  """A `Reference` of each question; every process takes part.
+
+  `decoder` is an `evaluation.decode.Decoder` of the run's network.
+  """
+  network, config, codec = decoder.network, decoder.network.config, decoder.network.codec
+  encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
+  prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
+  texts, _ = decoder.decode_texts(encoded, config.eval_blocks, prefix, (config.eval_blocks,))
+  compute = network.jit(_compute_logits, 1)
+
+  def get_logits(dtype, prompt):
+    with jax.default_matmul_precision('float32'):
+      return hosts.fetch(compute(*network.arrays, dtype, np.asarray([prompt])))[0].astype(
+          np.float32)[:, :codec.tokenizer.vocab_size]
+  for question, ids, (text,) in zip(questions, encoded, texts):
+    trunk, _ = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
+    prompt = [*trunk, *prefix]
+    rounded = get_logits('bfloat16', prompt) if config.export.dtype == 'bfloat16' else None
+    yield Reference(question, prompt, get_logits('float32', prompt), rounded, text)
+
+
+def _compute_logits(model, config, dtype, ids_bt):
+  """Logits of plain ids under a plain causal mask, computed in `dtype`."""
+  del config
+  model.config = dataclasses.replace(model.config, compute_dtype=dtype)
+  t = ids_bt.shape[1]
+  x_btd, _ = model(ids_bt, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))
+  return model.compute_logits(x_btd)
+
+
+class Distances:
+  """How far an export's logits are from the run's in float32, over all questions so far."""
+
+  def __init__(self):
+    self.worst = self.worst_of_rms = 0.0
+    self._squares = {'export': 0.0, 'own': 0.0, 'logits': 0.0}
+
+  def add(self, found_tv, reference: Reference) -> None:
+    """Takes the logits of one prompt; a nan is kept in all."""
+    want_tv = reference.logits_tv
+    apart_t = np.abs(found_tv - want_tv).max(-1)
+    self.worst = float(np.maximum(self.worst, apart_t.max()))
+    self.worst_of_rms = float(np.maximum(
+        self.worst_of_rms, (apart_t / np.sqrt((want_tv**2).mean(-1))).max()))
+    for name, x in (('export', found_tv - want_tv), ('logits', want_tv),
+                    ('own', 0 if reference.rounded_tv is None else reference.rounded_tv - want_tv)):
+      self._squares[name] += float(np.square(x, dtype=np.float64).sum())
+
+  def get_rms(self, name: str) -> float:
+    """Of what lies between an 'export', or the run's 'own' bfloat16, and its float32, in rms."""
+    return (self._squares[name] / self._squares['logits'])**0.5
+
+
+def compare_with_transformers(folder, config: Config, codec, references, say=print) -> dict:
+  """Loads an export in transformers on the CPU and holds it to the run, question by question.
+
+  Compares the logits of the whole prompt over the base vocabulary, and the text that plain
+  `generate()` gives on the prompt string with the run's own greedy answer.
+  Returns: what was compared, with the distances of logits and the answers that agree.
+  Raises: UserError where an fp32 export is more than FP32_TOLERANCE away from the run's logits in
+    float32, or one of an fp32 run answers otherwise; where a bf16 export is further away from them
+    than BF16_FACTOR times the run's own in bfloat16; and where any logit is not finite.
+  """
+  import torch
+  import transformers
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').eval()
+  distances, num_equal, num_questions = Distances(), 0, 0
+  first = codec.tokenizer.vocab_size  # id of a block
+  to_export = {codec.memory_start + i: first + i for i in range(len(prompts.BLOCK_TOKENS))}
+  for reference in references:
+    num_questions += 1
+    text = prompts.make_prompt(reference.question, config)
+    prompt = tokenizer(text, return_tensors='pt').input_ids
+    if prompt.tolist() != [[to_export.get(i, i) for i in reference.ids]]:
+      raise UserError(f'{folder.name}: transformers ({type(tokenizer).__name__}) makes other '
+                      f'tokens of the prompt of {reference.question[:60]!r} than tokenizer.json; '
+                      'use the tokenizer.json that belongs to this model; nothing was written')
+    with torch.no_grad():
+      found = model(prompt).logits[0, :, :reference.logits_tv.shape[1]].float().numpy()
+      out = model.generate(prompt, attention_mask=torch.ones_like(prompt),
+                           max_new_tokens=config.eval.max_new_tokens)
+    distances.add(found, reference)
+    new = out[0, prompt.shape[1]:].tolist()
+    new = new[:new.index(codec.tokenizer.eos_id)] if codec.tokenizer.eos_id in new else new
+    num_equal += codec.tokenizer.decode(new) == reference.text
+  told, is_same = _judge_distances(distances, config)
+  answers = f'{num_equal} of {num_questions} answers equal'
+  say(f'transformers {transformers.__version__}: {told}; {answers}')
+  must_agree = config.export.dtype == config.model.compute_dtype == 'float32'
+  if not is_same or (must_agree and num_equal < num_questions):
+    raise UserError(f'{folder.name}: transformers computes other logits or answers from it than '
+                    f'the run does ({told}; {answers}); nothing was written')
+  return {'transformers': transformers.__version__, 'num_questions': num_questions,
+          'max_logit_difference': distances.worst,
+          'max_difference_of_rms': distances.worst_of_rms,
+          'distance_of_rms': distances.get_rms('export'),
+          'own_distance_of_rms': distances.get_rms('own'), 'num_answers_equal': num_equal,
+          'dtype': config.export.dtype, 'compute_dtype': config.model.compute_dtype}
+
+
+def _judge_distances(distances: Distances, config: Config) -> tuple[str, bool]:
+  """(what the logits of an export are, whether they are those of the run)."""
+  if config.export.dtype == 'float32':
+    return (f'logits at most {distances.worst:.2g} apart, {distances.worst_of_rms:.2g} of a '
+            f"token's rms (float32, limit {FP32_TOLERANCE:g})",
+            distances.worst_of_rms <= FP32_TOLERANCE)
+  mine, own = distances.get_rms('export'), distances.get_rms('own')
+  return (f"logits {mine:.2g} of their rms from the run's in float32, the run's own in bfloat16 "
+          f'{own:.2g} (limit {BF16_FACTOR:g} times that)',
+          np.isfinite(distances.worst) and mine <= BF16_FACTOR * own)
