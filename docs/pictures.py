@@ -3,8 +3,8 @@
   python docs/pictures.py                          # from docs/pictures/data/
   python docs/pictures.py --run=runs/rim           # keeps that run's figures there first
 
-The row and who sees whom are what `packing` makes and `visible` says. The curves are those of
-`python -m rim_jax.main --config=configs/rim.py`.
+The rows, of RiM and of every method, are what methods lay out, and who sees whom is what `visible`
+says. The curves are those of `python -m rim_jax.main --config=configs/rim.py`.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Rectangle
 import numpy as np
 
-from rim_jax.config import LayoutConfig, TokenizerConfig
+from rim_jax.config import Config, LayoutConfig, TokenizerConfig
 from rim_jax.data.records import Record
 from rim_jax.data.tokenizer import load_tokenizer
-from rim_jax.methods import rim
+from rim_jax.methods import METHODS, paired, rim, sim_cot
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 
@@ -53,19 +53,22 @@ LOOKS = (
 )
 
 
-def make_row(lay_out):
+def make_row(lay_out, layout=LAYOUT, *more):
   """One record as a row of its own under a layout: (batch of one row, label of each id)."""
   tokenizer = load_tokenizer(TokenizerConfig(kind='bytes'))
-  template = layout_lib.make_template(tokenizer, LAYOUT)
+  template = layout_lib.make_template(tokenizer, layout)
   encoded = layout_lib.encode_record(RECORD, tokenizer, template)
-  rows = batch_lib.make_empty_rows(1, LAYOUT.row_tokens, LAYOUT.row_slots)
-  layout_lib.write_example(rows, 0, 0, 0, 1, lay_out(encoded, template, LAYOUT), LAYOUT,
+  rows = batch_lib.make_empty_rows(1, layout.row_tokens, layout.row_slots)
+  layout_lib.write_example(rows, 0, 0, 0, 1, lay_out(encoded, template, layout, *more), layout,
                            tokenizer.vocab_size)
 
   def label(token):
     if token >= tokenizer.vocab_size:
       return MEMORY[token - tokenizer.vocab_size]
-    return 'end' if token == tokenizer.eos_id else tokenizer.decode([token])
+    if token == tokenizer.eos_id:
+      return 'end'
+    text = tokenizer.decode([token])
+    return {'\n': '\u21b5'}.get(text, text)
   return rows, label
 
 
@@ -75,8 +78,8 @@ def _choose_colour(rows, i, look):
   return look.blocks if rows.block[0, i] else look.question
 
 
-def _draw_row(axes, rows, label, look, title):
-  """The tokens of a row, and below each slot what is predicted there."""
+def _draw_tokens(axes, rows, label, look):
+  """The tokens of a row, and below each slot what is predicted there; returns their number."""
   count = int((rows.example[0] > 0).sum())
   for i in range(count):
     axes.add_patch(Rectangle((i + 0.05, 0), 0.9, 0.8, facecolor=_choose_colour(rows, i, look),
@@ -89,6 +92,12 @@ def _draw_row(axes, rows, label, look, title):
                   arrowprops={'arrowstyle': '->', 'color': look.ink, 'linewidth': 0.8})
     axes.text(i + 0.5, -0.8, label(int(rows.slot_target[0, slot])), ha='center', va='center',
               fontsize=8, color=look.ink, weight='bold')
+  return count
+
+
+def _draw_row(axes, rows, label, look, title):
+  """A row with the names of its parts."""
+  count = _draw_tokens(axes, rows, label, look)
   groups = {}
   for i in range(count):
     groups.setdefault((int(rows.readout[0, i]), int(rows.block[0, i])), []).append(i)
@@ -141,6 +150,101 @@ def draw_row(look):
                                   ('stage 1', 'stage 2')):
     _draw_row(axis, *make_row(lay_out), look, title)
   _draw_visibility(axes[2], *make_row(rim.lay_out_stage1), look)
+  return figure
+
+
+METHODS_WIDE = -4.8, 25.5  # left and right end of the picture, in tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """A method in the picture of all methods."""
+  name: str
+  lay_out: object
+  layout: LayoutConfig
+  passes: str  # before the first token of an answer
+  # Whose state is fed: before: at <m> that of the token before; own: its own; all: at <b> too.
+  fed: str = ''
+  removed: tuple = ()  # tokens that its written chain has lost
+
+
+def _list_methods() -> tuple[Shown, ...]:
+  def change(**keys):
+    return dataclasses.replace(LAYOUT, **{'row_tokens': 40, 'row_slots': 20, **keys})
+
+  def lay_out(name):
+    return METHODS[name].layout
+  thought = change(num_blocks=1, block_tokens=1, skip_steps=1)
+  spelled = sim_cot.spell(METHODS['coconut_stage'], Config(method='coconut_stage', layout=thought))
+  plain, two, bare = change(), change(num_blocks=1, block_tokens=2), change(num_blocks=0)
+  rim_layouts = lay_out('rim_stage1'), lay_out('rim_stage2')
+  return (
+      Shown('direct', lay_out('direct'), bare, '1 pass'),
+      Shown('chain of thought', lay_out('cot'), bare, 'the chain, token by token'),
+      Shown('iCoT, half-way', lay_out('icot'), bare, '1 pass, at the end', removed=(2,)),
+      Shown('pause', lay_out('pause'), plain, '1 pass'),
+      Shown('RiM, stage 1', rim_layouts[0], plain, '1 pass'),
+      Shown('RiM, stage 2', rim_layouts[1], plain, '1 pass'),
+      Shown('looped RiM', rim_layouts[1], plain, 'R passes over the blocks', 'all'),
+      Shown('paired RiM', paired.pair_blocks(METHODS['rim_stage2']).layout,
+            change(paired_readout=True), '1 pass'),
+      Shown('Coconut, stage 1', lay_out('coconut_stage'), thought, 'a pass a thought', 'before'),
+      Shown('SIM-CoT on it', spelled.layout, thought, 'a pass a thought', 'before'),
+      Shown('CODI', lay_out('codi'), two, 'a pass a thought', 'before'),
+      Shown('PCCoT', lay_out('pccot'), two, 'R passes over the thoughts', 'before'),
+      Shown('LOTUS, stage 1', lay_out('lotus_stage'),
+            change(num_blocks=1, block_tokens=2, skip_steps=1), '2 passes over the latents', 'own'),
+  )
+
+
+def _draw_fed(axes, rows, label, fed, look):
+  """Arrows from states to the inputs that they make."""
+  for i in np.flatnonzero((rows.block[0] > 0) & (rows.readout[0] == 0) & bool(fed)):
+    if fed != 'all' and label(int(rows.tokens[0, i])) != '<m>':
+      continue
+    start, end = ((i - 0.5, i + 0.5) if fed == 'before' else (i + 0.25, i + 0.75))
+    axes.annotate('', (end, 0.8), (start, 0.8), arrowprops={
+        'arrowstyle': '->', 'color': look.lines[2], 'linewidth': 1,
+        'connectionstyle': f'arc3,rad={-0.5 if fed == "before" else -1.6}'})
+
+
+def _draw_pair(axes, rows, look):
+  """A dashed line between the tokens whose states are paired."""
+  for slot in np.flatnonzero(rows.slot_pair[0] >= 0):
+    ends = [int(rows.slot_index[0, slot]) + 0.5, int(rows.slot_pair[0, slot]) + 0.5]
+    axes.plot([ends[0], ends[0], ends[1], ends[1]], [0.8, 1.15, 1.15, 0.8], color=look.lines[4],
+              linewidth=1, linestyle='--')
+
+
+def _draw_legend(axes, look):
+  for at, colour, name in ((0, look.question, 'question'),
+                           (4, look.blocks, 'blocks, thoughts, latents'),
+                           (11, look.readouts, 'written; below, the targets')):
+    axes.add_patch(Rectangle((at, 0.2), 0.7, 0.5, facecolor=colour, edgecolor='none'))
+    axes.text(at + 0.9, 0.45, name, ha='left', va='center', fontsize=7, color=look.ink)
+  axes.text(19.4, 0.45, 'before the answer', ha='left', va='center', fontsize=7, color=look.ink,
+            weight='bold')
+  axes.set(xlim=METHODS_WIDE, ylim=(0, 1))
+  axes.axis('off')
+
+
+def draw_methods(look):
+  """One row of each method: what stands in it, what is supervised, what is fed back."""
+  shown = _list_methods()
+  figure, axes = plt.subplots(1 + len(shown), 1, figsize=(9, 0.62 * len(shown)),
+                              height_ratios=[0.5] + [1] * len(shown))
+  figure.subplots_adjust(0, 0, 1, 1, hspace=0)
+  _draw_legend(axes[0], look)
+  for axis, method in zip(axes[1:], shown):
+    rows, label = make_row(method.lay_out, method.layout, *method.removed)
+    _draw_tokens(axis, rows, label, look)
+    _draw_fed(axis, rows, label, method.fed, look)
+    _draw_pair(axis, rows, look)
+    axis.text(-0.3, 0.4, method.name, ha='right', va='center', fontsize=8, color=look.ink,
+              weight='bold')
+    axis.text(19.4, 0.4, method.passes, ha='left', va='center', fontsize=7, color=look.ink)
+    axis.set(xlim=METHODS_WIDE, ylim=(-1.2, 1.5))
+    axis.axis('off')
   return figure
 
 
@@ -208,7 +312,8 @@ def draw_all(data):
   with plt.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'rim_jax',
                        'font.family': 'sans-serif'}):
     for look in LOOKS:
-      for name, figure in (('row', draw_row(look)), ('curves', draw_curves(data, look))):
+      for name, figure in (('row', draw_row(look)), ('methods', draw_methods(look)),
+                           ('curves', draw_curves(data, look))):
         figure.savefig(HERE / f'{name}-{look.name}.svg', transparent=True, metadata={'Date': None})
         plt.close(figure)
 

@@ -209,8 +209,8 @@ def test_pictures_are_what_their_script_draws_today(tmp_path, monkeypatch):
   monkeypatch.setattr(pictures, 'HERE', tmp_path)
   pictures.draw_all(data)
   assert {p.name: read_picture(p) for p in tmp_path.glob('*.svg')} == kept
-  assert len(kept) == 4
-  assert all(p.stat().st_size < 100_000 for p in tmp_path.glob('*.svg'))
+  assert len(kept) == 6
+  assert all(p.stat().st_size < 200_000 for p in tmp_path.glob('*.svg'))
 
 
 def read_picture(path):
