@@ -226,8 +226,8 @@ class ModelConfig:
   frozen_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
   # Attention is computed in tiles of so many queries and keys; 0: the whole score matrix at once.
   attention_tile_tokens: Count = 64
-  # What the backward pass computes again to save memory. full: everything inside a layer but the
-  # means of norms. dots: all but these and what projections and attention give.
+  # What the backward pass computes again, to save memory. full: each layer, except the means of its
+  # norms. dots: as full, except the results of projections and of attention too.
   remat: Literal['none', 'full', 'dots'] = 'none'
   # What the memory rows (`<b>`, `<m>`, `</b>`) begin as, plus noise. mean: the vocabulary's mean.
   # token: a copy of memory_token's row. normal: noise alone.
@@ -268,7 +268,8 @@ class IcotConfig:
   """How method `icot` takes the written chain away, token by token from the left."""
   remove_per_epoch: Positive = 8.0  # Tokens removed in one epoch; 0.5: one in two epochs.
   remove_all_beyond_tokens: AtLeastOne = 39  # Once so many are due, all that is left is removed.
-  # An example loses o more tokens than are due with probability ~ exp(-smoothing o); 0: none.
+  # Now and then an example loses more tokens than are due: o more with a probability that falls as
+  # exp(-smoothing o). 0: never.
   smoothing: Amount = 4.0
   hold_epochs: Amount = 0.0  # Epochs with the whole chain, before removal begins.
   reset_optimizer: bool = True  # Fresh optimizer moments whenever more is removed.
@@ -386,9 +387,9 @@ class EvalConfig:
   path: str = ''
   # More such files, all evaluated after eval.split: NAME=FILE,NAME=FILE.
   sets: str = later('')
-  # best: highest accuracy on valid. last: the newest. splits: the paper's protocol, which chooses
-  # on eval.split itself: 16 times, a random fifth of the questions chooses among all kept
-  # checkpoints and the others score.
+  # Which checkpoint is reported. best: the one with the highest accuracy on valid. last: the
+  # newest. splits: as in the paper, which chooses on the questions of eval.split themselves. This
+  # is done 16 times: a random fifth of the questions chooses, the others give the score.
   checkpoint: Literal['best', 'last', 'splits'] = 'best'
   # K: blocks when answering; -1: layout.num_blocks. Methods without blocks take -1.
   num_blocks: Annotated[int, Limit('must be -1 (as trained), 0 or more', lambda v: v >= -1)] = -1
