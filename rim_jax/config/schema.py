@@ -402,6 +402,9 @@ class EvalConfig:
   # Also give the accuracy and the time to the first token with every number of passes from 1 to
   # this one, for every number of blocks that eval.budget_blocks asks for; 0: do not.
   budget_passes: Count = later(0)
+  # Also give the accuracy with every number of `<m>` in a block from 1 to this one, for every
+  # number of blocks that eval.budget_blocks asks for; 0: do not.
+  budget_tokens: Count = later(0)
   num_samples: Count = 0  # Answers drawn for each question, for pass@k; 0: none.
   temperature: Positive = 1.0  # Temperature at which they are drawn.
   batch_size: AtLeastOne = 250  # Questions decoded together.

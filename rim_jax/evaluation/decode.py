@@ -75,7 +75,8 @@ def check_positions(num_question: int, num_blocks: int, num_more: int, config: C
     raise UserError(
         f'{where}: a question of {num_question} tokens with {num_blocks} blocks and {num_more} '
         f'more to decode needs {need} positions, and the model has {key}={most}; use fewer '
-        'eval.num_blocks, eval.budget_blocks or eval.max_new_tokens, or shorter questions')
+        'eval.num_blocks, eval.budget_blocks, eval.budget_tokens or eval.max_new_tokens, or '
+        'shorter questions')
 
 
 def decode(model, config: Config, readouts: Readouts, trunks: Trunks, draw=None):

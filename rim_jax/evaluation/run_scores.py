@@ -90,17 +90,19 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
     return status.Ticker(what, times * len(records), 'questions', say)
   result, predictions = scores.evaluate(decoder, records, blocks, tick('evaluating'))
   more = {}  # fields of the result
+  asked = tuple(range(config.eval_budget + 1)) if config.eval_budget else (blocks,)
   if config.eval_budget:
     more |= dict(budget_acc=scores.evaluate_budgets(decoder, records, config.eval_budget,
                                                     tick('each number of blocks')))
   if config.eval.budget_passes:
-    asked = tuple(range(config.eval_budget + 1)) if config.eval_budget else (blocks,)
     more['passes'] = scores.evaluate_passes(decoder, records, asked, tick)
     if config.eval.num_latency_runs:
       more['passes'] = latency.measure_passes(
           network, records[0], more['passes'], config.eval.num_latency_runs, say)
+  if config.eval.budget_tokens:
+    more['tokens'] = scores.evaluate_tokens(decoder, records, asked, tick)
   if config.model.positions == 'learned' and not config.model.init_from:
-    more |= _mark_beyond(task, records, {blocks, *range(config.eval_budget + 1)}, say)
+    more |= _mark_beyond(task, records, {blocks, *asked}, more.get('tokens', ()), say)
   if config.eval.num_samples:
     sampled, num_right = scores.evaluate_samples(
         decoder, records, blocks, tick('drawing samples', config.eval.num_samples))
@@ -149,19 +151,30 @@ def _judge_valid_again(task, workdir, say) -> None:
         step, {values.VALID_ACC: acc, values.VALID_RULE: judge.RULE_VERSION}))
 
 
-def _mark_beyond(task, records, asked, say) -> dict:
+def _mark_beyond(task, records, asked, tokens, say) -> dict:
   """Which numbers of blocks, of those asked for, are read where no position was ever trained.
 
   A learned table has rows up to model.max_positions, whether training reached them or not.
+
+  Args:
+    tokens: results with other numbers of tokens in a block, each marked for itself.
   """
   if not any(asked):
     return {}
   reached = hosts.lead_first(lambda: source_lib.count_positions(
       task.dataset.splits['train'], task.codec, say))
-  beyond = scores.find_beyond(records, task.config, task.codec, sorted(asked), reached)
-  if beyond:
-    say(f'K={", ".join(map(str, beyond))}: beyond the {reached} positions that were trained')
-  return {'beyond_positions': beyond} if beyond else {}
+
+  def find(block_tokens, where=''):
+    config = dataclasses.replace(task.config, layout=dataclasses.replace(
+        task.config.layout, block_tokens=block_tokens))
+    beyond = scores.find_beyond(records, config, task.codec, sorted(asked), reached)
+    if beyond:
+      say(f'{where}K={", ".join(map(str, beyond))}: beyond the {reached} positions that were '
+          'trained')
+    return beyond or None
+  marked = {'tokens': [dataclasses.replace(x, beyond_positions=find(
+      x.block_tokens, f'M={x.block_tokens}, ')) for x in tokens]} if tokens else {}
+  return marked | {'beyond_positions': find(task.config.layout.block_tokens)}
 
 
 def _evaluate_splits(task, workdir, say) -> dict[str, values.EvalResult]:

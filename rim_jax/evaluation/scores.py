@@ -94,6 +94,27 @@ def set_passes(network: Network, num_passes: int) -> Network:
       config, eval=dataclasses.replace(config.eval, num_passes=num_passes)))
 
 
+def evaluate_tokens(decoder: decode_lib.Decoder, records, blocks: tuple, make_say=None
+                    ) -> list[values.TokensResult]:
+  """The final answer's accuracy with M = 1 to eval.budget_tokens and each K of `blocks`.
+
+  Raises: UserError where a question runs beyond a learned position table.
+  """
+  found = []
+  for block_tokens in range(1, decoder.network.config.eval.budget_tokens + 1):
+    other = decode_lib.Decoder(set_block_tokens(decoder.network, block_tokens))
+    found.append(values.TokensResult(block_tokens=block_tokens, acc=_score_blocks(
+        other, records, blocks, make_say and make_say(f'with M = {block_tokens}'))))
+  return found
+
+
+def set_block_tokens(network: Network, block_tokens: int) -> Network:
+  """The same network, which answers with blocks of so many `<m>`."""
+  config = network.config
+  return dataclasses.replace(network, config=dataclasses.replace(
+      config, layout=dataclasses.replace(config.layout, block_tokens=block_tokens)))
+
+
 def _score_blocks(decoder, records, blocks, say):
   config, codec, most = decoder.network.config, decoder.network.codec, max(blocks)
   texts, _ = decoder.decode_texts(encode_questions(records, config, codec, most), most,

@@ -284,6 +284,9 @@ def _make_questions(name, stage, folder, sets, is_last) -> list[Section]:
   passes = _make_passes(name, sets)
   if passes:
     parts.append(section('Accuracy and time with more and fewer passes', passes, ''))
+  tokens = _make_tokens(name, sets)
+  if tokens:
+    parts.append(section('Accuracy with more and fewer tokens in a block', tokens, ''))
   return parts + (control_sections.make_parts(name, folder) if asked else [])
 
 
@@ -302,16 +305,36 @@ def _make_passes(name, sets: dict[str, EvalResult]) -> Blocks:
   """Accuracy and time with R passes over K blocks, from one trained model."""
   blocks: Blocks = []
   for key, result in sets.items():
-    lines = {f'R = {p.num_passes}': (list(map(int, p.acc)), [100 * a for a in p.acc.values()])
-             for p in result.passes or ()}
-    if lines and len(next(iter(lines.values()))[0]) > 1:
-      blocks += figures([draw(f'{name}, {key}: accuracy with R passes over K blocks', 'accuracy, %',
-                              'blocks K', lines)])
+    lines = {f'R = {p.num_passes}': p.acc for p in result.passes or ()}
+    blocks += _draw_over_blocks(f'{name}, {key}: accuracy with R passes over K blocks', lines)
     blocks += [table(
         ['passes R', 'blocks K', '% right', 'ms to the first token'],
         [[str(p.num_passes), k, share(acc), _format_time(p, k)]
          for p in result.passes or () for k, acc in p.acc.items()])] if lines else []
   return blocks
+
+
+def _make_tokens(name, sets: dict[str, EvalResult]) -> Blocks:
+  """Accuracy with M tokens in each of K blocks, from one trained model."""
+  blocks: Blocks = []
+  for key, result in sets.items():
+    lines = {f'M = {t.block_tokens}': t.acc for t in result.tokens or ()}
+    blocks += _draw_over_blocks(f'{name}, {key}: accuracy with K blocks of M tokens', lines)
+    blocks += [table(
+        ['tokens M', 'blocks K', '% right', 'positions'],
+        [[str(t.block_tokens), k, share(acc),
+          'not trained' if int(k) in (t.beyond_positions or ()) else 'trained']
+         for t in result.tokens or () for k, acc in t.acc.items()])] if lines else []
+  return blocks
+
+
+def _draw_over_blocks(title, lines: dict[str, dict[str, float]]) -> Blocks:
+  """Accuracies by K as a figure, if there is more than one K."""
+  if not lines or len(next(iter(lines.values()))) < 2:
+    return []
+  return [*figures([draw(title, 'accuracy, %', 'blocks K', {
+      label: (list(map(int, acc)), [100 * a for a in acc.values()])
+      for label, acc in lines.items()})])]
 
 
 def _format_time(passes: PassesResult, k: str) -> Part | str:

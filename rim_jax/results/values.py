@@ -127,6 +127,14 @@ class PassesResult(Value):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class TokensResult(Value):
+  """What one number of tokens in a block gives, by the number of blocks K."""
+  block_tokens: int
+  acc: dict[str, float]
+  beyond_positions: list[int] | None = None  # K read where no position was trained
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class EvalResult(Value):
   """What a checkpoint scores on a set of questions: an entry of results.json."""
   method: str | None = measure('method')
@@ -160,6 +168,7 @@ class EvalResult(Value):
       'K beyond the trained positions',
       'read at rows of the position table that no training example reached', made_of='answers')
   passes: list[PassesResult] | None = None
+  tokens: list[TokensResult] | None = None
   steps_acc: dict[str, float] | None = measure(
       'by number of steps', 'of questions whose answer takes so many', made_of='groups')
   num_by_steps: dict[str, int] | None = measure('how many have them', made_of='groups')

@@ -438,6 +438,8 @@ def probe_evaluation(config, tools):
   tools.patch.setattr(scores, 'evaluate_budgets', lambda *args: seen.append(args[2]) or {})
   tools.patch.setattr(scores, 'evaluate_passes', lambda *args: seen.append(
       args[0].network.config.eval.budget_passes) or [])
+  tools.patch.setattr(scores, 'evaluate_tokens', lambda *args: seen.append(
+      ['M', args[0].network.config.eval.budget_tokens]) or [])
   tools.patch.setattr(scores, 'evaluate_samples', lambda *args: (
       {'num_samples': args[0].network.config.eval.num_samples}, [0] * len(args[1])))
   tools.patch.setattr(latency, 'measure_run', time_runs)
@@ -773,6 +775,7 @@ LIVE = {
     'eval.num_passes': ('evaluation', 3, {'loop.num_passes': 2}),
     'eval.budget_blocks': ('evaluation', 4, {}),
     'eval.budget_passes': ('evaluation', 2, {'loop.num_passes': 2}),
+    'eval.budget_tokens': ('evaluation', 2, {}),
     'eval.num_samples': ('evaluation', 3, {}),
     'eval.temperature': ('sample', 0.1, {}),
     'eval.batch_size': ('decode', 9, {}),

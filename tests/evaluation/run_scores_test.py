@@ -96,6 +96,23 @@ def test_blocks_beyond_the_trained_positions_are_marked(tmp_path, monkeypatch, p
   assert result.beyond_positions == beyond
 
 
+def test_each_number_of_tokens_is_marked_for_itself(tmp_path, monkeypatch):
+  config = support.make_config('rim_stage2', data__cache_dir=str(tmp_path / 'cache'),
+                               model__positions='learned', eval__budget_tokens=2,
+                               eval__budget_blocks=5)
+  monkeypatch.setattr(state_lib, 'load_network', lambda task, *args, **kwargs: (
+      support.make_network(task.config), 7))
+  monkeypatch.setattr(scores, 'evaluate', lambda decoder, records, *args: (
+      make_result(8), [values.Prediction(question='', answer='', correct=True)] * len(records)))
+  monkeypatch.setattr(scores, '_score_blocks', lambda decoder, records, blocks, say: dict.fromkeys(
+      map(str, blocks), 0.5))
+  result = run_scores_lib.evaluate_run(
+      train_lib.make_task(config, QUIET), tmp_path, QUIET)['test']
+  # Blocks are of 3 tokens where they are of one <m>, and of 4 where they are of two.
+  assert [(x.block_tokens, x.beyond_positions) for x in result.tokens] == [
+      (1, [4, 5]), (2, [3, 4, 5])]
+
+
 def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(tmp_path,
                                                                                monkeypatch):
   """They are of the records read, wherever those lie; a split has that of the whole."""

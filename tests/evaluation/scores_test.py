@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rim_jax.errors import UserError
-from rim_jax.evaluation import scores
+from rim_jax.evaluation import decode, scores
 from rim_jax.packing import order as order_lib
 from rim_jax.packing import source
 from rim_jax.results import judge, values
@@ -159,6 +159,26 @@ def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
   alone = [scores.evaluate(decoder, records, k)[0].final_acc for k in range(3)]
   assert found == dict(zip('012', alone))
   assert len(set(alone)) > 2
+
+
+def test_other_numbers_of_tokens_in_a_block_are_other_layouts_of_the_same_network():
+  config = support.make_config('rim_stage2', layout__num_blocks=1, layout__block_tokens=2,
+                               eval__budget_tokens=3, eval__max_new_tokens=1, eval__batch_size=20)
+  _, decoder = support.make_decoder(config)
+  network = decoder.network
+  others = [decode.Decoder(dataclasses.replace(network, config=support.set_keys(
+      config, {'layout.block_tokens': m}))) for m in (1, 2, 3)]
+  said = [other.decode_texts([network.codec.encode(r).question for r in RECORDS], 1, (), (1,))[0]
+          for other in others]
+  # Records whose answers are what the network says with some M, so that accuracies differ.
+  records = [dataclasses.replace(r, answer=said[i % 2 * 2][i][0].strip() or '?')
+             for i, r in enumerate(RECORDS)]
+  found = scores.evaluate_tokens(decoder, records, (0, 1))
+  assert [x.block_tokens for x in found] == [1, 2, 3]
+  alone = [[scores.evaluate(other, records, k)[0].final_acc for k in (0, 1)] for other in others]
+  assert [list(x.acc.values()) for x in found] == alone
+  assert len({acc for _, acc in alone}) > 1
+  assert scores.evaluate(decoder, records, 1)[0].final_acc == found[1].acc['1']
 
 
 def test_a_budget_beyond_the_position_table_is_told():

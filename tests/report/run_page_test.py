@@ -483,3 +483,14 @@ def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(
     assert 'fitted on train, C chosen on valid' in name
     at = [text for text, _ in head[1:]].index('stage2: test')
     assert cells[at] == ('81.2%', (0.8125,)) and [v for _, v in cells].count(()) == len(cells) - 1
+
+
+def test_other_numbers_of_tokens_are_told_with_what_was_not_trained(tmp_path):
+  write_run(tmp_path, 'rim_stage2', 2, test=make_result('rim_stage2', 2, tokens=[
+      {'block_tokens': 1, 'acc': {'0': 0.25, '1': 0.5}},
+      {'block_tokens': 2, 'acc': {'0': 0.25, '1': 0.75}, 'beyond_positions': [1]}]))
+  page = write_page(tmp_path, 'rim_stage2')
+  (rows,) = [t for t in page.tables if t and t[0] and t[0][0][0] == 'tokens M']
+  assert [[text for text, _ in row] for row in rows[1:]] == [
+      ['1', '0', '25.0', 'trained'], ['1', '1', '50.0', 'trained'],
+      ['2', '0', '25.0', 'trained'], ['2', '1', '75.0', 'not trained']]
