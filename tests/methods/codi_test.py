@@ -230,7 +230,8 @@ def test_no_gradient_of_the_distance_reaches_what_the_teacher_alone_reads():
   assert (reached & (np.asarray(batch.readout) == 2)).any()
 
 
-@pytest.mark.parametrize('reduction', ['readout', 'token'])
+@pytest.mark.parametrize('reduction', [
+    'readout', pytest.param('token', marks=pytest.mark.slow)])
 def test_updates_of_micro_batches_of_one_and_three_examples_are_those_of_four(reduction):
   """Its two means are over the whole update, whatever is in which part."""
   found = []

@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from rim_jax.packing import batch as batch_lib
 from rim_jax.training import step as step_lib
@@ -40,16 +41,16 @@ def test_without_an_iteration_and_a_teacher_it_is_pause():
   np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-def test_with_as_many_iterations_as_thoughts_it_is_codi():
-  """Loss and gradients, with teacher and distances; with the projection on and off."""
-  for projected in (False, True):
-    config = make_config(loop__projection=projected)
-    other = make_config('codi', 1, codi__projection=projected)
-    batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS))
-    jax.tree.map(np.testing.assert_array_equal, batch, support.make_batch(other, ROWS))
-    (loss, grads), (expected, others) = compute(config, batch), compute(other, batch)
-    support.assert_close(loss, expected)
-    jax.tree.map(lambda a, b: support.assert_close(a, b, 4e-5), grads, others)
+@pytest.mark.parametrize('projected', [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_with_as_many_iterations_as_thoughts_it_is_codi(projected):
+  """Loss and gradients, with teacher and distances."""
+  config = make_config(loop__projection=projected)
+  other = make_config('codi', 1, codi__projection=projected)
+  batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS))
+  jax.tree.map(np.testing.assert_array_equal, batch, support.make_batch(other, ROWS))
+  (loss, grads), (expected, others) = compute(config, batch), compute(other, batch)
+  support.assert_close(loss, expected)
+  jax.tree.map(lambda a, b: support.assert_close(a, b, 4e-5), grads, others)
   fewer = dataclasses.replace(config, loop=dataclasses.replace(config.loop, num_passes=2))
   assert abs(compute(fewer, batch)[0] - expected) > 1e-4
 
