@@ -185,6 +185,7 @@ def controls(config, workdir, say, console) -> None:
       'format': interventions_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
       'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
       'checkpoint': config.eval.checkpoint, 'answer_rule': judge.ANSWER_RULE,
+      'rule_version': judge.RULE_VERSION,
       'data_fingerprint': run_scores_lib.fingerprint_set(task, records), **found})
   if not hosts.is_leader():
     return

@@ -173,7 +173,7 @@ def make_probes():
 def write_controls(folder, **found):
   """What --mode=controls leaves, of which some matters."""
   (folder / 'controls.json').write_text(json.dumps({
-      'set': 'test', 'num_blocks': 1, 'controls': {}, 'sweeps': {}, 'pairing': {
+      'set': 'test', 'rule_version': 2, 'num_blocks': 1, 'controls': {}, 'sweeps': {}, 'pairing': {
           'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0}, **found}))
 
 
@@ -181,7 +181,7 @@ def write_findings(folder, own=True, **changes):
   """What --mode=controls leaves, with every number another; (its content, points of pca.csv)."""
   folder.mkdir(parents=True, exist_ok=True)
   found = {'format': 1, 'method': 'rim_stage2', 'set': 'test', 'n': 1234, 'num_blocks': 3,
-           'step': 1000, 'checkpoint': 'best', 'controls': make_controls(),
+           'step': 1000, 'checkpoint': 'best', 'rule_version': 2, 'controls': make_controls(),
            'pairing': {'num_pairs': 904, 'num_equal_answers': 96, 'num_without_partner': 5},
            'sweeps': {'swapped_block': make_sweep(0.02), 'swapped_from_block': make_sweep(0.04)},
            'attention': make_attention(own), 'probes': make_probes(), **changes}

@@ -54,6 +54,11 @@ def read_valid_acc(state) -> float | None:
   return result and state.last[1].load_valid_accs().get(result.step)
 
 
+def _read_valid_rule(state) -> int:
+  """The version of the rule that judged `read_valid_acc` of a done point."""
+  return state.last[1].load_valid_rules().get(state.result.step, 1)
+
+
 def _make_entry(name, members) -> SettingResult:
   found = [(s, r) for s in members if (r := s.result)]
   entry = SettingResult(
@@ -166,8 +171,8 @@ def find_rules(states) -> list[str]:
   """
   found = {}
   for state in states:
-    if state.result is not None and (rules := state.last[1].load_valid_rules()):
-      found.setdefault(rules.get(state.result.step, 1), []).append(state.point.name)
+    if state.result is not None and state.last[1].load_valid_rules():
+      found.setdefault(_read_valid_rule(state), []).append(state.point.name)
   return [] if len(found) < 2 else [
       'accuracies on valid were judged by different versions of the rule, so that no best is '
       'chosen: ' + '; '.join(f"{', '.join(names)} by version {rule}"
@@ -200,9 +205,10 @@ def list_levels(points) -> dict:
 def find_effects(states) -> list[EffectResult]:
   """What each level of a factor does against the factor's first one.
 
-  From pairs of done points that agree in every other factor and in the seed.
+  From pairs of done points that agree in every other factor and in the seed, and, on valid, in the
+  version of the rule of judging.
   """
-  found, effects = {s.point.name: (read_valid_acc(s), s.result.final_acc)
+  found, effects = {s.point.name: (read_valid_acc(s), s.result.final_acc, _read_valid_rule(s))
                     for s in states if s.result}, []
   for factor, (reference, *others) in list_levels([s.point for s in states]).items():
     at = {}  # level -> what else a point is -> its accuracies
@@ -214,7 +220,8 @@ def find_effects(states) -> list[EffectResult]:
     for level in others:
       pairs = [(mine, at[reference][rest]) for rest, mine in at.get(level, {}).items()
                if rest in at.get(reference, {})]
-      valid, final = ([a[i] - b[i] for a, b in pairs if None not in (a[i], b[i])] for i in (0, 1))
+      valid, final = ([a[i] - b[i] for a, b in pairs if None not in (a[i], b[i])
+                       and (i or a[2] == b[2])] for i in (0, 1))
       effects.append(EffectResult(
           factor=factor, level=level, reference=reference,
           valid_acc=stats.summarize_pairs(valid) if valid else None,

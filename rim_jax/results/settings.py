@@ -68,6 +68,9 @@ class SettingResult(Value):
       'selected by a probe',
       'the block whose probe is most confident; probes fitted on train, C chosen on valid',
       first=True)
+  unparsed_frac: Summary | None = measure(
+      'unparsed', 'answers that are empty, or lack the suffix that closes them: never right',
+      first=True)
   integer_acc: Summary | None = measure('integer answers')
   negative_acc: Summary | None = measure('negative answers')
   non_integer_acc: Summary | None = measure('non integer answers')

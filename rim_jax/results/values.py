@@ -208,6 +208,11 @@ class EvalResult(Value):
   format: int | None = None
 
   @property
+  def unparsed_frac(self) -> float | None:
+    """Share of the questions whose answer is unparsed."""
+    return None if self.num_unparsed is None or not self.n else self.num_unparsed / self.n
+
+  @property
   def measures(self) -> list[Measure]:
     """Those that it has and that say something.
 
@@ -365,6 +370,7 @@ class ControlsResult(Value):
   step: int | None = None
   checkpoint: str | None = None
   answer_rule: str | None = None
+  rule_version: int | None = None  # judge.RULE_VERSION; None is 1
   data_fingerprint: str | None = None
   pairing: Pairing
   controls: dict[str, ControlResult]

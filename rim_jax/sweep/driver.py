@@ -148,6 +148,7 @@ def run_points(sweep: Sweep, say, console) -> list[PointRun]:
     halves = sweep.halving or halving_lib.Halving((), 1.0)  # none: nothing is judged
     path.unlink(missing_ok=True)
     for share in halves.shares:
+      halving_lib.check_rules(contenders, share)
       pool.run(contenders, share)
       rungs.append(halving_lib.judge(contenders, share, halves.keep))
       storage.write_json(path, {

@@ -10,11 +10,13 @@ by shares of a run.
 import collections
 import dataclasses
 import math
+from typing import NamedTuple
 
 from rim_jax.config import grid as grid_lib
 from rim_jax.config import replace_keys
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError, check
+from rim_jax.results import judge as judge_lib
 from rim_jax.runtime import run_folder
 from rim_jax.runtime.point_run import PointRun
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -47,7 +49,12 @@ def parse_halving(at: str, keep: float) -> Halving | None:
   return Halving(shares, keep)
 
 
-def read_score(run: PointRun, share: float) -> float | None:
+class Score(NamedTuple):
+  valid_acc: float
+  rule_version: int  # of the rule of judging
+
+
+def read_score(run: PointRun, share: float) -> Score | None:
   """A point's accuracy on valid after a share of its budget; None where it is not there yet.
 
   Of the very step at which the run ends for it: one that has gone further is judged as it was.
@@ -64,26 +71,47 @@ def read_score(run: PointRun, share: float) -> float | None:
   if not num_steps:
     return None
   stop = stages_lib.find_stop(num_steps, config.checkpoint)
-  told = run_folder.RunFolder(run.folder / name).load_valid_accs().get(stop)
-  return told if saved[0] >= stop else None
+  told = run_folder.RunFolder(run.folder / name)
+  acc = told.load_valid_accs().get(stop) if saved[0] >= stop else None
+  return None if acc is None else Score(acc, told.load_valid_rules()[stop])
+
+
+def check_rules(runs: list[PointRun], share: float) -> None:
+  """Before the runs that are not there yet are started, which is by today's rule of judging.
+
+  What was decoded at a share is not kept, so that it cannot be judged again.
+  Raises: UserError where scores would be of different versions of the rule.
+  """
+  versions = {}
+  for run in runs:
+    score = read_score(run, share)
+    if score or run.status != 'failed':
+      versions.setdefault(score.rule_version if score else judge_lib.RULE_VERSION, run.point.name)
+  if len(versions) > 1:
+    told = '; '.join(f'{name} by version {version}' for version, name in sorted(versions.items()))
+    raise UserError(f'--halve_at={share:g}: accuracies on valid are judged by different versions '
+                    f'of the rule ({told}) and cannot be compared; run this sweep without '
+                    '--halve_at, or in another --workdir')
 
 
 def judge(runs: list[PointRun], share: float, keep: float) -> dict:
   """What one share says of the points that reached it: scores, and which settings go on.
 
   A setting's score is the mean over its seeds; one as good as the last that goes on goes on too.
-  Settings without a score (every seed failed) are not judged.
+  Settings without a score (every seed failed) are not judged. All scores are of one version of
+  the rule, as `check_rules` has seen.
   """
-  scores, sizes = {}, collections.Counter()
+  scores, versions, sizes = {}, set(), collections.Counter()
   for run in runs:
     name, score = grid_lib.name_setting(run.point), read_score(run, share)
     sizes[name] += 1
     if score is not None:
-      scores.setdefault(name, []).append(score)
+      scores.setdefault(name, []).append(score.valid_acc)
+      versions.add(score.rule_version)
   means = {name: math.fsum(found) / len(found) for name, found in scores.items()}
   ranked = sorted(means, key=lambda name: -means[name])  # equals stay in the recipe's order
   limit = means[ranked[_count_kept(keep, len(ranked)) - 1]] if ranked else 0.0
-  return {'share': share, 'settings': [
+  return {'share': share, 'rule_version': max(versions, default=None), 'settings': [
       {'name': name, 'valid_acc': means[name], 'seeds': len(scores[name]), 'of_seeds': sizes[name],
        'rank': rank, 'goes_on': means[name] >= limit} for rank, name in enumerate(ranked, 1)]}
 

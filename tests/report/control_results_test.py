@@ -11,7 +11,9 @@ from rim_jax.runtime import run_folder
 from tests import support_report
 
 RESULT = values.EvalResult(
-    step=1000, final_acc=0.375, block_acc=[0.25, 0.375], data_fingerprint='d')
+    step=1000, final_acc=0.375, block_acc=[0.25, 0.375], data_fingerprint='d', rule_version=2)
+WORDS = {version: {'rule_version': None, 'answer_rule': words} for version, words in {
+    1: 'answers are compared as numbers', 2: 'a whole gold answer must be met exactly'}.items()}
 
 
 def read(tree) -> values.ControlsResult:
@@ -25,6 +27,9 @@ def read(tree) -> values.ControlsResult:
     ({'step': 900}, 'test', 'of step 900 on test, the result of step 1000 on test'),
     ({'set': 'test-k2'}, 'test', 'of step 1000 on test-k2, the result of step 1000 on test'),
     ({}, 'gsm_hard', 'of step 1000 on test, the result of step 1000 on gsm_hard'),
+    (WORDS[2], 'test', ''),  # as the first files of version 2 tell it
+    (WORDS[1], 'test', 'judged by version 1 of the rule, the result by version 2'),
+    ({'rule_version': 3}, 'test', 'judged by version 3 of the rule, the result by version 2'),
     ({'data_fingerprint': 'e'}, 'test', 'of other data, the result of step 1000 on test')])
 def test_another_checkpoint_set_or_data_is_not_the_result_s(tmp_path, changes, set_name, told):
   folder = run_folder.RunFolder(tmp_path)
@@ -32,7 +37,7 @@ def test_another_checkpoint_set_or_data_is_not_the_result_s(tmp_path, changes, s
   found, _ = support_report.write_findings(tmp_path, **changes)
   asked, why = control_results.load_asked(folder, set_name, RESULT)
   assert asked == (None if told else read(found))
-  assert (told in why and why.startswith('controls.json is ')) if told else why == ''
+  assert (told in why and why.startswith('controls.json ')) if told else why == ''
   assert control_results.get_selected(asked, RESULT) == (None if told else 0.5)
 
 

@@ -461,13 +461,15 @@ def test_generated_answers_are_parsed_and_the_last_is_the_answer():
 
 
 @pytest.mark.parametrize('changes, shown', [
-    ({}, True), ({'step': 7}, False), ({'set': 'test-k0'}, False), ({'probes': {}}, False)])
+    ({}, True), ({'step': 7}, False), ({'set': 'test-k0'}, False), ({'probes': {}}, False),
+    ({'rule_version': 1}, False)])
 def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(
     tmp_path, changes, shown, blank_figures):
   write_curriculum(tmp_path)
   (tmp_path / 'stage2/controls.json').write_text(json.dumps({
       'set': 'test', 'step': 1234, 'n': 9, 'num_blocks': 4, 'checkpoint': 'best', 'controls': {},
-      'sweeps': {}, 'pairing': {'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0},
+      'rule_version': 2, 'sweeps': {},
+      'pairing': {'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0},
       'probes': {'state': '', 'num_questions': {'train': 1, 'valid': 1, 'test': 1}, 'pca': {
           'none': 'no', 'fitted_on': 9}, 'steps': {'none': 'no'}, 'right': {
               'by_block': [], 'pooled': {'none': 'no'}, 'selection': {

@@ -105,13 +105,29 @@ def test_runs_that_began_with_another_run_under_the_same_path_are_told(tmp_path)
 
 def test_runs_that_different_rules_rated_on_valid_have_no_best(tmp_path):
   states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.8)])
-  assert support_sweep.conclude(states, tmp_path)['best']['name'] == 'a=1'
+  told = support_sweep.conclude(states, tmp_path)
+  assert told['best']['name'] == 'a=1' and told['effects'][0]['valid_acc']['count'] == 1
   states[1].last[1].add_metrics(5, {'valid/final_acc': 0.4, 'valid/rule_version': 2})
   told = support_sweep.conclude(states, tmp_path)
   assert told['best'] == {} and len(told['warnings']) == 1
+  assert 'valid_acc' not in told['effects'][0] and told['effects'][0]['final_acc']['count'] == 1
   shown = (tmp_path / 'sweep.md').read_text()
   assert re.search('a=1 by version 1; a=2 by version 2; run the older', shown)
   assert 'No best point: accuracies on valid were judged by different' in shown
+
+
+def test_unparsed_answers_are_a_column_of_the_headline(tmp_path):
+  states = make_states(tmp_path, [({'a': 1, 'seed': 0}, 0.5, 0.5), ({'a': 1, 'seed': 1}, 0.5, 0.5)])
+  for state, count in zip(states, (3, 5)):
+    path = state.folder / 'results.json'
+    result = json.loads(path.read_text())['test'] | {'num_unparsed': count}
+    path.write_text(json.dumps({'test': result}))
+  (entry,) = support_sweep.conclude(states, tmp_path)['entries']
+  assert entry['unparsed_frac']['mean'] == pytest.approx(0.04)  # of 100 questions each
+  head, _, row = [line for line in (tmp_path / 'sweep.md').read_text().splitlines()
+                  if line.startswith('|')][:3]
+  at = next(i for i, text in enumerate(head.split('|')) if text.startswith(' unparsed'))
+  assert row.split('|')[at] == ' 4.0 ± 1.0% '
 
 
 def test_without_valid_nothing_is_chosen(tmp_path):

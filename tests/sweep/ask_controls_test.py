@@ -32,7 +32,8 @@ last = folder / 'stage2' if (folder / 'stage2').exists() else folder
 (last / 'controls.json').write_text(json.dumps({
     'num_blocks': 4, 'sweeps': {}, 'pairing': {
         'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0},
-    'set': 'test', 'step': json.loads((last / 'results.json').read_text())['test']['step'],
+    'set': 'test', 'rule_version': 2,
+    'step': json.loads((last / 'results.json').read_text())['test']['step'],
     'controls': controls}))
 """
 

@@ -410,6 +410,7 @@ def test_settings_that_are_worse_early_end_and_are_told_of(cheap):
   assert [(r['share'], [(s['name'], s['seeds'], s['goes_on']) for s in r['settings']])
           for r in rungs] == [(0.25, [('rate=0.5', 2, True), ('rate=0.1', 2, False)]),
                               (0.5, [('rate=0.5', 2, True)])]
+  assert {r['rule_version'] for r in rungs} == {2}
   cheap()  # without halving all go to the end
   assert sorted(count_starts(cheap.workdir).values()) == [2, 2, 3, 3]
   cheap()

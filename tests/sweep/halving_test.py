@@ -18,7 +18,7 @@ def make_state(folder, method='rim', **changes):
   return point_run.PointRun(grid_lib.Point('a=1', {'a': 1}, config), folder)
 
 
-def leave(folder, num_steps, saved, valid):
+def leave(folder, num_steps, saved, valid, **rule):
   """What a run leaves after a save: a sealed checkpoint with its card, and its metrics."""
   found = folder / 'checkpoints' / str(saved)
   (found / 'card').mkdir(parents=True)
@@ -26,7 +26,8 @@ def leave(folder, num_steps, saved, valid):
       'valid_final_acc': 0.5, 'params': {}, 'optim': {}, 'num_steps': num_steps}))
   checkpoint_lib.seal(found)
   (folder / 'metrics.jsonl').write_text(''.join(
-      json.dumps({'step': step, 'valid/final_acc': acc}) + '\n' for step, acc in valid.items()))
+      json.dumps({'step': step, 'valid/final_acc': acc, **rule}) + '\n'
+      for step, acc in valid.items()))
 
 
 def test_a_score_is_that_of_the_step_where_a_run_ends_for_a_share(tmp_path):
@@ -34,12 +35,12 @@ def test_a_score_is_that_of_the_step_where_a_run_ends_for_a_share(tmp_path):
   state = make_state(tmp_path)
   assert halving.read_score(state, 0.5) is None
   leave(tmp_path / 'stage1', 300, 210, {190: 0.9, 200: 0.25, 205: 0.8, 210: 0.7})
-  assert halving.read_score(state, 0.5) == 0.25
-  assert halving.read_score(state, 0.51) == 0.7  # step 204, to the next of 10
+  assert halving.read_score(state, 0.5) == (0.25, 1)
+  assert halving.read_score(state, 0.51) == (0.7, 1)  # step 204, to the next of 10
   assert halving.read_score(state, 0.6) is None
   assert halving.read_score(state, 0.9) is None  # in stage 2
-  leave(tmp_path / 'stage2', 100, 60, {60: 0.5})
-  assert halving.read_score(state, 0.9) == 0.5
+  leave(tmp_path / 'stage2', 100, 60, {60: 0.5}, **{'valid/rule_version': 2})
+  assert halving.read_score(state, 0.9) == (0.5, 2)
   (tmp_path / 'stage2/checkpoints/60/card/metadata').unlink()  # its run will say so
   assert halving.read_score(state, 0.9) is None
 
@@ -56,8 +57,24 @@ def make_settings(scores, monkeypatch):
   states = [point_run.PointRun(
       grid_lib.Point(f'a={a},seed={s}', {'a': a, 'seed': s}, config), score)
             for a, found in scores.items() for s, score in enumerate(found)]
-  monkeypatch.setattr(halving, 'read_score', lambda state, share: state.folder)
+  monkeypatch.setattr(halving, 'read_score', lambda state, share: None if (
+      state.folder is None) else halving.Score(state.folder, 2))
   return states
+
+
+def test_scores_of_different_rules_are_refused_before_more_are_trained(tmp_path):
+  config = make_state(tmp_path).point.config
+  runs = [point_run.PointRun(grid_lib.Point(f'seed={s}', {'seed': s}, config), tmp_path / str(s))
+          for s in (0, 1)]
+  leave(tmp_path / '0/stage1', 300, 210, {200: 0.25})  # without a word: version 1
+  with pytest.raises(UserError, match=r'\(seed=0 by version 1; seed=1 by version 2\)'):
+    halving.check_rules(runs, 0.5)  # the other would be judged by today's
+  runs[1].status = 'failed'  # it is not started
+  halving.check_rules(runs, 0.5)
+  assert halving.judge(runs, 0.5, 0.5)['rule_version'] == 1
+  leave(tmp_path / '1/stage1', 300, 210, {200: 0.25}, **{'valid/rule_version': 2})
+  with pytest.raises(UserError, match=r'\(seed=0 by version 1; seed=1 by version 2\)'):
+    halving.check_rules(runs, 0.5)
 
 
 @pytest.mark.parametrize('scores, keep, kept', [
@@ -68,6 +85,7 @@ def make_settings(scores, monkeypatch):
     ({1: (None,)}, 0.5, []), ({1: (0.0,)}, 0.01, ['a=1'])])
 def test_the_best_by_the_mean_of_their_seeds_go_on(scores, keep, kept, monkeypatch):
   rung = halving.judge(make_settings(scores, monkeypatch), 0.25, keep)
+  assert rung['rule_version'] == (2 if kept else None)
   assert [s['name'] for s in rung['settings'] if s['goes_on']] == kept
   assert [(s['seeds'], s['of_seeds']) for s in rung['settings']] == [
       (sum(x is not None for x in scores[int(s['name'][2:])]), len(scores[int(s['name'][2:])]))
