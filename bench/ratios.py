@@ -35,6 +35,7 @@ from rim_jax.model import transformer as transformer_lib
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order as order_lib
+from rim_jax.packing import rows as rows_lib
 from rim_jax.packing import source as source_lib
 from rim_jax.training import loss as loss_lib
 from rim_jax.training import step as step_lib
@@ -59,12 +60,8 @@ def write_rows(examples, config, codec, row_tokens, packed=True):
   rows = (order_lib.pack(order, sizes, row_tokens, slots, 64) if packed else [[i] for i in order])
   batches = []
   for first in range(0, len(rows), ROWS_A_CALL):
-    batch = batch_lib.make_empty_rows(ROWS_A_CALL, row_tokens, slots)
-    for r, members in enumerate(rows[first:first + ROWS_A_CALL]):
-      token = slot = 0
-      for number, i in enumerate(members, 1):
-        token, slot = layout_lib.write_example(batch, r, token, slot, number, examples[i],
-                                               config.layout, codec.memory_start)
+    members = [[examples[i] for i in row] for row in rows[first:first + ROWS_A_CALL]]
+    batch = rows_lib.make_rows(members, row_tokens, slots, config.layout, codec.memory_start)
     batches.append(jax.tree.map(jnp.asarray, batch))
   return batches, int(sizes[:, 0].sum())
 

@@ -25,6 +25,7 @@ from rim_jax.data.tokenizer import load_tokenizer
 from rim_jax.methods import METHODS, paired, rim, sim_cot
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import rows as rows_lib
 
 HERE = pathlib.Path(__file__).parent / 'pictures'
 RECORD = Record('7+3+5', ('0', '5'), '5', 'example')
@@ -58,9 +59,9 @@ def make_row(lay_out, layout=LAYOUT, *more):
   tokenizer = load_tokenizer(TokenizerConfig(kind='bytes'))
   template = layout_lib.make_template(tokenizer, layout)
   encoded = layout_lib.encode_record(RECORD, tokenizer, template)
-  rows = batch_lib.make_empty_rows(1, layout.row_tokens, layout.row_slots)
-  layout_lib.write_example(rows, 0, 0, 0, 1, lay_out(encoded, template, layout, *more), layout,
-                           tokenizer.vocab_size)
+  example = lay_out(encoded, template, layout, *more)
+  rows = rows_lib.make_rows([[example]], layout.row_tokens, layout.row_slots, layout,
+                            tokenizer.vocab_size)
 
   def label(token):
     if token >= tokenizer.vocab_size:

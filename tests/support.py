@@ -20,6 +20,7 @@ from rim_jax.model import transformer as transformer_lib
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import rows as rows_lib
 from rim_jax.packing import source
 from rim_jax.pretrained import export
 from rim_jax.training import step as step_lib
@@ -109,14 +110,9 @@ def lay_out(config, records=RECORDS):
 def make_batch(config, rows, row_slots=48) -> batch_lib.Batch:
   """A batch with the examples of `rows`, a list of lists of records."""
   codec = make_codec(config)
-  batch = batch_lib.make_empty_rows(len(rows), config.layout.row_tokens, row_slots)
-  for row, records in enumerate(rows):
-    token = slot = 0
-    for number, record in enumerate(records, 1):
-      token, slot = layout_lib.write_example(
-          batch, row, token, slot, number, codec.lay_out(codec.encode(record)), config.layout,
-          codec.memory_start)
-  return batch
+  examples = [[codec.lay_out(codec.encode(record)) for record in row] for row in rows]
+  return rows_lib.make_rows(examples, config.layout.row_tokens, row_slots, config.layout,
+                            codec.memory_start)
 
 
 def make_model(config, seed=0) -> transformer_lib.Transformer:
@@ -170,13 +166,11 @@ def assert_decoded_logits(ids_brn, seen, trained_brnv, eos):
 
 def write_decoded_row(codec, config, questions, ids_brn, row_tokens):
   """Questions with one block each, and what was decoded behind it as a target, all in one row."""
-  batch = batch_lib.make_empty_rows(1, row_tokens, len(questions) * ids_brn.shape[-1])
-  token = slot = 0
-  for i, question in enumerate(questions):
-    readout = layout_lib.Readout(1, 2, codec.template.answer_prefix, ids_brn[i, 0].tolist())
-    token, slot = layout_lib.write_example(
-        batch, 0, token, slot, i + 1, layout_lib.Example(question, 1, 1, (readout,)),
-        config.layout, codec.memory_start)
+  examples = [layout_lib.Example(question, 1, 1, (layout_lib.Readout(
+      1, 2, codec.template.answer_prefix, ids_brn[i, 0].tolist()),))
+              for i, question in enumerate(questions)]
+  batch = rows_lib.make_rows([examples], row_tokens, len(questions) * ids_brn.shape[-1],
+                             config.layout, codec.memory_start)
   return jax.tree.map(jnp.asarray, batch)
 
 

@@ -1,6 +1,6 @@
 """What an answer attends to: the weights of attention where its first token is chosen.
 
-Rows are laid out and seen as in training (`layout.write_example`, `batch.visible`), and every layer
+Rows are laid out and seen as in training (`rows.make_rows`, `batch.visible`), and every layer
 is the model's own: a layer's weights are what its attention gives for values that are the identity.
 So they are those of decoding, which equals training, and neither computes anything more for it.
 
@@ -22,6 +22,7 @@ from rim_jax.model import attention, sharding, transformer
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import rows as rows_lib
 
 _DECIMALS = 6  # of a weight that is written down
 
@@ -39,10 +40,8 @@ def make_rows(questions, num_blocks: int, num_rows: int, config: Config, codec) 
       for k in scores.get_blocks(num_blocks))) for question in questions]
   width = decode_lib.choose_width(max(
       layout_lib.count_example(e, config.layout)[0] for e in examples))
-  rows = batch_lib.make_empty_rows(num_rows, width, max(num_blocks, 1))
-  for i, example in enumerate(examples):
-    layout_lib.write_example(rows, i, 0, 0, 1, example, config.layout, codec.memory_start)
-  return rows
+  rows = [[example] for example in examples] + [[]] * (num_rows - len(examples))
+  return rows_lib.make_rows(rows, width, max(num_blocks, 1), config.layout, codec.memory_start)
 
 
 def compute_weights(model, config: Config, rows: batch_lib.Batch):

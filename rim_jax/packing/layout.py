@@ -1,16 +1,13 @@
-"""Which tokens stand in the sequence: what layouts are made of, and rows of them.
+"""Which tokens stand in the sequence: what layouts are made of, and how large they are.
 
 A method's layout turns an encoded record into an `Example`: a trunk (question and
-blocks) and its readouts. `write_example` is the one place where positions,
-slots and shifted targets are made.
+blocks) and its readouts. rows.py writes examples into rows.
 
 Source: arXiv 2605.30343; docs/concepts.md, "What one training example holds".
 """
 
 from collections.abc import Sequence
 import dataclasses
-
-import numpy as np
 
 from rim_jax.config import LayoutConfig
 from rim_jax.errors import UserError
@@ -172,57 +169,3 @@ def count_example(example: Example, config: LayoutConfig) -> tuple[int, int, int
   last = max((_find_start(num_question, r.block, config) + r.num_tokens
               for r in example.readouts), default=0)
   return tokens, slots, max(trunk, last)
-
-
-# 8 parameters: three places in the rows, which move on, beside what is written there.
-def write_example(rows: batch_lib.Batch, row: int, token: int, slot: int, number: int,
-                  example: Example, config: LayoutConfig, memory_start: int) -> tuple[int, int]:
-  """Writes an example into `rows[row]` from `token` and `slot` on, as example `number`.
-
-  The target of a slot is the id *after* it: the shift happens here and nowhere
-  else. With an empty prefix the first slot is block k's last trunk token.
-
-  Returns: the next free (token, slot).
-  """
-  def put(at, ids, position, blocks, readout):
-    to = slice(at, at + len(ids))
-    rows.tokens[row, to] = ids
-    rows.positions[row, to] = range(position, position + len(ids))
-    rows.example[row, to] = number
-    rows.block[row, to] = blocks
-    rows.readout[row, to] = readout
-    return at + len(ids)
-
-  start, marks = token, []
-  trunk, blocks = make_trunk(example.question, example.num_blocks, config, memory_start)
-  token = put(token, trunk, 0, blocks, 0)
-  for ordinal, readout in enumerate(example.readouts, 1):
-    position = _find_start(len(example.question), readout.block, config)
-    ids = [*[memory_start + 1] * readout.num_latents, *readout.prefix, *readout.target[:-1]]
-    # slot j predicts target j from the id before it, wherever that stands
-    first = token + readout.num_given - 1 if readout.num_given else start + position - 1
-    later = token + readout.num_given
-    token = put(token, ids, position, readout.block, ordinal)
-    count = len(readout.target)
-    to = slice(slot, slot + count)
-    rows.slot_index[row, to] = [first, *range(later, later + count - 1)]
-    rows.slot_target[row, to] = readout.target
-    rows.slot_block[row, to] = readout.block
-    rows.slot_steps[row, to] = example.num_steps
-    rows.slot_kind[row, to] = readout.kind
-    rows.slot_tokens[row, to] = count
-    marks.append(slot + readout.mark)
-    slot += count
-  for mark, readout in zip(marks, example.readouts):
-    if readout.pair:
-      rows.slot_pair[row, mark] = rows.slot_index[row, marks[readout.pair - 1]]
-  count = len(example.parallel)
-  if count:
-    to = slice(slot, slot + count)
-    index, rows.slot_target[row, to] = zip(*example.parallel)
-    rows.slot_index[row, to] = start + np.asarray(index)
-    rows.slot_block[row, to] = example.num_blocks
-    rows.slot_steps[row, to] = example.num_steps
-    rows.slot_kind[row, to] = batch_lib.SLOT_PARALLEL
-    rows.slot_tokens[row, to] = count
-  return token, slot + count

@@ -20,6 +20,7 @@ from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order
+from rim_jax.packing import rows as rows_lib
 
 _LENGTHS_VERSION = 1
 # Of what rows are made by; a run's card has them.
@@ -331,11 +332,8 @@ def make_typical_row(config: Config, layout) -> batch_lib.Batch:
   example = _make_typical_example(config, layout)
   tokens, slots, _ = layout_lib.count_example(example, config.layout)
   count = config.layout.row_tokens // tokens
-  rows = batch_lib.make_empty_rows(1, config.layout.row_tokens, count * slots)
-  at = (0, 0)
-  for number in range(1, count + 1):
-    at = layout_lib.write_example(rows, 0, *at, number, example, config.layout, memory_start=0)
-  return rows
+  return rows_lib.make_rows([[example] * count], config.layout.row_tokens, count * slots,
+                            config.layout, memory_start=0)
 
 
 def _make_typical_example(config: Config, lay_out):
@@ -397,18 +395,12 @@ class BatchSource:
 
   def __getitem__(self, index: int) -> batch_lib.Batch:
     plan, codec = self._stage.plan, self._codec
-    rows = self.get_records(index)
-    batch = batch_lib.make_empty_rows(len(rows), plan.row_tokens, plan.row_slots)
-    numbers = np.concatenate(rows).tolist()
+    numbers = np.concatenate(self.get_records(index)).tolist()
     records = iter(self._split.__getitems__(numbers) if numbers else ())
-    for row, at in enumerate(self.rows.tolist()):
-      token = slot = 0
-      for number, removed in enumerate(
-          plan.get_removed(index * self._stage.batch_rows + at).tolist(), 1):
-        example = codec.lay_out(codec.encode(next(records)), removed)
-        token, slot = layout_lib.write_example(
-            batch, row, token, slot, number, example, codec.config.layout, codec.memory_start)
-    return batch
+    rows = [[codec.lay_out(codec.encode(next(records)), removed) for removed in plan.get_removed(
+        index * self._stage.batch_rows + row).tolist()] for row in self.rows.tolist()]
+    return rows_lib.make_rows(
+        rows, plan.row_tokens, plan.row_slots, codec.config.layout, codec.memory_start)
 
 
 def make_batches(source: BatchSource, start: int, prefetch: int):

@@ -12,6 +12,7 @@ from scipy import stats
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import rows as rows_lib
 from tests import support
 
 NETWORKS = {'learned': {}, 'rope': {'model__positions': 'rope', 'model__num_kv_heads': 1}}
@@ -39,9 +40,8 @@ def test_logits_equal_those_of_the_training_forward(prefix, network, switches, m
         layout_lib.Readout(k, 2, codec.template.answer_prefix, row[i].tolist())
         for i, k in enumerate(blocks))
     rows.append(layout_lib.Example(question, 3, 1, readouts))
-  batch = support.batch_lib.make_empty_rows(2, 96, 3 * count)
-  for i, example in enumerate(rows):
-    layout_lib.write_example(batch, i, 0, 0, 1, example, config.layout, codec.memory_start)
+  batch = rows_lib.make_rows([[example] for example in rows], 96, 3 * count, config.layout,
+                             codec.memory_start)
   trained = np.asarray(model.compute_slot_logits(
       jax.tree.map(jnp.asarray, batch), config.layout)).reshape(2, 3, count, -1)
   support.assert_decoded_logits(ids, seen, trained, codec.tokenizer.eos_id)

@@ -13,6 +13,7 @@ from rim_jax.config import stages as stages_lib
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import preview
+from rim_jax.packing import rows as rows_lib
 from rim_jax.training import loss as loss_lib
 from rim_jax.training import step as step_lib
 from tests import support
@@ -42,9 +43,10 @@ def test_each_latent_predicts_the_token_of_its_place_and_nothing_else():
   example = methods.METHODS['lotus_stage'].layout(encoded, template, config)
   assert example.parallel == ((2, 11), (3, 9), (4, 12), (5, 13))  # r_2 is cut at two tokens
   assert example.readouts[0].target == [15, 9, 16, 0]
-  rows = batch_lib.make_empty_rows(1, 20, 10)
-  end = layout_lib.write_example(rows, 0, 3, 1, 1, example, config, 20)
-  assert end == (3 + layout_lib.count_example(example, config)[0], 1 + 8)
+  before = layout_lib.Example([5, 6, 7], 0, 1, (layout_lib.Readout(0, 2, (), [0]),))
+  rows = rows_lib.make_rows([[before, example]], 20, 10, config, 20)
+  assert (rows.example > 0).sum() == 3 + layout_lib.count_example(example, config)[0]
+  assert (rows.slot_kind > 0).sum() == 1 + 8
   beside = rows.slot_kind[0] == batch_lib.SLOT_PARALLEL
   assert rows.slot_index[0, beside].tolist() == [5, 6, 7, 8]
   assert rows.tokens[0, 5:9].tolist() == [20, 21, 21, 21]

@@ -17,6 +17,7 @@ from rim_jax.model import sharding
 from rim_jax.model import transformer as transformer_lib
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import rows as rows_lib
 from rim_jax.report import run_page
 from rim_jax.training import loss as loss_lib
 from rim_jax.training import state as state_lib
@@ -222,12 +223,10 @@ def test_decoding_s_logits_are_those_of_the_training_forward(rule, prefix, chang
   ids, seen = support.decode_and_record(
       decoder, questions, 3, codec.template.answer_prefix, blocks, monkeypatch)
   count = config.eval.max_new_tokens
-  batch = batch_lib.make_empty_rows(3, 100, 3 * count)
-  for i, question in enumerate(questions):
-    readouts = tuple(layout_lib.Readout(k, 2, codec.template.answer_prefix, ids[i, r].tolist())
-                     for r, k in enumerate(blocks))
-    layout_lib.write_example(batch, i, 0, 0, 1, layout_lib.Example(question, 3, 1, readouts),
-                             config.layout, codec.memory_start)
+  rows = [[layout_lib.Example(question, 3, 1, tuple(
+      layout_lib.Readout(k, 2, codec.template.answer_prefix, ids[i, r].tolist())
+      for r, k in enumerate(blocks)))] for i, question in enumerate(questions)]
+  batch = rows_lib.make_rows(rows, 100, 3 * count, config.layout, codec.memory_start)
   trained = np.asarray(compute_logits(model, batch, config)).reshape(3, 3, count, -1)
   support.assert_decoded_logits(ids, seen, trained, codec.tokenizer.eos_id)
 

@@ -22,6 +22,7 @@ from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import rows as rows_lib
 from rim_jax.pretrained import export, families, weights
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
@@ -137,11 +138,10 @@ def test_decoding_s_logits_are_those_of_the_training_forward(network, monkeypatc
   questions = [codec.encode(r).question for r in support.RECORDS[:2]]
   blocks, prefix, count = (3,), codec.template.answer_prefix, config.eval.max_new_tokens
   ids, seen = support.decode_and_record(decoder, questions, 3, prefix, blocks, monkeypatch)
-  batch = support.batch_lib.make_empty_rows(2, 96, count)
-  for i, question in enumerate(questions):
-    readout = layout_lib.Readout(3, 2, prefix, ids[i, 0].tolist())
-    layout_lib.write_example(batch, i, 0, 0, 1, layout_lib.Example(question, 3, 1, (readout,)),
-                             config.layout, codec.memory_start)
+  rows = [[layout_lib.Example(question, 3, 1, (
+      layout_lib.Readout(3, 2, prefix, ids[i, 0].tolist()),))]
+          for i, question in enumerate(questions)]
+  batch = rows_lib.make_rows(rows, 96, count, config.layout, codec.memory_start)
   trained, _ = toy.TOY.forward(model, jax.tree.map(jnp.asarray, batch), config)
   support.assert_decoded_logits(ids, seen, np.asarray(trained).reshape(2, 1, count, -1),
                                 codec.tokenizer.eos_id)

@@ -7,6 +7,7 @@ from rim_jax import methods
 from rim_jax.methods import direct, icot
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import rows as rows_lib
 from tests import support
 
 Q, B, M, E = [70, 71, 72], 90, 91, 92  # question ids; memory ids from 90 on
@@ -18,9 +19,8 @@ def write(encoded, config, prefix=(P,), method='rim_stage1', tokens=13, slots=5)
                                  step_separator=[85], answer_prefix=list(prefix),
                                  answer_suffix=[], eos=[EOS])
   example = methods.METHODS[method].layout(encoded, template, config.layout)
-  rows = batch_lib.make_empty_rows(1, tokens, slots)
-  end = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout, B)
-  assert end == (tokens, slots) == layout_lib.count_example(example, config.layout)[:2]
+  rows = rows_lib.make_rows([[example]], tokens, slots, config.layout, B)
+  assert (tokens, slots) == layout_lib.count_example(example, config.layout)[:2]
   return rows, example
 
 
@@ -96,8 +96,8 @@ def test_icot_writes_what_is_left_of_the_chain_and_positions_close_up():
   lay_out = icot.lay_out
   for removed, left in ((0, [60, 85, 61, 62, 85]), (1, [85, 61, 62, 85]), (4, [85]), (5, [])):
     example = lay_out(encoded, template, config, removed)
-    rows = batch_lib.make_empty_rows(1, 13, 8)
-    token, slot = layout_lib.write_example(rows, 0, 0, 0, 1, example, config, B)
+    rows = rows_lib.make_rows([[example]], 13, 8, config, B)
+    token, slot, _ = layout_lib.count_example(example, config)
     assert rows.tokens[0, :token].tolist() == [*Q, *left, 63]
     assert rows.slot_target[0, :slot].tolist() == [*left, 63, EOS]
     assert rows.positions[0, :token].tolist() == list(range(token))
@@ -112,7 +112,7 @@ def test_icot_writes_what_is_left_of_the_chain_and_positions_close_up():
 @pytest.mark.parametrize('prefix', ['', '+', '-*'])
 @pytest.mark.parametrize('depth0', [False, True])
 def test_every_slot_predicts_the_token_after_it(method, prefix, depth0):
-  """Independent of write_example: the id at the position after a slot, in its own readout."""
+  """Independent of rows.py: the id at the position after a slot, in its own readout."""
   config = support.make_config(method, layout__answer_prefix=prefix, layout__step_prefix=prefix,
                                layout__answer_suffix='*', layout__depth0_readout=depth0,
                                layout__stage2_depth0_readout=depth0)

@@ -10,8 +10,8 @@ from rim_jax import methods
 from rim_jax.data import datasets
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
-from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order as order_lib
+from rim_jax.packing import rows as rows_lib
 from rim_jax.packing import source as source_lib
 from tests import support
 
@@ -37,13 +37,11 @@ def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
   sizes = source_lib.measure(source_lib.load_lengths(split, codec, cache, print), codec)
   for i in range(len(split)):
     example = codec.lay_out(codec.encode(split[i]))
-    rows = batch_lib.make_empty_rows(1, 128, 64)
-    token, slot = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout,
-                                           codec.memory_start)
+    rows = rows_lib.make_rows([[example]], 128, 64, config.layout, codec.memory_start)
+    token, slot = int((rows.example > 0).sum()), int((rows.slot_kind > 0).sum())
     trunk = (rows.example > 0) & (rows.readout == 0)
     assert sizes[i].tolist() == [token, slot, rows.positions.max() + 1, max(
         len(split[i].steps), 1), trunk.sum(), (trunk & (rows.block > 0)).sum()]
-    assert (rows.example > 0).sum() == token and (rows.slot_kind > 0).sum() == slot
 
 
 def test_no_row_holds_more_than_its_limits_and_some_row_holds_as_much(cache):
@@ -71,9 +69,8 @@ def test_a_removed_token_is_one_less_of_each_down_to_the_bare_answer(removed, ca
   full, bare = (source_lib.measure(lengths, codec, r) for r in (0, order_lib.ALL))
   for i in range(len(split)):
     example = codec.lay_out(codec.encode(split[i]), removed)
-    rows = batch_lib.make_empty_rows(1, 128, 64)
-    token, slot = layout_lib.write_example(rows, 0, 0, 0, 1, example, config.layout,
-                                           codec.memory_start)
+    rows = rows_lib.make_rows([[example]], 128, 64, config.layout, codec.memory_start)
+    token, slot = int((rows.example > 0).sum()), int((rows.slot_kind > 0).sum())
     assert np.maximum(full[i, :3] - removed, bare[i, :3]).tolist() == [
         token, slot, rows.positions.max() + 1]
 
