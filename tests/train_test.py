@@ -431,6 +431,11 @@ def test_evaluating_a_half_finished_run_does_not_finish_it(tmp_path, cache, use_
       train_lib.train(config, tmp_path / 'run', say=QUIET)
   run_scores_lib.evaluate_run(train_lib.make_task(config, QUIET), tmp_path / 'run', QUIET)
   assert not state_lib.is_complete(tmp_path / 'run')
+  task = train_lib.make_task(config, QUIET)
+
+  def is_done(asked):
+    return state_lib.is_complete(tmp_path / 'run') and run_scores_lib.is_evaluated(
+        dataclasses.replace(task, config=asked), tmp_path / 'run')
   told, results = [], run_folder.RunFolder(tmp_path / 'run')
   evaluate_run, stale = run_scores_lib.evaluate_run, results.load_results()
   with pytest.MonkeyPatch.context() as patch:  # killed in the evaluation at its end
@@ -441,21 +446,40 @@ def test_evaluating_a_half_finished_run_does_not_finish_it(tmp_path, cache, use_
   assert stale['test'].step == 3
   last = dataclasses.replace(config, eval=dataclasses.replace(config.eval, checkpoint='last'))
   results.write_result('test', dataclasses.replace(stale['test'], checkpoint='last'), None)
-  for asked in (None, config, last):  # whichever is best: 3 is not the last
-    assert not state_lib.is_complete(tmp_path / 'run', asked)
+  for asked in (config, last):  # whichever is best: 3 is not the last
+    assert not is_done(asked)
   told.clear()
   train_lib.train(last, tmp_path / 'run', say=told.append)
   assert 'evaluating step 6 (last checkpoint)' in ''.join(told) and not any(
       'complete' in line for line in told)
   assert results.load_results()['test'].step == 6
-  for asked in (None, last):
-    assert state_lib.is_complete(tmp_path / 'run', asked)
+  assert is_done(last)
   # Of this set, and by this choice: others are evaluated, too.
-  assert not state_lib.is_complete(tmp_path / 'run', config)
+  assert not is_done(config)
   for more in ({'num_examples': 2}, {'sets': 'svamp=x.jsonl'}, {'checkpoint': 'splits'}):
-    assert not state_lib.is_complete(tmp_path / 'run', dataclasses.replace(
-        last, eval=dataclasses.replace(last.eval, **more)))
+    assert not is_done(dataclasses.replace(last, eval=dataclasses.replace(last.eval, **more)))
   assert evaluate_run is run_scores_lib.evaluate_run
+
+
+def test_another_file_under_the_name_of_a_set_is_evaluated_anew(tmp_path, cache, use_devices):
+  use_devices(1)
+  paths = [tmp_path / f'{name}.jsonl' for name in ('a', 'b')]
+  for path, answer in zip(paths, (1, 2)):
+    path.write_text(json.dumps({'question': '1+0+0', 'answer': str(answer)}) + '\n')
+  config, told = make_config(cache), []
+
+  def run(path):
+    told.clear()
+    train_lib.train(dataclasses.replace(config, eval=dataclasses.replace(
+        config.eval, sets=f'more={path}')), tmp_path / 'run', say=told.append)
+    return any('this run is complete' in line for line in told)
+  assert not run(paths[0]) and run(paths[0])
+  assert not run(paths[1]) and run(paths[1])
+  (row,) = run_folder.RunFolder(tmp_path / 'run').load_predictions('more')
+  assert row.answer == '2'
+  paths[1].unlink()
+  with pytest.raises(UserError, match='b.jsonl'):
+    run(paths[1])
 
 
 # ---- Pretrained models ----

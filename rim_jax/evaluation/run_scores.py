@@ -60,6 +60,27 @@ def check_sets(task) -> None:
       get_records(one, one.config.eval.split, 0)
 
 
+def is_evaluated(task, workdir) -> bool:
+  """Whether a complete run has the results that `evaluate_run` would add now.
+
+  Of each set that is asked for: by the same choice of a checkpoint, and of the same questions.
+  Raises: UserError where the file of a set is damaged, or is not there to compare.
+  """
+  results = run_folder.RunFolder(workdir).load_written()  # by whichever rule they were judged
+  return all((result := results.get(one.config.eval_set)) is not None
+             and result.checkpoint == one.config.eval.checkpoint
+             and state_lib.is_of_today(result, workdir) and _has_same_questions(one, result)
+             for one in list_sets(task))
+
+
+def _has_same_questions(task, result: values.EvalResult) -> bool:
+  """Whether a result is of the questions that the task asks; earlier versions did not tell."""
+  if result.data_fingerprint is None:
+    return True
+  return result.data_fingerprint == fingerprint_set(
+      task, get_records(task, task.config.eval.split, task.config.eval.num_examples))
+
+
 def evaluate_run(task, workdir, say=print) -> dict[str, values.EvalResult]:
   """Evaluates a run's checkpoint as `config.eval` says; adds to results.json and predictions/.
 

@@ -1,5 +1,6 @@
 """An export held to its run: logits and answers that transformers computes from it on the CPU."""
 
+import contextlib
 import dataclasses
 import importlib.util
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rim_jax.config import Config
-from rim_jax.errors import UserError
+from rim_jax.errors import RunError, UserError
 from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import prompts
 from rim_jax.runtime import hosts
@@ -90,6 +91,22 @@ class Distances:
     return (self._squares[name] / self._squares['logits'])**0.5
 
 
+@contextlib.contextmanager
+def _tell_theirs(folder):
+  """Tells in one line what transformers or torch raise, which may be of any kind.
+
+  Raises: UserError; RunError where there was no memory, which another time there may be.
+  """
+  try:
+    yield
+  except Exception as e:  # pylint: disable=broad-except
+    told = ' '.join(f'{type(e).__name__}: {e}'.split())
+    kind = RunError if 'alloc' in told or isinstance(e, MemoryError) else UserError
+    raise kind(f'{folder.name}: transformers cannot run it ({told[:300]}); nothing was written; '
+               "install another version with pip install -e '.[hf]', give it more memory, or leave "
+               'out --verify') from e
+
+
 def compare_with_transformers(folder, config: Config, codec, references, say=print) -> dict:
   """Loads an export in transformers on the CPU and holds it to the run, question by question.
 
@@ -98,24 +115,27 @@ def compare_with_transformers(folder, config: Config, codec, references, say=pri
   Returns: what was compared, with the distances of logits and the answers that agree.
   Raises: UserError where an fp32 export is more than FP32_TOLERANCE away from the run's logits in
     float32, or one of an fp32 run answers otherwise; where a bf16 export is further away from them
-    than BF16_FACTOR times the run's own in bfloat16; and where any logit is not finite.
+    than BF16_FACTOR times the run's own in bfloat16; where any logit is not finite; and, or
+    RunError, where transformers fails.
   """
-  import torch
-  import transformers
-  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-  model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').eval()
+  with _tell_theirs(folder):
+    import torch
+    import transformers
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').eval()
   distances, num_equal, num_questions = Distances(), 0, 0
   first = codec.tokenizer.vocab_size  # id of a block
   to_export = {codec.memory_start + i: first + i for i in range(len(prompts.BLOCK_TOKENS))}
   for reference in references:
     num_questions += 1
     text = prompts.make_prompt(reference.question, config)
-    prompt = tokenizer(text, return_tensors='pt').input_ids
+    with _tell_theirs(folder):
+      prompt = tokenizer(text, return_tensors='pt').input_ids
     if prompt.tolist() != [[to_export.get(i, i) for i in reference.ids]]:
       raise UserError(f'{folder.name}: transformers ({type(tokenizer).__name__}) makes other '
                       f'tokens of the prompt of {reference.question[:60]!r} than tokenizer.json; '
                       'use the tokenizer.json that belongs to this model; nothing was written')
-    with torch.no_grad():
+    with _tell_theirs(folder), torch.no_grad():
       found = model(prompt).logits[0, :, :reference.logits_tv.shape[1]].float().numpy()
       out = model.generate(prompt, attention_mask=torch.ones_like(prompt),
                            max_new_tokens=config.eval.max_new_tokens)

@@ -15,6 +15,7 @@ import sys
 from rim_jax.errors import UserError
 
 _PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_TOOL_SECS = 60  # that nvidia-smi is given: some hang with their driver
 _FIRST_PORT = 8476  # that of a run's libtpu; one a run, by its first chip
 # How many GPUs a sweep gave this run: fewer than the launcher gave the node.
 _GIVEN = 'RIM_JAX_GPUS'
@@ -66,12 +67,19 @@ def share(items, slot: int, num_jobs: int):
 
 
 def list_gpus(environ) -> list[str]:
-  """Those that are to be used here, as CUDA_VISIBLE_DEVICES has them, or all."""
+  """Those that are to be used here, as CUDA_VISIBLE_DEVICES has them, or all.
+
+  Raises: UserError where nvidia-smi does not answer.
+  """
   if 'CUDA_VISIBLE_DEVICES' in environ:
     return [gpu for gpu in environ['CUDA_VISIBLE_DEVICES'].split(',') if gpu]
   try:
     return subprocess.run(['nvidia-smi', '--query-gpu=index', '--format=csv,noheader'],
-                          capture_output=True, text=True, check=True).stdout.split()
+                          capture_output=True, text=True, check=True, timeout=_TOOL_SECS
+                          ).stdout.split()
+  except subprocess.TimeoutExpired:  # as where a driver hangs
+    raise UserError(f'nvidia-smi: has not answered for {_TOOL_SECS} s; mend the driver, or name '
+                    'the GPUs with CUDA_VISIBLE_DEVICES') from None
   except (OSError, subprocess.SubprocessError):
     return []
 

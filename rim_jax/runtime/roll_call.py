@@ -18,6 +18,7 @@ import dataclasses
 import hmac
 import ipaddress
 import os
+import re
 import secrets
 import selectors
 import socket
@@ -109,6 +110,16 @@ def _warn(text):
   print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
+def _has_ended(line: socket.socket) -> bool:
+  """Whether the other side of a connection that does not block is gone; it says no more."""
+  try:
+    return not line.recv(1, socket.MSG_PEEK)
+  except BlockingIOError:
+    return False
+  except OSError:
+    return True
+
+
 def _open_listener(address) -> socket.socket:
   host, port = address
   if host == '::':
@@ -155,7 +166,7 @@ class _Roll:
     self._selector.register(listener, selectors.EVENT_READ)
     verdict = ''
     try:
-      while len(self._there) < self._count - 1 and not verdict:
+      while self._list_missing() and not verdict:
         verdict = self._turn(listener, deadline)
       for peer in self._there.values():
         with contextlib.suppress(OSError):
@@ -215,8 +226,10 @@ class _Roll:
     return self._welcome(peer, number, count)
 
   def _welcome(self, peer, number, count) -> str:
+    self._list_missing()  # one that comes again takes the place that it had
     if count == self._count and 0 < number < count and number not in self._there:
       self._selector.unregister(peer.socket)
+      peer.socket.setblocking(False)
       self._there[number] = peer.socket
       return ''
     verdict = (f'process {number} at {peer.address} says it is one of {count}, twice or of another '
@@ -246,10 +259,15 @@ class _Roll:
       told = ', '.join(f'{n} from {address}' for address, n in self._strangers.items())
       _warn(f'connections to the coordinator that were no process of this run: {told}; left alone')
 
+  def _list_missing(self) -> list[int]:
+    """Processes that are not there; one whose connection has ended is so no more."""
+    for number in [n for n, line in self._there.items() if _has_ended(line)]:
+      self._there.pop(number).close()
+    return sorted(set(range(1, self._count)) - set(self._there))
+
   def _name_missing(self) -> str:
-    missing = sorted(set(range(1, self._count)) - set(self._there))
     return '; '.join([
-        f'of {self._count} processes, {", ".join(map(str, missing))} did not come',
+        f'of {self._count} processes, {", ".join(map(str, self._list_missing()))} did not come',
         *self._refused, 'look at their logs, and start all of them again'])
 
 
@@ -258,8 +276,10 @@ def _report_in(address, process_id, num_processes, deadline, token):
   while time.monotonic() < deadline:
     try:
       with contextlib.ExitStack() as stack:
-        peer = stack.enter_context(socket.create_connection(address, timeout=5))
+        peer = stack.enter_context(socket.create_connection(address, timeout=_ANSWER_SECS))
         nonce = peer.recv(_LONGEST).decode('ascii', errors='replace').strip()
+        if nonce and not re.fullmatch('[0-9a-f]{32}', nonce):
+          raise OSError(f'another program listens there: it says {nonce[:40]!r}')
         proof = _sign(token, nonce, process_id, num_processes)
         peer.sendall(f'{process_id} {num_processes} {proof}\n'.encode())
         # The first process gives up at its own deadline, and says so.

@@ -13,7 +13,7 @@ import jax
 
 from rim_jax import config as config_lib
 from rim_jax import methods, terminal
-from rim_jax.config import Config, limits
+from rim_jax.config import Config
 from rim_jax.errors import UserError, list_broken, refuse
 from rim_jax.model.network import Network
 from rim_jax.pretrained import peft as peft_lib
@@ -31,13 +31,11 @@ _MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'attention_tile_tokens', 'compute_dty
                        'lora.dropout', 'lora.shared_dropout', 'lora.init_from')
 
 
-def is_complete(workdir, config: Config | None = None) -> bool:
-  """Whether a run has taken all of its steps, and the checkpoint that counts has its result.
+def is_complete(workdir) -> bool:
+  """Whether a run has taken all of its steps, and the checkpoint that counts has a result.
 
-  A result alone would not tell: --mode=eval writes one of any checkpoint, also half-way.
-
-  Args:
-    config: whose sets and whose choice of a checkpoint are asked for; None: any set will do.
+  A result alone would not tell: --mode=eval writes one of any checkpoint, also half-way. Whether
+  it is of the questions that are asked for now, `evaluation.run_scores.is_evaluated` tells.
   """
   workdir = epath.Path(workdir)
   steps = checkpoint_lib.list_steps(workdir / 'checkpoints')
@@ -47,16 +45,10 @@ def is_complete(workdir, config: Config | None = None) -> bool:
   if last.step != last.card['num_steps']:
     return False
   results = run_folder.RunFolder(workdir).load_written()  # by whichever rule they were judged
-  if config is None:
-    return any(_is_of_today(result, workdir) for result in results.values())
-  more = [dataclasses.replace(config, eval=dataclasses.replace(config.eval, split=name)).eval_set
-          for name in limits.parse_sets(config.eval.sets)]
-  return all(
-      (result := results.get(name)) is not None and result.checkpoint == config.eval.checkpoint
-      and _is_of_today(result, workdir) for name in (config.eval_set, *more))
+  return any(is_of_today(result, workdir) for result in results.values())
 
 
-def _is_of_today(result: values.EvalResult, workdir) -> bool:
+def is_of_today(result: values.EvalResult, workdir) -> bool:
   """Whether a result is of the checkpoint, or of those, that its rule chooses now."""
   if result.checkpoint == 'splits':
     return set(result.chosen or ()) == {*map(str, checkpoint_lib.list_counting(workdir))}

@@ -15,7 +15,7 @@ import tokenizers
 
 from rim_jax import config as config_lib
 from rim_jax.config import MeshConfig
-from rim_jax.errors import UserError
+from rim_jax.errors import RunError, UserError
 from rim_jax.evaluation import decode
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
@@ -411,6 +411,48 @@ def test_an_export_that_differs_is_refused(spoil, tmp_path):
   with pytest.raises(UserError, match='nothing was written'):
     verify(tmp_path / 'out', make_config('llama', eval__batch_size=8), spoil)
   assert not list(tmp_path.iterdir())
+
+
+def break_config(folder):
+  (folder / 'config.json').write_text('{"model_type": "nobody"}')
+
+
+def break_tokenizer(folder):
+  (folder / 'tokenizer.json').write_text('{')
+
+
+def break_weights(folder):
+  (folder / 'model.safetensors').write_bytes(b'\xff' * 64)
+
+
+@needs_hf
+@pytest.mark.parametrize('spoil, told', [
+    (break_config, 'ValueError'), (break_tokenizer, ''), (break_weights, 'SafetensorError')])
+def test_what_transformers_cannot_read_is_one_line(spoil, told, tmp_path, monkeypatch):
+  """As with a version of it that does not know the model."""
+  write_model = export._write_model
+  monkeypatch.setattr(export, '_write_model', lambda folder, *args: (
+      write_model(folder, *args), spoil(folder)))
+  with pytest.raises(UserError) as e:
+    verify(tmp_path / 'out', make_config('llama', eval__batch_size=8))
+  text = str(e.value)
+  assert f'transformers cannot run it ({told}' in text and 'nothing was written' in text
+  assert '\n' not in text and not list(tmp_path.iterdir())
+
+
+@needs_hf
+@pytest.mark.parametrize('error, kind', [
+    (KeyError('qwen9'), UserError), (MemoryError(), RunError),
+    (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), RunError)])
+def test_what_fails_while_transformers_computes_is_one_line(error, kind, tmp_path, monkeypatch):
+  import transformers
+
+  def fail(*args, **kwargs):
+    raise error
+  monkeypatch.setattr(transformers.GenerationMixin, 'generate', fail)
+  with pytest.raises(RunError, match='transformers cannot run it') as e:
+    verify(tmp_path / 'out', make_config('llama', eval__batch_size=8))
+  assert type(e.value) is kind and not list(tmp_path.iterdir())
 
 
 @needs_hf

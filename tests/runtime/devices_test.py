@@ -30,6 +30,10 @@ def test_all_gpus_are_found_where_none_are_named(tmp_path, monkeypatch):
   assert devices.list_gpus({'CUDA_VISIBLE_DEVICES': ''}) == []
   tool.write_text('#!/bin/sh\nexit 9\n')  # there is a driver, and no GPU
   assert devices.list_gpus({}) == []
+  tool.write_text('#!/bin/sh\nexec sleep 60\n')
+  monkeypatch.setattr(devices, '_TOOL_SECS', 0.2)
+  with pytest.raises(UserError, match='nvidia-smi: has not answered for 0.2 s; .* CUDA_VISIBLE'):
+    devices.list_gpus({})
 
 
 @pytest.mark.parametrize('chips, jobs, visible, bounds', [

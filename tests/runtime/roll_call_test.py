@@ -102,13 +102,17 @@ def test_a_stranger_takes_no_place_and_ends_nothing(line, token, capfd):
   assert 'no process of this run: 1 from 127.0.0.1; left alone' in capfd.readouterr().err
 
 
-def claim(port, number, count, token=''):
-  """What one who knows the protocol is told."""
+def begin_claim(port, number, count, token=''):
+  """The connection of one who knows the protocol, and has said who it is."""
   stranger = connect(port)
   nonce = stranger.recv(64).decode().strip()
   proof = roll_call._sign(token, nonce, number, count)
   stranger.sendall(f'{number} {count} {proof}\n'.encode())
-  return stranger.recv(1024).decode()
+  return stranger
+
+
+def claim(port, number, count, token=''):
+  return begin_claim(port, number, count, token).recv(1024).decode()
 
 
 def test_who_knows_the_protocol_but_not_the_token_takes_no_place():
@@ -124,6 +128,87 @@ def test_without_a_token_a_false_claim_is_refused_alone(number, count, capfd):
   assert told == {0: '', 1: ''} and f'process {number} at 127.0.0.1 says it is one' in refused[0]
   err = capfd.readouterr().err
   assert 'have no RIM_JAX_TOKEN in common' in err and f'warning: process {number} at' in err
+
+
+@pytest.mark.parametrize('token', ['', 'secret'])
+def test_one_that_comes_again_takes_the_place_that_it_had(token):
+  """Its connection broke, or it was started again, before the last had come."""
+  def come_and_go(port):
+    for _ in range(2):
+      line = begin_claim(port, 1, 3, token)
+      time.sleep(0.3)  # it has been heard
+      line.close()
+  told = call_roll(3, [0, 1, 2], tokens=dict.fromkeys(range(3), token), stranger=come_and_go)
+  assert told == {0: '', 1: '', 2: ''}
+
+
+def test_one_that_came_and_went_is_missing():
+  told = call_roll(3, [0, 2], timeout=2, stranger=lambda port: begin_claim(port, 1, 3).close())
+  assert 'of 3 processes, 1 did not come' in told[0] == told[2]
+
+
+# ---- The other side: what may listen at the coordinator's address ----
+
+
+def report_in(answer, timeout):
+  """What process 1 is told where `answer` takes each connection in process 0's place."""
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    def serve():
+      with contextlib.suppress(OSError):
+        while True:
+          answer(server.accept()[0])
+    threading.Thread(target=serve, daemon=True).start()
+    began = time.monotonic()
+    with pytest.raises(HostError) as e:
+      roll_call.call_roll(f'127.0.0.1:{server.getsockname()[1]}', 2, 1, timeout, 'secret')
+    assert time.monotonic() - began < timeout + 6
+  return str(e.value)
+
+
+def say(text):
+  def answer(line):
+    line.sendall(text)
+    line.close()
+  return answer
+
+
+@pytest.mark.parametrize('answer, told', [
+    (socket.socket.close, 'it ends the connection: is it of another run'),
+    (say(b'SSH-2.0-OpenSSH_9\r\n'), "another program listens there: it says 'SSH-2.0-OpenSSH_9'"),
+    (say(b'\xff' * 300), 'another program listens there'),
+    (say(b'0' * 32 + b'\n'), 'it ends the connection')])
+def test_what_is_no_process_0_is_named_at_the_deadline(answer, told):
+  line = report_in(answer, 0.7)
+  assert told in line and 'process 1 cannot reach process 0' in line and line.isprintable()
+
+
+def test_a_silent_listener_is_no_process_0(monkeypatch):
+  monkeypatch.setattr(roll_call, '_ANSWER_SECS', 0.3)
+  kept = []
+  line = report_in(kept.append, 1.0)  # it accepts, and says nothing
+  assert 'cannot reach process 0 (timed out)' in line
+
+
+def test_the_verdict_of_process_0_is_handed_on():
+  def answer(line):
+    line.sendall(b'0' * 32 + b'\n')
+    line.recv(200)
+    line.sendall(b'of 3 processes, 2 did not come')
+  assert report_in(answer, 20).endswith(': of 3 processes, 2 did not come')
+
+
+def test_a_process_0_that_comes_late_or_breaks_off_is_asked_again():
+  """A first connection that breaks is no end: the second is heard."""
+  seen = []
+
+  def answer(line):
+    seen.append(line)
+    line.sendall(b'0' * 32 + b'\n')
+    if len(seen) > 1:
+      line.recv(200)
+      line.sendall(b'heard')
+    line.close()
+  assert report_in(answer, 20).endswith(': heard') and len(seen) == 2
 
 
 def test_a_process_with_another_token_does_not_come():
