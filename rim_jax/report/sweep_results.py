@@ -181,12 +181,16 @@ def find_rules(states) -> list[str]:
 
 
 def find_damaged(states) -> list[str]:
-  """Lines of metrics that are left out, so that a best would be chosen without them."""
-  done = [folder for state in states if state.result is not None
-          for folder in state.stages.values()]
-  damaged = [line for folder in done for line in folder.list_damaged()]
-  return [f'no best is chosen, for {len(damaged)} lines of metrics are missing: '
-          + '; '.join(damaged[:3])] if damaged else []
+  """Metrics that are missing or left out, so that a best would be chosen without them."""
+  done = [state for state in states if state.result is not None]
+  lacking = [line for state in done for folder in state.stages.values()
+             for line in folder.list_damaged()]
+  unknown = [state for state in done if read_valid_acc(state) is None]
+  if len(unknown) < len(done):  # else none of them looked at valid
+    lacking += [f'{state.last[1].metrics}: has no accuracy on valid of step {state.result.step}'
+                for state in unknown]
+  return [f'no best is chosen, for metrics are missing: {"; ".join(lacking[:3])}'
+          + f'; and {len(lacking) - 3} more' * (len(lacking) > 3)] if lacking else []
 
 
 # ---- Effects ----

@@ -21,6 +21,7 @@ from rim_jax.runtime import storage
 
 _EVALUATE = 'evaluate the run with --mode=eval'
 _REMOVE = f'move it away, and {_EVALUATE}'
+_MOST_TOLD = 3  # damaged lines of a file that are named one by one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,9 +79,18 @@ class RunFolder:
     return [line for _, line in self._read_metrics() if line is not None]
 
   def list_damaged(self) -> list[str]:
-    """A line for each that `load_metrics` leaves out."""
-    return [f'{place}: is damaged, or was cut off, and is left out'
-            for place, line in self._read_metrics() if line is None]
+    """What `load_metrics` leaves out or does not find, in few lines."""
+    found = self._read_metrics()
+    if not found:
+      return [f'{self.metrics}: is missing, so that curves and accuracies on valid are not known'
+              ] if self.results.exists() else []
+    damaged = [place for place, line in found if line is None]
+    if damaged and len(damaged) == len(found):
+      return [f'{self.metrics}: no line of it is of this run, or all are damaged; it is left out']
+    more = len(damaged) - _MOST_TOLD
+    return [f'{place}: is damaged, was cut off or is of another run, and is left out'
+            for place in damaged[:_MOST_TOLD]] + (
+                [f'{self.metrics}: so are {more} more of its lines'] if more > 0 else [])
 
   def list_unsealed(self) -> list[str]:
     """A line for each file that carries no digest, so that a change of it would not be seen."""
@@ -92,8 +102,13 @@ class RunFolder:
     return [f'{path}: is unsealed, as earlier versions wrote it: whether it was changed since '
             'cannot be told' for path, is_unsealed in unsealed.items() if is_unsealed]
 
-  def _read_metrics(self):
-    return [(place, parse_line(raw)) for place, raw in storage.read_lines(self.metrics)]
+  def _read_metrics(self) -> list[tuple[str, dict | None]]:
+    owner = self.get_owner()
+    return [(place, parse_line(raw, owner)) for place, raw in storage.read_lines(self.metrics)]
+
+  def get_owner(self) -> str:
+    """What the lines of metrics.jsonl are sealed with beside their content: the card's digest."""
+    return card_lib.get_seal(self.path) or ''
 
   def count_steps(self) -> int:
     """Updates so far, as metrics.jsonl tells them."""
@@ -172,8 +187,9 @@ class RunFolder:
 
   def add_metrics(self, step: int, scalars: dict) -> None:
     """A line of metrics.jsonl behind the others, of a step that they have reached."""
-    journal = storage.Journal(self.metrics, lambda raw: parse_line(raw) is not None)
-    journal.add(format_line(step, time.time(), scalars))
+    owner = self.get_owner()
+    journal = storage.Journal(self.metrics, lambda raw: parse_line(raw, owner) is not None)
+    journal.add(format_line(step, time.time(), scalars, owner))
     journal.close()
 
   def write_result(self, set_name: str, result: values.EvalResult,
@@ -205,16 +221,22 @@ def _load(path, kind, fix: str):
   return reader.load_json(path, fix, kind)
 
 
-def format_line(step: int, secs: float, scalars: dict) -> str:
+def format_line(step: int, secs: float, scalars: dict, owner: str = '') -> str:
   """A line of metrics.jsonl."""
-  return json.dumps(reader.seal({'step': step, 'time': round(secs, 3), **scalars}))
+  return json.dumps(reader.seal({'step': step, 'time': round(secs, 3), **scalars}, owner))
 
 
-def parse_line(raw: bytes) -> dict | None:
-  """A line of metrics.jsonl; None for one that is damaged."""
+def parse_line(raw: bytes, owner: str = '') -> dict | None:
+  """A line of metrics.jsonl; None for one that is damaged, or of another run than `owner`'s.
+
+  A run without a digest of its card is of an earlier version, whose lines have none either; lines
+  of the first version with digests are sealed alone.
+  """
   try:
     tree = reader.from_tree(dict, reader.parse_json(raw))
-    line = reader.from_tree(dict[str, float | None], reader.unseal(tree))
+    if owner and reader.SEAL not in tree:
+      return None
+    line = reader.from_tree(dict[str, float | None], reader.unseal(tree, owner, ''))
   except ValueError:
     return None
   acc = line.get(values.VALID_ACC)

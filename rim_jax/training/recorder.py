@@ -35,12 +35,13 @@ class MetricsWriter:
   """
 
   def __init__(self, workdir, start_step: int, tensorboard: bool, wandb: str = '', clock=time.time):
-    self._clock = clock
+    folder = run_folder.RunFolder(workdir)
+    self._clock, self._owner = clock, folder.get_owner()
 
     def keep(raw):
-      line = run_folder.parse_line(raw)
+      line = run_folder.parse_line(raw, self._owner)
       return line is not None and line['step'] <= start_step
-    self._journal = storage.Journal(run_folder.RunFolder(workdir).metrics, keep)
+    self._journal = storage.Journal(folder.metrics, keep)
     self._events = Events(workdir, start_step) if tensorboard else None
     self._wandb = start_wandb(workdir, wandb) if wandb else None
 
@@ -48,7 +49,8 @@ class MetricsWriter:
     """Writes host values now; a value that is not finite becomes null."""
     values = {k: float(v) for k, v in values.items()}
     self._journal.add(run_folder.format_line(
-        step, self._clock(), {k: v if math.isfinite(v) else None for k, v in values.items()}))
+        step, self._clock(), {k: v if math.isfinite(v) else None for k, v in values.items()},
+        self._owner))
     if self._events:
       self._events.add(step, values)
     if self._wandb:

@@ -13,7 +13,7 @@ from rim_jax.config import grid as grid_lib
 from rim_jax.report import sweep_results
 from rim_jax.results import stats
 from rim_jax.runtime import card as card_lib
-from rim_jax.runtime import point_run
+from rim_jax.runtime import point_run, run_folder
 from tests import support, support_report, support_sweep
 from tests.support_sweep import make_states
 
@@ -22,15 +22,14 @@ def test_the_best_is_chosen_by_valid_and_test_has_no_say(tmp_path):
   states = make_states(tmp_path, [
       ({'a': 1, 'seed': 0}, 0.50, 0.90), ({'a': 1, 'seed': 1}, 0.52, 0.92),
       ({'a': 2, 'seed': 0}, 0.70, 0.60), ({'a': 2, 'seed': 1}, 0.72, 0.62),
-      ({'a': 3, 'seed': 0}, 0.80, 0.95), ({'a': 3, 'seed': 1}, 0.62, 0.95),
-      ({'a': 4, 'seed': 0}, None, 0.99), ({'a': 4, 'seed': 1}, None, 0.99)])
+      ({'a': 3, 'seed': 0}, 0.80, 0.95), ({'a': 3, 'seed': 1}, 0.62, 0.95)])
   told = support_sweep.conclude(states, tmp_path)
   best = told['best']
   assert best['name'] == 'a=2' and best['equal'] == ['a=3'] and best['doubtful'] == ['a=3']
   assert best['final_acc']['mean'] == pytest.approx(0.61)
   assert best['valid_acc']['stderr'] == pytest.approx(0.01)
   against = {e['name']: e['against_best']['best'] for e in told['entries'] if 'against_best' in e}
-  assert against == {'a=1': 'a=2', 'a=3': 'a=2', 'a=4': 'a=2'}
+  assert against == {'a=1': 'a=2', 'a=3': 'a=2'}
   text = (tmp_path / 'sweep.md').read_text()
   assert 'Best by valid: a=2 (71.0 ± 1.0% of valid, mean of 2 seed(s); 61.0 ± 1.0% final)' in text
   assert 'Equal on valid: a=3' in text
@@ -71,9 +70,9 @@ def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
 
 
 def write_card(folder, **changes):
-  card_lib.write_card(folder, {
+  (folder / 'config.json').write_text(json.dumps({
       'format': card_lib.CARD_VERSION, 'config': dataclasses.asdict(support.make_config('direct')),
-      'data': {}, 'base': None, 'tokenizer': 't'} | changes)
+      'data': {}, 'base': None, 'tokenizer': 't'} | changes))
 
 
 def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
@@ -135,6 +134,23 @@ def test_without_valid_nothing_is_chosen(tmp_path):
       make_states(tmp_path, [({'a': 1}, None, 0.5), ({'a': 2}, None, 0.6)]), tmp_path)
   assert told['best'] == {} and not any('against_best' in e for e in told['entries'])
   assert 'No best point' in (tmp_path / 'sweep.md').read_text()
+
+
+@pytest.mark.parametrize('kind', ['deleted', 'of another run', 'cut short'])
+def test_metrics_that_are_missing_leave_no_best(tmp_path, kind):
+  """Of one seed: its setting's mean would be of the other alone."""
+  states = make_states(tmp_path, [({'a': 1, 'seed': 0}, 0.5, 0.9), ({'a': 1, 'seed': 1}, 0.9, 0.9),
+                                  ({'a': 2, 'seed': 0}, 0.8, 0.9), ({'a': 2, 'seed': 1}, 0.8, 0.9)])
+  assert support_sweep.conclude(states, tmp_path)['best']['name'] == 'a=2'
+  path = states[0].folder / 'metrics.jsonl'
+  if kind == 'deleted':
+    path.unlink()
+  else:
+    path.write_text(run_folder.format_line(5 if kind == 'of another run' else 3, 0,
+                                           {'valid/final_acc': 0.9}, 'another') + '\n')
+  told = support_sweep.conclude(states, tmp_path)
+  assert told['best'] == {}
+  assert re.search(f'no best is chosen, for metrics are missing: {path}', told['warnings'][0])
 
 
 def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):

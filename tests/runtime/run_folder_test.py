@@ -203,10 +203,25 @@ def test_a_damaged_line_of_metrics_is_named_and_left_out(written):
   written.metrics.write_bytes(content.replace(b'0.25', b'0.75') + b'null\n\xff\n{"step": ')
   assert written.load_valid_accs() == {16: 0.5}
   assert written.list_damaged() == [
-      f'{written.metrics}:{number}: is damaged, or was cut off, and is left out'
-      for number in (1, 3, 4, 5)]
+      *(f'{written.metrics}:{number}: is damaged, was cut off or is of another run, and is left out'
+        for number in (1, 3, 4)), f'{written.metrics}: so are 1 more of its lines']
   written.add_metrics(24, {values.VALID_ACC: 0.75})  # and the file is whole from here on
   assert not written.list_damaged() and written.load_valid_accs() == {16: 0.5, 24: 0.75}
+
+
+def test_metrics_of_another_run_or_of_none_are_named(written):
+  own = written.metrics.read_text()
+  for owner in ('another', None):  # a run of this version; of an earlier one, without digests
+    written.metrics.write_text(
+        run_folder.format_line(8, 0, {values.VALID_ACC: 0.75}, owner) + '\n' if owner else
+        json.dumps({'step': 8, values.VALID_ACC: 0.75}) + '\n')
+    assert not written.load_valid_accs() and written.list_damaged() == [
+        f'{written.metrics}: no line of it is of this run, or all are damaged; it is left out']
+  written.metrics.unlink()
+  assert written.list_damaged() == [
+      f'{written.metrics}: is missing, so that curves and accuracies on valid are not known']
+  written.metrics.write_text(own + run_folder.format_line(16, 0, {values.VALID_ACC: 0.5}) + '\n')
+  assert written.load_valid_accs() == {8: 0.25, 16: 0.5}  # the first version sealed lines alone
 
 
 def test_older_files_have_no_digest_and_are_said_to_be_unsealed(written):

@@ -113,7 +113,7 @@ def test_weights_and_biases_gets_the_same_scalars_and_one_run_a_workdir(tmp_path
   monkeypatch.setenv('WANDB_SILENT', 'true')
   folder = tmp_path / 'run'
   folder.mkdir()
-  (folder / 'config.json').write_text('{"config": {"seed": 41}}')
+  (folder / 'config.json').write_text('{"format": 2, "config": {"seed": 41}}')
   for start in (0, 1):  # a restart
     writer = recorder_lib.MetricsWriter(folder, start, False, 'a-project')
     writer.write(start + 1, {'train/loss': 0.4321, 'bad': float('nan')})
