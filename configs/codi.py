@@ -8,8 +8,8 @@ code stands in rim_jax/methods/codi.py). Else as rim.py.
   python -m rim_jax.main --config=configs/codi.py:PRESET --config.data.dir=DIR
       Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
       llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured. On the last three
-      the optimizer is that of its authors: their learning rates, distances 20 times as heavy on
-      Llama; they train 40, 10 and 8 epochs, and the preset as many as all methods, 8.
+      learning rates are its authors', and so is the weight of distances, 20 on Llama. Its authors
+      train for 40 epochs (GPT-2), 10 and 8; the presets train every method for 8.
 """
 
 from configs import presets

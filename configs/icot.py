@@ -1,7 +1,8 @@
 """iCoT: the written steps are taken away token by token, until the answer alone is left.
 
-Stepwise internalization (arXiv 2405.14838); else as rim.py. Accuracy on valid is of what is written
-at the time; results are of the end, when nothing is written and the program is direct answering's.
+Stepwise internalization (arXiv 2405.14838); else as rim.py. While steps are still
+written, accuracy on valid is that with them. Results are of the end, when none is left and the
+network answers directly.
 
   python -m rim_jax.main --config=configs/icot.py
       The chain task. Cost: not measured alone; about 5 minutes of 1 CPU core in a sweep.

@@ -12,7 +12,8 @@
       Cost: in configs/presets.py. Score: there for smollm2, in docs/results.md for a variant of
       prosqa_small; else not measured.
 
-A pretrained model also needs --config.model.init_from=DIR (docs/tutorials/llama_on_slurm.md).
+gpt2 and llama3_2_* look for their model in models/, or in --config.model.init_from=DIR
+(docs/tutorials/llama_on_slurm.md).
 """
 
 from configs import presets

@@ -280,7 +280,7 @@ def _find_training_problems(config):
       (config.eval.budget_blocks and not config.facts.has_memory,
        f"eval.budget_blocks={config.eval.budget_blocks}: method '{method}' has no blocks to have "
        'more or fewer of; use 0'),
-      (config.eval.budget_tokens and not config.facts.has_blocks,
+      (config.eval.budget_tokens and not config.facts.has_memory,
        f"eval.budget_tokens={config.eval.budget_tokens}: method '{method}' has no blocks whose "
        'tokens could be more or fewer; use 0'),
       (config.eval.num_blocks > 0 and not config.facts.has_blocks,

@@ -296,8 +296,9 @@ class DistillConfig:
   # Weight of the distance between both, beside the answer's own loss (CODI's gamma).
   weight: Amount = 1.0
   teacher_weight: Amount = 1.0  # Weight of the loss of the written chain itself.
-  # Distances are divided by the standard deviation of the chain's states. example: of one pair
-  # after one layer. layer: of all pairs of a micro-batch after one layer. all: and of all layers.
+  # Distances are divided by a standard deviation of the chain's states. example: taken over one
+  # pair's state after one layer. layer: over those of all pairs of a micro-batch after one layer.
+  # all: over those of all pairs and all layers.
   std: Literal['example', 'layer', 'all'] = 'example'
 
 
@@ -314,7 +315,7 @@ class LotusConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AuxConfig:
-  """SIM-CoT, for methods with thoughts: each group of them also spells its step, as it trains."""
+  """SIM-CoT, for coconut and codi: each group of thoughts also spells its step, as it trains."""
   # Who spells. none: nobody. shared: the network itself, which then sees those thoughts alone.
   # copy: a second network, which begins as a copy of it, trains whole, and is dropped afterwards.
   decoder: Literal['none', 'shared', 'copy'] = 'none'
