@@ -229,6 +229,9 @@ class ModelConfig:
   # What the backward pass computes again, to save memory. full: each layer, except the means of its
   # norms. dots: as full, except the results of projections and of attention too.
   remat: Literal['none', 'full', 'dots'] = 'none'
+  # One program for all layers, which runs once for each. False: one a layer, which takes longer to
+  # compile; a GPU then copies neither weights nor what the backward pass needs.
+  scan_layers: bool = later(True)
   # What the memory rows (`<b>`, `<m>`, `</b>`) begin as, plus noise. mean: the vocabulary's mean.
   # token: a copy of memory_token's row. normal: noise alone.
   memory_init: Literal['mean', 'token', 'normal'] = 'mean'
@@ -542,7 +545,7 @@ class Config:
 RUNTIME_SECTIONS = ('mesh', 'checkpoint', 'eval', 'export', 'controls', 'log')
 # The same holds for these single keys.
 RUNTIME_KEYS = ('data.cache_dir', 'data.url', 'train.num_micro_batches', 'model.remat',
-                'model.attention_tile_tokens',
+                'model.scan_layers', 'model.attention_tile_tokens',
                 'model.init_from', 'tokenizer.path')  # these two: held to their fingerprints
 
 

@@ -4,9 +4,10 @@ Array suffixes, here and everywhere: b rows, t positions (queries), c keys (a
 cache, or the positions themselves), s slots, d model, h heads, n key/value
 heads, k head dim, f mlp, v vocab, l layers, m memory rows.
 
-The parameters of all layers are stacked, `[l, ...]`, and scanned. The model
-holds no random state: dropout takes its key as an argument. It knows nothing of
-methods: who sees whom comes in, found from Batch fields.
+The parameters of all layers are stacked, `[l, ...]`, and scanned, or taken one by
+one (`model.scan_layers`). The model holds no random state: dropout takes its key as
+an argument. It knows nothing of methods: who sees whom comes in, found from Batch
+fields.
 """
 
 import math
@@ -276,8 +277,11 @@ class Transformer(nnx.Module):
         return x_btd, _take_tokens(x_btd, collect_bp)
       return x_btd, kv if return_kv or cached is not None else None
     if self.config.remat != 'none':
-      body = jax.checkpoint(body, policy=_REMAT[self.config.remat], prevent_cse=False)
-    x_btd, found = jax.lax.scan(body, x_btd, (layers, indices, cache))
+      # In a loop the compiler cannot find that something is computed twice.
+      body = jax.checkpoint(body, policy=_REMAT[self.config.remat],
+                            prevent_cse=not self.config.scan_layers)
+    x_btd, found = jax.lax.scan(body, x_btd, (layers, indices, cache),
+                                unroll=not self.config.scan_layers)
     if num_layers is not None:
       return x_btd, found
     x_btd = self.final_norm(x_btd)

@@ -1,4 +1,4 @@
-"""The fastest setting of a step on a machine: remat, micro-batches, tiles and mesh.
+"""The fastest setting of a step on a machine: remat, layers, micro-batches, tiles and mesh.
 
 Compares the rooflines of compiled steps, by time a row: what else costs time is not seen. One thing
 is changed after the other, beginning with the setting that is asked about, and each is kept where
@@ -132,11 +132,13 @@ def find_fastest(config: Config, machine: Machine, say, most: int | None = None)
   rows = source.estimate_rows(config, methods.get_method(config).layout, pieces).batch_rows
   config = replace_keys(config, {'train.batch_examples': 0})
   search = Search(config, machine, say, most or MAX_COMPILES)
-  keys = {'model.remat': config.model.remat,
+  keys = {'model.remat': config.model.remat, 'model.scan_layers': config.model.scan_layers,
           'model.attention_tile_tokens': config.model.attention_tile_tokens,
           **{axis: mesh.shape[axis.partition('.')[2]] for axis in _AXES}, 'train.batch_rows': rows}
   best = search.measure(keys)
-  keys, best = _try_each(search, keys, best, [{'model.remat': remat} for remat in REMATS])
+  keys, best = _try_each(search, keys, best, [
+      {'model.scan_layers': scan, 'model.remat': remat} for scan in _list_scans(config, machine)
+      for remat in REMATS])
   if machine.devices[0].platform == 'tpu' and 0 < keys['model.attention_tile_tokens']:
     keys, best = _try_each(search, keys, best, [
         {'model.attention_tile_tokens': tile} for tile in _TILES
@@ -153,6 +155,12 @@ def find_fastest(config: Config, machine: Machine, say, most: int | None = None)
   return {'best': best and best | {'keys': _name_keys(keys, best)},
           'tried': [_summarize(e) for e in search.tried],
           'more_rows': [plan['settings'] | {'mfu_ceiling': plan['mfu_ceiling']} for plan in more]}
+
+
+def _list_scans(config, machine) -> list[bool]:
+  """What to try of `scan_layers`: both on a GPU; layers one by one compile too long for a TPU."""
+  scan = config.model.scan_layers
+  return [scan, not scan] if machine.is_gpu else [scan]
 
 
 def _try_each(search, keys, best, changes):

@@ -93,7 +93,7 @@ def _make_fastest(found) -> tables.Table:
       + ' --config.train.batch_examples=0')
   more = ''.join(f"; with {p['train.batch_rows']} rows, another recipe, MFU at most "
                  f"{p['mfu_ceiling']:.1%}" for p in found['more_rows'])
-  made = tables.table(['remat', 'tile', 'data x fsdp x tensor', 'rows', 'micro', 'GiB',
+  made = tables.table(['remat', 'layers', 'tile', 'data x fsdp x tensor', 'rows', 'micro', 'GiB',
                        'ms: compute / HBM / network', 'step', 'MFU', ''], rows, notes=[note + more])
   assert made is not None  # the first setting is always tried
   return made
@@ -103,7 +103,8 @@ def _list_tried(entry):
   keys, secs = entry['keys'], entry.get('roofline_secs') or {}
   parts = ' / '.join(f'{1000 * s:.1f}' for name, s in secs.items() if name != 'step')
   fits = entry.get('fits')
-  return [keys['model.remat'], str(keys['model.attention_tile_tokens']),
+  return [keys['model.remat'], 'in a loop' if keys['model.scan_layers'] else 'one by one',
+          str(keys['model.attention_tile_tokens']),
           ' x '.join(str(keys[f'mesh.{axis}']) for axis in ('data', 'fsdp', 'tensor')),
           str(keys['train.batch_rows']), str(keys['train.num_micro_batches']),
           f"{entry['needed_gib']:.1f}" if entry.get('needed_gib') else '', parts,

@@ -178,6 +178,30 @@ def test_remat_changes_nothing(network, policy):
   assert 'remat' in remat_jaxpr and 'remat' not in plain_jaxpr
 
 
+def test_layers_one_by_one_are_those_of_the_loop():
+  """Values, gradients and a cache; without a loop, and computed again where that is asked for."""
+  batch = support.make_batch(make_config('rim_stage1', 'rope'), ROWS, row_slots=80)
+  batch = jax.tree.map(lambda x: jnp.asarray(x[:1]), batch)
+  visible = batch_lib.visible(*[batch_lib.get_fields(batch)] * 2)
+
+  def compute(scan_layers):
+    config = make_config('rim_stage1', 'rope', model__remat='dots', model__scan_layers=scan_layers)
+    graphdef, params = nnx.split(support.make_model(config))
+
+    def loss(p):
+      model = nnx.merge(graphdef, p)
+      x, kv = model(batch.tokens, batch.positions, visible, return_kv=True)
+      y, kv = model(batch.tokens[:, :3], batch.positions[:, :3], visible[:, :3], cache=kv)
+      return jnp.square(x).sum() + jnp.square(y).sum(), (x, y, kv)
+    lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params)
+    found, grads = lowered.compile()(params)
+    return (found, nnx.to_pure_dict(grads)), lowered.as_text()
+  (found, text), (want, in_a_loop) = compute(False), compute(True)
+  jax.tree.map(support.assert_close, found, want)
+  assert 'stablehlo.while' in in_a_loop and 'stablehlo.while' not in text
+  assert 'optimization_barrier' in text  # else the compiler would merge what is computed twice
+
+
 @pytest.mark.parametrize('policy, sums', [('full', 0), ('dots', 2)])
 def test_what_is_kept_for_the_backward_pass(policy, sums):
   """dots: of the feed-forward layer the sums of up and of gate, once. Both: means of norms."""

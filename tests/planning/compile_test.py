@@ -427,7 +427,7 @@ def test_a_step_compiles_for_gpus_and_its_flops_are_those_of_arithmetic(tmp_path
   env = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS' and not k.startswith('JAX_')}
   sets = {'model.num_layers': 2, 'model.embed_dim': 128, 'model.num_heads': 2, 'model.mlp_dim': 256,
           'train.batch_examples': 0, 'train.batch_rows': 4, 'layout.row_slots': 168,
-          'model.remat': 'none', 'mesh.data': -1, 'mesh.fsdp': 1}
+          'mesh.data': -1, 'mesh.fsdp': 1}
   done = subprocess.run(
       [sys.executable, '-m', 'rim_jax.main', '--config=configs/stage2.py:gsm8k_perturbed',
        '--mode=plan', f'--topology={topology}', f'--workdir={tmp_path}',
@@ -451,3 +451,20 @@ def test_a_step_compiles_for_gpus_and_its_flops_are_those_of_arithmetic(tmp_path
     assert found['roofline_secs']['network'] > 0
   else:
     assert not sent
+
+
+@needs_plugin
+@pytest.mark.gpu_plan
+def test_layers_one_by_one_move_fewer_bytes_on_a_gpu():
+  """Neither weights nor what the backward pass needs are copied into a stack and out of it."""
+  machine = machines.make_machine('h100:1')
+  config = config_lib.replace_keys(
+      config_lib.parse_config(presets.make('rim_stage2', 'gsm8k_perturbed')),
+      {'model.num_layers': 3, 'model.embed_dim': 256, 'model.num_heads': 4, 'model.mlp_dim': 1024,
+       'train.batch_examples': 0, 'train.batch_rows': 4, 'layout.row_slots': 168,
+       'model.remat': 'none'})
+  single, scanned = (compile_lib.make_plan(config_lib.replace_keys(
+      config, {'model.scan_layers': scan}), machine) for scan in (False, True))
+  assert single['hbm_bytes_per_device'] < 0.75 * scanned['hbm_bytes_per_device']
+  assert single['launches'] < scanned['launches']
+  assert single['flops']['per_step'] == pytest.approx(scanned['flops']['per_step'], rel=1e-3)

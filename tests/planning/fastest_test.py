@@ -31,7 +31,8 @@ def make_machine(**changes):
 
 
 def make_fake(asked, unknown=()):
-  """make_plan by arithmetic: fsdp costs a tenth more, a micro-batch nothing."""
+  """make_plan by arithmetic: fsdp costs a tenth more, layers one by one less, a micro-batch
+  nothing."""
   def make_plan(config, machine):
     flat = flatten(config)
     asked.append(flat)
@@ -41,7 +42,7 @@ def make_fake(asked, unknown=()):
     state = 4.0 / flat['mesh.fsdp']
     peak = state + GIB_A_ROW[remat] * rows / shards / micro
     fits = peak <= machine.usable_gib
-    compute = SECS_A_ROW[remat] * rows / shards
+    compute = SECS_A_ROW[remat] * rows / shards * (1.0 if flat['model.scan_layers'] else 0.9)
     known = remat not in unknown
     plan = {'fits': fits, 'compiled': state <= machine.usable_gib, 'state_gib': state,
             'reason': '' if fits else 'too large', 'chips': 8,
@@ -74,6 +75,15 @@ def test_the_fastest_that_fits_is_found_and_what_does_not_fit_is_split(monkeypat
       ('full', 1), ('none', 1), ('none', 2), ('dots', 1)]
   assert any('does not fit' in line for line in said)
   assert all(line.split(':')[0].strip().isdigit() for line in said)
+
+
+@pytest.mark.parametrize('is_gpu', [True, False])
+def test_layers_one_by_one_are_tried_on_a_gpu_alone(monkeypatch, is_gpu):
+  monkeypatch.setattr(machines.Machine, 'is_gpu', is_gpu)
+  found, asked, _ = search(monkeypatch, make_machine(hbm_gib=640.0), model__remat='full')
+  assert found['best']['keys']['model.scan_layers'] != is_gpu
+  assert {a['model.scan_layers'] for a in asked} == ({True, False} if is_gpu else {True})
+  assert len(asked) <= 20 and ('one by one' in plans.write_fastest(found)) == is_gpu
 
 
 def test_the_number_of_micro_batches_is_told_by_the_first_allocation(monkeypatch):
