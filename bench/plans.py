@@ -72,7 +72,7 @@ def make_config(model, stage, trained, chips, num_slices):
   lora = config.model.lora if trained == 'LoRA' else config_lib.LoraConfig()
   replace = dataclasses.replace
   return replace(
-      config, model=replace(config.model, lora=lora, **fields),
+      config, model=replace(config.model, lora=lora, remat='full', **fields),
       optim=replace(config.optim, trainable='lora' if trained == 'LoRA' else 'all'),
       train=replace(config.train, batch_examples=0, batch_rows=ROWS_PER_CHIP * chips),
       mesh=config_lib.MeshConfig(-1, min(chips, 16), 1, num_slices))
