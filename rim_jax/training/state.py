@@ -27,8 +27,9 @@ from rim_jax.training import step as step_lib
 
 # A loaded model must agree on these; the rest of `model` may change between stages.
 _MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'scan_layers', 'attention_tile_tokens',
-                       'compute_dtype', 'frozen_dtype', 'memory_init', 'memory_token', 'memory_noise', 'init_from',
-                       'lora.dropout', 'lora.shared_dropout', 'lora.init_from')
+                       'compute_dtype', 'frozen_dtype', 'memory_init', 'memory_token',
+                       'memory_noise', 'init_from', 'lora.dropout', 'lora.shared_dropout',
+                       'lora.init_from')
 
 
 def is_complete(workdir) -> bool:
