@@ -697,6 +697,7 @@ LIVE = {
     'model.frozen_dtype': ('step', 'float32', {'optim.trainable': 'memory'}),
     'model.attention_tile_tokens': ('step', 16, {}),
     'model.remat': ('step', 'full', {}),
+    'model.scan_layers': ('step', False, {}),
     'model.memory_init': ('init', 'normal', {}),
     'model.memory_token': ('init', 3, {'model.memory_init': 'token'}),
     'model.memory_noise': ('init', 0.1, {}),
