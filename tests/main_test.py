@@ -4,6 +4,7 @@ The mistakes are made through `cli`, in process, where a subprocess would pay
 for its imports each time; the cheapest are also made as real commands.
 """
 
+import ast
 import io
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 
 from rim_jax import command_line, main, reader, train
 from rim_jax import config as config_lib
-from tests import support, support_runs
+from tests import support, support_report, support_runs
 from tests.support_cli import RECIPE, check_refused, run_cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -644,9 +645,8 @@ HOSTILE = '$(touch pwned) `x` "it\'s" \x1b[31m'
 
 
 def read_commands(out):
-  """The words of every command that was printed, as a shell reads them from its line."""
-  lines = [line.partition('python -m rim_jax.main ')[2] for line in out.splitlines()
-           if 'python -m rim_jax.main ' in line]
+  """The words of every command that was printed, as a shell reads them up to its line's end."""
+  lines = re.findall(r'python[0-9.]* -m rim_jax\.main (.*)', out)
   return [subprocess.run(['bash', '-c', f'printf "%s\\0" {line}'], capture_output=True, text=True,
                          timeout=60).stdout.split('\0')[:-1] for line in lines]
 
@@ -661,9 +661,11 @@ def overridden(place, tmp_path_factory):
     patch.chdir(place)
     patch.delitem(sys.modules, 'config_config', raising=False)
     patch.setattr(jax, 'devices', lambda: everything[:1])
-    code, out = run_cli(f'{T}:rim', f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in (
+    words = [f'{T}:rim', f'--workdir={workdir}', *(f'--config.{k}={v}' for k, v in (
         GSM8K | {'data.dir': folder / 'rows', 'layout.num_blocks': 1, 'model.embed_dim': 8,
-                 'layout.separator': ' = '}).items()))
+                 'layout.separator': ' = '}).items())]
+    patch.setattr(sys, 'argv', [main.__file__, *words])  # the card keeps it
+    code, out = run_cli(*words)
   assert code == 0
   return workdir, out
 
@@ -677,6 +679,89 @@ def test_a_command_that_a_run_prints_runs_as_printed(overridden, use_devices, pl
   code, out = run_cli(*command)
   assert code == 0 and 'answer: ' in out and '\x1b' not in out
   assert not (place / 'pwned').exists()
+
+
+def run_printed(text, num_commands):
+  """Runs every command in what a person saw, which are so many; what each says."""
+  commands = read_commands(text)
+  assert len(commands) == num_commands, text
+  told = []
+  for command in commands:
+    code, out = run_cli(*command)
+    assert code == 0, command
+    told.append(out)
+  return told
+
+
+def test_the_command_on_a_run_s_page_runs_as_it_stands_there(overridden, use_devices):
+  use_devices(1)
+  page = support_report.Page(overridden[0] / 'report.html')
+  shown = [row[1][0] for table in page.tables for row in table if row[0][0] == 'command']
+  assert len(shown) == 2  # of each stage
+  for told in run_printed('\n'.join(shown[:1]), 1):
+    assert 'this run is complete' in told
+
+
+def test_the_commands_of_a_sweep_run_as_printed(use_devices, place, tmp_path):
+  use_devices(1)
+  recipe = RECIPE.replace('  return c', '''  from rim_jax.config.grid import make_sweep_dict
+  return make_sweep_dict(c, [({'odd': "a 'b' $(touch pwned)"}, {})])''')
+  (tmp_path / 'many runs.py').write_text(recipe)
+  sweep = [f'--config={tmp_path}/many runs.py', f'--workdir={tmp_path}/it is', '--mode=sweep',
+           '--config.eval.num_shown=1']
+  code, out = run_cli(*sweep, '--dry_run')
+  assert code == 0
+  (told,) = run_printed(out, 1)  # it trains
+  assert 'answer: ' in run_printed(told, 1)[0]
+  # A job of its own tells the sweep that it is done.
+  assert run_cli(sweep[0], '--point=0', f'--sweep_dir={tmp_path}/it is')[0] == 0
+  code, out = run_cli(*sweep, '--conclude', '--config.eval.num_examples=3')
+  assert code == 0 and 'was not evaluated as eval now says' in out
+  assert 'Results on test-n3' in run_printed(out, 1)[0]
+  code, out = run_cli(*sweep, '--conclude', '--config.eval.num_examples=3')
+  assert code == 0 and 'was not evaluated' not in out and not read_commands(out)
+  assert not (place / 'pwned').exists()
+
+
+def test_stage_2_says_how_to_make_stage_1(use_devices, tmp_path, monkeypatch, capsys):
+  """In a checkout: recipes stand in configs/, and runs below runs/."""
+  use_devices(1)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'configs').mkdir()
+  for stage in ('stage1', 'stage2'):
+    (tmp_path / f'configs/{stage}.py').write_text(RECIPE.replace('rim_stage1', f'rim_{stage}'))
+  stage2 = ['--config=configs/stage2.py']
+  code, _ = run_cli(*stage2)
+  (told,) = capsys.readouterr().err.splitlines()
+  assert code == 2 and 'no stage1 run to start from' in told
+  run_printed(told, 1)
+  code, out = run_cli(*stage2)
+  assert code == 0, capsys.readouterr().err
+  assert 'answer: ' in run_printed(out, 1)[0]
+
+
+def test_a_key_that_a_refusal_offers_is_taken(run_copy, capsys):
+  words = [T, f'--workdir={run_copy}', '--config.optim.learning_rate=0.5']
+  assert run_cli(*words)[0] == 2
+  (told,) = capsys.readouterr().err.splitlines()
+  (offered,) = re.findall(r'or (--config\.\S+)$', told)
+  assert run_cli(*words, offered)[0] == 0
+
+
+def test_whoever_prints_a_command_has_a_test_that_runs_it():
+  tested = {  # module -> the test above, or where it stands
+      'modes.py': test_a_command_that_a_run_prints_runs_as_printed,
+      'report/run_page.py': test_the_command_on_a_run_s_page_runs_as_it_stands_there,
+      'sweep/driver.py': test_the_commands_of_a_sweep_run_as_printed,
+      'training/state.py': test_stage_2_says_how_to_make_stage_1,
+      'pretrained/lm_eval_task.py': 'tests/pretrained/lm_eval_task_test.py'}
+  package = ROOT / 'rim_jax'
+  found = {path.relative_to(package).as_posix() for path in package.rglob('*.py')
+           for node in ast.walk(ast.parse(path.read_text()))
+           if isinstance(node, ast.Constant) and isinstance(node.value, str)
+           and node.lineno > 1  # no docstring of a module
+           and re.search(r'(^|python -m )rim_jax\.main\b|\blm_eval --', node.value)}
+  assert found == set(tested)
 
 
 @pytest.mark.parametrize('mode, more, told', [

@@ -387,7 +387,9 @@ def _make_card(folder) -> Blocks:
   card = card_lib.load_whole(folder.path) if folder.card.exists() else {}
   settings = config_lib.flatten(card.pop('config', {}))
   if 'command' in card:
-    card['command'] = terminal.join(card['command'])
+    program, *words = card['command']
+    card['command'] = terminal.join([  # a module's own path is no program that a shell runs
+        *(['python', '-m', 'rim_jax.main'] if program.endswith('main.py') else [program]), *words])
   return [tabulate_flat(config_lib.flatten(card)), *details(
       f'all {len(settings)} settings', [tabulate_flat(settings)]),
           *items(folder.list_damaged() + folder.list_unsealed())] if card else []

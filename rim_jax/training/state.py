@@ -161,9 +161,9 @@ def find_init(config: Config, workdir) -> epath.Path | None:
   path = (epath.Path(named) if named else
           workdir.parent / workdir.name.replace(facts.stage, facts.after))
   if path == workdir or not (path / 'config.json').exists():
-    raise UserError(f'{path}: no {facts.after} run to start from; make it with '
-                    f'{_make_command(facts, path, workdir)}, or name one with '
-                    '--config.train.init_from=DIR')
+    raise UserError(f'{path}: no {facts.after} run to start from; name one with '
+                    '--config.train.init_from=DIR, or make it with '
+                    f'{_make_command(facts, path, workdir)}')
   return path
 
 

@@ -2,6 +2,10 @@
 
 import importlib.util
 import json
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -53,3 +57,15 @@ def test_lm_eval_finds_the_run_s_own_accuracy(family, tmp_path, monkeypatch):
   assert len(rows) == 12 and 'prompt' in json.loads(rows[0])
   _, again = scores.evaluate(decode.Decoder(network), records, 2)
   assert told == [float(p.correct) for p in again]
+  if family == 'gpt2':
+    (command,) = re.findall(r'\n(lm_eval .*)', (tmp_path / 'moved/README.md').read_text())
+    assert f'|acc   |↑  |{result.final_acc:.4f}|' in run_as_printed(command, tmp_path / 'moved')
+
+
+def run_as_printed(command, folder):
+  """The standard output of a command of this environment's programs, on CPUs."""
+  programs = os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']])
+  done = subprocess.run(['bash', '-c', command], cwd=folder, capture_output=True, text=True,
+                        env=os.environ | {'PATH': programs, 'HF_HUB_OFFLINE': '1'}, timeout=500)
+  assert done.returncode == 0, done.stderr
+  return done.stdout

@@ -331,7 +331,7 @@ def test_the_page_holds_the_reproduction_card(tmp_path):
   rows = {row[0][0]: row[1][0] for table in write_page(tmp_path, 'direct').tables[-2:]
           for row in table if row}
   assert rows['data.fingerprint'] == '4c732d53bf67afe4' and rows['commit'] == 'c0ffee+'
-  assert rows['command'] == "main.py --config='a b.py'"
+  assert rows['command'] == "python -m rim_jax.main --config='a b.py'"
   assert rows['optim.learning_rate'] == '0.001' and rows['method'] == 'direct'
 
 
