@@ -20,7 +20,7 @@ from tests import support
 ROWS = [support.RECORDS[:3], support.RECORDS[3:]]
 LIMITS = batch_lib.RowLimits(3)
 NETWORK = {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__attention_tile_tokens': 16}
-HOSTS = ['coconut_stage', 'codi']
+HOSTS = [pytest.param('coconut_stage', marks=pytest.mark.slow), 'codi']
 
 
 def make_config(method='coconut_stage', num_thoughts=2, **more):
