@@ -54,6 +54,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 
 from etils import epath
 from rich import console as rich_console
@@ -71,6 +72,8 @@ PLAN_ENVIRONMENT = {
     'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+# What the loader of libraries and Python's threads say where memory lacks, in words alone.
+_NO_MEMORY = ('failed to map segment from shared object', "can't start new thread")
 # What the system around a run refuses, and what a person can do: no repetition mends these.
 _REFUSED = {
     errno.EISDIR: 'a directory stands where a file is needed: move it away',
@@ -182,6 +185,11 @@ def cli(argv, console=None) -> int:
       print(f'error: the disk is full ({where}); the checkpoints that were finished are whole: '
             'make room, and the same command goes on from the last one', file=sys.stderr)
       return 1
+    if _lacks_memory(e) and not debug:
+      print('error: there is no memory left for this process; free some, or raise the limit of '
+            'ulimit -v or -u, and the same command goes on from the last checkpoint',
+            file=sys.stderr)
+      return 1
     refused = _find_refused(e)
     if refused and not debug:
       print(f'error: {terminal.show(refused)}', file=sys.stderr)
@@ -208,6 +216,11 @@ def _is_number(error, number: int) -> bool:
 def _list_full(error) -> list[BaseException]:
   """What a full disk, or a quota, has raised on the way to an error."""
   return [e for e in _list_causes(error) if any(_is_number(e, number) for number in _FULL)]
+
+
+def _lacks_memory(error) -> bool:
+  return any(isinstance(e, MemoryError) or _is_number(e, errno.ENOMEM)
+             or any(words in str(e) for words in _NO_MEMORY) for e in _list_causes(error))
 
 
 def _find_refused(error) -> str:
@@ -257,13 +270,18 @@ def main() -> None:
   # Orbax logs a traceback from each of its threads; what they tell is told once, in a line.
   logging.getLogger('absl').addFilter(
       lambda record: not (record.exc_info and (
-          _list_full(record.exc_info[1]) or _find_refused(record.exc_info[1]))))
-  code = cli(sys.argv)
+          _list_full(e := record.exc_info[1]) or _find_refused(e) or _lacks_memory(e))))
+  try:
+    code = cli(sys.argv)
+  except Exception:  # pylint: disable=broad-except  (a failure of ours, which is shown whole)
+    traceback.print_exc()
+    code = 1
   sys.stdout.flush()
   sys.stderr.flush()
-  if code == 1:
-    # At once: half-done saves would complain, and other processes wait for a farewell that the
-    # failed one cannot give.
+  jax = sys.modules.get('jax')
+  if code == 1 or (code == 2 and not (jax and jax.distributed.is_initialized())):
+    # At once: half-done saves would complain or be waited for, and other processes wait for a
+    # farewell that a failed one cannot give.
     os._exit(code)
   sys.exit(code)
 

@@ -114,6 +114,30 @@ def test_one_code_for_all_processes(codes, code):
   assert local_hosts.choose_code(codes) == code
 
 
+def test_local_processes_have_a_secret_in_common_that_no_command_line_shows():
+  show = [sys.executable, '-c', 'import os, sys; print(os.environ["RIM_JAX_TOKEN"], *sys.argv[1:])']
+  done = subprocess.run([sys.executable, ROOT / 'launch/local_hosts.py', '--', *show], text=True,
+                        capture_output=True, timeout=120)
+  assert done.returncode == 0, done.stderr
+  tokens = {line.split()[1] for line in done.stdout.splitlines()}
+  assert len(done.stdout.splitlines()) == 2 and len(tokens) == 1
+  assert len(token := tokens.pop()) == 32 and done.stdout.count(token) == 2  # the environment's
+
+
+def test_slurm_s_tasks_have_a_secret_in_their_environment_alone(tmp_path):
+  (tmp_path / 'srun').write_text('#!/bin/sh\necho "$RIM_JAX_TOKEN" "$@"\n')
+  (tmp_path / 'srun').chmod(0o755)
+  told = [run_script('slurm.sh', 'python', PATH=f'{tmp_path}:{os.environ["PATH"]}').stdout.split()
+          for _ in range(2)]
+  assert all(len(words[0]) == 32 and words[0] not in words[1:] for words in told)
+  assert told[0][0] != told[1][0] and '--kill-on-bad-exit=0' in told[0]  # one of its own each time
+
+
+def test_scripts_that_the_docs_run_can_be_run():
+  scripts = sorted((ROOT / 'launch').glob('*.sh'))
+  assert scripts and all(os.access(path, os.X_OK) for path in scripts)
+
+
 def test_a_hanging_process_is_ended_after_the_grace():
   sleeper = [sys.executable, '-c', 'import time; time.sleep(600)']
   failing = [sys.executable, '-c', 'raise SystemExit(76)']

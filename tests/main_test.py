@@ -979,6 +979,15 @@ def test_compiled_programs_are_kept_unless_told_where(monkeypatch, tmp_path):
     jax.config.update('jax_compilation_cache_dir', before)
 
 
+def test_an_error_shows_control_characters_as_text(monkeypatch, capsys):
+  """Of data that it quotes, or of a path."""
+  def fail(*args):
+    raise config_lib.UserError('x.jsonl:1: \x1b[31m\r is no row')
+  monkeypatch.setattr(main, '_run', fail)
+  assert main.cli(['main.py']) == 2
+  assert capsys.readouterr().err == 'error: x.jsonl:1: \\x1b[31m\\r is no row\n'
+
+
 @pytest.mark.parametrize('cause, told', [
     (OSError(28, 'No space left on device'), 'none that is known'),
     (OSError(122, 'Disk quota exceeded', '/a/b\n'), '/a/b\\n'),
@@ -995,6 +1004,18 @@ def test_a_full_disk_is_told_in_one_line(cause, told, monkeypatch, capsys):
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith('error: the disk is full') and 'goes on from the last one' in line
   assert f'({told})' in line
+
+
+@pytest.mark.parametrize('cause', [
+    MemoryError(), OSError(12, 'Cannot allocate memory'), RuntimeError("can't start new thread"),
+    ImportError('x.so: failed to map segment from shared object')])
+def test_no_memory_is_one_line(cause, monkeypatch, capsys):
+  def fail(*args):
+    raise cause
+  monkeypatch.setattr(main, '_run', fail)
+  assert main.cli(['main.py']) == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('error: there is no memory left') and 'ulimit -v' in line
 
 
 def test_the_disk_that_is_full_is_named(monkeypatch):
@@ -1036,6 +1057,47 @@ def test_an_interrupt_inside_a_callback_is_not_lost():
   assert done.returncode == 130 and time.monotonic() - began < 29
   (line,) = done.stderr.splitlines()
   assert line.startswith('stopped; run the same command again')
+
+
+FAILING = """
+import threading
+from rim_jax import main
+def work(argv, console):
+  threading.Thread(target=threading.Event().wait).start()  # as one of Orbax's that was not told
+  raise AssertionError('a bug')
+main._run = work
+main.main()
+"""
+
+
+def test_a_failure_ends_the_process_whatever_its_threads_wait_for():
+  done = subprocess.run([sys.executable, '-c', FAILING], env=support_runs.ENVIRONMENT,
+                        capture_output=True, text=True, timeout=60)
+  assert done.returncode == 1 and done.stderr.endswith('AssertionError: a bug\n')
+
+
+# Each ends somewhere else: in a save, in the log, in Python's imports, in a thread of Orbax.
+LIMITS = {'-f 4': (2, 'raise the limit of ulimit -f'), '-n 30': (2, 'raise the limit of ulimit -n'),
+          '-n 20': (2, 'raise the limit of ulimit -n'),
+          '-v 1500000': (1, 'no memory left'), '-v 2500000': (1, 'no memory left')}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('limit', LIMITS)
+def test_a_limit_of_the_system_ends_a_run_in_one_line_with_whole_files(limit, tmp_path, place):
+  code, told = LIMITS[limit]
+  command = [sys.executable, '-m', 'rim_jax.main', '--config=tiny.py', f'--workdir={tmp_path}/run',
+             f'--config.data.cache_dir={tmp_path}/cache']
+  done = subprocess.run(['bash', '-c', f'ulimit {limit}; exec "$@"', 'bash', *command],
+                        capture_output=True, text=True, timeout=300, env=support_runs.ENVIRONMENT)
+  assert done.returncode == code, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: ') and told in line
+  for path in (tmp_path / 'run').rglob('*.json'):
+    json.loads(path.read_text())
+  done = subprocess.run(command, capture_output=True, text=True, timeout=300,  # without it
+                        env=support_runs.ENVIRONMENT)
+  assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize('how', ['2>&-', '>&- 2>&- <&-', '2>&1 | true'])

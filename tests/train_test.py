@@ -461,6 +461,23 @@ def test_evaluating_a_half_finished_run_does_not_finish_it(tmp_path, cache, use_
   assert evaluate_run is run_scores_lib.evaluate_run
 
 
+def test_gold_answers_that_can_never_be_right_are_told_before_training(tmp_path, monkeypatch):
+  for name in ('train', 'test', 'valid'):
+    (tmp_path / f'{name}.jsonl').write_text(
+        json.dumps({'question': 'q?', 'steps': [], 'answer': '507'}) + '\n')
+  config = make_config(str(tmp_path / 'cache'), 'direct', data__source='gsm8k',
+                       data__dir=str(tmp_path), tokenizer__kind='bytes', layout__answer_suffix='0')
+  told = []
+
+  def stop(*args):
+    raise Killed
+  monkeypatch.setattr(train_lib, '_train_stage', stop)
+  with pytest.raises(Killed):
+    train_lib.train(config, tmp_path / 'run', say=told.append)
+  for name in ('valid', 'test'):
+    assert any(line.startswith(f'{name}: 1 of 1 gold answers can never be right') for line in told)
+
+
 def test_another_file_under_the_name_of_a_set_is_evaluated_anew(tmp_path, cache, use_devices):
   use_devices(1)
   paths = [tmp_path / f'{name}.jsonl' for name in ('a', 'b')]

@@ -1,6 +1,7 @@
 """Records mean what their source says, and nothing bad is kept, served stale or half written."""
 
 import collections
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -16,13 +17,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 
 import grain
 import pytest
 
 from rim_jax.config import ChainConfig, DataConfig
 from rim_jax.config.schema import later
-from rim_jax.data import datasets, gsm8k
+from rim_jax.data import datasets, gsm8k, hub
 from rim_jax.errors import UserError
 
 
@@ -459,11 +461,11 @@ def test_unwritable_cache_is_told_in_one_line(tmp_path):
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """Serves `files`; counts requests; cuts off what is in `cut`."""
+  """Serves `files`; counts requests; cuts off what is in `cut`; `drips`, a byte at a time."""
 
   def __init__(self, files):
     super().__init__(('127.0.0.1', 0), Handler)
-    self.files, self.cut, self.requests = files, set(), []
+    self.files, self.cut, self.requests, self.drips = files, set(), [], False
     self.url = f'http://127.0.0.1:{self.server_port}/data'
 
 
@@ -482,7 +484,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self.send_response(200)
     self.send_header('Content-Length', str(len(content)))
     self.end_headers()
-    self.wfile.write(content[:100] if name in self.server.cut else content)
+    with contextlib.suppress(ConnectionError):  # given up
+      for at in range(200 * self.server.drips):  # no read of it ever waits for long
+        self.wfile.write(content[at:at + 1])
+        time.sleep(0.05)
+      self.wfile.write(content[:100] if name in self.server.cut else content)
 
 
 @pytest.fixture
@@ -518,6 +524,14 @@ def test_download_once_and_again_when_damaged(tmp_path, server):
   load_files('', tmp_path, url=server.url)
   assert server.requests == ['train.jsonl', 'test.jsonl', 'test.jsonl']
   assert list_downloads(tmp_path) == server.files
+
+
+def test_a_download_that_drips_ends(tmp_path, server, monkeypatch):
+  server.drips = True
+  monkeypatch.setattr(hub, 'get_deadline', lambda num_bytes: 0.3)
+  with pytest.raises(UserError, match='bytes came in 0 s; download it yourself') as error:
+    load_files('', tmp_path, url=server.url)
+  assert '\n' not in str(error.value) and list_downloads(tmp_path) == {}
 
 
 @pytest.mark.parametrize('fault, what', [

@@ -71,6 +71,17 @@ def test_jax_is_told_which_gpus_to_take(monkeypatch):
   assert [a.get('cluster_detection_method') for a in asked] == [None, 'deactivate', 'deactivate']
 
 
+@pytest.mark.parametrize('coordinator, token, bound', [
+    ('127.0.0.1:80', 'secret', '127.0.0.1:80'), ('[::1]:80', '', '[::1]:80'),
+    ('192.0.2.7:80', '', '192.0.2.7:80'), ('192.0.2.7:80', 'secret', None)])
+def test_jax_s_coordinator_listens_where_the_roll_call_did(coordinator, token, bound, monkeypatch):
+  asked, told = [], []
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **kwargs: asked.append(kwargs))
+  monkeypatch.setattr(roll_call, 'call_roll', lambda *args: told.append(args))
+  hosts.start(coordinator, 2, 0, False, 1, environ={'RIM_JAX_TOKEN': token})
+  assert asked[0].get('coordinator_bind_address') == bound and told[0][-1] == token
+
+
 def test_a_run_says_on_what_it_runs_and_stops_where_gpus_are_missing(monkeypatch):
   assert hosts.describe_machine({}) == '8 devices (cpu) on 1 host'
   with pytest.raises(UserError, match='sees 0 GPUs, and SLURM_GPUS_ON_NODE=4 gives it 4'):
