@@ -4,12 +4,13 @@ import ast
 import json
 import pathlib
 import re
+import shutil
 import tarfile
 
 import pytest
 
 from configs import presets
-from docs import make_reference
+from docs import make_reference, make_tables
 from rim_jax import config as config_lib
 from rim_jax.results import judge
 from tests import support
@@ -133,3 +134,27 @@ def test_versions_of_files_are_those_of_the_code(file, constant):
       'reference/files.md', '| file below')
   row, = (row for row in rows if row[0].startswith(f'`{file}`'))
   assert {row[-1]} == found
+
+
+def test_the_tables_of_results_are_those_of_the_kept_runs():
+  """After a run is kept: python -m docs.make_tables."""
+  page = make_tables.PAGE.read_text()
+  assert make_tables.write_tables(page) == page
+
+
+@pytest.mark.parametrize('name', sorted(p.name for p in make_tables.RUNS.iterdir()))
+def test_a_table_names_what_is_missing_and_kept_runs_no_path(name, monkeypatch, tmp_path):
+  runs = make_tables.load(name)
+  assert runs
+  for path in (make_tables.RUNS / name).glob('*.json'):
+    assert not re.search(r'"/\w+/', path.read_text()), path.name
+  (method, seed), *_ = runs
+  shutil.copytree(make_tables.RUNS / name, tmp_path / name)
+  before = make_tables.make_table(name)
+  (path,) = [p for p in (tmp_path / name).glob(f'*method={method},*seed={seed}*')]
+  path.unlink()
+  monkeypatch.setattr(make_tables, 'RUNS', tmp_path)
+  (told,) = [line for line in make_tables.make_table(name).split('\n')
+             if line.startswith(f'Missing with seed {seed}:')]
+  assert f'with seed {seed}: all.' in told or method in told
+  assert make_tables.make_table(name) != before

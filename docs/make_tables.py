@@ -1,0 +1,122 @@
+"""Keeps what finished runs of a sweep say in docs/runs/, and makes docs/results.md's tables of it.
+
+  python -m docs.make_tables --sweep=runs/compare --name=compare_chain   # keeps its finished runs
+  python -m docs.make_tables                                             # makes the tables again
+
+A kept run is one JSON file: its configuration without paths, the code's commit, versions and
+hardware, its results on test and its controls. A table names the runs that it lacks. A test holds
+the page to the files.
+"""
+
+import argparse
+import json
+import math
+import pathlib
+import statistics
+
+from configs import compare
+from rim_jax import reader
+from rim_jax.config import PATH_KEYS, flatten
+from rim_jax.config.methods import FACTS
+from rim_jax.runtime.run_folder import RunFolder
+
+RUNS = pathlib.Path(__file__).parent / 'runs'
+PAGE = RUNS.parent / 'results.md'
+SEEDS = range(3)
+MISSING = '–'
+
+
+def keep(sweep: pathlib.Path, name: str) -> list[str]:
+  """Writes a file for each finished run of a sweep; returns their names."""
+  kept = []
+  for folder in sorted((sweep / 'points').iterdir()):
+    status = folder / 'point.json'
+    if not status.exists() or json.loads(status.read_text())['status'] != 'done':
+      continue
+    card = json.loads((folder / 'config.json').read_text())
+    last = RunFolder(folder / card['stages'][-1] if 'stages' in card else folder)
+    card |= {key: value for key, value in last.load_card().items() if key != 'config'}
+    config = {key: value for key, value in flatten(card['config']).items() if key not in PATH_KEYS}
+    controls = last.load_controls() if last.controls.exists() else None
+    kept.append(folder.name)
+    path = RUNS / name / f'{folder.name}.json'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({
+        'point': folder.name, 'commit': card['commit'], 'versions': card['versions'],
+        'hardware': {key: card['hardware'][key] for key in ('device', 'num_devices', 'mesh')},
+        'data': card['data'], 'config': config,
+        'test': reader.to_tree(last.load_results()['test']),
+        'controls': None if controls is None else reader.to_tree(controls)}, indent=1) + '\n')
+  return kept
+
+
+def load(name: str) -> dict[tuple[str, int], dict]:
+  """(method, seed) -> the kept run of that name."""
+  runs = [json.loads(path.read_text()) for path in sorted((RUNS / name).glob('*.json'))]
+  return {(_get_factors(run)['method'], run['config']['seed']): run for run in runs}
+
+
+def _get_factors(run) -> dict[str, str]:
+  return dict(factor.split('=') for factor in run['point'].split(','))
+
+
+def make_table(name: str) -> str:
+  """A row for each method of configs/compare.py, and what is missing."""
+  runs = load(name)
+  lines = ['| method | final answer by seed, % | mean (s.e.) | after block 1, 2, ...: mean | '
+           'first answer token, x direct |', '|---|---|---|---|---|']
+  for method in compare.METHODS:
+    tests = [runs[method, seed]['test'] for seed in SEEDS if (method, seed) in runs]
+    by_seed = [f"{100 * runs[method, seed]['test']['final_acc']:.1f}" if (method, seed) in runs
+               else MISSING for seed in SEEDS]
+    lines.append(f'| `{method}` | {" / ".join(by_seed)} | {_average(tests)} | '
+                 f'{_list_blocks(method, tests)} | {_time(tests)} |')
+  return '\n'.join([*lines, '', *_list_missing(runs)])
+
+
+def _list_missing(runs) -> list[str]:
+  left = {seed: [m for m in compare.METHODS if (m, seed) not in runs] for seed in SEEDS}
+  return [f'Missing with seed {seed}: '
+          f'{"all" if len(names) == len(compare.METHODS) else ", ".join(names)}.'
+          for seed, names in left.items() if names] or ['No run is missing.']
+
+
+def _average(tests) -> str:
+  accs = [100 * test['final_acc'] for test in tests]
+  if len(accs) < len(SEEDS):
+    return MISSING
+  return f'{statistics.mean(accs):.1f} ({statistics.stdev(accs) / math.sqrt(len(accs)):.1f})'
+
+
+def _list_blocks(method, tests) -> str:
+  facts = FACTS.get(method, FACTS['rim'])
+  if not tests or len(tests[0]['block_acc']) < 2 or not facts.has_blocks:
+    return MISSING
+  return ' / '.join(f'{100 * statistics.mean(accs):.0f}'
+                    for accs in zip(*(test['block_acc'] for test in tests), strict=True))
+
+
+def _time(tests) -> str:
+  ratios = [test['ttft_ratio'] for test in tests if test.get('ttft_ratio')]
+  return f'{statistics.median(ratios):.2f}' if ratios else MISSING
+
+
+def write_tables(page: str) -> str:
+  """The page with each table between its two marks."""
+  for name in sorted(path.name for path in RUNS.iterdir()):
+    begin, end = f'<!-- table {name}: python -m docs.make_tables -->', '<!-- end -->'
+    before, found, rest = page.partition(begin)
+    if not found:
+      raise ValueError(f'{PAGE.name} has no place for {name}: {begin}')
+    page = f'{before}{begin}\n{make_table(name)}\n{end}{rest.partition(end)[2]}'
+  return page
+
+
+if __name__ == '__main__':
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--sweep', type=pathlib.Path, help='WORKDIR of a sweep')
+  parser.add_argument('--name', help='the name of its table')
+  args = parser.parse_args()
+  if args.sweep:
+    print('kept:', ', '.join(keep(args.sweep, args.name)))
+  PAGE.write_text(write_tables(PAGE.read_text()))
