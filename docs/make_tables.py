@@ -1,4 +1,4 @@
-"""Keeps what finished runs of a sweep say in docs/runs/, and makes docs/results.md's tables of it.
+"""Keeps what finished runs of a sweep say in docs/kept/, and makes docs/results.md's tables of it.
 
   python -m docs.make_tables --sweep=runs/compare --name=compare_chain   # keeps its finished runs
   python -m docs.make_tables                                             # makes the tables again
@@ -20,7 +20,7 @@ from rim_jax.config import PATH_KEYS, flatten
 from rim_jax.config.methods import FACTS
 from rim_jax.runtime.run_folder import RunFolder
 
-RUNS = pathlib.Path(__file__).parent / 'runs'
+RUNS = pathlib.Path(__file__).parent / 'kept'
 PAGE = RUNS.parent / 'results.md'
 SEEDS = range(3)
 MISSING = '–'
