@@ -51,6 +51,8 @@ setuptools.setup(
         # references for tests, --verify and bench
         'hf': ['torch', 'transformers', 'peft'],
         'lm-eval': ['lm-eval[hf]>=0.4.13'],  # scores an export by the task beside it
+        # llama.cpp as a wheel, and what its converter reads tokenizers with
+        'llama-cpp': ['xllamacpp', 'sentencepiece'],
         'analysis': ['scikit-learn'],  # probes of --mode=controls
         'docs': ['sphinx>=8', 'myst-parser>=4', 'furo'],
         'test': ['pytest', 'pytest-xdist', 'ruff', 'pyright', 'gcsfs', 'wandb',
