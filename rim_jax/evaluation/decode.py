@@ -1,13 +1,14 @@
 """Decoding: prefill the trunk once, then every readout in parallel from that one cache.
 
-The cache holds the trunk's tokens and then the readouts', and `batch.visible`
+What is forced at the beginning of the readouts goes in with the trunk, in one pass, as in training:
+an answer's first token costs no second pass over the weights. The cache holds the trunk's tokens
+and then the readouts', and `batch.visible`
 on their fields says who attends to whom: the same rule, attention and positions
 as in training, so decoding needs no mask of its own.
 """
 
 import copy
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -32,6 +33,14 @@ class Trunks:
   fields: batch_lib.Fields  # i32[b, t] each
   num_question: jax.Array  # i32[b], tokens of the question
   num_blocks: int = dataclasses.field(metadata={'static': True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Tail:
+  """What stands behind trunks and is read with them: the readouts' prefixes, or nothing."""
+  tokens: jax.Array  # i32[b, w], by time, then by readout
+  fields: batch_lib.Fields  # i32[b, w] each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,31 +99,56 @@ def decode(model, config: Config, readouts: Readouts, trunks: Trunks, draw=None)
       depends on these, the seed, the block and the place alone, not on the batch.
   Shapes: -> i32[b, r, max_new_tokens], r = len(blocks); eos from the first eos on.
   """
-  filled = prefill(model, config, trunks, readouts.blocks)
+  filled = prefill(model, config, trunks, readouts.blocks, readouts.prefix)
   return read(model, config, readouts, trunks, filled, draw)
 
 
-def prefill(model, config: Config, trunks: Trunks, blocks: tuple):
-  """The trunks alone, once for all readouts, with as many passes as answering takes.
+def prefill(model, config: Config, trunks: Trunks, blocks: tuple, prefix: tuple = ()):
+  """The trunks, once for all readouts, and the readouts' prefixes behind them in the same pass.
 
-  Returns: (x [b, r, d] at the last token of each of `blocks`, (keys, values) [l, b, c, n, k],
-    Fields of those c tokens).
+  There are as many passes as answering takes; prefixes are part of the last one.
+
+  Returns: (x [b, r, d] at the last token of each prefix, or, without one, of each of `blocks`,
+    (keys, values) [l, b, c, n, k], Fields of those c tokens, the prefixes' last).
   """
   config = config.at_evaluation
   method, start_br = methods.get_method(config), get_starts(blocks, trunks, config)
+  tail = make_tail(prefix, blocks, start_br)
   if method.prefill and any(blocks):
-    return method.prefill(model, trunks, start_br, config)
-  x_btd, kv = _read_trunks(model, config, trunks, any(blocks), return_kv=True)
-  return jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1), kv, trunks.fields
+    return method.prefill(model, trunks, start_br, config, tail)
+  x_btd, kv, fields = _read_trunks(model, config, trunks, any(blocks), tail, return_kv=True)
+  return _take_last(x_btd, start_br, len(prefix)), kv, fields
 
 
-def _read_trunks(model, config, trunks, has_blocks=True, **settings):
-  """A pass over trunks, the method's last one where it takes several."""
-  fields = trunks.fields
+def make_tail(prefix: tuple, blocks: tuple, start_br) -> Tail:
+  """The first tokens of every readout, `prefix`; by time, then by readout."""
+  tokens = jnp.repeat(jnp.asarray(prefix, jnp.int32), len(blocks))
+  return Tail(jnp.broadcast_to(tokens, (start_br.shape[0], tokens.size)),
+              _make_fields(blocks, start_br, 0, len(prefix)))
+
+
+def _take_last(x_btd, start_br, num_prefix: int):
+  """States at each readout's last token so far: of its prefix, or where its block ends."""
+  if num_prefix:
+    return x_btd[:, -start_br.shape[1]:]
+  return jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1)
+
+
+# 6 parameters: those of `prefill`, and what the pass over layers takes.
+def _read_trunks(model, config, trunks, has_blocks=True, tail=None, **settings):
+  """A pass over trunks, the method's last one where it takes several, and what stands behind them.
+
+  Returns: (x, keys and values, Fields of all that was read).
+  """
+  tokens, fields = trunks.tokens, trunks.fields
   inputs_btd = find_inputs(model, config, trunks) if has_blocks else None
-  visible = attention.find_visible(fields, fields, config.layout,
-                                   config.model.attention_tile_tokens)
-  return model(trunks.tokens, fields.positions, visible, inputs_btd=inputs_btd, **settings)
+  if tail is not None:
+    tokens, fields = jax.tree.map(lambda *x: jnp.concatenate(x, 1), (tokens, fields),
+                                  (tail.tokens, tail.fields))
+    if inputs_btd is not None:
+      inputs_btd = jnp.concatenate([inputs_btd, model.embed(tail.tokens)], 1)
+  return *model(tokens, fields.positions, _see(fields, fields, config), inputs_btd=inputs_btd,
+                **settings), fields
 
 
 def find_inputs(model, config: Config, trunks: Trunks):
@@ -127,7 +161,7 @@ def find_inputs(model, config: Config, trunks: Trunks):
 
 def compute_states(model, config: Config, blocks: tuple, trunks: Trunks):
   """States of the closing tokens of `blocks` before the last layer: f32[b, r, d]."""
-  x_btd, _ = _read_trunks(model, config, trunks, num_layers=config.model.num_layers - 1)
+  x_btd, *_ = _read_trunks(model, config, trunks, num_layers=config.model.num_layers - 1)
   last_br = get_starts(blocks, trunks, config) - 1
   return jnp.take_along_axis(x_btd, last_br[..., None], axis=1).astype(jnp.float32)
 
@@ -138,7 +172,7 @@ def get_starts(blocks: tuple, trunks: Trunks, config: Config):
   return trunks.num_question[:, None] + layout_lib.get_block_size(config.layout) * block_r[None]
 
 
-def _make_fields(readouts: Readouts, start_br, first, count: int) -> batch_lib.Fields:
+def _make_fields(blocks: tuple, start_br, first, count: int) -> batch_lib.Fields:
   """Fields of `count` tokens of every readout from time `first` on: i32[b, count * r]."""
   num_rows, num_readouts = start_br.shape
 
@@ -146,38 +180,52 @@ def _make_fields(readouts: Readouts, start_br, first, count: int) -> batch_lib.F
     return jnp.broadcast_to(x, (num_rows, count, num_readouts)).reshape(num_rows, -1)
   return batch_lib.Fields(
       positions=spread(start_br[:, None] + (first + jnp.arange(count))[None, :, None]),
-      example=spread(1), block=spread(jnp.asarray(readouts.blocks, jnp.int32)[None, None]),
+      example=spread(1), block=spread(jnp.asarray(blocks, jnp.int32)[None, None]),
       readout=spread(1 + jnp.arange(num_readouts)[None, None]))
 
 
-def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw=None):
-  """`decode` from what `prefill` gave."""
-  x_brd, kv, trunk_fields = filled
-  layout, eos_id, max_new_tokens = config.layout, readouts.eos_id, readouts.max_new_tokens
-  num_rows = trunks.tokens.shape[0]
-  num_readouts, num_prefix = len(readouts.blocks), len(readouts.prefix)
-  see = functools.partial(attention.find_visible, layout=layout,
-                          tile_tokens=config.model.attention_tile_tokens)
-  width = trunk_fields.positions.shape[1]
-  length = num_prefix + max_new_tokens - 1  # the last new token is never an input
-  # Readout tokens stand in the cache by time, then by readout: [time, readout].
+def _make_room(filled, blocks: tuple, start_br, first: int, count: int):
+  """What a prefill left, with room for `count` more tokens of every readout from time `first` on.
+
+  They stand by time, then by readout: [time, readout].
+
+  Returns: (keys and values, Fields). Tokens that are not written yet are invisible: their positions
+    lie after every query's.
+  """
+  _, kv, fields = filled
+  kv = jax.tree.map(lambda x: jnp.pad(
+      x, ((0, 0), (0, 0), (0, count * len(blocks)), (0, 0), (0, 0))), kv)
+  return kv, jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), fields,
+                          _make_fields(blocks, start_br, first, count))
+
+
+def _see(query, key, config):
+  return attention.find_visible(query, key, config.layout, config.model.attention_tile_tokens)
+
+
+def read_prefix(model, config: Config, readouts: Readouts, trunks: Trunks, filled):
+  """What `prefill` gives with the readouts' prefix, from what it gave without: in a second pass.
+
+  It is for whoever changes the cache between the two.
+  """
+  if not readouts.prefix:
+    return filled
   start_br = get_starts(readouts.blocks, trunks, config)
-  cache = jax.tree.map(
-      lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, length * num_readouts), (0, 0), (0, 0))), kv)
-  # Tokens not written yet are invisible: their positions lie after every query's.
-  cache_fields = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1),
-                              trunk_fields, _make_fields(readouts, start_br, 0, length))
+  tail = make_tail(readouts.prefix, readouts.blocks, start_br)
+  cache, fields = _make_room(filled, readouts.blocks, start_br, 0, len(readouts.prefix))
+  x_btd, cache = model(tail.tokens, tail.fields.positions, _see(tail.fields, fields, config),
+                       cache=cache, offset=filled[2].positions.shape[1])
+  return _take_last(x_btd, start_br, len(readouts.prefix)), cache, fields
 
-  def feed(tokens_bt, first, count, cache):
-    """Hidden states of the last of `count` times, [b, r, d], and the extended cache."""
-    fields = _make_fields(readouts, start_br, first, count)
-    x_btd, cache = model(tokens_bt, fields.positions, see(fields, cache_fields), cache=cache,
-                         offset=width + first * num_readouts)
-    return x_btd[:, -num_readouts:], cache
 
-  if num_prefix:
-    tokens = jnp.repeat(jnp.asarray(readouts.prefix, jnp.int32), num_readouts)
-    x_brd, cache = feed(jnp.broadcast_to(tokens, (num_rows, tokens.size)), 0, num_prefix, cache)
+def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw=None):
+  """`decode` from what `prefill` gave with the readouts' prefix."""
+  x_brd, num_prefix, width = filled[0], len(readouts.prefix), filled[2].positions.shape[1]
+  eos_id, max_new_tokens = readouts.eos_id, readouts.max_new_tokens
+  num_rows, num_readouts = trunks.tokens.shape[0], len(readouts.blocks)
+  start_br = get_starts(readouts.blocks, trunks, config)
+  cache, cache_fields = _make_room(  # the last new token is never an input
+      filled, readouts.blocks, start_br, num_prefix, max_new_tokens - 1)
 
   def choose(x_brd, place):
     # Rows of the embedding beyond the tokenizer's ids are padding: they mean no text.
@@ -190,6 +238,8 @@ def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw
   first_br = choose(x_brd, 0)
   out = jnp.full((num_rows, num_readouts, max_new_tokens), eos_id, jnp.int32)
   out = out.at[:, :, 0].set(first_br)
+  if max_new_tokens == 1:
+    return out
   # Padding rows have nothing to say: they must not keep the loop alive.
   padding_b1 = trunks.fields.example[:, :1] == 0
 
@@ -199,7 +249,9 @@ def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw
 
   def extend(carry):
     count, last_br, done_br, out, cache = carry
-    x_brd, cache = feed(last_br, num_prefix + count - 1, 1, cache)
+    fields = _make_fields(readouts.blocks, start_br, num_prefix + count - 1, 1)
+    x_brd, cache = model(last_br, fields.positions, _see(fields, cache_fields, config),
+                         cache=cache, offset=width + (count - 1) * num_readouts)
     next_br = jnp.where(done_br, eos_id, choose(x_brd, count))
     out = jax.lax.dynamic_update_index_in_dim(out, next_br, count, 2)
     return count + 1, next_br, done_br | (next_br == eos_id), out, cache

@@ -157,7 +157,7 @@ def close_again(model, config: Config, blocks: tuple, trunks, kv, sees_question=
 # 7 parameters: jit takes what is static and what is traced apart.
 def decode_changed(model, config: Config, change, sees_question: bool,
                    readouts: decode_lib.Readouts, trunks, pairs: Pairs):
-  """`decode.decode` with a control between prefill and reading.
+  """`decode.decode` with a control between prefill and reading, the prefix included.
 
   Shapes: -> i32[b, r, max_new_tokens], as there.
   """
@@ -167,8 +167,9 @@ def decode_changed(model, config: Config, change, sees_question: bool,
     x_brd = close_again(model, config, readouts.blocks, trunks, kv, sees_question)
   layout = dataclasses.replace(config.layout, readout_sees_question=(
       config.layout.readout_sees_question and sees_question))
-  return decode_lib.read(model, dataclasses.replace(config, layout=layout), readouts, trunks,
-                         (x_brd, kv, fields))
+  config = dataclasses.replace(config, layout=layout)
+  filled = decode_lib.read_prefix(model, config, readouts, trunks, (x_brd, kv, fields))
+  return decode_lib.read(model, config, readouts, trunks, filled)
 
 
 # ---- Who is whose donor ----

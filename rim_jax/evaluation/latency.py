@@ -2,10 +2,10 @@
 
 Timed are four programs of each method, warm, with what they wait for:
 
-  prefill      the trunk alone: question, and blocks where there are any; of Coconut with its
-               thoughts, one after the other
-  first_token  from ids to the answer's first token: prefill, forced prefix, one token; a written
-               chain of thought is decoded first, token by token
+  prefill      the trunk: question, and blocks where there are any, of Coconut with its thoughts,
+               one after the other; and the forced prefix of what is read, in the same pass
+  first_token  from ids to the answer's first token: prefill, one token; a written chain of thought
+               is decoded first, token by token
   decode       from a prefill that is there to the end of the answer
   full         from ids to the end of the answer
 
@@ -119,7 +119,7 @@ class Writing:
 class Part:
   """A timed program: called on a network's arrays, `static`, trunks and, of `decode`, a prefill."""
   program: Callable
-  static: decode_lib.Readouts | tuple
+  static: decode_lib.Readouts
   num_turns: int  # of its one loop
 
 
@@ -161,8 +161,10 @@ def make_parts(network: Network, writing: Writing) -> dict[str, Part]:
                       for count in (until_first, until_end))
   everywhere = sharding.get_replicated(network.mesh)
   whole = network.jit(decode_lib.decode, 1, everywhere)
-  return {'prefill': Part(network.jit(lambda model, config, blocks, trunks: decode_lib.prefill(
-              model, config, trunks, blocks), 1), writing.blocks, 0),
+
+  def prefill(model, config, readouts, trunks):
+    return decode_lib.prefill(model, config, trunks, readouts.blocks, readouts.prefix)
+  return {'prefill': Part(network.jit(prefill, 1), to_end, 0),
           'first_token': Part(whole, to_first, until_first - 1),
           'decode': Part(network.jit(decode_lib.read, 1, everywhere), to_end, until_end - 1),
           'full': Part(whole, to_end, until_end - 1)}

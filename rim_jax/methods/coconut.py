@@ -81,11 +81,14 @@ def find_inputs(model, tokens_bt, fields: batch_lib.Fields, config: Config,
   return jax.vmap(lambda x, i, h: x.at[i].set(h, mode='drop'))(inputs_btd, index_bj, thoughts_bjd)
 
 
-def prefill(model, trunks, start_br, config: Config):
-  """Reads trunks for decoding: the question and `<b>` at once, a token for each thought, `</b>`.
+def prefill(model, trunks, start_br, config: Config, tail):
+  """Reads trunks for decoding: the question and `<b>` at once, a token for each thought, the rest.
+
+  The rest is `</b>` and the tail.
 
   Shapes: start_br i32[b, 1], the position behind the block.
-  Returns: (x [b, 1, d] at `</b>`, keys and values [l, b, c, n, k], Fields of those c tokens).
+  Returns: (x [b, 1, d] at the last of them, keys and values [l, b, c, n, k], Fields of those c
+    tokens).
   """
   num_thoughts = config.layout.block_tokens
   there_b1 = trunks.fields.example[:, :1]
@@ -94,14 +97,15 @@ def prefill(model, trunks, start_br, config: Config):
                            jnp.zeros_like(there_b1))
   x_b1d = jnp.take_along_axis(x_btd, start.positions[..., None], 1)
   _, _, part, fields = _think(model, x_b1d, start, kv, known, num_thoughts, config)
-  end = _advance(start, num_thoughts + 1)
-  cache = jax.tree.map(lambda *x: jnp.concatenate([*x, jnp.zeros_like(x[0][:, :, :1])], 2),
-                       kv, part)
-  fields = _join(fields, end)
-  x_b1d, cache = model(jnp.full_like(there_b1, model.vocab_size + 2), end.positions,
-                       find_visible(end, fields, config), cache=cache,
-                       offset=fields.positions.shape[1] - 1)
-  return x_b1d, cache, fields
+  rest = _join(_advance(start, num_thoughts + 1), tail.fields)
+  tokens = jnp.concatenate([jnp.full_like(there_b1, model.vocab_size + 2), tail.tokens], 1)
+  cache = jax.tree.map(lambda *x: jnp.pad(jnp.concatenate(x, 2), (
+      (0, 0), (0, 0), (0, tokens.shape[1]), (0, 0), (0, 0))), kv, part)
+  offset = fields.positions.shape[1]
+  fields = _join(fields, rest)
+  x_btd, cache = model(tokens, rest.positions, find_visible(rest, fields, config), cache=cache,
+                       offset=offset)
+  return x_btd[:, -1:], cache, fields
 
 
 def _read(model, tokens_bt, fields: batch_lib.Fields, config, dropout_key=None):

@@ -69,7 +69,8 @@ class Method:
   # (model, Batch, Read, Config) -> name -> a sum over pairs. Its mean over those of an update is
   # added to the loss, and told in metrics.jsonl as train/added_NAME.
   losses: Callable[..., dict[str, jax.Array]] | None = None
-  # (model, Trunks, starts i32[b, r], Config) -> as `decode.prefill`: a cheaper way to the same.
+  # (model, Trunks, starts i32[b, r], Config, Tail) -> as `decode.prefill`: a cheaper way to the
+  # same. The tail is read in the last pass.
   prefill: Callable | None = None
   # (model, Batch, inputs f[b, t, d] or None, logits f32[b, s, v], Config, dropout key)
   # -> logits, in which some slots are those of another network.

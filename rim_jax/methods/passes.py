@@ -148,17 +148,31 @@ class Passes:
     fed_bwd = self.feed(model, blocks.tokens, embedded_bwd, x_bwd)
     return _put(embedded_btd, in_rows, constrain(fed_bwd, BATCH, None, None))
 
-  def prefill(self, model, trunks, start_br, config: Config):
+  def prefill(self, model, trunks, start_br, config: Config, tail):
     """As `decode.prefill`; the cache holds the question, and of the blocks the last pass."""
     embedded_btd = model.embed(trunks.tokens)
     x_btd, kv = _read(model, embedded_btd, trunks.fields, config)
     blocks = _gather(trunks.tokens, trunks.fields, trunks.fields.block > 0,
                      trunks.num_blocks * layout_lib.get_block_size(config.layout))
-    x_bwd, part = self._go_on(model, _take(embedded_btd, blocks.index), _take(x_btd, blocks.index),
-                              kv, trunks.fields, blocks, self.count - 1, config)
-    x_btd = _put(x_btd, blocks, x_bwd)
-    kv = jax.tree.map(lambda x, y: jax.vmap(lambda x, y: _put(x, blocks, y))(x, y), kv, part)
-    return _take(x_btd, start_br - 1), kv, trunks.fields
+    num_tokens, num_blocks = trunks.tokens.shape[1], blocks.tokens.shape[1]
+    embedded_bwd = _take(embedded_btd, blocks.index)
+    x_bwd, _ = self._go_on(model, embedded_bwd, _take(x_btd, blocks.index), kv, trunks.fields,
+                           blocks, self.count - 2, config)
+    fed_bwd = jnp.concatenate([self.feed(model, blocks.tokens, embedded_bwd, x_bwd),
+                               model.embed(tail.tokens)], 1)
+    new, keys = _find_keys(trunks.fields, blocks.fields, tail.fields)
+    cache = jax.tree.map(lambda x: jnp.pad(
+        x, ((0, 0), (0, 0), (0, fed_bwd.shape[1]), (0, 0), (0, 0))), kv)
+    x_bwd, cache = model(None, new.positions, coconut.find_visible(new, keys, config),
+                         inputs_btd=fed_bwd, cache=cache, offset=num_tokens)
+
+    def move(x):  # the blocks to their places in the trunk
+      x, y, rest = jnp.split(x, (num_tokens, num_tokens + num_blocks), 2)
+      return jnp.concatenate([jax.vmap(lambda x, y: _put(x, blocks, y))(x, y), rest], 2)
+    fields = jax.tree.map(lambda *x: jnp.concatenate(x, 1), trunks.fields, tail.fields)
+    x_btd = (x_bwd[:, -start_br.shape[1]:] if tail.tokens.shape[1] else
+             _take(_put(x_btd, blocks, x_bwd), start_br - 1))
+    return x_btd, jax.tree.map(move, cache), fields
 
   # 10 parameters: what the first pass found, over which tokens, and how many more there are.
   def _go_on(self, model, embedded_bwd, x_bwd, kv, fields: batch_lib.Fields, blocks: _Tokens,
@@ -170,10 +184,7 @@ class Passes:
     if not num_more:
       return x_bwd, None
     num_tokens, num_new = fields.positions.shape[1], blocks.tokens.shape[1]
-    # Block tokens see those of their own pass, and no others.
-    question = dataclasses.replace(fields, example=jnp.where(fields.block > 0, 0, fields.example))
-    keys = jax.tree.map(lambda *x: jnp.concatenate(x, 1), question, blocks.fields)
-    visible = coconut.find_visible(blocks.fields, keys, config)
+    visible = coconut.find_visible(*_find_keys(fields, blocks.fields), config)
 
     # Computed again in a gradient: or each pass would keep the activations of a whole forward.
     @jax.checkpoint
@@ -193,6 +204,16 @@ def _read(model, inputs_btd, fields: batch_lib.Fields, config, dropout_key=None)
   """A first pass: (x [b, t, d], keys and values)."""
   return model(None, fields.positions, coconut.find_visible(fields, fields, config),
                inputs_btd=inputs_btd, dropout_key=dropout_key, return_kv=True)
+
+
+def _find_keys(fields: batch_lib.Fields, *new: batch_lib.Fields):
+  """(Fields of what is read next, those of all that it may see: trunks, and itself).
+
+  It sees blocks of its own pass, and no others.
+  """
+  question = dataclasses.replace(fields, example=jnp.where(fields.block > 0, 0, fields.example))
+  return (jax.tree.map(lambda *x: jnp.concatenate(x, 1), *new),
+          jax.tree.map(lambda *x: jnp.concatenate(x, 1), question, *new))
 
 
 def _fold_key(key, number):

@@ -11,6 +11,7 @@ from scipy import stats
 
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode
+from rim_jax.model import transformer as transformer_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import rows as rows_lib
 from tests import support
@@ -45,6 +46,41 @@ def test_logits_equal_those_of_the_training_forward(prefix, network, switches, m
   trained = np.asarray(model.compute_slot_logits(
       jax.tree.map(jnp.asarray, batch), config.layout)).reshape(2, 3, count, -1)
   support.assert_decoded_logits(ids, seen, trained, codec.tokenizer.eos_id)
+
+
+@pytest.mark.parametrize('method, changes, passes', [
+    ('direct', {}, 1), ('rim_stage2', {}, 1), ('rim_stage2', HIDDEN | BIDIRECTIONAL, 1),
+    ('rim_stage2', {'loop__num_passes': 3}, 3),
+    ('coconut_stage', {'layout__num_blocks': 1, 'layout__block_tokens': 2}, 4)])
+def test_a_prefix_is_read_in_the_pass_over_the_trunk(method, changes, passes, monkeypatch):
+  """Its states, keys and values are those of a pass of its own; the network is called no more."""
+  config = support.make_config(method, layout__answer_prefix='+-', **changes)
+  model, codec = support.make_model(config), support.make_codec(config)
+  prefix, num_blocks = tuple(codec.template.answer_prefix), config.eval_blocks
+  blocks = tuple(range(1, num_blocks + 1)) or (0,)
+  trunks = jax.tree.map(jnp.asarray, decode.make_trunks(
+      [codec.encode(r).question for r in support.RECORDS], num_blocks, 32, 6, config,
+      codec.memory_start))
+  calls, call = [], transformer_lib.Transformer.__call__
+
+  def count(self, tokens, positions, *args, **settings):
+    jax.debug.callback(lambda: calls.append(positions.shape[1]))
+    return call(self, tokens, positions, *args, **settings)
+  monkeypatch.setattr(transformer_lib.Transformer, '__call__', count)
+  found = jax.jit(lambda: decode.prefill(model, config, trunks, blocks, prefix))()
+  jax.effects_barrier()
+  assert len(calls) == passes
+  bare = jax.jit(lambda: decode.prefill(model, config, trunks, blocks))()
+  jax.effects_barrier()
+  assert len(calls) == 2 * passes
+  assert sum(calls[:passes]) == sum(calls[passes:]) + len(prefix) * len(blocks)
+  want = decode.read_prefix(model, config, decode.Readouts(
+      prefix, blocks, 1, codec.tokenizer.eos_id, 16), trunks, bare)
+  jax.tree.map(lambda a, b: support.assert_close(a[:5], b[:5]), found[0], want[0])
+  jax.tree.map(np.testing.assert_array_equal, found[2], want[2])
+  seen = (want[2].example > 0)[None, :5, :, None, None]
+  jax.tree.map(lambda a, b: support.assert_close(
+      jnp.where(seen, a[:, :5], 0), jnp.where(seen, b[:, :5], 0)), found[1], want[1])
 
 
 @pytest.mark.parametrize('method, prefix', [('rim_stage2', '+'), ('rim_stage2', ''), ('cot', '')])
