@@ -201,7 +201,7 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
     config = families.resolve(config_lib.parse_config(config))
     codec = methods.make_codec(config, tokenizer_lib.load_tokenizer(config.tokenizer))
     stage = source.make_stage_plan(split, codec, 1, lambda line: None)
-    batch = source.BatchSource(split, stage, codec)[0]
+    batch = source.BatchSource(stage, codec)[0]
     mesh = sharding.make_mesh(config.mesh)
     program = step_lib.make_program(config, codec.memory_start, 10, mesh)
     base = weights_lib.load_params(weights_lib.open_base(folder / 'gpt2'), program.base)

@@ -150,7 +150,7 @@ def bench_packing(config, codec, examples, pairs):
 
 def bench_input(config, codec, split, pairs):
   stage = source_lib.make_stage_plan(split, codec, say=lambda line: None)
-  source = source_lib.BatchSource(split, stage, codec)
+  source = source_lib.BatchSource(stage, codec)
   count = min(len(source), 10)
 
   def make():

@@ -81,8 +81,7 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
   if stage.dropped:
     say(f'dropped {len(stage.dropped)} train records that do not fit')
   source = source_lib.BatchSource(
-      task.dataset.splits['train'], stage, task.codec,
-      sharding.find_local_rows(stage.batch_rows, task.mesh))
+      stage, task.codec, sharding.find_local_rows(stage.batch_rows, task.mesh))
 
   # ---- The state: restored, or fresh ----
   program = step_lib.make_program(config, task.vocab_size, stage.num_steps, task.mesh)

@@ -35,8 +35,6 @@ class ChainConfig:
   # Each step draws one of these characters.
   operators: Annotated[str, Limit('must be one or more of + - *',
                                   lambda v: v and not set(v) - set('+-*'))] = '+'
-  # Share of the training questions whose written steps are wrong, all but the last: the answer.
-  wrong_frac: Annotated[float, Limit('must be between 0 and 1', lambda v: 0 <= v <= 1)] = later(0.0)
   num_train: AtLeastOne = 40_000  # Training questions.
   num_valid: AtLeastOne = 500  # Validation questions; none of them is a training question.
   num_test: AtLeastOne = 1_000  # Test questions; none of them is in another split.
@@ -86,7 +84,7 @@ class DataConfig:
   dir: str = ''
   # Where gsm8k's files are downloaded from.
   url: str = 'https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data'
-  # Directory of prepared copies, downloads and token counts; several runs may share it.
+  # Directory of prepared copies, downloads and ids of texts; several runs may share it.
   cache_dir: str = '~/.cache/rim_jax'
   # What happens at a row that cannot be read or does not fit. stop: the run ends with its file and
   # line. drop: the row is left out, counted and reported.

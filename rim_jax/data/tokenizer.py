@@ -37,6 +37,16 @@ class Tokenizer:
     """The ids of a text that begins a sequence, bos aside."""
     return self.encode(text, allow_special)
 
+  def try_encode(self, texts: list[str], is_first: bool = False) -> list[list[int] | None]:
+    """The ids of each text, as `encode` or `encode_first` has them; None where it refuses."""
+    encode, found = self.encode_first if is_first else self.encode, []
+    for text in texts:
+      try:
+        found.append(encode(text))
+      except UserError:
+        found.append(None)
+    return found
+
 
 class ByteTokenizer(Tokenizer):
   """UTF-8 bytes 0..255, then bos and eos; padded to 264 ids, which 8 divides."""
@@ -143,13 +153,14 @@ class FileTokenizer(Tokenizer):
     # The largest id, not the count: a vocabulary may have holes.
     self.vocab_size = 1 + max(
         self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-    self._special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items()
-                     if token.special}
+    special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items()
+               if token.special}
     self.eos_id = self._find_id(config.eos_token, 'eos_token')
     self.bos_id = self._find_id(config.bos_token, 'bos_token') if config.bos_token else None
     self._num_text_ids = 1 + max(
-        {*self._tokenizer.get_vocab(with_added_tokens=True).values()} - self._special
+        {*self._tokenizer.get_vocab(with_added_tokens=True).values()} - special
         | {self.eos_id, self.bos_id or 0})
+    self._refused = special | {self.eos_id, self.bos_id}  # ids that no text of a record may have
     self._inside = make_inside(self._tokenizer)
     self.marks_start = self._inside is not self._tokenizer
     raw = self._tokenizer.to_str().encode() if gguf.is_gguf(path) else reader.read_bytes(
@@ -181,9 +192,14 @@ class FileTokenizer(Tokenizer):
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     if allow_special:  # a template's text, never a record's
       return ids
-    if not self._special.isdisjoint(ids) or self.eos_id in ids or self.bos_id in ids:
+    if not self._refused.isdisjoint(ids):
       raise UserError(f'{text[:40]!r} spells a special token of {self._path}; remove it')
     return ids
+
+  def try_encode(self, texts, is_first=False):
+    tokenizer = self._tokenizer if is_first else self._inside
+    batch = tokenizer.encode_batch(texts, add_special_tokens=False)  # on all cores
+    return [found.ids if self._refused.isdisjoint(found.ids) else None for found in batch]
 
   def decode(self, ids):
     return self._inside.decode(list(ids), skip_special_tokens=True)

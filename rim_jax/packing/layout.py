@@ -89,13 +89,18 @@ def make_template(tokenizer, config: LayoutConfig) -> Template:
 
 
 def encode_question(text, tokenizer, template: Template) -> list[int]:
-  return [*template.bos, *template.question_prefix,
-          *get_question_encoder(tokenizer, template)(text), *template.separator]
+  encode = tokenizer.encode_first if begins_with_question(template) else tokenizer.encode
+  return wrap_question(encode(text), template)
 
 
-def get_question_encoder(tokenizer, template: Template):
-  """The tokenizer's `encode`, or `encode_first` where nothing stands before a question."""
-  return tokenizer.encode if template.question_prefix else tokenizer.encode_first
+def begins_with_question(template: Template) -> bool:
+  """Whether no text stands before a question."""
+  return not template.question_prefix
+
+
+def wrap_question(ids: Sequence[int], template: Template) -> list[int]:
+  """A question's ids with all that stands around them in every trunk."""
+  return [*template.bos, *template.question_prefix, *ids, *template.separator]
 
 
 def encode_record(record, tokenizer, template: Template) -> Encoded:

@@ -75,8 +75,7 @@ def list_lines(record, codec: source_lib.Codec) -> list[Line]:
 def measure_split(split, codec: source_lib.Codec, say=print) -> Sizes:
   """Sizes of a split's examples under the codec's method; nothing is refused here."""
   config: Config = codec.config
-  sizes = source_lib.measure(
-      source_lib.load_lengths(split, codec, config.data.cache_dir, say), codec)
+  sizes = source_lib.measure(source_lib.load_encoded(split, codec, say), codec)
   _, dropped = source_lib.find_unfit(sizes, split, codec, config.layout.row_slots)
   known = sizes[sizes[:, 0] >= 0, 0]
   mean, median, most = (round(float(fn(known))) if len(known) else 0

@@ -6,15 +6,13 @@ The stream is random access: batch i is a function of the plan and i alone.
 from collections.abc import Callable
 import dataclasses
 import math
-import os
-import pathlib
 from typing import Any
-import zipfile
 
 import grain
 import numpy as np
 
 from rim_jax.config import Config, ModelConfig, flatten, rules
+from rim_jax.data import encoded as encoded_lib
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
@@ -22,7 +20,6 @@ from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order
 from rim_jax.packing import rows as rows_lib
 
-_LENGTHS_VERSION = 1
 # Of what rows are made by; a run's card has them.
 VERSIONS = {'layout': layout_lib.LAYOUT_VERSION, 'plan': order.PLAN_VERSION,
             'batch': batch_lib.BATCH_VERSION}
@@ -70,51 +67,14 @@ def make_codec(config: Config, tokenizer, layout, removal: order.Removal | None 
   return Codec(tokenizer, template, config, vocab_size, layout, removal)
 
 
-@dataclasses.dataclass(frozen=True)
-class Lengths:
-  """Token counts of a split's texts; record i has steps `steps[starts[i]:starts[i + 1]]`."""
-  question: np.ndarray  # -1: cannot be encoded
-  answer: np.ndarray
-  steps: np.ndarray
-  starts: np.ndarray
+def load_encoded(split, codec: Codec, say=print) -> encoded_lib.EncodedSplit:
+  """The ids of a split's texts, as the codec's tokenizer and template have them."""
+  return encoded_lib.load_encoded(
+      split, codec.tokenizer, layout_lib.begins_with_question(codec.template), codec.config.data,
+      say)
 
 
-def load_lengths(split, codec: Codec, cache_dir: str, say=print) -> Lengths:
-  """Counts every text's tokens once for each (data, tokenizer), and caches the counts."""
-  tokenizer = codec.tokenizer
-  folder = pathlib.Path(cache_dir).expanduser() / 'lengths'
-  key = (split.fingerprint, tokenizer.fingerprint, split.name, f'v{_LENGTHS_VERSION}')
-  encode_question = layout_lib.get_question_encoder(tokenizer, codec.template)
-  if tokenizer.marks_start and not codec.template.question_prefix:
-    key = (*key, 'first')
-  path = folder / f'{"-".join(key)}.npz'
-  try:
-    with np.load(path) as cached:
-      return Lengths(**cached)
-  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-    pass  # absent, or damaged: it is only a cache
-  say(f'counting the tokens of {len(split):,} {split.name} records (kept for the next run)')
-  question, answer, steps, starts = [], [], [], [0]
-  for first in range(0, len(split), 1000):
-    for record in split.__getitems__(range(first, min(first + 1000, len(split)))):
-      try:
-        counts = [len(encode_question(record.question)),
-                  *(len(tokenizer.encode(text)) for text in (record.answer, *record.steps))]
-      except UserError:
-        counts = [-1, 0]
-      question.append(counts[0])
-      answer.append(counts[1])
-      steps.extend(counts[2:])
-      starts.append(len(steps))
-  lengths = Lengths(*(np.asarray(x, np.int64) for x in (question, answer, steps, starts)))
-  folder.mkdir(parents=True, exist_ok=True)
-  scratch = path.with_suffix(f'.{os.getpid()}.tmp.npz')
-  np.savez(scratch, **dataclasses.asdict(lengths))
-  scratch.replace(path)
-  return lengths
-
-
-def measure(lengths: Lengths, codec: Codec, removed: int = 0) -> np.ndarray:
+def measure(encoded: encoded_lib.EncodedSplit, codec: Codec, removed: int = 0) -> np.ndarray:
   """Sizes of every record under the method's layout: i64[N, 6].
 
   They are (tokens, slots, positions, n, tokens of the trunk, of them those of blocks).
@@ -122,27 +82,26 @@ def measure(lengths: Lengths, codec: Codec, removed: int = 0) -> np.ndarray:
   The layout itself is run on texts of these lengths, so its arithmetic exists once.
   Records that cannot be encoded get -1.
   """
-  template = codec.template
-  extra = sum(map(len, (template.bos, template.question_prefix, template.separator)))
-  steps, starts = lengths.steps.tolist(), lengths.starts.tolist()
-  sizes = np.full((len(lengths.question), 6), -1, np.int64)
-  block_size = layout_lib.get_block_size(codec.config.layout)
-  for i, (question, answer) in enumerate(zip(lengths.question.tolist(), lengths.answer.tolist())):
-    if question < 0:
+  template, config = codec.template, codec.config.layout
+  extra = len(layout_lib.wrap_question((), template))
+  sizes = np.full((len(encoded), 6), -1, np.int64)
+  block_size = layout_lib.get_block_size(config)
+  for i in range(len(encoded)):
+    counts = encoded.count_tokens(i)
+    if not counts:
       continue
+    question, answer, *steps = counts
     example = codec.lay_out(layout_lib.Encoded(
-        range(question + extra), tuple(map(range, steps[starts[i]:starts[i + 1]])),
-        range(answer)), removed)
+        range(question + extra), tuple(map(range, steps)), range(answer)), removed)
     blocks = block_size * example.num_blocks
-    sizes[i] = (*layout_lib.count_example(example, codec.config.layout), example.num_steps,
+    sizes[i] = (*layout_lib.count_example(example, config), example.num_steps,
                 len(example.question) + blocks, blocks)
   return sizes
 
 
 def count_positions(split, codec: Codec, say=print) -> int:
   """Positions that training on a split reaches: the largest of any example, plus 1."""
-  sizes = measure(
-      load_lengths(split, codec, codec.config.data.cache_dir, say), codec)
+  sizes = measure(load_encoded(split, codec, say), codec)
   usable, _ = find_usable(sizes, split, codec, codec.config.layout.row_slots)
   return int(sizes[usable, 2].max())
 
@@ -199,6 +158,7 @@ def find_reach(model: ModelConfig) -> tuple[str, int]:
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
   """A stage's rows and what follows from them."""
+  encoded: encoded_lib.EncodedSplit
   plan: order.Plan
   batch_rows: int
   num_steps: int  # S
@@ -226,8 +186,8 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   Raises: UserError "train.batch_rows=... is not divisible by ...", or for bad rows.
   """
   config = codec.config
-  lengths = load_lengths(split, codec, config.data.cache_dir, say)
-  sizes = measure(lengths, codec)
+  encoded = load_encoded(split, codec, say)
+  sizes = measure(encoded, codec)
   usable, dropped = find_usable(sizes, split, codec, config.layout.row_slots)
   row_slots = config.layout.row_slots or order.choose_row_slots(
       sizes[usable], config.layout.row_tokens)
@@ -241,7 +201,7 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
                     'no example; raise it')
   least, cut = None, None
   if codec.removal:
-    least = measure(lengths, codec, order.ALL)
+    least = measure(encoded, codec, order.ALL)
     longest = int((sizes - least)[usable, 0].max())
     cut = codec.removal.make_cut(len(sizes), longest, config)
   plan = order.make_plan(usable, sizes, num_examples, config.layout.row_tokens, row_slots,
@@ -262,7 +222,7 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
           f'the budget of {num_examples:,} examples, {num_examples / len(usable):.2f} epochs, ends '
           f'before the written chain is gone, and {config.method} is judged without it; raise the '
           f'budget, or {key}={flatten(config)[key]:g} (chains of up to {longest} tokens)')
-  return StagePlan(plan, batch_rows, num_steps, num_examples,
+  return StagePlan(encoded, plan, batch_rows, num_steps, num_examples,
                    max(int(sizes[usable, 3].max()), blocks), dropped,
                    _find_limits(plan, sizes), resets, counted)
 
@@ -382,8 +342,8 @@ class BatchSource:
       makes what its devices hold.
   """
 
-  def __init__(self, split, stage: StagePlan, codec: Codec, rows=None):
-    self._split, self._stage, self._codec = split, stage, codec
+  def __init__(self, stage: StagePlan, codec: Codec, rows=None):
+    self._stage, self._codec = stage, codec
     self.rows = np.arange(stage.batch_rows) if rows is None else rows
 
   def __len__(self):
@@ -395,12 +355,17 @@ class BatchSource:
 
   def __getitem__(self, index: int) -> batch_lib.Batch:
     plan, codec = self._stage.plan, self._codec
-    numbers = np.concatenate(self.get_records(index)).tolist()
-    records = iter(self._split.__getitems__(numbers) if numbers else ())
-    rows = [[codec.lay_out(codec.encode(next(records)), removed) for removed in plan.get_removed(
-        index * self._stage.batch_rows + row).tolist()] for row in self.rows.tolist()]
+    at = index * self._stage.batch_rows
+    rows = [[self._lay_out(*pair) for pair in zip(
+        plan.get_row(at + row).tolist(), plan.get_removed(at + row).tolist())]
+            for row in self.rows.tolist()]
     return rows_lib.make_rows(
         rows, plan.row_tokens, plan.row_slots, codec.config.layout, codec.memory_start)
+
+  def _lay_out(self, number: int, removed: int) -> layout_lib.Example:
+    question, answer, *steps = self._stage.encoded[number]
+    return self._codec.lay_out(layout_lib.Encoded(
+        layout_lib.wrap_question(question, self._codec.template), tuple(steps), answer), removed)
 
 
 def make_batches(source: BatchSource, start: int, prefetch: int):

@@ -293,8 +293,8 @@ def probe_removal(config, tools):
 
 
 def probe_batch(config, tools):
-  split, codec, plan = make_stage(config)
-  batch = source_lib.BatchSource(split, plan, codec)[0]
+  _, codec, plan = make_stage(config)
+  batch = source_lib.BatchSource(plan, codec)[0]
   return [x.tolist() for x in jax.tree.leaves(batch)]
 
 
@@ -615,7 +615,6 @@ LIVE = {
     'data.chain.max_steps': ('dataset', 5, {}),
     'data.chain.modulus': ('dataset', 7, {}),
     'data.chain.operators': ('dataset', '+*', {}),
-    'data.chain.wrong_frac': ('dataset', 0.5, {}),
     'data.chain.num_train': ('dataset', 41, {}),
     'data.chain.num_valid': ('dataset', 9, {}),
     'data.chain.num_test': ('dataset', 9, {}),

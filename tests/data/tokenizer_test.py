@@ -250,6 +250,8 @@ def test_segments_decode_to_their_texts_joined(spaced):
   ids = [tokenizer.encode_first(SEGMENTS[0]), *map(tokenizer.encode, SEGMENTS[1:])]
   assert plain.decode([i for some in ids for i in some]) == ''.join(SEGMENTS)
   assert ids[0] == plain.encode(SEGMENTS[0], add_special_tokens=False).ids  # as its model expects
+  assert [*tokenizer.try_encode(SEGMENTS[:1], is_first=True),
+          *tokenizer.try_encode(SEGMENTS[1:])] == ids
   for text, some in zip(SEGMENTS[1:], ids[1:]):
     assert tokenizer.decode(some) == text
   for text in TEXTS[:-1]:  # the last one spells a special token here
@@ -272,3 +274,18 @@ def test_a_tokenizer_that_marks_no_beginning_is_as_it_was(path):
   tokenizer = load_file(path)
   assert not tokenizer.marks_start and tokenizer.earlier_fingerprint is None
   assert tokenizer.encode_first('12 x') == tokenizer.encode('12 x')
+
+
+@pytest.mark.parametrize('name', ['plain.json', 'padding.json'])
+def test_many_texts_at_once_have_the_ids_of_each_alone(path, name):
+  tokenizer = load_file(path.parent / name)
+  texts = [*TEXTS, *make_unicode(), f'12{EOS}', f'{TURN} 12']
+  expected = []
+  for text in texts:
+    try:
+      expected.append(tokenizer.encode(text))
+    except UserError:
+      expected.append(None)
+  assert tokenizer.try_encode(texts) == expected
+  assert expected.count(None) == 2
+  assert tokenizer.try_encode(texts, is_first=True) == expected  # this one marks no start

@@ -163,7 +163,7 @@ def test_batches_are_bit_for_bit_those_of_earlier_versions(method, tmp_path_fact
   split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
   codec = support.make_codec(config)
   source = source_lib.BatchSource(
-      split, source_lib.make_stage_plan(split, codec, say=lambda line: None), codec)
+      source_lib.make_stage_plan(split, codec, say=lambda line: None), codec)
   digest = hashlib.sha256()
   for i in [*range(min(len(source), 6)), len(source) - 1]:
     for field in dataclasses.fields(batch_lib.Batch):

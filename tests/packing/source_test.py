@@ -34,7 +34,7 @@ def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
                                layout__separator='*', data__chain__min_steps=1)
   split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
   codec = support.make_codec(config)
-  sizes = source_lib.measure(source_lib.load_lengths(split, codec, cache, print), codec)
+  sizes = source_lib.measure(source_lib.load_encoded(split, codec), codec)
   for i in range(len(split)):
     example = codec.lay_out(codec.encode(split[i]))
     rows = rows_lib.make_rows([[example]], 128, 64, config.layout, codec.memory_start)
@@ -45,8 +45,8 @@ def test_measured_sizes_are_the_sizes_of_the_written_rows(method, cache):
 
 
 def test_no_row_holds_more_than_its_limits_and_some_row_holds_as_much(cache):
-  split, codec, stage = make_stage(cache, layout__row_tokens=90)
-  source = source_lib.BatchSource(split, stage, codec)
+  _, codec, stage = make_stage(cache, layout__row_tokens=90)
+  source = source_lib.BatchSource(stage, codec)
   rows = jax.tree.map(lambda *x: np.concatenate(x), *(source[i] for i in range(len(source))))
   trunk = (rows.example > 0) & (rows.readout == 0)
   blocks = trunk & (rows.block > 0)
@@ -65,8 +65,8 @@ def test_a_removed_token_is_one_less_of_each_down_to_the_bare_answer(removed, ca
                                layout__answer_prefix='+')
   split = datasets.load_dataset(config.data, say=lambda line: None).splits['train']
   codec = support.make_codec(config)
-  lengths = source_lib.load_lengths(split, codec, cache, print)
-  full, bare = (source_lib.measure(lengths, codec, r) for r in (0, order_lib.ALL))
+  encoded = source_lib.load_encoded(split, codec)
+  full, bare = (source_lib.measure(encoded, codec, r) for r in (0, order_lib.ALL))
   for i in range(len(split)):
     example = codec.lay_out(codec.encode(split[i]), removed)
     rows = rows_lib.make_rows([[example]], 128, 64, config.layout, codec.memory_start)
@@ -78,7 +78,7 @@ def test_a_removed_token_is_one_less_of_each_down_to_the_bare_answer(removed, ca
 def test_icot_s_batches_hold_what_is_left_of_each_chain(cache):
   """By text: the end of the chain, and the answer; nothing but the answer at the end."""
   split, codec, stage = make_stage(cache, **ICOT)
-  source, plan = source_lib.BatchSource(split, stage, codec), stage.plan
+  source, plan = source_lib.BatchSource(stage, codec), stage.plan
   decode, eos = codec.tokenizer.decode, codec.tokenizer.eos_id
   seen = 0
   for i in range(len(source)):
@@ -105,24 +105,9 @@ def test_a_budget_that_ends_before_the_chain_does_is_refused(cache):
     make_stage(cache, **ICOT | {'icot__remove_per_epoch': 3.0})
 
 
-def test_lengths_are_counted_once_and_a_damaged_cache_is_counted_again(cache, tmp_path):
-  config = support.make_config(data__cache_dir=cache)
-  split = datasets.load_dataset(config.data, say=lambda line: None).splits['valid']
-  codec = support.make_codec(config)
-  told = []
-  first = source_lib.load_lengths(split, codec, str(tmp_path), told.append)
-  again = source_lib.load_lengths(split, codec, str(tmp_path), told.append)
-  assert len(told) == 1
-  np.testing.assert_array_equal(first.question, again.question)
-  path = next((tmp_path / 'lengths').iterdir())
-  path.write_bytes(path.read_bytes()[:50])
-  source_lib.load_lengths(split, codec, str(tmp_path), told.append)
-  assert len(told) == 2
-
-
 def test_every_record_of_an_epoch_is_in_the_batches_once(cache):
-  split, codec, stage = make_stage(cache, train__num_examples=40)
-  source = source_lib.BatchSource(split, stage, codec)
+  _, codec, stage = make_stage(cache, train__num_examples=40)
+  source = source_lib.BatchSource(stage, codec)
   seen = [r for i in range(len(source)) for row in source.get_records(i) for r in row]
   assert sorted(seen) == list(range(40))
   tokens = sum(int((source[i].example > 0).sum()) for i in range(len(source)))
@@ -131,9 +116,9 @@ def test_every_record_of_an_epoch_is_in_the_batches_once(cache):
 
 @pytest.mark.parametrize('how', [{}, ICOT])
 def test_processes_together_read_the_rows_of_one(cache, how):
-  split, codec, stage = make_stage(cache, **how)
-  whole = source_lib.BatchSource(split, stage, codec)
-  parts = [source_lib.BatchSource(split, stage, codec, rows)
+  _, codec, stage = make_stage(cache, **how)
+  whole = source_lib.BatchSource(stage, codec)
+  parts = [source_lib.BatchSource(stage, codec, rows)
            for rows in np.split(np.arange(stage.batch_rows), 4)]
   for i in range(len(whole)):
     joined = jax.tree.map(lambda *x: np.concatenate(x), *(part[i] for part in parts))
@@ -142,8 +127,8 @@ def test_processes_together_read_the_rows_of_one(cache, how):
 
 @pytest.mark.parametrize('start', [0, 1, 3])
 def test_the_stream_begins_at_any_batch(cache, start):
-  split, codec, stage = make_stage(cache)
-  source = source_lib.BatchSource(split, stage, codec)
+  _, codec, stage = make_stage(cache)
+  source = source_lib.BatchSource(stage, codec)
   batches = list(source_lib.make_batches(source, start, prefetch=2))
   assert len(batches) == len(source) - start
   for i, batch in enumerate(batches):
@@ -169,7 +154,7 @@ def test_records_that_do_not_fit_stop_or_are_dropped_and_counted(cache):
 def test_a_window_is_held_against_positions_of_an_example_and_not_of_its_row(cache):
   """A row holds several examples, and a readout is near its block however many others there are."""
   split, codec, _ = make_stage(cache)
-  sizes = source_lib.measure(source_lib.load_lengths(split, codec, cache), codec)
+  sizes = source_lib.measure(source_lib.load_encoded(split, codec), codec)
   longest = int(sizes[:, 2].max())
   assert longest < sizes[:, 0].max() < codec.config.layout.row_tokens
   _, _, stage = make_stage(cache, model__positions='rope', model__sliding_window=longest)
