@@ -5,6 +5,7 @@ Source: the format as the library `gguf` reads it; tokenizers as llama.cpp's con
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import pathlib
@@ -30,6 +31,7 @@ _SPLITS = {
     'qwen2': ((_MODERN % r'\p{N}',), False),
     'tekken': ((_TEKKEN,), True),  # Mistral's
 }
+_TOKENIZER_VERSION = 1  # counted up where a file's tokenizer gives other ids
 _COMPOSED = ('qwen2',)  # those whose text is brought to Unicode's NFC before
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
 
@@ -150,6 +152,14 @@ def begins_with_bos(header: Header) -> bool:
   """Whether engines put bos before a text; unsaid, a SentencePiece model does."""
   return bool(header.metadata.get('tokenizer.ggml.add_bos_token',
                                   header.metadata.get('tokenizer.ggml.model') == 'llama'))
+
+
+def describe_tokenizer(path) -> bytes:
+  """Everything that `make_tokenizer` goes by, and how it does: the same bytes, the same ids."""
+  header = read_header(path)
+  found = {key: value for key, value in header.metadata.items()
+           if key.startswith('tokenizer.') and key != 'tokenizer.chat_template'}
+  return json.dumps([_TOKENIZER_VERSION, found], sort_keys=True).encode()
 
 
 def make_tokenizer(path):

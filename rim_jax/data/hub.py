@@ -16,11 +16,14 @@ import time
 from rim_jax.errors import UserError
 
 _NAME = re.compile(r'hf:([\w.-]+/[\w.-]+)((?:/[\w.-]+)*)(?:@([\w./-]+))?')
+# What describes a model: a plan, or the cost of a sweep, needs no more.
+_DESCRIPTION = (r'(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)\.json'
+                r'|chat_template\.jinja')
 _WANTED = {
-    'model': re.compile(r'(config|generation_config|tokenizer|tokenizer_config|special_tokens_map)'
-                        r'\.json|chat_template\.jinja'
-                        # `consolidated` are the same weights once more, under other names.
-                        r'|(?!consolidated)[\w.-]+\.safetensors(\.index\.json)?'),
+    'description': re.compile(_DESCRIPTION),
+    # `consolidated` are the same weights once more, under other names.
+    'model': re.compile(
+        _DESCRIPTION + r'|(?!consolidated)[\w.-]+\.safetensors(\.index\.json)?'),
     'dataset': re.compile(r'(data/)?[\w.-]+\.(parquet|jsonl?)')}
 # A download may take a minute, and as long as this rate takes: one that drips ends all the same.
 _LEAST_SECONDS, _LEAST_BYTES_PER_SEC = 60.0, 100_000
@@ -47,9 +50,11 @@ _fetched: dict[tuple[str, str], Fetched] = {}  # a run asks for a name at severa
 
 
 def fetch(name: str, kind: str, say=print) -> Fetched:
-  """The local copy of a model ('model') or of data ('dataset').
+  """The local copy of a model ('model'), of what describes one ('description'), or of data
+  ('dataset'); a GGUF file describes itself.
 
-  Of several processes of a host one downloads a file, the others wait for it.
+  A model is of the revision that it was described by. Of several processes of a host one downloads
+  a file, the others wait for it.
   Raises: UserError in one line: no such name, no access, cut off, too slow, another checksum.
   """
   if (name, kind) in _fetched:
@@ -59,6 +64,8 @@ def fetch(name: str, kind: str, say=print) -> Fetched:
     raise UserError(f'{name}: is no name on the hub; write hf:ORG/NAME, hf:ORG/NAME/PART or '
                     'hf:ORG/NAME@REVISION')
   repo, part, revision = match[1], match[2].strip('/'), match[3]
+  if kind == 'model' and (name, 'description') in _fetched:
+    revision = _fetched[name, 'description'].origin.rpartition('@')[2]
   try:
     found = _fetched[name, kind] = _fetch(name, repo, part, revision, kind, say)
     return found
@@ -92,14 +99,17 @@ def _fetch(name, repo, part, revision, kind, say):
   from huggingface_hub import errors
   api = huggingface_hub.HfApi()
   try:
-    info = api.repo_info(repo, repo_type=kind, revision=revision, files_metadata=True, timeout=30)
+    info = api.repo_info(repo, repo_type=_get_type(kind), revision=revision, files_metadata=True,
+                         timeout=30)
   except Exception as e:  # pylint: disable=broad-except  (the HTTP library is the hub's choice)
     if isinstance(e, errors.HfHubHTTPError) and e.response.status_code < 500:
       raise
     return _find_cached(name, repo, part, revision, kind, say)
-  files = [f for f in getattr(info, 'siblings', None) or [] if _is_wanted(f.rfilename, part, kind)]
-  if kind == 'model' and not any(f.rfilename.endswith('.safetensors') for f in files):
-    files += _find_gguf(name, info, part)
+  there = getattr(info, 'siblings', None) or []
+  files = [f for f in there if _is_wanted(f.rfilename, part, kind)]
+  if kind != 'dataset' and not any(f.rfilename.endswith('.safetensors') and _is_wanted(
+      f.rfilename, part, 'model') for f in there):
+    files += [f for f in _find_gguf(name, info, part) if f not in files]
   if not files:
     raise UserError(f'{name}: has no file that is read here')
   origin = f"hf:{repo}{f'/{part}' if part else ''}@{info.sha}"
@@ -109,6 +119,11 @@ def _fetch(name, repo, part, revision, kind, say):
   _write_ref(paths[0], files[0].rfilename, revision or 'main', info.sha)
   say(f'{origin}: {len(files)} files, {num_bytes / 1e6:,.1f} MB')
   return Fetched(_choose(paths, files, part), origin)
+
+
+def _get_type(kind: str) -> str:
+  """What the hub calls it."""
+  return 'dataset' if kind == 'dataset' else 'model'
 
 
 def _is_wanted(file, part, kind):
@@ -178,7 +193,8 @@ def _fetch_file(name, repo, file, revision, kind, tell):
   """One file in the cache, held to its checksum where it was not there before."""
   import huggingface_hub
   from huggingface_hub.utils import disable_progress_bars
-  asked = {'repo_id': repo, 'filename': file.rfilename, 'repo_type': kind, 'revision': revision}
+  asked = {'repo_id': repo, 'filename': file.rfilename, 'repo_type': _get_type(kind),
+           'revision': revision}
   known = huggingface_hub.try_to_load_from_cache(**asked)
   if isinstance(known, str):
     return pathlib.Path(known)
@@ -207,15 +223,18 @@ def _find_cached(name, repo, part, revision, kind, say):
   """What an earlier run left in the cache, where the hub cannot be reached."""
   import huggingface_hub
   folder = pathlib.Path(huggingface_hub.snapshot_download(
-      repo, repo_type=kind, revision=revision, local_files_only=True))
+      repo, repo_type=_get_type(kind), revision=revision, local_files_only=True))
   say(f'{name}: the hub cannot be reached; using revision {folder.name} from the cache')
   path = folder / part
-  if kind == 'model' and path.is_dir() and not list(path.glob('*.safetensors')):
+  if kind != 'dataset' and path.is_dir() and not list(path.glob('*.safetensors')):
     there = sorted(path.glob('*.gguf'))
     if len(there) > 1:
       raise UserError(f'{name}: cannot be reached, and has {len(there)} GGUF files in the cache; '
                       f"name one, e.g. {name.partition('@')[0]}/{there[0].name}")
     path = there[0] if there else path
+    if kind == 'model' and not there:
+      raise UserError(f'{name}: cannot be reached, and only what describes it is in the cache; '
+                      f'{_FIX}')
   if not path.exists():
     raise UserError(f'{name}: cannot be reached, and is not in the cache; {_FIX}')
   return Fetched(path, f"hf:{repo}{f'/{part}' if part else ''}@{folder.name}")

@@ -21,8 +21,14 @@ from rim_jax.errors import UserError
 class Tokenizer:
   """What all have in common: no text begins otherwise than it would go on."""
   marks_start = False  # whether `encode_first` gives other ids than `encode`
+  fingerprint: str
   earlier_fingerprint = None  # of this tokenizer under a version that gave other ids
+  same_fingerprint = None  # of this tokenizer under a version that gave the same ids
   vocab_size: int  # 1 + the largest id
+
+  def has_fingerprint(self, fingerprint: str) -> bool:
+    """Whether what a run was begun with is this tokenizer."""
+    return fingerprint in (self.fingerprint, self.same_fingerprint)
 
   @property
   def num_text_ids(self) -> int:
@@ -163,13 +169,19 @@ class FileTokenizer(Tokenizer):
     self._refused = special | {self.eos_id, self.bos_id}  # ids that no text of a record may have
     self._inside = make_inside(self._tokenizer)
     self.marks_start = self._inside is not self._tokenizer
-    raw = self._tokenizer.to_str().encode() if gguf.is_gguf(path) else reader.read_bytes(
+    ends = f'{config.bos_token}\0{config.eos_token}'.encode()
+
+    def hash_with_ends(raw, more=b''):
+      return hashlib.sha256(raw + ends + more).hexdigest()[:16]
+    raw = gguf.describe_tokenizer(path) if gguf.is_gguf(path) else reader.read_bytes(
         path, 'restore it')
-    raw += f'{config.bos_token}\0{config.eos_token}'.encode()
-    self.fingerprint = hashlib.sha256(raw).hexdigest()[:16]
+    inside = b'\0inside' * self.marks_start
+    self.fingerprint = hash_with_ends(raw, inside)
+    if gguf.is_gguf(path):  # earlier it was of how the library writes it, as only one version does
+      raw = self._tokenizer.to_str().encode()
+      self.same_fingerprint = hash_with_ends(raw, inside)
     if self.marks_start:  # every segment once began with its own mark
-      self.earlier_fingerprint = self.fingerprint
-      self.fingerprint = hashlib.sha256(raw + b'\0inside').hexdigest()[:16]
+      self.earlier_fingerprint = hash_with_ends(raw)
 
   @property
   def num_text_ids(self):

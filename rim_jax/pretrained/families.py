@@ -276,13 +276,15 @@ def _find_absurd(fields):
   return problems
 
 
-def get_folder(config: ModelConfig) -> pathlib.Path:
+def get_folder(config: ModelConfig, kind: str = 'model') -> pathlib.Path:
   """The directory, or the GGUF file, that `init_from` names, fetched where it is on the hub.
 
+  Args:
+    kind: 'description' for a directory that may lack its weights.
   Raises: UserError where '~user' is nobody's, and as `hub.fetch` does.
   """
   if hub.is_name(config.init_from):
-    return hub.fetch(config.init_from, 'model').path
+    return hub.fetch(config.init_from, kind).path
   try:
     return pathlib.Path(config.init_from).expanduser()
   except RuntimeError as e:
@@ -358,7 +360,7 @@ def find_moved_tokenizer(path: str, before: str, model: ModelConfig) -> str:
     has_moved = inside != path and model.init_from != before
   if not has_moved:
     return path
-  folder = get_folder(model)
+  folder = get_folder(model, 'description')
   if gguf_lib.is_gguf(folder):
     return str(folder)
   is_usual = not inside or hub.is_name(before)
@@ -372,6 +374,14 @@ def render_chat(folder: pathlib.Path, tokenizer: TokenizerConfig) -> tuple[str, 
   Raises: UserError where there is no template, or it does not hold the question once.
   """
   text = read_tokenizer_config(folder).get('chat_template')
+  if isinstance(text, list):  # of several, each with its name
+    named = {one.get('name'): one.get('template') for one in text if isinstance(one, dict)}
+    text = named.get('default')
+    if named and not isinstance(text, str):
+      raise UserError(
+          f"{folder}: has chat templates {', '.join(map(str, named))}, and none that is named "
+          'default; write the one to use into its chat_template.jinja, or use '
+          '--config.layout.chat_template=False')
   if not isinstance(text, str):
     raise UserError(f'{folder}: has no chat template; use --config.layout.chat_template=False')
   question = '\0question\0'
@@ -392,7 +402,7 @@ def resolve(config: Config) -> Config:
   if not config.model.init_from:
     return config
   config = resolve_shape(config)
-  folder = get_folder(config.model)
+  folder = get_folder(config.model, 'description')
   tokenizer = config.tokenizer
   if tokenizer == TokenizerConfig():
     tokenizer = find_tokenizer(folder)
@@ -414,7 +424,7 @@ def resolve_shape(config: Config) -> Config:
   """
   if not config.model.init_from:
     return config
-  folder = get_folder(config.model)
+  folder = get_folder(config.model, 'description')
   where = folder if gguf_lib.is_gguf(folder) else folder / 'config.json'
   fields = parse_model(read_config(folder), where)
   unset = dataclasses.asdict(ModelConfig())

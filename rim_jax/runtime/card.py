@@ -210,7 +210,8 @@ def check_card(card: dict, task, where, with_data: bool = True) -> None:
     if name == 'tokenizer' and theirs == task.codec.tokenizer.earlier_fingerprint and not lines:
       lines.append(f'{where}: was begun by a version that put a space before every segment with '
                    'this tokenizer; go on with that version, or use another --workdir')
-    elif theirs != mine and not lines:
+    elif theirs != mine and not lines and not (
+        name == 'tokenizer' and task.codec.tokenizer.has_fingerprint(theirs)):
       lines.append(f'{where}: the {name} changed since this run began (fingerprint {theirs}, now '
                    f'{mine}); restore it, or use another --workdir')
   refuse(lines)

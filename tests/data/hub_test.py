@@ -29,7 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
   def __init__(self):
     super().__init__(('127.0.0.1', 0), Handler)
     self.files, self.answer, self.tail, self.flip, self.drip = dict(FILES), 200, 0, False, False
-    self.asked, self.tokens = [], set()
+    self.asked, self.infos, self.tokens = [], [], set()
     threading.Thread(target=self.serve_forever, daemon=True).start()
 
 
@@ -49,6 +49,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
       gated = {'X-Error-Code': 'GatedRepo'} if server.answer == 403 else {}
       return self.send(b'{"error": "no"}', server.answer, gated)
     if path.startswith('/api/'):
+      server.infos.append(path)
       if '/absent' in path:
         return self.send(b'{}', 404, {'X-Error-Code': 'RepoNotFound'})
       if '/revision/gone' in path:
@@ -126,6 +127,29 @@ def test_a_model_is_fetched_once_with_what_is_read_alone(hub_at):
   hub._fetched.clear()  # as another process has it
   assert hub.fetch('hf:org/name@main', 'model', lines.append) == found
   assert len(hub_at.asked) == count == 3
+
+
+def test_what_describes_a_model_comes_without_its_weights(hub_at):
+  found = hub.fetch('hf:org/name', 'description', lambda line: None)
+  assert sorted(name for name, _ in hub_at.asked) == ['config.json', 'tokenizer.json']
+  whole = hub.fetch('hf:org/name', 'model', lambda line: None)
+  assert whole == found and (whole.path / 'model.safetensors').read_bytes() == WEIGHTS
+  assert len(hub_at.asked) == 3 and f'/revision/{SHA}' in hub_at.infos[-1]  # as it was described
+
+
+def test_a_description_in_the_cache_is_no_model(hub_at, monkeypatch):
+  found = hub.fetch('hf:org/name', 'description', lambda line: None)
+  monkeypatch.setattr('huggingface_hub.constants.ENDPOINT', 'http://127.0.0.1:9')
+  hub._fetched.clear()
+  assert hub.fetch('hf:org/name', 'description', lambda line: None) == found
+  with pytest.raises(UserError, match='only what describes it is in the cache; name a directory'):
+    hub.fetch('hf:org/name', 'model', lambda line: None)
+
+
+def test_a_gguf_file_describes_itself(hub_at):
+  hub_at.files = {'config.json': b'{}', 'x.Q8_0.gguf': b'8'}
+  for kind in ('description', 'model'):
+    assert hub.fetch('hf:org/name', kind, lambda line: None).path.read_bytes() == b'8'
 
 
 def test_data_are_fetched_from_a_part(hub_at):

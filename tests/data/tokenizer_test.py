@@ -270,6 +270,29 @@ def test_a_whole_prompt_has_the_ids_of_its_segments(spaced):
       *tokenizer.encode('The answer is 25')]
 
 
+def test_a_gguf_tokenizer_is_known_by_its_file_and_not_by_how_it_is_written(tmp_path, monkeypatch):
+  from tests.support_pretrained import GOLDEN, write_gguf
+  def load(name='a.gguf', **changes):
+    if not (tmp_path / name).exists():
+      write_gguf(tmp_path / name, GOLDEN / 'llama', **changes)
+    return load_file(tmp_path / name, '<|end|>', '')
+  first = load()
+  assert first.has_fingerprint(first.fingerprint) and len(first.fingerprint) == 16
+  assert load('b.gguf', block_count=9).fingerprint == first.fingerprint
+  assert load('c.gguf', pre='smollm').fingerprint != first.fingerprint
+  make = tokenizer_lib.gguf.make_tokenizer
+
+  def make_as_another_version_writes_it(path):
+    from tokenizers import decoders
+    tokenizer = make(path)
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel()])
+    return tokenizer
+  monkeypatch.setattr(tokenizer_lib.gguf, 'make_tokenizer', make_as_another_version_writes_it)
+  again = load()
+  assert again.fingerprint == first.fingerprint and again.encode('12 x') == first.encode('12 x')
+  assert again.same_fingerprint != first.same_fingerprint  # what cards have had
+
+
 def test_a_tokenizer_that_marks_no_beginning_is_as_it_was(path):
   tokenizer = load_file(path)
   assert not tokenizer.marks_start and tokenizer.earlier_fingerprint is None

@@ -246,15 +246,17 @@ CHAT = ("{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|> {{ m['content
         "{% endfor %}{% if add_generation_prompt %}<|assistant|> {% endif %}")
 
 
-@pytest.mark.parametrize('family, file', [('llama', 'chat_template.jinja'),
-                                          ('qwen2', 'tokenizer_config.json')])
+@pytest.mark.parametrize('family, file', [
+    ('llama', 'chat_template.jinja'), ('qwen2', 'tokenizer_config.json'), ('qwen2', 'named')])
 def test_a_chat_template_stands_around_the_question(folder, family, file):
   path = folder(family)
   if file.endswith('.jinja'):
     (path / file).write_text(CHAT)
   else:
-    tree = json.loads((path / file).read_text()) | {'chat_template': CHAT}
-    (path / file).write_text(json.dumps(tree))
+    found = CHAT if file != 'named' else [{'name': 'tool_use', 'template': 'x'},
+                                          {'name': 'default', 'template': CHAT}]
+    file = path / 'tokenizer_config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | {'chat_template': found}))
   config = make_config(path)
   config = families.resolve(support.set_keys(config, {'layout.chat_template': True}))
   assert config.layout.question_prefix == '<|user|> '
@@ -286,6 +288,26 @@ def test_a_chat_template_that_cannot_be_used_is_named(folder, template, culprit)
   with pytest.raises(UserError) as e:
     families.resolve(support.set_keys(make_config(path), {'layout.chat_template': True}))
   assert culprit in str(e.value) and '\n' not in str(e.value)
+
+
+def test_named_chat_templates_without_a_default_are_named(folder):
+  path = folder('llama')
+  tree = json.loads((path / 'tokenizer_config.json').read_text()) | {'chat_template': [
+      {'name': 'tool_use', 'template': CHAT}, {'name': 'rag', 'template': CHAT}]}
+  (path / 'tokenizer_config.json').write_text(json.dumps(tree))
+  with pytest.raises(UserError, match='has chat templates tool_use, rag, and none that is named'):
+    families.resolve(support.set_keys(make_config(path), {'layout.chat_template': True}))
+
+
+def test_a_model_on_the_hub_is_described_without_its_weights(monkeypatch):
+  kinds = []
+  monkeypatch.setattr(families.hub, 'fetch', lambda name, kind: kinds.append(kind) or (
+      types.SimpleNamespace(path=GOLDEN / 'llama')))
+  config = families.resolve(make_config('hf:org/name'))  # what a plan or --dry_run goes by
+  assert kinds and set(kinds) == {'description'}
+  assert config.tokenizer.path == str(GOLDEN / 'llama/tokenizer.json')
+  families.get_folder(config.model)
+  assert kinds[-1] == 'model'
 
 
 @pytest.mark.parametrize('template', [

@@ -6,6 +6,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -38,6 +39,21 @@ def test_a_run_s_fingerprint_is_what_it_computed_and_not_where():
   prints = {mine, *map(card.fingerprint_run, others)}
   assert len(prints) == 6
   assert card.fingerprint_run(make({'path': 'q', 'fingerprint': 's'})) in prints
+
+
+def test_a_run_goes_on_with_a_tokenizer_that_was_hashed_otherwise():
+  config = support.make_config()
+  codec = support.make_codec(config)
+  task = types.SimpleNamespace(config=config, codec=codec, base=None)
+
+  def check(fingerprint):
+    card.check_card({'config': dataclasses.asdict(config), 'tokenizer': fingerprint, 'base': None},
+                    task, 'run', with_data=False)
+  check(codec.tokenizer.fingerprint)
+  with pytest.raises(UserError, match='the tokenizer changed since this run began'):
+    check('as it was')
+  codec.tokenizer.same_fingerprint = 'as it was'
+  check('as it was')
 
 
 def test_a_run_that_begins_anew_begins_with_what_it_did():
