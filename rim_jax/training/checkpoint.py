@@ -64,7 +64,8 @@ def find_damage(folder, parts=('',)) -> str | None:
   if not (folder / _MANIFEST).exists():
     return 'its save was never finished'
   try:
-    manifest = reader.load_json(folder / _MANIFEST, 'it is put aside', Manifest)
+    manifest = reader.load_json(
+        folder / _MANIFEST, 'nothing else says what was saved', Manifest)
   except UserError as e:
     return str(e)
   if manifest['format'] != CHECKPOINT_VERSION:

@@ -80,7 +80,11 @@ def test_a_silent_connection_ends_nothing(patience, monkeypatch):
   """Whether it is still waited for or already given up when the others come."""
   monkeypatch.setattr(roll_call, '_ANSWER_SECS', patience)
   kept = []
-  told = call_roll(2, [0, 1], stranger=lambda port: kept.append(connect(port)))
+
+  def stay(port):
+    kept.append(connect(port))
+    time.sleep(1.5 if patience < 1 else 0)
+  told = call_roll(2, [0, 1], stranger=stay)
   assert told == {0: '', 1: ''}
   kept[0].close()
 
