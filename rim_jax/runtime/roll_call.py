@@ -226,7 +226,6 @@ class _Roll:
     return self._welcome(peer, number, count)
 
   def _welcome(self, peer, number, count) -> str:
-    self._list_missing()  # one that comes again takes the place that it had
     if count == self._count and 0 < number < count and number not in self._there:
       self._selector.unregister(peer.socket)
       peer.socket.setblocking(False)
