@@ -233,18 +233,19 @@ def _find_refused(error) -> str:
   return ''
 
 
-def _keep_interrupt(unraisable) -> None:
-  """Ctrl-C that met a callback, e.g. of garbage collection, is not lost there: it comes again.
+def _hear_dropped(unraisable) -> None:
+  """What is raised where nothing can catch it, so that Python only prints it.
 
-  Python only prints what is raised there. By another thread and a moment later: here, in a callback
-  still, it would meet the same end.
+  Ctrl-C that met a callback, e.g. of garbage collection, is not lost there: it comes again. By
+  another thread and a moment later: here, in a callback still, it would meet the same end.
+  Writes of a save that has failed, which is told, find its loop closed: no more is said of them.
   """
   if unraisable.exc_type is KeyboardInterrupt:
     again = threading.Timer(1.0, signal.pthread_kill, (
         threading.main_thread().ident, signal.SIGINT))
     again.daemon = True
     again.start()
-  else:
+  elif str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
 
 
@@ -266,7 +267,7 @@ def _find_full(error, argv) -> list[str]:
 
 def main() -> None:
   terminal.open_streams()
-  sys.unraisablehook = _keep_interrupt
+  sys.unraisablehook = _hear_dropped
   # Orbax logs a traceback from each of its threads; what they tell is told once, in a line.
   logging.getLogger('absl').addFilter(
       lambda record: not (record.exc_info and (

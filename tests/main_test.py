@@ -1080,6 +1080,16 @@ def test_a_failure_ends_the_process_whatever_its_threads_wait_for():
   assert done.returncode == 1 and done.stderr.endswith('AssertionError: a bug\n')
 
 
+def test_writes_of_a_failed_save_say_no_more(monkeypatch):
+  shown = []
+  monkeypatch.setattr(sys, '__unraisablehook__', shown.append)
+  dropped = [types.SimpleNamespace(exc_type=RuntimeError, exc_value=RuntimeError(text))
+             for text in ('Event loop is closed', 'a bug')]
+  for one in dropped:
+    main._hear_dropped(one)
+  assert shown == dropped[1:]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('limit', ['-f 4', '-n 30', '-n 20', '-v 1500000', '-v 2500000'])
 def test_a_limit_of_the_system_ends_a_run_in_one_line_with_whole_files(limit, tmp_path, place):
