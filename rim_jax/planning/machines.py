@@ -25,6 +25,7 @@ class Chip:
   ici_bytes_per_sec: float  # GPUs: over NVLink
   dcn_bytes_per_sec: float  # to other slices; GPUs: to other nodes; 0: not published
   cores: int = 1  # that JAX presents as devices of their own, each with its part of all the above
+  cache_bytes: float = 0.0  # of GPUs: between HBM and all multiprocessors
 
 
 # Source: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e,tpu7x}, read in 2026: peak compute, HBM
@@ -42,7 +43,8 @@ CHIPS = {
 # Source: NVIDIA's data sheets of the SXM forms: dense bf16 on tensor cores, and half of NVLink's
 # bidirectional bandwidth; memory as in gpus.py. Network: of DGX A100 (8 ports of 200 Gb/s for 8
 # GPUs) and of DGX H100, H200 and B200 (8 of 400 Gb/s); other nodes may have less.
-GPU_CHIPS = {name: Chip(gpu.memory_bytes / 2**30, flops, gpu.bytes_per_sec, link, network)
+GPU_CHIPS = {name: Chip(gpu.memory_bytes / 2**30, flops, gpu.bytes_per_sec, link, network,
+                        cache_bytes=gpu.cache_bytes)
              for (name, gpu), (flops, link, network) in zip(gpus.GPUS.items(), (
                  (312e12, 300e9, 25e9), (989e12, 450e9, 50e9), (989e12, 450e9, 50e9),
                  (2250e12, 900e9, 50e9)), strict=True)}

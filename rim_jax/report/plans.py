@@ -132,7 +132,8 @@ def _make_latency(entries) -> tables.Table:
   made = tables.table(
       ['method', 'batch', 'question in trunk',
        *(f'{part}: {what}' if what == 'kernels' else what for part in ('prefill', 'first token')
-         for what in ('kernels', 'GB', 'ms: compute / HBM', 'x direct'))], rows)
+         for what in ('kernels', 'GB', 'ms: compute / HBM', 'x direct', 'with cache: GB',
+                      'x direct'))], rows)
   assert made is not None
   return made
 
@@ -141,4 +142,6 @@ def _list_part(part):
   return [f"{part['launches']:,.0f}", f"{part['hbm_bytes'] / 1e9:.2f}",
           f"{1000 * part['compute_secs']:.2f} / {1000 * part['hbm_secs']:.2f}",
           f"{part['ratio']:.2f}" if part['ratio'] else
-          f"unknown: {', '.join(part['unknown_kernels'])}"]
+          f"unknown: {', '.join(part['unknown_kernels'])}",
+          f"{part['cached_hbm_bytes'] / 1e9:.2f}",
+          f"{part['cached_ratio']:.2f}" if part['cached_ratio'] else '']

@@ -31,6 +31,7 @@ COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'coll
 _FREE = re.compile(r'parameter|constant|tuple|get-tuple-element|bitcast|while|conditional|call'
                    r'|after-all|partition-id|replica-id|opt-barrier|.*-done|.*-update')
 _FREE_CALLS = ('AllocateBuffer', 'ConcatBitcast', 'AssumeGatherIndicesInBound')
+_GIVEN = ('parameter', 'constant', 'tuple', 'while', 'conditional', 'call')
 _SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -98,6 +99,21 @@ def _get_bytes(arrays):
   return sum(a.num_bytes for a in arrays if a.in_hbm)
 
 
+def _keep_small(computation, cached_bytes: float) -> dict[str, Instruction]:
+  """A computation whose own results of so many bytes at most stay in a cache.
+
+  What it is given (parameters, what a loop carries) is in HBM, whatever its size.
+  """
+  kept = {}
+  for name, i in computation.items():
+    if i.op in ('bitcast', 'get-tuple-element'):
+      is_made = bool(i.operands) and i.operands[0] in kept and kept[i.operands[0]].cached_bytes > 0
+    else:
+      is_made = i.op not in _GIVEN
+    kept[name] = dataclasses.replace(i, cached_bytes=cached_bytes) if is_made else i
+  return kept
+
+
 def _is_free(i: Instruction) -> bool:
   return bool(_FREE.fullmatch(i.op)) or (
       i.op == 'custom-call' and hlo_kernels.find_target(i) in _FREE_CALLS)
@@ -120,7 +136,8 @@ def _count_bytes(i: Instruction, computation, computations) -> float:
   if i.op in ('send', 'recv'):  # to or from the host
     return _get_bytes(i.arrays[:1])
   if i.op in _SLICES:
-    return _get_bytes(i.arrays) * (1 + operands[0].arrays[0].in_hbm)
+    result = i.arrays[0]
+    return result.num_bytes * (result.in_hbm + operands[0].arrays[0].in_hbm)
   if i.op in ('dynamic-update-slice', 'scatter'):  # in place
     update = operands[1 if i.op == 'dynamic-update-slice' else -1]
     return update.arrays[0].num_bytes * (i.arrays[0].in_hbm + update.arrays[0].in_hbm)
@@ -282,15 +299,18 @@ def _count_collectives(computations, runs, hosts):
 
 
 def compute_costs(text: str, unknown_trips: float = 1, visible: float = 1.0,
-                  hosts: Sequence[int] | None = None) -> Costs:
+                  hosts: Sequence[int] | None = None, cached_bytes: float = 0.0) -> Costs:
   """Costs of one run on one device of the program with this text.
 
   Args:
     unknown_trips: how often a loop runs whose length the program does not tell.
     visible: which part of attention's pairs stands in tiles that kernels visit; 1: all are counted.
     hosts: of each GPU, so that what goes between hosts is told apart; of TPUs the text tells.
+    cached_bytes: arrays between kernels that are no larger count no traffic of HBM.
   """
   computations, entry = parse(text)
+  if cached_bytes:
+    computations = {name: _keep_small(c, cached_bytes) for name, c in computations.items()}
   runs, fused, unknown_loops = count_runs(computations, entry, unknown_trips)
   flops = kernels = moved = launches = turns = 0.0
   unknown = {}

@@ -34,12 +34,15 @@ class Instruction:
   inside: str  # of the parentheses: operands, a constant's value, a parameter's number
   attributes: str
   is_root: bool
+  cached_bytes: float = 0.0  # a result that is no larger is taken to stay in a cache
 
   @functools.cached_property
   def arrays(self) -> tuple[Array, ...]:
-    return tuple(Array(dtype, tuple(map(int, filter(None, dims.split(',')))),
-                       re.search(r'S\([1-9]', layout or '') is None)
-                 for dtype, dims, layout in _ARRAY.findall(self.type))
+    found = [Array(dtype, tuple(map(int, filter(None, dims.split(',')))),
+                   re.search(r'S\([1-9]', layout or '') is None)
+             for dtype, dims, layout in _ARRAY.findall(self.type)]
+    return tuple(dataclasses.replace(a, in_hbm=a.in_hbm and a.num_bytes > self.cached_bytes)
+                 for a in found)
 
   def get(self, key):
     """The computation that an attribute names, or None."""

@@ -13,7 +13,7 @@ from tests import support
 @pytest.fixture
 def here(monkeypatch):
   """This CPU in place of a machine that is not here."""
-  machine = machines.Machine('v5e:2x4', 1, jax.devices(), machines.CHIPS['v5e'])
+  machine = machines.Machine('h100:1', 1, jax.devices(), machines.GPU_CHIPS['h100'])
   monkeypatch.setattr(latency, 'make_machine', lambda *_: machine)
   monkeypatch.setattr(machines.Machine, 'platform', 'cpu')
 
@@ -31,6 +31,8 @@ def test_every_method_is_compiled_and_compared_with_direct_answering(here):
       assert got['secs'] == max(got['compute_secs'], got['hbm_secs']) > 0
       assert got['unknown_kernels'] == []
       assert got['ratio'] == got['secs'] / found['direct'][part]['secs']
+      assert got['cached_ratio'] == got['cached_secs'] / found['direct'][part]['cached_secs']
+      assert got['cached_hbm_bytes'] < got['hbm_bytes']
   encoded, template = source.make_typical_record(config)
   chain = sum(len(s) + len(template.step_separator) for s in encoded.steps)
   # One turn for each token that stands before the answer's first.

@@ -97,7 +97,7 @@ def compile_train_step(monkeypatch, unroll, mesh_config=MeshConfig(2, 2, 2), **c
   if unroll:
     monkeypatch.setattr(jax.lax, 'scan', functools.partial(lax.scan, unroll=True))
   config = support.make_config(model__attention_tile_tokens=0, train__batch_rows=8,
-                               model__num_layers=3, **changes)
+                               model__num_layers=3, model__scan_layers=not unroll, **changes)
   mesh = sharding.make_mesh(mesh_config)
   rows = source.Rows(8, 48, ())
   program = step_lib.make_program(config, 16, 10, mesh)
@@ -173,6 +173,28 @@ def test_what_stays_in_vector_memory_moves_no_byte():
   costs = hlo.compute_costs(KERNEL)
   # q alone comes from HBM: k and the result stay in vector memory.
   assert costs.hbm_bytes == 2 * 8 * 4 * 64 * 16 + 4
+
+
+CACHED = '''HloModule m
+
+ENTRY %main (a: f32[100], n: f32[4]) -> f32[100] {
+  %a = f32[100]{0} parameter(0)
+  %n = f32[4]{0} parameter(1)
+  %small = f32[10]{0} slice(%a), slice={[0:10]}
+  %view = f32[5,2]{1,0} bitcast(%small)
+  %both = (f32[10]{0}, f32[50]{0}) custom-call(%view, %n), custom_call_target="__nop"
+  %part = f32[50]{0} get-tuple-element(%both), index=1
+  ROOT %c = f32[100]{0} add(%part, %a)
+}
+'''
+
+
+def test_small_results_stay_in_a_cache_where_there_is_one_and_what_is_given_does_not():
+  whole = hlo.compute_costs(CACHED).hbm_bytes
+  assert whole == 4 * (10 + 10 + 10 + 4 + 10 + 50 + 50 + 100 + 100)
+  # Of 40 bytes at most: what the slice writes, its view, and the first result of the call.
+  assert hlo.compute_costs(CACHED, cached_bytes=40).hbm_bytes == 4 * (10 + 4 + 50 + 50 + 100 + 100)
+  assert hlo.compute_costs(CACHED, cached_bytes=200).hbm_bytes == 4 * (10 + 4 + 100 + 100)
 
 
 def test_a_kernel_that_nobody_knows_is_named():
