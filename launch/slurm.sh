@@ -34,6 +34,10 @@ port=$((15000 + ${SLURM_JOB_ID:-0} % 20000))
 # every user of the node could read it.
 RIM_JAX_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
 export RIM_JAX_TOKEN
+# On an A100 nothing else makes products and the network overlap; on later cards XLA does so anyway.
+# What stands in XLA_FLAGS already wins. docs/hardware.md has other settings.
+[ -z "${SLURM_GPUS_ON_NODE:-}" ] ||
+  export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "$@" "--point=$SLURM_ARRAY_TASK_ID"
 
 # Hosts of a pod are found by name, GPUs of a node by CUDA_VISIBLE_DEVICES, which srun sets.

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shlex
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import time
 import local_hosts
 import pytest
 import supervise
+
+from tests.support_gpu import needs_plugin
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -176,6 +179,56 @@ def test_the_slurm_script_starts_one_supervised_process_a_task():
   boxed = run_script('slurm.sh', 'python', DRY_RUN='1', CONTAINER='image', SLURM_JOB_ID='1')
   assert '--container-image=image' in boxed.stdout
   assert run_script('slurm.sh').returncode == 2
+
+
+def list_flags():
+  """The XLA flags that launchers set and docs/hardware.md tells to set, each with its value."""
+  texts = [p.read_text() for p in (*(ROOT / 'launch').iterdir(), ROOT / 'docs/hardware.md')
+           if p.suffix in ('.sh', '.py', '.md')]
+  return sorted({flag for text in texts for flag in re.findall(r'--xla_gpu_\w+=\w+', text)})
+
+
+def start_jax(flags, code='import jax; jax.devices()'):
+  """JAX, in a process of its own: XLA aborts one that sets a flag that it does not know."""
+  return subprocess.run(
+      [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, timeout=300,
+      env=os.environ | {'XLA_FLAGS': ' '.join(flags), 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH':
+                        os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])})
+
+
+def test_jax_knows_every_flag_that_is_set_for_gpus():
+  flags = list_flags()
+  assert any('latency_hiding' in flag for flag in flags)
+  done = start_jax(flags)
+  assert done.returncode == 0, done.stderr
+  done = start_jax([*flags, '--xla_gpu_no_such_flag=true'])
+  assert done.returncode and 'Unknown flag' in done.stderr and 'no_such_flag' in done.stderr
+
+
+@pytest.mark.gpu_plan
+@needs_plugin
+def test_its_cuda_plugin_knows_every_flag_that_is_set_for_gpus():
+  """It reads XLA_FLAGS itself, when it first compiles."""
+  code = """if True:
+      import jax
+      from rim_jax.planning import gpus
+      at = jax.sharding.SingleDeviceSharding(gpus.make_devices('h100')[0])
+      x = jax.ShapeDtypeStruct((8, 8), 'float32', sharding=at)
+      jax.jit(lambda x: x @ x).trace(x).lower(lowering_platforms=('cuda',)).compile()"""
+  done = start_jax(list_flags(), code)
+  assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('given', [{}, {'SLURM_GPUS_ON_NODE': '8'},
+                                   {'SLURM_GPUS_ON_NODE': '8', 'XLA_FLAGS': 'mine'}])
+def test_the_slurm_script_sets_flags_where_there_are_gpus(given, tmp_path):
+  (tmp_path / 'srun').write_text('#!/bin/sh\necho "[$XLA_FLAGS]"\n')
+  (tmp_path / 'srun').chmod(0o755)
+  flags = {'XLA_FLAGS': ''} | given
+  done = run_script('slurm.sh', 'python', PATH=f"{tmp_path}:{os.environ['PATH']}", **flags)
+  flag = '--xla_gpu_enable_latency_hiding_scheduler=true'
+  assert done.stdout.strip() == (
+      f"[{flag} {flags['XLA_FLAGS']}]" if 'SLURM_GPUS_ON_NODE' in given else '[]'), done.stderr
 
 
 def test_a_task_of_a_slurm_array_is_the_point_of_its_number():
