@@ -31,6 +31,7 @@ COMMANDS = {
     'sweep': ['--config=many.py', '--workdir=sweep', '--mode=sweep', '--conclude'],
     'generate': [f'--workdir={ONE}', '--mode=generate', '--question=1+2+3'],
     'eval': [f'--workdir={ONE}', '--mode=eval'],
+    'train': ['--config=many.py', '--point=a=0', '--sweep_dir=sweep'],  # the same command again
 }
 CHEAP = ('report', 'compare', 'sweep')  # no network is built
 
@@ -70,8 +71,8 @@ def find_result(mode, told):
     return support_report.Page(pathlib.Path(ONE, 'report.html')).tables
   tree = json.loads(pathlib.Path(
       {'compare': f'{ONE}/compare.json', 'sweep': 'sweep/sweep.json',
-       'eval': f'{ONE}/results.json'}[mode]).read_text())
-  return tree['test'] if mode == 'eval' else tree
+       'eval': f'{ONE}/results.json', 'train': f'{ONE}/results.json'}[mode]).read_text())
+  return tree['test'] if mode in ('eval', 'train') else tree
 
 
 def is_right(mode, found, expected) -> bool:
