@@ -276,11 +276,11 @@ def test_how_often_blocks_are_read_may_differ_at_evaluation():
 @pytest.mark.parametrize('num_passes', [1, 2, 3, 4])
 def test_the_tokens_that_are_read_are_those_of_the_formula(num_passes, monkeypatch):
   """Every token that enters the layers, padding too: here rows are full."""
-  config = make_config(num_passes=num_passes, layout__row_tokens=17)
-  record = dataclasses.replace(support.RECORDS[0])  # 5 of the question, 12 of blocks, no readout's
+  config = make_config(num_passes=num_passes, layout__row_tokens=20)
+  record = support.RECORDS[0]  # 5 of the question, 12 of blocks, one of each readout
   batch = support.make_batch(config, [[record], [record]])
   assert (batch.example > 0).all()
-  question, blocks, readouts = 5, 12, 0
+  question, blocks, readouts = 5, 12, 3
   model, counted, real = support.make_model(config), [], transformer_lib.Transformer.__call__
 
   def call(self, tokens, positions, *args, **kwargs):
@@ -290,7 +290,7 @@ def test_the_tokens_that_are_read_are_those_of_the_formula(num_passes, monkeypat
   compute_logits(model, batch, config)
   jax.effects_barrier()
   assert sum(counted) == 2 * (question * min(num_passes, 2) + num_passes * blocks + readouts)
-  assert sum(counted) == 2 * passes.count_row_tokens(17, find_limits(batch), config)
+  assert sum(counted) == 2 * passes.count_row_tokens(20, find_limits(batch), config)
   counted.clear()
   trunks = decode_lib.make_trunks([range(5)] * 2, 3, 17, 2, config, model.vocab_size)
   jax.jit(lambda: decode_lib.prefill(model, config, trunks, (1, 3))[0])()
