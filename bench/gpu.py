@@ -39,7 +39,7 @@ from rim_jax import config as config_lib
 from rim_jax import methods
 from rim_jax.model import attention, attention_gpu, sharding
 from rim_jax.packing import batch as batch_lib
-from rim_jax.packing import source
+from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import machines
 from rim_jax.training import step as step_lib
@@ -134,7 +134,7 @@ def make_configs(small):
 
 def make_batch(config, rows, vocab_size):
   """Rows of typical records with random ids: how long a step takes does not depend on them."""
-  row = source.make_typical_row(config, methods.get_method(config).layout)
+  row = typical_lib.make_typical_row(config, methods.get_method(config).layout)
   slots = min(rows.row_slots, row.slot_index.shape[1])
   batch = batch_lib.make_empty_rows(rows.batch_rows, config.layout.row_tokens, rows.row_slots)
   rng = np.random.default_rng(0)
@@ -159,7 +159,7 @@ def find_kind():
 def prepare(config, devices):
   """(mesh, rows, size of the vocabulary, program) of a step on one device."""
   mesh = sharding.make_mesh(config.mesh, devices)
-  rows = source.estimate_rows(config, methods.get_method(config).layout,
+  rows = typical_lib.estimate_rows(config, methods.get_method(config).layout,
                               config.train.num_micro_batches)
   vocab_size = compile_lib.get_vocab_size(config)
   return mesh, rows, vocab_size, step_lib.make_program(config, vocab_size, 1000, mesh)
@@ -273,7 +273,7 @@ def run_torch(small):
   import torch
   entries = []
   for name, config in make_configs(small).items():
-    rows = source.estimate_rows(config, methods.get_method(config).layout,
+    rows = typical_lib.estimate_rows(config, methods.get_method(config).layout,
                                 config.train.num_micro_batches)
     step = make_torch_step(config, rows, compile_lib.get_vocab_size(config))
     found = [step() for _ in range(3 if small else 12)]

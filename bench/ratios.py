@@ -10,16 +10,19 @@ output.
   one_pass    K = 8 readouts in one packed pass, against 8 separate sequences
   slots       logits at supervised slots, against logits everywhere (and peak memory at 128 K ids)
   packing     packed rows, against one padded row an example
-  input       examples/s that the pipeline makes, against what the step takes
+  input       examples/s that a core makes, that processes make, and that the step takes
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import statistics
 import tempfile
 import time
 
+from absl import flags
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -37,6 +40,7 @@ from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order as order_lib
 from rim_jax.packing import rows as rows_lib
 from rim_jax.packing import source as source_lib
+from rim_jax.packing import stream
 from rim_jax.training import loss as loss_lib
 from rim_jax.training import step as step_lib
 
@@ -148,22 +152,51 @@ def bench_packing(config, codec, examples, pairs):
        padded_useful_frac=tokens / sum(b.tokens.size for b in padded))
 
 
-def bench_input(config, codec, split, pairs):
-  stage = source_lib.make_stage_plan(split, codec, say=lambda line: None)
-  source = source_lib.BatchSource(stage, codec)
-  count = min(len(source), 10)
-
-  def make():
-    start = time.perf_counter()
-    for _, _ in zip(range(count), source_lib.make_batches(source, 0, 4)):
-      pass
-    return time.perf_counter() - start
-  batch = jax.tree.map(jnp.asarray, source[0])
+def bench_input(directory, cache, bpe, split, pairs):
+  """What one core makes of a whole epoch, what processes make of ten, and what an update takes."""
+  for method in ('rim_stage1', 'rim_stage2', 'cot'):
+    codec, stage = plan_epochs(directory, cache, method, bpe, split, 1.0)
+    source, rates = source_lib.BatchSource(stage, codec), []
+    for _ in range(pairs):
+      start = time.process_time()
+      for i in range(len(source)):
+        source[i]
+      rates.append(stage.num_examples / (time.process_time() - start))
+    tell(bench='input', method=method, tokenizer='bpe', examples_per_sec_a_core=max(rates))
+  codec, stage = plan_epochs(directory, cache, 'rim_stage2', bpe, split, 10.0)
+  rates = {n: [] for n in range(1, 1 + len(os.sched_getaffinity(0)))}
+  for _ in range(pairs):
+    for num_workers, found in rates.items():
+      found.append(time_workers(source_lib.BatchSource(stage, codec), num_workers))
+  for num_workers, found in rates.items():
+    tell(bench='input', workers=num_workers, examples_per_sec=statistics.median(found),
+         of_one_times_workers=statistics.median(
+             rate / (num_workers * one) for rate, one in zip(found, rates[1])))
+  config = make_config(directory, cache)
+  batch = jax.tree.map(jnp.asarray, source_lib.BatchSource(stage, codec)[0])
   gradient, params = make_gradient(config, codec.memory_start)
-  ratio, secs, step = compare(make, lambda: count * time_all(gradient, params, [batch]), pairs)
-  examples = stage.plan.examples_per_row * stage.batch_rows * count
-  tell(bench='input', pipeline_over_step=ratio, pipeline_examples_per_sec=examples / secs,
-       step_examples_per_sec=examples / step, useful_frac=stage.plan.useful_frac)
+  time_all(gradient, params, [batch])
+  tell(bench='input', step_examples_per_sec=stage.plan.examples_per_row * stage.batch_rows / min(
+      time_all(gradient, params, [batch]) for _ in range(pairs)))
+
+
+# 7 parameters: what the data is, and which plan of it.
+def plan_epochs(directory, cache, method, tokenizer, split, num_epochs, row_tokens=1024):
+  config = make_config(directory, cache, method, row_tokens)
+  config = dataclasses.replace(config, train=dataclasses.replace(
+      config.train, num_examples=0, num_epochs=num_epochs))
+  codec = methods.make_codec(config, tokenizer)
+  return codec, source_lib.make_stage_plan(split, codec, say=lambda line: None)
+
+
+def time_workers(source, num_workers):
+  """Batches' rows of examples a second, once all processes are at work."""
+  with contextlib.closing(stream.make_batches(source, 0, 4 * num_workers, num_workers)) as batches:
+    for _ in range(len(source) // 10):
+      next(batches)
+    start = time.perf_counter()
+    count = sum(int(batch.example.max(1).sum()) for batch in batches)
+    return count / (time.perf_counter() - start)
 
 
 def train_bpe(records, folder, vocab_size=8192):
@@ -182,12 +215,11 @@ def bench_useful(directory, cache, bpe, split):
   """Useful tokens of the plan over a whole epoch, by stage and tokenizer."""
   for method in ('rim_stage1', 'rim_stage2'):
     for name, tokenizer in (('bytes', None), ('bpe', bpe)):
-      config = make_config(directory, cache, method, 2048 if name == 'bytes' else 1024)
-      config = dataclasses.replace(config, train=dataclasses.replace(
-          config.train, num_examples=0, num_epochs=1.0))
-      codec = methods.make_codec(config, tokenizer or tokenizer_lib.load_tokenizer(
-          config.tokenizer))
-      plan = source_lib.make_stage_plan(split, codec, say=lambda line: None).plan
+      config = make_config(directory, cache, method)
+      _, stage = plan_epochs(
+          directory, cache, method, tokenizer or tokenizer_lib.load_tokenizer(config.tokenizer),
+          split, 1.0, 2048 if name == 'bytes' else 1024)
+      plan = stage.plan
       tell(bench='useful_tokens', stage=method, tokenizer=name, row_tokens=plan.row_tokens,
            useful_frac=plan.useful_frac, examples_per_row=plan.examples_per_row)
 
@@ -199,6 +231,7 @@ def main():
   parser.add_argument('--pairs', type=int, default=3)
   parser.add_argument('--only', default='useful,one_pass,slots,packing,input')
   args = parser.parse_args()
+  flags.FLAGS.mark_as_parsed()  # of Grain, which asks when it starts processes
   device = jax.devices()[0]
   tell(device=device.device_kind, num_devices=jax.device_count(), jax=jax.__version__)
   with tempfile.TemporaryDirectory() as folder:
@@ -211,7 +244,7 @@ def main():
       if name == 'useful':
         bench_useful(args.data, folder, bpe, split)
       elif name == 'input':
-        bench_input(config, codec, split, args.pairs)
+        bench_input(args.data, folder, bpe, split, args.pairs)
       else:
         {'one_pass': bench_one_pass, 'slots': bench_slots, 'packing': bench_packing}[name](
             config, codec, examples, args.pairs)

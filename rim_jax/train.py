@@ -21,7 +21,7 @@ from rim_jax.evaluation import decode, scores
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
-from rim_jax.packing import preview
+from rim_jax.packing import preview, stream
 from rim_jax.packing import source as source_lib
 from rim_jax.results import judge, values
 from rim_jax.runtime import card as card_lib
@@ -205,7 +205,8 @@ def _run_steps(run: StageRun, state) -> None:
     note, compiled, ahead = '', None, collections.deque()
     if start < end:
       tools.progress.update(start, 'compiling')
-    batches = source_lib.make_batches(run.source, start, config.log.prefetch_batches)
+    batches = stack.enter_context(contextlib.closing(stream.make_batches(
+        run.source, start, config.log.prefetch_batches, config.log.input_workers, run.say)))
     for step in range(start + 1, end + 1):
       with tools.goodput.measure('data'):
         ready, batch = time.monotonic(), run.place_batch(next(batches))

@@ -22,6 +22,7 @@ from rim_jax.errors import NonFiniteError, Stopped, UserError
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.model import sharding
 from rim_jax.packing import source as source_lib
+from rim_jax.packing import stream
 from rim_jax.pretrained import families
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import run_folder
@@ -53,14 +54,14 @@ class Killed(BaseException):
 
 def kill_after(monkeypatch, count):
   """The input ends the run when `count` batches have been taken."""
-  real = source_lib.make_batches
+  real = stream.make_batches
 
-  def make_batches(source, start, prefetch):
-    for i, batch in enumerate(real(source, start, prefetch)):
+  def make_batches(source, start, *how):
+    for i, batch in enumerate(real(source, start, *how)):
       if i == count:
         raise Killed
       yield batch
-  monkeypatch.setattr(source_lib, 'make_batches', make_batches)
+  monkeypatch.setattr(stream, 'make_batches', make_batches)
 
 
 @pytest.fixture(scope='module')

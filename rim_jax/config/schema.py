@@ -455,6 +455,9 @@ class LogConfig:
   tensorboard: bool = True  # Also write WORKDIR/tensorboard.
   wandb: str = ''  # Project in Weights & Biases that gets the same scalars; '': none.
   prefetch_batches: AtLeastOne = 4  # Batches that are made ahead.
+  # Processes that make them, beside each of the run's own; 0: a thread of the run's process.
+  # Worth its cores where `goodput/data_frac` says that updates wait.
+  input_workers: Count = later(0)
   profile_at_step: Count = 0  # Update from which a profile is written; 0: only on SIGUSR1.
   profile_num_steps: AtLeastOne = 5  # Updates that a profile spans.
   # Seconds without an update after which a process ends itself; 0: never.

@@ -27,7 +27,7 @@ from rim_jax.errors import UserError
 from rim_jax.methods import passes
 from rim_jax.model import attention_gpu, sharding
 from rim_jax.packing import batch as batch_lib
-from rim_jax.packing import source
+from rim_jax.packing import typical as typical_lib
 from rim_jax.planning.machines import Chip, Machine, make_machine, make_mesh
 from rim_jax.runtime import hlo
 from rim_jax.training import step as step_lib
@@ -64,7 +64,7 @@ def find_needed_gib(message: str) -> float | None:
   return float(size) / {'K': 2**20, 'M': 2**10, 'G': 1}[unit]
 
 
-def compile_step(config: Config, program, rows: source.Rows, mesh):
+def compile_step(config: Config, program, rows: typical_lib.Rows, mesh):
   """The train step of a run, compiled for the devices of the mesh. Raises: DoesNotFit."""
   empty = batch_lib.make_empty_rows(rows.batch_rows, config.layout.row_tokens, rows.row_slots)
   at = sharding.get_batch_sharding(mesh)
@@ -108,7 +108,7 @@ def _count_params(tree):
           sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves))
 
 
-def compute_model_flops(config: Config, program, rows: source.Rows) -> float:
+def compute_model_flops(config: Config, program, rows: typical_lib.Rows) -> float:
   """FLOPs of a step that a model needs, by arithmetic on its shapes: the numerator of MFU.
 
   2 for each weight that a token meets, forward; as many for the gradient of its input, and again
@@ -143,7 +143,8 @@ def estimate_visible(config: Config, platform: str) -> float:
     return 1.0
   if platform == 'gpu':
     tile = attention_gpu.choose_tile(tile)
-  fields = batch_lib.get_fields(source.make_typical_row(config, methods.get_method(config).layout))
+  fields = batch_lib.get_fields(
+      typical_lib.make_typical_row(config, methods.get_method(config).layout))
   seen = batch_lib.visible(fields, fields, config.layout.readout_sees_question,
                            config.layout.bidirectional_blocks)[0]
   if platform == 'tpu':  # the splash kernel's padding sees itself
@@ -186,7 +187,7 @@ def make_plan(config: Config, machine: Machine) -> dict:
   """
   mesh = make_mesh(config.mesh, machine)
   pieces = sharding.count_shards(sharding.BATCH, mesh) * config.train.num_micro_batches
-  rows = source.estimate_rows(config, methods.get_method(config).layout, pieces)
+  rows = typical_lib.estimate_rows(config, methods.get_method(config).layout, pieces)
   program = step_lib.make_program(config, get_vocab_size(config), _NUM_STEPS, mesh)
   state, frozen = program.abstract
   (trainable, trainable_here), (base, base_here) = map(_count_params, (state.params, frozen))
@@ -290,7 +291,7 @@ def list_alternatives(config: Config, machine: Machine) -> Iterator[tuple[str, C
     if named:
       yield (told + named).strip(), moved
     pieces = sharding.count_shards(sharding.BATCH, mesh) * count
-    rows = source.estimate_rows(config, methods.get_method(config).layout, pieces).batch_rows
+    rows = typical_lib.estimate_rows(config, methods.get_method(config).layout, pieces).batch_rows
     while rows % (2 * count * shards) == 0:
       count *= 2
       yield (f'{told}{named} --config.train.num_micro_batches={count}').strip(), replace(

@@ -1,6 +1,6 @@
 """What a run would cost, before it starts: examples, FLOPs, hours on a machine of published rates.
 
-Arithmetic on shapes and on a typical record (`plan.compute_model_flops`, `pipeline.estimate_rows`):
+Arithmetic on shapes and on a typical record (`plan.compute_model_flops`, `typical.estimate_rows`):
 no attention, nothing computed twice, no evaluation, and neither Coconut's turns. The hours rest on
 a share of the peak that is assumed, and told.
 """
@@ -18,7 +18,7 @@ from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets
 from rim_jax.errors import UserError
 from rim_jax.model import sharding
-from rim_jax.packing import source
+from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import machines
 from rim_jax.pretrained import families
@@ -57,7 +57,7 @@ def estimate(config: Config) -> Estimate:
 @functools.lru_cache
 def _compute_flops(config: Config) -> float:
   """FLOPs that a model needs for one example of a stage's budget."""
-  rows = source.estimate_rows(
+  rows = typical_lib.estimate_rows(
       config, methods.get_method(config).layout, config.train.num_micro_batches)
   mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
   program = step_lib.make_program(config, compile_lib.get_vocab_size(config), 1000, mesh)

@@ -16,7 +16,7 @@ from rim_jax.config import Config, ModelConfig, replace_keys
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
 from rim_jax.model import sharding
-from rim_jax.packing import source
+from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning.machines import Machine, make_machine, make_mesh
 
@@ -129,7 +129,7 @@ def find_fastest(config: Config, machine: Machine, say, most: int | None = None)
   """{'best': the fastest plan that fits, with `keys`, or None, 'tried', 'more_rows'}, as JSON."""
   mesh = make_mesh(config.mesh, machine)
   pieces = sharding.count_shards(sharding.BATCH, mesh)
-  rows = source.estimate_rows(config, methods.get_method(config).layout, pieces).batch_rows
+  rows = typical_lib.estimate_rows(config, methods.get_method(config).layout, pieces).batch_rows
   config = replace_keys(config, {'train.batch_examples': 0})
   search = Search(config, machine, say, most or MAX_COMPILES)
   keys = {'model.remat': config.model.remat, 'model.scan_layers': config.model.scan_layers,

@@ -18,6 +18,7 @@ from rim_jax.evaluation import latency
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import source
+from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning.machines import Machine, make_machine
 from rim_jax.runtime import hlo
@@ -42,7 +43,7 @@ def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[
   mesh = sharding.make_mesh(MeshConfig(1, 1, 1), machine.devices[:1])
   vocab_size = compile_lib.get_vocab_size(config)
   program = step_lib.make_program(config, vocab_size, 1, mesh)
-  encoded, template = source.make_typical_record(config)
+  encoded, template = typical_lib.make_typical_record(config)
   num_chain = sum(len(step) + len(template.step_separator) for step in encoded.steps)
   kinds = latency.list_kinds(
       config, tuple(template.answer_prefix), num_chain + len(template.answer_prefix), 1,

@@ -217,12 +217,17 @@ class Goodput:
       self._spent[name] = self._spent.get(name, 0.0) + spent
 
   def summarize(self) -> dict:
-    """{'goodput/<name>_secs': ..., 'goodput/step_frac': share of what is in no other part}."""
+    """Seconds of each part, and two shares.
+
+    {'goodput/<name>_secs': ..., 'goodput/step_frac': of what is in no other part,
+    'goodput/data_frac': of waiting for data, in that time and this}.
+    """
     total = self._clock() - self._began
     steps = total - sum(self._spent.values())
-    parts = {**self._spent, 'step': steps}
+    parts, waited = {**self._spent, 'step': steps}, self._spent.get('data', 0.0)
     return {**{f'goodput/{k}_secs': v for k, v in parts.items()},
-            'goodput/step_frac': steps / max(total, 1e-9)}
+            'goodput/step_frac': steps / max(total, 1e-9),
+            'goodput/data_frac': waited / max(waited + steps, 1e-9)}
 
 
 class Profiler:

@@ -42,6 +42,7 @@ from rim_jax.model import network, sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source as source_lib
+from rim_jax.packing import stream
 from rim_jax.pretrained import families, verification, weights
 from rim_jax.results import values
 from rim_jax.runtime import card as card_lib
@@ -466,10 +467,10 @@ def probe_loop(config, tools):
   step = types.SimpleNamespace()
   step.lower = lambda *args: step
   step.compile = lambda: lambda state, frozen, batch: (state, values)
-  make_batches, make_writer = source_lib.make_batches, recorder.MetricsWriter
+  make_batches, make_writer = stream.make_batches, recorder.MetricsWriter
 
-  def record_batches(source, start, prefetch):
-    seen.append(('prefetch', prefetch))
+  def record_batches(source, start, prefetch, num_workers, say):
+    seen.append(('prefetch', prefetch, num_workers))
     return make_batches(source, start, prefetch)
 
   def record_writer(workdir, start, tensorboard, wandb):
@@ -496,7 +497,7 @@ def probe_loop(config, tools):
   tools.patch.setattr(step_lib, 'make_program',
                       lambda *args: types.SimpleNamespace(graphdef=None))
   tools.patch.setattr(step_lib, 'make_train_step', lambda *args: step)
-  tools.patch.setattr(source_lib, 'make_batches', record_batches)
+  tools.patch.setattr(stream, 'make_batches', record_batches)
   tools.patch.setattr(recorder, 'MetricsWriter', record_writer)
   tools.patch.setattr(scores, 'evaluate', decode_records)
   tools.patch.setattr(run_scores, 'evaluate_run', lambda *args: {})
@@ -803,6 +804,7 @@ LIVE = {
     'log.tensorboard': ('loop', True, SHORT),
     'log.wandb': ('loop', 'project', SHORT),
     'log.prefetch_batches': ('loop', 1, SHORT),
+    'log.input_workers': ('loop', 1, SHORT),
     'log.profile_at_step': ('loop', 1, SHORT),
     'log.profile_num_steps': ('loop', 2, SHORT),
     'log.stall_secs': ('loop', 1.0, SHORT),

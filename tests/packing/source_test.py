@@ -125,16 +125,6 @@ def test_processes_together_read_the_rows_of_one(cache, how):
     jax.tree.map(np.testing.assert_array_equal, joined, whole[i])
 
 
-@pytest.mark.parametrize('start', [0, 1, 3])
-def test_the_stream_begins_at_any_batch(cache, start):
-  _, codec, stage = make_stage(cache)
-  source = source_lib.BatchSource(stage, codec)
-  batches = list(source_lib.make_batches(source, start, prefetch=2))
-  assert len(batches) == len(source) - start
-  for i, batch in enumerate(batches):
-    jax.tree.map(np.testing.assert_array_equal, batch, source[start + i])
-
-
 def test_batch_examples_sets_the_rows(cache):
   _, _, stage = make_stage(cache, train__batch_rows=0, train__batch_examples=8)
   assert stage.batch_rows == round(8 / stage.plan.examples_per_row)

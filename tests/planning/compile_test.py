@@ -27,7 +27,7 @@ from rim_jax.errors import UserError
 from rim_jax.methods import get_method
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
-from rim_jax.packing import source
+from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import machines
 from rim_jax.report import plans
@@ -100,7 +100,7 @@ def test_visible_tiles_are_those_of_rows_of_typical_records(platform, tile, tile
   config = support.make_config(
       layout__row_tokens=320, model__max_positions=320, model__attention_tile_tokens=tile,
       data__chain__max_steps=4)
-  row = source.make_typical_row(config, get_method(config).layout)
+  row = typical_lib.make_typical_row(config, get_method(config).layout)
   codec = support.make_codec(config)
   record = datasets.load_dataset(config.data, say=lambda _: None).splits['train'][0]
   length = layout_lib.count_example(codec.lay_out(codec.encode(record)), config.layout)[0]
@@ -124,7 +124,7 @@ def test_a_whole_score_matrix_is_visited_whole(tile):
 
 
 def estimate_rows(config, pieces):
-  return source.estimate_rows(config, get_method(config).layout, pieces)
+  return typical_lib.estimate_rows(config, get_method(config).layout, pieces)
 
 
 def test_rows_that_are_given_are_taken_and_nothing_is_assumed():
@@ -142,7 +142,7 @@ def test_the_typical_record_of_the_chain_task_is_a_real_one(method):
   codec = support.make_codec(config)
   record = datasets.load_dataset(config.data, say=lambda _: None).splits['train'][0]
   real = layout_lib.count_example(codec.lay_out(codec.encode(record)), config.layout)
-  typical = source._make_typical_example(config, get_method(config).layout)
+  typical = typical_lib._make_typical_example(config, get_method(config).layout)
   assert layout_lib.count_example(typical, config.layout) == real
 
 
@@ -158,7 +158,7 @@ def test_the_typical_record_of_prosqa_is_near_the_drawn_ones(preset, kind):
   records, _ = prosqa.Problems(config.data.prosqa, ()).draw_split('train', 60)
   sizes = [layout_lib.count_example(codec.lay_out(codec.encode(r)), config.layout)[0]
            for r in records]
-  example = source._make_typical_example(config, get_method(config).layout)
+  example = typical_lib._make_typical_example(config, get_method(config).layout)
   typical = layout_lib.count_example(example, config.layout)[0]
   assert typical == pytest.approx(sum(sizes) / len(sizes), rel=0.2)
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from rim_jax.errors import UserError
-from rim_jax.packing import source
+from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import latency, machines
 from rim_jax.report import plans
 from tests import support
@@ -33,7 +33,7 @@ def test_every_method_is_compiled_and_compared_with_direct_answering(here):
       assert got['ratio'] == got['secs'] / found['direct'][part]['secs']
       assert got['cached_ratio'] == got['cached_secs'] / found['direct'][part]['cached_secs']
       assert got['cached_hbm_bytes'] < got['hbm_bytes']
-  encoded, template = source.make_typical_record(config)
+  encoded, template = typical_lib.make_typical_record(config)
   chain = sum(len(s) + len(template.step_separator) for s in encoded.steps)
   # One turn for each token that stands before the answer's first.
   assert found['cot']['first_token']['turns'] == chain + len(template.answer_prefix)

@@ -14,7 +14,7 @@ import pytest
 from rim_jax.config import MeshConfig
 from rim_jax.model import sharding
 from rim_jax.packing import batch as batch_lib
-from rim_jax.packing import source
+from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import compile as compile_lib
 from rim_jax.runtime import hlo
 from rim_jax.training import step as step_lib
@@ -99,7 +99,7 @@ def compile_train_step(monkeypatch, unroll, mesh_config=MeshConfig(2, 2, 2), **c
   config = support.make_config(model__attention_tile_tokens=0, train__batch_rows=8,
                                model__num_layers=3, model__scan_layers=not unroll, **changes)
   mesh = sharding.make_mesh(mesh_config)
-  rows = source.Rows(8, 48, ())
+  rows = typical_lib.Rows(8, 48, ())
   program = step_lib.make_program(config, 16, 10, mesh)
   step = step_lib.make_train_step(program, config, 10, 4, mesh)
   at = sharding.get_batch_sharding(mesh)

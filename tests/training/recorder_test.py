@@ -308,6 +308,8 @@ def test_wall_time_is_divided_among_its_parts():
   spend(5)  # steps: what is in no part
   with goodput.measure('compile'):
     spend(20)
+  with goodput.measure('data'):
+    spend(0.5)
   with goodput.measure('save'):
     spend(1)
     with goodput.measure('evaluate'):
@@ -317,7 +319,8 @@ def test_wall_time_is_divided_among_its_parts():
   found = goodput.summarize()
   assert found == {'goodput/start_secs': 10.0, 'goodput/compile_secs': 20.0,
                    'goodput/evaluate_secs': 4.0, 'goodput/save_secs': 3.0,
-                   'goodput/step_secs': 13.0, 'goodput/step_frac': 13 / 50}
+                   'goodput/data_secs': 0.5, 'goodput/step_secs': 13.0,
+                   'goodput/step_frac': 13 / 50.5, 'goodput/data_frac': 0.5 / 13.5}
 
 
 def test_a_profile_spans_its_steps_and_comes_on_a_signal(tmp_path):
