@@ -13,6 +13,11 @@ in a process of its own, because the threads of the one would wait, spinning, on
 other. The losses of the first step are compared, so that both do the same work.
 
   ... torch --data=DIR --layers=12 --width=768 --vocab=50257     (GPT-2's own shape)
+  ... torch --data=DIR --smollm2                                 (SmolLM2-135M's, 49,152 ids)
+
+Both are asked for the floating-point operations of their products: the compiler by its program,
+torch by its own counter. Their ratio, `limit`, is what could be gained if both multiplied equally
+fast and did nothing else.
 """
 
 import argparse
@@ -115,11 +120,27 @@ def write_gpt2(folder, tokenizer_path, layers, width, vocab_size):
   (folder / 'tokenizer_config.json').write_text('{"eos_token": "<|endoftext|>"}')
 
 
+def write_smollm2(folder, tokenizer_path):
+  import transformers
+  transformers.LlamaForCausalLM(transformers.LlamaConfig(
+      hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+      intermediate_size=1536, vocab_size=49_152, tie_word_embeddings=True, rms_norm_eps=1e-5,
+      rope_theta=100_000.0, max_position_embeddings=8192)).save_pretrained(folder)
+  (folder / 'tokenizer.json').write_bytes(pathlib.Path(tokenizer_path).read_bytes())
+  (folder / 'tokenizer_config.json').write_text('{"eos_token": "<|endoftext|>"}')
+
+
 def run_torch(pipe, *args):
-  """Answers every message of the pipe with one step: (loss, seconds)."""
+  """Answers every message of the pipe with one step: (loss, seconds); 'flops' with their number."""
+  from torch.utils import flop_counter
   step = make_torch_step(*args)
-  while pipe.recv():
-    pipe.send(step())
+  while asked := pipe.recv():
+    if asked == 'flops':
+      with flop_counter.FlopCounterMode(display=False) as counter:
+        step()
+      pipe.send(counter.get_total_flops())
+    else:
+      pipe.send(step())
 
 
 def make_torch_step(folder, config, batch, memory_rows, memory_start):
@@ -135,10 +156,11 @@ def make_torch_step(folder, config, batch, memory_rows, memory_start):
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
   model.resize_token_embeddings(memory_start + 3, mean_resizing=False)
   with torch.no_grad():
-    model.transformer.wte.weight[memory_start:] = torch.tensor(np.asarray(memory_rows))
+    model.get_input_embeddings().weight[memory_start:] = torch.tensor(np.asarray(memory_rows))
+  is_gpt2 = model.config.model_type == 'gpt2'
   model = peft.get_peft_model(model, peft.LoraConfig(
-      r=RANK, lora_alpha=32.0, target_modules=['c_attn', 'attn.c_proj', 'c_fc', 'mlp.c_proj'],
-      fan_in_fan_out=True,
+      r=RANK, lora_alpha=32.0, fan_in_fan_out=is_gpt2,
+      target_modules=['c_attn', 'attn.c_proj', 'c_fc', 'mlp.c_proj'] if is_gpt2 else 'all-linear',
       trainable_token_indices=list(range(memory_start, memory_start + 3)))).train()
   optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
   fields = batch_lib.get_fields(batch)
@@ -165,7 +187,7 @@ def make_torch_step(folder, config, batch, memory_rows, memory_start):
   return step
 
 
-def bench_torch(data_dir, pairs, layers, width, vocab_size):
+def bench_torch(data_dir, pairs, layers, width, vocab_size, is_smollm2):
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -178,6 +200,7 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
   from rim_jax.data import tokenizer as tokenizer_lib
   from rim_jax.model import sharding
   from rim_jax.packing import source
+  from rim_jax.planning import compile as compile_lib
   from rim_jax.pretrained import families
   from rim_jax.pretrained import weights as weights_lib
   from rim_jax.training import step as step_lib
@@ -188,11 +211,15 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
     split = datasets.load_dataset(config_lib.parse_config(config).data, lambda line: None).splits[
         'train']
     bpe = ratios.train_bpe(split.__getitems__(range(len(split))), scratch)
-    (folder / 'gpt2').mkdir()
-    write_gpt2(folder / 'gpt2', folder / 'tokenizer.json', layers, width,
-               vocab_size or bpe.vocab_size)
+    (folder / 'model').mkdir()
+    if is_smollm2:
+      layers, width = 30, 576
+      write_smollm2(folder / 'model', folder / 'tokenizer.json')
+    else:
+      write_gpt2(folder / 'model', folder / 'tokenizer.json', layers, width,
+                 vocab_size or bpe.vocab_size)
     config = presets.make('rim_stage2', 'gpt2')
-    config.model.update({'init_from': str(folder / 'gpt2'), 'compute_dtype': 'float32',
+    config.model.update({'init_from': str(folder / 'model'), 'compute_dtype': 'float32',
                          'frozen_dtype': 'float32', 'remat': 'dots'})
     config.model.lora.update({'rank': RANK, 'dropout': 0.0})
     config.layout.row_tokens, config.data.cache_dir = ROW_TOKENS, scratch
@@ -204,11 +231,11 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
     batch = source.BatchSource(stage, codec)[0]
     mesh = sharding.make_mesh(config.mesh)
     program = step_lib.make_program(config, codec.memory_start, 10, mesh)
-    base = weights_lib.load_params(weights_lib.open_base(folder / 'gpt2'), program.base)
+    base = weights_lib.load_params(weights_lib.open_base(folder / 'model'), program.base)
     state, frozen = program.init(jax.random.key(0), base)
     pipe, end = multiprocessing.Pipe()
     child = multiprocessing.get_context('spawn').Process(target=run_torch, daemon=True, args=(
-        end, folder / 'gpt2', config, batch, np.asarray(state.params['memory']),
+        end, folder / 'model', config, batch, np.asarray(state.params['memory']),
         codec.memory_start))
     child.start()
 
@@ -229,6 +256,11 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size):
       ours, theirs = our_step(), torch_step()
       tell(bench='torch', first_loss_ours=ours[0], first_loss_torch=theirs[0])
       assert abs(ours[0] - theirs[0]) < 1e-3 * abs(theirs[0]), 'not the same work'
+      _, costs = compile_lib.compute_costs(compiled, config, mesh)
+      pipe.send('flops')
+      torch_flops = pipe.recv()
+      tell(bench='torch', ours_gflops=costs.flops / 1e9, torch_gflops=torch_flops / 1e9,
+           limit=torch_flops / costs.flops, uncounted=[*costs.unknown_kernels])
       times = [(our_step()[1], torch_step()[1]) for _ in range(pairs)]
     child.terminate()
     tell(bench='torch', speedup=statistics.median(b / a for a, b in times),
@@ -246,6 +278,7 @@ def main():
   parser.add_argument('--pairs', type=int, default=5)
   parser.add_argument('--layers', type=int, default=6)
   parser.add_argument('--width', type=int, default=384)
+  parser.add_argument('--smollm2', action='store_true')
   parser.add_argument('--vocab', type=int, default=0, help="0: the tokenizer's 8,192 ids")
   args = parser.parse_args()
   if args.what == 'memory':
@@ -253,7 +286,7 @@ def main():
   elif args.what == 'load':
     load_and_measure(args.data)
   else:
-    bench_torch(args.data, args.pairs, args.layers, args.width, args.vocab)
+    bench_torch(args.data, args.pairs, args.layers, args.width, args.vocab, args.smollm2)
 
 
 if __name__ == '__main__':
