@@ -22,6 +22,7 @@ from rich import console as rich_console
 from rim_jax import config as config_lib
 from rim_jax import main
 from rim_jax.config import parse, schema
+from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.sweep import matched_runs
 from rim_jax.training import state
@@ -244,7 +245,7 @@ def test_an_old_run_is_started_from_and_stands_beside_others(old, later_version,
   config = config_lib.parse_config(recipe.get_config())
   other = support.set_keys(config, {'model.twist': 0.5})
   make_task = functools.partial(types.SimpleNamespace, base=None, codec=types.SimpleNamespace(
-      tokenizer=types.SimpleNamespace(fingerprint='chain-v1')))
+      tokenizer=tokenizer_lib.load_tokenizer(config.tokenizer)))
   with pytest.raises(Loaded):
     state.initialize(make_task(config=config), None, 'run/stage1', print)
   with pytest.raises(UserError, match=r'^run/stage1: has model.twist=0.0, this run has 0.5; set '

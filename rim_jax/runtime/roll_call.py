@@ -270,6 +270,9 @@ class _Roll:
         *self._refused, 'look at their logs, and start all of them again'])
 
 
+_ENDED = f'it ends the connection: is it of another run, or has it another {TOKEN}?'
+
+
 def _report_in(address, process_id, num_processes, deadline, token):
   problem = 'nothing listens there'
   while time.monotonic() < deadline:
@@ -289,7 +292,9 @@ def _report_in(address, process_id, num_processes, deadline, token):
           threading.Thread(target=_listen, args=(peer,), daemon=True).start()
         if verdict:
           return verdict
-        problem = f'it ends the connection: is it of another run, or has it another {TOKEN}?'
+        problem = _ENDED
+    except (ConnectionResetError, BrokenPipeError):  # the same, before it has read what it was told
+      problem = _ENDED
     except OSError as e:
       problem = e.strerror or str(e) or problem
     time.sleep(0.2)

@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -176,7 +177,14 @@ def say(text):
   return answer
 
 
+def reset(line):
+  """Ends a connection as one does that has not read what it was told."""
+  line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+  line.close()
+
+
 @pytest.mark.parametrize('answer, told', [
+    (reset, 'it ends the connection: is it of another run'),
     (socket.socket.close, 'it ends the connection: is it of another run'),
     (say(b'SSH-2.0-OpenSSH_9\r\n'), "another program listens there: it says 'SSH-2.0-OpenSSH_9'"),
     (say(b'\xff' * 300), 'another program listens there'),
