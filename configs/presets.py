@@ -251,7 +251,7 @@ def make_llama3_2_1b(method: str):
         --config.data.dir=GSM8K_AUG --config.optim.learning_rate=RATE
 
   Without init_from, models/Llama-3.2-1B. Cost: one 80 GB GPU or a v5e of 16 chips (`--mode=plan`:
-  1.0 GiB a chip for 32 rows); about 5e18 FLOPs, estimated as for GPT-2. Score: not measured. The
+  2.4 GiB a chip for 32 rows); about 5e18 FLOPs, estimated as for GPT-2. Score: not measured. The
   paper (arXiv 2605.30343) reports 42.1 % on GSM8K; direct 23.9, Coconut 36.9, CoT 49.1.
   """
   return _make_pretrained(method, 'models/Llama-3.2-1B', 8e-4)

@@ -333,9 +333,9 @@ def check_plan(found, num_params):
   # The arguments are the state, the base and a batch; nothing of them is held twice.
   assert found['state_gib'] <= hbm['arguments'] < 1.05 * found['state_gib'] + 0.02
   assert hbm['arguments'] < hbm['peak'] < hbm['chip'] and found['fits']
-  # Forward, again for remat, and backward: 3 passes where the model needs 2; attention on top.
+  # Forward and backward alone: the presets' remat=dots computes no product again, but attention.
   products = flops['per_step'] - found['chips'] * flops['attention_per_device']
-  assert 1.3 < products / flops['model_per_step'] < 1.6
+  assert products == pytest.approx(flops['model_per_step'], rel=0.02)
   assert 0 < found['mfu_ceiling'] < 1 and 0 < found['visible_tiles'] < 0.7
   assert found['unknown']['loops'] == found['unknown']['kernels'] == 0
 
@@ -365,11 +365,11 @@ def test_a_stage2_step_of_llama_1b_with_lora_compiles_for_a_v5e_slice(tmp_path):
   assert found['chips'] == 16
   # 2.3 GB of bf16 base over 16 chips, and adapters whose halves without `embed` are on each.
   assert 0.15 < found['hbm_gib']['arguments'] < 0.3
-  assert 0.8 < found['hbm_gib']['peak'] < 1.4
-  # A base that is split is gathered three times a step (forward, remat, backward), no more often.
+  assert 1.8 < found['hbm_gib']['peak'] < 3  # most of it what remat=dots keeps
+  # A base that is split is gathered twice a step (forward, backward), and hardly more often.
   gathered = sum(c['bytes'] for kind, c in found['collectives'].items()
                  if kind in ('all-gather', 'collective-permute', 'all-to-all'))
-  assert 1.5 < gathered / (2 * found['params']['frozen'] * 15 / 16) < 3.3
+  assert 1.5 < gathered / (2 * found['params']['frozen'] * 15 / 16) < 2.6
 
 
 @needs_libtpu
