@@ -220,7 +220,8 @@ def measure_passes(network: Network, record, results, num_runs: int, say=None):
   codec, shards = network.codec, sharding.count_shards(sharding.BATCH, network.mesh)
   questions = [codec.encode(record).question] * shards
   prefix = tuple(scores.get_answer_prefix(network.config, codec))
-  timed = [make_timed(f'{r.num_passes} {k}', scores.set_passes(network, r.num_passes), questions,
+  timed = [make_timed(f'{r.num_passes} {k}',
+                      scores.set_key(network, 'eval.num_passes', r.num_passes), questions,
                       Writing(prefix, int(k), (int(k),)), ('first_token',))
            for r in results for k in r.acc]
   times = {e['method']: reader.from_tree(values.Quartiles, e['first_token_ms'])

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from rim_jax.config import Config
+from rim_jax.config import Config, replace_keys
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
@@ -79,19 +79,8 @@ def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int, say=None
 def evaluate_passes(decoder: decode_lib.Decoder, records, blocks: tuple, make_say=None
                     ) -> list[values.PassesResult]:
   """The final answer's accuracy with R = 1 to eval.budget_passes passes and each K of `blocks`."""
-  found = []
-  for num_passes in range(1, decoder.network.config.eval.budget_passes + 1):
-    other = decode_lib.Decoder(set_passes(decoder.network, num_passes))
-    found.append(values.PassesResult(num_passes=num_passes, acc=_score_blocks(
-        other, records, blocks, make_say and make_say(f'with R = {num_passes}'))))
-  return found
-
-
-def set_passes(network: Network, num_passes: int) -> Network:
-  """The same network, which answers with so many passes over the blocks."""
-  config = network.config
-  return dataclasses.replace(network, config=dataclasses.replace(
-      config, eval=dataclasses.replace(config.eval, num_passes=num_passes)))
+  return [values.PassesResult(num_passes=r, acc=acc) for r, acc in _score_variants(
+      decoder, records, blocks, ('R', 'eval.num_passes', 'budget_passes'), make_say)]
 
 
 def evaluate_tokens(decoder: decode_lib.Decoder, records, blocks: tuple, make_say=None
@@ -100,19 +89,26 @@ def evaluate_tokens(decoder: decode_lib.Decoder, records, blocks: tuple, make_sa
 
   Raises: UserError where a question runs beyond a learned position table.
   """
-  found = []
-  for block_tokens in range(1, decoder.network.config.eval.budget_tokens + 1):
-    other = decode_lib.Decoder(set_block_tokens(decoder.network, block_tokens))
-    found.append(values.TokensResult(block_tokens=block_tokens, acc=_score_blocks(
-        other, records, blocks, make_say and make_say(f'with M = {block_tokens}'))))
-  return found
+  return [values.TokensResult(block_tokens=m, acc=acc) for m, acc in _score_variants(
+      decoder, records, blocks, ('M', 'layout.block_tokens', 'budget_tokens'), make_say)]
 
 
-def set_block_tokens(network: Network, block_tokens: int) -> Network:
-  """The same network, which answers with blocks of so many `<m>`."""
-  config = network.config
-  return dataclasses.replace(network, config=dataclasses.replace(
-      config, layout=dataclasses.replace(config.layout, block_tokens=block_tokens)))
+def _score_variants(decoder, records, blocks, varied, make_say):
+  """(value of a key, accuracy by K) for each value from 1 on, of the same network.
+
+  Args:
+    varied: the letter that is told, the key, and the key of `eval` with the largest value.
+  """
+  name, key, most = varied
+  for value in range(1, getattr(decoder.network.config.eval, most) + 1):
+    other = decode_lib.Decoder(set_key(decoder.network, key, value))
+    yield value, _score_blocks(other, records, blocks,
+                               make_say and make_say(f'with {name} = {value}'))
+
+
+def set_key(network: Network, key: str, value) -> Network:
+  """The same network, which answers with another value of a key, e.g. eval.num_passes."""
+  return dataclasses.replace(network, config=replace_keys(network.config, {key: value}))
 
 
 def _score_blocks(decoder, records, blocks, say):

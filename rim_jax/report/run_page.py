@@ -303,38 +303,36 @@ def _make_budgets(name, stage, sets: dict[str, EvalResult]) -> Blocks:
 
 def _make_passes(name, sets: dict[str, EvalResult]) -> Blocks:
   """Accuracy and time with R passes over K blocks, from one trained model."""
-  blocks: Blocks = []
-  for key, result in sets.items():
-    lines = {f'R = {p.num_passes}': p.acc for p in result.passes or ()}
-    blocks += _draw_over_blocks(f'{name}, {key}: accuracy with R passes over K blocks', lines)
-    blocks += [table(
-        ['passes R', 'blocks K', '% right', 'ms to the first token'],
-        [[str(p.num_passes), k, share(acc), _format_time(p, k)]
-         for p in result.passes or () for k, acc in p.acc.items()])] if lines else []
-  return blocks
+  return [block for key, result in sets.items() for block in _make_variants(
+      f'{name}, {key}: accuracy with R passes over K blocks', 'R',
+      ('passes R', 'ms to the first token'),
+      [(p.num_passes, p.acc, lambda k, p=p: _format_time(p, k)) for p in result.passes or ()])]
 
 
 def _make_tokens(name, sets: dict[str, EvalResult]) -> Blocks:
   """Accuracy with M tokens in each of K blocks, from one trained model."""
-  blocks: Blocks = []
-  for key, result in sets.items():
-    lines = {f'M = {t.block_tokens}': t.acc for t in result.tokens or ()}
-    blocks += _draw_over_blocks(f'{name}, {key}: accuracy with K blocks of M tokens', lines)
-    blocks += [table(
-        ['tokens M', 'blocks K', '% right', 'positions'],
-        [[str(t.block_tokens), k, share(acc),
-          'not trained' if int(k) in (t.beyond_positions or ()) else 'trained']
-         for t in result.tokens or () for k, acc in t.acc.items()])] if lines else []
-  return blocks
+  return [block for key, result in sets.items() for block in _make_variants(
+      f'{name}, {key}: accuracy with K blocks of M tokens', 'M', ('tokens M', 'positions'),
+      [(t.block_tokens, t.acc, lambda k, t=t: 'not trained' if int(k) in (
+          t.beyond_positions or ()) else 'trained') for t in result.tokens or ()])]
 
 
-def _draw_over_blocks(title, lines: dict[str, dict[str, float]]) -> Blocks:
-  """Accuracies by K as a figure, if there is more than one K."""
-  if not lines or len(next(iter(lines.values()))) < 2:
+def _make_variants(title, letter, heads, variants) -> Blocks:
+  """A figure of accuracies by K, if there is more than one K, and their table.
+
+  Args:
+    heads: of the first column and the last.
+    variants: (value, accuracy by K, K -> the last column's cell) for each.
+  """
+  lines = {f'{letter} = {value}': (list(map(int, acc)), [100 * a for a in acc.values()])
+           for value, acc, _ in variants}
+  if not lines:
     return []
-  return [*figures([draw(title, 'accuracy, %', 'blocks K', {
-      label: (list(map(int, acc)), [100 * a for a in acc.values()])
-      for label, acc in lines.items()})])]
+  drawn = figures([draw(title, 'accuracy, %', 'blocks K', lines)]) if len(
+      variants[0][1]) > 1 else []
+  return [*drawn, table([heads[0], 'blocks K', '% right', heads[1]], [
+      [str(value), k, share(acc), tell(k)] for value, accs, tell in variants
+      for k, acc in accs.items()])]
 
 
 def _format_time(passes: PassesResult, k: str) -> Part | str:

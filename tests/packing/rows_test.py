@@ -71,7 +71,7 @@ def write_example(batch, row, token, slot, number, example, config, memory_start
   return token, slot
 
 
-def check(examples, config, memory_start=B):
+def assert_as_reference(examples, config, memory_start=B):
   """Packed first-fit, each in a row of its own, and packed with an empty row between."""
   sizes = np.asarray([layout_lib.count_example(e, config)[:2] for e in examples])
   packed = order_lib.pack(np.arange(len(examples)), sizes, 200, 150, 4)
@@ -113,7 +113,7 @@ def test_rows_of_every_method_are_those_of_the_reference(host, seed):
   examples = [method.layout(draw_record(rng), template, config.layout,
                             *([int(rng.integers(0, 9))] if method.removal else []))
               for _ in range(20)]
-  check(examples, config.layout)
+  assert_as_reference(examples, config.layout)
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -133,7 +133,7 @@ def test_rows_of_any_examples_are_those_of_the_reference(seed):
     parallel = tuple((int(rng.integers(len(question))), i) for i in draw_ids(rng, 3))
     return layout_lib.Example(question, num_blocks, int(rng.integers(1, 5)), tuple(
         draw_readout(num_blocks, count) for _ in range(count)), parallel)
-  check([draw_example() for _ in range(30)], config)
+  assert_as_reference([draw_example() for _ in range(30)], config)
 
 
 def test_what_does_not_fit_a_row_is_an_error_and_not_in_the_next_row():

@@ -37,7 +37,7 @@ def source(tmp_path_factory):
       source_lib.make_stage_plan(split, codec, say=lambda line: None), codec)
 
 
-def check(batches, source, numbers):
+def assert_batches(batches, source, numbers):
   for number, batch in zip(numbers, batches, strict=True):
     jax.tree.map(np.testing.assert_array_equal, batch, source[number])
 
@@ -55,11 +55,11 @@ def find_workers(parent) -> list[int]:
 
 @pytest.mark.parametrize('start', [0, 1, 3])
 def test_the_stream_begins_at_any_batch(source, start):
-  check(stream.make_batches(source, start, 2), source, range(start, len(source)))
+  assert_batches(stream.make_batches(source, start, 2), source, range(start, len(source)))
 
 
 def test_one_batch_that_is_left_is_made_here(source):
-  check(stream.make_batches(source, len(source) - 1, 2, 2), source, [len(source) - 1])
+  assert_batches(stream.make_batches(source, len(source) - 1, 2, 2), source, [len(source) - 1])
   assert not find_workers(os.getpid())
 
 
@@ -69,15 +69,15 @@ def test_processes_make_the_same_stream_and_a_killed_one_is_told_and_replaced(so
   told = []
   batches = stream.make_batches(source, 1, 2, 2, told.append)
   with contextlib.closing(batches):
-    check(itertools.islice(batches, 3), source, range(1, 4))
+    assert_batches(itertools.islice(batches, 3), source, range(1, 4))
     workers = find_workers(os.getpid())
     assert len(workers) == 2
     for worker, number in itertools.product(workers, (signal.SIGINT, signal.SIGTERM)):
       os.kill(worker, number)
-    check(itertools.islice(batches, 2), source, range(4, 6))
+    assert_batches(itertools.islice(batches, 2), source, range(4, 6))
     assert find_workers(os.getpid()) == workers and not told
     os.kill(workers[1], signal.SIGKILL)
-    check(batches, source, range(6, len(source)))
+    assert_batches(batches, source, range(6, len(source)))
   assert len(told) == 1 and 'exit code -9); from batch ' in told[0]
   assert not find_workers(os.getpid())
 
