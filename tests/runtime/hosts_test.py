@@ -209,6 +209,8 @@ def is_set(self):
     os.kill(os.getpid(), signal.SIGKILL)
   return real(self)
 hosts.StopSignal.is_set = is_set
+if '--process_id=1' in sys.argv:
+  time.sleep(float(os.environ.get('LATE_SECS', '0')))
 sys.exit(main.cli(sys.argv))
 """
 
@@ -269,9 +271,12 @@ def find_ports(workdir):
 
 @pytest.mark.slow
 def test_a_port_scanner_beside_a_run_changes_nothing(tmp_path, by_two):
-  """Every second it connects to every port of the run, says nothing, and stays a while."""
+  """Every second it connects to every port of the run, says nothing, and stays a while.
+
+  The second process comes when the first has given up a connection that says nothing.
+  """
   recipe, two = by_two
-  run = launch(recipe, tmp_path / 'scanned', 2, STEP_SECS='0.1')
+  run = launch(recipe, tmp_path / 'scanned', 2, STEP_SECS='0.1', LATE_SECS='8')
   done, scanned, open_ = threading.Event(), set(), []
 
   def scan():
@@ -290,6 +295,7 @@ def test_a_port_scanner_beside_a_run_changes_nothing(tmp_path, by_two):
     done.set()
     thread.join()
   assert code == 0 and scanned, out
+  assert 'no process of this run' in out  # the roll call met the scanner
   losses, params, _ = support_runs.read_run(two)
   others, other_params, _ = support_runs.read_run(tmp_path / 'scanned')
   assert losses == others
