@@ -243,15 +243,21 @@ class Watchdog:
     self._done = threading.Event()
 
   def __enter__(self):
-    threads = [self._watch] + ([self._exchange] if jax.process_count() > 1 else [])
-    for fn in threads:
-      threading.Thread(target=fn, daemon=True).start()
+    # Asked here: a thread that asks JAX while the interpreter ends starts a new backend, which
+    # aborts the process.
+    self._process, self._alone = jax.process_index(), jax.process_count() == 1
+    self._threads = [threading.Thread(target=fn, daemon=True)
+                     for fn in [self._watch] + ([] if self._alone else [self._exchange])]
+    for thread in self._threads:
+      thread.start()
     return self
 
   def __exit__(self, kind, error, trace):
-    if isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1:
+    if isinstance(error, jax.errors.JaxRuntimeError) and not self._alone:
       self._end_with(error)
     self._done.set()
+    for thread in self._threads:
+      thread.join(2 * _BEAT_SECS)  # not for ever: the coordinator may be gone
 
   def _end_with(self, error):
     """A collective has failed: mostly because a process has died. Which, its silence will tell."""
@@ -281,7 +287,7 @@ class Watchdog:
     # The store that JAX's own services use has no public name yet.
     from jax._src import distributed
     client: Any = distributed.global_state.client
-    me, count = jax.process_index(), 0
+    me, count = self._process, 0
     while not self._done.wait(_BEAT_SECS):
       count += 1
       try:
@@ -310,7 +316,7 @@ class Watchdog:
       if now - before > 4 * _WATCH_SECS:  # it slept, and so did all of this process
         self._forget(now - before)
       before = now
-      problem = self._find_silent(now, self._silent_secs) if jax.process_count() > 1 else ''
+      problem = '' if self._alone else self._find_silent(now, self._silent_secs)
       if not problem and self._stall_secs and self._moved is not None and (
           now - self._moved > self._stall_secs):
         problem = self._describe_stall()
@@ -320,7 +326,7 @@ class Watchdog:
         return
 
   def _report(self, problem):
-    print(f'error: process {jax.process_index()}: {problem}', file=sys.stderr, flush=True)
+    print(f'error: process {self._process}: {problem}', file=sys.stderr, flush=True)
     self._end(EXIT_STALLED)
 
   def _find_silent(self, now, secs):

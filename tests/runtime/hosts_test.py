@@ -143,6 +143,15 @@ def test_a_stall_ends_the_process_and_shows_where(capfd):
   assert 'no step for 0.2 s after step 41' in shown and 'hosts_test.py' in shown
 
 
+def test_no_thread_outlives_the_watch():
+  """One that asks JAX while the interpreter ends aborts a process that has done its work."""
+  before = set(threading.enumerate())
+  with hosts.Watchdog(30.0) as dog:
+    dog.beat(1)
+    assert set(threading.enumerate()) > before
+  assert set(threading.enumerate()) == before
+
+
 SUSPENDED = """
 import os, signal, sys, threading, time
 from rim_jax.runtime import hosts
