@@ -35,6 +35,8 @@ class ChainConfig:
   # Each step draws one of these characters.
   operators: Annotated[str, Limit('must be one or more of + - *',
                                   lambda v: v and not set(v) - set('+-*'))] = '+'
+  # Share of the training questions whose written steps are wrong, all but the last: the answer.
+  wrong_frac: Annotated[float, Limit('must be between 0 and 1', lambda v: 0 <= v <= 1)] = later(0.0)
   num_train: AtLeastOne = 40_000  # Training questions.
   num_valid: AtLeastOne = 500  # Validation questions; none of them is a training question.
   num_test: AtLeastOne = 1_000  # Test questions; none of them is in another split.

@@ -1,5 +1,6 @@
 """The chain task: chains of arithmetic modulo a number, whose every step is one digit or a few."""
 
+import dataclasses
 import random
 
 from rim_jax.config import ChainConfig
@@ -38,6 +39,20 @@ def draw_questions(chain: ChainConfig, num_questions: int) -> list[tuple[int, in
     questions += drawn
   rng.shuffle(questions)
   return questions
+
+
+def spoil(records: list[Record], chain: ChainConfig) -> list[Record]:
+  """The records, of which a share `chain.wrong_frac` has other digits as steps than are right.
+
+  The last step is the answer, and stays. Which records, and which digits, the seed decides.
+  """
+  rng = random.Random(f'{chain.seed} wrong')
+  wrong = set(rng.sample(range(len(records)), round(chain.wrong_frac * len(records))))
+
+  def draw(step):
+    return str((int(step) + rng.randrange(1, chain.modulus)) % chain.modulus)
+  return [dataclasses.replace(record, steps=(*map(draw, record.steps[:-1]), record.steps[-1]))
+          if i in wrong else record for i, record in enumerate(records)]
 
 
 def make_record(chain, num_steps, number, origin):

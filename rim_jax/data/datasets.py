@@ -297,6 +297,7 @@ class RimChain(_RecordBuilder):
     splits = {name: [chain_lib.make_record(chain, *question, f'rim_chain/{name}:{i + 1}')
                      for i, question in enumerate(itertools.islice(questions, size))]
               for name, size in sizes.items()}
+    splits['train'] = chain_lib.spoil(splits['train'], chain)
     return _Prepared(splits, {}, [])
 
 

@@ -65,8 +65,8 @@ def test_a_later_key_counts_where_it_is_not_neutral(monkeypatch):
 
 
 def test_a_section_is_told_without_its_neutral_keys():
-  assert config_lib.list_identity(config_lib.ChainConfig()) == dataclasses.asdict(
-      config_lib.ChainConfig())
+  assert config_lib.list_identity(config_lib.MeshConfig()) == dataclasses.asdict(
+      config_lib.MeshConfig())
   section = support.LaterModelConfig()
   assert 'twist' in config_lib.flatten(section)
   assert config_lib.list_identity(section) == config_lib.list_identity(config_lib.ModelConfig())

@@ -616,6 +616,7 @@ LIVE = {
     'data.chain.max_steps': ('dataset', 5, {}),
     'data.chain.modulus': ('dataset', 7, {}),
     'data.chain.operators': ('dataset', '+*', {}),
+    'data.chain.wrong_frac': ('dataset', 0.5, {}),
     'data.chain.num_train': ('dataset', 41, {}),
     'data.chain.num_valid': ('dataset', 9, {}),
     'data.chain.num_test': ('dataset', 9, {}),

@@ -126,6 +126,21 @@ def test_chain_is_a_function_of_its_seed(tmp_path):
   assert [r.question for r in first.splits['test']][:2] == ['3+3+1+6+7', '4+1+7+0+3']
 
 
+def test_wrong_steps_are_those_of_a_share_of_train_and_leave_the_answer(tmp_path):
+  right, wrong = (datasets.load_dataset(make_chain_data(
+      tmp_path / folder, min_steps=3, max_steps=3, num_train=40, wrong_frac=share), quiet).splits
+      for folder, share in (('right', 0.0), ('wrong', 0.25)))
+  changed = 0
+  for name in ('train', 'valid', 'test'):
+    for one, other in zip(right[name], wrong[name], strict=True):
+      assert (one.question, one.answer, one.steps[-1]) == (
+          other.question, other.answer, other.steps[-1])
+      same = [a == b for a, b in zip(one.steps[:-1], other.steps[:-1], strict=True)]
+      assert all(same) or (name == 'train' and not any(same))
+      changed += not all(same)
+  assert changed == 10
+
+
 def test_chain_lengths_have_equal_shares_in_every_split(tmp_path):
   dataset = datasets.load_dataset(make_chain_data(
       tmp_path, min_steps=1, max_steps=4, num_train=900, num_valid=150, num_test=150), quiet)

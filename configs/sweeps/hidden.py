@@ -1,0 +1,28 @@
+"""Which methods still answer when readouts cannot see the question: whose latents hold the answer.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/hidden.py --jobs=2
+      The chain task. A line break is forced before every answer, so that no answer is read at a
+      token that sees the question, and readouts see the blocks or thoughts alone, in training and
+      afterwards. Coconut, SIM-CoT on it and LOTUS are left out: their first stages have no latents
+      to read. Cost: 18 runs of about five minutes of 1 CPU core. Score: not measured.
+"""
+
+from configs import presets
+from rim_jax.config import grid
+from rim_jax.errors import UserError
+
+METHODS = ('rim', 'rim_paired', 'looped', 'pause', 'codi', 'pccot')
+
+
+def get_config(preset: str = 'chain'):
+  if preset != 'chain':
+    raise UserError(f"preset '{preset}': rows there have no room for a forced prefix; use chain")
+  base = presets.make(METHODS[0], preset)
+  points = []
+  for method in METHODS:
+    config = presets.make(method, preset)
+    config.layout.update({'answer_prefix': '\n', 'readout_sees_question': False,
+                          'row_tokens': config.layout.row_tokens + 5})  # a prefix for each readout
+    points.append(({'method': method}, grid.find_changes(base, config)))
+  return grid.make_sweep_dict(base, sorted(
+      grid.cross(points, grid.vary_seeds(3)), key=lambda point: point[1]['seed']))

@@ -1,0 +1,22 @@
+"""What a method loses when a tenth of its training questions have wrong steps: the chain task.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/wrong_steps.py --jobs=2
+      Of 500 of the 5,000 training questions every step but the last, which is the answer, is
+      another digit than the right one. Every method that learns from steps, with and without them.
+      Cost: 60 runs of about five minutes of 1 CPU core. Score: not measured.
+"""
+
+from configs import compare, presets
+from rim_jax.config import grid
+
+WITHOUT_STEPS = ('direct', 'pause')
+
+
+def get_config(preset: str = 'chain'):
+  methods = [name for name in compare.METHODS if name not in WITHOUT_STEPS]
+  base = presets.make(methods[0], preset)
+  axis = [({'method': method}, grid.find_changes(base, presets.make(method, preset)))
+          for method in methods]
+  points = grid.cross(axis, grid.vary('data.chain.wrong_frac', (0.1, 0.0), 'wrong'),
+                      grid.vary_seeds(3))
+  return grid.make_sweep_dict(base, sorted(points, key=lambda point: point[1]['seed']))
