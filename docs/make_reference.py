@@ -1,9 +1,10 @@
-"""Writes docs/reference/configuration.md from the schema, and docs/data.md's table of row shapes.
+"""Writes docs/reference/: every key from the schema, every flag, and what the presets set.
 
   python -m docs.make_reference
 
-A key's meaning is its comments, those above it and the one behind it; its choices and limits are
-its type's. A test holds the committed page to what this makes.
+It also writes docs/data.md's table of row shapes. A key's meaning is its comments, those above it
+and the one behind it; its choices and limits are its type's. A test holds the committed pages to
+what this makes.
 """
 
 import ast
@@ -15,11 +16,14 @@ import re
 import tokenize
 import typing
 
+from configs import presets
+from rim_jax import command_line
 from rim_jax import config as config_lib
-from rim_jax.config import Config, schema
+from rim_jax.config import Config, grid, schema
 from rim_jax.data import formats
 
 PAGE = pathlib.Path(__file__).parent / 'reference' / 'configuration.md'
+FLAGS, PRESETS = PAGE.with_name('flags.md'), PAGE.with_name('presets.md')
 DATA = PAGE.parents[1] / 'data.md'
 _SHAPES_BEGIN, _SHAPES_END = '<!-- row shapes: python -m docs.make_reference -->', '<!-- end -->'
 _HEAD = '''<!-- Made by `python -m docs.make_reference` from rim_jax/config/schema.py. -->
@@ -44,6 +48,27 @@ change, because they decide where and when something is computed and never what:
 and the keys
 {keys}.
 '''
+_FLAGS_HEAD = '''<!-- Made by `python -m docs.make_reference` from rim_jax/command_line.py. -->
+# Flags: what `python -m rim_jax.main` takes
+
+`--config=FILE[:PRESET]` names a recipe, and `--config.KEY=VALUE` sets one [key](configuration.md).
+`--mode` says what to do:
+{modes}.
+Without it a run is trained and evaluated. A meaning that begins with a mode, such as "plan:", is of
+that mode alone.
+'''
+_PRESETS_HEAD = '''<!-- Made by `python -m docs.make_reference` from configs/presets.py. -->
+# Presets: what each one sets
+
+A preset is a task with its network: `--config=configs/rim.py:gsm8k`. The tables have each key that
+a preset of `configs/rim.py` sets to another value than [the default](configuration.md). A dash is
+the default. Other methods get nearly the same values, and `configs/presets.py` has what is theirs
+alone (the groups {left_out}). Few values were searched for:
+[results](../results.md) has what was measured, [reproduction](../reproduction.md) what is the
+paper's. `data.dir` and, but for `smollm2`, `model.init_from` are yours to give.
+'''
+# What only other methods read.
+_OTHERS = ('coconut', 'icot', 'lotus', 'distill', 'aux')
 
 
 def read_comments(module) -> dict[tuple[str, str], str]:
@@ -108,6 +133,37 @@ def make_page() -> str:
   return '\n'.join([head.rstrip(), *_make_group(Config, '', read_comments(schema))]) + '\n'
 
 
+def make_flags() -> str:
+  """The page of flags."""
+  head = _FLAGS_HEAD.format(modes=', '.join(f'`{mode}`' for mode in command_line.MODES))
+  lines = [head.rstrip()]
+  for title, flags in (('Every mode and one run', command_line.FLAGS),
+                       ('`--mode=sweep`', command_line.SWEEP_FLAGS)):
+    lines += ['', f'## {title}', '', '| flag | default | meaning |', '|---|---|---|',
+              *(f'| `--{name}` | {_code(repr(default))} | {words} |'
+                for name, (default, words) in flags.items())]
+  return '\n'.join(lines) + '\n'
+
+
+def make_presets() -> str:
+  """The page of presets: those that train from scratch, then those that begin with a model."""
+  plain = config_lib.make_config_dict(method='rim')
+  changes = {name: {key: value for key, value in grid.find_changes(
+      plain, presets.make('rim', name)).items() if key.partition('.')[0] not in _OTHERS}
+             for name in presets.PRESETS}
+  defaults = config_lib.flatten(plain.to_dict())
+  lines = [_PRESETS_HEAD.format(left_out=', '.join(f'`{name}`' for name in _OTHERS)).rstrip()]
+  for title, begins in (('Networks from scratch', False), ('Pretrained models', True)):
+    names = [name for name, found in changes.items() if ('model.init_from' in found) is begins]
+    keys = sorted({key for name in names for key in changes[name]} - {'model.init_from'})
+    lines += ['', f'## {title}', '', f'| key | default | {" | ".join(map(_code, names))} |',
+              '|---' * (len(names) + 2) + '|',
+              *(f'| `{key}` | {_code(repr(defaults[key]))} | ' + ' | '.join(
+                  _code(repr(changes[name][key])) if key in changes[name] else '-'
+                  for name in names) + ' |' for key in keys)]
+  return '\n'.join(lines) + '\n'
+
+
 def make_shapes() -> str:
   """The table of row shapes in docs/data.md."""
   rows = [f'| {_code(shape.example)} | {shape.source} |' for shape in (
@@ -127,5 +183,6 @@ def write_shapes(page: str) -> str:
 
 
 if __name__ == '__main__':
-  PAGE.write_text(make_page())
+  for path, page in ((PAGE, make_page()), (FLAGS, make_flags()), (PRESETS, make_presets())):
+    path.write_text(page)
   DATA.write_text(write_shapes(DATA.read_text()))

@@ -27,7 +27,7 @@ RUN_MODES = ('eval', 'generate', 'controls', 'report', 'compare', 'export')
 _OF_FILES = ('report', 'compare')  # these need no model
 PATH_FLAGS = ('config', 'workdir', 'with', 'sweep_dir')
 # Name -> default and meaning, of all but `config` and `mode`; the default's type is the flag's.
-_FLAGS = {
+FLAGS = {
     'workdir': ('', 'Where the run lives.'), 'debug': (False, 'Show tracebacks.'),
     'question': ('', 'generate: the question.'),
     'with': ('', 'compare: the WORKDIR of the other run.'),
@@ -42,7 +42,7 @@ _FLAGS = {
     'coordinator': ('', 'HOST:PORT of process 0.'), 'num_processes': (0, 'How many there are.'),
     'process_id': (-1, 'Which one this is.'), 'distributed': (False, 'Find the others.'),
     'start_secs': (300, 'Wait so long for them.'), 'help': (False, 'Show this help.')}
-_SWEEP_FLAGS = {
+SWEEP_FLAGS = {
     'jobs': (1, 'Runs at a time.'), 'retry_failed': (False, 'Failed ones too.'),
     'conclude': (False, 'Run nothing.'), 'controls': (False, 'Ask the memory of each.'),
     'dry_run': (False, 'Show the runs.'), 'halve_at': ('', 'Drop the worst at these shares.'),
@@ -77,7 +77,7 @@ def define_flags(argv, known=None) -> flags.FlagValues:
   define('config', known, 'A recipe, FILE[:PRESET], or the run\'s own.', flag_values=values,
          lock_config=True, sys_argv=argv)
   flags.DEFINE_enum('mode', 'train', MODES, 'What to do.', flag_values=values)
-  for name, (default, words) in (_FLAGS | _SWEEP_FLAGS).items():
+  for name, (default, words) in (FLAGS | SWEEP_FLAGS).items():
     _DEFINE[type(default)](name, default, words, flag_values=values)
   return values
 
@@ -233,7 +233,7 @@ def _check_flags(values, rest, path: str | None) -> str:
   Raises: UserError for the first thing that is wrong with flags, whatever the configuration.
   """
   mode, other = values.mode, values['with'].value
-  alone = [name for name in _SWEEP_FLAGS if mode != 'sweep' and values[name].present]
+  alone = [name for name in SWEEP_FLAGS if mode != 'sweep' and values[name].present]
   check(
       (rest, f'command line: {"".join(map(repr, rest[:1]))} is no flag; write --flag=value'),
       (path is None, 'command line: --config is missing; try --config=configs/rim.py' + (

@@ -36,6 +36,12 @@ def test_the_page_of_keys_is_what_the_schema_makes():
   assert make_reference.PAGE.read_text() == make_reference.make_page()
 
 
+def test_the_pages_of_flags_and_presets_are_what_the_code_has():
+  """After a change of rim_jax/command_line.py or configs/presets.py: the same command."""
+  assert make_reference.FLAGS.read_text() == make_reference.make_flags()
+  assert make_reference.PRESETS.read_text() == make_reference.make_presets()
+
+
 def test_every_key_is_on_the_page_with_a_meaning():
   rows = [line.split(' | ') for line in make_reference.make_page().splitlines()
           if line.startswith('| `')]
