@@ -71,9 +71,13 @@ def test_the_page_tells_the_version_of_the_rule():
   assert f'This is **version {judge.RULE_VERSION}** of the rule.' in page
 
 
-def test_an_answer_that_contains_the_suffix_is_cut_as_the_page_says():
+@pytest.mark.parametrize('text, answer, why', read_table(
+    'reference/judging.md', '| written behind'))
+def test_answers_are_cut_as_the_page_says(text, answer, why):
+  del why
   config = support.make_config('rim_stage2', layout__answer_prefix='(', layout__answer_suffix='}')
-  assert judge.parse_answer(r'\frac{1}{2}}', config) == r'\frac{1}{2}'
+  assert judge.parse_answer(text.strip('`'), config) == (
+      '' if answer == 'unparsed' else answer.strip('`'))
 
 
 @pytest.mark.parametrize('name', ['metrics.jsonl', 'results.json'])

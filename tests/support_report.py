@@ -8,7 +8,7 @@ import json
 from rim_jax import config as config_lib
 from rim_jax import reader
 from rim_jax.report import run_page
-from rim_jax.results import settings, timings, values
+from rim_jax.results import judge, settings, timings, values
 
 NASTY = '[bold]5[/bold] + <img src=x onerror=alert(1)>&amp; [/] \x1b[31m\x00\ud800'
 RULE = 'numbers are compared as numbers'
@@ -19,8 +19,9 @@ RULE = 'numbers are compared as numbers'
 
 def make_result(method, num_blocks, **fields):
   readings = max(num_blocks, 1)
-  return {'n': 1319, 'rule_version': 2, 'num_blocks': num_blocks, 'final_acc': 0.4321455648218347,
-          'final_acc_stderr': 0.013640, 'block_acc': [(k + 1.23456) / 41 for k in range(readings)],
+  return {'n': 1319, 'rule_version': judge.RULE_VERSION, 'num_blocks': num_blocks,
+          'final_acc': 0.4321455648218347, 'final_acc_stderr': 0.013640,
+          'block_acc': [(k + 1.23456) / 41 for k in range(readings)],
           'any_block_acc': 0.765432, 'majority_acc': 0.45678, 'num_unfinished': 17,
           'num_unparsed': 11, 'answer_rule': RULE, 'ttft_ms': 12.379, 'ttft_ratio': 1.2376,
           'ttft_conditions': 'a device <of> [b]mine[/b]',
@@ -173,7 +174,8 @@ def make_probes():
 def write_controls(folder, **found):
   """What --mode=controls leaves, of which some matters."""
   (folder / 'controls.json').write_text(json.dumps({
-      'set': 'test', 'rule_version': 2, 'num_blocks': 1, 'controls': {}, 'sweeps': {}, 'pairing': {
+      'set': 'test', 'rule_version': judge.RULE_VERSION, 'num_blocks': 1, 'controls': {},
+      'sweeps': {}, 'pairing': {
           'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0}, **found}))
 
 
@@ -181,7 +183,8 @@ def write_findings(folder, own=True, **changes):
   """What --mode=controls leaves, with every number another; (its content, points of pca.csv)."""
   folder.mkdir(parents=True, exist_ok=True)
   found = {'format': 1, 'method': 'rim_stage2', 'set': 'test', 'n': 1234, 'num_blocks': 3,
-           'step': 1000, 'checkpoint': 'best', 'rule_version': 2, 'controls': make_controls(),
+           'step': 1000, 'checkpoint': 'best', 'rule_version': judge.RULE_VERSION,
+           'controls': make_controls(),
            'pairing': {'num_pairs': 904, 'num_equal_answers': 96, 'num_without_partner': 5},
            'sweeps': {'swapped_block': make_sweep(0.02), 'swapped_from_block': make_sweep(0.04)},
            'attention': make_attention(own), 'probes': make_probes(), **changes}

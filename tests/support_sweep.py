@@ -13,6 +13,7 @@ from rich import console as rich_console
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import UserError
 from rim_jax.report import sweep_results
+from rim_jax.results import judge
 from rim_jax.runtime import point_run
 from rim_jax.sweep import driver as driver_lib
 from rim_jax.sweep import halving as halving_lib
@@ -29,7 +30,7 @@ def load(points, **changes):
   return grid_lib.load_points(recipe, 'recipe.py')
 
 
-SCRIPT = """
+SCRIPT = f"""RULE = {judge.RULE_VERSION}""" + """
 import json, os, pathlib, sys, time
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 with open(folder / 'starts', 'a') as f: f.write('x')
@@ -65,9 +66,8 @@ right = [i % 10 < 5 + seed for i in range(30)]
     {'step': step, 'valid/final_acc': acc}) + chr(10) for step, acc in (
     (3, 0.25), (7, 0.75 - seed / 4), (9, 0.0))))
 (folder / 'results.json').write_text(json.dumps({'test': {
-    'n': 30, 'rule_version': 2, 'step': 7, 'final_acc': 0.5 + seed / 10, 'any_block_acc': 0.9,
-    'majority_acc': 0.5,
-    'block_acc': [0.25, 0.5 + seed / 10]}}))
+    'n': 30, 'rule_version': RULE, 'step': 7, 'final_acc': 0.5 + seed / 10, 'any_block_acc': 0.9,
+    'majority_acc': 0.5, 'block_acc': [0.25, 0.5 + seed / 10]}}))
 """
 
 
@@ -117,8 +117,8 @@ def make_states(tmp_path, rows):
         {'question': str(i), 'answer': '', 'correct': i < round(100 * test)}) + '\n'
                                                            for i in range(100)))
     (folder / 'results.json').write_text(json.dumps({'test': {
-        'n': 100, 'rule_version': 2, 'step': 5, 'final_acc': test, 'any_block_acc': test,
-        'majority_acc': test,
+        'n': 100, 'rule_version': judge.RULE_VERSION, 'step': 5, 'final_acc': test,
+        'any_block_acc': test, 'majority_acc': test,
         'block_acc': [test]}}))
     if valid is not None:
       (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': valid}))

@@ -9,7 +9,7 @@ Source: docs/reference/judging.md, whose table the tests run.
 import decimal
 import re
 
-RULE_VERSION = 2  # counted up where any answer is judged otherwise; results without one have 1
+RULE_VERSION = 3  # counted up where any answer is judged otherwise; results without one have 1
 TOLERANCE = decimal.Decimal('0.0001')  # of the gold answer's size
 ANSWER_RULE = ('a whole gold answer must be met exactly; another number within 0.0001 of its size, '
                'or rounded to at least two decimals and three digits; what is not a number, as '
@@ -77,13 +77,16 @@ def cut_answer(text: str, marker: str, suffix: str) -> str:
 def _find_end(text: str, suffix: str) -> int | None:
   """Where an answer ends: at the first suffix outside of braces that opened in the answer.
 
-  Braces count where the suffix begins with one. An unpaired `{` leaves no such place: None.
+  Braces count where the suffix begins with one, but for those that a backslash makes a character.
+  An unpaired `{` leaves no such place: None.
   """
   if not suffix.startswith('}'):
     end = text.find(suffix)
     return None if end < 0 else end
   depth = 0
-  for found in re.finditer(r'[{}]', text):
+  for found in re.finditer(r'\\.|[{}]', text, re.DOTALL):  # a backslash takes one along
+    if found[0].startswith('\\'):
+      continue
     if found[0] == '{':
       depth += 1
     elif depth:

@@ -8,7 +8,7 @@ import pytest
 
 from rim_jax import command_line
 from rim_jax.config import stages as stages_lib
-from rim_jax.results import stats
+from rim_jax.results import judge, stats
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts
 from tests import support_cli
@@ -36,8 +36,8 @@ def write_run(folder, method, right, name='test', fingerprint='f1', questions=No
       'format': card_lib.CARD_VERSION, 'config': dataclasses.asdict(config), 'tokenizer': 't',
       'base': None, 'data': {'fingerprint': fingerprint}}))
   (folder / 'results.json').write_text(json.dumps({name: {
-      'step': 1234, 'checkpoint': 'best', 'data_fingerprint': fingerprint, 'rule_version': 2,
-      'final_acc': sum(right) / len(right), 'block_acc': []}}))
+      'step': 1234, 'checkpoint': 'best', 'data_fingerprint': fingerprint,
+      'rule_version': judge.RULE_VERSION, 'final_acc': sum(right) / len(right), 'block_acc': []}}))
   questions = questions or [f'{i}?' for i in range(len(right))]
   (folder / f'predictions/{name}.jsonl').write_text(''.join(json.dumps(
       {'question': q, 'answer': '1', 'correct': r}) + '\n' for q, r in zip(questions, right)))
@@ -95,8 +95,8 @@ def test_runs_are_compared_on_the_set_that_eval_names(tmp_path):
     write_run(tmp_path / name, method, hard, 'gsm_hard')
     folder = write_run(tmp_path / name, method, test, flags=gsm8k)
     (folder / 'results.json').write_text(json.dumps({key: {
-        'step': 7, 'checkpoint': 'best', 'data_fingerprint': key, 'rule_version': 2,
-        'final_acc': sum(right) / len(right), 'block_acc': []}
+        'step': 7, 'checkpoint': 'best', 'data_fingerprint': key,
+        'rule_version': judge.RULE_VERSION, 'final_acc': sum(right) / len(right), 'block_acc': []}
                                                      for key, right in (
                                                          ('test', test), ('gsm_hard', hard))}))
   hard = ['--config.eval.split=gsm_hard', '--config.eval.path=hard.jsonl']

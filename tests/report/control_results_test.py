@@ -29,12 +29,12 @@ def read(tree) -> values.ControlsResult:
     ({}, 'gsm_hard', 'of step 1000 on test, the result of step 1000 on gsm_hard'),
     (WORDS[2], 'test', ''),  # as the first files of version 2 tell it
     (WORDS[1], 'test', 'judged by version 1 of the rule, the result by version 2'),
-    ({'rule_version': 3}, 'test', 'judged by version 3 of the rule, the result by version 2'),
+    ({'rule_version': 4}, 'test', 'judged by version 4 of the rule, the result by version 2'),
     ({'data_fingerprint': 'e'}, 'test', 'of other data, the result of step 1000 on test')])
 def test_another_checkpoint_set_or_data_is_not_the_result_s(tmp_path, changes, set_name, told):
   folder = run_folder.RunFolder(tmp_path)
   assert control_results.load_asked(folder, set_name, RESULT) == (None, '')
-  found, _ = support_report.write_findings(tmp_path, **changes)
+  found, _ = support_report.write_findings(tmp_path, **{'rule_version': 2} | changes)
   asked, why = control_results.load_asked(folder, set_name, RESULT)
   assert asked == (None if told else read(found))
   assert (told in why and why.startswith('controls.json ')) if told else why == ''

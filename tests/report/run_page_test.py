@@ -13,6 +13,7 @@ from rim_jax import reader
 from rim_jax.errors import UserError
 from rim_jax.report import figures as figures_lib
 from rim_jax.report import run_page
+from rim_jax.results import judge
 from rim_jax.results import values as values_lib
 from tests.support_report import (
   NASTY,
@@ -468,7 +469,7 @@ def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(
   write_curriculum(tmp_path)
   (tmp_path / 'stage2/controls.json').write_text(json.dumps({
       'set': 'test', 'step': 1234, 'n': 9, 'num_blocks': 4, 'checkpoint': 'best', 'controls': {},
-      'rule_version': 2, 'sweeps': {},
+      'rule_version': judge.RULE_VERSION, 'sweeps': {},
       'pairing': {'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0},
       'probes': {'state': '', 'num_questions': {'train': 1, 'valid': 1, 'test': 1}, 'pca': {
           'none': 'no', 'fitted_on': 9}, 'steps': {'none': 'no'}, 'right': {

@@ -11,7 +11,7 @@ from scipy import stats as scipy_stats
 from rim_jax import reader
 from rim_jax.config import grid as grid_lib
 from rim_jax.report import sweep_results
-from rim_jax.results import stats
+from rim_jax.results import judge, stats
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import point_run, run_folder
 from tests import support, support_report, support_sweep
@@ -196,7 +196,8 @@ def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
     (folder / 'point.json').write_text(json.dumps({
         'identity': grid_lib.identify(point.config), 'status': 'done', 'error': ''}))
     (folder / 'results.json').write_text(json.dumps({'test-splits': {
-        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5], 'rule_version': 2,
+        'n': 100, 'step': 5, 'final_acc': 0.5, 'block_acc': [0.25, 0.5],
+        'rule_version': judge.RULE_VERSION,
         'chosen_on': 'test itself, 264 of it'}}))
     (folder / 'metrics.jsonl').write_text(json.dumps({'step': 5, 'valid/final_acc': 0.5}))
   told = support_sweep.conclude(point_run.load_point_runs(points, tmp_path), tmp_path)

@@ -36,7 +36,8 @@ def test_a_result_stands_behind_those_of_other_sets(folder):
   assert folder.load_results() == {} and folder.load_controls() is None
   folder.results.write_text(json.dumps({
       'test': {'final_acc': 0.0, 'block_acc': [0.0]},
-      'newer': {'final_acc': 1.0, 'block_acc': [1.0], 'beauty': 3, 'rule_version': 2}}))
+      'newer': {'final_acc': 1.0, 'block_acc': [1.0], 'beauty': 3,
+                'rule_version': judge.RULE_VERSION}}))
   folder.write_result('test', RESULT, PREDICTIONS)
   assert strip(folder.load_results()['test']) == RESULT
   assert list(json.loads(folder.results.read_text())) == ['newer', 'test']

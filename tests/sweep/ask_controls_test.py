@@ -9,12 +9,13 @@ import pytest
 
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import UserError
+from rim_jax.results import judge
 from rim_jax.runtime import devices, point_run
 from rim_jax.sweep import ask_controls
 from tests import support
 
 # What --mode=controls would leave, of the checkpoint that the results are of.
-SCRIPT = """
+SCRIPT = f"""RULE = {judge.RULE_VERSION}""" + """
 import json, os, pathlib, sys, time
 folder, flags = pathlib.Path(sys.argv[1]), dict(f.split('=', 1) for f in sys.argv[2:])
 with open(folder / 'asked', 'a') as f: f.write('x')
@@ -32,7 +33,7 @@ last = folder / 'stage2' if (folder / 'stage2').exists() else folder
 (last / 'controls.json').write_text(json.dumps({
     'num_blocks': 4, 'sweeps': {}, 'pairing': {
         'num_pairs': 0, 'num_equal_answers': 0, 'num_without_partner': 0},
-    'set': 'test', 'rule_version': 2,
+    'set': 'test', 'rule_version': RULE,
     'step': json.loads((last / 'results.json').read_text())['test']['step'],
     'controls': controls}))
 """
@@ -44,7 +45,8 @@ def make_state(tmp_path, method, status='done', seed=0, **changes):
   state = point_run.PointRun(grid_lib.Point(name, {}, config), tmp_path / name, status)
   state.last[1].path.mkdir(parents=True)
   (state.last[1] / 'results.json').write_text(json.dumps({state.last[0].eval_set: {
-      'step': 5, 'rule_version': 2, 'checkpoint': 'best', 'final_acc': 0.5, 'block_acc': [0.5]}}))
+      'step': 5, 'rule_version': judge.RULE_VERSION, 'checkpoint': 'best', 'final_acc': 0.5,
+      'block_acc': [0.5]}}))
   return state
 
 

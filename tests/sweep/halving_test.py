@@ -6,6 +6,7 @@ import pytest
 
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import UserError
+from rim_jax.results import judge
 from rim_jax.runtime import point_run
 from rim_jax.sweep import halving
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -67,7 +68,8 @@ def test_scores_of_different_rules_are_refused_before_more_are_trained(tmp_path)
   runs = [point_run.PointRun(grid_lib.Point(f'seed={s}', {'seed': s}, config), tmp_path / str(s))
           for s in (0, 1)]
   leave(tmp_path / '0/stage1', 300, 210, {200: 0.25})  # without a word: version 1
-  with pytest.raises(UserError, match=r'\(seed=0 by version 1; seed=1 by version 2\)'):
+  with pytest.raises(UserError, match=(
+      rf'\(seed=0 by version 1; seed=1 by version {judge.RULE_VERSION}\)')):
     halving.check_rules(runs, 0.5)  # the other would be judged by today's
   runs[1].status = 'failed'  # it is not started
   halving.check_rules(runs, 0.5)

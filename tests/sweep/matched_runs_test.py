@@ -6,6 +6,7 @@ import json
 import pytest
 
 from rim_jax.errors import UserError
+from rim_jax.results import judge
 from rim_jax.sweep import matched_runs
 from tests import support
 
@@ -23,7 +24,7 @@ def write_run(folder, method, fingerprint='f', sets=('test',), tokenizer='t', ba
       'tokenizer': tokenizer, 'base': base, **({} if begun is False else {
           'start': begun and {'path': 'theirs', 'fingerprint': begun}})}))
   (folder / 'results.json').write_text(json.dumps({name: {
-      'n': 8, 'rule_version': 2, 'final_acc': 0.25, 'final_acc_stderr': 0.1,
+      'n': 8, 'rule_version': judge.RULE_VERSION, 'final_acc': 0.25, 'final_acc_stderr': 0.1,
       'block_acc': [0.25]} for name in sets}))
   return str(folder)
 
