@@ -14,8 +14,10 @@ import ml_collections
 from ml_collections import config_flags
 
 from rim_jax import config as config_lib
+from rim_jax import terminal
 from rim_jax.config import grid as grid_lib
-from rim_jax.errors import UserError, check, refuse
+from rim_jax.config.methods import FACTS
+from rim_jax.errors import NoStart, UserError, check, refuse
 from rim_jax.pretrained import families
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
@@ -314,6 +316,32 @@ def get_workdir(config_path: str, point: str = '') -> pathlib.Path:
   path, _, preset = config_path.partition(':')
   folder = pathlib.Path('runs') / (pathlib.Path(path).stem + (f'-{preset}' if preset else ''))
   return folder / 'points' / point if point else folder
+
+
+def describe_start(command: Command, argv, missing: NoStart) -> str:
+  """What is missing, and the command that makes it, with all that was typed for this run.
+
+  By the recipe of the stage before, if it stands beside this one's, else by this one's own. Of a
+  recipe of many runs no command makes the stage before alone.
+  """
+  if command.values.point:
+    return str(missing)
+  path, colon, preset = command.source.partition(':')
+  recipe, method = pathlib.Path(path), next(
+      name for name, facts in FACTS.items() if facts.stage == missing.after)
+  sibling = recipe.with_name(f'{missing.after}.py')
+  is_sibling = recipe.stem == command.config.facts.stage and sibling.exists()
+  source = f'{sibling if is_sibling else recipe}{colon}{preset}'
+  typed = [word for word in argv if word.startswith('-') and word.lstrip('-').startswith('config.')]
+  left_out = ('config.method', 'config.train.init_from', 'config.checkpoint.stop_frac')
+  kept = [word for word in typed if word.lstrip('-').partition('=')[0] not in left_out]
+  folder = missing.folder or f'{command.workdir}-{missing.after}'
+  words = terminal.join([
+      'python', '-m', 'rim_jax.main', f'--config={source}',
+      *([] if is_sibling else [f'--config.method={method}']), *kept,
+      *([f'--workdir={folder}'] if folder != str(get_workdir(source)) else [])])
+  return f'{missing}, or make it with {words}' if missing.folder else (
+      f'{missing}, e.g. {terminal.quote(folder)} after {words}')
 
 
 def find_workdir(command) -> str:

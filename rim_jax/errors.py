@@ -11,6 +11,14 @@ class UserError(RunError):
   exit_code = 2
 
 
+class NoStart(UserError):
+  """There is no run of the stage before, `after`, to start from in `folder`."""
+
+  def __init__(self, message: str, after: str, folder: str):
+    super().__init__(message)
+    self.after, self.folder = after, folder
+
+
 class FolderTaken(UserError):
   """Another process is at work in a folder."""
 

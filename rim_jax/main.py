@@ -63,7 +63,7 @@ from rim_jax import command_line, terminal
 from rim_jax import config as config_lib
 from rim_jax.command_line import Command, find_flag
 from rim_jax.config import grid as grid_lib
-from rim_jax.errors import RunError, Stopped
+from rim_jax.errors import NoStart, RunError, Stopped, UserError
 from rim_jax.runtime import status
 
 # A plan touches no TPU: neither its lock nor the questions that libtpu asks of a cloud are needed.
@@ -115,7 +115,7 @@ def _run(argv, console) -> None:
   modes.keep_compiled(config)
   if values.mode == 'train':
     say(hosts.describe_machine())
-    with _keep_point(command, say):
+    with _keep_point(command, say), _tell_start(command, argv):
       modes.train(config, workdir, say, console)
     return
   {'plan': lambda: modes.plan(config, workdir, values, say, console),
@@ -155,6 +155,15 @@ def _keep_point(command: Command, say):
   (point,) = grid_lib.load_points(values.config, source, values.point)
   return driver.keep_point(point, grid_lib.list_names(values.config, source), values.sweep_dir,
                            say)
+
+
+@contextlib.contextmanager
+def _tell_start(command: Command, argv):
+  """Around a run that may lack the one that it starts from: says which command makes that one."""
+  try:
+    yield
+  except NoStart as e:
+    raise UserError(command_line.describe_start(command, argv, e)) from None
 
 
 def cli(argv, console=None) -> int:

@@ -22,6 +22,8 @@ from rich import console as rich_console
 
 from rim_jax import command_line, main, reader, train
 from rim_jax import config as config_lib
+from rim_jax.errors import NoStart
+from rim_jax.training import state as state_lib
 from tests import support, support_report, support_runs
 from tests.support_cli import RECIPE, check_refused, run_cli
 
@@ -329,7 +331,7 @@ BAD_RUNS = {
                       ('nodir: there is no run here to start from; name another one',
                        'init_from=DIR')),
     'no stage 1': ({'method': 'rim_stage2'},
-                   ('no stage1 run', 'configs/stage1.py', 'init_from=DIR')),
+                   ('no stage1 run', '--config.method=rim_stage1', 'init_from=DIR')),
     'no such stage 1': ({'method': 'rim_stage2', 'train.init_from': 'nodir'},
                         ('nodir: no stage1 run', 'init_from=DIR')),
 }
@@ -731,14 +733,43 @@ def test_stage_2_says_how_to_make_stage_1(use_devices, tmp_path, monkeypatch, ca
   (tmp_path / 'configs').mkdir()
   for stage in ('stage1', 'stage2'):
     (tmp_path / f'configs/{stage}.py').write_text(RECIPE.replace('rim_stage1', f'rim_{stage}'))
-  stage2 = ['--config=configs/stage2.py']
+  # Data of our own below a path that a shell would read otherwise, and a network of another shape.
+  write_data(tmp_path / "a $(touch pwned) 'b'")
+  typed = [f'--config.{k}={v}' for k, v in (GSM8K | {
+      'data.dir': f"{tmp_path}/a $(touch pwned) 'b'", 'layout.num_blocks': 1,
+      'train.num_examples': 8}).items()]
+  stage2 = ['--config=configs/stage2.py', *typed, '--config.checkpoint.stop_frac=1']
   code, _ = run_cli(*stage2)
   (told,) = capsys.readouterr().err.splitlines()
   assert code == 2 and 'no stage1 run to start from' in told
+  assert read_commands(told) == [['--config=configs/stage1.py', *typed]]
   run_printed(told, 1)
   code, out = run_cli(*stage2)
   assert code == 0, capsys.readouterr().err
   assert 'answer: ' in run_printed(out, 1)[0]
+  assert not (tmp_path / 'pwned').exists()
+
+
+@pytest.mark.parametrize('argv, told', [
+    (['configs/stage2.py:gsm8k', '--workdir=mine'],
+     ', e.g. mine-stage1 after python -m rim_jax.main --config=configs/stage1.py:gsm8k '
+     '--workdir=mine-stage1'),
+    (['configs/stage2.py:gsm8k', '--workdir=x/stage2'],
+     ', or make it with python -m rim_jax.main --config=configs/stage1.py:gsm8k '
+     '--workdir=x/stage1'),
+    (['configs/stage2.py', '--config.train.init_from=a b', '--config.seed=3'],
+     ', or make it with python -m rim_jax.main --config=configs/stage1.py --config.seed=3 '
+     "--workdir='a b'"),
+    (['configs/rim.py', '--config.method=rim_stage2', '--config.seed=3', '--workdir=x/stage2'],
+     ', or make it with python -m rim_jax.main --config=configs/rim.py --config.method=rim_stage1 '
+     '--config.seed=3 --workdir=x/stage1')])
+def test_a_command_for_stage_1_goes_by_what_was_typed_for_stage_2(argv, told, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  words = ['main.py', f'--config={argv[0]}', *argv[1:]]
+  command = command_line.parse(words)
+  with pytest.raises(NoStart) as e:
+    state_lib.find_init(command.config, command.workdir)
+  assert command_line.describe_start(command, words, e.value) == str(e.value) + told
 
 
 def test_a_key_that_a_refusal_offers_is_taken(run_copy, capsys):
@@ -754,7 +785,7 @@ def test_whoever_prints_a_command_has_a_test_that_runs_it():
       'modes.py': test_a_command_that_a_run_prints_runs_as_printed,
       'report/run_page.py': test_the_command_on_a_run_s_page_runs_as_it_stands_there,
       'sweep/driver.py': test_the_commands_of_a_sweep_run_as_printed,
-      'training/state.py': test_stage_2_says_how_to_make_stage_1,
+      'command_line.py': test_stage_2_says_how_to_make_stage_1,
       'pretrained/lm_eval_task.py': 'tests/pretrained/lm_eval_task_test.py'}
   package = ROOT / 'rim_jax'
   found = {path.relative_to(package).as_posix() for path in package.rglob('*.py')

@@ -5,16 +5,14 @@
 
 import dataclasses
 import math
-import pathlib
-import re
 
 from etils import epath
 import jax
 
 from rim_jax import config as config_lib
-from rim_jax import methods, terminal
+from rim_jax import methods
 from rim_jax.config import Config
-from rim_jax.errors import UserError, list_broken, refuse
+from rim_jax.errors import NoStart, UserError, list_broken, refuse
 from rim_jax.model.network import Network
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.pretrained import weights
@@ -148,7 +146,8 @@ def initialize(task, program, init_from, say):
 def find_init(config: Config, workdir) -> epath.Path | None:
   """The run that a stage starts from: named, or for rim's stage 2 beside its own WORKDIR.
 
-  One that has begun need not find a named one any more. Raises: UserError with what to do.
+  One that has begun need not find a named one any more.
+  Raises: UserError with what to do; a NoStart, where a command can make what is missing.
   """
   workdir, named = epath.Path(workdir), config.train.init_from
   facts = config.facts
@@ -161,21 +160,9 @@ def find_init(config: Config, workdir) -> epath.Path | None:
   path = (epath.Path(named) if named else
           workdir.parent / workdir.name.replace(facts.stage, facts.after))
   if path == workdir or not (path / 'config.json').exists():
-    raise UserError(f'{path}: no {facts.after} run to start from; name one with '
-                    '--config.train.init_from=DIR, or make it with '
-                    f'{_make_command(facts, path, workdir)}')
+    raise NoStart(f'{path}: no {facts.after} run to start from; name one with '
+                  '--config.train.init_from=DIR', facts.after, '' if path == workdir else str(path))
   return path
-
-
-def _make_command(facts, path, workdir) -> str:
-  """The command of the stage before, by our recipe, where a run of our stage looks for it."""
-  recipe = pathlib.Path('configs') / f'{facts.after}.py'
-  if not recipe.exists():  # typed elsewhere
-    recipe = pathlib.Path(__file__).parents[2] / recipe
-  preset = re.fullmatch(rf'{facts.after}-(\w+)', path.name)
-  return terminal.join([
-      'python', '-m', 'rim_jax.main', f'--config={recipe}' + (f':{preset[1]}' if preset else ''),
-      *([f'--workdir={path}'] if path != workdir else [])])
 
 
 def describe_params(state, frozen) -> str:
