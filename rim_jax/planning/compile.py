@@ -2,18 +2,18 @@
 
 `libtpu`, and JAX's CUDA plugin, compile for a machine by its name alone, on a CPU. What comes out
 is what it would run: its memory is the compiler's own allocation, its FLOPs, bytes and collectives
-are counted in its text (`runtime/hlo.py`). A TPU's compiler refuses what does not fit; a GPU's does
-not, so there the allocation is compared with what JAX takes of the card. The time is a roofline,
-and so an estimate: the slowest of compute, HBM and network at their published rates, all else
-(latency, the vector unit, what does not overlap) left out. Real steps take longer; the MFU of a
-plan is a ceiling, not a forecast.
+are counted in its text (`runtime/hlo.py`). A TPU's program is read before its code is generated
+(`program.py`). A TPU's compiler refuses what does not fit; a GPU's does not, so there the
+allocation is compared with what JAX takes of the card. The time is a roofline, and so an estimate:
+the slowest of compute, HBM and network at their published rates, all else (latency, the vector
+unit, what does not overlap) left out. Real steps take longer; the MFU of a plan is a ceiling, not a
+forecast.
 """
 
 from collections.abc import Iterator
 import dataclasses
 import importlib.metadata
 import math
-import re
 import time
 
 import jax
@@ -29,6 +29,7 @@ from rim_jax.model import attention_gpu, sharding
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import typical as typical_lib
 from rim_jax.planning.machines import Chip, Machine, make_machine, make_mesh
+from rim_jax.planning.program import DoesNotFit, compile_apart, compile_lowered
 from rim_jax.runtime import hlo
 from rim_jax.training import step as step_lib
 
@@ -39,7 +40,8 @@ UNKNOWN = {
     True: 'autotuning (products of matrices have default tiles here), workspaces of cuBLAS and '
           "cuDNN, buffers of NCCL, CUDA's own memory; what the cache of the card saves of HBM's "
           'traffic',
-    False: ''}
+    False: "the machine's code (some 0.05 GiB), which is not generated, and whether a kernel fits "
+           "a core's own memory"}
 _NUM_STEPS = 1000  # of the stage: it sets schedules, no shape
 
 
@@ -47,25 +49,12 @@ def get_vocab_size(config: Config) -> int:
   return config.model.vocab_size or tokenizer_lib.load_tokenizer(config.tokenizer).vocab_size
 
 
-class DoesNotFit(Exception):
-  """There is no allocation; `needed_gib` is how much was wanted, or None where nobody says."""
-
-  def __init__(self, reason, needed_gib):
-    super().__init__(reason)
-    self.needed_gib = needed_gib
-
-
-def find_needed_gib(message: str) -> float | None:
-  """How much memory the compiler wanted, from its message that there is not so much."""
-  found = re.search(r'\(([\d.]+)([KMG])\) exceeds|[Uu]sed ([\d.]+)([KMG]) of', message)
-  if not found:
-    return None
-  size, unit = (g for g in found.groups() if g)
-  return float(size) / {'K': 2**20, 'M': 2**10, 'G': 1}[unit]
-
-
 def compile_step(config: Config, program, rows: typical_lib.Rows, mesh):
   """The train step of a run, compiled for the devices of the mesh. Raises: DoesNotFit."""
+  return compile_lowered(_lower_step(config, program, rows, mesh))
+
+
+def _lower_step(config, program, rows, mesh):
   empty = batch_lib.make_empty_rows(rows.batch_rows, config.layout.row_tokens, rows.row_slots)
   at = sharding.get_batch_sharding(mesh)
   batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), empty)
@@ -74,26 +63,22 @@ def compile_step(config: Config, program, rows: typical_lib.Rows, mesh):
                                   limits=rows.limits)
   with jax.set_mesh(mesh):
     platform = mesh.devices.flat[0].platform
-    lowered = step.trace(*program.abstract, batch).lower(
+    return step.trace(*program.abstract, batch).lower(
         lowering_platforms=('cuda' if platform == 'gpu' else platform,))
-    return compile_lowered(lowered)
 
 
-def compile_lowered(lowered):
-  """A lowered program, compiled. Raises: DoesNotFit.
+def _prepare(config: Config, machine: Machine):
+  """(mesh, rows, program) of a step."""
+  mesh = make_mesh(config.mesh, machine)
+  pieces = sharding.count_shards(sharding.BATCH, mesh) * config.train.num_micro_batches
+  rows = typical_lib.estimate_rows(config, methods.get_method(config).layout, pieces)
+  return mesh, rows, step_lib.make_program(config, get_vocab_size(config), _NUM_STEPS, mesh)
 
-  A GPU's compiler that tunes nothing cannot cut some products into tiles of its own: then all of
-  the program's products are cuBLAS's.
-  """
-  try:
-    return lowered.compile()
-  except jax.errors.JaxRuntimeError as e:
-    message = ' '.join(str(e).split())
-    if "Couldn't find output tile sizes" in message:
-      return lowered.compile(compiler_options={'xla_gpu_enable_triton_gemm': False})
-    if 'RESOURCE_EXHAUSTED' not in message:
-      raise
-    raise DoesNotFit(message[:300], find_needed_gib(message)) from None
+
+def _lower(topology: str, num_slices: int, config: Config):
+  """The train step of a run on a machine, lowered."""
+  mesh, rows, program = _prepare(config, make_machine(topology, num_slices))
+  return _lower_step(config, program, rows, mesh)
 
 
 def _get_shard_bytes(tree):
@@ -185,10 +170,7 @@ def make_plan(config: Config, machine: Machine) -> dict:
   `fits` is the compiler's word, or arithmetic's where the state alone is too large. Where it is
   false there are no FLOPs, bytes or times: there is no program to count them in.
   """
-  mesh = make_mesh(config.mesh, machine)
-  pieces = sharding.count_shards(sharding.BATCH, mesh) * config.train.num_micro_batches
-  rows = typical_lib.estimate_rows(config, methods.get_method(config).layout, pieces)
-  program = step_lib.make_program(config, get_vocab_size(config), _NUM_STEPS, mesh)
+  mesh, rows, program = _prepare(config, machine)
   state, frozen = program.abstract
   (trainable, trainable_here), (base, base_here) = map(_count_params, (state.params, frozen))
   plan = {
@@ -216,7 +198,8 @@ def make_plan(config: Config, machine: Machine) -> dict:
   try:
     if not plan['compiled']:  # then compiling would only tell the same, a minute later
       raise DoesNotFit('state and gradients alone are more; not compiled', least)
-    compiled = compile_step(config, program, rows, mesh)
+    compiled = (compile_apart(_lower, machine.name, machine.num_slices, config)
+                if machine.is_tpu else compile_step(config, program, rows, mesh))
   except DoesNotFit as e:
     plan['hbm_gib']['needed'] = e.needed_gib
     return plan | {'reason': str(e), 'compile_secs': round(time.perf_counter() - start, 1)}
@@ -244,8 +227,10 @@ def _describe(compiled, costs, machine, model_flops):
   if costs.unknown_kernels:  # their FLOPs are missing, so nothing is claimed
     step = bound = None
   count = len(machine.devices)
-  fits = not machine.is_gpu or peak <= machine.usable_gib  # a TPU's compiler would have refused
-  told = {} if fits else {'reason': f'JAX takes {machine.usable_gib:.1f} GiB of the card'}
+  fits = peak <= machine.usable_gib
+  told = {} if fits else {'reason': (
+      f'JAX takes {machine.usable_gib:.1f} GiB of the card' if machine.is_gpu else
+      f'the chip has {machine.usable_gib:.1f} GiB')}
   return {
       'hbm_gib': {'arguments': gib['argument'], 'temporaries': gib['temp'],
                   'code': gib['generated_code'], 'peak': peak, 'needed': peak,

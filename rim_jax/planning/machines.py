@@ -89,6 +89,10 @@ class Machine:
     return self.devices[0].platform == 'gpu'
 
   @property
+  def is_tpu(self):
+    return self.devices[0].platform == 'tpu'
+
+  @property
   def platform(self) -> str:
     """That programs are lowered for."""
     return 'cuda' if self.is_gpu else 'tpu'

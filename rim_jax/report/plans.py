@@ -31,8 +31,8 @@ def list_rows(plan) -> list[list[str]]:
     add('HBM per device', f'{needed} GiB needed, {has}; DOES NOT FIT')
     add('', plan['reason'])
   else:
-    add('HBM per device', '{arguments:.2f} arguments + {temporaries:.2f} temporaries + {code:.2f} '
-        'code: peak {peak:.2f} GiB, '.format(**hbm) + f'{has}; fits')
+    add('HBM per device', '{arguments:.2f} arguments + {temporaries:.2f} temporaries: '
+        'peak {peak:.2f} GiB, '.format(**hbm) + f'{has}; fits')
   if 'flops' in plan:
     _add_work(add, plan)
   if plan['unknown_here']:

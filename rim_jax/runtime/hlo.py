@@ -126,7 +126,8 @@ def _count_bytes(i: Instruction, computation, computations) -> float:
   operands = [computation[o] for o in i.operands if o in computation]
   if i.op == 'fusion':
     return _count_fusion_bytes(i, operands, computations[i.get('calls')], computations)
-  if i.op == 'slice-start':  # its result holds (operand), slice, flag: no more is read than written
+  if _is_slice_start(i, computations):
+    # Its result holds (operand), slice, flag: no more is read than written.
     source, result = i.arrays[:2]
     return result.num_bytes * (source.in_hbm + result.in_hbm)
   if i.op.endswith('-start'):  # its result holds its operands, or what it copies, and flags
@@ -144,12 +145,18 @@ def _count_bytes(i: Instruction, computation, computations) -> float:
   return _get_bytes([a for o in operands for a in o.arrays]) + _get_bytes(i.arrays)
 
 
+def _is_slice_start(i: Instruction, computations) -> bool:
+  """Whether a slice begins here; a compiler writes it by name, or as a call of what it does."""
+  return i.op == 'slice-start' or (
+      i.op == 'async-start' and get_root(computations[i.get('calls')]).op == 'slice')
+
+
 def _count_fusion_bytes(i, operands, inner, computations) -> float:
   def find_uses(name, inside):
     """(instruction, which operand) of all that reads an array, also in fusions of this fusion."""
     for user in inside.values():
       for position in [n for n, operand in enumerate(user.operands) if operand == name]:
-        if user.op == 'bitcast':
+        if user.op == 'bitcast' or _is_view(user):
           yield from find_uses(user.name, inside)
         elif user.op == 'fusion':
           nested = computations[user.get('calls')]
@@ -175,6 +182,11 @@ def _count_fusion_bytes(i, operands, inner, computations) -> float:
   return total
 
 
+def _is_view(i: Instruction) -> bool:
+  """Whether a fusion in a fusion only reads its operand in another tiling."""
+  return i.op == 'fusion' and 'output_to_operand_aliasing={{}: (0, {})}' in i.attributes
+
+
 def _list_parameters(inner) -> dict[int, Instruction]:
   return {int(p.inside): p for p in inner.values() if p.op == 'parameter'}
 
@@ -185,7 +197,7 @@ def _find_results(inner, computations):
   for result in [inner[o] for o in root.operands] if root.op == 'tuple' else [root]:
     inside = inner
     while True:
-      if result.op == 'bitcast' and result.operands[0] in inside:
+      if (result.op == 'bitcast' or _is_view(result)) and result.operands[0] in inside:
         result = inside[result.operands[0]]
       elif result.op == 'fusion' and get_root(computations[result.get('calls')]).op != 'tuple':
         inside = computations[result.get('calls')]

@@ -64,7 +64,7 @@ def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
       current, pending = head[2], ''
       computations[current] = {}
       entry = current if head[1] else entry
-    elif current and line == '}':
+    elif current and (line == '}' or line.startswith('}, execution_thread=')):
       finish()
       current = pending = ''
     elif current and _LINE.match(line):

@@ -356,3 +356,63 @@ def test_a_slice_counts_as_itself_also_in_a_fusion_of_a_fusion():
   index = 4
   layer, kernel, result = 2 * 8 * 4, 2 * 4 * 2, 2 * 8 * 2
   assert hlo.compute_costs(NESTED).hbm_bytes == index + layer + kernel + 2 * result
+
+
+# ---- As a TPU's compiler writes a program before its code is generated ----
+
+# A slice is prefetched into vector memory, and gradients are summed by another core.
+EARLY = '''HloModule m
+
+%slice_computation (given: s8[400]) -> s8[50] {
+  %given = s8[400]{0} parameter(0)
+  ROOT %part = s8[50]{0:S(1)} slice(%given), slice={[0:50]}
+}
+
+%sum_computation (x: f32[6], y: f32[2]) -> (f32[6], f32[2]) {
+  %x = f32[6]{0} parameter(0)
+  %y = f32[2]{0} parameter(1)
+  ROOT %sum = (f32[6]{0}, f32[2]{0}) all-reduce(%x, %y), replica_groups={{0,1}}, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main (a: s8[400], g: f32[6], h: f32[2]) -> s8[50] {
+  %a = s8[400]{0} parameter(0)
+  %g = f32[6]{0} parameter(1)
+  %h = f32[2]{0} parameter(2)
+  %slice-start = ((s8[400]{0}), s8[50]{0:S(1)}, s32[]{:S(2)}) async-start(%a), calls=%slice_computation
+  %sum-start = ((f32[6]{0}, f32[2]{0}), (f32[6]{0}, f32[2]{0}), s32[]{:S(2)}) async-start(%g, %h), calls=%sum_computation
+  %sum-done = (f32[6]{0}, f32[2]{0}) async-done(%sum-start), calls=%sum_computation
+  ROOT %slice-done = s8[50]{0:S(1)} async-done(%slice-start), calls=%slice_computation
+}
+'''
+
+
+def test_a_slice_that_is_called_moves_its_own_bytes_as_one_that_is_named():
+  short = EARLY.replace('async-start(%a), calls=%slice_computation', 'slice-start(%a), slice={}')
+  sums = 2 * 4 * (6 + 2)  # read and written
+  assert hlo.compute_costs(EARLY).hbm_bytes == hlo.compute_costs(short).hbm_bytes == 50 + sums
+
+
+def test_a_collective_that_another_core_runs_is_counted():
+  found = hlo.compute_costs(EARLY).collectives
+  assert set(found) == {'all-reduce'}
+  assert (found['all-reduce'].runs, found['all-reduce'].bytes) == (1, 4 * (6 + 2))
+
+
+def test_what_a_fusion_reads_in_another_tiling_is_read_once():
+  """As tpu7x writes it: before a slice is taken or written, the stack is tiled anew, in place."""
+  view = ('%tile (x: bf16[16,8,SIZE]) -> bf16[16,8,SIZE] {\n'
+          '  %x = bf16[16,8,SIZE]{2,1,0:T(16,128)} parameter(0)\n'
+          '  ROOT %copy = bf16[16,8,SIZE]{2,1,0:T(8,128)} copy(%x)\n}\n\n')
+  tiled = NESTED
+  for number, (name, user) in enumerate((('stack', 'dynamic-slice'),
+                                         ('old', 'dynamic-update-slice'))):
+    size = (4, 2)[number]
+    tiled = tiled.replace('%take (', view.replace('SIZE', str(size)).replace(
+        '%tile', f'%tile{number}') + '%take (', 1)
+    given = next(line for line in tiled.splitlines() if line.startswith(f'  %{name} = '))
+    tiled = tiled.replace(given, given + (
+        f'\n  %{name}_tiled = bf16[16,8,{size}]{{2,1,0}} fusion(%{name}), kind=kLoop, '
+        f'output_to_operand_aliasing={{{{}}: (0, {{}})}}, calls=%tile{number}'))
+    tiled = tiled.replace(f'{user}(%{name}', f'{user}(%{name}_tiled')
+  assert 'dynamic-slice(%stack_tiled' in tiled and 'slice(%old_tiled' in tiled
+  assert hlo.compute_costs(tiled).hbm_bytes == hlo.compute_costs(NESTED).hbm_bytes

@@ -1,0 +1,137 @@
+"""A program for a machine that is not here, compiled; a TPU's is read before its code is generated.
+
+A TPU's compiler first decides what will run: what is fused, in which order, and where each array
+stands in memory. A plan needs no more, and that takes seconds to minutes. Then it generates the
+machine's code, which takes ten times as long. It writes down what it decided before it goes on, so
+it compiles in a process of its own, which ends as soon as that is written.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import multiprocessing
+import pathlib
+import re
+import tempfile
+import time
+
+import jax
+
+# Written after the program and its allocations, so that these are whole once it is there.
+_LAST, _PROGRAM, _ALLOCATIONS = (f'*after_optimizations{end}.txt' for end in (
+    '-memory-usage-report', '', '-buffer-assignment'))
+_ALLOCATION = re.compile(r'^allocation \d+: size (\d+), (?:color (\d+), )?(.*)', re.MULTILINE)
+_POLL_SECS = 0.2
+
+
+class DoesNotFit(Exception):
+  """There is no allocation; `needed_gib` is how much was wanted, or None where nobody says."""
+
+  def __init__(self, reason, needed_gib):
+    super().__init__(reason)
+    self.needed_gib = needed_gib
+
+  def __reduce__(self):  # goes between processes
+    return DoesNotFit, (str(self), self.needed_gib)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Bytes of HBM that a program takes, under the names that JAX gives them."""
+  argument_size_in_bytes: int
+  output_size_in_bytes: int
+  alias_size_in_bytes: int  # of the output: what is written where an argument was
+  temp_size_in_bytes: int
+  generated_code_size_in_bytes: int = 0  # there is none yet
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What a TPU's compiler decided, told as `jax.stages.Compiled` tells it."""
+  text: str
+  sizes: Sizes
+
+  def as_text(self):
+    return self.text
+
+  def memory_analysis(self):
+    return self.sizes
+
+
+def find_needed_gib(message: str) -> float | None:
+  """How much memory the compiler wanted, from its message that there is not so much."""
+  found = re.search(r'\(([\d.]+)([KMG])\) exceeds|[Uu]sed ([\d.]+)([KMG]) of', message)
+  if not found:
+    return None
+  size, unit = (g for g in found.groups() if g)
+  return float(size) / {'K': 2**20, 'M': 2**10, 'G': 1}[unit]
+
+
+def compile_lowered(lowered, options: dict | None = None):
+  """A lowered program, compiled. Raises: DoesNotFit.
+
+  A GPU's compiler that tunes nothing cannot cut some products into tiles of its own: then all of
+  the program's products are cuBLAS's.
+  """
+  try:
+    return lowered.compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as e:
+    message = ' '.join(str(e).split())
+    if "Couldn't find output tile sizes" in message:
+      return lowered.compile(compiler_options={'xla_gpu_enable_triton_gemm': False})
+    if 'RESOURCE_EXHAUSTED' not in message:
+      raise
+    raise DoesNotFit(message[:300], find_needed_gib(message)) from None
+
+
+def compile_apart(lower: Callable, *args) -> Program:
+  """A program of a TPU, which `lower(*args)` gives lowered, as its compiler decided it.
+
+  Args:
+    lower: a function of a module; it and `args` are sent to another process.
+  Raises: DoesNotFit; RuntimeError where the compiler fails otherwise.
+  """
+  context = multiprocessing.get_context('spawn')
+  receiver, sender = context.Pipe(duplex=False)
+  with tempfile.TemporaryDirectory() as folder:
+    process = context.Process(
+        target=_compile, daemon=True, args=(folder, sender, lower, args))
+    process.start()
+    try:
+      while process.is_alive() and not list(pathlib.Path(folder).glob(_LAST)):
+        time.sleep(_POLL_SECS)
+    finally:
+      process.kill()  # in the midst of its work: its compiler cannot be asked to stop
+      process.join()
+    if list(pathlib.Path(folder).glob(_LAST)):
+      return read_program(pathlib.Path(folder))
+  told = receiver.recv() if receiver.poll() else 'it was killed, perhaps for its memory'
+  if isinstance(told, DoesNotFit):
+    raise told
+  raise RuntimeError(f'compiling failed: {told}')
+
+
+
+def _compile(folder, sender, lower, args):
+  """In a process of its own: compiles, and sends what was raised."""
+  jax.config.update('jax_enable_compilation_cache', False)  # of what it has, nothing is written
+  try:
+    compile_lowered(lower(*args), {'xla_dump_to': folder})
+  except Exception as e:  # the process that asked raises it
+    sender.send(e if isinstance(e, DoesNotFit) else f'{type(e).__name__}: {e}')
+
+
+def read_program(folder: pathlib.Path) -> Program:
+  """What a TPU's compiler has written of a program: its text, and its allocations in HBM."""
+  texts = {kind: max(folder.glob(kind), key=lambda path: path.stat().st_size).read_text()
+           for kind in (_PROGRAM, _ALLOCATIONS)}
+  given = returned = aliased = temporary = 0
+  for size, color, kind in _ALLOCATION.findall(texts[_ALLOCATIONS]):
+    if (color or '0') != '0' or 'thread-local' in kind:  # of a core's own memory; of one fusion
+      continue
+    size, is_output = int(size), 'maybe-live-out' in kind
+    if kind.startswith('parameter'):
+      given += size
+      aliased += size * is_output
+    returned += size * is_output
+    temporary += size * (not is_output and not kind.startswith('parameter'))
+  return Program(texts[_PROGRAM], Sizes(given, returned, aliased, temporary))
