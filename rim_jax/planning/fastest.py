@@ -1,9 +1,9 @@
-"""The fastest setting of a step on a machine: remat, layers, micro-batches, tiles and mesh.
+"""The fastest setting of a step on a machine: remat, micro-batches, tiles, mesh and layers.
 
 Compares the rooflines of compiled steps, by time a row: what else costs time is not seen. One thing
 is changed after the other, beginning with the setting that is asked about, and each is kept where
-it is faster. Arithmetic leaves out what cannot win, so few steps are compiled. More rows an update
-are tried last, and only told: they are another recipe.
+it is faster; what compiles longest comes last. Arithmetic leaves out what cannot win, so few steps
+are compiled. More rows an update are tried at the end, and only told: they are another recipe.
 """
 
 from collections.abc import Iterator
@@ -136,10 +136,8 @@ def find_fastest(config: Config, machine: Machine, say, most: int | None = None)
           'model.attention_tile_tokens': config.model.attention_tile_tokens,
           **{axis: mesh.shape[axis.partition('.')[2]] for axis in _AXES}, 'train.batch_rows': rows}
   best = search.measure(keys)
-  keys, best = _try_each(search, keys, best, [
-      {'model.scan_layers': scan, 'model.remat': remat} for scan in _list_scans(config, machine)
-      for remat in REMATS])
-  if machine.devices[0].platform == 'tpu' and 0 < keys['model.attention_tile_tokens']:
+  keys, best = _try_each(search, keys, best, [{'model.remat': remat} for remat in REMATS])
+  if machine.is_tpu and 0 < keys['model.attention_tile_tokens']:
     keys, best = _try_each(search, keys, best, [
         {'model.attention_tile_tokens': tile} for tile in _TILES
         if tile < config.layout.row_tokens])
@@ -149,6 +147,7 @@ def find_fastest(config: Config, machine: Machine, say, most: int | None = None)
   keys, best = _try_each(search, keys, best, _choose_meshes(search, keys, best))
   if keys != before:
     keys, best = _try_each(search, keys, best, [{'model.remat': remat} for remat in REMATS])
+  keys, best = _try_layers(search, keys, best, {axis: before[axis] for axis in _AXES})
   more = [] if best is None else [
       plan for factor in (2, 4)
       if (plan := search.measure(keys | {'train.batch_rows': factor * rows}))]
@@ -157,10 +156,19 @@ def find_fastest(config: Config, machine: Machine, say, most: int | None = None)
           'more_rows': [plan['settings'] | {'mfu_ceiling': plan['mfu_ceiling']} for plan in more]}
 
 
-def _list_scans(config, machine) -> list[bool]:
-  """What to try of `scan_layers`: both on a GPU; layers one by one compile too long for a TPU."""
-  scan = config.model.scan_layers
-  return [scan, not scan] if machine.is_gpu else [scan]
+def _try_layers(search, keys, best, mesh):
+  """Layers the other way, in a loop or one by one, which compile longest; also on the first mesh.
+
+  Not where products bound the step: there are as many of them.
+  """
+  other = {'model.scan_layers': not keys['model.scan_layers']}
+  if best is not None and best['bound'] == 'compute' and keys['model.remat'] != 'full':
+    search.skip(keys | other, 'not tried: products bound the step, and these are as many')
+    return keys, best
+  before = keys
+  keys, best = _try_each(search, keys, best, [
+      other | {'model.remat': remat} for remat in REMATS])
+  return _try_each(search, keys, best, [mesh] if keys != before else [])
 
 
 def _try_each(search, keys, best, changes):
@@ -221,7 +229,8 @@ def _name_keys(keys, plan):
 
 def _summarize(entry):
   plan = entry['plan']
-  found = {'keys': entry['keys'], 'why': entry['why']}
+  found = {'keys': entry['keys'], 'why': entry['why'],
+           'compile_secs': plan and plan['compile_secs']}
   if plan:
     found |= {'fits': plan['fits'], 'needed_gib': plan['hbm_gib']['needed'],
               'roofline_secs': plan.get('roofline_secs'), 'mfu_ceiling': plan.get('mfu_ceiling')}

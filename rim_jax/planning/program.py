@@ -16,6 +16,8 @@ import time
 
 import jax
 
+from rim_jax import reader
+
 # Written after the program and its allocations, so that these are whole once it is there.
 _LAST, _PROGRAM, _ALLOCATIONS = (f'*after_optimizations{end}.txt' for end in (
     '-memory-usage-report', '', '-buffer-assignment'))
@@ -122,8 +124,8 @@ def _compile(folder, sender, lower, args):
 
 def read_program(folder: pathlib.Path) -> Program:
   """What a TPU's compiler has written of a program: its text, and its allocations in HBM."""
-  texts = {kind: max(folder.glob(kind), key=lambda path: path.stat().st_size).read_text()
-           for kind in (_PROGRAM, _ALLOCATIONS)}
+  texts = {kind: reader.read_text(max(folder.glob(kind), key=lambda path: path.stat().st_size),
+                                  'plan again') for kind in (_PROGRAM, _ALLOCATIONS)}
   given = returned = aliased = temporary = 0
   for size, color, kind in _ALLOCATION.findall(texts[_ALLOCATIONS]):
     if (color or '0') != '0' or 'thread-local' in kind:  # of a core's own memory; of one fusion

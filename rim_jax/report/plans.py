@@ -94,7 +94,8 @@ def _make_fastest(found) -> tables.Table:
   more = ''.join(f"; with {p['train.batch_rows']} rows, another recipe, MFU at most "
                  f"{p['mfu_ceiling']:.1%}" for p in found['more_rows'])
   made = tables.table(['remat', 'layers', 'tile', 'data x fsdp x tensor', 'rows', 'micro', 'GiB',
-                       'ms: compute / HBM / network', 'step', 'MFU', ''], rows, notes=[note + more])
+                       'ms: compute / HBM / network', 'step', 'MFU', 's to compile', ''], rows,
+                      notes=[note + more])
   assert made is not None  # the first setting is always tried
   return made
 
@@ -109,7 +110,8 @@ def _list_tried(entry):
           str(keys['train.batch_rows']), str(keys['train.num_micro_batches']),
           f"{entry['needed_gib']:.1f}" if entry.get('needed_gib') else '', parts,
           f"{1000 * secs['step']:.1f}" if fits else '',
-          f"{entry['mfu_ceiling']:.0%}" if fits else '', entry['why']]
+          f"{entry['mfu_ceiling']:.0%}" if fits else '',
+          f"{entry['compile_secs']:.0f}" if entry.get('compile_secs') else '', entry['why']]
 
 
 # ---- An answer ----

@@ -30,7 +30,7 @@ def make_machine(**changes):
   return machines.Machine('v5e:2x4', 1, jax.devices(), chip)
 
 
-def make_fake(asked, unknown=()):
+def make_fake(asked, unknown=(), bound='hbm'):
   """make_plan by arithmetic: fsdp costs a tenth more, layers one by one less, a micro-batch
   nothing."""
   def make_plan(config, machine):
@@ -42,26 +42,25 @@ def make_fake(asked, unknown=()):
     state = 4.0 / flat['mesh.fsdp']
     peak = state + GIB_A_ROW[remat] * rows / shards / micro
     fits = peak <= machine.usable_gib
-    compute = SECS_A_ROW[remat] * rows / shards * (1.0 if flat['model.scan_layers'] else 0.9)
+    secs = SECS_A_ROW[remat] * rows / shards * (1.0 if flat['model.scan_layers'] else 0.9)
     known = remat not in unknown
     plan = {'fits': fits, 'compiled': state <= machine.usable_gib, 'state_gib': state,
-            'reason': '' if fits else 'too large', 'chips': 8,
+            'reason': '' if fits else 'too large', 'chips': 8, 'compile_secs': 7.0,
             'hbm_gib': {'peak': peak, 'needed': peak}, 'params': {'trainable': 10, 'frozen': 0},
             'settings': {'train.batch_rows': rows, 'train.num_micro_batches': micro,
                          'layout.row_tokens': 8}}
     if fits:
-      network = 0.1 * compute * (flat['mesh.fsdp'] > 1)
-      step = compute + network
-      plan |= {'roofline_secs': {'compute': compute, 'hbm': network,
-                                 'step': step if known else None},
-               'bound': 'compute', 'mfu_ceiling': 1 / step, 'unknown': {'names': ['a kernel']}}
+      network = 0.1 * secs * (flat['mesh.fsdp'] > 1)
+      step = secs + network
+      plan |= {'roofline_secs': {bound: secs, 'ici': network, 'step': step if known else None},
+               'bound': bound, 'mfu_ceiling': 1 / step, 'unknown': {'names': ['a kernel']}}
     return plan
   return make_plan
 
 
-def search(monkeypatch, machine, most=20, unknown=(), **changes):
+def search(monkeypatch, machine, most=20, unknown=(), bound='hbm', **changes):
   asked, said = [], []
-  monkeypatch.setattr(compile_lib, 'make_plan', make_fake(asked, unknown))
+  monkeypatch.setattr(compile_lib, 'make_plan', make_fake(asked, unknown, bound))
   config = support.make_config(**({'train__batch_rows': 32} | changes))
   return fastest.find_fastest(config, machine, said.append, most), asked, said
 
@@ -77,13 +76,28 @@ def test_the_fastest_that_fits_is_found_and_what_does_not_fit_is_split(monkeypat
   assert all(line.split(':')[0].strip().isdigit() for line in said)
 
 
-@pytest.mark.parametrize('is_gpu', [True, False])
-def test_layers_one_by_one_are_tried_on_a_gpu_alone(monkeypatch, is_gpu):
-  monkeypatch.setattr(machines.Machine, 'is_gpu', is_gpu)
-  found, asked, _ = search(monkeypatch, make_machine(hbm_gib=640.0), model__remat='full')
-  assert found['best']['keys']['model.scan_layers'] != is_gpu
-  assert {a['model.scan_layers'] for a in asked} == ({True, False} if is_gpu else {True})
-  assert len(asked) <= 20 and ('one by one' in plans.write_fastest(found)) == is_gpu
+def test_layers_one_by_one_are_tried_last_on_the_best_mesh_and_on_the_first(monkeypatch):
+  machine = make_machine(hbm_gib=3.9)  # only a divided state fits
+  found, asked, _ = search(monkeypatch, machine, model__remat='none')
+  assert found['best']['keys']['model.scan_layers'] is False
+  one_by_one = [a for a in asked if not a['model.scan_layers'] and a['train.batch_rows'] == 32]
+  first = asked.index(one_by_one[0])
+  assert all(a['model.scan_layers'] for a in asked[:first]) and first > 5
+  assert not any(a['model.scan_layers'] for a in asked[first:])  # more rows are its too
+  assert {a['mesh.fsdp'] for a in one_by_one} == {1, found['best']['keys']['mesh.fsdp']}
+  table = plans.write_fastest(found)
+  assert 'one by one' in table and '| 7 |' in table  # and the seconds that it compiled
+
+
+def test_layers_are_left_as_they_are_where_products_bound_the_step(monkeypatch):
+  """With remat=full there are fewer products without, so it is tried."""
+  found, asked, _ = search(monkeypatch, make_machine(hbm_gib=640.0), bound='compute')
+  assert all(a['model.scan_layers'] for a in asked)
+  assert any('products bound the step' in e['why'] for e in found['tried'])
+  monkeypatch.setattr(fastest, 'REMATS', ('full',))
+  _, asked, _ = search(monkeypatch, make_machine(hbm_gib=640.0), bound='compute',
+                       model__remat='full')
+  assert not all(a['model.scan_layers'] for a in asked)
 
 
 def test_the_number_of_micro_batches_is_told_by_the_first_allocation(monkeypatch):
