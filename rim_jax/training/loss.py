@@ -10,15 +10,39 @@ from rim_jax.config import Config
 from rim_jax.packing import batch as batch_lib
 
 
+@jax.custom_vjp
 def compute_slot_nll(logits_bsv, targets_bs):
   """Negative log-likelihood of every slot's target.
+
+  Its gradient is one expression of the logits, which a compiler computes where it is multiplied:
+  derived step by step it is written to memory, as large as the logits, and written again.
 
   Shapes: logits [b, s, v] (any float; reduced in f32), targets i32[b, s] -> f32[b, s].
   Units: nats a token.
   """
-  logits_bsv = logits_bsv.astype(jnp.float32)
-  target_bs = jnp.take_along_axis(logits_bsv, targets_bs[..., None], axis=-1)[..., 0]
-  return jax.nn.logsumexp(logits_bsv, axis=-1) - target_bs
+  return _compute_nll(logits_bsv, targets_bs)[0]
+
+
+def _compute_nll(logits_bsv, targets_bs):
+  wide_bsv = logits_bsv.astype(jnp.float32)
+  target_bs = jnp.take_along_axis(wide_bsv, targets_bs[..., None], axis=-1)[..., 0]
+  top_bs = wide_bsv.max(-1)
+  top_bs = jnp.where(jnp.isfinite(top_bs), top_bs, 0.0)
+  sum_bs = jnp.exp(wide_bsv - top_bs[..., None]).sum(-1)
+  return jnp.log(sum_bs) + top_bs - target_bs, (logits_bsv, targets_bs, top_bs, sum_bs)
+
+
+def _pull_back_nll(residuals, gradient_bs):
+  logits_bsv, targets_bs, top_bs, sum_bs = residuals
+  share_bsv = jnp.exp(logits_bsv.astype(jnp.float32) - top_bs[..., None])
+  ids_bsv = jax.lax.broadcasted_iota(jnp.int32, logits_bsv.shape, logits_bsv.ndim - 1)
+  is_target_bsv = ids_bsv == targets_bs[..., None]
+  pulled_bsv = ((gradient_bs / sum_bs)[..., None] * share_bsv
+                - jnp.where(is_target_bsv, gradient_bs[..., None], 0.0))
+  return pulled_bsv.astype(logits_bsv.dtype), None
+
+
+compute_slot_nll.defvjp(_compute_nll, _pull_back_nll)
 
 
 def compute_weighted_nll(nll_bs, weights_bs):

@@ -14,6 +14,32 @@ def test_nll_by_hand():
   np.testing.assert_allclose(nll, -np.log([[0.25, 0.8]]), rtol=1e-5)
 
 
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_the_gradient_of_a_nll_is_bit_for_bit_what_jax_derives_step_by_step(dtype):
+  def derive(logits, targets):
+    wide = logits.astype(jnp.float32)
+    target = jnp.take_along_axis(wide, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(wide, axis=-1) - target
+  keys = jax.random.split(jax.random.key(0), 3)
+  logits = (5 * jax.random.normal(keys[0], (2, 8, 300))).astype(dtype)
+  targets = jax.random.randint(keys[1], (2, 8), 0, 300)
+  weights = jax.random.uniform(keys[2], (2, 8))
+  found, expected = (jax.jit(jax.value_and_grad(
+      lambda x, fn=fn: (fn(x, targets) * weights).sum()))(logits)
+      for fn in (loss_lib.compute_slot_nll, derive))
+  np.testing.assert_array_equal(found[0], expected[0])
+  np.testing.assert_array_equal(found[1], expected[1])
+  assert found[1].dtype == dtype
+
+
+def test_no_array_as_large_as_the_logits_is_scattered_into():
+  """Each would be written to memory and read again, beside the logits."""
+  text = jax.jit(jax.grad(lambda x: loss_lib.compute_slot_nll(x, jnp.zeros((2, 3), jnp.int32)).sum())
+                 ).lower(jnp.ones((2, 3, 50))).as_text()
+  assert 'stablehlo.exponential' in text and 'scatter' not in text
+
+
+
 def test_nll_of_bfloat16_is_reduced_in_float32():
   logits = jnp.full((1, 1, 1000), 3.0, jnp.bfloat16)
   nll = loss_lib.compute_slot_nll(logits, jnp.zeros((1, 1), jnp.int32))
