@@ -35,11 +35,21 @@ def _compute_nll(logits_bsv, targets_bs):
 def _pull_back_nll(residuals, gradient_bs):
   logits_bsv, targets_bs, top_bs, sum_bs = residuals
   share_bsv = jnp.exp(logits_bsv.astype(jnp.float32) - top_bs[..., None])
-  ids_bsv = jax.lax.broadcasted_iota(jnp.int32, logits_bsv.shape, logits_bsv.ndim - 1)
-  is_target_bsv = ids_bsv == targets_bs[..., None]
-  pulled_bsv = ((gradient_bs / sum_bs)[..., None] * share_bsv
-                - jnp.where(is_target_bsv, gradient_bs[..., None], 0.0))
+  pulled_bsv = jax.lax.platform_dependent(
+      (gradient_bs / sum_bs)[..., None] * share_bsv, targets_bs, gradient_bs,
+      cpu=_subtract_in_place, default=_subtract_everywhere)
   return pulled_bsv.astype(logits_bsv.dtype), None
+
+
+def _subtract_in_place(x_bsv, ids_bs, y_bs):
+  """x - y at one id of each slot: few numbers, where x is in memory anyway."""
+  return x_bsv.at[(*jnp.indices(ids_bs.shape, sparse=True), ids_bs)].add(-y_bs)
+
+
+def _subtract_everywhere(x_bsv, ids_bs, y_bs):
+  """The same as one expression with what makes x and what reads it."""
+  all_bsv = jax.lax.broadcasted_iota(jnp.int32, x_bsv.shape, x_bsv.ndim - 1)
+  return x_bsv - jnp.where(all_bsv == ids_bs[..., None], y_bs[..., None], 0.0)
 
 
 compute_slot_nll.defvjp(_compute_nll, _pull_back_nll)

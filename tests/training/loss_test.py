@@ -32,12 +32,17 @@ def test_the_gradient_of_a_nll_is_bit_for_bit_what_jax_derives_step_by_step(dtyp
   assert found[1].dtype == dtype
 
 
-def test_no_array_as_large_as_the_logits_is_scattered_into():
-  """Each would be written to memory and read again, beside the logits."""
-  text = jax.jit(jax.grad(lambda x: loss_lib.compute_slot_nll(x, jnp.zeros((2, 3), jnp.int32)).sum())
-                 ).lower(jnp.ones((2, 3, 50))).as_text()
-  assert 'stablehlo.exponential' in text and 'scatter' not in text
-
+def test_on_an_accelerator_no_array_as_large_as_the_logits_is_scattered_into():
+  """Each would be written to memory and read again, beside the logits. The values are the same."""
+  targets = jnp.array([[3, 0, 49], [7, 7, 1]])
+  traced = jax.jit(jax.grad(lambda x: loss_lib.compute_slot_nll(x, targets).sum())).trace(
+      jnp.ones((2, 3, 50)))
+  for platform, scatters in (('tpu', False), ('cuda', False), ('cpu', True)):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert 'stablehlo.exponential' in text and ('stablehlo.scatter' in text) == scatters
+  x, y = jax.random.normal(jax.random.key(0), (2, 3, 50)), jnp.array([[1.0, 0, -2], [3, 4, 5]])
+  np.testing.assert_array_equal(loss_lib._subtract_in_place(x, targets, y),
+                                loss_lib._subtract_everywhere(x, targets, y))
 
 
 def test_nll_of_bfloat16_is_reduced_in_float32():
