@@ -230,7 +230,7 @@ def _describe(compiled, costs, machine, model_flops):
   fits = peak <= machine.usable_gib
   told = {} if fits else {'reason': (
       f'JAX takes {machine.usable_gib:.1f} GiB of the card' if machine.is_gpu else
-      f'the chip has {machine.usable_gib:.1f} GiB')}
+      f'a program has {machine.usable_gib:.1f} GiB of the chip')}
   return {
       'hbm_gib': {'arguments': gib['argument'], 'temporaries': gib['temp'],
                   'code': gib['generated_code'], 'peak': peak, 'needed': peak,

@@ -23,6 +23,7 @@ from rim_jax.planning.machines import Machine, make_machine, make_mesh
 MAX_COMPILES = 20
 REMATS = typing.get_args(typing.get_type_hints(ModelConfig)['remat'])
 _TILES = (128, 256, 512)  # whole vectors of a TPU
+_FOR_LAYERS = 2 * len(REMATS) + 1  # remat again on another mesh, then layers with each
 _AXES = ('mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 
@@ -144,7 +145,8 @@ def find_fastest(config: Config, machine: Machine, say, most: int | None = None)
   if best is None:  # what holds least may fit on another mesh
     keys = keys | {'model.remat': 'full'}
   before = keys
-  keys, best = _try_each(search, keys, best, _choose_meshes(search, keys, best))
+  keys, best = _try_each(search, keys, best, _choose_meshes(search, keys, best),
+                         spare=_FOR_LAYERS if best else 0)
   if keys != before:
     keys, best = _try_each(search, keys, best, [{'model.remat': remat} for remat in REMATS])
   keys, best = _try_layers(search, keys, best, {axis: before[axis] for axis in _AXES})
@@ -171,11 +173,18 @@ def _try_layers(search, keys, best, mesh):
   return _try_each(search, keys, best, [mesh] if keys != before else [])
 
 
-def _try_each(search, keys, best, changes):
-  """(keys, plan) of the fastest of what is there and of each change to it."""
+def _try_each(search, keys, best, changes, spare=0):
+  """(keys, plan) of the fastest of what is there and of each change to it.
+
+  Args:
+    spare: compilations that are left for what comes later.
+  """
   start = keys
   for change in changes:
     if change.items() <= start.items():
+      continue
+    if 0 < search.left <= spare:
+      search.skip(start | change, 'not tried: what is left of the compilations is for the layers')
       continue
     plan = search.measure(start | change)
     if plan and (best is None or get_cost(plan) < get_cost(best)):

@@ -51,6 +51,10 @@ GPU_CHIPS = {name: Chip(gpu.memory_bytes / 2**30, flops, gpu.bytes_per_sec, link
 # What JAX takes of a card before a program runs, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
 # Source: docs.jax.dev, "GPU memory allocation".
 PREALLOCATED = 0.75
+# Of a TPU chip's memory, what a plan leaves: the compiler keeps a quarter of a GiB, and while it
+# generates code, which a plan does not wait for, it adds more: 0.7 and 0.9 GiB to 8 where that was
+# waited for (docs/hardware.md).
+LEFT_GIB = 1.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +113,9 @@ class Machine:
   @property
   def usable_gib(self) -> float:
     """What a program can have of a device's memory."""
-    return self.chip.hbm_gib * (PREALLOCATED if self.is_gpu else 1)
+    if self.is_gpu:
+      return self.chip.hbm_gib * PREALLOCATED
+    return self.chip.hbm_gib - (LEFT_GIB / self.cores if self.is_tpu else 0)
 
 
 def make_machine(topology: str, num_slices: int = 1) -> Machine:

@@ -25,7 +25,7 @@ def list_rows(plan) -> list[list[str]]:
       **plan['params_per_device']))
   hbm = plan['hbm_gib']
   has = f"the chip has {hbm['chip']:.4g}" + (
-      f", and JAX takes {hbm['usable']:.1f} of it" if hbm['usable'] != hbm['chip'] else '')
+      f", and a program has {hbm['usable']:.1f} of it" if hbm['usable'] != hbm['chip'] else '')
   if not plan['fits']:
     needed = f"{hbm['needed']:.1f}" if hbm.get('needed') else 'more'
     add('HBM per device', f'{needed} GiB needed, {has}; DOES NOT FIT')

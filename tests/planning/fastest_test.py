@@ -100,6 +100,13 @@ def test_layers_are_left_as_they_are_where_products_bound_the_step(monkeypatch):
   assert not all(a['model.scan_layers'] for a in asked)
 
 
+def test_compilations_are_left_for_the_layers(monkeypatch):
+  """Meshes are many, and layers one by one gain more than most of them."""
+  found, asked, _ = search(monkeypatch, make_machine(hbm_gib=640.0), most=11, model__remat='full')
+  assert found['best']['keys']['model.scan_layers'] is False
+  assert len(asked) <= 11 and any('for the layers' in e['why'] for e in found['tried'])
+
+
 def test_the_number_of_micro_batches_is_told_by_the_first_allocation(monkeypatch):
   _, asked, _ = search(monkeypatch, make_machine(hbm_gib=9.0), model__remat='none')
   none = [a['train.num_micro_batches'] for a in asked if a['model.remat'] == 'none'

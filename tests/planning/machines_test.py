@@ -84,3 +84,13 @@ def test_a_chip_of_two_cores_is_two_devices_with_half_of_its_rates_each(monkeypa
   assert (machine.num_chips, len(machine.devices)) == (4, 8)
   assert machine.chip == machines.Chip(96, 2307e12 / 2, 3690e9, 300e9, 6.25e9)
   assert machines.parse_hardware('tpu7x:2x2x1').flops_per_sec == 4 * 2307e12
+
+
+def test_a_plan_leaves_a_part_of_a_tpu_chip():
+  """For what its compiler keeps, and adds with the code that a plan does not wait for."""
+  def make(kind):
+    chip = machines.CHIPS[kind]
+    return machines.Machine(f'{kind}:2x2', 1, [types.SimpleNamespace(platform='tpu')] * 8,
+                            machines._divide(chip), chip.cores)
+  assert make('v5e').usable_gib == 16 - 1.25
+  assert make('tpu7x').usable_gib == (192 - 1.25) / 2  # of each of its two cores
