@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import gguf
 import jax
@@ -76,6 +77,19 @@ PUBLISHED = {
         'tie_word_embeddings': True, 'hidden_act': 'silu', 'sliding_window': None,
         'use_sliding_window': False, 'max_window_layers': 36, 'attention_bias': False}),
 }
+
+
+def make_mistral(folder, window=None):
+  """The golden Llama under Mistral's name, with Mistral's window."""
+  golden = GOLDEN / 'llama3'
+  tree = json.loads((golden / 'config.json').read_text()) | {
+      'model_type': 'mistral', 'architectures': ['MistralForCausalLM'], 'sliding_window': window,
+      'rope_parameters': {'rope_type': 'default', 'rope_theta': 10_000.0}}
+  for key in ('attention_bias', 'mlp_bias', 'pretraining_tp'):
+    tree.pop(key, None)
+  shutil.copytree(golden, folder)
+  (folder / 'config.json').write_text(json.dumps(tree))
+  return folder
 
 
 def make_plain_config(folder, **changes):

@@ -17,8 +17,9 @@ from rim_jax.training import checkpoint as checkpoint_lib
 from tests import support
 
 # Of a process with one device, with the settings of these tests.
-ENVIRONMENT = dict(os.environ, XLA_FLAGS=os.environ['XLA_FLAGS'].replace(
-    '--xla_force_host_platform_device_count=8', ''))
+ENVIRONMENT = dict(os.environ, XLA_FLAGS=' '.join(
+    flag for flag in os.environ['XLA_FLAGS'].split()
+    if flag != '--xla_force_host_platform_device_count=8'))
 
 
 def read_checkpoint(workdir):

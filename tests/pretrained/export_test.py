@@ -23,7 +23,13 @@ from rim_jax.pretrained import export, families, prompts, verification, weights
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.results import rule
 from tests import support
-from tests.support_pretrained import compute_logits, make_config, make_model, make_records
+from tests.support_pretrained import (
+    compute_logits,
+    make_config,
+    make_mistral,
+    make_model,
+    make_records,
+)
 from tests.support_pretrained import write_export as write
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -328,9 +334,9 @@ def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has
 
 
 @needs_hf
-@pytest.mark.parametrize('family', [*FAMILIES, 'padded', 'short'])
+@pytest.mark.parametrize('family', [*FAMILIES, 'mistral', 'padded', 'short'])
 def test_transformers_computes_the_same_from_an_export(family, tmp_path):
-  make = {'padded': make_padded, 'short': make_with_image_token}.get(
+  make = {'mistral': make_mistral, 'padded': make_padded, 'short': make_with_image_token}.get(
       family, lambda folder: GOLDEN / family)
   config = make_config(make(tmp_path / 'model'), eval__batch_size=8)
   card = verify(tmp_path / 'out', config)

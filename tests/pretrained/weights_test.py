@@ -27,7 +27,7 @@ from rim_jax.model.network import Network
 from rim_jax.pretrained import families, weights
 from rim_jax.training import step as step_lib
 from tests import support
-from tests.support_pretrained import compute_logits
+from tests.support_pretrained import compute_logits, make_mistral
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3', 'gemma3')
@@ -76,15 +76,8 @@ def test_logits_of_a_mistral_equal_those_of_transformers(window, tmp_path):
   """A window that all of a text's tokens fit into changes nothing, and one token less does."""
   import torch
   import transformers
-  golden = GOLDEN / 'llama3'
-  tree = json.loads((golden / 'config.json').read_text()) | {
-      'model_type': 'mistral', 'architectures': ['MistralForCausalLM'], 'sliding_window': window,
-      'rope_parameters': {'rope_type': 'default', 'rope_theta': 10_000.0}}
-  for key in ('attention_bias', 'mlp_bias', 'pretraining_tp'):
-    tree.pop(key, None)
-  folder = shutil.copytree(golden, tmp_path / 'mistral')
-  (folder / 'config.json').write_text(json.dumps(tree))
-  ids = np.load(golden / 'golden.npz')['ids_0']
+  folder = make_mistral(tmp_path / 'mistral', window)
+  ids = np.load(GOLDEN / 'llama3' / 'golden.npz')['ids_0']
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
   assert type(model).__name__ == 'MistralForCausalLM'
   with torch.no_grad():
