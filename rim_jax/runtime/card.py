@@ -37,6 +37,7 @@ class Card(typing.TypedDict):
   stages: typing.NotRequired[list[str]]
   data: typing.NotRequired[Print]
   tokenizer: typing.NotRequired[str]
+  tokenizer_earlier: typing.NotRequired[str | None]
   base: typing.NotRequired[Print | None]
   start: typing.NotRequired[Print | None]
   command: typing.NotRequired[list[str]]
@@ -61,6 +62,8 @@ def make_card(task, versions: dict, start=None, num_hosts: int = 1) -> dict:
                'num_records': {k: len(v) for k, v in task.dataset.splits.items()},
                'num_dropped': dict(task.dataset.num_dropped)},
       'tokenizer': task.codec.tokenizer.fingerprint,
+      # What earlier versions wrote of this tokenizer, where that was something else.
+      'tokenizer_earlier': task.codec.tokenizer.same_fingerprint,
       'base': task.base and {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint},
       # Names on the hub with the revision that was used; they decide nothing, fingerprints do.
       'origins': [o for o in (task.dataset.origin, task.base and task.base.origin) if o],
