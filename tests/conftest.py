@@ -1,9 +1,10 @@
-"""Eight fake CPU devices for every test, no silent rank promotion, compilations kept.
+"""Eight fake CPU devices for every test, no silent rank promotion, compilations kept, few figures.
 
 What is drawn at random (hypothesis) is the same in every run. Settings stand in the environment,
 so that the processes that tests start have them too.
 """
 
+import gc
 from importlib import metadata
 import os
 import pathlib
@@ -35,6 +36,14 @@ from rim_jax.report import figures
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
+# Of what tracing and compiling make little is garbage, and all of it is looked at again and again.
+gc.set_threshold(50_000, 20, 50)
+
+
+def pytest_collection_finish():
+  gc.freeze()
+
+
 hypothesis.settings.register_profile('same', derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile('same')
 
@@ -50,8 +59,16 @@ def use_devices(monkeypatch):
   return use
 
 
+def leave_blank(figure, caption, head, rows):
+  """A figure that is not rendered, which takes a quarter of a second; with its caption and data."""
+  return figures.Figure(caption, markupsafe.Markup('<svg></svg>'), b'blank', tuple(head),
+                        tuple(map(tuple, rows)))
+
+
+render, figures.finish = figures.finish, leave_blank
+
+
 @pytest.fixture
-def blank_figures(monkeypatch):
-  """Figures are not rendered, a quarter of a second each; their captions and data are as ever."""
-  monkeypatch.setattr(figures, 'finish', lambda figure, caption, head, rows: figures.Figure(
-      caption, markupsafe.Markup('<svg></svg>'), b'', tuple(head), tuple(map(tuple, rows))))
+def drawn_figures(monkeypatch):
+  """Figures are rendered, as they are outside of tests."""
+  monkeypatch.setattr(figures, 'finish', render)

@@ -14,7 +14,6 @@ import traceback
 import jax
 import pytest
 
-from rim_jax.report import figures
 from tests import support_report
 from tests.support_cli import RECIPE, run_cli
 
@@ -38,22 +37,33 @@ CHEAP = ('report', 'compare', 'sweep')  # no network is built
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """A directory with a sweep of two runs, concluded; what each mode says of it."""
+  """A directory with a sweep of two runs, concluded; what each mode finds in it."""
   place = tmp_path_factory.mktemp('damage')
   (place / 'many.py').write_text(SWEEP)
   everything = jax.devices()
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(place)
     patch.setattr(jax, 'devices', lambda: everything[:1])
-    patch.setattr(figures, 'finish', lambda figure, caption, head, rows: figures.Figure(
-        caption, '', b'', tuple(head), tuple(map(tuple, rows))))
     for name in (0, 1):
       patch.delitem(sys.modules, 'config_config', raising=False)
       assert run_cli('--config=many.py', f'--point=a={name}', '--sweep_dir=sweep')[0] == 0
-    expected = {mode: ask(mode) for mode in COMMANDS}
-    assert [code for code, *_ in expected.values()] == [0] * len(COMMANDS)
+    for mode in CHEAP:
+      assert ask(mode)[0] == 0
     shutil.copytree(place / 'sweep', place / 'whole')
-    yield place, expected
+    yield place, Expected()
+
+
+class Expected(dict):
+  """What each mode finds in the whole run, asked when it is needed."""
+
+  def __missing__(self, mode):
+    damaged = pathlib.Path('sweep').rename('damaged')
+    shutil.copytree('whole', 'sweep')
+    code, _, self[mode] = ask(mode)
+    assert code == 0, mode
+    shutil.rmtree('sweep')
+    damaged.rename('sweep')
+    return self[mode]
 
 
 def ask(mode):
@@ -152,7 +162,7 @@ def try_damage(finished, capsys, seed, modes) -> list[str]:
       code, found = traceback.format_exc(), None
     err = capsys.readouterr().err
     told = len(err.splitlines()) == 1 and err.startswith('error: ')
-    if not (is_right(mode, found, expected[mode][2]) if code == 0 else code == 2 and told):
+    if not (is_right(mode, found, expected[mode]) if code == 0 else code == 2 and told):
       wrong.append(f'seed {seed}: {path.relative_to(whole)}: {how}; --mode={mode}: {code}: {err}')
   shutil.rmtree(place / 'sweep')
   shutil.copytree(place / 'whole', place / 'sweep')
@@ -169,8 +179,8 @@ def _in_place(finished, use_devices, monkeypatch):
 
 
 def test_a_share_of_all_damages(finished, capsys):
-  wrong = [try_damage(finished, capsys, seed, CHEAP) for seed in range(30)]
-  assert wrong == [[]] * 30
+  wrong = [try_damage(finished, capsys, seed, CHEAP) for seed in range(12)]
+  assert wrong == [[]] * 12
 
 
 @pytest.mark.slow

@@ -363,6 +363,7 @@ def test_a_refused_run_can_be_put_right_where_it_is(capsys, tmp_path):
   check_refused(capsys, [T, '--config.layout.row_tokens=8', workdir], 'layout.row_tokens=')
 
 
+@pytest.mark.slow
 def test_controls_of_a_run(run_copy, capsys):
   code, out = run_cli(T, f'--workdir={run_copy}', '--mode=controls')
   assert code == 0
@@ -605,6 +606,7 @@ def test_eval_adds_a_budget_curve_and_pass_at_k(run_copy):
   assert 'pass@k' in out and 'accuracy with K blocks' in out
 
 
+@pytest.mark.slow
 def test_gsm_hard_stands_beside_test(place, use_devices, tmp_path, capsys):
   """A run on GSM8K is evaluated on GSM-Hard, which becomes a set of its own."""
   use_devices(1)
@@ -705,6 +707,7 @@ def test_the_command_on_a_run_s_page_runs_as_it_stands_there(overridden, use_dev
     assert 'this run is complete' in told
 
 
+@pytest.mark.slow
 def test_the_commands_of_a_sweep_run_as_printed(use_devices, place, tmp_path):
   use_devices(1)
   recipe = RECIPE.replace('  return c', '''  from rim_jax.config.grid import make_sweep_dict
@@ -726,6 +729,7 @@ def test_the_commands_of_a_sweep_run_as_printed(use_devices, place, tmp_path):
   assert not (place / 'pwned').exists()
 
 
+@pytest.mark.slow
 def test_stage_2_says_how_to_make_stage_1(use_devices, tmp_path, monkeypatch, capsys):
   """In a checkout: recipes stand in configs/, and runs below runs/."""
   use_devices(1)
@@ -797,9 +801,9 @@ def test_whoever_prints_a_command_has_a_test_that_runs_it():
 
 
 @pytest.mark.parametrize('mode, more, told', [
-    ('eval', ['--config.eval.num_blocks=0', '--config.eval.num_examples=1'],
-     'Results on test-k0-n1'),
-    ('report', [], 'report: '), ('controls', [], 'controls.json'),
+    pytest.param('eval', ['--config.eval.num_blocks=0', '--config.eval.num_examples=1'],
+                 'Results on test-k0-n1', marks=pytest.mark.slow),
+    pytest.param('controls', [], 'controls.json', marks=pytest.mark.slow), ('report', [], 'report: '),
     ('compare', ['--with=runs/tiny'], ''), ('generate', ['--question=1+1'], 'answer: '),
     ('export', [], '')])
 def test_a_run_is_asked_without_its_recipe(mode, more, told, overridden, trained, use_devices,

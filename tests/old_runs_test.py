@@ -134,7 +134,8 @@ def test_a_complete_run_is_not_run_again(old):
 
 
 @pytest.mark.parametrize('set_name,flags', [
-    ('test', []), ('test-k1', ['--config.eval.num_blocks=1'])])
+    ('test', []),
+    pytest.param('test-k1', ['--config.eval.num_blocks=1'], marks=pytest.mark.slow)])
 def test_a_run_is_evaluated(old, set_name, flags):
   results, predictions = (pathlib.Path('run/stage2') / name for name in (
       'results.json', f'predictions/{set_name}.jsonl'))
@@ -150,6 +151,7 @@ def test_a_run_is_evaluated(old, set_name, flags):
     assert found[set_name][key] == pytest.approx(expected[set_name][key]), key
 
 
+@pytest.mark.slow
 def test_a_run_s_controls_and_answers_are_asked(old):
   expected = load('run/stage2/controls.json')
   pathlib.Path('run/stage2/controls.json').unlink()
@@ -215,6 +217,7 @@ def later_version(monkeypatch):
     monkeypatch.setattr(module, 'Config', support.LaterConfig)
 
 
+@pytest.mark.slow
 def test_a_version_with_more_keys_takes_old_runs_for_its_own(old, later_version, capsys):
   assert old('--workdir=run', '--mode=report')[0] == 0
   assert old('--workdir=run', '--mode=eval')[0] == 0

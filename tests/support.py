@@ -1,6 +1,7 @@
 """Small real things for the tests: records, configs, codecs, batches."""
 
 import dataclasses
+import functools
 
 from flax import nnx
 import jax
@@ -199,12 +200,17 @@ def assert_close(a, b, relative=1e-5):
       np.abs(a - b).max(), np.abs(b).max())
 
 
+@functools.cache  # its programs are compiled once for all tests
+def make_step(config, devices, mesh_config):
+  """(mesh, program, train step)"""
+  mesh = sharding.make_mesh(mesh_config, devices)
+  program = step_lib.make_program(config, make_codec(config).memory_start, TRAIN_STEPS, mesh)
+  return mesh, program, step_lib.make_train_step(program, config, TRAIN_STEPS, TRAIN_BLOCKS, mesh)
+
+
 def start_training(config, devices, mesh_config=None):
   """(mesh, train step, its state, what is frozen, a batch of TRAIN_ROWS)"""
-  mesh = sharding.make_mesh(mesh_config or config_lib.MeshConfig(), devices)
-  program = step_lib.make_program(config, make_codec(config).memory_start, TRAIN_STEPS,
-                                  mesh)
-  step = step_lib.make_train_step(program, config, TRAIN_STEPS, TRAIN_BLOCKS, mesh)
+  mesh, program, step = make_step(config, tuple(devices), mesh_config or config_lib.MeshConfig())
   state, frozen = program.init(jax.random.key(0))
   batch = sharding.place_batch(make_batch(config, TRAIN_ROWS), mesh)
   return mesh, step, state, frozen, batch

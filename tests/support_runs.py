@@ -51,7 +51,7 @@ def assert_same_run(a, b):
 def write_recipe(folder, **changes):
   config = support.make_config(**{
       'data__cache_dir': str(folder / 'cache'), 'train__batch_rows': 8,
-      'train__num_examples': 320, 'layout__row_tokens': 32, 'model__dropout': 0.1,
+      'train__num_examples': 160, 'layout__row_tokens': 32, 'model__dropout': 0.1,
       'eval__num_valid_examples': 4, 'checkpoint__every_steps': 5, **changes})
   recipe = folder / 'recipe.py'
   recipe.write_text('import ml_collections\ndef get_config():\n'

@@ -87,8 +87,8 @@ def make_two_stages(cache):
 
 
 @pytest.mark.parametrize('taken, num_devices, mesh', [
-    (3, 1, MeshConfig()), (5, 1, MeshConfig()), (5, 8, MeshConfig(2, 2, 2)),
-    pytest.param(3, 8, MeshConfig(2, 2, 2), marks=pytest.mark.slow)])
+    (3, 1, MeshConfig()), (5, 1, MeshConfig()), *(
+        pytest.param(taken, 8, MeshConfig(2, 2, 2), marks=pytest.mark.slow) for taken in (3, 5))])
 def test_six_steps_are_three_and_a_restore_and_three(
     tmp_path, cache, whole, use_devices, taken, num_devices, mesh):
   """Parameters, optimizer, data position and losses, bit for bit; also when killed off a save."""
@@ -104,16 +104,18 @@ def test_six_steps_are_three_and_a_restore_and_three(
   support_runs.assert_same_run(undisturbed, tmp_path / 'parts')
 
 
-def test_a_run_that_ends_early_goes_on_bit_for_bit(tmp_path, cache, whole, use_devices):
+@pytest.mark.parametrize('shares', [
+    (0.3, 0.7), pytest.param((0.2, 0.3, 0.5, 0.7), marks=pytest.mark.slow)])
+def test_a_run_that_ends_early_goes_on_bit_for_bit(tmp_path, cache, whole, use_devices, shares):
   """At a share of the whole budget, in either stage or between them; once there it stays."""
   config = make_two_stages(cache)
   undisturbed = whole(config, use_devices)
-  for share, line in (
-      (0.2, 'stage1: step 3 of 5 is saved'), (0.3, 'stage1: step 3 of 5 is saved'),
-      (0.5, 'stage1: is complete'), (0.7, 'stage2: step 3 of 5 is saved')):
+  told = {0.2: 'stage1: step 3 of 5 is saved', 0.3: 'stage1: step 3 of 5 is saved',
+          0.5: 'stage1: is complete', 0.7: 'stage2: step 3 of 5 is saved'}
+  for share in shares:
     early = dataclasses.replace(config, checkpoint=dataclasses.replace(
         config.checkpoint, stop_frac=share))
-    with pytest.raises(Stopped, match=line):
+    with pytest.raises(Stopped, match=told[share]):
       train_lib.train_curriculum(early, tmp_path / 'parts', QUIET)
   train_lib.train_curriculum(config, tmp_path / 'parts', QUIET)
   for name in ('stage1', 'stage2'):
@@ -171,6 +173,7 @@ def make_icot(cache):
                      icot__smoothing=1.0, layout__answer_prefix='+', checkpoint__every_steps=2)
 
 
+@pytest.mark.slow
 def test_icot_goes_on_bit_for_bit_in_the_midst_of_the_removal(tmp_path, cache, use_devices):
   use_devices(1)
   config = make_icot(cache)
@@ -243,6 +246,7 @@ def test_a_coconut_stage_alone_starts_from_the_run_that_is_named(tmp_path, cache
   assert state_lib.find_init(named, tmp_path / 'run') == tmp_path / 'cot'
 
 
+@pytest.mark.slow
 def test_any_method_begins_with_the_run_that_is_named_and_its_card_says_which(
     tmp_path, cache, use_devices):
   use_devices(1)
@@ -423,6 +427,7 @@ def test_memory_of_a_device_is_told():
   assert f'holds {2 * held[0] + held[1]:,.1f} MiB: parameters {held[0]:,.1f}' in text
 
 
+@pytest.mark.slow
 def test_evaluating_a_half_finished_run_does_not_finish_it(tmp_path, cache, use_devices):
   use_devices(1)
   config = make_config(cache)
@@ -516,8 +521,9 @@ def llama(tmp_path):
   return pathlib.Path(shutil.copytree(GOLDEN / 'llama', tmp_path / 'llama'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_devices, mesh', [
-    (1, MeshConfig()), pytest.param(8, MeshConfig(2, 2, 2), marks=pytest.mark.slow)])
+    (1, MeshConfig()), (8, MeshConfig(2, 2, 2))])
 def test_adapters_on_a_pretrained_base_resume_bit_for_bit(
     tmp_path, cache, llama, use_devices, num_devices, mesh):
   use_devices(num_devices)
@@ -559,6 +565,7 @@ def test_stage_2_goes_on_from_stage_1_s_adapters_on_the_same_base(
   np.testing.assert_array_equal(frozen['embedding'], stored.astype(frozen['embedding'].dtype))
 
 
+@pytest.mark.slow
 def test_another_base_is_refused(tmp_path, cache, llama, use_devices):
   use_devices(1)
   config = make_pretrained(cache, llama)

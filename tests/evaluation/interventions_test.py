@@ -150,10 +150,10 @@ def test_swapping_one_block_finds_the_one_that_holds_the_answer(prefix, devices)
 
 
 @pytest.mark.parametrize('prefix, switches', [
-    ('+-', {}), ('', {'layout__bidirectional_blocks': True, 'model__positions': 'rope',
-                      'model__num_kv_heads': 1}),
-    ('', {'layout__readout_sees_question': False}),
-    ('', {'loop__num_passes': 2})])
+    ('+-', {}), ('', {'loop__num_passes': 2}),
+    *(pytest.param('', changes, marks=pytest.mark.slow) for changes in (
+        {'layout__bidirectional_blocks': True, 'model__positions': 'rope',
+         'model__num_kv_heads': 1}, {'layout__readout_sees_question': False}))])
 def test_nothing_changed_is_plain_decoding(prefix, switches):
   """The closing token that is run again comes to the state that it had."""
   config = support.make_config('rim_stage2', layout__answer_prefix=prefix,
@@ -168,7 +168,7 @@ def test_nothing_changed_is_plain_decoding(prefix, switches):
   assert len({tuple(t) for t in texts}) > 1
 
 
-@pytest.mark.parametrize('num_passes', [1, 3])
+@pytest.mark.parametrize('num_passes', [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_closing_tokens_run_again_have_the_states_of_the_prefill(num_passes):
   config = support.make_config('rim_stage2', loop__num_passes=num_passes)
   model, codec = support.make_model(config), support.make_codec(config)
@@ -246,6 +246,7 @@ def test_questions_without_a_partner_and_equal_answers_are_counted():
   assert half['final_acc_stderr'] == pytest.approx(0.25)
 
 
+@pytest.mark.slow
 def test_without_partners_there_is_nothing_and_it_says_so():
   config = support.make_config('rim_stage2', layout__num_blocks=1, eval__max_new_tokens=1)
   records = support.RECORDS[1:3]  # of different lengths

@@ -24,10 +24,10 @@ ROWS = [support.RECORDS[:3], support.RECORDS[3:]]
 NETWORKS = {
     'learned': {'model__norm': 'layernorm', 'model__bias': 'all', 'model__fused_qkv': True,
                 'model__attention_tile_tokens': 16},
-    'rope': {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__lora__rank': 2,
-             'model__tie_embeddings': False, 'model__activation': 'swiglu',
-             'model__remat': 'full'},
+    'rope': {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__tie_embeddings': False,
+             'model__activation': 'swiglu'},
 }
+NETWORKS['adapters'] = {**NETWORKS['rope'], 'model__lora__rank': 2, 'model__remat': 'full'}
 LIMITS = batch_lib.RowLimits(examples=3)
 LENGTH = 32  # of a sequence by hand, padded
 
@@ -80,7 +80,7 @@ def by_hand(model, ids, at, num_thoughts):
 
 @pytest.mark.parametrize('network, num_thoughts, skip_steps, prefix', [
     ('rope', 2, 2, '+-'), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ('rope', 3, 2, '+-'), ('learned', 2, -1, '+-'), ('learned', 1, 1, '')))])
+        ('adapters', 3, 2, '+-'), ('learned', 2, -1, '+-'), ('learned', 1, 1, '')))])
 def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix):
   """Logits and gradients, of packed rows and of sequences alone."""
   config = make_config(num_thoughts, skip_steps, network, layout__answer_prefix=prefix)
@@ -141,7 +141,7 @@ def test_without_thoughts_the_first_stage_is_cot_and_the_last_is_direct(
 
 
 @pytest.mark.parametrize('network', [
-    'learned', pytest.param('rope', marks=pytest.mark.slow)])
+    'learned', pytest.param('adapters', marks=pytest.mark.slow)])
 def test_gradient_flows_from_what_a_slot_sees_and_not_from_the_rows_of_thoughts(network):
   """No later token, no other example; through thoughts from the question and <b>."""
   config = make_config(3, 1, network)
@@ -227,6 +227,7 @@ def test_decoding_s_logits_are_those_of_the_training_forward(
   support.assert_decoded_logits(ids, seen, trained, codec.tokenizer.eos_id)
 
 
+@pytest.mark.slow
 def test_neither_the_batch_nor_the_mesh_changes_an_answer():
   """Batch 1, 3 and 8, on one device and on eight; questions of several lengths."""
   results = []
@@ -257,7 +258,7 @@ def test_without_blocks_a_trained_stage_decodes_as_direct_does():
 
 @pytest.mark.slow
 def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once():
-  config = make_config(2, 1, 'rope', train__batch_rows=8, optim__eps=1.0, model__lora__rank=0,
+  config = make_config(2, 1, 'adapters', train__batch_rows=8, optim__eps=1.0, model__lora__rank=0,
                        model__num_kv_heads=2, train__num_micro_batches=2)
   rows = [*ROWS, support.RECORDS[:1], [], *ROWS, [], support.RECORDS[2:4]]
   found = []

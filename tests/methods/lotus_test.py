@@ -30,9 +30,9 @@ def make_config(skip_steps=2, num_passes=3, latents=2, **more):
       **more})
 
 
-def compute_loss(model, batch, config):
-  return jax.jit(lambda batch: step_lib.compute_loss(
-      model, batch, 0, 10, 4, config, None, LIMITS))(batch)
+def compute_loss(model, batch, config, *scales):
+  return jax.jit(lambda batch, *scales: step_lib.compute_loss(
+      model, batch, 0, 10, 4, config, None, LIMITS, *scales))(batch, *scales)
 
 
 def test_each_latent_predicts_the_token_of_its_place_and_nothing_else():
@@ -96,8 +96,8 @@ def test_logits_and_both_means_are_those_by_hand():
                              0.25 * means[batch_lib.SLOT_PARALLEL], rtol=1e-5)
   # Micro-batches of one example and of three add up to the four.
   whole = loss_lib.compute_scales(jax.tree.map(jnp.asarray, batch), 0, 10, config)
-  parts = [step_lib.compute_loss(model, jax.tree.map(jnp.asarray, support.make_batch(
-      config, rows)), 0, 10, 4, config, None, LIMITS, whole)[0] for rows in (ROWS[:1], ROWS[1:])]
+  parts = [compute_loss(model, support.make_batch(config, rows), config, whole)[0]
+           for rows in (ROWS[:1], ROWS[1:])]
   np.testing.assert_allclose(sum(parts), total, rtol=1e-5)
 
 
@@ -112,11 +112,15 @@ def test_stage_0_is_cot_and_without_injection_any_passes_are_one(monkeypatch):
 
   looped, once = make_config(), make_config(num_passes=1)
   batch = support.make_batch(looped, ROWS)
-  plain = methods.get_method(once).forward(model, batch, once, LIMITS)[0]
+
+  def read(config):
+    return jax.jit(lambda batch: methods.get_method(config).forward(
+        model, batch, config, LIMITS)[0])(batch)
+  plain = read(once)
   rule = dataclasses.replace(methods.passes.get_rule(looped), feed=(
       lambda model, tokens, embedded, states: embedded + 0 * states))
   monkeypatch.setattr(methods.passes, 'get_rule', lambda config: rule)
-  support.assert_close(methods.get_method(looped).forward(model, batch, looped, LIMITS)[0], plain)
+  support.assert_close(read(looped), plain)
 
 
 def test_a_later_step_and_the_answer_change_nothing_for_the_first_latents():

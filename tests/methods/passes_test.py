@@ -1,6 +1,7 @@
 """Passes over blocks against whole forwards by hand; their ends are one pass and Coconut."""
 
 import dataclasses
+import functools
 
 from flax import nnx
 import jax
@@ -27,12 +28,13 @@ from tests import support
 ROWS = [support.RECORDS[:3], support.RECORDS[3:]]
 LENGTH = 32  # of a sequence by hand, padded
 NETWORKS = {
+    'plain': {},
     'learned': {'model__norm': 'layernorm', 'model__bias': 'all', 'model__fused_qkv': True,
                 'model__attention_tile_tokens': 16},
-    'rope': {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__lora__rank': 2,
-             'model__tie_embeddings': False, 'model__activation': 'swiglu',
-             'model__remat': 'full', 'model__attention_tile_tokens': 16},
+    'rope': {'model__positions': 'rope', 'model__num_kv_heads': 1, 'model__tie_embeddings': False,
+             'model__activation': 'swiglu', 'model__attention_tile_tokens': 16},
 }
+NETWORKS['adapters'] = {**NETWORKS['rope'], 'model__lora__rank': 2, 'model__remat': 'full'}
 
 
 def make_config(method='rim_stage2', num_passes=3, network='rope', **changes):
@@ -49,9 +51,16 @@ def find_limits(batch):
 
 def compute_logits(model, batch, config):
   """Of a batch of numpy arrays, with the limits that a plan would have."""
-  limits = find_limits(batch)
-  return jax.jit(lambda batch: methods.get_method(config).forward(
-      model, batch, config, limits)[0])(batch)
+  return run_forward(*nnx.split(model), batch, config, find_limits(batch))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))  # once for all parameters of a network
+def run_forward(graphdef, params, batch, config, limits):
+  return methods.get_method(config).forward(nnx.merge(graphdef, params), batch, config, limits)[0]
+
+
+def read_trunks(model, config, trunks, blocks):
+  return jax.jit(lambda: decode_lib.prefill(model, config, trunks, blocks))()
 
 
 def list_sequences(config):
@@ -81,12 +90,13 @@ def feed_by_hand(model, rule, ids, in_block, embedded, states):
 @pytest.mark.parametrize('method, rule, network, changes', [
     ('rim_stage2', 'gate', 'rope', {'layout__answer_prefix': '+-'}),
     *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('rim_stage2', 'gate', 'adapters', {'layout__answer_prefix': '+-'}),
         ('rim_stage1', 'shift', 'learned', {}), ('rim_stage2', 'add', 'learned', {}),
         ('rim_stage1', 'gate', 'learned', {'layout__bidirectional_blocks': True}),
-        ('pause', 'gate', 'rope', {'layout__answer_prefix': '+',
-                                   'layout__readout_sees_question': False}),
-        ('rim_stage2', 'shift', 'rope', {'layout__bidirectional_blocks': True,
-                                         'layout__stage2_depth0_readout': True})))])
+        ('pause', 'gate', 'adapters', {'layout__answer_prefix': '+',
+                                       'layout__readout_sees_question': False}),
+        ('rim_stage2', 'shift', 'adapters', {'layout__bidirectional_blocks': True,
+                                             'layout__stage2_depth0_readout': True})))])
 def test_packed_rows_equal_sequences_read_alone_by_hand(method, rule, network, changes):
   """Logits and gradients of every readout; three whole forwards by hand, no batch, no cache."""
   config = make_config(method, 3, network, loop__rule=rule, **changes)
@@ -166,19 +176,23 @@ def test_a_closed_gate_changes_nothing_and_learns_to_open(num_passes):
   support.assert_close(compute_logits(model, batch, config), plain)
   graphdef, params = nnx.split(model)
 
-  def compute_loss(params):
-    return step_lib.compute_loss(nnx.merge(graphdef, params), jax.tree.map(jnp.asarray, batch), 0,
-                                 10, 4, config, None, find_limits(batch))[0]
-  gradient = jax.jit(jax.grad(compute_loss))(params)['added']['scale'].get_value()
+  def compute_loss(scale):
+    flat = dict(nnx.to_flat_state(params))
+    flat['added', 'scale'] = flat['added', 'scale'].replace(scale)
+    model = nnx.merge(graphdef, nnx.from_flat_state(flat))
+    return step_lib.compute_loss(model, jax.tree.map(jnp.asarray, batch), 0, 10, 4, config, None,
+                                 find_limits(batch))[0]
+  gradient = jax.jit(jax.grad(compute_loss))(model.added.scale[...])
   assert np.isfinite(gradient).all() and np.abs(gradient).min() > 0
 
 
-def test_with_a_pass_for_each_memory_token_a_shift_is_coconut():
+@pytest.mark.parametrize('num_tokens', [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_with_a_pass_for_each_memory_token_a_shift_is_coconut(num_tokens):
   """Logits and gradients; with fewer passes so many thoughts less one are Coconut's."""
-  config = make_config('pause', 4, loop__rule='shift', layout__num_blocks=1,
-                       layout__block_tokens=3)
-  theirs = make_config('coconut_stage', 1, layout__num_blocks=1, layout__block_tokens=3,
-                       layout__skip_steps=-1)
+  config = make_config('pause', num_tokens + 1, 'plain', loop__rule='shift', layout__num_blocks=1,
+                       layout__block_tokens=num_tokens)
+  theirs = make_config('coconut_stage', 1, 'plain', layout__num_blocks=1,
+                       layout__block_tokens=num_tokens, layout__skip_steps=-1)
   batch = support.make_batch(config, ROWS)
   limits = find_limits(batch)
   jax.tree.map(np.testing.assert_array_equal, batch, support.make_batch(theirs, ROWS))
@@ -199,12 +213,12 @@ def test_with_a_pass_for_each_memory_token_a_shift_is_coconut():
   model = nnx.merge(graphdef, params)
   fields = batch_lib.get_fields(batch)
   thoughts = coconut.find_inputs(model, batch.tokens, fields, theirs, limits)
-  for count in (2, 3):
+  for count in range(2, num_tokens + 1):
     fewer = dataclasses.replace(config, loop=dataclasses.replace(config.loop, num_passes=count))
     found = methods.get_method(fewer).feed(model, batch.tokens, fields, fewer, limits)
     for row, begin in zip(*np.nonzero(batch.tokens == model.vocab_size)):
-      gap = np.abs(found - thoughts)[row, begin:begin + 5].max(-1)
-      assert (gap[:count] < 1e-5).all() and gap[count] > 1e-3 and gap[4] == 0
+      gap = np.abs(found - thoughts)[row, begin:begin + num_tokens + 2].max(-1)
+      assert (gap[:count] < 1e-5).all() and gap[count] > 1e-3 and gap[-1] == 0
 
 
 # ---- Decoding ----
@@ -230,17 +244,18 @@ def test_decoding_s_logits_are_those_of_the_training_forward(rule, prefix, chang
   trained = np.asarray(compute_logits(model, batch, config)).reshape(3, 3, count, -1)
   support.assert_decoded_logits(ids, seen, trained, codec.tokenizer.eos_id)
 
-  kept = [decode_lib.prefill(model, config, decode_lib.make_trunks(
+  kept = [read_trunks(model, config, decode_lib.make_trunks(
       questions, k, 32, 3, config, codec.memory_start), (1, 2)) for k in (3, 2)]
   support.assert_close(kept[0][0], kept[1][0])
   shared = (kept[1][2].example > 0)[None, :, :, None, None]
   jax.tree.map(lambda a, b: support.assert_close(jnp.where(shared, a, 0), jnp.where(shared, b, 0)),
                kept[0][1], kept[1][1])
-  with_states = decode_lib.find_inputs(model, config, decode_lib.make_trunks(
-      questions, 3, 32, 3, config, codec.memory_start))
+  with_states = jax.eval_shape(lambda: decode_lib.find_inputs(
+      model, config, decode_lib.make_trunks(questions, 3, 32, 3, config, codec.memory_start)))
   assert with_states.shape == (3, 32, config.model.embed_dim)
 
 
+@pytest.mark.slow
 def test_neither_the_batch_nor_the_mesh_changes_an_answer():
   """Batch 1, 3 and 8, on one device and on eight; questions of several lengths."""
   results = []
@@ -264,7 +279,7 @@ def test_how_often_blocks_are_read_may_differ_at_evaluation():
                                   config, codec.memory_start)
   for trained, asked in ((3, 0), (2, 3), (2, 0), (2, 1), (1, 0)):
     config = make_config(num_passes=trained, eval__num_passes=asked)
-    logits.append(np.asarray(decode_lib.prefill(model, config, trunks, (3,))[0]))
+    logits.append(np.asarray(read_trunks(model, config, trunks, (3,))[0]))
   np.testing.assert_array_equal(logits[0], logits[1])
   np.testing.assert_array_equal(logits[3], logits[4])
   assert np.abs(logits[1] - logits[2]).max() > 1e-3 < np.abs(logits[2] - logits[3]).max()
@@ -273,7 +288,8 @@ def test_how_often_blocks_are_read_may_differ_at_evaluation():
 # ---- What it costs ----
 
 
-@pytest.mark.parametrize('num_passes', [1, 2, 3, 4])
+@pytest.mark.parametrize('num_passes', [
+    1, pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_the_tokens_that_are_read_are_those_of_the_formula(num_passes, monkeypatch):
   """Every token that enters the layers, padding too: here rows are full."""
   config = make_config(num_passes=num_passes, layout__row_tokens=20)
@@ -298,6 +314,7 @@ def test_the_tokens_that_are_read_are_those_of_the_formula(num_passes, monkeypat
   assert sum(counted) == 2 * (question + num_passes * blocks)
 
 
+@pytest.mark.slow
 def test_states_in_bfloat16_are_those_in_float32():
   """After three passes, to some roundings of 1 / 256; of a network that does not amplify them."""
   found = []
@@ -315,8 +332,8 @@ def test_states_in_bfloat16_are_those_in_float32():
 @pytest.mark.slow
 @pytest.mark.parametrize('rule', ['gate', 'shift'])
 def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(rule):
-  config = make_config(loop__rule=rule, train__batch_rows=8, optim__eps=1.0, model__lora__rank=0,
-                       model__num_kv_heads=2, train__num_micro_batches=2)
+  config = make_config(network='adapters', loop__rule=rule, train__batch_rows=8, optim__eps=1.0,
+                       model__lora__rank=0, model__num_kv_heads=2, train__num_micro_batches=2)
   rows = [*ROWS, support.RECORDS[:1], [], *ROWS, [], support.RECORDS[2:4]]
   found = []
   for devices, mesh_config in ((1, MeshConfig()), (8, MeshConfig(2, 2, 2))):
@@ -337,6 +354,7 @@ def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(rule):
 # ---- A run ----
 
 
+@pytest.mark.slow
 def test_a_run_loops_a_network_that_never_did_and_gives_a_curve(tmp_path, use_devices):
   """It begins with that one's parameters and a closed gate, and is judged over R and K."""
   use_devices(1)

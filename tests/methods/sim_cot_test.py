@@ -70,7 +70,8 @@ def test_a_record_without_steps_spells_nothing():
 # ---- Its forward ----
 
 
-@pytest.mark.parametrize('method, size', [('coconut_stage', 2), ('codi', 1)])
+@pytest.mark.parametrize('method, size', [
+    pytest.param('coconut_stage', 2, marks=pytest.mark.slow), ('codi', 1)])
 def test_what_is_spelled_is_read_from_its_own_thoughts_alone(method, size):
   """Logits are those of a forward of [thoughts of the group, step]; the loss is their mean."""
   config = make_config(method, 2 * size, aux__group_tokens=size, aux__weight=0.3)
@@ -78,7 +79,15 @@ def test_what_is_spelled_is_read_from_its_own_thoughts_alone(method, size):
   found, _ = methods.get_method(config).forward(model, batch, config, LIMITS)
   inputs = methods.METHODS[method].feed(
       model, batch.tokens, batch_lib.get_fields(batch), config, LIMITS)
-  codec, means = support.make_codec(config), []
+  codec, means, length = support.make_codec(config), [], 16
+
+  @jax.jit
+  def read(thoughts, ids):  # padded, and causal
+    inputs = jnp.concatenate([thoughts, model.embed(ids[None])[0]])[None]
+    t = inputs.shape[1]
+    x, _ = model(None, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)),
+                 inputs_btd=inputs)
+    return model.compute_logits(x[0, size - 1:])
   for r, records in enumerate(ROWS):
     slots = iter(np.flatnonzero(batch.slot_kind[r] == batch_lib.SLOT_DECODED))
     begins = np.flatnonzero(batch.tokens[r] == model.vocab_size)
@@ -86,11 +95,7 @@ def test_what_is_spelled_is_read_from_its_own_thoughts_alone(method, size):
       for k, text in enumerate(list_spelled(config, record)):
         ids = codec.tokenizer.encode(text)
         thoughts = inputs[r, at + 1 + k * size:at + 1 + (k + 1) * size]
-        row = jnp.concatenate([thoughts, model.embed(jnp.asarray([ids]))[0]])[None]
-        t = row.shape[1]
-        x, _ = model(None, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)),
-                     inputs_btd=row)
-        logits = model.compute_logits(x[0, size - 1:])
+        logits = read(thoughts, jnp.asarray([*ids, *[0] * (length - len(ids))]))[:len(ids) + 1]
         mine = [next(slots) for _ in range(len(ids) + 1)]
         support.assert_close(found[r, jnp.asarray(mine)], logits)
         target = jnp.asarray([[*ids, codec.tokenizer.eos_id]])
@@ -121,8 +126,9 @@ def test_with_thoughts_held_fixed_a_step_s_gradient_reaches_its_own_alone():
     at = (batch.slot_kind == batch_lib.SLOT_DECODED) & (
         jnp.take_along_axis(batch.readout, batch.slot_index, 1) == block)
     return jnp.where(at, nll, 0.0).sum()
+  gradient = jax.jit(jax.grad(compute))
   for k in range(3):
-    flows = np.abs(jax.grad(compute)(inputs, 2 + k))[0].max(-1) > 0
+    flows = np.abs(gradient(inputs, 2 + k))[0].max(-1) > 0
     assert flows[begin + 1:begin + 4].tolist() == [i == k for i in range(3)]
     assert not flows[:begin + 1].any() and not flows[np.asarray(batch.readout[0]) == 1].any()
 
@@ -130,6 +136,7 @@ def test_with_thoughts_held_fixed_a_step_s_gradient_reaches_its_own_alone():
 # ---- A decoder of its own ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', HOSTS)
 def test_a_second_network_spells_and_nothing_else_is_its(method):
   """As a copy it gives the shared one's logits; changed, it moves what is spelled alone."""
@@ -153,6 +160,7 @@ def test_a_second_network_spells_and_nothing_else_is_its(method):
   np.testing.assert_array_equal(changed[rest], before[rest])
 
 
+@pytest.mark.slow
 def test_a_second_network_trains_with_adapters_and_begins_as_their_base():
   """All of it trains, in float32, beside a base that is frozen; the loss reaches both."""
   config = make_config('codi', aux__decoder='copy', model__lora__rank=2, optim__trainable='lora',
@@ -210,6 +218,7 @@ def test_without_weight_it_is_the_host_bit_for_bit(method):
   jax.tree.map(np.testing.assert_array_equal, compute(config), compute(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', HOSTS)
 def test_answers_are_the_host_s(method):
   config = make_config(method)

@@ -190,6 +190,7 @@ def test_blocks_are_counted_without_readouts_that_see_none(monkeypatch):
   np.testing.assert_allclose(sums['block_nll'], before['block_nll'], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_attention_is_shown_of_the_last_pass():
   """What a map shows moves with the gate, and is the plain one where that is closed."""
   config = make_config()
@@ -283,6 +284,7 @@ def test_it_trains_goes_on_and_is_evaluated(tmp_path, use_devices):
   assert np.abs(network.params['added']['scale']).min() > 0  # it began with zeros
 
 
+@pytest.mark.slow
 def test_a_run_without_its_parameter_can_be_started_from(tmp_path, use_devices):
   use_devices(1)
   settings = {'data__cache_dir': str(tmp_path / 'cache'), 'data__chain__num_valid': 4,

@@ -49,8 +49,10 @@ def make_fresh(config, mesh_config=None, devices=1):
   return program.init(jax.random.key(5))[0].params
 
 
-@pytest.mark.parametrize('family', ['gpt2', 'llama'])
-@pytest.mark.parametrize('mesh, devices', [(None, 1), (MeshConfig(2, 2, 2), 8)])
+@pytest.mark.parametrize('family, mesh, devices', [
+    ('gpt2', None, 1), ('llama', MeshConfig(2, 2, 2), 8), *(
+        pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ('llama', None, 1), ('gpt2', MeshConfig(2, 2, 2), 8)))])
 def test_what_is_written_comes_back(family, mesh, devices, tmp_path):
   config = make_config(family, export__adapters=True)
   _, params, frozen = make_model(config)

@@ -186,7 +186,7 @@ def make_page(folder, method='rim', **stages):
   return support_report.write_page(folder, method)
 
 
-def test_what_was_not_asked_yet_names_its_command(tmp_path, blank_figures):
+def test_what_was_not_asked_yet_names_its_command(tmp_path):
   text = make_page(tmp_path).text
   ask = 'not asked yet: --mode=controls'
   assert text.count(ask) == 4 and text.count(f'{ask} --config.controls.probes=True') == 2
@@ -200,7 +200,7 @@ def test_what_was_not_asked_yet_names_its_command(tmp_path, blank_figures):
   assert ask not in text and text.count('with one layer') == 2
 
 
-def test_they_are_asked_of_the_last_stage_alone_and_of_blocks_alone(tmp_path, blank_figures):
+def test_they_are_asked_of_the_last_stage_alone_and_of_blocks_alone(tmp_path):
   write_findings(tmp_path / 'rim' / 'stage2')
   assert make_page(tmp_path / 'rim').text.count('Does the memory do the work?') == 1
   support_report.write_run(tmp_path / 'direct', 'direct', 0)
@@ -209,7 +209,7 @@ def test_they_are_asked_of_the_last_stage_alone_and_of_blocks_alone(tmp_path, bl
 
 
 @pytest.mark.parametrize('where', ['set', 'checkpoint'])
-def test_text_from_a_run_is_inert(tmp_path, where):
+def test_text_from_a_run_is_inert(tmp_path, where, drawn_figures):
   attention = make_attention(True)
   attention['what'] = NASTY
   for question in attention['questions']:

@@ -6,6 +6,8 @@ import pytest
 
 from rim_jax.report import figures, page
 
+pytestmark = pytest.mark.usefixtures('drawn_figures')
+
 
 def read_csv(folder, name):
   return [line.split(',') for line in (folder / 'figures' / f'{name}.csv').read_text().split('\n')
@@ -62,11 +64,11 @@ def test_a_ring_stands_at_the_end_of_a_path_alone():
   assert path.count('<use ') == line.count('<use ') + 1
 
 
-@pytest.mark.parametrize('figure', [
-    figures.draw('with <b>', 'y', 'x', {'<i>&': ([1], [2]), 'b': ([1], [3])}),
-    figures.draw_map('with <b>', figures.Axes('<i>&', ['<i>'], 'x', ['&']), [[0.5]])])
-def test_a_figure_holds_no_markup_of_its_text(figure):
-  figure = page.render_page('', [page.Figures((figure,))]).partition('<figure>')[2]
+@pytest.mark.parametrize('draw', [
+    lambda: figures.draw('with <b>', 'y', 'x', {'<i>&': ([1], [2]), 'b': ([1], [3])}),
+    lambda: figures.draw_map('with <b>', figures.Axes('<i>&', ['<i>'], 'x', ['&']), [[0.5]])])
+def test_a_figure_holds_no_markup_of_its_text(draw):
+  figure = page.render_page('', [page.Figures((draw(),))]).partition('<figure>')[2]
   assert '<b>' not in figure and '<i>' not in figure and '&lt;b&gt;' in figure
   assert figures._INK not in figure and 'currentColor' in figure
   assert 'xmlns' not in figure and '://' not in figure

@@ -147,7 +147,7 @@ def test_text_from_data_is_inert_on_the_terminal(tmp_path, encoding):
   assert '\x1b' not in console.file.getvalue()
 
 
-def test_text_from_data_is_inert_on_the_page(tmp_path):
+def test_text_from_data_is_inert_on_the_page(tmp_path, drawn_figures):
   nasty = make_prediction(0, 0, True, question=NASTY, answer=NASTY, text=NASTY,
                           block_predictions=[NASTY])
   write_run(tmp_path, 'cot', 0, predictions=[nasty], test=make_result('cot', 0, answer_rule=NASTY))
@@ -206,7 +206,7 @@ def test_a_long_question_is_shortened(tmp_path):
   assert '…' in text and text.count('long') < 30
 
 
-def test_the_page_needs_no_other_file(tmp_path):
+def test_the_page_needs_no_other_file(tmp_path, drawn_figures):
   write_curriculum(tmp_path)
   page = write_page(tmp_path, 'rim')
   links = [value for _, attrs in page.elements for key, value in attrs.items()
@@ -224,7 +224,7 @@ def test_the_page_needs_no_other_file(tmp_path):
       'figures', 'report.html', 'stage1', 'stage2']
 
 
-def test_every_figure_is_kept_as_a_picture_and_as_its_data(tmp_path):
+def test_every_figure_is_kept_as_a_picture_and_as_its_data(tmp_path, drawn_figures):
   results = write_curriculum(tmp_path)
   page = write_page(tmp_path, 'rim')
   num_figures = sum(tag == 'figure' for tag, _ in page.elements)
@@ -279,7 +279,7 @@ def test_latency_is_that_of_results_json_beside_all_it_depends_on(tmp_path):
   assert (tmp_path / f'figures/{name}.csv').read_text().split('\n') == ['line,x,y', *points, '']
 
 
-def test_thoughts_stand_beside_their_latency(tmp_path, blank_figures):
+def test_thoughts_stand_beside_their_latency(tmp_path):
   for name, count in (('coconut_stage', 6), ('rim_stage2', 0), ('pause', None)):  # None: an old run
     entry = make_latency(1, 1.0) | ({} if count is None else {'num_thoughts': count})
     write_run(tmp_path / name, name, 1, test=make_result(name, 1, latency=[entry]))
@@ -337,7 +337,7 @@ def test_the_page_holds_the_reproduction_card(tmp_path):
 
 
 @pytest.mark.parametrize('source', ['gsm8k', 'gsm8k_perturbed', 'chain', 'prosqa'])
-def test_what_the_paper_reports_stands_beside_the_own_accuracy(tmp_path, source, blank_figures):
+def test_what_the_paper_reports_stands_beside_the_own_accuracy(tmp_path, source):
   results = write_curriculum(tmp_path)['stage2']
   config = dataclasses.replace(config_lib.Config(method='rim'),
                                data=config_lib.DataConfig(source=source))
@@ -465,7 +465,7 @@ def test_generated_answers_are_parsed_and_the_last_is_the_answer():
     ({}, True), ({'step': 7}, False), ({'set': 'test-k0'}, False), ({'probes': {}}, False),
     ({'rule_version': 1}, False)])
 def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(
-    tmp_path, changes, shown, blank_figures):
+    tmp_path, changes, shown):
   write_curriculum(tmp_path)
   (tmp_path / 'stage2/controls.json').write_text(json.dumps({
       'set': 'test', 'step': 1234, 'n': 9, 'num_blocks': 4, 'checkpoint': 'best', 'controls': {},

@@ -6,6 +6,8 @@ import pytest
 
 from rim_jax.report import sweep_figures
 
+pytestmark = pytest.mark.usefixtures('drawn_figures')
+
 ROWS = [({'a': a, 'b': b, 'seed': s}, acc) for a, b, s, acc in (
     (10, 'u', 0, 0.25), (10, 'u', 1, 0.75), (10, 'v', 0, 1.0), (9, 'u', 0, 0.125))]
 LEVELS = {'a': [10, 9], 'b': ['u', 'v']}

@@ -21,7 +21,7 @@ def write_page(states, folder):
 
 
 @pytest.fixture
-def swept(tmp_path, blank_figures):
+def swept(tmp_path):
   """Two groups of two seeds, one point of which failed; the page and sweep.json's entries."""
   points = support_sweep.make_points()
   (tmp_path / 'broken').touch()
@@ -133,7 +133,7 @@ def add_results(state, **fields):
   path.write_text(json.dumps(results))
 
 
-def test_accuracy_by_blocks_and_by_answers_drawn_is_a_mean_over_seeds(tmp_path):
+def test_accuracy_by_blocks_and_by_answers_drawn_is_a_mean_over_seeds(tmp_path, drawn_figures):
   """K stand by size; the K of training is told once where it is one, else for each setting."""
   states = support_sweep.make_states(tmp_path, [
       ({'a': a, 'seed': s}, 0.5, 0.5) for a in (1, 2, 3) for s in (0, 1)])
@@ -317,7 +317,7 @@ def test_probes_over_seeds_are_those_of_sweep_json(asked):
   assert 'block 1,r1,0.5' in rows and 'frequent,r1,0.0625' in rows and len(rows) == 6
 
 
-def test_names_and_reasons_are_inert_over_seeds(tmp_path):
+def test_names_and_reasons_are_inert_over_seeds(tmp_path, drawn_figures):
   bad = '<img src=x>'
   table = control_sections.tabulate_over_seeds([support_report.read_setting(
       name=bad, controls={bad: {'what': bad, 'expected': bad, 'none': [bad], 'differs': [bad]}})])
@@ -352,7 +352,7 @@ def add_times(folder, points, devices, ratios=(None,) * 4):
 
 
 @pytest.fixture
-def time_methods(tmp_path, blank_figures):
+def time_methods(tmp_path):
   """(rows of the table of times by name, the headline's cells, the page's text, sweep.json)."""
   def run(*devices, **settings):
     points = support_sweep.load([({'method': m, 'seed': s}, {'method': m, 'seed': s})

@@ -119,7 +119,7 @@ def count_attention(config):
 
 @pytest.mark.parametrize('mesh, changes', [
     pytest.param(MeshConfig(2, 2, 2), {}, marks=pytest.mark.slow),
-    (MeshConfig(2, 2, 2), {'train__num_micro_batches': 2}),
+    pytest.param(MeshConfig(2, 2, 2), {'train__num_micro_batches': 2}, marks=pytest.mark.slow),
     # Over `tensor`, what adapters take in is multiplied by each device anew.
     (MeshConfig(2, 4, 1), {'optim__trainable': 'lora', 'model__lora__rank': 4})])
 def test_the_train_step_scanned_equals_unrolled_and_arithmetic(monkeypatch, mesh, changes):
@@ -131,6 +131,7 @@ def test_the_train_step_scanned_equals_unrolled_and_arithmetic(monkeypatch, mesh
     assert scanned.collectives[kind].runs > 3 and scanned.collectives[kind].bytes > 0
 
 
+@pytest.mark.slow
 def test_remat_computes_the_layers_once_more(monkeypatch):
   plain, needed, config = compile_train_step(monkeypatch, False)
   full, *_ = compile_train_step(monkeypatch, False, model__remat='full')

@@ -83,7 +83,7 @@ def test_the_comparison_has_every_method_at_equal_network_data_and_examples():
 # ---- The driver, on commands that cost nothing ----
 
 @pytest.fixture
-def cheap(tmp_path, blank_figures):
+def cheap(tmp_path):
   """Four points in two groups."""
   def run(points=None, **kwargs):
     return support_sweep.drive(run.workdir, points or run.points, **kwargs)

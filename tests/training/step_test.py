@@ -30,8 +30,8 @@ def assert_same(a, b, relative):
 
 @pytest.mark.parametrize('method, extra', [
     ('rim_stage1', {}), ('rim_stage1', {'curriculum__reduction': 'token'}),
-    ('rim_stage1', {'curriculum__normalize': 'readouts'}),
-    pytest.param('rim_stage2', {}, marks=pytest.mark.slow),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('rim_stage1', {'curriculum__normalize': 'readouts'}), ('rim_stage2', {}))),
 ])
 def test_unequal_micro_batches_equal_the_whole(method, extra):
   results = []
@@ -72,6 +72,7 @@ def test_metrics_by_hand():
 
 
 def test_the_step_compiles_once():
+  support.make_step.cache_clear()  # of a step that no other test has called
   config = support.make_config(train__batch_rows=8)
   for devices, mesh in ((jax.devices()[:1], None), (jax.devices(), MeshConfig(2, 2, 2))):
     _, step = take(config, devices, mesh, count=4)
@@ -150,6 +151,7 @@ def test_the_optimizer_begins_anew_where_it_should_and_its_schedule_goes_on():
   assert fresh == [(1, True), (2, False), (1, True), (2, False)]
 
 
+@pytest.mark.slow
 def test_dropout_differs_by_step_and_repeats_by_seed():
   def make_losses(seed):
     config = dataclasses.replace(support.make_config(
