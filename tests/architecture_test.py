@@ -258,7 +258,7 @@ loaded = heavy & set(sys.modules)
 sys.exit(str(loaded) if loaded else 0)
 '''
   done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
-                        timeout=60)
+                        timeout=300)
   assert done.returncode == 0, done.stderr
 
 

@@ -149,7 +149,7 @@ def test_a_recipe_runs_from_any_directory(where, tmp_path):
   done = subprocess.run(
       [sys.executable, '-m', 'rim_jax.main', f'--config={recipe}', '--config.model.num_heads=5'],
       cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(tmp_path / 'lib')}, capture_output=True,
-      text=True, timeout=60)
+      text=True, timeout=300)
   # Read, built, and refused for what is wrong with it.
   assert done.returncode == 2 and 'model.num_heads=5' in done.stderr, done.stderr
 
@@ -653,7 +653,7 @@ def read_commands(out):
   """The words of every command that was printed, as a shell reads them up to its line's end."""
   lines = re.findall(r'python[0-9.]* -m rim_jax\.main (.*)', out)
   return [subprocess.run(['bash', '-c', f'printf "%s\\0" {line}'], capture_output=True, text=True,
-                         timeout=60).stdout.split('\0')[:-1] for line in lines]
+                         timeout=300).stdout.split('\0')[:-1] for line in lines]
 
 
 @pytest.fixture(scope='module')
@@ -803,7 +803,8 @@ def test_whoever_prints_a_command_has_a_test_that_runs_it():
 @pytest.mark.parametrize('mode, more, told', [
     pytest.param('eval', ['--config.eval.num_blocks=0', '--config.eval.num_examples=1'],
                  'Results on test-k0-n1', marks=pytest.mark.slow),
-    pytest.param('controls', [], 'controls.json', marks=pytest.mark.slow), ('report', [], 'report: '),
+    pytest.param('controls', [], 'controls.json', marks=pytest.mark.slow),
+    ('report', [], 'report: '),
     ('compare', ['--with=runs/tiny'], ''), ('generate', ['--question=1+1'], 'answer: '),
     ('export', [], '')])
 def test_a_run_is_asked_without_its_recipe(mode, more, told, overridden, trained, use_devices,
@@ -989,7 +990,7 @@ def test_a_bug_is_not_called_a_users_mistake(monkeypatch):
 ])
 def test_commands(argv, fragments):
   done = subprocess.run([sys.executable, '-m', 'rim_jax.main', *argv], cwd=ROOT, text=True,
-                        capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+                        capture_output=True, timeout=300, stdin=subprocess.DEVNULL)
   assert done.returncode == 2, done.stderr
   assert done.stdout == ''
   line, = done.stderr.splitlines()
@@ -1083,7 +1084,7 @@ def interrupt(phase, info):  # as JAX's own callback of the collector: what it r
 def work(argv, console):
   gc.callbacks.append(interrupt)
   gc.collect()
-  time.sleep(30)
+  time.sleep(300)
 main._run = work
 main.main()
 """
@@ -1092,8 +1093,8 @@ main.main()
 def test_an_interrupt_inside_a_callback_is_not_lost():
   began = time.monotonic()
   done = subprocess.run([sys.executable, '-c', INTERRUPTED], env=support_runs.ENVIRONMENT,
-                        capture_output=True, text=True, timeout=60)
-  assert done.returncode == 130 and time.monotonic() - began < 29
+                        capture_output=True, text=True, timeout=500)
+  assert done.returncode == 130 and time.monotonic() - began < 290
   (line,) = done.stderr.splitlines()
   assert line.startswith('stopped; run the same command again')
 
@@ -1111,7 +1112,7 @@ main.main()
 
 def test_a_failure_ends_the_process_whatever_its_threads_wait_for():
   done = subprocess.run([sys.executable, '-c', FAILING], env=support_runs.ENVIRONMENT,
-                        capture_output=True, text=True, timeout=60)
+                        capture_output=True, text=True, timeout=300)
   assert done.returncode == 1 and done.stderr.endswith('AssertionError: a bug\n')
 
 
@@ -1150,7 +1151,7 @@ def test_a_limit_of_the_system_ends_a_run_in_one_line_with_whole_files(limit, tm
 def test_a_mistake_is_2_whatever_became_of_the_streams(how):
   done = subprocess.run(
       ['bash', '-c', f'"$0" -m rim_jax.main --config=none.py {how}; exit ${{PIPESTATUS[0]}}',
-       sys.executable], env=support_runs.ENVIRONMENT, capture_output=True, timeout=60, cwd=ROOT)
+       sys.executable], env=support_runs.ENVIRONMENT, capture_output=True, timeout=300, cwd=ROOT)
   assert done.returncode == 2
 
 

@@ -1,5 +1,6 @@
 """Pretrained models for the tests: published shapes, small golden ones and what is exported."""
 
+import functools
 import json
 import pathlib
 import shutil
@@ -132,6 +133,12 @@ def make_config(family, **changes):
 
 def make_model(config, seed=0):
   """(program, params, frozen) with every trained parameter off its initial value."""
+  program, *trees = _make_model(config, seed)
+  return program, *jax.tree.map(lambda x: x, trees)  # in dicts of its own
+
+
+@functools.cache  # several tests read the same one
+def _make_model(config, seed):
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   program = step_lib.make_program(config, config.model.vocab_size, 1, mesh)
   base = weights.load_params(weights.open_base(config.model.init_from), program.base)

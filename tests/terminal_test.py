@@ -20,7 +20,7 @@ def test_a_shell_reads_a_word_back_as_it_is(word):
   for line, expected in ((terminal.join([word]), word),
                          (terminal.join([f'--question={word}']), f'--question={word}')):
     assert line.isprintable()
-    done = subprocess.run(['bash', '-c', f'printf "%s" {line}'], capture_output=True, timeout=60,
+    done = subprocess.run(['bash', '-c', f'printf "%s" {line}'], capture_output=True, timeout=300,
                           env={'LC_ALL': 'C.UTF-8', 'HOME': '/nowhere'})
     assert done.stdout == expected.encode(), line
 
@@ -59,7 +59,7 @@ print('z', flush=True)
 def test_work_is_done_where_a_standard_stream_is_closed_or_breaks(how, out, tmp_path):
   done = subprocess.run(
       ['bash', '-o', 'pipefail', '-c', f'"$0" -c "$1" {how}', sys.executable, PROGRAM],
-      capture_output=True, text=True, timeout=60, cwd=tmp_path, env=support_runs.ENVIRONMENT)
+      capture_output=True, text=True, timeout=300, cwd=tmp_path, env=support_runs.ENVIRONMENT)
   assert done.returncode == 0, done.stderr
   assert ''.join(dict.fromkeys(done.stdout.replace('\n', ''))) == out
   assert (tmp_path / 'work').read_text() == 'done'
@@ -67,6 +67,6 @@ def test_work_is_done_where_a_standard_stream_is_closed_or_breaks(how, out, tmp_
 
 def test_a_full_stream_is_named(tmp_path):
   done = subprocess.run([sys.executable, '-c', PROGRAM], stdout=open('/dev/full', 'w'),
-                        stderr=subprocess.PIPE, text=True, timeout=60, cwd=tmp_path,
+                        stderr=subprocess.PIPE, text=True, timeout=300, cwd=tmp_path,
                         env=support_runs.ENVIRONMENT)
   assert done.returncode and "No space left on device: 'standard output'" in done.stderr

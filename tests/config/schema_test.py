@@ -39,6 +39,7 @@ from rim_jax.evaluation import (
   scores,
 )
 from rim_jax.model import network, sharding
+from rim_jax.model import transformer as transformer_lib
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import source as source_lib
@@ -318,6 +319,19 @@ def probe_step(config, tools):
   step = step_lib.make_train_step(program, config, NUM_STEPS, 3, mesh)
   batch = batch_lib.make_empty_rows(4, config.layout.row_tokens, 16)
   return show(jax.make_jaxpr(step)(*program.abstract, batch))
+
+
+def probe_loss(config, tools):
+  """The traced loss of an update, which takes less than tracing its gradient too."""
+  _, program = make_program(config)
+  batch = batch_lib.make_empty_rows(4, config.layout.row_tokens, 16)
+
+  def compute(state, frozen, batch, key):
+    model = transformer_lib.merge_model(program.graphdef, state.params, frozen)
+    drops = config.model.dropout or config.model.lora.dropout
+    return step_lib.compute_loss(model, batch, state.step, NUM_STEPS, 3, config,
+                                 key if drops else None)
+  return show(jax.make_jaxpr(compute)(*program.abstract, batch, jax.random.key(0)))
 
 
 def probe_init(config, tools):
@@ -646,8 +660,8 @@ LIVE = {
     'tokenizer.add_bos': ('batch', True, {}),
     'layout.num_blocks': ('batch', 2, STAGE2),
     'layout.block_tokens': ('batch', 2, {}),
-    'layout.readout_sees_question': ('step', False, {}),
-    'layout.bidirectional_blocks': ('step', True, {}),
+    'layout.readout_sees_question': ('loss', False, {}),
+    'layout.bidirectional_blocks': ('loss', True, {}),
     'layout.depth0_readout': ('batch', True, {}),
     'layout.stage2_depth0_readout': ('batch', True, STAGE2),
     'layout.skip_steps': ('batch', 1, COCONUT),
@@ -666,64 +680,64 @@ LIVE = {
     'layout.row_slots': ('batch', 25, {}),
     'layout.pack_window_rows': ('plan', 1, {'data.chain.min_steps': 1}),
     'model.init_from': ('resolved', 'tests/golden/qwen3', UNSET),
-    'model.num_layers': ('step', 3, {}),
-    'model.embed_dim': ('step', 32, {}),
-    'model.num_heads': ('step', 4, {}),
-    'model.num_kv_heads': ('step', 1, {}),
-    'model.head_dim': ('step', 4, {}),
-    'model.mlp_dim': ('step', 16, {}),
-    'model.vocab_size': ('step', 56, {}),
-    'model.norm': ('step', 'layernorm', {}),
-    'model.post_norms': ('step', True, {}),
-    'model.norm_eps': ('step', 1e-4, {}),
-    'model.activation': ('step', 'swiglu', {}),
-    'model.positions': ('step', 'rope', {}),
-    'model.max_positions': ('step', 65, {}),
-    'model.rope_theta': ('step', 5e5, ROPE),
-    'model.rope_scaling': ('step', 'llama3', ROPE),
-    'model.rope_factor': ('step', 4.0, LLAMA3),
-    'model.rope_low_freq_factor': ('step', 2.0, LLAMA3),
-    'model.rope_high_freq_factor': ('step', 5.0, LLAMA3),
-    'model.rope_original_positions': ('step', 32, LLAMA3),
-    'model.global_every': ('step', 2, ROPE),
-    'model.local_rope_theta': ('step', 5e5, ROPE | {'model.global_every': 2}),
+    'model.num_layers': ('loss', 3, {}),
+    'model.embed_dim': ('loss', 32, {}),
+    'model.num_heads': ('loss', 4, {}),
+    'model.num_kv_heads': ('loss', 1, {}),
+    'model.head_dim': ('loss', 4, {}),
+    'model.mlp_dim': ('loss', 16, {}),
+    'model.vocab_size': ('loss', 56, {}),
+    'model.norm': ('loss', 'layernorm', {}),
+    'model.post_norms': ('loss', True, {}),
+    'model.norm_eps': ('loss', 1e-4, {}),
+    'model.activation': ('loss', 'swiglu', {}),
+    'model.positions': ('loss', 'rope', {}),
+    'model.max_positions': ('loss', 65, {}),
+    'model.rope_theta': ('loss', 5e5, ROPE),
+    'model.rope_scaling': ('loss', 'llama3', ROPE),
+    'model.rope_factor': ('loss', 4.0, LLAMA3),
+    'model.rope_low_freq_factor': ('loss', 2.0, LLAMA3),
+    'model.rope_high_freq_factor': ('loss', 5.0, LLAMA3),
+    'model.rope_original_positions': ('loss', 32, LLAMA3),
+    'model.global_every': ('loss', 2, ROPE),
+    'model.local_rope_theta': ('loss', 5e5, ROPE | {'model.global_every': 2}),
     'model.sliding_window': ('plan_or_error', 9, {}),
-    'model.bias': ('step', 'all', {}),
-    'model.qk_norm': ('step', True, {}),
-    'model.query_scale_dim': ('step', 5, {}),
-    'model.fused_qkv': ('step', True, {}),
-    'model.tie_embeddings': ('step', False, {}),
-    'model.scale_embeddings': ('step', True, {}),
-    'model.dropout': ('step', 0.1, {}),
-    'model.compute_dtype': ('step', 'bfloat16', {}),
-    'model.frozen_dtype': ('step', 'float32', {'optim.trainable': 'memory'}),
-    'model.attention_tile_tokens': ('step', 16, {}),
-    'model.remat': ('step', 'full', {}),
-    'model.scan_layers': ('step', False, {}),
+    'model.bias': ('loss', 'all', {}),
+    'model.qk_norm': ('loss', True, {}),
+    'model.query_scale_dim': ('loss', 5, {}),
+    'model.fused_qkv': ('loss', True, {}),
+    'model.tie_embeddings': ('loss', False, {}),
+    'model.scale_embeddings': ('loss', True, {}),
+    'model.dropout': ('loss', 0.1, {}),
+    'model.compute_dtype': ('loss', 'bfloat16', {}),
+    'model.frozen_dtype': ('loss', 'float32', {'optim.trainable': 'memory'}),
+    'model.attention_tile_tokens': ('loss', 16, {}),
+    'model.remat': ('loss', 'full', {}),
+    'model.scan_layers': ('loss', False, {}),
     'model.memory_init': ('init', 'normal', {}),
     'model.memory_token': ('init', 3, {'model.memory_init': 'token'}),
     'model.memory_noise': ('init', 0.1, {}),
-    'model.lora.rank': ('step', 2, {}),
-    'model.lora.alpha': ('step', 16.0, {'model.lora.rank': 2}),
-    'model.lora.dropout': ('step', 0.1, {'model.lora.rank': 2}),
+    'model.lora.rank': ('loss', 2, {}),
+    'model.lora.alpha': ('loss', 16.0, {'model.lora.rank': 2}),
+    'model.lora.dropout': ('loss', 0.1, {'model.lora.rank': 2}),
     'model.lora.shared_dropout': (
-        'step', True, {'model.lora.rank': 2, 'model.lora.dropout': 0.1}),
+        'loss', True, {'model.lora.rank': 2, 'model.lora.dropout': 0.1}),
     'model.lora.init_from': ('fresh', '{files}/nothing', PRETRAINED),
-    'model.lora.targets': ('step', 'query|up', {'model.lora.rank': 2}),
-    'curriculum.schedule': ('step', 'uniform', {}),
-    'curriculum.hold_frac': ('step', 0.5, {}),
-    'curriculum.absolute_steps': ('step', 7, {'curriculum.schedule': 'absolute'}),
-    'curriculum.alpha': ('step', 'final', STAGE2),
-    'curriculum.reduction': ('step', 'token', {}),
-    'curriculum.normalize': ('step', 'readouts', {}),
+    'model.lora.targets': ('loss', 'query|up', {'model.lora.rank': 2}),
+    'curriculum.schedule': ('loss', 'uniform', {}),
+    'curriculum.hold_frac': ('loss', 0.5, {}),
+    'curriculum.absolute_steps': ('loss', 7, {'curriculum.schedule': 'absolute'}),
+    'curriculum.alpha': ('loss', 'final', STAGE2),
+    'curriculum.reduction': ('loss', 'token', {}),
+    'curriculum.normalize': ('loss', 'readouts', {}),
     'curriculum.stage1_frac': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_learning_rate_scale': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_dropout': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_lora_dropout': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.reset_optimizer': ('start', False, {}),
-    'loop.num_passes': ('step', 2, {}),
-    'loop.rule': ('step', 'add', {'loop.num_passes': 2}),
-    'loop.projection': ('step', True, {'loop.num_passes': 2, 'loop.rule': 'shift'}),
+    'loop.num_passes': ('loss', 2, {}),
+    'loop.rule': ('loss', 'add', {'loop.num_passes': 2}),
+    'loop.projection': ('loss', True, {'loop.num_passes': 2, 'loop.rule': 'shift'}),
     'icot.remove_per_epoch': ('removal', 20.0, ICOT),
     'icot.remove_all_beyond_tokens': ('removal', 4, ICOT),
     'icot.smoothing': ('removal', 0.5, ICOT),
@@ -732,16 +746,16 @@ LIVE = {
     'coconut.num_stages': ('stages', 4, {'method': 'coconut'}),
     'coconut.thoughts_per_step': ('stages', 1, {'method': 'coconut'}),
     'coconut.stage_frac': ('stages', 0.1, {'method': 'coconut'}),
-    'codi.projection': ('step', False, CODI),
-    'distill.weight': ('step', 2.0, CODI),
-    'distill.teacher_weight': ('step', 2.0, CODI),
-    'distill.std': ('step', 'layer', CODI),
+    'codi.projection': ('loss', False, CODI),
+    'distill.weight': ('loss', 2.0, CODI),
+    'distill.teacher_weight': ('loss', 2.0, CODI),
+    'distill.std': ('loss', 'layer', CODI),
     'lotus.num_stages': ('stages', 5, {'method': 'lotus'}),
     'lotus.latents_per_step': ('stages', 4, {'method': 'lotus'}),
-    'lotus.step_weight': ('step', 0.5, {'method': 'lotus_stage'}),
+    'lotus.step_weight': ('loss', 0.5, {'method': 'lotus_stage'}),
     'lotus.stage_frac': ('stages', 0.1, {'method': 'lotus'}),
     'aux.decoder': ('batch', 'shared', CODI),
-    'aux.weight': ('step', 2.0, CODI | AUX),
+    'aux.weight': ('loss', 2.0, CODI | AUX),
     'aux.group_tokens': ('batch', 2, CODI | AUX | {'layout.block_tokens': 2}),
     'aux.last_step': ('batch', False, CODI | AUX),
     'aux.answer_fills': ('batch', True, CODI | AUX | {'layout.block_tokens': 6}),
@@ -892,7 +906,7 @@ def test_every_key_is_live(key, tools):
   assert before != after
 
 
-@pytest.mark.parametrize('probe', ['step', 'init', 'plan', 'batch', 'loop', 'evaluation'])
+@pytest.mark.parametrize('probe', ['step', 'loss', 'init', 'plan', 'batch', 'loop', 'evaluation'])
 def test_probes_see_nothing_where_nothing_changed(probe, tools):
   """Otherwise the test above would pass for a dead key."""
   base = SHORT if probe == 'loop' else {}

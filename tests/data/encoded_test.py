@@ -128,7 +128,7 @@ def test_several_processes_make_one_store(tmp_path):
              for _ in range(3)]
   for worker in workers:
     worker.start()
-  found = [queue.get(timeout=60) for _ in workers]
+  found = [queue.get(timeout=300) for _ in workers]
   for worker in workers:
     worker.join()
   assert [ids for ids, _ in found] == [[CHAIN.encode(x) for x in ('1+2+3', '6', '3', '6')]] * 3

@@ -253,7 +253,7 @@ def test_processes_of_a_host_download_once(server, tmp_path):
                       'HF_HOME': str(tmp_path), 'PYTHONPATH': str(pathlib.Path.cwd())}
   found = [subprocess.Popen([sys.executable, '-c', program], env=env, stdout=subprocess.PIPE)
            for _ in range(2)]
-  paths = {p.communicate(timeout=120)[0] for p in found}
+  paths = {p.communicate(timeout=300)[0] for p in found}
   assert len(paths) == 1 and SHA.encode() in paths.pop()
   assert sorted(name for name, _ in server.asked) == ['config.json', 'model.safetensors',
                                                       'tokenizer.json']

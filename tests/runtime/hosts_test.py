@@ -173,7 +173,7 @@ def test_a_process_that_was_suspended_has_not_stalled(hangs, code):
   process.send_signal(signal.SIGSTOP)
   time.sleep(4.5)
   process.send_signal(signal.SIGCONT)
-  _, err = process.communicate('go on\n', timeout=60)
+  _, err = process.communicate('go on\n', timeout=300)
   assert process.returncode == code, err
 
 
