@@ -332,6 +332,7 @@ def test_a_sweep_on_gke_is_a_jobset_a_point():
   assert env[-1]['value'] == 'rim-1-slice-0-0.rim-1'  # its own set's, not another point's
 
 
+@pytest.mark.slow
 def test_the_points_of_a_sweep_on_gke_are_those_of_its_recipe():
   """Counted where it is here; a point that is no run is told before anything is submitted."""
   command = ('python', '-m', 'rim_jax.main', '--config=configs/sweeps/targets.py', '--sweep_dir=d')

@@ -541,6 +541,7 @@ def test_adapters_on_a_pretrained_base_resume_bit_for_bit(
   assert not [name for name in arrays if 'kernel' in name]
 
 
+@pytest.mark.slow
 def test_stage_2_goes_on_from_stage_1_s_adapters_on_the_same_base(
     tmp_path, cache, llama, use_devices):
   use_devices(1)

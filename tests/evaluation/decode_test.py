@@ -22,8 +22,8 @@ HIDDEN = {'layout__readout_sees_question': False}
 
 
 @pytest.mark.parametrize('prefix, network, switches', [
-    ('', 'learned', {}), ('+-', 'learned', {}), ('+-', 'rope', {}),
-    ('+-', 'learned', BIDIRECTIONAL), ('+-', 'rope', HIDDEN)])
+    ('', 'learned', {}), ('+-', 'learned', BIDIRECTIONAL), ('+-', 'rope', HIDDEN),
+    *(pytest.param('+-', network, {}, marks=pytest.mark.slow) for network in NETWORKS)])
 def test_logits_equal_those_of_the_training_forward(prefix, network, switches, monkeypatch):
   """Decode greedily, then lay out what was decoded as a training row: the logits agree."""
   config = support.make_config('rim_stage2', layout__answer_prefix=prefix, layout__row_tokens=96,
@@ -49,8 +49,9 @@ def test_logits_equal_those_of_the_training_forward(prefix, network, switches, m
 
 
 @pytest.mark.parametrize('method, changes, passes', [
-    ('direct', {}, 1), ('rim_stage2', {}, 1), ('rim_stage2', HIDDEN | BIDIRECTIONAL, 1),
-    ('rim_stage2', {'loop__num_passes': 3}, 3),
+    *(pytest.param(*case, 1, marks=pytest.mark.slow) for case in (
+        ('direct', {}), ('rim_stage2', {}))),
+    ('rim_stage2', HIDDEN | BIDIRECTIONAL, 1), ('rim_stage2', {'loop__num_passes': 3}, 3),
     ('coconut_stage', {'layout__num_blocks': 1, 'layout__block_tokens': 2}, 4)])
 def test_a_prefix_is_read_in_the_pass_over_the_trunk(method, changes, passes, monkeypatch):
   """Its states, keys and values are those of a pass of its own; the network is called no more."""

@@ -124,6 +124,7 @@ def test_a_method_writes_as_many_tokens_as_it_says(name, changes, num_blocks, bl
       *network.arrays, decode.Readouts((10,), blocks, 5, 99, 16), trunks))
 
 
+@pytest.mark.slow
 def test_flops_of_a_chain_are_those_of_its_steps():
   """From the compiled program, its loop counted as often as it runs, against arithmetic."""
   flops = {}

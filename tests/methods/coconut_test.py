@@ -184,6 +184,7 @@ def test_the_step_s_loss_is_of_this_forward():
   assert loss == pytest.approx(float(expected), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_under_dropout_both_passes_read_the_question_alike():
   """In bfloat16: what is fed in as the first thought is what the second pass has at <b>, too."""
   config = make_config(1, 1, model__dropout=0.5, model__compute_dtype='bfloat16')

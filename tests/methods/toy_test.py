@@ -130,6 +130,7 @@ def test_packed_rows_equal_sequences_read_alone_by_hand(network):
   np.testing.assert_allclose(added['distance'], sum(distances), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network', NETWORKS)
 def test_decoding_s_logits_are_those_of_the_training_forward(network, monkeypatch):
   config = make_config(layout__answer_prefix='+', **network)
@@ -179,6 +180,7 @@ def test_a_readout_may_see_nothing_but_itself(hidden, monkeypatch):
   support.assert_close(found[others[2:]], model.compute_logits(x[0, 1:]))
 
 
+@pytest.mark.slow
 def test_blocks_are_counted_without_readouts_that_see_none(monkeypatch):
   config = make_config()
   graphdef, params, plain = make_state(config)

@@ -14,7 +14,8 @@ from tests.support_attention import SWITCHES, make_fields, make_qkv, pull_back
 
 
 @pytest.mark.parametrize('switches', SWITCHES)
-@pytest.mark.parametrize('tile', [16, 40])  # t = 96 is six tiles, and two and a part
+@pytest.mark.parametrize('tile', [  # t = 96 is six tiles, and two and a part
+    pytest.param(16, marks=pytest.mark.slow), 40])
 def test_tiles_equal_the_dense_form(switches, tile):
   config = support.make_config(layout__row_tokens=96, **switches)
   fields = make_fields(config)

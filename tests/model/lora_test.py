@@ -80,7 +80,7 @@ def test_merging_is_the_sum_that_the_paper_states():
     np.testing.assert_allclose(merged[layer].reshape(4, 15), expected, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize('network', NETWORKS)
+@pytest.mark.parametrize('network', [pytest.param('gpt2', marks=pytest.mark.slow), 'llama'])
 def test_only_adapters_and_memory_rows_train(network):
   config = make_config(network, optim__trainable='lora', model__remat='full', train__batch_rows=8)
   mesh, step, state, frozen, batch = support.start_training(config, jax.devices()[:1])

@@ -117,11 +117,13 @@ def compile_shapes(mesh_config, trainable, num_ids, method='rim_stage1'):
 
 
 @pytest.mark.parametrize('method, trainable, mesh_config', [
-    ('rim_stage1', 'all', MeshConfig(2, 2, 2)), ('rim_stage1', 'lora', MeshConfig(2, 4, 1)),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ('coconut_stage', 'all', MeshConfig(2, 4, 1)), ('rim_stage1', 'all', MeshConfig(2, 4, 1)),
-        ('rim_stage1', 'lora', MeshConfig(2, 2, 2)),
-        ('coconut_stage', 'all', MeshConfig(2, 2, 2))))])
+    ('rim_stage1', 'all', MeshConfig(2, 2, 2)), *(
+        pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ('rim_stage1', 'lora', MeshConfig(2, 4, 1)),
+            ('coconut_stage', 'all', MeshConfig(2, 4, 1)),
+            ('rim_stage1', 'all', MeshConfig(2, 4, 1)),
+            ('rim_stage1', 'lora', MeshConfig(2, 2, 2)),
+            ('coconut_stage', 'all', MeshConfig(2, 2, 2))))])
 def test_a_step_holds_no_activation_of_the_whole_batch(capfd, method, trainable, mesh_config):
   shapes = compile_shapes(mesh_config, trainable, 22, method)
   assert any(s[:2] in ((3, 64), (6, 64)) for s in shapes)
@@ -131,7 +133,7 @@ def test_a_step_holds_no_activation_of_the_whole_batch(capfd, method, trainable,
   assert 'Involuntary full rematerialization' not in capfd.readouterr().err
 
 
-@pytest.mark.parametrize('trainable', ['all', 'lora'])
+@pytest.mark.parametrize('trainable', ['all', pytest.param('lora', marks=pytest.mark.slow)])
 def test_the_output_matrix_is_never_gathered_where_its_ids_can_be_split(capfd, trainable):
   shapes = compile_shapes(MeshConfig(2, 4, 1), trainable, 4096)
   assert (12, 40, 1024) in shapes  # logits: rows over data, ids over fsdp

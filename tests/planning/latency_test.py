@@ -18,6 +18,7 @@ def here(monkeypatch):
   monkeypatch.setattr(machines.Machine, 'platform', 'cpu')
 
 
+@pytest.mark.slow
 def test_every_method_is_compiled_and_compared_with_direct_answering(here):
   config = support.make_config('rim', model__num_layers=1, model__embed_dim=16,
                                layout__answer_prefix='+', model__attention_tile_tokens=0,
