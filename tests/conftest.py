@@ -10,10 +10,12 @@ import os
 import pathlib
 import tempfile
 
-# Without these emitters, which later versions cannot do without, compiling takes half the time.
+# Without these emitters, which later versions cannot do without, compiling takes half the time, and
+# in one piece a tenth less.
 os.environ['XLA_FLAGS'] = ' '.join([
     os.environ.get('XLA_FLAGS', ''), '--xla_force_host_platform_device_count=8',
-    '--xla_cpu_use_fusion_emitters=false' if metadata.version('jaxlib') < '0.11' else '']).strip()
+    '--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+    if metadata.version('jaxlib') < '0.11' else '']).strip()
 # Eight devices share one pool of, else, eight threads. A program may run two all-reduces at a time,
 # and each waits in a thread of its own: with none left for the last device, all wait for ever.
 os.environ['PJRT_NPROC'] = '64'

@@ -105,7 +105,7 @@ def test_six_steps_are_three_and_a_restore_and_three(
 
 
 @pytest.mark.parametrize('shares', [
-    (0.3, 0.7), pytest.param((0.2, 0.3, 0.5, 0.7), marks=pytest.mark.slow)])
+    (0.7,), pytest.param((0.2, 0.3, 0.5, 0.7), marks=pytest.mark.slow)])
 def test_a_run_that_ends_early_goes_on_bit_for_bit(tmp_path, cache, whole, use_devices, shares):
   """At a share of the whole budget, in either stage or between them; once there it stays."""
   config = make_two_stages(cache)
@@ -484,6 +484,7 @@ def test_gold_answers_that_can_never_be_right_are_told_before_training(tmp_path,
     assert any(line.startswith(f'{name}: 1 of 1 gold answers can never be right') for line in told)
 
 
+@pytest.mark.slow
 def test_another_file_under_the_name_of_a_set_is_evaluated_anew(tmp_path, cache, use_devices):
   use_devices(1)
   paths = [tmp_path / f'{name}.jsonl' for name in ('a', 'b')]

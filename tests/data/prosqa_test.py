@@ -158,7 +158,9 @@ def score_shortcuts(records):
   return {rule: score / len(records) for rule, score in scores.items()}
 
 
-@pytest.mark.parametrize('fields', [SMALL, {}], ids=['small', 'published size'])
+@pytest.mark.parametrize('fields', [
+    pytest.param(SMALL, id='small'),
+    pytest.param({}, id='published size', marks=pytest.mark.slow)])
 def test_no_shortcut_finds_the_answer(fields):
   records, _ = draw(1500, **fields)
   scores = score_shortcuts(records)

@@ -232,6 +232,7 @@ def test_what_is_direct_answerings_program_is_its_own_base(method, changes, fake
       'median': 1.0, 'q1': 1.0, 'q3': 1.0, 'runs': 3} for part in latency.PARTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method, changes', [
     ('rim_stage2', {'model__lora__rank': 2, 'optim__trainable': 'lora',
                     'layout__readout_sees_question': False}),

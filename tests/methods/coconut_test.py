@@ -78,17 +78,24 @@ def by_hand(model, ids, at, num_thoughts):
   return model.compute_logits(x[0])
 
 
-@pytest.mark.parametrize('network, num_thoughts, skip_steps, prefix', [
-    ('rope', 2, 2, '+-'), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+@pytest.mark.parametrize('network, num_thoughts, skip_steps, prefix, differentiate', [
+    ('rope', 2, 2, '+-', False), *(pytest.param(*case, True, marks=pytest.mark.slow) for case in (
         ('adapters', 3, 2, '+-'), ('learned', 2, -1, '+-'), ('learned', 1, 1, '')))])
-def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix):
-  """Logits and gradients, of packed rows and of sequences alone."""
+def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix, differentiate):
+  """Logits and gradients, of packed rows and of sequences alone.
+
+  Gradients take most of the time to compile: by default CODI's alone, whose thoughts these are.
+  """
   config = make_config(num_thoughts, skip_steps, network, layout__answer_prefix=prefix)
   batch = support.make_batch(config, ROWS)
   used = np.nonzero(batch.slot_kind)
   sequences = list_sequences(config)
   np.testing.assert_array_equal(batch.slot_target[used], np.concatenate([s[3] for s in sequences]))
   graphdef, params = nnx.split(support.make_model(config, seed=3))
+
+  def make_program(compute):
+    return (jax.value_and_grad(compute, has_aux=True) if differentiate else
+            lambda params: (compute(params), {}))
 
   @jax.jit
   def packed(params):
@@ -97,7 +104,7 @@ def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix)
           jnp.asarray, batch), config, LIMITS)
       nll = loss_lib.compute_slot_nll(logits, jnp.asarray(batch.slot_target))
       return nll[used].sum(), logits[used]
-    return jax.value_and_grad(compute, has_aux=True)(params)
+    return make_program(compute)(params)
 
   @jax.jit
   def alone(params, ids, at, targets):
@@ -106,7 +113,7 @@ def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix)
       logits = by_hand(nnx.merge(graphdef, params), ids, at, num_thoughts)
       nll = loss_lib.compute_slot_nll(logits[None], targets[None])[0]
       return jnp.where(targets >= 0, nll, 0).sum(), logits
-    return jax.value_and_grad(compute, has_aux=True)(params)
+    return make_program(compute)(params)
   (_, logits), grads = packed(params)
   expected, total = [], None
   for ids, at, slots, targets in sequences:
@@ -116,6 +123,8 @@ def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix)
     expected.append(found[np.asarray(slots)])
     total = gradient if total is None else jax.tree.map(jnp.add, total, gradient)
   support.assert_close(logits, np.concatenate(expected))
+  if not differentiate:
+    return
   flat, flat_by_hand = (dict(nnx.to_flat_state(g)) for g in (grads, total))
   for path, gradient in flat.items():  # sums of more terms than logits, in another order
     support.assert_close(gradient.get_value(), flat_by_hand[path].get_value(), relative=4e-5)
@@ -140,6 +149,7 @@ def test_without_thoughts_the_first_stage_is_cot_and_the_last_is_direct(
   assert losses[0][0] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network', [
     'learned', pytest.param('adapters', marks=pytest.mark.slow)])
 def test_gradient_flows_from_what_a_slot_sees_and_not_from_the_rows_of_thoughts(network):

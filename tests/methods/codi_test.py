@@ -257,6 +257,7 @@ def test_updates_of_micro_batches_of_one_and_three_examples_are_those_of_four(re
 # ---- Decoding ----
 
 
+@pytest.mark.slow
 def test_decoding_s_logits_are_those_of_the_training_forward(monkeypatch):
   config = make_config(2, 'rope')
   model, decoder = support.make_decoder(config)

@@ -112,6 +112,7 @@ def test_what_is_spelled_is_read_from_its_own_thoughts_alone(method, size):
   np.testing.assert_allclose([sums['norm'], others['norm']], 5, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_with_thoughts_held_fixed_a_step_s_gradient_reaches_its_own_alone():
   config = make_config(num_thoughts=3)
   model, batch = support.make_model(config), make_batch(config, [support.RECORDS[3:4]])

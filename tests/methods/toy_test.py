@@ -160,6 +160,7 @@ def spell(host: methods.Method) -> methods.Method:
   return dataclasses.replace(host, layout=lay_out, weight=weigh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('hidden', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_readout_may_see_nothing_but_itself(hidden, monkeypatch):
   """Its logits are those of its ids alone; the other readouts' are as they were."""

@@ -46,7 +46,8 @@ def assert_equal_dense(config, fields, q, k, v, weight, tile, relative=None, que
     support.assert_close(a.astype(jnp.float32), b, **more)
 
 
-@pytest.mark.parametrize('switches', SWITCHES)
+@pytest.mark.parametrize('switches', [
+    SWITCHES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SWITCHES[1:])])
 @pytest.mark.parametrize('tile', [  # of t = 96: six tiles, and one and a half
     pytest.param(16, marks=pytest.mark.slow), 64])
 def test_the_kernels_equal_the_dense_form(switches, tile):

@@ -162,6 +162,7 @@ def test_a_slot_of_weight_zero_gives_exactly_zero_gradient():
   assert (gradient[last] == 0).all() and (gradient[batch.example == 1] > 0).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network, policy', [
     ('learned', 'full'), pytest.param('rope', 'dots', marks=pytest.mark.slow)])
 def test_remat_changes_nothing(network, policy):
@@ -253,6 +254,7 @@ def test_dropout_comes_from_its_key_alone():
   assert (run(None) != run(jax.random.key(1))).any()
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near_float32():
   logits = {}
   for dtype in ('float32', 'bfloat16'):

@@ -434,6 +434,7 @@ def test_the_runs_of_a_sweep_go_to_their_end(cheap):
   assert not (cheap.workdir / 'points').exists()
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_the_runs_saved_and_the_same_command_goes_on(cheap):
   """A terminal sends it to the driver and to all that it started alike."""
   (cheap.workdir / 'wait').touch()
