@@ -73,7 +73,7 @@ right = [i % 10 < 5 + seed for i in range(30)]
 
 def read_score(state, share):
   path = state.folder / f'valid{share}'
-  return halving_lib.Score(float(path.read_text()), 2) if path.exists() else None
+  return halving_lib.Score(float(path.read_text()), judge.RULE_VERSION) if path.exists() else None
 
 
 def make_points():

@@ -12,7 +12,7 @@ from rim_jax import train as train_lib
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, scores
 from rim_jax.evaluation import run_scores as run_scores_lib
-from rim_jax.results import values
+from rim_jax.results import judge, values
 from rim_jax.runtime import run_folder
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
@@ -22,7 +22,7 @@ QUIET = lambda line: None
 
 
 def make_result(count):
-  return values.EvalResult(rule_version=2, n=count, final_acc=1.0, block_acc=[1.0])
+  return values.EvalResult(rule_version=judge.RULE_VERSION, n=count, final_acc=1.0, block_acc=[1.0])
 
 
 def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices):
@@ -162,7 +162,8 @@ def test_what_is_judged_again_is_asked_as_the_run_asked_it(tmp_path, monkeypatch
     return make_result(4), []
   # Of several processes each gets what the first one has as JSON.
   monkeypatch.setattr(run_scores_lib.hosts, 'lead', lambda fn: json.loads(json.dumps(fn())))
-  monkeypatch.setattr(checkpoint_lib, 'rate_checkpoints', lambda _: {5: (0.5, 1), 7: (0.4, 2)})
+  monkeypatch.setattr(checkpoint_lib, 'rate_checkpoints', lambda _: {
+      5: (0.5, 1), 7: (0.4, judge.RULE_VERSION)})
   monkeypatch.setattr(run_scores_lib, 'get_records', lambda task, split, limit: (split, limit))
   monkeypatch.setattr(state_lib, 'load_network',
                       lambda task, _, step: ((task.config.eval, step), step))
@@ -172,4 +173,5 @@ def test_what_is_judged_again_is_asked_as_the_run_asked_it(tmp_path, monkeypatch
   run_scores_lib._judge_valid_again(
       Task(dataclasses.replace(config, eval=now)), tmp_path, QUIET)
   assert asked == [((config.eval, 5), ('valid', 4), 3)]
-  assert folder.load_valid_accs() == {5: 1.0} and folder.load_valid_rules() == {5: 2}
+  assert folder.load_valid_accs() == {5: 1.0}
+  assert folder.load_valid_rules() == {5: judge.RULE_VERSION}

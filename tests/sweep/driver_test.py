@@ -24,6 +24,7 @@ from rim_jax import main as main_lib
 from rim_jax.config import grid as grid_lib
 from rim_jax.errors import FolderTaken, Stopped, UserError
 from rim_jax.planning import cost
+from rim_jax.results import judge
 from rim_jax.runtime import hosts, point_run, run_folder, storage
 from rim_jax.sweep import ask_controls
 from rim_jax.sweep import driver as driver_lib
@@ -410,7 +411,7 @@ def test_settings_that_are_worse_early_end_and_are_told_of(cheap):
   assert [(r['share'], [(s['name'], s['seeds'], s['goes_on']) for s in r['settings']])
           for r in rungs] == [(0.25, [('rate=0.5', 2, True), ('rate=0.1', 2, False)]),
                               (0.5, [('rate=0.5', 2, True)])]
-  assert {r['rule_version'] for r in rungs} == {2}
+  assert {r['rule_version'] for r in rungs} == {judge.RULE_VERSION}
   cheap()  # without halving all go to the end
   assert sorted(count_starts(cheap.workdir).values()) == [2, 2, 3, 3]
   cheap()
