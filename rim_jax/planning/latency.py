@@ -6,7 +6,9 @@ The time is a roofline, as a plan's is; on a GPU the launches, which it leaves o
 There it is told twice: as if the card had no cache, and as if small arrays stayed in it.
 """
 
+import dataclasses
 import types
+import typing
 
 import jax
 
@@ -21,6 +23,7 @@ from rim_jax.packing import source
 from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning.machines import Machine, make_machine
+from rim_jax.planning.program import compile_apart, compile_lowered
 from rim_jax.runtime import hlo
 from rim_jax.training import step as step_lib
 
@@ -28,6 +31,44 @@ PARTS = ('prefill', 'first_token')
 BATCH_SIZES = (1, 32)
 # An array between two kernels that takes a quarter of the cache at most is taken to stay there.
 _CACHE_SHARE = 0.25
+
+
+@dataclasses.dataclass(frozen=True)
+class _Case:
+  """What is asked, and every way to answer it, on one device of a machine."""
+  machine: Machine
+  mesh: jax.sharding.Mesh
+  program: step_lib.Program
+  vocab_size: int
+  question: list[int]
+  template: typing.Any
+  kinds: list  # (name, its config, how it writes), the first of direct answering
+
+  def make_parts(self, number: int, size: int):
+    """(network, parts, trunks as shapes) of one kind and so many questions."""
+    _, own, writing = self.kinds[number]
+    network = Network(
+        self.program.graphdef, self.program.abstract[0].params, self.program.abstract[1], own,
+        source.Codec(types.SimpleNamespace(vocab_size=self.vocab_size), self.template, own,
+                     self.vocab_size, methods.get_method(own).layout), self.mesh)
+    trunks = latency.make_trunks(own, network.codec.memory_start, [self.question] * size,
+                                 writing.num_blocks)
+    at = sharding.get_batch_sharding(self.mesh)
+    return network, latency.make_parts(network, writing), jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), trunks)
+
+
+def _make_case(topology: str, config: Config) -> _Case:
+  machine = make_machine(topology)
+  mesh = sharding.make_mesh(MeshConfig(1, 1, 1), machine.devices[:1])
+  vocab_size = compile_lib.get_vocab_size(config)
+  encoded, template = typical_lib.make_typical_record(config)
+  num_chain = sum(len(step) + len(template.step_separator) for step in encoded.steps)
+  return _Case(
+      machine, mesh, step_lib.make_program(config, vocab_size, 1, mesh), vocab_size,
+      encoded.question, template, latency.list_kinds(
+          config, tuple(template.answer_prefix), num_chain + len(template.answer_prefix), 1,
+          config.coconut.num_stages * config.coconut.thoughts_per_step))
 
 
 def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[dict]:
@@ -39,26 +80,14 @@ def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[
   if not config.facts.has_memory:
     raise UserError(f'--latency: method={config.method} has no memory blocks to compare with; use '
                     'a recipe of RiM, e.g. --config=configs/rim.py:gpt2')
-  machine = make_machine(topology)
-  mesh = sharding.make_mesh(MeshConfig(1, 1, 1), machine.devices[:1])
-  vocab_size = compile_lib.get_vocab_size(config)
-  program = step_lib.make_program(config, vocab_size, 1, mesh)
-  encoded, template = typical_lib.make_typical_record(config)
-  num_chain = sum(len(step) + len(template.step_separator) for step in encoded.steps)
-  kinds = latency.list_kinds(
-      config, tuple(template.answer_prefix), num_chain + len(template.answer_prefix), 1,
-      config.coconut.num_stages * config.coconut.thoughts_per_step)
+  case = _make_case(topology, config)
   entries = []
   for size in sizes:
     of_size = []  # the first is direct answering
-    for name, own, writing in kinds:
+    for number, (name, *_) in enumerate(case.kinds):
       say(f'{name}, batch {size}: compiling')
-      network = Network(
-          program.graphdef, program.abstract[0].params, program.abstract[1], own, source.Codec(
-              types.SimpleNamespace(vocab_size=vocab_size), template, own, vocab_size,
-              methods.get_method(own).layout), mesh)
-      of_size.append({'method': name, 'batch': size, 'question_tokens': len(encoded.question)}
-                     | _measure(network, writing, [encoded.question] * size, machine))
+      of_size.append({'method': name, 'batch': size, 'question_tokens': len(case.question)}
+                     | _measure(case, topology, config, number, size))
     for entry in of_size:
       for part in PARTS:
         for secs, ratio in (('secs', 'ratio'), ('cached_secs', 'cached_ratio')):
@@ -68,19 +97,24 @@ def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[
   return entries
 
 
-def _measure(network, writing, questions, machine: Machine):
-  trunks = latency.make_trunks(
-      network.config, network.codec.memory_start, questions, writing.num_blocks)
-  at = sharding.get_batch_sharding(network.mesh)
-  abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), trunks)
-  parts = latency.make_parts(network, writing)
+def _lower(case: _Case, number: int, size: int, name: str):
+  network, parts, trunks = case.make_parts(number, size)
+  with jax.set_mesh(network.mesh):
+    return parts[name].program.trace(*network.arrays, parts[name].static, trunks).lower(
+        lowering_platforms=(case.machine.platform,))
+
+
+def _lower_anew(topology: str, config: Config, number: int, size: int, name: str):
+  return _lower(_make_case(topology, config), number, size, name)
+
+
+def _measure(case: _Case, topology, config, number, size):
+  machine, (_, parts, trunks) = case.machine, case.make_parts(number, size)
   found: dict = {'trunk_tokens': trunks.tokens.shape[1]}
   for name in PARTS:
     part = parts[name]
-    with jax.set_mesh(network.mesh):
-      traced = part.program.trace(*network.arrays, part.static, abstract)
-      text = compile_lib.compile_lowered(
-          traced.lower(lowering_platforms=(machine.platform,))).as_text()
+    text = (compile_apart(_lower_anew, topology, config, number, size, name)
+            if machine.is_tpu else compile_lowered(_lower(case, number, size, name))).as_text()
     costs = hlo.compute_costs(text, unknown_trips=part.num_turns)
     cached = hlo.compute_costs(text, unknown_trips=part.num_turns,
                                cached_bytes=machine.chip.cache_bytes * _CACHE_SHARE)

@@ -9,9 +9,11 @@ it compiles in a process of its own, which ends as soon as that is written.
 from collections.abc import Callable
 import dataclasses
 import multiprocessing
+import os
 import pathlib
 import re
 import tempfile
+import threading
 import time
 
 import jax
@@ -114,7 +116,10 @@ def compile_apart(lower: Callable, *args) -> Program:
 
 
 def _compile(folder, sender, lower, args):
-  """In a process of its own: compiles, and sends what was raised."""
+  """In a process of its own: compiles, and sends what was raised. Ends with who asked."""
+  parent = multiprocessing.parent_process()
+  if parent:
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
   jax.config.update('jax_enable_compilation_cache', False)  # of what it has, nothing is written
   try:
     compile_lowered(lower(*args), {'xla_dump_to': folder})

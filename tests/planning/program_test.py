@@ -91,6 +91,35 @@ class Endless:
     time.sleep(600)
 
 
+class Silent(Endless):
+  """Decides without end."""
+
+  def compile(self, compiler_options):
+    pathlib.Path(self.told).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def test_a_compilation_ends_with_who_asked_for_it(tmp_path):
+  """Also with one that is killed: it would go on for minutes, on all cores."""
+  told = tmp_path / 'pid'
+  asking = multiprocessing.get_context('spawn').Process(
+      target=program.compile_apart, args=(Silent, str(told)))
+  asking.start()
+  for _ in range(1200):
+    if told.exists() and told.read_text():
+      break
+    time.sleep(0.1)
+  compiling = int(told.read_text())
+  asking.kill()
+  asking.join()
+  for _ in range(300):
+    if not pathlib.Path(f'/proc/{compiling}').exists():
+      return
+    time.sleep(0.1)
+  os.kill(compiling, 9)
+  pytest.fail('it goes on')
+
+
 def test_no_code_is_waited_for(tmp_path):
   found = program.compile_apart(Endless, str(tmp_path / 'pid'))
   assert found.as_text() == 'HloModule jit_step'
