@@ -156,6 +156,7 @@ def test_without_temperature_an_answer_is_the_greedy_one():
     assert texts == greedy[0] and (ended == greedy[1]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('temperature', [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_first_tokens_are_drawn_from_the_softmax(temperature):
   """One question 4,000 times: each id as often as the plain forward's softmax says."""

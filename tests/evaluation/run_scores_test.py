@@ -25,6 +25,7 @@ def make_result(count):
   return values.EvalResult(rule_version=judge.RULE_VERSION, n=count, final_acc=1.0, block_acc=[1.0])
 
 
+@pytest.mark.slow
 def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices):
   use_devices(1)
   config = support.make_config('rim_stage1', data__cache_dir=str(tmp_path / 'cache'),

@@ -134,7 +134,7 @@ def test_thoughts_equal_those_by_hand(network, num_thoughts, skip_steps, prefix,
 
 
 @pytest.mark.parametrize('skip_steps, method', [(0, 'cot'), (-1, 'direct')])
-@pytest.mark.parametrize('prefix', ['', '+-'])
+@pytest.mark.parametrize('prefix', [pytest.param('', marks=pytest.mark.slow), '+-'])
 def test_without_thoughts_the_first_stage_is_cot_and_the_last_is_direct(
     skip_steps, method, prefix):
   """Same batches, same losses."""

@@ -170,7 +170,7 @@ def find_slots(batch, kind):
   return np.nonzero(np.asarray(batch.slot_kind) == kind)
 
 
-@pytest.mark.parametrize('prefix', ['', '+-'])
+@pytest.mark.parametrize('prefix', [pytest.param('', marks=pytest.mark.slow), '+-'])
 def test_without_thoughts_the_student_is_direct_and_the_teacher_cot(prefix):
   """The chain, which lacks its last step, bit for bit; the answer, which stands behind it in the
   row and so is summed in another order, to rounding."""

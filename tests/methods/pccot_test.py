@@ -58,6 +58,7 @@ def test_with_as_many_iterations_as_thoughts_it_is_codi(projected, thoughts):
   assert abs(compute(fewer, batch) - expected) > 1e-4
 
 
+@pytest.mark.slow
 def test_decoding_reads_the_last_pass():
   """Its answers come from the states that training has at </b>, whatever the batch."""
   config = make_config(layout__answer_prefix='+')

@@ -67,6 +67,7 @@ def test_half_precision_sums_in_float32(dtype):
   assert_equal_dense(*make_case(dtype=dtype, head_dim=16), 16, relative=1e-2)
 
 
+@pytest.mark.slow
 def test_queries_may_be_fewer_than_keys():
   """As in decoding: readouts over a cache of trunk and readouts."""
   config, fields, *_ = make_case()

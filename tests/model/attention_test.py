@@ -117,6 +117,7 @@ def test_no_array_of_t_by_t_exists_with_tiles():
   assert count_square(16) == 0 and count_square(0) > 0
 
 
+@pytest.mark.slow
 def test_bfloat16_sums_in_float32():
   config = support.make_config(layout__row_tokens=96)
   fields = make_fields(config)

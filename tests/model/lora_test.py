@@ -44,7 +44,7 @@ def test_targets_are_whole_names():
   assert list_adapters(support.make_model(config)) == {'query'}
 
 
-@pytest.mark.parametrize('network', NETWORKS)
+@pytest.mark.parametrize('network', [pytest.param('gpt2', marks=pytest.mark.slow), 'llama'])
 def test_a_fresh_adapter_changes_nothing(network):
   config = make_config(network)
   without = dataclasses.replace(config, model=dataclasses.replace(
@@ -56,7 +56,7 @@ def test_a_fresh_adapter_changes_nothing(network):
                                 compute_logits(without, make(without)))
 
 
-@pytest.mark.parametrize('network', NETWORKS)
+@pytest.mark.parametrize('network', [pytest.param('gpt2', marks=pytest.mark.slow), 'llama'])
 def test_merging_gives_the_same_logits(network):
   config = make_config(network)
   model = support.make_model(config)

@@ -410,6 +410,7 @@ print(f'first {any(first)}, second {any(second)} at {len(second)}', flush=True)
 '''
 
 
+@pytest.mark.slow
 def test_a_notice_between_two_loops_ends_the_second_at_one_step_everywhere(tmp_path):
   (tmp_path / 'ask.py').write_text(ASK_TWICE)
   code, out = support_runs.finish(subprocess.Popen(
