@@ -233,7 +233,7 @@ def test_no_gradient_of_the_distance_reaches_what_the_teacher_alone_reads():
 
 
 @pytest.mark.parametrize('reduction', [
-    'readout', pytest.param('token', marks=pytest.mark.slow)])
+    'token', pytest.param('readout', marks=pytest.mark.slow)])
 def test_updates_of_micro_batches_of_one_and_three_examples_are_those_of_four(reduction):
   """Its two means are over the whole update, whatever is in which part."""
   found, mesh = [], sharding.make_mesh(MeshConfig(), jax.devices()[:1])
