@@ -2,6 +2,7 @@
 
   PYTHONPATH=. python bench/pretrained.py memory                (a Llama-shaped model of 1 GiB)
   PYTHONPATH=. python bench/pretrained.py torch --data=DIR      (needs pip install -e '.[hf]')
+  PYTHONPATH=. python bench/pretrained.py matmul --one_core     (needs the same)
 
 `memory` writes a random bf16 model, loads it onto eight fake CPU devices in a fresh process and
 prints the peak of resident memory against what the devices hold.
@@ -14,6 +15,17 @@ other. The losses of the first step are compared, so that both do the same work.
 
   ... torch --data=DIR --layers=12 --width=768 --vocab=50257     (GPT-2's own shape)
   ... torch --data=DIR --smollm2                                 (SmolLM2-135M's, 49,152 ids)
+  ... torch --data=DIR --smollm2 --padded
+
+A third way is what a user would write who knows causal models alone: each readout as a sequence of
+its own, question, blocks and answer, all padded to the longest, in the same transformers + peft.
+Its loss is the same, too. `--padded` times this package beside it in place of the packed rows.
+
+On a machine that others use, `--one_core` pins both to one core, with one thread each: then the
+seconds of processor time (`cpu_speedup`) say what idle cores would.
+
+`matmul` multiplies matrices of SmolLM2's shapes with both, in turn, and tells GFLOP a second of
+processor time.
 
 Both are asked for the floating-point operations of their products: the compiler by its program,
 torch by its own counter. Their ratio, `limit`, is what could be gained if both multiplied equally
@@ -131,7 +143,7 @@ def write_smollm2(folder, tokenizer_path):
 
 
 def run_torch(pipe, *args):
-  """Answers every message of the pipe with one step: (loss, seconds); 'flops' with their number."""
+  """Answers every message of the pipe with one step; 'flops' with their number."""
   from torch.utils import flop_counter
   step = make_torch_step(*args)
   while asked := pipe.recv():
@@ -143,8 +155,44 @@ def run_torch(pipe, *args):
       pipe.send(step())
 
 
-def make_torch_step(folder, config, batch, memory_rows, memory_start):
-  """A step of transformers + peft on the same rows: () -> (loss, seconds)."""
+def list_sequences(batch):
+  """Each readout as a sequence: (its tokens, the place of each slot in it, the slots' columns)."""
+  import numpy as np
+  found = []
+  for i, example in enumerate(np.asarray(batch.example)):
+    block, readout, positions, tokens, index = (np.asarray(x)[i] for x in (
+        batch.block, batch.readout, batch.positions, batch.tokens, batch.slot_index))
+    columns = np.flatnonzero(np.asarray(batch.slot_kind)[i])
+    assert readout[index[columns]].all()  # an answer has a prefix, which its readout begins with
+    for e, r in sorted({(example[t], readout[t]) for t in index[columns]}):
+      own = (example == e) & (readout == r)
+      places = np.flatnonzero(own | ((example == e) & (readout == 0) & (block <= block[own][0])))
+      places = places[np.argsort(positions[places])]
+      assert (positions[places] == np.arange(len(places))).all()
+      mine = columns[own[index[columns]]]
+      found.append((tokens[places], np.searchsorted(positions[places], positions[index[mine]]),
+                    (i, mine)))
+  return found
+
+
+def pad(batch, weights):
+  """The sequences as a padded batch: tokens, which are real, and of each slot what torch needs."""
+  import numpy as np
+  found = list_sequences(batch)
+  length, most = (max(len(part[k]) for part in found) for k in (0, 1))
+  tokens = np.zeros((len(found), length), np.int64)
+  index, target = (np.zeros((len(found), most), np.int64) for _ in range(2))
+  weight = np.zeros((len(found), most), np.float32)
+  for k, (ids, places, (row, columns)) in enumerate(found):
+    tokens[k, :len(ids)], index[k, :len(places)] = ids, places
+    target[k, :len(places)] = np.asarray(batch.slot_target)[row, columns]
+    weight[k, :len(places)] = weights[row, columns]
+  real = np.arange(length) < np.asarray([len(ids) for ids, *_ in found])[:, None]
+  return tokens, real, index, target, weight
+
+
+def make_torch_step(folder, config, batch, memory_rows, memory_start, is_padded):
+  """A step of transformers + peft on the same rows, or padded: () -> (loss, seconds, of CPU)."""
   import numpy as np
   import peft
   import torch
@@ -152,7 +200,7 @@ def make_torch_step(folder, config, batch, memory_rows, memory_start):
 
   from rim_jax.packing import batch as batch_lib
   from rim_jax.training import loss as loss_lib
-  torch.set_num_threads(os.cpu_count())
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
   model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
   model.resize_token_embeddings(memory_start + 3, mean_resizing=False)
   with torch.no_grad():
@@ -168,12 +216,16 @@ def make_torch_step(folder, config, batch, memory_rows, memory_start):
   mask = torch.where(torch.tensor(visible)[:, None], 0.0, torch.finfo(torch.float32).min)
   tokens, positions = (torch.tensor(np.asarray(x)).long() for x in (batch.tokens, batch.positions))
   weights, norm = loss_lib.compute_slot_weights(batch, 0, 1, config)
-  weights = torch.tensor(np.asarray(weights)) / float(norm)
-  index, target = (torch.tensor(np.asarray(x)).long() for x in (
-      batch.slot_index, batch.slot_target))
+  weights = np.asarray(weights) / float(norm)
+  index, target = batch.slot_index, batch.slot_target
+  if is_padded:
+    tokens, real, index, target, weights = pad(batch, weights)
+    tokens, mask, positions = torch.tensor(tokens), torch.tensor(real).long(), None
+  weights = torch.tensor(weights)
+  index, target = (torch.tensor(np.asarray(x)).long() for x in (index, target))
 
   def step():
-    start = time.perf_counter()
+    start, spent = time.perf_counter(), time.process_time()
     logits = model(input_ids=tokens, attention_mask=mask, position_ids=positions).logits
     logits = logits[..., :memory_start]  # the three rows are never targets
     chosen = torch.gather(logits, 1, index[..., None].expand(-1, -1, logits.shape[-1]))
@@ -183,11 +235,11 @@ def make_torch_step(folder, config, batch, memory_rows, memory_start):
     torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 1.0)
     optimizer.step()
     optimizer.zero_grad()
-    return float(loss.detach()), time.perf_counter() - start
+    return float(loss.detach()), time.perf_counter() - start, time.process_time() - spent
   return step
 
 
-def bench_torch(data_dir, pairs, layers, width, vocab_size, is_smollm2):
+def bench_torch(data_dir, pairs, layers, width, vocab_size, is_smollm2, is_padded):
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -236,7 +288,7 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size, is_smollm2):
     pipe, end = multiprocessing.Pipe()
     child = multiprocessing.get_context('spawn').Process(target=run_torch, daemon=True, args=(
         end, folder / 'model', config, batch, np.asarray(state.params['memory']),
-        codec.memory_start))
+        codec.memory_start, is_padded))
     child.start()
 
     def torch_step():
@@ -249,10 +301,10 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size, is_smollm2):
 
       def our_step():
         nonlocal state
-        start = time.perf_counter()
+        start, spent = time.perf_counter(), time.process_time()
         state, metrics = compiled(state, frozen, placed)
         loss = float(jax.block_until_ready((state, metrics))[1]['loss'])
-        return loss, time.perf_counter() - start
+        return loss, time.perf_counter() - start, time.process_time() - spent
       ours, theirs = our_step(), torch_step()
       tell(bench='torch', first_loss_ours=ours[0], first_loss_torch=theirs[0])
       assert abs(ours[0] - theirs[0]) < 1e-3 * abs(theirs[0]), 'not the same work'
@@ -261,32 +313,96 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size, is_smollm2):
       torch_flops = pipe.recv()
       tell(bench='torch', ours_gflops=costs.flops / 1e9, torch_gflops=torch_flops / 1e9,
            limit=torch_flops / costs.flops, uncounted=[*costs.unknown_kernels])
-      times = [(our_step()[1], torch_step()[1]) for _ in range(pairs)]
+      steps = [(our_step()[1:], torch_step()[1:]) for _ in range(pairs)]
     child.terminate()
-    tell(bench='torch', speedup=statistics.median(b / a for a, b in times),
-         ours_secs=statistics.median(a for a, _ in times),
-         torch_secs=statistics.median(b for _, b in times), layers=layers, width=width,
+    found = {'padded': is_padded, 'cores': len(os.sched_getaffinity(0))}
+    for k, name in enumerate(('', 'cpu_')):
+      times = [(ours[k], theirs[k]) for ours, theirs in steps]
+      speedups = [theirs / ours for ours, theirs in times]
+      found |= {f'{name}speedup': statistics.median(speedups), f'{name}least': min(speedups),
+                f'{name}ours_secs': [min(a for a, _ in times), statistics.median(
+                    a for a, _ in times)],
+                f'{name}torch_secs': [min(b for _, b in times), statistics.median(
+                    b for _, b in times)]}
+    tell(bench='torch', **found, layers=layers, width=width,
          rank=RANK, rows=NUM_ROWS, row_tokens=ROW_TOKENS, vocabulary=codec.memory_start,
-         slots=int(jnp.sum(batch.slot_kind > 0)), examples=int(batch.example.max(1).sum()))
+         slots=int(jnp.sum(batch.slot_kind > 0)), examples=int(batch.example.max(1).sum()),
+         sequences=list(pad(batch, np.zeros(batch.slot_kind.shape))[0].shape) if is_padded else 0)
+
+
+# ---- Products of matrices beside PyTorch's ----
+
+# (rows, summed, columns) of SmolLM2's step: query, key, gate, down, logits at slots, adapters
+PRODUCTS = ((1024, 576, 576), (1024, 576, 192), (1024, 576, 1536), (1024, 1536, 576),
+            (128, 576, 49_152), (1024, 576, 16), (1024, 16, 1536))
+
+
+def multiply_in_torch(pipe):
+  """Answers (rows, summed, columns, repetitions) with seconds of processor time for one."""
+  import torch
+  torch.set_num_threads(len(os.sched_getaffinity(0)))
+  while asked := pipe.recv():
+    rows, summed, columns, repetitions = asked
+    x, w = torch.ones(rows, summed), torch.ones(columns, summed)
+    torch.nn.functional.linear(x, w)
+    spent = time.process_time()
+    for _ in range(repetitions):
+      torch.nn.functional.linear(x, w)
+    pipe.send((time.process_time() - spent) / repetitions)
+
+
+def bench_matmul(pairs):
+  import jax
+  import jax.numpy as jnp
+  pipe, end = multiprocessing.Pipe()
+  child = multiprocessing.get_context('spawn').Process(
+      target=multiply_in_torch, daemon=True, args=(end,))
+  child.start()
+  multiply = jax.jit(jnp.matmul)
+  for rows, summed, columns in PRODUCTS:
+    x, w = jnp.ones((rows, summed)), jnp.ones((summed, columns))
+    multiply(x, w).block_until_ready()
+    flops, seconds = 2 * rows * summed * columns, []
+    repetitions = max(1, round(1e9 / flops))
+    for _ in range(pairs):
+      spent = time.process_time()
+      for _ in range(repetitions):
+        y = multiply(x, w)
+      y.block_until_ready()
+      ours = (time.process_time() - spent) / repetitions
+      pipe.send((rows, summed, columns, repetitions))
+      seconds.append((ours, pipe.recv()))
+    tell(bench='matmul', shape=(rows, summed, columns),
+         speedup=statistics.median(b / a for a, b in seconds),
+         ours_gflops=flops / min(a for a, _ in seconds) / 1e9,
+         torch_gflops=flops / min(b for _, b in seconds) / 1e9)
+  child.terminate()
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('what', choices=('memory', 'torch', 'load'))
+  parser.add_argument('what', choices=('memory', 'torch', 'matmul', 'load'))
   parser.add_argument('--data', default='')
   parser.add_argument('--pairs', type=int, default=5)
   parser.add_argument('--layers', type=int, default=6)
   parser.add_argument('--width', type=int, default=384)
   parser.add_argument('--smollm2', action='store_true')
+  parser.add_argument('--padded', action='store_true')
   parser.add_argument('--vocab', type=int, default=0, help="0: the tokenizer's 8,192 ids")
+  parser.add_argument('--one_core', action='store_true')
   args = parser.parse_args()
+  if args.one_core:  # before JAX and torch count them
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
   if args.what == 'memory':
     bench_memory()
+  elif args.what == 'matmul':
+    bench_matmul(args.pairs)
   elif args.what == 'load':
     load_and_measure(args.data)
   else:
-    bench_torch(args.data, args.pairs, args.layers, args.width, args.vocab, args.smollm2)
+    bench_torch(args.data, args.pairs, args.layers, args.width, args.vocab, args.smollm2,
+                args.padded)
 
 
 if __name__ == '__main__':
