@@ -237,6 +237,7 @@ def test_a_task_of_a_slurm_array_is_the_point_of_its_number():
   assert line[line.index('task') + 1:][:3] == ['python', '--sweep_dir=d', '--point=7']
 
 
+@pytest.mark.slow
 def test_a_sweep_is_an_array_and_a_conclusion_after_it(tmp_path):
   command = [sys.executable, '-m', 'rim_jax.main', '--config=configs/sweeps/targets.py',
              f'--workdir={tmp_path}/a b']

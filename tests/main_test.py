@@ -675,6 +675,7 @@ def overridden(place, tmp_path_factory):
   return workdir, out
 
 
+@pytest.mark.slow
 def test_a_command_that_a_run_prints_runs_as_printed(overridden, use_devices, place):
   use_devices(1)
   workdir, out = overridden
@@ -698,6 +699,7 @@ def run_printed(text, num_commands):
   return told
 
 
+@pytest.mark.slow
 def test_the_command_on_a_run_s_page_runs_as_it_stands_there(overridden, use_devices):
   use_devices(1)
   page = support_report.Page(overridden[0] / 'report.html')
@@ -800,11 +802,11 @@ def test_whoever_prints_a_command_has_a_test_that_runs_it():
   assert found == set(tested)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode, more, told', [
-    pytest.param('eval', ['--config.eval.num_blocks=0', '--config.eval.num_examples=1'],
-                 'Results on test-k0-n1', marks=pytest.mark.slow),
-    pytest.param('controls', [], 'controls.json', marks=pytest.mark.slow),
-    ('report', [], 'report: '),
+    ('eval', ['--config.eval.num_blocks=0', '--config.eval.num_examples=1'],
+     'Results on test-k0-n1'),
+    ('report', [], 'report: '), ('controls', [], 'controls.json'),
     ('compare', ['--with=runs/tiny'], ''), ('generate', ['--question=1+1'], 'answer: '),
     ('export', [], '')])
 def test_a_run_is_asked_without_its_recipe(mode, more, told, overridden, trained, use_devices,
@@ -820,6 +822,7 @@ def test_a_run_is_asked_without_its_recipe(mode, more, told, overridden, trained
     assert len(err.splitlines()) == 1, err
 
 
+@pytest.mark.slow
 def test_a_stage_is_a_run_that_knows_itself(overridden, use_devices):
   use_devices(1)
   code, out = run_cli(f'--workdir={overridden[0]}/stage2', '--mode=generate', '--question=1+1')

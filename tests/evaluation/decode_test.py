@@ -113,6 +113,7 @@ def test_greedy_answers_agree_with_decoding_without_a_cache(method, prefix):
       assert row[i] == codec.tokenizer.decode([o for o in out if o != codec.tokenizer.eos_id])
 
 
+@pytest.mark.slow
 def test_neither_the_batch_nor_the_mesh_nor_the_width_changes_an_answer():
   config = support.make_config('rim_stage2', eval__batch_size=3)
   wide = dataclasses.replace(config, eval=dataclasses.replace(config.eval, batch_size=8))

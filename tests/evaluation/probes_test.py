@@ -117,6 +117,7 @@ def test_a_result_that_never_varies_is_not_probed():
   assert 'valid' in probes.probe_steps(states, none_valid)['none']['1']
 
 
+@pytest.mark.slow
 def test_a_step_of_prosqa_has_the_class_that_it_finds():
   """Its last word, whatever led there; GSM8K's results are no few classes, and are not probed."""
   config = support.make_config('rim_stage2', eval__max_new_tokens=1)
@@ -170,6 +171,7 @@ def test_without_scikit_learn_the_extra_is_named(monkeypatch):
 # ---- With a network ----
 
 
+@pytest.mark.slow
 def test_states_are_the_closing_tokens_before_the_last_layer():
   """Against a network of one layer less, on each question alone."""
   config = support.make_config('rim_stage2', eval__batch_size=3)

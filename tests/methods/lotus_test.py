@@ -101,6 +101,7 @@ def test_logits_and_both_means_are_those_by_hand():
   np.testing.assert_allclose(sum(parts), total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_stage_0_is_cot_and_without_injection_any_passes_are_one(monkeypatch):
   config = make_config(0, 1, layout__answer_prefix='+')
   batch = support.make_batch(config, ROWS)

@@ -85,6 +85,7 @@ def test_a_pair_joins_the_states_that_predict_the_answer_s_first_token():
 NETWORKS = [pytest.param({}, marks=pytest.mark.slow), ROPE]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network', NETWORKS)
 def test_packed_rows_equal_sequences_read_alone_by_hand(network):
   """Two whole causal forwards a sequence, no batch; logits of both readouts, and the distance."""
@@ -212,6 +213,7 @@ def test_attention_is_shown_of_the_last_pass():
 # ---- Its loss ----
 
 
+@pytest.mark.slow
 def test_what_is_added_is_in_the_loss_and_the_norm_is_its_own(monkeypatch):
   config = make_config()
   graphdef, params, batch = make_state(config)
