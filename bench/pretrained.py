@@ -16,6 +16,7 @@ other. The losses of the first step are compared, so that both do the same work.
   ... torch --data=DIR --layers=12 --width=768 --vocab=50257     (GPT-2's own shape)
   ... torch --data=DIR --smollm2                                 (SmolLM2-135M's, 49,152 ids)
   ... torch --data=DIR --smollm2 --padded
+  ... torch --data=DIR --smollm2 --one_core --trace              (time by operation of our step)
 
 A third way is what a user would write who knows causal models alone: each readout as a sequence of
 its own, question, blocks and answer, all padded to the longest, in the same transformers + peft.
@@ -239,7 +240,26 @@ def make_torch_step(folder, config, batch, memory_rows, memory_start, is_padded)
   return step
 
 
-def bench_torch(data_dir, pairs, layers, width, vocab_size, is_smollm2, is_padded):
+def trace(step):
+  """Milliseconds that each operation of a step took, loops left out; the largest first."""
+  import collections
+
+  import jax
+  found = collections.Counter()
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      step()
+    (file,) = pathlib.Path(folder).rglob('*.xplane.pb')
+    for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+      for line in plane.lines:
+        for event in line.events:
+          if 'hlo_op' in dict(event.stats) and not event.name.startswith('while'):
+            found[event.name] += event.duration_ns / 1e6
+  return {name: round(ms, 1) for name, ms in found.most_common()}
+
+
+def bench_torch(data_dir, pairs, layers, width, vocab_size, is_smollm2, is_padded,
+                is_traced):
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -313,6 +333,8 @@ def bench_torch(data_dir, pairs, layers, width, vocab_size, is_smollm2, is_padde
       torch_flops = pipe.recv()
       tell(bench='torch', ours_gflops=costs.flops / 1e9, torch_gflops=torch_flops / 1e9,
            limit=torch_flops / costs.flops, uncounted=[*costs.unknown_kernels])
+      if is_traced:
+        tell(bench='trace', milliseconds=trace(our_step))
       steps = [(our_step()[1:], torch_step()[1:]) for _ in range(pairs)]
     child.terminate()
     found = {'padded': is_padded, 'cores': len(os.sched_getaffinity(0))}
@@ -388,6 +410,7 @@ def main():
   parser.add_argument('--layers', type=int, default=6)
   parser.add_argument('--width', type=int, default=384)
   parser.add_argument('--smollm2', action='store_true')
+  parser.add_argument('--trace', action='store_true')
   parser.add_argument('--padded', action='store_true')
   parser.add_argument('--vocab', type=int, default=0, help="0: the tokenizer's 8,192 ids")
   parser.add_argument('--one_core', action='store_true')
@@ -402,7 +425,7 @@ def main():
     load_and_measure(args.data)
   else:
     bench_torch(args.data, args.pairs, args.layers, args.width, args.vocab, args.smollm2,
-                args.padded)
+                args.padded, args.trace)
 
 
 if __name__ == '__main__':
