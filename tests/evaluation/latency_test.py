@@ -98,9 +98,9 @@ def make_method(name='m', method='rim_stage2', changes=(), **writing):
 
 
 @pytest.mark.parametrize('name, changes, num_blocks, blocks, num_thoughts', [
-    ('rim_stage2', {}, 3, (2, 3), 0), ('coconut_stage', {'layout__block_tokens': 4}, 1, (1,), 4),
-    pytest.param('coconut_stage', {'layout__block_tokens': 4}, 0, (0,), 0,
-                 marks=pytest.mark.slow)])
+    ('rim_stage2', {}, 3, (2, 3), 0), *(
+        pytest.param('coconut_stage', {'layout__block_tokens': 4}, *case, marks=pytest.mark.slow)
+        for case in ((1, (1,), 4), (0, (0,), 0)))])
 def test_a_method_writes_as_many_tokens_as_it_says(name, changes, num_blocks, blocks, num_thoughts):
   method, config, network, questions = make_method(
       method=name, changes=changes, prefix=(10,), num_blocks=num_blocks, blocks=blocks,

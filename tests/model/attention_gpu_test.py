@@ -54,15 +54,15 @@ def test_the_kernels_equal_the_dense_form(switches, tile):
   assert_equal_dense(*make_case(switches=switches), tile)
 
 
+@pytest.mark.slow
 # Heads of 80 and 96 are padded in registers; larger ones are cut into parts of a tile.
-@pytest.mark.parametrize('head_dim', [
-    pytest.param(64, marks=pytest.mark.slow), 80, pytest.param(256, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('head_dim', [64, 80, 256])
 def test_heads_of_every_size(head_dim):
   assert_equal_dense(*make_case(head_dim=head_dim, heads=3, kv_heads=1), 64)
 
 
-@pytest.mark.parametrize('dtype', [
-    jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16])
 def test_half_precision_sums_in_float32(dtype):
   assert_equal_dense(*make_case(dtype=dtype, head_dim=16), 16, relative=1e-2)
 

@@ -29,8 +29,8 @@ def assert_same(a, b, relative):
 
 
 @pytest.mark.parametrize('method, extra', [
-    ('rim_stage1', {}), ('rim_stage1', {'curriculum__reduction': 'token'}),
-    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+    ('rim_stage1', {}), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('rim_stage1', {'curriculum__reduction': 'token'}),
         ('rim_stage1', {'curriculum__normalize': 'readouts'}), ('rim_stage2', {}))),
 ])
 def test_unequal_micro_batches_equal_the_whole(method, extra):
