@@ -114,7 +114,6 @@ def compile_apart(lower: Callable, *args) -> Program:
   raise RuntimeError(f'compiling failed: {told}')
 
 
-
 def _compile(folder, sender, lower, args):
   """In a process of its own: compiles, and sends what was raised. Ends with who asked."""
   parent = multiprocessing.parent_process()
