@@ -564,7 +564,8 @@ def test_a_key_that_other_points_cannot_have_is_no_matter_to_one(tmp_path):
   for args in (['--mode=sweep'], ['--point=0']):
     with pytest.raises(UserError, match='method=direct,blocks=2: eval.budget_blocks=3'):
       command_line.parse([*command, *args])
-  recipe.write_text(recipe.read_text().replace("'blocks': k}", "'blocks': 1}"))
+  # Of another length: Python takes a file of the same second and length for the one it compiled.
+  recipe.write_text(recipe.read_text().replace("'blocks': k}", "'blocks': 1 }"))
   with pytest.raises(UserError, match='2 points are named method=pause,blocks=1'):
     command_line.parse([*command, '--point=1'])
   recipe.write_text(recipe.read_text().replace('in ((', 'in () and (('))
