@@ -23,7 +23,9 @@ from rim_jax import reader
 # Written after the program and its allocations, so that these are whole once it is there.
 _LAST, _PROGRAM, _ALLOCATIONS = (f'*after_optimizations{end}.txt' for end in (
     '-memory-usage-report', '', '-buffer-assignment'))
-_ALLOCATION = re.compile(r'^allocation \d+: size (\d+), (?:color (\d+), )?(.*)', re.MULTILINE)
+_ALLOCATION = re.compile(r'^allocation \d+: size (\d+), (.*)', re.MULTILINE)
+# Versions tell more than these, and in another order. HBM is color 0, where it is told.
+_KIND = re.compile(r'\b(color(?= [1-9])|parameter|maybe-live-out|thread-local)\b')
 _POLL_SECS = 0.2
 
 
@@ -131,13 +133,14 @@ def read_program(folder: pathlib.Path) -> Program:
   texts = {kind: reader.read_text(max(folder.glob(kind), key=lambda path: path.stat().st_size),
                                   'plan again') for kind in (_PROGRAM, _ALLOCATIONS)}
   given = returned = aliased = temporary = 0
-  for size, color, kind in _ALLOCATION.findall(texts[_ALLOCATIONS]):
-    if (color or '0') != '0' or 'thread-local' in kind:  # of a core's own memory; of one fusion
+  for size, told in _ALLOCATION.findall(texts[_ALLOCATIONS]):
+    kinds = set(_KIND.findall(told))
+    if kinds & {'color', 'thread-local'}:  # of a core's own memory; of one fusion
       continue
-    size, is_output = int(size), 'maybe-live-out' in kind
-    if kind.startswith('parameter'):
+    size, is_output, is_given = int(size), 'maybe-live-out' in kinds, 'parameter' in kinds
+    if is_given:
       given += size
       aliased += size * is_output
     returned += size * is_output
-    temporary += size * (not is_output and not kind.startswith('parameter'))
+    temporary += size * (not is_output and not is_given)
   return Program(texts[_PROGRAM], Sizes(given, returned, aliased, temporary))
