@@ -153,7 +153,7 @@ def bench_packing(config, codec, examples, pairs):
 
 
 def bench_input(directory, cache, bpe, split, pairs):
-  """What one core makes of a whole epoch, what processes make of ten, and what an update takes."""
+  """What one core makes of an epoch, processes of twenty in batches of 32 rows, and an update."""
   for method in ('rim_stage1', 'rim_stage2', 'cot'):
     codec, stage = plan_epochs(directory, cache, method, bpe, split, 1.0)
     source, rates = source_lib.BatchSource(stage, codec), []
@@ -163,7 +163,7 @@ def bench_input(directory, cache, bpe, split, pairs):
         source[i]
       rates.append(stage.num_examples / (time.process_time() - start))
     tell(bench='input', method=method, tokenizer='bpe', examples_per_sec_a_core=max(rates))
-  codec, stage = plan_epochs(directory, cache, 'rim_stage2', bpe, split, 10.0)
+  codec, stage = plan_epochs(directory, cache, 'rim_stage2', bpe, split, 20.0, batch_rows=32)
   rates = {n: [] for n in range(1, 1 + len(os.sched_getaffinity(0)))}
   for _ in range(pairs):
     for num_workers, found in rates.items():
@@ -180,11 +180,13 @@ def bench_input(directory, cache, bpe, split, pairs):
       time_all(gradient, params, [batch]) for _ in range(pairs)))
 
 
-# 7 parameters: what the data is, and which plan of it.
-def plan_epochs(directory, cache, method, tokenizer, split, num_epochs, row_tokens=1024):
+# 8 parameters: what the data is, and which plan of it.
+def plan_epochs(directory, cache, method, tokenizer, split, num_epochs, row_tokens=1024,
+                batch_rows=0):
   config = make_config(directory, cache, method, row_tokens)
   config = dataclasses.replace(config, train=dataclasses.replace(
-      config.train, num_examples=0, num_epochs=num_epochs))
+      config.train, num_examples=0, num_epochs=num_epochs,
+      **({'batch_rows': batch_rows, 'batch_examples': 0} if batch_rows else {})))
   codec = methods.make_codec(config, tokenizer)
   return codec, source_lib.make_stage_plan(split, codec, say=lambda line: None)
 
