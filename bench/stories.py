@@ -12,7 +12,8 @@ over. One story in ten is held out whole, by a hash of its text. OUT gets
   gsm8k_test.jsonl       GSM8K's own test questions
   card.json              how many stories and problems each has, and the options they were made with
 
-A story has at most 400 problems, spread evenly, and at most --max_steps steps. The same options
+A story has at most 400 problems, spread evenly, and at most --max_steps steps. --max_words and
+--max_number keep short problems and small whole numbers, for what a CPU can train. The same options
 give the same files, byte for byte.
 """
 
@@ -22,12 +23,14 @@ import hashlib
 import json
 import pathlib
 import random
+import re
 
 from rim_jax.config import DataConfig, PerturbedConfig
 from rim_jax.data import datasets
 from rim_jax.data.perturbed.variation import mask_numbers
 
 HELD_OUT_SHARE = 0.1
+NUMBER = re.compile(r'[\d.]*\d')
 
 
 def is_held_out(question):
@@ -43,10 +46,19 @@ def read_stories(args):
   stories, train = collections.defaultdict(list), data.splits['train']
   for first in range(0, len(train), 2000):
     for record in train.__getitems__(range(first, min(first + 2000, len(train)))):
-      if len(record.steps) <= args.max_steps:
+      if is_wanted(record, args):
         stories[record.source_row].append(record)
   test = data.splits['test']
-  return stories, list(test.__getitems__(range(len(test))))
+  return ({row: records for row, records in stories.items() if len(records) >= args.min_problems},
+          list(test.__getitems__(range(len(test)))))
+
+
+def is_wanted(record, args):
+  numbers = NUMBER.findall(' '.join(record.steps))
+  return (args.min_steps <= len(record.steps) <= args.max_steps
+          and (not args.max_words or len(record.question.split()) <= args.max_words)
+          and (not args.max_number or all(
+              n.isdigit() and int(n) <= args.max_number for n in numbers)))
 
 
 def divide(stories, args):
@@ -77,7 +89,12 @@ def main():
   parser.add_argument('--out', required=True)
   parser.add_argument('--cache', default='~/.cache/rim_jax')
   parser.add_argument('--drawn', type=int, default=200_000, help='problems drawn before dividing')
+  parser.add_argument('--min_steps', type=int, default=0)
   parser.add_argument('--max_steps', type=int, default=8)
+  parser.add_argument('--max_words', type=int, default=0, help='of a question; 0: any')
+  parser.add_argument('--max_number', type=int, default=0,
+                      help='of a step, and whole numbers alone; 0: any')
+  parser.add_argument('--min_problems', type=int, default=1, help='else a story is left out')
   parser.add_argument('--train', type=int, default=64_000)
   parser.add_argument('--valid', type=int, default=500)
   parser.add_argument('--test', type=int, default=1_000)
