@@ -43,7 +43,7 @@ each, before anything is compiled. Some keys must also agree with each other (fo
 words used here.
 
 A run that goes on in its directory must have the same configuration as before. Only these may
-change, because they decide where and when something is computed and never what: the groups
+change, because they change nothing in what is trained: the groups
 {sections},
 and the keys
 {keys}.
@@ -65,7 +65,8 @@ a preset of `configs/rim.py` sets to another value than [the default](configurat
 the default. Other methods get nearly the same values, and `configs/presets.py` has what is theirs
 alone (the groups {left_out}). Few values were searched for:
 [results](../results.md) has what was measured, [reproduction](../reproduction.md) what is the
-paper's. `data.dir` and, but for `smollm2`, `model.init_from` are yours to give.
+paper's. `data.dir` and `model.init_from` name files of yours. Without `data.dir` GSM8K
+is downloaded, and `smollm2` finds its own model.
 '''
 # What only other methods read.
 _OTHERS = ('coconut', 'icot', 'lotus', 'distill', 'aux')
