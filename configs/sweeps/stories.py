@@ -13,29 +13,59 @@ XLA_PYTHON_CLIENT_MEM_FRACTION=0.22.
 
 Cost: 12 runs; 0.2 hours of one H100 by --dry_run at an assumed 15 % of its peak, more in truth.
 Score: not measured.
+
+  PYTHONPATH=. python bench/stories.py --data=GSM8K --out=SHORT --drawn=260000 --min_steps=2 \\
+      --max_steps=3 --max_words=35 --max_number=99 --min_problems=100 --train=4000 --valid=250 \\
+      --test=500
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/stories.py:cpu --controls \\
+      --config.data.dir=SHORT \\
+      --config.eval.sets=new_stories=SHORT/new_stories.jsonl,gsm8k_test=SHORT/gsm8k_test.jsonl
+
+What two CPU cores can train: 88 short stories of two or three steps with numbers up to 99, 1,600
+problems of them a run, and the preset smollm2 (LoRA of rank 16, fp32) in place of all weights.
+
+Cost: 12 runs of about 15 minutes of 1 CPU core. Score: docs/results.md.
 """
 
 from configs import presets
 from rim_jax.config import grid as grid_lib
+from rim_jax.errors import UserError
 
 METHODS = ('direct', 'pause', 'cot', 'rim')
 
 
-def make(method: str):
+def _make(method: str):
   config = presets.make(method, 'gpt2')
-  config.layout.update({'row_tokens': 512, 'num_blocks': 4, 'depth0_readout': method == 'rim'})
+  config.layout.update({'row_tokens': 512, 'num_blocks': 4})
   config.model.update({'init_from': 'models/SmolLM2-135M-Instruct', 'remat': 'none',
                        'attention_tile_tokens': 0})
   config.model.lora.rank = 0
   config.optim.update({'trainable': 'all', 'learning_rate': 3e-4, 'decay': 'cosine', 'b2': 0.98})
-  config.curriculum.hold_frac = 0.75
   config.curriculum.update({'stage2_lora_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
   config.train.update({'num_epochs': 1.0, 'batch_examples': 64})
   config.eval.max_new_tokens = 96 if method == 'cot' else 12
   return config
 
 
-def get_config():
+def _make_for_cpu(method: str):
+  config = presets.make(method, 'smollm2')
+  config.layout.num_blocks = 3
+  config.train.update({'num_examples': 1600, 'batch_examples': 8})
+  config.eval.update({'max_new_tokens': 48 if method == 'cot' else 6, 'batch_size': 25,
+                      'num_examples': 250, 'num_valid_examples': 50})
+  return config
+
+
+def get_config(machine: str = 'gpu'):
+  makers = {'gpu': _make, 'cpu': _make_for_cpu}
+  if machine not in makers:
+    raise UserError(f"there are no stories for '{machine}'; there are gpu and cpu")
+
+  def make(method):
+    config = makers[machine](method)
+    config.layout.depth0_readout = method == 'rim'
+    config.curriculum.hold_frac = 0.75
+    return config
   base = make(METHODS[0])
   methods = [({'method': method}, grid_lib.find_changes(base, make(method)))
              for method in METHODS]
