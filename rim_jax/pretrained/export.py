@@ -23,7 +23,7 @@ import numpy as np
 import tokenizers
 
 from rim_jax.config import Config
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, list_broken, refuse
 from rim_jax.model import lora
 from rim_jax.model.network import Network
 from rim_jax.pretrained import families, lm_eval_task, peft, prompts, verification, weights
@@ -43,23 +43,22 @@ class Origin:
 
 def check_exportable(config: Config, base: weights.Base | None, where) -> None:
   """Raises: UserError where a plain causal engine could not run the model."""
-  problems = []
-  if base is None:
-    problems.append('was not made from a Hugging Face directory (model.init_from), whose '
-                    'config.json and tokenizer an export needs; train from one')
-  if not config.layout.readout_sees_question:
-    problems.append('has layout.readout_sees_question=False, which a plain causal engine cannot '
-                    'run; train with True')
-  if config.layout.bidirectional_blocks:
-    problems.append('has layout.bidirectional_blocks=True, which a plain causal engine cannot '
-                    'run; train with False')
-  if config.feeds_back and config.layout.num_blocks:
-    problems.append('feeds hidden states back as inputs, which a plain engine cannot run')
-  if config.export.adapters and config.optim.trainable != 'lora':
-    problems.append(f"has optim.trainable='{config.optim.trainable}', so there are no adapters to "
-                    'write; export merged weights with --config.export.adapters=False')
-  if problems:
-    raise UserError('\n'.join(f'{where}: {p}' for p in problems))
+  problems = list_broken(
+      (base is None,
+       'was not made from a Hugging Face directory (model.init_from), whose config.json and '
+       'tokenizer an export needs; train from one'),
+      (not config.layout.readout_sees_question,
+       'has layout.readout_sees_question=False, which a plain causal engine cannot run; train with '
+       'True'),
+      (config.layout.bidirectional_blocks,
+       'has layout.bidirectional_blocks=True, which a plain causal engine cannot run; train with '
+       'False'),
+      (config.feeds_back and config.layout.num_blocks,
+       'feeds hidden states back as inputs, which a plain engine cannot run'),
+      (config.export.adapters and config.optim.trainable != 'lora',
+       f"has optim.trainable='{config.optim.trainable}', so there are no adapters to write; export "
+       'merged weights with --config.export.adapters=False'))
+  refuse([f'{where}: {p}' for p in problems])
 
 
 def check_free(out) -> None:
@@ -164,7 +163,7 @@ def _verify(folder, config, codec, references, say):
 def iterate_tensors(config: Config, base: weights.Base, params, frozen):
   """(stored name, array as it is stored, in f32) of every base parameter, adapters merged."""
   merge = jax.jit(lora.merge, static_argnums=3)
-  for path, tensor in tensors_lib.list_tensors(base.family):
+  for path, tensor in tensors_lib.list_tensors(base.family).items():
     value = tensors_lib.get_leaf(params, path)
     value = tensors_lib.get_leaf(frozen, path) if value is None else value
     if value is None:  # of a setting that this model has not got

@@ -253,8 +253,7 @@ def parse_model(tree: dict, where) -> dict:
   fields = _READERS[family](reader)
   reader.refuse_unknown()
   problems = reader.problems or _find_absurd(fields)
-  if problems:
-    raise UserError('\n'.join(f'{where}: {p}' for p in problems))
+  refuse([f'{where}: {p}' for p in problems])
   return fields
 
 
@@ -428,17 +427,14 @@ def resolve_shape(config: Config) -> Config:
   where = folder if gguf_lib.is_gguf(folder) else folder / 'config.json'
   fields = parse_model(read_config(folder), where)
   unset = dataclasses.asdict(ModelConfig())
-  problems = [
+  refuse([
       f'model.{key}={getattr(config.model, key)!r}, but {where} has {value!r}; '
       'another model, or the wrong preset?' for key, value in fields.items()
-      if getattr(config.model, key) not in (value, unset[key])]
-  refuse(problems)
+      if getattr(config.model, key) not in (value, unset[key])])
   return _check(dataclasses.replace(
       config, model=dataclasses.replace(config.model, **fields)), folder)
 
 
 def _check(config, folder):
-  problems = config_lib.find_problems(config)
-  if problems:
-    raise UserError('\n'.join(f'{folder}: {p}' for p in problems))
+  refuse([f'{folder}: {p}' for p in config_lib.find_problems(config)])
   return config

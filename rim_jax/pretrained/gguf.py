@@ -186,11 +186,8 @@ def list_tensors(path) -> dict[str, 'TensorView']:
   """Usual name -> tensor, of all that a file has but its rotary factors."""
   header = read_header(path)
   family = header.metadata.get('general.architecture')
-  found = {}
-  for name in header.tensors:
-    if name != _ROPE_FACTORS:
-      found[_rename(name, family)] = TensorView(header, name)
-  return found
+  return {_rename(name, family): TensorView(header, name)
+          for name in header.tensors if name != _ROPE_FACTORS}
 
 
 def _rename(name, family):
@@ -226,12 +223,11 @@ class TensorView:
   def __getitem__(self, index):
     """Rows, or (rows, columns), as slices without steps."""
     index = index if isinstance(index, tuple) else (index,)
-    rows, *rest = index[::-1] if self._is_flipped and len(index) == 2 else index
-    if self._is_flipped and len(index) == 1:
-      return self._read(slice(None))[:, rows].T
-    block = self._read(rows)
-    block = block[:, rest[0]] if rest else block
-    return block.T if self._is_flipped else block
+    if self._is_flipped:
+      rows, columns = (*index, slice(None))[:2]
+      return self._read(columns)[:, rows].T
+    rows, *rest = index
+    return self._read(rows)[:, *rest]
 
   def _read(self, rows):
     from gguf.constants import GGMLQuantizationType

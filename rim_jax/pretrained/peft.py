@@ -11,12 +11,10 @@ import pathlib
 
 import jax
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from rim_jax import reader
 from rim_jax.config import Config, LoraConfig
-from rim_jax.errors import UserError
+from rim_jax.errors import refuse
 from rim_jax.packing.layout import NUM_MEMORY_ROWS
 from rim_jax.pretrained import families, weights
 from rim_jax.pretrained import tensors as tensors_lib
@@ -28,7 +26,7 @@ _FILE = 'adapter_model.safetensors'
 
 def _list_modules(family: str, params):
   """(path of the adapter, stored module) of every adapter of a model."""
-  for path, tensor in tensors_lib.list_tensors(family):
+  for path, tensor in tensors_lib.list_tensors(family).items():
     adapter = (*path[:-1], 'adapter')
     if path[-1] == 'kernel' and tensors_lib.get_leaf(params, adapter) is not None:
       yield adapter, tensor.module
@@ -90,12 +88,8 @@ def load_adapters(folder, config: Config, family: str, params, say=print):
   settings = families.load_json(folder / 'adapter_config.json',
                                 f'model.lora.init_from is a directory with it and {_FILE}')
   problems = _find_other_settings(settings, config.model.lora)
-  reader.check_regular(folder / _FILE, 'fetch it again')
-  try:
-    stored = safetensors.numpy.load_file(folder / _FILE)
-  except (OSError, safetensors.SafetensorError) as e:
-    raise UserError(f'{folder / _FILE}: is no whole safetensors file ({e}); fetch it again'
-                    ) from None
+  with weights.open_file(folder / _FILE) as f:
+    stored = {name: f.get_tensor(name) for name in f.keys()}
   loaded, used = weights.flatten(params), set()
 
   def take(name, shape):
@@ -128,8 +122,7 @@ def load_adapters(folder, config: Config, family: str, params, say=print):
   used.add(rows)
   problems += [f'{name} belongs to no adapter of this model'
                for name in sorted(stored.keys() - used)]
-  if problems:
-    raise UserError('\n'.join(f'{folder}: {p}' for p in problems))
+  refuse([f'{folder}: {p}' for p in problems])
   return jax.tree_util.tree_map_with_path(
       lambda path, _: loaded[tuple(k.key for k in path)], params)
 

@@ -4,6 +4,8 @@ import dataclasses
 import math
 import re
 
+from flax import traverse_util
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -79,16 +81,9 @@ TENSORS = {'gpt2': _GPT2, 'llama': _LLAMA, 'mistral': _LLAMA, 'qwen2': _LLAMA, '
            'gemma3_text': _GEMMA3}
 
 
-def list_tensors(family: str) -> list[tuple[tuple[str, ...], Tensor]]:
-  """(parameter path, tensor) of all that a family may have."""
-  found, pending = [], [((), TENSORS[family])]
-  while pending:
-    path, node = pending.pop()
-    if isinstance(node, Tensor):
-      found.append((path, node))
-    else:
-      pending += [((*path, key), child) for key, child in reversed(node.items())]
-  return found
+def list_tensors(family: str) -> dict[tuple[str, ...], Tensor]:
+  """Parameter path -> tensor, of all that a family may have."""
+  return traverse_util.flatten_dict(TENSORS[family])
 
 
 def get_leaf(tree, path):

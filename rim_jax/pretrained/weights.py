@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from rim_jax import reader
 from rim_jax.data import gguf as gguf_lib
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, refuse
 from rim_jax.pretrained import families, gguf
 from rim_jax.pretrained import tensors as tensors_lib
 from rim_jax.runtime import status
@@ -59,7 +59,7 @@ class _GgufFile:
 
 
 @contextlib.contextmanager
-def _open(path) -> Iterator[Any]:
+def open_file(path) -> Iterator[Any]:
   """A file of tensors; UserError where it cannot be read or is damaged."""
   if gguf_lib.is_gguf(path):
     yield _GgufFile(path)
@@ -109,7 +109,7 @@ def open_base(folder) -> Base:
   files, shapes = {}, {}
   digest = hashlib.sha256(reader.read_bytes(folder / 'config.json', 'fetch it again'))
   for path in _find_files(folder):
-    with _open(path) as f:
+    with open_file(path) as f:
       for name in f.keys():
         part = f.get_slice(name)
         if part.get_dtype() not in _DTYPES:
@@ -156,7 +156,7 @@ def check_tensors(base: Base, abstract) -> None:
   Raises: UserError listing every tensor that is missing, extra or of another shape, and for an
     output matrix that differs from the embedding that config.json ties it to.
   """
-  expected, tensors = {}, dict(tensors_lib.list_tensors(base.family))
+  expected, tensors = {}, tensors_lib.list_tensors(base.family)
   for path, leaf in flatten(abstract).items():
     names, shape = _list_names(path, tensors[path], leaf.shape)
     expected |= dict.fromkeys(names, tensors[path].get_stored_shape(shape))
@@ -175,8 +175,7 @@ def check_tensors(base: Base, abstract) -> None:
                       'config.json ties it; set that to false')
     if not tied and not tensors_lib.BUFFERS.fullmatch(name):
       problems.append(f'{name} {list(base.shapes[name])} is no tensor of this model')
-  if problems:
-    raise UserError('\n'.join(f'{base.folder}: {p}' for p in problems))
+  refuse([f'{base.folder}: {p}' for p in problems])
 
 
 def _is_copy(base, a, b):
@@ -185,7 +184,7 @@ def _is_copy(base, a, b):
     return False
   count = base.shapes[a][0]
   rows = [count * i // 64 for i in range(64)]
-  with _open(base.files[a]) as f, _open(base.files[b]) as g:
+  with open_file(base.files[a]) as f, open_file(base.files[b]) as g:
     one, other = f.get_slice(a), g.get_slice(b)
     return all(np.array_equal(one[i:i + 1], other[i:i + 1]) for i in rows)
 
@@ -198,7 +197,7 @@ def load_params(base: Base, abstract, say=None):
   Raises: UserError, as `check_tensors` does and for a file that is damaged.
   """
   check_tensors(base, abstract)
-  tensors = dict(tensors_lib.list_tensors(base.family))
+  tensors = tensors_lib.list_tensors(base.family)
   tick, done = status.Ticker(
       f'loading {base.folder}', sum(leaf.size for leaf in jax.tree.leaves(abstract)), 'parameters',
       say), 0
@@ -236,7 +235,7 @@ def _read(base, name, tensor, shape, ranges):
   The file is opened anew each time, so that what the kernel mapped of it is given back.
   """
   stored = base.find(name)
-  with _open(base.files[stored]) as f:
+  with open_file(base.files[stored]) as f:
     block = f.get_slice(stored)
     rows = [_find_runs([shape[d] for d in dims], [ranges[d] for d in dims])
             for dims in tensor.stored]
