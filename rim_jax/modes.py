@@ -312,6 +312,8 @@ def plan(config, workdir, flags, say, console) -> None:
   from rim_jax.planning import compile as compile_lib  # late: only this mode needs what it imports
   from rim_jax.planning import fastest as fastest_lib
   from rim_jax.planning import latency as latency_lib
+  # A program for a machine that is not here would be kept, and could never be read again.
+  jax.config.update('jax_enable_compilation_cache', False)
   made, found, folder = [], {}, epath.Path(workdir)
   if flags.latency:
     found['latency'] = latency_lib.plan_latency(config, flags.topology, say)
