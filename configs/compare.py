@@ -2,8 +2,8 @@
 
   python -m rim_jax.main --mode=sweep --config=configs/compare.py --jobs=2
       The chain task, three seeds. Cost: 36 runs of about five minutes of 1 CPU core.
-      Score: direct 9.3, pause 8.9, iCoT 12.7, Coconut 70.2, chain of thought 100.0, RiM 100.0 %
-      (means over seeds; docs/results.md).
+      Score: direct 9.5, pause 9.3, iCoT 16.5, Coconut 56.1, CODI 16.6, PCCoT 54.1, LOTUS, SIM-CoT
+      and chain of thought 100.0, RiM 99.9 % (means over seeds; docs/results.md).
   python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET --jobs=2
       Any preset of configs/presets.py. Cost: --dry_run estimates it. Score: not measured,
       but for a variant of prosqa_small (docs/results.md).

@@ -5,7 +5,8 @@ Stage 0 writes the whole chain; stage k has latents for the first k steps and re
 stands in rim_jax/methods/lotus.py). Else as rim.py.
 
   python -m rim_jax.main --config=configs/lotus.py
-      The chain task. Cost: not measured alone. Score: 100.0 % (seed 0; chance is 10).
+      The chain task. Cost: not measured alone. Score: 100.0 / 100.0 / 100.0 %
+      (seeds 0 / 1 / 2; chance is 10).
   python -m rim_jax.main --config=configs/lotus.py:PRESET --config.data.dir=DIR
       Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
       llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured. On the last three

@@ -4,7 +4,8 @@ As many thoughts as Coconut ends with, and 24 on a pretrained model; no curricul
 2506.18582; what differs from its code stands in rim_jax/methods/pccot.py). Else as rim.py.
 
   python -m rim_jax.main --config=configs/pccot.py
-      The chain task. Cost: not measured alone. Score: 13.0 % (seed 0; chance is 10).
+      The chain task. Cost: not measured alone. Score: 13.0 / 49.2 / 100.0 %
+      (seeds 0 / 1 / 2; chance is 10).
   python -m rim_jax.main --config=configs/pccot.py:PRESET --config.data.dir=DIR
       Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
       llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured. On the last three

@@ -15,6 +15,7 @@ import pathlib
 import statistics
 
 from configs import compare
+from configs.sweeps import stories
 from rim_jax import reader
 from rim_jax.config import PATH_KEYS, flatten
 from rim_jax.config.methods import FACTS
@@ -23,6 +24,7 @@ from rim_jax.runtime.run_folder import RunFolder
 RUNS = pathlib.Path(__file__).parent / 'kept'
 PAGE = RUNS.parent / 'results.md'
 SEEDS = range(3)
+METHODS = {'compare_chain': compare.METHODS, 'stories_cpu': stories.METHODS}  # of each table
 MISSING = '–'
 
 
@@ -36,16 +38,20 @@ def keep(sweep: pathlib.Path, name: str) -> list[str]:
     card = json.loads((folder / 'config.json').read_text())
     last = RunFolder(folder / card['stages'][-1] if 'stages' in card else folder)
     card |= {key: value for key, value in last.load_card().items() if key != 'config'}
-    config = {key: value for key, value in flatten(card['config']).items() if key not in PATH_KEYS}
+    config = {key: value for key, value in flatten(card['config']).items()
+              if key not in (*PATH_KEYS, 'eval.sets')}
     controls = last.load_controls() if last.controls.exists() else None
     kept.append(folder.name)
+    # A result's name may end in how many questions were asked; the test file's is the first.
+    results = {key.partition('-')[0]: reader.to_tree(result)
+               for key, result in last.load_results().items()}
     path = RUNS / name / f'{folder.name}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({
         'point': folder.name, 'commit': card['commit'], 'versions': card['versions'],
         'hardware': {key: card['hardware'][key] for key in ('device', 'num_devices', 'mesh')},
         'data': card['data'], 'config': config,
-        'test': reader.to_tree(last.load_results()['test']),
+        'test': results.pop('test'), **({'sets': results} if results else {}),
         'controls': None if controls is None else reader.to_tree(controls)}, indent=1) + '\n')
   return kept
 
@@ -61,23 +67,30 @@ def _get_factors(run) -> dict[str, str]:
 
 
 def make_table(name: str) -> str:
-  """A row for each method of configs/compare.py, and what is missing."""
+  """A row for each method of a sweep, with what it has on other files, and what is missing."""
   runs = load(name)
-  lines = ['| method | final answer by seed, % | mean (s.e.) | after block 1, 2, ...: mean | '
-           'first answer token, x direct |', '|---|---|---|---|---|']
-  for method in compare.METHODS:
+  sets = sorted({key for run in runs.values() for key in run.get('sets', ())})
+  head = ['method', 'final answer by seed, %', 'mean (s.e.)', 'after block 1, 2, ...: mean',
+          'first answer token, x direct', *(f'`{key}` by seed, %' for key in sets)]
+  lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+  for method in METHODS[name]:
     tests = [runs[method, seed]['test'] for seed in SEEDS if (method, seed) in runs]
-    by_seed = [f"{100 * runs[method, seed]['test']['final_acc']:.1f}" if (method, seed) in runs
-               else MISSING for seed in SEEDS]
-    lines.append(f'| `{method}` | {" / ".join(by_seed)} | {_average(tests)} | '
-                 f'{_list_blocks(method, tests)} | {_time(tests)} |')
-  return '\n'.join([*lines, '', *_list_missing(runs)])
+    others = (_list_seeds(runs, method, lambda run, key=key: run['sets'][key]) for key in sets)
+    cells = [f'`{method}`', _list_seeds(runs, method, lambda run: run['test']), _average(tests),
+             _list_blocks(method, tests), _time(tests), *others]
+    lines.append(f'| {" | ".join(cells)} |')
+  return '\n'.join([*lines, '', *_list_missing(runs, METHODS[name])])
 
 
-def _list_missing(runs) -> list[str]:
-  left = {seed: [m for m in compare.METHODS if (m, seed) not in runs] for seed in SEEDS}
+def _list_seeds(runs, method, get_result) -> str:
+  return ' / '.join(f"{100 * get_result(runs[method, seed])['final_acc']:.1f}"
+                    if (method, seed) in runs else MISSING for seed in SEEDS)
+
+
+def _list_missing(runs, methods) -> list[str]:
+  left = {seed: [m for m in methods if (m, seed) not in runs] for seed in SEEDS}
   return [f'Missing with seed {seed}: '
-          f'{"all" if len(names) == len(compare.METHODS) else ", ".join(names)}.'
+          f'{"all" if len(names) == len(methods) else ", ".join(names)}.'
           for seed, names in left.items() if names] or ['No run is missing.']
 
 
