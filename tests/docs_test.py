@@ -80,7 +80,8 @@ def find_wrong_flags(command, added=()):
     # my_*.py is the reader's own
     if not (ROOT / path).exists() and not path.startswith('my_') and path not in added:
       wrong.append(f'no recipe {path}')
-    if preset and preset.partition(',')[0] not in (*presets.PRESETS, 'METHOD', 'PRESET'):
+    others = ('gpu', 'cpu') if path.endswith('/stories.py') else ('METHOD', 'PRESET')
+    if preset and preset.partition(',')[0] not in (*presets.PRESETS, *others):
       wrong.append(f'no preset {preset}')
   for key in re.findall(r'--(?:no)?config\.([\w.]+)', command):
     key = key.rstrip('.')
