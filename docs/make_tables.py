@@ -40,7 +40,10 @@ def keep(sweep: pathlib.Path, name: str) -> list[str]:
     card |= {key: value for key, value in last.load_card().items() if key != 'config'}
     config = {key: value for key, value in flatten(card['config']).items()
               if key not in (*PATH_KEYS, 'eval.sets')}
-    controls = last.load_controls() if last.controls.exists() else None
+    controls = reader.to_tree(last.load_controls()) if last.controls.exists() else None
+    for control in (controls or {'controls': {}})['controls'].values():
+      if 'run' in control:  # a matched run, by its path
+        control['run'] = pathlib.Path(control['run']).name
     kept.append(folder.name)
     # A result's name may end in how many questions were asked; the test file's is the first.
     results = {key.partition('-')[0]: reader.to_tree(result)
@@ -52,7 +55,7 @@ def keep(sweep: pathlib.Path, name: str) -> list[str]:
         'hardware': {key: card['hardware'][key] for key in ('device', 'num_devices', 'mesh')},
         'data': card['data'], 'config': config,
         'test': results.pop('test'), **({'sets': results} if results else {}),
-        'controls': None if controls is None else reader.to_tree(controls)}, indent=1) + '\n')
+        'controls': controls}, indent=1) + '\n')
   return kept
 
 
