@@ -84,7 +84,7 @@ def test_every_recipe_is_a_config(name, preset):
   assert config.method == methods.get(name, name)
 
 
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small',
+@pytest.mark.parametrize('preset', ['chain', 'chain_harder', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small',
                                     'prosqa_reading', 'prosqa'])
 def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
   """So that a stage can be done again alone: same config, to the last key."""
