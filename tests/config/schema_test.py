@@ -71,8 +71,9 @@ def load_recipe(name):
 
 
 @pytest.mark.parametrize('name', RECIPES)
-@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small', 'prosqa',
-                                    'smollm2', 'gpt2', 'llama3_2_1b', 'llama3_2_3b'])
+@pytest.mark.parametrize('preset', ['chain', 'chain_harder', 'gsm8k', 'gsm8k_perturbed',
+                                    'prosqa_small', 'prosqa', 'smollm2', 'gpt2', 'llama3_2_1b',
+                                    'llama3_2_3b'])
 def test_every_recipe_is_a_config(name, preset):
   module = load_recipe(name)
   tree = module.get_config() if name == 'smoke' else module.get_config(preset)
@@ -84,8 +85,8 @@ def test_every_recipe_is_a_config(name, preset):
   assert config.method == methods.get(name, name)
 
 
-@pytest.mark.parametrize('preset', ['chain', 'chain_harder', 'gsm8k', 'gsm8k_perturbed', 'prosqa_small',
-                                    'prosqa_reading', 'prosqa'])
+@pytest.mark.parametrize('preset', ['chain', 'chain_harder', 'gsm8k', 'gsm8k_perturbed',
+                                    'prosqa_small', 'prosqa_reading', 'prosqa'])
 def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
   """So that a stage can be done again alone: same config, to the last key."""
   stages = stages_lib.make_stages(config_lib.parse_config(load_recipe('rim').get_config(preset)))
