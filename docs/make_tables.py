@@ -4,8 +4,9 @@
   python -m docs.make_tables                                             # makes the tables again
 
 A kept run is one JSON file: its configuration without paths, the code's commit, versions and
-hardware, its results on test and its controls. A table names the runs that it lacks. A test holds
-the page to the files.
+hardware, its results on test (of stage 1 too, where that was asked for steps) and its controls. A
+table has a row for each setting of its recipe, and names the runs that it lacks. A test holds the
+page to the files.
 """
 
 import argparse
@@ -15,16 +16,16 @@ import pathlib
 import statistics
 
 from configs import compare
-from configs.sweeps import stories
+from configs.sweeps import passes, stories
 from rim_jax import reader
 from rim_jax.config import PATH_KEYS, flatten
-from rim_jax.config.methods import FACTS
 from rim_jax.runtime.run_folder import RunFolder
 
 RUNS = pathlib.Path(__file__).parent / 'kept'
 PAGE = RUNS.parent / 'results.md'
 SEEDS = range(3)
-METHODS = {'compare_chain': compare.METHODS, 'stories_cpu': stories.METHODS}  # of each table
+SWEEPS = {'compare_chain': compare.get_config(), 'passes': passes.get_config(),
+          'stories_cpu': stories.get_config('cpu')}  # of each table
 MISSING = '–'
 
 
@@ -48,6 +49,7 @@ def keep(sweep: pathlib.Path, name: str) -> list[str]:
     # A result's name may end in how many questions were asked; the test file's is the first.
     results = {key.partition('-')[0]: reader.to_tree(result)
                for key, result in last.load_results().items()}
+    steps = _find_steps(folder / stage for stage in card.get('stages', ()))
     path = RUNS / name / f'{folder.name}.json'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({
@@ -55,45 +57,66 @@ def keep(sweep: pathlib.Path, name: str) -> list[str]:
         'hardware': {key: card['hardware'][key] for key in ('device', 'num_devices', 'mesh')},
         'data': card['data'], 'config': config,
         'test': results.pop('test'), **({'sets': results} if results else {}),
+        **({'steps': steps} if steps else {}),
         'controls': controls}, indent=1) + '\n')
   return kept
 
 
+def _find_steps(stages) -> list[float] | None:
+  """Of the stage that was asked for them, the share of steps r_2, r_3, ... that its blocks say."""
+  for stage in stages:
+    for key, result in RunFolder(stage).load_results().items():
+      if key.partition('-')[0] == 'test' and result.step_acc_by_block:
+        return result.step_acc_by_block
+  return None
+
+
 def load(name: str) -> dict[tuple[str, int], dict]:
-  """(method, seed) -> the kept run of that name."""
+  """(setting, seed) -> the kept run of that name."""
   runs = [json.loads(path.read_text()) for path in sorted((RUNS / name).glob('*.json'))]
-  return {(_get_factors(run)['method'], run['config']['seed']): run for run in runs}
+  return {(run['point'].rpartition(',seed=')[0], run['config']['seed']): run for run in runs}
 
 
-def _get_factors(run) -> dict[str, str]:
-  return dict(factor.split('=') for factor in run['point'].split(','))
+def list_settings(name: str) -> list[str]:
+  """Names of a sweep's points without their seeds, in the order of its recipe."""
+  return list(dict.fromkeys(
+      ','.join(f'{key}={value}' for key, value in point['factors'].items() if key != 'seed')
+      for point in SWEEPS[name].points))
 
 
 def make_table(name: str) -> str:
-  """A row for each method of a sweep, with what it has on other files, and what is missing."""
-  runs = load(name)
+  """A row for each setting of a sweep, with what it has on other files, and what is missing."""
+  runs, settings = load(name), list_settings(name)
   sets = sorted({key for run in runs.values() for key in run.get('sets', ())})
-  head = ['method', 'final answer by seed, %', 'mean (s.e.)', 'after block 1, 2, ...: mean',
+  with_steps = any('steps' in run for run in runs.values())
+  # Where settings are methods, a method's name is enough.
+  methods = [setting.removeprefix('method=') for setting in settings]
+  has_methods = not any('=' in method for method in methods)
+  head = ['method' if has_methods else 'setting', 'final answer by seed, %', 'mean (s.e.)',
+          'after block 1, 2, ...: mean', *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
           'first answer token, x direct', *(f'`{key}` by seed, %' for key in sets)]
   lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
-  for method in METHODS[name]:
-    tests = [runs[method, seed]['test'] for seed in SEEDS if (method, seed) in runs]
-    others = (_list_seeds(runs, method, lambda run, key=key: run['sets'][key]) for key in sets)
-    cells = [f'`{method}`', _list_seeds(runs, method, lambda run: run['test']), _average(tests),
-             _list_blocks(method, tests), _time(tests), *others]
+  for setting, method in zip(settings, methods):
+    tests = [runs[setting, seed]['test'] for seed in SEEDS if (setting, seed) in runs]
+    steps = [runs[setting, seed].get('steps') or [] for seed in SEEDS if (setting, seed) in runs]
+    others = (_list_seeds(runs, setting, lambda run, key=key: run['sets'][key]) for key in sets)
+    cells = [f'`{method}`' if has_methods else setting.replace(',', ', '),
+             _list_seeds(runs, setting, lambda run: run['test']), _average(tests),
+             _list_means([test['block_acc'] for test in tests]),
+             *([_list_means(steps)] * with_steps), _time(tests), *others]
     lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join([*lines, '', *_list_missing(runs, METHODS[name])])
+  return '\n'.join([*lines, '', *_list_missing(runs, settings)])
 
 
-def _list_seeds(runs, method, get_result) -> str:
-  return ' / '.join(f"{100 * get_result(runs[method, seed])['final_acc']:.1f}"
-                    if (method, seed) in runs else MISSING for seed in SEEDS)
+def _list_seeds(runs, setting, get_result) -> str:
+  return ' / '.join(f"{100 * get_result(runs[setting, seed])['final_acc']:.1f}"
+                    if (setting, seed) in runs else MISSING for seed in SEEDS)
 
 
-def _list_missing(runs, methods) -> list[str]:
-  left = {seed: [m for m in methods if (m, seed) not in runs] for seed in SEEDS}
+def _list_missing(runs, settings) -> list[str]:
+  left = {seed: [s for s in settings if (s, seed) not in runs] for seed in SEEDS}
   return [f'Missing with seed {seed}: '
-          f'{"all" if len(names) == len(methods) else ", ".join(names)}.'
+          f'{"all" if len(names) == len(settings) else "; ".join(names).replace("method=", "")}.'
           for seed, names in left.items() if names] or ['No run is missing.']
 
 
@@ -104,12 +127,11 @@ def _average(tests) -> str:
   return f'{statistics.mean(accs):.1f} ({statistics.stdev(accs) / math.sqrt(len(accs)):.1f})'
 
 
-def _list_blocks(method, tests) -> str:
-  facts = FACTS.get(method, FACTS['rim'])
-  if not tests or len(tests[0]['block_acc']) < 2 or not facts.has_blocks:
+def _list_means(by_run: list[list[float]]) -> str:
+  """Means over runs, in %, of what each has one for each block."""
+  if not by_run or len(by_run[0]) < 2:
     return MISSING
-  return ' / '.join(f'{100 * statistics.mean(accs):.0f}'
-                    for accs in zip(*(test['block_acc'] for test in tests), strict=True))
+  return ' / '.join(f'{100 * statistics.mean(accs):.0f}' for accs in zip(*by_run, strict=True))
 
 
 def _time(tests) -> str:
