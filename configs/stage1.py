@@ -2,7 +2,8 @@
 
   python -m rim_jax.main --config=configs/stage1.py
       The chain task. Cost: 3 minutes of 2 CPU cores; the same run as the first stage of rim.py.
-      Score: 98.8 / 100.0 / 100.0 % of test questions after block 4 (seeds 0 / 1 / 2).
+      Score: 98.8 / 100.0 / 100.0 % of test questions after block 4 (seeds 0 / 1 / 2), in
+      earlier code.
   python -m rim_jax.main --config=configs/stage1.py:PRESET --config.data.dir=DIR
       Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
       llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py.
