@@ -7,8 +7,8 @@ Stage 0 writes the whole chain; the last stage keeps all the thoughts and writes
       The chain task. Cost: not measured alone; about 5 minutes of 1 CPU core in a sweep.
       Score: 100.0 / 59.0 / 9.2 % of test questions (seeds 0 / 1 / 2; chance is 10).
   python -m rim_jax.main --config=configs/coconut.py:PRESET --config.data.dir=DIR
-      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
-      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
+      Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
+      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
       but for a variant of prosqa_small (docs/results.md).
 """
 

@@ -8,8 +8,8 @@ network answers directly.
       The chain task. Cost: not measured alone; about 5 minutes of 1 CPU core in a sweep.
       Score: 20.4 / 9.8 / 19.3 % of test questions (seeds 0 / 1 / 2; chance is 10).
   python -m rim_jax.main --config=configs/icot.py:PRESET --config.data.dir=DIR
-      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
-      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
+      Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
+      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
       but for a variant of prosqa_small (docs/results.md).
 """
 

@@ -8,9 +8,9 @@ The gate begins closed, so that a network trained by rim.py can be gone on with:
       The chain task. Cost: not measured alone. Score: 99.9 / 100.0 / 99.9 %
       (seeds 0 / 1 / 2; chance is 10).
   python -m rim_jax.main --config=configs/looped.py:PRESET --config.data.dir=DIR
-      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
-      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py, and up to twice that of RiM.
-      Score: not measured.
+      Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
+      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py, and up to
+      twice that of RiM. Score: not measured.
   python -m rim_jax.main --config=configs/looped.py --mode=eval --config.eval.budget_passes=4 \\
       --config.eval.budget_blocks=-1
       And then accuracy and time to the first token for each number of passes and blocks.

@@ -7,9 +7,9 @@ As many thoughts as Coconut ends with, and 24 on a pretrained model; no curricul
       The chain task. Cost: not measured alone. Score: 13.0 / 49.2 / 100.0 %
       (seeds 0 / 1 / 2; chance is 10).
   python -m rim_jax.main --config=configs/pccot.py:PRESET --config.data.dir=DIR
-      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
-      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured. On the last three
-      the optimizer is that of its authors, who train for 40 epochs (GPT-2) and 10 (Llama); the
+      Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
+      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured.
+      On the last three the optimizer is that of its authors, who train for 40 epochs (GPT-2) and 10 (Llama); the
       presets train every method for 8.
 """
 

@@ -7,8 +7,8 @@
       GSM8K, the whole way, with a network far too small to learn it.
       Cost: 15 minutes of 1 CPU core. Score: 2.7 % (seed 0).
   python -m rim_jax.main --config=configs/rim.py:PRESET --config.data.dir=DIR
-      Another task or model: gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2, llama3_2_1b,
-      llama3_2_3b.
+      Another task or model: chain_harder, gsm8k_perturbed, prosqa_small, prosqa, smollm2,
+      gpt2, llama3_2_1b, llama3_2_3b.
       Cost: in configs/presets.py. Score: there for smollm2, in docs/results.md for a variant of
       prosqa_small; else not measured.
 

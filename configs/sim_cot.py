@@ -8,8 +8,8 @@ As coconut.py, and answering is the same; the thoughts of a step are also read a
       The chain task. Cost: not measured alone. Score: 100.0 / 100.0 / 100.0 %
       (seeds 0 / 1 / 2; chance is 10).
   python -m rim_jax.main --config=configs/sim_cot.py:PRESET --config.data.dir=DIR
-      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
-      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured.
+      Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
+      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured.
 """
 
 from configs import presets

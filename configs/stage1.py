@@ -5,8 +5,8 @@
       Score: 98.8 / 100.0 / 100.0 % of test questions after block 4 (seeds 0 / 1 / 2), in
       earlier code.
   python -m rim_jax.main --config=configs/stage1.py:PRESET --config.data.dir=DIR
-      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
-      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py.
+      Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
+      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py.
       Score: not measured, but 2.4 % with gsm8k (seed 0).
 """
 

@@ -5,8 +5,8 @@
       The chain task. Cost: 1 minute of 2 CPU cores; the same run as the second stage of rim.py.
       Score: as rim.py, 99.8 / 99.9 / 100.0 % of test questions (seeds 0 / 1 / 2).
   python -m rim_jax.main --config=configs/stage2.py:PRESET --config.data.dir=DIR
-      Another task or model: gsm8k, gsm8k_perturbed, prosqa_small, prosqa, smollm2, gpt2,
-      llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py.
+      Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
+      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py.
       Score: not measured, but 2.7 % with gsm8k (seed 0).
 """
 
