@@ -10,8 +10,8 @@ stands in rim_jax/methods/lotus.py). Else as rim.py.
   python -m rim_jax.main --config=configs/lotus.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured.
-      On the last three adapters train at the preset's rate, where its authors train all parameters at 1e-4 and 5e-5
-      from a network that writes chains; --config.train.init_from names such a run.
+      On the last three adapters train at the preset's rate, where its authors train all parameters
+      at 1e-4 and 5e-5 from a network that writes chains; --config.train.init_from names such a run.
 """
 
 from configs import presets

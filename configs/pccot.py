@@ -9,8 +9,8 @@ As many thoughts as Coconut ends with, and 24 on a pretrained model; no curricul
   python -m rim_jax.main --config=configs/pccot.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured.
-      On the last three the optimizer is that of its authors, who train for 40 epochs (GPT-2) and 10 (Llama); the
-      presets train every method for 8.
+      On the last three the optimizer is that of its authors, who train for 40 epochs (GPT-2)
+      and 10 (Llama); the presets train every method for 8.
 """
 
 from configs import presets
