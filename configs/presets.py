@@ -46,12 +46,15 @@ def make_chain(method: str):
 
 
 def make_chain_harder(method: str):
-  """Five steps of + and -: in one pass over its blocks RiM stops at the third (docs/results.md).
+  """Five steps of + and -: a longer way to the answer, which RiM finds on two seeds of three.
+
+    python -m rim_jax.main --config=configs/rim.py:chain_harder
 
   Two things differ from `chain` beside the data: three times the examples, and weights of stage 1
   that do not fade, as later steps are learned long after the first.
 
-  Cost: 20 to 60 minutes of 1 CPU core, by method. Score: docs/results.md.
+  Cost: 10 to 25 minutes of 1 CPU core, by method. Score: RiM 100.0 / 10.3 / 100.0 %, chain of
+  thought 100.0, direct 10.9 (seed 0; chance is 10). Other methods not measured.
   """
   config = make_chain(method)
   config.data.chain.update({'min_steps': 5, 'max_steps': 5, 'operators': '+-',

@@ -5,8 +5,8 @@
 
 A kept run is one JSON file: its configuration without paths, the code's commit, versions and
 hardware, its results on test (of stage 1 too, where that was asked for steps) and its controls. A
-table has a row for each setting of its recipe, and names the runs that it lacks. A test holds the
-page to the files.
+table has a row for each setting of its recipe that has a run, and names the runs that it lacks. A
+test holds the page to the files.
 """
 
 import argparse
@@ -24,8 +24,9 @@ from rim_jax.runtime.run_folder import RunFolder
 RUNS = pathlib.Path(__file__).parent / 'kept'
 PAGE = RUNS.parent / 'results.md'
 SEEDS = range(3)
-SWEEPS = {'compare_chain': compare.get_config(), 'passes': passes.get_config(),
-          'stories_cpu': stories.get_config('cpu')}  # of each table
+SWEEPS = {'compare_chain': compare.get_config(),  # of each table
+          'compare_chain_harder': compare.get_config('chain_harder'),
+          'passes': passes.get_config(), 'stories_cpu': stories.get_config('cpu')}
 MISSING = '–'
 
 
@@ -85,7 +86,7 @@ def list_settings(name: str) -> list[str]:
 
 
 def make_table(name: str) -> str:
-  """A row for each setting of a sweep, with what it has on other files, and what is missing."""
+  """A row for each setting that has a run, with what it has on other files, and what is missing."""
   runs, settings = load(name), list_settings(name)
   sets = sorted({key for run in runs.values() for key in run.get('sets', ())})
   with_steps = any('steps' in run for run in runs.values())
@@ -98,6 +99,8 @@ def make_table(name: str) -> str:
   lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
   for setting, method in zip(settings, methods):
     tests = [runs[setting, seed]['test'] for seed in SEEDS if (setting, seed) in runs]
+    if not tests:
+      continue
     steps = [runs[setting, seed].get('steps') or [] for seed in SEEDS if (setting, seed) in runs]
     others = (_list_seeds(runs, setting, lambda run, key=key: run['sets'][key]) for key in sets)
     cells = [f'`{method}`' if has_methods else setting.replace(',', ', '),
@@ -114,10 +117,14 @@ def _list_seeds(runs, setting, get_result) -> str:
 
 
 def _list_missing(runs, settings) -> list[str]:
-  left = {seed: [s for s in settings if (s, seed) not in runs] for seed in SEEDS}
-  return [f'Missing with seed {seed}: '
-          f'{"all" if len(names) == len(settings) else "; ".join(names).replace("method=", "")}.'
-          for seed, names in left.items() if names] or ['No run is missing.']
+  lines = []
+  for seed in SEEDS:
+    there = [s.removeprefix('method=') for s in settings if (s, seed) in runs]
+    left = [s.removeprefix('method=') for s in settings if (s, seed) not in runs]
+    told = f'all but {"; ".join(there)}' if 0 < len(there) < len(left) else '; '.join(left)
+    if left:
+      lines.append(f'Missing with seed {seed}: {told if there else "all"}.')
+  return lines or ['No run is missing.']
 
 
 def _average(tests) -> str:
