@@ -111,7 +111,7 @@ BAD_COMMANDS = {
     'typo in a recipe': (['--config=typo.py'], ("'evry_steps'", "did you mean 'every_steps'")),
     'type in a recipe': (['--config=retyped.py'], ('retyped.py', 'every_steps', 'int')),
     'unknown preset': ([f'--config={ROOT}/configs/rim.py:gsm9k'],
-                       ('rim.py:gsm9k', "no preset 'gsm9k'", 'chain, gsm8k')),
+                       ('rim.py:gsm9k', "no preset 'gsm9k'", 'chain_harder, gsm8k')),
     'unknown key': ([T, '--config.optim.learning_rat=1'],
                     ("'optim.learning_rat'", "did you mean 'optim.learning_rate'")),
     'unknown group': ([T, '--config.optm.b1=1'], ("'optm.b1'", "did you mean 'optim.b1'")),
@@ -987,7 +987,7 @@ def test_a_bug_is_not_called_a_users_mistake(monkeypatch):
     ([], ('--config is missing', 'configs/rim.py')),
     (['--config=configs/none.py'], ('configs/none.py', 'there are configs/')),
     (['--config=configs/rim.py', '--config.optim.learning_rat=1'], ("'optim.learning_rate'",)),
-    (['--config=configs/rim.py:gsm9k'], ("'gsm9k'", 'chain, gsm8k')),
+    (['--config=configs/rim.py:gsm9k'], ("'gsm9k'", 'chain_harder, gsm8k')),
     (['--config=configs/rim.py', '--config.model.num_heads=5'], ('num_heads=5', 'head_dim')),
     (['--config=configs/rim.py', '--mode=trian'], ('trian', 'train|eval|generate')),
 ])

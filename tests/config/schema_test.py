@@ -111,7 +111,7 @@ def test_the_recipes_of_a_preset_differ_in_the_method_only():
 
 
 def test_an_unknown_preset_is_told():
-  with pytest.raises(UserError, match="no preset 'gsm9k'; there are chain, gsm8k"):
+  with pytest.raises(UserError, match="no preset 'gsm9k'; there are chain, chain_harder, gsm8k"):
     load_recipe('rim').get_config('gsm9k')
 
 
