@@ -75,14 +75,19 @@ def _find_steps(stages) -> list[float] | None:
 def load(name: str) -> dict[tuple[str, int], dict]:
   """(setting, seed) -> the kept run of that name."""
   runs = [json.loads(path.read_text()) for path in sorted((RUNS / name).glob('*.json'))]
-  return {(run['point'].rpartition(',seed=')[0], run['config']['seed']): run for run in runs}
+  return {(_name_setting(run['point']), run['config']['seed']): run for run in runs}
 
 
 def list_settings(name: str) -> list[str]:
-  """Names of a sweep's points without their seeds, in the order of its recipe."""
-  return list(dict.fromkeys(
-      ','.join(f'{key}={value}' for key, value in point['factors'].items() if key != 'seed')
-      for point in SWEEPS[name].points))
+  """The settings of a sweep, in the order of its recipe."""
+  points = [','.join(f'{key}={value}' for key, value in point['factors'].items())
+            for point in SWEEPS[name].points]
+  return list(dict.fromkeys(map(_name_setting, points)))
+
+
+def _name_setting(point: str) -> str:
+  """A point's name without its seed; where settings are methods, the method's name is enough."""
+  return point.rpartition(',seed=')[0].removeprefix('method=')
 
 
 def make_table(name: str) -> str:
@@ -90,37 +95,56 @@ def make_table(name: str) -> str:
   runs, settings = load(name), list_settings(name)
   sets = sorted({key for run in runs.values() for key in run.get('sets', ())})
   with_steps = any('steps' in run for run in runs.values())
-  # Where settings are methods, a method's name is enough.
-  methods = [setting.removeprefix('method=') for setting in settings]
-  has_methods = not any('=' in method for method in methods)
-  head = ['method' if has_methods else 'setting', 'final answer by seed, %', 'mean (s.e.)',
+  head = ['setting' if '=' in settings[0] else 'method', 'final answer by seed, %', 'mean (s.e.)',
           'after block 1, 2, ...: mean', *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
           'first answer token, x direct', *(f'`{key}` by seed, %' for key in sets)]
-  lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
-  for setting, method in zip(settings, methods):
-    tests = [runs[setting, seed]['test'] for seed in SEEDS if (setting, seed) in runs]
-    if not tests:
+  rows = []
+  for setting in settings:
+    there = [runs[setting, seed] for seed in SEEDS if (setting, seed) in runs]
+    if not there:
       continue
-    steps = [runs[setting, seed].get('steps') or [] for seed in SEEDS if (setting, seed) in runs]
+    tests = [run['test'] for run in there]
     others = (_list_seeds(runs, setting, lambda run, key=key: run['sets'][key]) for key in sets)
-    cells = [f'`{method}`' if has_methods else setting.replace(',', ', '),
-             _list_seeds(runs, setting, lambda run: run['test']), _average(tests),
-             _list_means([test['block_acc'] for test in tests]),
-             *([_list_means(steps)] * with_steps), _time(tests), *others]
-    lines.append(f'| {" | ".join(cells)} |')
-  return '\n'.join([*lines, '', *_list_missing(runs, settings)])
+    rows.append([f'`{setting}`', _list_seeds(runs, setting, lambda run: run['test']),
+                 _average(tests), _list_means([test['block_acc'] for test in tests]),
+                 *([_list_means([run.get('steps', []) for run in there])] * with_steps),
+                 _time(tests), *others])
+  return '\n'.join([*_draw(head, rows), '', *_list_missing(runs, settings)])
 
 
-def _list_seeds(runs, setting, get_result) -> str:
-  return ' / '.join(f"{100 * get_result(runs[setting, seed])['final_acc']:.1f}"
+def make_controls(name: str, setting: str) -> str:
+  """A row for each change of the blocks, with what it gave after the last block."""
+  runs = load(name)
+
+  def tell(control, key='final_acc'):
+    return _list_seeds(runs, setting, lambda run: run['controls']['controls'][control], key)
+  return '\n'.join(_draw(['% right after the last block, by seed', 'found'], [
+      ['as trained', tell('as_trained')], ['no blocks', tell('no_blocks')],
+      ['all blocks from another question: own answer', tell('swapped')],
+      ["the same: the other question's right answer", tell('swapped', 'final_donor_acc')],
+      ['the same: what the network answers to the other question',
+       tell('swapped', 'final_donor_model_acc')],
+      ['averaged over other questions', tell('averaged')],
+      ['block rows drawn anew', tell('untrained_rows')],
+      ['question hidden from the readout in this test, not in training',
+       tell('question_hidden')]]))
+
+
+def _draw(head: list[str], rows: list[list[str]]) -> list[str]:
+  return [f'| {" | ".join(head)} |', '|---' * len(head) + '|',
+          *(f'| {" | ".join(cells)} |' for cells in rows)]
+
+
+def _list_seeds(runs, setting, get_result, key='final_acc') -> str:
+  return ' / '.join(f'{100 * get_result(runs[setting, seed])[key]:.1f}'
                     if (setting, seed) in runs else MISSING for seed in SEEDS)
 
 
 def _list_missing(runs, settings) -> list[str]:
   lines = []
   for seed in SEEDS:
-    there = [s.removeprefix('method=') for s in settings if (s, seed) in runs]
-    left = [s.removeprefix('method=') for s in settings if (s, seed) not in runs]
+    there = [s for s in settings if (s, seed) in runs]
+    left = [s for s in settings if (s, seed) not in runs]
     told = f'all but {"; ".join(there)}' if 0 < len(there) < len(left) else '; '.join(left)
     if left:
       lines.append(f'Missing with seed {seed}: {told if there else "all"}.')
@@ -148,12 +172,14 @@ def _time(tests) -> str:
 
 def write_tables(page: str) -> str:
   """The page with each table between its two marks."""
-  for name in sorted(path.name for path in RUNS.iterdir()):
-    begin, end = f'<!-- table {name}: python -m docs.make_tables -->', '<!-- end -->'
+  tables = {f'table {path.name}': make_table(path.name) for path in sorted(RUNS.iterdir())}
+  tables['controls of rim in stories_cpu'] = make_controls('stories_cpu', 'rim')
+  for name, table in tables.items():
+    begin, end = f'<!-- {name}: python -m docs.make_tables -->', '<!-- end -->'
     before, found, rest = page.partition(begin)
     if not found:
       raise ValueError(f'{PAGE.name} has no place for {name}: {begin}')
-    page = f'{before}{begin}\n{make_table(name)}\n{end}{rest.partition(end)[2]}'
+    page = f'{before}{begin}\n{table}\n{end}{rest.partition(end)[2]}'
   return page
 
 

@@ -161,10 +161,10 @@ def test_a_table_names_what_is_missing_and_kept_runs_no_path(name, monkeypatch, 
   (setting, seed), *_ = runs
   shutil.copytree(make_tables.RUNS / name, tmp_path / name)
   before = make_tables.make_table(name)
-  (tmp_path / name / f'{setting},seed={seed}.json').unlink()
+  (tmp_path / name / f'{runs[setting, seed]["point"]}.json').unlink()
   monkeypatch.setattr(make_tables, 'RUNS', tmp_path)
   (told,) = [line for line in make_tables.make_table(name).split('\n')
              if line.startswith(f'Missing with seed {seed}:')]
-  named = setting.removeprefix('method=') in re.split('[ ;.]+', told)
+  named = setting in re.split('[ ;.]+', told)
   assert f'with seed {seed}: all.' in told or named == ('all but' not in told)
   assert make_tables.make_table(name) != before
