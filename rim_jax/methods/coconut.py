@@ -81,6 +81,12 @@ def find_inputs(model, tokens_bt, fields: batch_lib.Fields, config: Config,
   return jax.vmap(lambda x, i, h: x.at[i].set(h, mode='drop'))(inputs_btd, index_bj, thoughts_bjd)
 
 
+def count_inputs(row_tokens: int, limits: batch_lib.RowLimits, config: Config) -> int:
+  """The rows once, and in each turn but the last a token of every example."""
+  num_thoughts = config.layout.block_tokens * config.layout.num_blocks
+  return num_thoughts and row_tokens + (num_thoughts - 1) * limits.examples
+
+
 def prefill(model, trunks, start_br, config: Config, tail):
   """Reads trunks for decoding: the question and `<b>` at once, a token for each thought, the rest.
 
@@ -172,4 +178,4 @@ def _join(*fields: batch_lib.Fields):
   return jax.tree.map(lambda *x: jnp.concatenate(x, 1), *fields)
 
 
-COCONUT_STAGE = Method(lay_out, inputs=find_inputs, prefill=prefill)
+COCONUT_STAGE = Method(lay_out, inputs=find_inputs, count_inputs=count_inputs, prefill=prefill)

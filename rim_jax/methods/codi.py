@@ -107,4 +107,5 @@ class Added(nnx.Module):
 
 
 CODI = Method(lay_out, norm=paired.count_pairs, means=share_means, inputs=coconut.find_inputs,
-              losses=paired.distill, prefill=coconut.prefill, make_added=Added)
+              count_inputs=coconut.count_inputs, losses=paired.distill, prefill=coconut.prefill,
+              make_added=Added)

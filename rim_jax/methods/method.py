@@ -66,6 +66,9 @@ class Method:
   # (model, tokens i32[b, t], Fields, Config, RowLimits, dropout key)
   # -> what stands in for the embedded tokens, f[b, t, d], or None: they do.
   inputs: Callable[..., jax.Array | None] | None = None
+  # (tokens of a row, RowLimits, Config) -> tokens of a row that enter the layers before these
+  # inputs are found, padding too.
+  count_inputs: Callable[..., int] | None = None
   # (model, Batch, Read, Config) -> name -> a sum over pairs. Its mean over those of an update is
   # added to the loss, and told in metrics.jsonl as train/added_NAME.
   losses: Callable[..., dict[str, jax.Array]] | None = None
@@ -104,6 +107,11 @@ class Method:
     student_lbpd, teacher_lbpd = jnp.split(states_lbpd.astype(jnp.float32), 2, 2)
     read = Read(inputs_btd, x_btd, student_lbpd, jax.lax.stop_gradient(teacher_lbpd), paired_bp)
     return model.compute_logits_at(x_btd, batch.slot_index), self.losses(model, batch, read, config)
+
+  def count_tokens(self, row_tokens: int, limits: batch_lib.RowLimits, config: Config) -> int:
+    """Tokens of a row that enter the layers in a forward for training, padding too."""
+    found = self.count_inputs(row_tokens, limits, config) if self.count_inputs else 0
+    return found + row_tokens
 
   def feed(self, model, tokens_bt, fields: batch_lib.Fields, config: Config,
            limits: batch_lib.RowLimits = batch_lib.ONE_EXAMPLE, dropout_key=None

@@ -92,16 +92,8 @@ def loop(host: Method, rule: Rule, num_passes: int) -> Method:
   """A modifier: a method whose tokens are embedded as they are, with its blocks read repeatedly."""
   assert num_passes > 1 and not (host.inputs or host.prefill or host.make_added)
   passes = Passes(rule.feed, num_passes)
-  return dataclasses.replace(host, inputs=passes.find_inputs, prefill=passes.prefill,
-                             make_added=rule.make_added)
-
-
-def count_row_tokens(row_tokens: int, limits: batch_lib.RowLimits, config: Config) -> int:
-  """Tokens of a row that enter the layers in a forward for training, padding too."""
-  num_passes = config.loop.num_passes
-  if num_passes == 1 or not config.loop_rule:
-    return row_tokens
-  return limits.trunk_tokens + (num_passes - 2) * limits.block_tokens + row_tokens
+  return dataclasses.replace(host, inputs=passes.find_inputs, count_inputs=passes.count_inputs,
+                             prefill=passes.prefill, make_added=rule.make_added)
 
 
 # ---- The passes ----
@@ -147,6 +139,12 @@ class Passes:
                            blocks, self.count - 2, config, dropout_key)
     fed_bwd = self.feed(model, blocks.tokens, embedded_bwd, x_bwd)
     return _put(embedded_btd, in_rows, constrain(fed_bwd, BATCH, None, None))
+
+  def count_inputs(self, row_tokens: int, limits: batch_lib.RowLimits, config: Config) -> int:
+    """The trunks once, and their blocks in each pass between the first and the last."""
+    del config
+    trunk_tokens = limits.trunk_tokens or row_tokens
+    return trunk_tokens + (self.count - 2) * (limits.block_tokens or trunk_tokens)
 
   def prefill(self, model, trunks, start_br, config: Config, tail):
     """As `decode.prefill`; the cache holds the question, and of the blocks the last pass."""

@@ -24,7 +24,6 @@ from rim_jax.config import Config, MeshConfig
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
-from rim_jax.methods import passes
 from rim_jax.model import attention_gpu, sharding
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import typical as typical_lib
@@ -97,24 +96,29 @@ def compute_model_flops(config: Config, program, rows: typical_lib.Rows) -> floa
   """FLOPs of a step that a model needs, by arithmetic on its shapes: the numerator of MFU.
 
   2 for each weight that a token meets, forward; as many for the gradient of its input, and again
-  for that of the weight if it trains. The vocabulary is met at slots only. Neither attention, which
-  depends on the data, nor what remat computes again is in it.
+  for that of the weight if it trains. The vocabulary is met at slots only. An auxiliary decoder
+  reads each row once, if thoughts are in it. Neither attention, which depends on the data, nor what
+  is computed again nor CODI's projection is in it.
   """
   trains = {jax.tree_util.keystr(path) for path, _ in
             jax.tree_util.tree_leaves_with_path(program.abstract[0].params)}
-  tokens = rows.batch_rows * passes.count_row_tokens(
-      config.layout.row_tokens, rows.limits, config)
+  row_tokens = config.layout.row_tokens
+  row_reads = methods.get_method(config).count_tokens(row_tokens, rows.limits, config)
   total = 0.0
   for part in (program.abstract[0].params, program.abstract[1]):
     for path, leaf in jax.tree_util.tree_leaves_with_path(part):
-      name = path[-1].key
-      if name in ('kernel', 'a', 'b'):
-        met = tokens
-      elif name == ('embedding' if config.model.tie_embeddings else 'head'):
-        met = rows.batch_rows * rows.row_slots
+      where = [key.key for key in path]
+      decodes = where[:2] == ['added', 'decoder']
+      if where[0] == 'added' and not (decodes and row_reads > row_tokens):
+        continue
+      if where[-1] in ('kernel', 'a', 'b'):
+        met = row_tokens if decodes else row_reads
+      elif where[-1] == ('embedding' if config.model.tie_embeddings else 'head'):
+        met = rows.row_slots
       else:
         continue
-      total += 2.0 * leaf.size * met * (3 if jax.tree_util.keystr(path) in trains else 2)
+      total += 2.0 * leaf.size * rows.batch_rows * met * (
+          3 if jax.tree_util.keystr(path) in trains else 2)
   return total
 
 

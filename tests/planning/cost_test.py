@@ -28,6 +28,18 @@ def test_tokens_of_every_pass_meet_the_layers():
   assert cost.estimate(config).flops == pytest.approx(want, rel=1e-12)
 
 
+@pytest.mark.parametrize('decoder, row, read', [
+    ('none', 24, 0), ('shared', 36, 0), ('copy', 36, 36)])
+def test_tokens_of_thoughts_and_of_a_second_decoder_meet_layers(decoder, row, read):
+  """A row an example: read before its thoughts, two of three thoughts, read with them."""
+  config = support.make_config('coconut_stage', layout__row_tokens=row, layout__row_slots=20,
+                               layout__block_tokens=3, layout__skip_steps=-1, aux__decoder=decoder)
+  layer = 16 * 16 * 4 + 2 * 16 * 32
+  vocab = compile_lib.get_vocab_size(config)
+  want = 64 * 6 * ((row + 2 + row + read) * 2 * layer + (20 + 20 * (read > 0)) * vocab * 16)
+  assert cost.estimate(config).flops == pytest.approx(want, rel=1e-12)
+
+
 def test_a_curriculum_is_the_sum_of_its_stages_and_epochs_are_counted_where_data_are_drawn():
   config = support.make_config('rim', train__num_examples=0, train__num_epochs=2.0)
   assert cost.estimate(config).num_examples == pytest.approx(80)  # of 40 records
