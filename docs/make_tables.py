@@ -18,7 +18,8 @@ import statistics
 from configs import compare
 from configs.sweeps import passes, stories
 from rim_jax import reader
-from rim_jax.config import PATH_KEYS, flatten
+from rim_jax.config import PATH_KEYS, flatten, grid
+from rim_jax.planning import cost
 from rim_jax.runtime.run_folder import RunFolder
 
 RUNS = pathlib.Path(__file__).parent / 'kept'
@@ -112,6 +113,38 @@ def make_table(name: str) -> str:
   return '\n'.join([*_draw(head, rows), '', *_list_missing(runs, settings)])
 
 
+def make_costs(name: str) -> str:
+  """A row for each method: what its training and an answer cost."""
+  runs, direct = load(name), None
+  rows = []
+  for setting in list_settings(name):
+    point, = grid.load_points(SWEEPS[name], name, f'method={setting},seed=0')
+    flops = cost.estimate(point.config).flops
+    direct = direct or flops
+    run = runs[setting, 0]
+    num_passes, num_tokens = count_to_first(run['test']['latency'][0],
+                                            run['config']['layout.block_tokens'])
+    rows.append([f'`{setting}`', f'{flops / direct:.2f}', str(num_passes), str(num_tokens)])
+  return '\n'.join(_draw(
+      ['method', 'FLOPs of training, x direct', 'passes until the first answer token',
+       'tokens that the layers read until then'], rows))
+
+
+def count_to_first(entry: dict, block_tokens: int) -> tuple[int, int]:
+  """Of an answer: (passes one after the other, tokens that they read) until its first token.
+
+  Args:
+    entry: what a run's results say of its latency.
+  """
+  assert not entry['prefix_tokens'], 'a forced prefix is not counted here'
+  thoughts, rounds = entry['num_thoughts'], entry.get('num_passes', 1)
+  blocks = entry['num_blocks'] * ((thoughts or block_tokens) + 2)
+  # Thoughts that are found one by one: a pass for each, and one for what stands behind them.
+  more = thoughts + 1 if thoughts and rounds == 1 else 0
+  more += entry['generated_to_first'] - 1
+  return rounds + more, entry['prompt_tokens'] + rounds * blocks + more
+
+
 def make_controls(name: str, setting: str) -> str:
   """A row for each change of the blocks, with what it gave after the last block."""
   runs = load(name)
@@ -173,6 +206,7 @@ def _time(tests) -> str:
 def write_tables(page: str) -> str:
   """The page with each table between its two marks."""
   tables = {f'table {path.name}': make_table(path.name) for path in sorted(RUNS.iterdir())}
+  tables['costs of compare_chain'] = make_costs('compare_chain')
   tables['controls of rim in stories_cpu'] = make_controls('stories_cpu', 'rim')
   for name, table in tables.items():
     begin, end = f'<!-- {name}: python -m docs.make_tables -->', '<!-- end -->'

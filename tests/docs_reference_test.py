@@ -7,11 +7,14 @@ import re
 import shutil
 import tarfile
 
+import jax
 import pytest
 
 from configs import presets
 from docs import make_reference, make_tables
 from rim_jax import config as config_lib
+from rim_jax.evaluation import decode
+from rim_jax.model import transformer
 from rim_jax.results import judge
 from tests import support
 
@@ -150,6 +153,28 @@ def test_the_tables_of_results_are_those_of_the_kept_runs():
   """After a run is kept: python -m docs.make_tables."""
   page = make_tables.PAGE.read_text()
   assert make_tables.write_tables(page) == page
+
+
+@pytest.mark.parametrize('method, thoughts, passes', [
+    ('rim_stage2', 0, 1), ('rim_stage2', 0, 3), ('coconut_stage', 3, 1), ('pccot', 3, 2),
+    ('lotus_stage', 3, 2)])
+def test_costs_of_an_answer_are_counted_tokens(method, thoughts, passes, monkeypatch):
+  config = support.make_config(method, layout__block_tokens=thoughts or 1, loop__num_passes=passes)
+  count = config.layout.num_blocks
+  model, counted, real = support.make_model(config), [], transformer.Transformer.__call__
+
+  def call(self, tokens, positions, *args, **kwargs):
+    jax.debug.callback(lambda: counted.append(positions.size))
+    return real(self, tokens, positions, *args, **kwargs)
+  monkeypatch.setattr(transformer.Transformer, '__call__', call)
+  trunks = decode.make_trunks([range(5)], count, 5 + count * (config.layout.block_tokens + 2), 1,
+                              config, model.vocab_size)
+  jax.jit(lambda: decode.prefill(model, config, trunks, (count,))[0])()
+  jax.effects_barrier()
+  entry = {'prompt_tokens': 5, 'num_blocks': count, 'num_thoughts': thoughts, 'prefix_tokens': 0,
+           'generated_to_first': 3} | ({'num_passes': passes} if passes > 1 else {})
+  assert make_tables.count_to_first(entry, config.layout.block_tokens) == (
+      len(counted) + 2, sum(counted) + 2)  # two tokens more are written first
 
 
 @pytest.mark.parametrize('name', sorted(p.name for p in make_tables.RUNS.iterdir()))
