@@ -98,7 +98,7 @@ def make_gsm8k_perturbed(method: str):
 
   DIR as for gsm8k, or none to download it. The data take about 4 minutes of one core, once; the
   network is trained on bytes, 8 passes. Score: not measured.
-  Cost: one H100, 1.2 to 2.9 hours at 10 % of its peak; 4e17 to 1e18 FLOPs, by method (--dry_run
+  Cost: one H100, 1.1 to 2.9 hours at 10 % of its peak; 4e17 to 1e18 FLOPs, by method (--dry_run
   of configs/compare.py tells): an estimate, nothing was trained. A laptop can only try the way with
   --config.data.perturbed.total=2000 --config.model.num_layers=2 --config.model.embed_dim=64
   --config.model.num_heads=2 --config.model.mlp_dim=256.
