@@ -47,6 +47,7 @@ change, because they change nothing in what is trained: the groups
 {sections},
 and the keys
 {keys}.
+With `distill.std` other than `example`, `train.num_micro_batches` may not change either.
 '''
 _FLAGS_HEAD = '''<!-- Made by `python -m docs.make_reference` from rim_jax/command_line.py. -->
 # Flags: what `python -m rim_jax.main` takes
@@ -63,7 +64,7 @@ _PRESETS_HEAD = '''<!-- Made by `python -m docs.make_reference` from configs/pre
 A preset is a task with its network: `--config=configs/rim.py:gsm8k`. The tables have each key that
 a preset of `configs/rim.py` sets to another value than [the default](configuration.md). A dash is
 the default. Other methods get nearly the same values, and `configs/presets.py` has what is theirs
-alone (the groups {left_out}). Few values were searched for:
+alone (the groups {left_out}). Most values were not searched for:
 [results](../results.md) has what was measured, [reproduction](../reproduction.md) what is the
 paper's. `data.dir` and `model.init_from` name files of yours. Without `data.dir` GSM8K
 is downloaded, and `smollm2` finds its own model.

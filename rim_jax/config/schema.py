@@ -152,8 +152,8 @@ class LayoutConfig:
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
   """Passes over the block tokens, each fed states of the one before (docs/concepts.md)."""
-  # R: passes over the block tokens of a method that can take several; 1: they are read once. pccot
-  # takes one more than it has iterations; lotus sets it for each stage.
+  # R: how often block tokens are read, by a method that can read them again; 1: once. For pccot
+  # R - 1 is the number of its iterations. lotus sets R itself, stage by stage.
   num_passes: AtLeastOne = 1
   # What they are fed from the second pass on. gate: each its own row, and its last state through a
   # trained gate that begins closed. add: each `<m>` its row and its last state. shift: each `<m>`
@@ -179,7 +179,7 @@ class LoraConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """A decoder-only transformer; GPT-2, Llama, Qwen and Gemma 3 are settings of it."""
+  """A decoder-only transformer; GPT-2, Llama, Mistral, Qwen and Gemma 3 are settings of it."""
   # A Hugging Face directory, a GGUF file, or hf:ORG/NAME[/PART][@REVISION] on the hub. It then sets
   # the shape below, and has the weights.
   init_from: str = ''
@@ -426,7 +426,8 @@ class EvalConfig:
 @dataclasses.dataclass(frozen=True)
 class ExportConfig:
   """`--mode=export`: a run as a Hugging Face model, or as PEFT adapters."""
-  dir: str = ''  # Directory that is written, on a local disk; '': WORKDIR/export.
+  # Directory that is written, on a local disk; '': `export` in the run's own (of rim in stage2's).
+  dir: str = ''
   adapters: bool = False  # True: PEFT adapters; False: a whole model with merged weights.
   # Give the exported model an output matrix of its own, in which the block tokens never win. False:
   # keep it tied and list them in suppress_tokens.
@@ -442,7 +443,7 @@ class ControlsConfig:
   direct_dir: str = ''  # WORKDIR of the matched run of method direct; '': left out.
   pause_dir: str = ''  # WORKDIR of the matched run of method pause; '': left out.
   probes: bool = False  # Also fit linear probes and PCA on block states; needs scikit-learn.
-  # Questions of train, and of valid, that probes are fitted on; 0: all.
+  # Questions of train that probes are fitted on, and at most as many of valid to tune them; 0: all.
   num_probe_examples: Count = 2000
   # train: as said above. valid: fitted on that many questions of valid, on which nothing was
   # trained, and tuned on the others of valid.

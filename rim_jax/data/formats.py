@@ -369,7 +369,7 @@ SHAPES = (
           'ASDiv; the unit in brackets is left out', _parse_asdiv),
     Shape(('question', 'answer'),
           '{"question": "...", "answer": "Tom has <<2*3=6>>6 pens.\\n#### 6"}',
-          "OpenAI's GSM8K. Without `####` and without `\\boxed{}` the whole answer, one line",
+          "OpenAI's GSM8K. An answer of one line without `####` and `\\boxed{}` is taken whole",
           _parse_answer),
     Shape(('problem', 'solution'),
           '{"problem": "...", "solution": "So it is $\\\\boxed{\\\\frac{1}{2}}$."}',

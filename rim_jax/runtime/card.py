@@ -174,6 +174,12 @@ def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
     if old.get(key) != new.get(key) and storage.expand(old.get(key, ''), key) == new.get(key):
       old[key] = new[key]
 
+  # Such a deviation is taken over a micro-batch.
+  by_micro = new.get('distill.std', 'example') != 'example'
+
+  def is_free(key):
+    return config_lib.is_runtime(key) and not (by_micro and key == 'train.num_micro_batches')
+
   def describe(key):
     if key in old and key in new:
       return (f'with {key}={old[key]!r}, now it is {new[key]!r}; use another --workdir, or '
@@ -182,7 +188,7 @@ def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
     return (f'by a version of rim_jax that has {changed}; go on with that version, or use another '
             '--workdir')
   return [f'{where}: was run {describe(key)}' for key in sorted(old.keys() | new.keys())
-          if old.get(key) != new.get(key) and not config_lib.is_runtime(key)]
+          if old.get(key) != new.get(key) and not is_free(key)]
 
 
 def check_start(card: dict, start: dict | None, where) -> None:

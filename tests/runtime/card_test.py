@@ -28,6 +28,16 @@ def test_what_differs_is_told_with_both_values_and_what_only_says_where_is_not()
       f'another --workdir, or --config.optim.learning_rate={config.optim.learning_rate!r}']
 
 
+@pytest.mark.parametrize('std, free', [('example', True), ('layer', False), ('all', False)])
+def test_micro_batches_may_change_where_nothing_is_taken_over_one(std, free):
+  config = support.make_config('codi', distill__std=std)
+  other = support.set_key(config, 'train.num_micro_batches', 2)
+  found = card.find_differences({'config': dataclasses.asdict(config)}, other, 'run')
+  assert found == ([] if free else [
+      'run: was run with train.num_micro_batches=1, now it is 2; use another --workdir, or '
+      '--config.train.num_micro_batches=1'])
+
+
 def test_a_run_s_fingerprint_is_what_it_computed_and_not_where():
   def make(start=None, data='d', **changes):
     return {'config': dataclasses.asdict(support.make_config(**changes)), 'tokenizer': 't',
