@@ -163,6 +163,26 @@ def make_controls(name: str, setting: str) -> str:
        tell('question_hidden')]]))
 
 
+def make_swaps(name: str, settings) -> str:
+  """A row for each setting, by seed: whether its blocks hold the answer, of runs with controls."""
+  runs = {key: run for key, run in load(name).items() if run['controls']}
+
+  def tell(setting, *keys):
+    return ' / '.join(', '.join(
+        f"{100 * runs[setting, seed]['controls']['controls'][control][key]:.0f}"
+        for control, key in keys) if (setting, seed) in runs else MISSING for seed in SEEDS)
+  right = 'final_acc'
+  head = ['% right after the last block', 'as trained', 'no blocks',
+          'all blocks from another question: own, donor', 'averaged',
+          'question hidden in this test, not in training']
+  rows = [['expected, if the memory does the work', '', '', '0, 100', '10', '100'], *(
+      [f'`{setting}`', tell(setting, ('as_trained', right)), tell(setting, ('no_blocks', right)),
+       tell(setting, ('swapped', right), ('swapped', 'final_donor_acc')),
+       tell(setting, ('averaged', right)), tell(setting, ('question_hidden', right))]
+      for setting in settings)]
+  return '\n'.join(_draw(head, rows))
+
+
 def _draw(head: list[str], rows: list[list[str]]) -> list[str]:
   return [f'| {" | ".join(head)} |', '|---' * len(head) + '|',
           *(f'| {" | ".join(cells)} |' for cells in rows)]
@@ -207,6 +227,10 @@ def write_tables(page: str) -> str:
   """The page with each table between its two marks."""
   tables = {f'table {path.name}': make_table(path.name) for path in sorted(RUNS.iterdir())}
   tables['costs of compare_chain'] = make_costs('compare_chain')
+  tables['swaps in compare_chain'] = make_swaps('compare_chain', ('rim', 'rim_paired', 'looped'))
+  tables['swaps in passes'] = make_swaps('passes', [
+      setting for setting in list_settings('passes') if setting.startswith('layers=4')
+      and any(run['controls'] for key, run in load('passes').items() if key[0] == setting)])
   tables['controls of rim in stories_cpu'] = make_controls('stories_cpu', 'rim')
   for name, table in tables.items():
     begin, end = f'<!-- {name}: python -m docs.make_tables -->', '<!-- end -->'
