@@ -4,16 +4,17 @@
       The chain task. Three learning rates times two values of one key of the method's own, at a
       quarter of the budget, with seed 3, which no table reports. A method's best is the setting
       with the highest accuracy on valid. Cost: 72 runs of about a minute and a half of 1 CPU core.
-      Score: not measured.
+      Score: direct, pause, iCoT, Coconut, CODI and PCCoT are at chance in each of their 36 runs
+      (docs/results.md); the others were not run.
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py:PRESET,METHOD
-      One method, on any preset.
+      One method, on any preset. And at a whole budget, where a quarter is too little to choose by:
+      :PRESET,METHOD,1. Cost: six runs of METHOD's own cost. Score: not measured.
 """
 
 from configs import compare, presets
 from rim_jax.config import grid
 
 SEED = 3
-SHARE = 0.25
 # Of each method the key that it is most likely to depend on: (key, factors of its usual value).
 KNOBS = {
     'direct': ('optim.weight_decay', (1, 10)),
@@ -31,13 +32,13 @@ KNOBS = {
 }
 
 
-def _make_points(preset: str, method: str, base) -> list:
+def _make_points(preset: str, method: str, share: float, base) -> list:
   config = presets.make(method, preset)
   budget = 'num_examples' if config.train.num_examples else 'num_epochs'
-  config.train[budget] = type(config.train[budget])(config.train[budget] * SHARE)
-  # These two count epochs: a quarter of them.
-  config.icot.hold_epochs *= SHARE
-  config.icot.remove_per_epoch /= SHARE
+  config.train[budget] = type(config.train[budget])(config.train[budget] * share)
+  # These two count epochs.
+  config.icot.hold_epochs *= share
+  config.icot.remove_per_epoch /= share
   key, factors = KNOBS[method]
   section, _, name = key.partition('.')
   usual = config[section][name]
@@ -57,8 +58,9 @@ def _make_points(preset: str, method: str, base) -> list:
 
 
 def get_config(asked: str = 'chain'):
-  preset, _, method = asked.partition(',')
+  preset, method, share = (*asked.split(','), '', '')[:3]
   methods = [method] if method else compare.METHODS
   base = presets.make(methods[0], preset)
-  return grid.make_sweep_dict(
-      base, [point for name in methods for point in _make_points(preset, name, base)])
+  return grid.make_sweep_dict(base, [
+      point for name in methods
+      for point in _make_points(preset, name, float(share or 0.25), base)])

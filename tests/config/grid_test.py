@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from configs import presets
+from configs.sweeps import tuning
 from rim_jax.config import grid
 from rim_jax.errors import UserError
 from tests import support
@@ -78,7 +79,8 @@ def test_changes_found_and_made_again_are_the_other_config():
 @pytest.mark.parametrize('name, preset, count', [
     ('blocks', 'chain', 21), ('fading', 'chain', 27), ('stages', 'chain', 18),
     ('learning_rate', 'chain', 12), ('targets', 'chain', 6), ('reading', 'chain', 12),
-    ('details', 'chain', 21),
+    ('details', 'chain', 21), ('passes', 'chain_harder', 24),
+    ('tuning', 'chain', 72), ('tuning', 'chain,codi,1', 6),
     ('lora', 'chain', 15), ('learning_rate', 'chain,cot', 12), ('blocks', 'gpt2', 21),
     ('fading', 'gpt2', 27), ('stages', 'gpt2', 18),
     ('learning_rate', 'gpt2', 12), ('details', 'gpt2', 24), ('lora', 'gpt2', 15)])
@@ -89,6 +91,12 @@ def test_the_recipes_of_sweeps_are_points_that_differ(name, preset, count):
   spec.loader.exec_module(module)
   found = grid.load_points(module.get_config(preset), str(path))
   assert len(found) == count == len({grid.identify(p.config) for p in found})
+
+
+@pytest.mark.parametrize('asked, count', [('chain,codi', 64_000), ('chain,codi,1', 256_000)])
+def test_tuning_takes_a_quarter_of_a_budget_or_the_share_that_is_asked(asked, count):
+  found = grid.load_points(tuning.get_config(asked), 'tuning')
+  assert {point.config.train.num_examples for point in found} == {count}
 
 
 # ---- Random grids ----
