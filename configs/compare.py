@@ -5,8 +5,8 @@
       Score: direct 9.5, pause 9.3, iCoT 16.5, Coconut 56.1, CODI 16.6, PCCoT 54.1, LOTUS, SIM-CoT
       and chain of thought 100.0, RiM 99.9 % (means over seeds; docs/results.md).
   python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET --jobs=2
-      Any preset of configs/presets.py. Cost: --dry_run estimates it. Score: not measured,
-      but for a variant of prosqa_small (docs/results.md).
+      Any preset of configs/presets.py. Cost: --dry_run estimates it. Score: not measured, but
+      for a part of chain_harder and a variant of prosqa_small (docs/results.md).
   ... --controls
       And then, of each run with memory, whether it does the work (docs/controls.md).
 
