@@ -16,7 +16,7 @@ import pathlib
 import statistics
 
 from configs import compare
-from configs.sweeps import passes, stories
+from configs.sweeps import passes, stories, tuning
 from rim_jax import reader
 from rim_jax.config import PATH_KEYS, flatten, grid
 from rim_jax.planning import cost
@@ -27,7 +27,9 @@ PAGE = RUNS.parent / 'results.md'
 SEEDS = range(3)
 SWEEPS = {'compare_chain': compare.get_config(),  # of each table
           'compare_chain_harder': compare.get_config('chain_harder'),
-          'passes': passes.get_config(), 'stories_cpu': stories.get_config('cpu')}
+          'passes': passes.get_config(), 'stories_cpu': stories.get_config('cpu'),
+          'tuning_chain': tuning.get_config()}
+WITHOUT_SEEDS = 'tuning_chain'  # its table has the settings of a method in one row
 MISSING = '–'
 
 
@@ -88,7 +90,7 @@ def list_settings(name: str) -> list[str]:
 
 def _name_setting(point: str) -> str:
   """A point's name without its seed; where settings are methods, the method's name is enough."""
-  return point.rpartition(',seed=')[0].removeprefix('method=')
+  return point.partition(',seed=')[0].removeprefix('method=')
 
 
 def make_table(name: str) -> str:
@@ -113,21 +115,31 @@ def make_table(name: str) -> str:
   return '\n'.join([*_draw(head, rows), '', *_list_missing(runs, settings)])
 
 
+def make_tuning(name: str) -> str:
+  """A row for each method that was searched, with what each of its settings gave on test."""
+  found = {setting: f"{100 * run['test']['final_acc']:.1f}"
+           for (setting, _), run in load(name).items()}
+  rows = {}
+  for setting in list_settings(name):
+    rows.setdefault(setting.partition(',')[0], []).append(found.get(setting, MISSING))
+  return '\n'.join(_draw(
+      ['method', *(f'{rate} rate, {key}' for rate in ('half', 'usual', 'double')
+                   for key in ('usual key', 'other key'))],
+      [[f'`{method}`', *cells] for method, cells in rows.items() if set(cells) != {MISSING}]))
+
+
 def make_costs(name: str) -> str:
   """A row for each method: what its training and an answer cost."""
-  runs, direct = load(name), None
-  rows = []
-  for setting in list_settings(name):
-    point, = grid.load_points(SWEEPS[name], name, f'method={setting},seed=0')
-    flops = cost.estimate(point.config).flops
-    direct = direct or flops
-    run = runs[setting, 0]
-    num_passes, num_tokens = count_to_first(run['test']['latency'][0],
-                                            run['config']['layout.block_tokens'])
-    rows.append([f'`{setting}`', f'{flops / direct:.2f}', str(num_passes), str(num_tokens)])
+  runs = load(name)
+  flops = {setting: cost.estimate(grid.load_points(
+      SWEEPS[name], name, f'method={setting},seed=0')[0].config).flops
+           for setting in list_settings(name)}
   return '\n'.join(_draw(
       ['method', 'FLOPs of training, x direct', 'passes until the first answer token',
-       'tokens that the layers read until then'], rows))
+       'tokens that the layers read until then'],
+      [[f'`{setting}`', f"{flops[setting] / flops['direct']:.2f}", *map(str, count_to_first(
+          runs[setting, 0]['test']['latency'][0],
+          runs[setting, 0]['config']['layout.block_tokens']))] for setting in flops]))
 
 
 def count_to_first(entry: dict, block_tokens: int) -> tuple[int, int]:
@@ -163,9 +175,14 @@ def make_controls(name: str, setting: str) -> str:
        tell('question_hidden')]]))
 
 
-def make_swaps(name: str, settings) -> str:
-  """A row for each setting, by seed: whether its blocks hold the answer, of runs with controls."""
+def make_swaps(name: str, settings=None) -> str:
+  """A row for each setting, by seed: whether its blocks hold the answer, of runs with controls.
+
+  Args:
+    settings: of them these; all without it.
+  """
   runs = {key: run for key, run in load(name).items() if run['controls']}
+  asked = {setting for setting, _ in runs}
 
   def tell(setting, *keys):
     return ' / '.join(', '.join(
@@ -179,7 +196,7 @@ def make_swaps(name: str, settings) -> str:
       [f'`{setting}`', tell(setting, ('as_trained', right)), tell(setting, ('no_blocks', right)),
        tell(setting, ('swapped', right), ('swapped', 'final_donor_acc')),
        tell(setting, ('averaged', right)), tell(setting, ('question_hidden', right))]
-      for setting in settings)]
+      for setting in settings or list_settings(name) if setting in asked)]
   return '\n'.join(_draw(head, rows))
 
 
@@ -225,12 +242,11 @@ def _time(tests) -> str:
 
 def write_tables(page: str) -> str:
   """The page with each table between its two marks."""
-  tables = {f'table {path.name}': make_table(path.name) for path in sorted(RUNS.iterdir())}
+  tables = {f'table {name}': make_table(name) for name in SWEEPS if name != WITHOUT_SEEDS}
+  tables[f'settings in {WITHOUT_SEEDS}'] = make_tuning(WITHOUT_SEEDS)
   tables['costs of compare_chain'] = make_costs('compare_chain')
   tables['swaps in compare_chain'] = make_swaps('compare_chain', ('rim', 'rim_paired', 'looped'))
-  tables['swaps in passes'] = make_swaps('passes', [
-      setting for setting in list_settings('passes') if setting.startswith('layers=4')
-      and any(run['controls'] for key, run in load('passes').items() if key[0] == setting)])
+  tables['swaps in passes'] = make_swaps('passes')
   tables['controls of rim in stories_cpu'] = make_controls('stories_cpu', 'rim')
   for name, table in tables.items():
     begin, end = f'<!-- {name}: python -m docs.make_tables -->', '<!-- end -->'

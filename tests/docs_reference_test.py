@@ -14,7 +14,6 @@ from configs import presets
 from docs import make_reference, make_tables
 from rim_jax import config as config_lib
 from rim_jax.evaluation import decode
-from rim_jax.model import transformer
 from rim_jax.results import judge
 from tests import support
 
@@ -161,12 +160,7 @@ def test_the_tables_of_results_are_those_of_the_kept_runs():
 def test_costs_of_an_answer_are_counted_tokens(method, thoughts, passes, monkeypatch):
   config = support.make_config(method, layout__block_tokens=thoughts or 1, loop__num_passes=passes)
   count = config.layout.num_blocks
-  model, counted, real = support.make_model(config), [], transformer.Transformer.__call__
-
-  def call(self, tokens, positions, *args, **kwargs):
-    jax.debug.callback(lambda: counted.append(positions.size))
-    return real(self, tokens, positions, *args, **kwargs)
-  monkeypatch.setattr(transformer.Transformer, '__call__', call)
+  model, counted = support.make_model(config), support.count_reads(monkeypatch)
   trunks = decode.make_trunks([range(5)], count, 5 + count * (config.layout.block_tokens + 2), 1,
                               config, model.vocab_size)
   jax.jit(lambda: decode.prefill(model, config, trunks, (count,))[0])()
@@ -177,12 +171,17 @@ def test_costs_of_an_answer_are_counted_tokens(method, thoughts, passes, monkeyp
       len(counted) + 2, sum(counted) + 2)  # two tokens more are written first
 
 
-@pytest.mark.parametrize('name', sorted(p.name for p in make_tables.RUNS.iterdir()))
-def test_a_table_names_what_is_missing_and_kept_runs_no_path(name, monkeypatch, tmp_path):
-  runs = make_tables.load(name)
-  assert runs
-  for path in (make_tables.RUNS / name).glob('*.json'):
+def test_kept_runs_are_of_known_sweeps_and_name_no_path():
+  paths = list(make_tables.RUNS.glob('*/*.json'))
+  assert {path.parent.name for path in paths} == make_tables.SWEEPS.keys()
+  for path in paths:
     assert not re.search(r'["=]/\w+/', path.read_text()), path.name
+
+
+@pytest.mark.parametrize('name', [
+    name for name in make_tables.SWEEPS if name != make_tables.WITHOUT_SEEDS])
+def test_a_table_names_what_is_missing(name, monkeypatch, tmp_path):
+  runs = make_tables.load(name)
   (setting, seed), *_ = runs
   shutil.copytree(make_tables.RUNS / name, tmp_path / name)
   before = make_tables.make_table(name)

@@ -126,6 +126,17 @@ def make_model(config, seed=0) -> transformer_lib.Transformer:
   return model
 
 
+def count_reads(monkeypatch) -> list[int]:
+  """How many tokens each forward of any network reads from here on, in a list that grows."""
+  counted, real = [], transformer_lib.Transformer.__call__
+
+  def call(self, tokens, positions, *args, **kwargs):
+    jax.debug.callback(lambda: counted.append(positions.size))
+    return real(self, tokens, positions, *args, **kwargs)
+  monkeypatch.setattr(transformer_lib.Transformer, '__call__', call)
+  return counted
+
+
 def make_network(config, model=None, devices=1) -> Network:
   """A network of this model (none: without parameters) on some devices."""
   graphdef, params = nnx.split(model) if model else (None, nnx.State({}))

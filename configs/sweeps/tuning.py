@@ -4,8 +4,8 @@
       The chain task. Three learning rates times two values of one key of the method's own, at a
       quarter of the budget, with seed 3, which no table reports. A method's best is the setting
       with the highest accuracy on valid. Cost: 72 runs of about a minute and a half of 1 CPU core.
-      Score: direct, pause, iCoT, Coconut, CODI and PCCoT are at chance in each of their 36 runs
-      (docs/results.md); the others were not run.
+      Score: direct, pause, iCoT, Coconut, CODI and PCCoT: 8 to 12 % in each of 36 runs, near
+      chance (docs/results.md); the others were not run.
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py:PRESET,METHOD
       One method, on any preset. And at a whole budget, where a quarter is too little to choose by:
       :PRESET,METHOD,1. Cost: six runs of METHOD's own cost. Score: not measured.
@@ -13,6 +13,7 @@
 
 from configs import compare, presets
 from rim_jax.config import grid
+from rim_jax.errors import UserError
 
 SEED = 3
 # Of each method the key that it is most likely to depend on: (key, factors of its usual value).
@@ -58,7 +59,10 @@ def _make_points(preset: str, method: str, share: float, base) -> list:
 
 
 def get_config(asked: str = 'chain'):
-  preset, method, share = (*asked.split(','), '', '')[:3]
+  preset, method, share, *more = (*asked.split(','), '', '', '')[:4]
+  if method not in ('', *KNOBS) or share not in ('', '1') or any(more):
+    raise UserError(f"there is no search '{asked}'; ask for PRESET, PRESET,METHOD or "
+                    f"PRESET,METHOD,1 with METHOD of {', '.join(KNOBS)}")
   methods = [method] if method else compare.METHODS
   base = presets.make(methods[0], preset)
   return grid.make_sweep_dict(base, [

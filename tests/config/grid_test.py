@@ -99,6 +99,12 @@ def test_tuning_takes_a_quarter_of_a_budget_or_the_share_that_is_asked(asked, co
   assert {point.config.train.num_examples for point in found} == {count}
 
 
+@pytest.mark.parametrize('asked', ['chain,foo', 'chain,codi,x', 'chain,codi,0', 'chain,codi,1,2'])
+def test_a_search_that_is_none_is_told(asked):
+  with pytest.raises(UserError, match=f"there is no search '{asked}'; ask for PRESET"):
+    tuning.get_config(asked)
+
+
 # ---- Random grids ----
 
 VALUES = {  # few of each, so that equals are drawn too; the base has the first of each

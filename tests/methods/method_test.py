@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from rim_jax import methods
-from rim_jax.model import transformer as transformer_lib
 from rim_jax.packing import batch as batch_lib
 from tests import support
 
@@ -30,12 +29,7 @@ def test_the_tokens_that_enter_the_layers_are_those_of_its_count(
   trunk_bt = (batch.example > 0) & (batch.readout == 0)
   limits = batch_lib.RowLimits(int(batch.example.max()), int(trunk_bt.sum(1).max()),
                                int((trunk_bt & (batch.block > 0)).sum(1).max()))
-  model, counted, real = support.make_model(config), [], transformer_lib.Transformer.__call__
-
-  def call(self, tokens, positions, *args, **kwargs):
-    jax.debug.callback(lambda: counted.append(positions.size))
-    return real(self, tokens, positions, *args, **kwargs)
-  monkeypatch.setattr(transformer_lib.Transformer, '__call__', call)
+  model, counted = support.make_model(config), support.count_reads(monkeypatch)
   found = methods.get_method(config)
   jax.jit(lambda: found.forward(model, jax.tree.map(np.asarray, batch), config, limits)[0])()
   jax.effects_barrier()

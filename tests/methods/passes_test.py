@@ -15,7 +15,6 @@ from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import run_scores
 from rim_jax.methods import coconut
 from rim_jax.model import sharding
-from rim_jax.model import transformer as transformer_lib
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import rows as rows_lib
@@ -310,12 +309,7 @@ def test_the_tokens_that_are_read_are_those_of_the_formula(num_passes, monkeypat
   batch = support.make_batch(config, [[record], [record]])
   assert (batch.example > 0).all()
   question, blocks, readouts = 5, 12, 3
-  model, counted, real = support.make_model(config), [], transformer_lib.Transformer.__call__
-
-  def call(self, tokens, positions, *args, **kwargs):
-    jax.debug.callback(lambda: counted.append(positions.size))
-    return real(self, tokens, positions, *args, **kwargs)
-  monkeypatch.setattr(transformer_lib.Transformer, '__call__', call)
+  model, counted = support.make_model(config), support.count_reads(monkeypatch)
   compute_logits(model, batch, config)
   jax.effects_barrier()
   assert sum(counted) == 2 * (question * min(num_passes, 2) + num_passes * blocks + readouts)
