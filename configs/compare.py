@@ -7,6 +7,9 @@
   python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET --jobs=2
       Any preset of configs/presets.py. Cost: --dry_run estimates it. Score: not measured, but
       for a part of chain_harder and a variant of prosqa_small (docs/results.md).
+  python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET,DIR --jobs=2
+      The methods that a search in DIR tried, each at its best setting there
+      (configs/sweeps/tuning.py).
   ... --controls
       And then, of each run with memory, whether it does the work (docs/controls.md).
 
@@ -15,16 +18,19 @@ place of --mode=sweep.
 """
 
 from configs import presets
+from configs.sweeps import tuning
 from rim_jax.config import grid as grid_lib
 
-METHODS = ('direct', 'pause', 'icot', 'coconut', 'codi', 'pccot', 'lotus', 'sim_cot', 'cot', 'rim',
-           'rim_paired', 'looped')
+METHODS = tuple(tuning.KNOBS)
 
 
-def get_config(preset: str = 'chain'):
+def get_config(asked: str = 'chain'):
+  preset, _, search = asked.partition(',')
+  configs = tuning.find_best(preset, search) if search else {
+      method: presets.make(method, preset) for method in METHODS}
   base = presets.make(METHODS[0], preset)
-  methods = [({'method': method}, grid_lib.find_changes(base, presets.make(method, preset)))
-             for method in METHODS]
+  methods = [({'method': method}, grid_lib.find_changes(base, config))
+             for method, config in configs.items()]
   grid = grid_lib.cross(methods, grid_lib.vary_seeds(3))
   # A whole seed first: a comparison that is stopped early has every method.
   return grid_lib.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))

@@ -168,9 +168,10 @@ def make_prosqa_reading(method: str):
     python -m rim_jax.main --config=configs/METHOD.py:prosqa_small \\
         --config.train.init_from=runs/cot-prosqa_reading
 
-  A run that begins with it can look a word up, as a pretrained model can: some eight look-ups a
-  problem are learned within 30,000 examples, where the two or three of a path are not. Its loss
-  says when: the order of the sentences, which is chance, costs 0.17 a token.
+  Whoever writes a sentence again has to look its first word up, some eight times a problem. A
+  network learns that within 30,000 examples, and can then begin another run. The two or three
+  look-ups of a path alone do not teach it. The order of the sentences is chance: a loss of 0.17 a
+  token means that everything else is learned.
 
   Cost: 14 minutes of 1 CPU core. Score: not measured.
   """

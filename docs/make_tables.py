@@ -123,7 +123,7 @@ def make_tuning(name: str) -> str:
   for setting in list_settings(name):
     rows.setdefault(setting.partition(',')[0], []).append(found.get(setting, MISSING))
   return '\n'.join(_draw(
-      ['method', *(f'{rate} rate, {key}' for rate in ('half', 'usual', 'double')
+      ['method', *(f'{rate} rate, {key}' for rate in ('usual', 'half', 'double')
                    for key in ('usual key', 'other key'))],
       [[f'`{method}`', *cells] for method, cells in rows.items() if set(cells) != {MISSING}]))
 

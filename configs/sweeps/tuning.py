@@ -3,19 +3,31 @@
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py --jobs=2
       The chain task. Three learning rates times two values of one key of the method's own, at a
       quarter of the budget, with seed 3, which no table reports. A method's best is the setting
-      with the highest accuracy on valid. Cost: 72 runs of about a minute and a half of 1 CPU core.
-      Score: direct, pause, iCoT, Coconut, CODI and PCCoT: 8 to 12 % in each of 36 runs, near
-      chance (docs/results.md); the others were not run.
-  python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py:PRESET,METHOD
-      One method, on any preset. And at a whole budget, where a quarter is too little to choose by:
-      :PRESET,METHOD,1. Cost: six runs of METHOD's own cost. Score: not measured.
+      with the highest accuracy on valid; of equals, the usual one. Cost: 72 runs of about a minute
+      and a half of 1 CPU core. Score: direct, pause, iCoT, Coconut, CODI and PCCoT: 8 to 12 % in
+      each of 36 runs, near chance (docs/results.md); the others were not run.
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py:PRESET,METHOD,1
+      One method (all, where METHOD is empty), on any preset, at the whole budget: for where a
+      quarter is too little to choose by. PRESET,METHOD alone takes a quarter.
+      Cost: six runs of METHOD's own cost. Score: not measured.
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py:PRESET,METHOD,1,4
+      And a rate of 4 times the usual one, where the highest of the three was the best; 0.25, where
+      the lowest was. With the same --workdir only the two new settings run.
+  python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET,DIR
+      And then the comparison of the methods that were searched, each at its best: DIR is the
+      --workdir of a search, or has those of several in it.
 """
 
-from configs import compare, presets
+import pathlib
+from typing import Any, NotRequired, TypedDict
+
+from configs import presets
+from rim_jax import reader
 from rim_jax.config import grid
 from rim_jax.errors import UserError
 
 SEED = 3
+RATES = (1, 0.5, 2)  # factors of a preset's learning rate; of equal settings the first is taken
 # Of each method the key that it is most likely to depend on: (key, factors of its usual value).
 KNOBS = {
     'direct': ('optim.weight_decay', (1, 10)),
@@ -33,38 +45,105 @@ KNOBS = {
 }
 
 
-def _make_points(preset: str, method: str, share: float, base) -> list:
+class _Mean(TypedDict):
+  mean: float
+
+
+class _Setting(TypedDict):
+  """What is read of an entry of sweep.json; a setting without a finished run has no valid_acc."""
+  factors: dict
+  num_points: int
+  num_done: int
+  valid_acc: NotRequired[_Mean | None]
+
+
+class _Search(TypedDict):
+  entries: list[_Setting]
+
+
+def _make(method: str, preset: str, factors: dict) -> Any:
+  """A method with a rate and a value of its own key, {'lr': ..., KEY: ...}, at the whole budget."""
   config = presets.make(method, preset)
+  section, _, name = KNOBS[method][0].partition('.')
+  usual = config[section][name]
+  config.optim.learning_rate = float(factors['lr'])
+  config[section][name] = type(usual)(factors[name])
+  if name == 'block_tokens':  # a row keeps as many examples
+    config.layout.row_tokens += config.layout.num_blocks * (factors[name] - usual)
+  return config
+
+
+def _shorten(config, share: float) -> None:
+  """A share of the budget; schedules that count epochs end as early."""
   budget = 'num_examples' if config.train.num_examples else 'num_epochs'
   config.train[budget] = type(config.train[budget])(config.train[budget] * share)
-  # These two count epochs.
   config.icot.hold_epochs *= share
   config.icot.remove_per_epoch /= share
-  key, factors = KNOBS[method]
-  section, _, name = key.partition('.')
-  usual = config[section][name]
+
+
+def _make_points(preset: str, method: str, share: float, rates, base) -> list:
+  usual = presets.make(method, preset)
+  section, _, name = KNOBS[method][0].partition('.')
+  value = usual[section][name]
   points = []
-  for scale in (0.5, 1, 2):
-    for factor in factors:
-      own = presets.make(method, preset)
-      own.update(config)
+  for rate in rates:
+    for factor in KNOBS[method][1]:
+      factors = {'lr': usual.optim.learning_rate * rate, name: type(value)(value * factor)}
+      own = _make(method, preset, factors)
       own.seed = SEED
-      own.optim.learning_rate *= scale
-      own[section][name] = type(usual)(usual * factor)
-      if key == 'layout.block_tokens':  # a row keeps as many examples
-        own.layout.row_tokens += own.layout.num_blocks * (own.layout.block_tokens - usual)
-      points.append(({'method': method, 'lr': own.optim.learning_rate,
-                      name: own[section][name]}, grid.find_changes(base, own)))
+      _shorten(own, share)
+      points.append(({'method': method} | factors, grid.find_changes(base, own)))
   return points
 
 
+def find_best(preset: str, directory: str) -> dict[str, Any]:
+  """The methods that searches tried, each as its best setting on valid has it: method -> config.
+
+  Args:
+    directory: the WORKDIR of a search of `preset`, or a folder that has some.
+  Raises: UserError where there is no search, one is not finished, or it is of other keys.
+  """
+  folder = pathlib.Path(directory)
+  files = [p for p in (folder / 'sweep.json', *sorted(folder.glob('*/sweep.json'))) if p.is_file()]
+  if not files:
+    raise UserError(f'{directory}: has no sweep.json, nor has a folder in it; give the --workdir '
+                    f'of configs/sweeps/tuning.py:{preset}')
+  best = {}
+  for path in files:
+    for entry in reader.load_json(path, 'conclude the search again', _Search)['entries']:
+      method = entry['factors'].get('method')
+      own = KNOBS.get(method, ('',))[0].rpartition('.')[2]
+      if not own or entry['factors'].keys() != {'method', 'lr', own}:
+        raise UserError(f'{path}: {grid.name_point(entry["factors"])} is no setting of '
+                        'configs/sweeps/tuning.py; give the --workdir of such a search')
+      best.setdefault(method, []).append((entry, path))
+  return {method: _choose(method, preset, best[method]) for method in KNOBS
+          if any(entry['num_done'] for entry, _ in best.get(method, ()))}
+
+
+def _choose(method: str, preset: str, entries) -> Any:
+  """The first of the settings with the highest accuracy on valid."""
+  for entry, path in entries:
+    if entry['num_done'] < entry['num_points'] or not entry.get('valid_acc'):
+      raise UserError(f'{path}: {grid.name_point(entry["factors"])} is not done; finish the '
+                      'search first')
+  return _make(method, preset, max(
+      (entry for entry, _ in entries), key=lambda entry: entry['valid_acc']['mean'])['factors'])
+
+
 def get_config(asked: str = 'chain'):
-  preset, method, share, *more = (*asked.split(','), '', '', '')[:4]
-  if method not in ('', *KNOBS) or share not in ('', '1') or any(more):
-    raise UserError(f"there is no search '{asked}'; ask for PRESET, PRESET,METHOD or "
-                    f"PRESET,METHOD,1 with METHOD of {', '.join(KNOBS)}")
-  methods = [method] if method else compare.METHODS
+  preset, method, share, rate, *more = (*asked.split(','), '', '', '', '')[:5]
+  try:
+    rates = (*RATES, float(rate)) if rate else RATES
+  except ValueError:
+    rates = ()
+  if (method not in ('', *KNOBS) or share not in ('', '1') or any(more)
+      or len(set(rates)) < len(rates) or not rates or min(rates) <= 0):
+    raise UserError(f"there is no search '{asked}'; ask for PRESET, PRESET,METHOD, "
+                    f'PRESET,METHOD,1 or PRESET,METHOD,1,FACTOR (of the rate) with METHOD of '
+                    f'{", ".join(KNOBS)}')
+  methods = [method] if method else list(KNOBS)
   base = presets.make(methods[0], preset)
   return grid.make_sweep_dict(base, [
       point for name in methods
-      for point in _make_points(preset, name, float(share or 0.25), base)])
+      for point in _make_points(preset, name, float(share or 0.25), rates, base)])

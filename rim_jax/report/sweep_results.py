@@ -317,7 +317,20 @@ def describe_best(conclusion: Conclusion) -> str:
   doubtful = [name for name in best.doubtful if name not in best.equal]
   if doubtful:
     told += f" The seeds do not tell it from: {', '.join(doubtful)}."
+  for factor, value, end, count in _find_ends(conclusion.entries, best.name):
+    told += (f' Its {factor}={value} is the {end} of {count} that were tried: a better one may lie '
+             'beyond.')
   if best.dropped:
     told += ' Runs dropped early, which are in no comparison: ' + ', '.join(
         f'{count} of {name}' for name, count in best.dropped.items()) + '.'
   return told
+
+
+def _find_ends(entries: list[SettingResult], best: str):
+  """The numbers of the best that are the lowest or highest of three or more values of a factor."""
+  chosen = next(entry.factors for entry in entries if entry.name == best)
+  for factor, value in chosen.items():
+    tried = {e.factors[factor] for e in entries if e.valid_acc and factor in e.factors}
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in tried)
+    if numbers and len(tried) > 2 and value in (min(tried), max(tried)):
+      yield factor, value, 'lowest' if value == min(tried) else 'highest', len(tried)

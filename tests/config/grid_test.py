@@ -2,15 +2,18 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
 import pathlib
+import re
 
 import hypothesis
 from hypothesis import strategies as st
+import ml_collections
 import pytest
 from scipy import stats
 
-from configs import presets
+from configs import compare, presets
 from configs.sweeps import tuning
 from rim_jax.config import grid
 from rim_jax.errors import UserError
@@ -99,10 +102,77 @@ def test_tuning_takes_a_quarter_of_a_budget_or_the_share_that_is_asked(asked, co
   assert {point.config.train.num_examples for point in found} == {count}
 
 
-@pytest.mark.parametrize('asked', ['chain,foo', 'chain,codi,x', 'chain,codi,0', 'chain,codi,1,2'])
+def test_tuning_goes_beyond_an_end_of_its_rates_and_keeps_the_settings_it_had():
+  def name(asked):
+    return [point.name for point in grid.load_points(tuning.get_config(asked), asked)]
+  assert name('chain,codi,1,4') == [*name('chain,codi,1'), 'method=codi,lr=0.004,weight=1.0',
+                                    'method=codi,lr=0.004,weight=20.0']
+
+
+@pytest.mark.parametrize('asked', ['chain,foo', 'chain,codi,x', 'chain,codi,0', 'chain,codi,1,2',
+                                   'chain,codi,1,0', 'chain,codi,1,x', 'chain,codi,1,4,8'])
 def test_a_search_that_is_none_is_told(asked):
   with pytest.raises(UserError, match=f"there is no search '{asked}'; ask for PRESET"):
     tuning.get_config(asked)
+
+
+def write_search(path, asked, valid_accs):
+  """sweep.json of a search whose settings have these accuracies, the first ones first."""
+  points = grid.load_points(tuning.get_config(asked), asked)
+  entries = [{'factors': point.factors, 'num_points': 1, 'num_done': int(acc is not None)}
+             | ({} if acc is None else {'valid_acc': {'mean': acc}})
+             for point, acc in zip(points, [*valid_accs, *[None] * len(points)])]
+  path.mkdir(parents=True, exist_ok=True)
+  (path / 'sweep.json').write_text(json.dumps({'entries': entries}))
+  return points
+
+
+@pytest.mark.parametrize('asked', ['chain,icot', 'chain,icot,1', 'chain,pause', 'gpt2,pause,1'])
+def test_methods_are_compared_at_the_best_of_their_search_with_the_whole_budget(asked, tmp_path):
+  preset, method = asked.split(',')[:2]
+  write_search(tmp_path, asked, [0.1, 0.1, 0.1, 0.3, 0.3, 0.1])  # half the rate, the other key
+  found = grid.load_points(compare.get_config(f'{preset},{tmp_path}'), 'compare')
+  assert [point.name for point in found] == [f'method={method},seed={seed}' for seed in range(3)]
+  usual = presets.make(method, preset)
+  changes = grid.find_changes(usual, ml_collections.ConfigDict(
+      dataclasses.asdict(found[0].config)))
+  key, (_, factor) = tuning.KNOBS[method]
+  rows = {'layout.row_tokens': usual.layout.row_tokens + usual.layout.num_blocks * (
+      usual.layout.block_tokens)} if method == 'pause' else {}
+  section, name = key.split('.')
+  assert changes == {'optim.learning_rate': usual.optim.learning_rate / 2,
+                     key: usual[section][name] * factor} | rows
+
+
+def test_of_settings_that_are_equal_on_valid_the_usual_one_is_compared(tmp_path):
+  for method in ('codi', 'pccot'):  # two searches in one folder
+    write_search(tmp_path / method, f'chain,{method},1', [0.5] * 6)
+  found = grid.load_points(compare.get_config(f'chain,{tmp_path}'), 'compare')
+  usual = {p.name: p for p in grid.load_points(compare.get_config('chain'), 'compare')}
+  assert [(p.name, p.config) for p in found] == [
+      (name, usual[name].config) for seed in range(3) for name in (
+          f'method=codi,seed={seed}', f'method=pccot,seed={seed}')]
+
+
+def test_a_search_that_cannot_choose_is_told(tmp_path):
+  for write, told in (
+      (lambda: None, f'{tmp_path}: has no sweep.json'),
+      (lambda: write_search(tmp_path, 'chain,codi,1', [0.5] * 5),
+       'method=codi,lr=0.002,weight=20.0 is not done; finish the search first'),
+      (lambda: (tmp_path / 'sweep.json').write_text(json.dumps({'entries': [
+          {'factors': {'K': 1}, 'num_points': 1, 'num_done': 1}]})),
+       'K=1 is no setting of configs/sweeps/tuning.py'),
+      (lambda: (tmp_path / 'sweep.json').write_text('{'), 'is damaged')):
+    write()
+    with pytest.raises(UserError, match=re.escape(told)):
+      compare.get_config(f'chain,{tmp_path}')
+
+
+def test_methods_that_a_search_has_not_begun_are_not_compared(tmp_path):
+  points = write_search(tmp_path, 'chain,,1', [0.5] * 6)
+  assert len(points) == 72
+  found = grid.load_points(compare.get_config(f'chain,{tmp_path}'), 'compare')
+  assert {p.config.method for p in found} == {'direct'}
 
 
 # ---- Random grids ----

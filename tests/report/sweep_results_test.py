@@ -46,6 +46,17 @@ def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(t
   assert [e['num_done'] for e in told['entries']] == [1, 1, 0]
 
 
+@pytest.mark.parametrize('accs, told', [
+    ((0.5, 0.4, 0.3), 'Its a=1 is the lowest of 3 that were tried: a better one may lie beyond.'),
+    ((0.3, 0.4, 0.5), 'Its a=4 is the highest of 3 that were tried: a better one may lie beyond.'),
+    ((0.4, 0.5, 0.3), ''), ((0.5, 0.4), '')])
+def test_a_best_at_an_end_of_what_was_tried_is_told(accs, told, tmp_path):
+  support_sweep.conclude(make_states(tmp_path, [
+      ({'a': 2**i, 'b': 'xyz'[i]}, acc, 0.9) for i, acc in enumerate(accs)]), tmp_path)
+  text = (tmp_path / 'sweep.md').read_text()
+  assert told in text and text.count('may lie beyond') == bool(told)
+
+
 def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
   states = make_states(tmp_path, [
       ({'a': 1, 'seed': 0}, 0.5, 0.9), ({'a': 1, 'seed': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9)])
