@@ -52,8 +52,6 @@ class _Mean(TypedDict):
 class _Setting(TypedDict):
   """What is read of an entry of sweep.json; a setting without a finished run has no valid_acc."""
   factors: dict
-  num_points: int
-  num_done: int
   valid_acc: NotRequired[_Mean | None]
 
 
@@ -118,13 +116,13 @@ def find_best(preset: str, directory: str) -> dict[str, Any]:
                         'configs/sweeps/tuning.py; give the --workdir of such a search')
       best.setdefault(method, []).append((entry, path))
   return {method: _choose(method, preset, best[method]) for method in KNOBS
-          if any(entry['num_done'] for entry, _ in best.get(method, ()))}
+          if any(entry.get('valid_acc') for entry, _ in best.get(method, ()))}
 
 
 def _choose(method: str, preset: str, entries) -> Any:
   """The first of the settings with the highest accuracy on valid."""
   for entry, path in entries:
-    if entry['num_done'] < entry['num_points'] or not entry.get('valid_acc'):
+    if not entry.get('valid_acc'):
       raise UserError(f'{path}: {grid.name_point(entry["factors"])} is not done; finish the '
                       'search first')
   return _make(method, preset, max(

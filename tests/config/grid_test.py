@@ -119,8 +119,7 @@ def test_a_search_that_is_none_is_told(asked):
 def write_search(path, asked, valid_accs):
   """sweep.json of a search whose settings have these accuracies, the first ones first."""
   points = grid.load_points(tuning.get_config(asked), asked)
-  entries = [{'factors': point.factors, 'num_points': 1, 'num_done': int(acc is not None)}
-             | ({} if acc is None else {'valid_acc': {'mean': acc}})
+  entries = [{'factors': point.factors} | ({} if acc is None else {'valid_acc': {'mean': acc}})
              for point, acc in zip(points, [*valid_accs, *[None] * len(points)])]
   path.mkdir(parents=True, exist_ok=True)
   (path / 'sweep.json').write_text(json.dumps({'entries': entries}))
@@ -160,7 +159,7 @@ def test_a_search_that_cannot_choose_is_told(tmp_path):
       (lambda: write_search(tmp_path, 'chain,codi,1', [0.5] * 5),
        'method=codi,lr=0.002,weight=20.0 is not done; finish the search first'),
       (lambda: (tmp_path / 'sweep.json').write_text(json.dumps({'entries': [
-          {'factors': {'K': 1}, 'num_points': 1, 'num_done': 1}]})),
+          {'factors': {'K': 1}}]})),
        'K=1 is no setting of configs/sweeps/tuning.py'),
       (lambda: (tmp_path / 'sweep.json').write_text('{'), 'is damaged')):
     write()
