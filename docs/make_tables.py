@@ -29,7 +29,7 @@ SWEEPS = {'compare_chain': compare.get_config(),  # of each table
           'compare_chain_harder': compare.get_config('chain_harder'),
           'passes': passes.get_config(), 'stories_cpu': stories.get_config('cpu'),
           'tuning_chain': tuning.get_config()}
-WITHOUT_SEEDS = 'tuning_chain'  # its table has the settings of a method in one row
+SEARCHES = ('tuning_chain',)  # a row of their tables has a method's settings
 MISSING = '–'
 
 
@@ -63,7 +63,17 @@ def keep(sweep: pathlib.Path, name: str) -> list[str]:
         'test': results.pop('test'), **({'sets': results} if results else {}),
         **({'steps': steps} if steps else {}),
         'controls': controls}, indent=1) + '\n')
+  if name in SEARCHES:
+    keep_choices(sweep, name)
   return kept
+
+
+def keep_choices(sweep: pathlib.Path, name: str) -> None:
+  """Of a search's sweep.json what chooses: by it configs/compare.py takes each method's best."""
+  entries = [{'factors': entry['factors'], 'valid_acc': {'mean': entry['valid_acc']['mean']}}
+             for entry in json.loads((sweep / 'sweep.json').read_text())['entries']
+             if 'valid_acc' in entry]
+  (RUNS / name / 'sweep.json').write_text(json.dumps({'entries': entries}, indent=1) + '\n')
 
 
 def _find_steps(stages) -> list[float] | None:
@@ -77,7 +87,7 @@ def _find_steps(stages) -> list[float] | None:
 
 def load(name: str) -> dict[tuple[str, int], dict]:
   """(setting, seed) -> the kept run of that name."""
-  runs = [json.loads(path.read_text()) for path in sorted((RUNS / name).glob('*.json'))]
+  runs = [json.loads(path.read_text()) for path in sorted((RUNS / name).glob('*=*.json'))]
   return {(_name_setting(run['point']), run['config']['seed']): run for run in runs}
 
 
@@ -115,17 +125,17 @@ def make_table(name: str) -> str:
   return '\n'.join([*_draw(head, rows), '', *_list_missing(runs, settings)])
 
 
-def make_tuning(name: str) -> str:
-  """A row for each method that was searched, with what each of its settings gave on test."""
-  found = {setting: f"{100 * run['test']['final_acc']:.1f}"
-           for (setting, _), run in load(name).items()}
+def make_search(name: str) -> str:
+  """A row for each method that was searched: % of valid that each setting gave, the best bold."""
   rows = {}
-  for setting in list_settings(name):
-    rows.setdefault(setting.partition(',')[0], []).append(found.get(setting, MISSING))
+  for entry in json.loads((RUNS / name / 'sweep.json').read_text())['entries']:
+    rows.setdefault(entry['factors']['method'], []).append(100 * entry['valid_acc']['mean'])
+  bold = {method: accs.index(max(accs)) for method, accs in rows.items()}
   return '\n'.join(_draw(
       ['method', *(f'{rate} rate, {key}' for rate in ('usual', 'half', 'double')
                    for key in ('usual key', 'other key'))],
-      [[f'`{method}`', *cells] for method, cells in rows.items() if set(cells) != {MISSING}]))
+      [[f'`{method}`', *(f'**{acc:.1f}**' if i == bold[method] else f'{acc:.1f}'
+                         for i, acc in enumerate(accs))] for method, accs in rows.items()]))
 
 
 def make_costs(name: str) -> str:
@@ -242,8 +252,8 @@ def _time(tests) -> str:
 
 def write_tables(page: str) -> str:
   """The page with each table between its two marks."""
-  tables = {f'table {name}': make_table(name) for name in SWEEPS if name != WITHOUT_SEEDS}
-  tables[f'settings in {WITHOUT_SEEDS}'] = make_tuning(WITHOUT_SEEDS)
+  tables = {f'table {name}': make_table(name) for name in SWEEPS if name not in SEARCHES}
+  tables |= {f'settings in {name}': make_search(name) for name in SEARCHES}
   tables['costs of compare_chain'] = make_costs('compare_chain')
   tables['swaps in compare_chain'] = make_swaps('compare_chain', ('rim', 'rim_paired', 'looped'))
   tables['swaps in passes'] = make_swaps('passes')

@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from configs import presets
+from configs.sweeps import tuning
 from docs import make_reference, make_tables
 from rim_jax import config as config_lib
 from rim_jax.evaluation import decode
@@ -154,6 +155,18 @@ def test_the_tables_of_results_are_those_of_the_kept_runs():
   assert make_tables.write_tables(page) == page
 
 
+@pytest.mark.parametrize('name', make_tables.SEARCHES)
+def test_the_best_of_a_kept_search_is_what_methods_are_compared_at(name):
+  table = make_tables.make_search(name).split('\n')[2:]
+  best = tuning.find_best('chain', str(make_tables.RUNS / name))
+  assert len(table) == len(best) > 0
+  for line, (method, config) in zip(table, best.items()):
+    cells = [cell.strip() for cell in line.split('|')[1:-1]]
+    usual = presets.make(method, 'chain').optim.learning_rate
+    rate = (1, 0.5, 2)[next(i for i, c in enumerate(cells[1:]) if c.startswith('**')) // 2]
+    assert (cells[0], config.optim.learning_rate) == (f'`{method}`', usual * rate)
+
+
 @pytest.mark.parametrize('method, thoughts, passes', [
     ('rim_stage2', 0, 1), ('rim_stage2', 0, 3), ('coconut_stage', 3, 1), ('pccot', 3, 2),
     ('lotus_stage', 3, 2)])
@@ -179,7 +192,7 @@ def test_kept_runs_are_of_known_sweeps_and_name_no_path():
 
 
 @pytest.mark.parametrize('name', [
-    name for name in make_tables.SWEEPS if name != make_tables.WITHOUT_SEEDS])
+    name for name in make_tables.SWEEPS if name not in make_tables.SEARCHES])
 def test_a_table_names_what_is_missing(name, monkeypatch, tmp_path):
   runs = make_tables.load(name)
   (setting, seed), *_ = runs
