@@ -5,8 +5,8 @@
       Score: 100.0 / 100.0 / 100.0 % of test questions (seeds 0 / 1 / 2).
   python -m rim_jax.main --config=configs/cot.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
-      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
-      but for a variant of prosqa_small (docs/results.md).
+      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: there for
+      chain_harder, in docs/results.md for a variant of prosqa_small; else not measured.
   python -m rim_jax.main --config=configs/cot.py:prosqa_reading
       Practice in reading, to begin prosqa_small with. Cost: 14 minutes of 1 CPU core.
       Score: not measured.

@@ -1,4 +1,4 @@
-"""How many passes over the blocks, of how deep a network, a harder chain takes.
+"""A harder chain with more passes over the blocks, and with more layers: which helps?
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/passes.py --jobs=2 --controls
       R = 1, 2 and 3 with two layers and with four, at equal examples; and one pass with as many
