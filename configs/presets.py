@@ -378,8 +378,9 @@ def make(method: str, preset: str) -> Any:
     config.aux.group_tokens = config.coconut.thoughts_per_step if host == 'coconut' else 1
     config.update_from_flattened_dict(keys)
     if config.layout.paired_readout:  # room for the chain without its last step, and the answer
+      config.layout.depth0_readout = False  # the chain begins with r_1, in the readout's place
       is_chain = config.data.source == 'chain'  # there a row is one example
-      config.layout.row_tokens = (config.layout.row_tokens + 2 * config.data.chain.max_steps - 1
+      config.layout.row_tokens = (config.layout.row_tokens + 2 * config.data.chain.max_steps - 2
                                   if is_chain else config.layout.row_tokens * 5 // 4)
     return config
   if method not in ('rim_stage1', 'rim_stage2'):

@@ -111,6 +111,15 @@ def _find_data_problems(config):
           (layout.paired_readout and not config.facts.has_memory,
            f"layout.paired_readout=True: method '{config.method}' has no memory block whose answer "
            'could be held to a chain; set it to False'),
+          # Both are predicted from the question's end, with nothing to tell them apart.
+          (layout.paired_readout and layout.depth0_readout and not layout.step_prefix,
+           'layout.depth0_readout=True with layout.paired_readout=True: after the first step one '
+           'asks for its end, the other for the second step; set layout.depth0_readout to False '
+           '(the chain begins with the first step), or give layout.step_prefix'),
+          (layout.paired_readout and layout.stage2_depth0_readout and not layout.answer_prefix,
+           'layout.stage2_depth0_readout=True with layout.paired_readout=True: after the question '
+           'one asks for the answer, the other for the first step; set '
+           'layout.stage2_depth0_readout to False, or give layout.answer_prefix'),
           (layout.num_blocks == 0 and config.facts.needs_blocks,
            f"layout.num_blocks=0 leaves method '{config.method}' no block; use 1 or more, or "
            "method 'direct'"),

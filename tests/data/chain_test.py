@@ -41,6 +41,21 @@ def test_a_row_has_room_for_an_example_and_an_answer_for_its_chain(preset, metho
   assert method not in ('rim', 'looped', 'rim_paired') or max(filled) == tree.layout.row_tokens
 
 
+@pytest.mark.parametrize('method', compare.METHODS)
+@pytest.mark.parametrize('preset', CHAINS)
+def test_no_state_is_asked_for_two_tokens(preset, method):
+  """Readouts of one block that begin alike go on alike: what stands before a target tells it."""
+  for _, config in stages_lib.make_stages(config_lib.parse_config(presets.make(method, preset))):
+    for example in draw_examples(config):
+      asked = {}
+      for i, readout in enumerate(example.readouts):
+        text = (*readout.prefix, *readout.target)
+        source = i if readout.num_latents else ('block', readout.block)
+        for at in range(len(readout.prefix), len(text)):
+          asked.setdefault((source, text[:at]), set()).add(text[at])
+      assert asked and all(len(tokens) == 1 for tokens in asked.values())
+
+
 @pytest.mark.parametrize('preset', CHAINS)
 def test_icot_holds_its_chain_for_a_quarter_and_has_none_for_another(preset):
   config = config_lib.parse_config(presets.make('icot', preset))

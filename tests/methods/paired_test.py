@@ -10,6 +10,7 @@ import pytest
 
 from rim_jax import config as config_lib
 from rim_jax import methods
+from rim_jax.config import rules
 from rim_jax.methods import paired
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
@@ -157,3 +158,15 @@ def test_what_has_no_memory_block_cannot_be_paired(method):
   config = support.set_key(support.make_config(method), 'layout.paired_readout', True)
   problem, = config_lib.find_problems(config)
   assert 'layout.paired_readout=True' in problem and 'no memory block' in problem
+
+
+@pytest.mark.parametrize('key, prefix', [
+    ('depth0_readout', 'step_prefix'), ('stage2_depth0_readout', 'answer_prefix')])
+def test_two_targets_from_the_same_state_are_refused(key, prefix):
+  """A readout right after the question, and the chain: told apart by a prefix alone."""
+  config = support.make_config('rim', layout__paired_readout=True, **{
+      f'layout__{prefix}': '+', f'layout__{key}': True})
+  assert rules.find_problems(config) == []
+  problem, = rules.find_problems(support.set_key(config, f'layout.{prefix}', ''))
+  assert problem.startswith(f'layout.{key}=True with layout.paired_readout=True:')
+  assert f'set layout.{key} to False' in ' '.join(problem.split())
