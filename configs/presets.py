@@ -30,6 +30,7 @@ def make_chain(method: str):
   config.data.chain.num_train = 5_000
   config.optim.update({'learning_rate': 1e-3, 'decay': 'cosine'})
   config.train.update({'num_examples': 256_000, 'batch_examples': 64})
+  # continue_data stays off: a stage is longer than a pass here, and results are kept.
   # From scratch, r_1 as a target too is what starts learning on every seed. Without it the first
   # readout has to find a sum of three numbers at once (docs/results.md).
   config.layout.depth0_readout = method == 'rim'
@@ -79,6 +80,7 @@ def make_gsm8k(method: str):
   Cost: 15 minutes of 1 CPU core. Score: RiM 2.7 % (seed 0); other methods not measured.
   """
   config = make_config_dict(method=method)
+  config.curriculum.continue_data = True
   config.data.source = 'gsm8k'
   config.layout.update({'row_tokens': 1152, 'answer_prefix': '### ', 'answer_suffix': ''})
   config.model.update({'num_layers': 2, 'embed_dim': 64, 'num_heads': 2, 'mlp_dim': 256,
@@ -105,6 +107,7 @@ def make_gsm8k_perturbed(method: str):
   --config.model.num_heads=2 --config.model.mlp_dim=256.
   """
   config = make_config_dict(method=method)
+  config.curriculum.continue_data = True
   config.data.source = 'gsm8k_perturbed'
   config.data.perturbed.total = 386_000
   config.layout.update({'row_tokens': 1536, 'answer_prefix': '### ', 'answer_suffix': ''})
@@ -134,6 +137,7 @@ def make_prosqa_small(method: str):
   Score: not measured as it stands.
   """
   config = make_config_dict(method=method)
+  config.curriculum.continue_data = True
   config.data.source = 'prosqa'
   config.data.prosqa.update({
       'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.3,
@@ -195,6 +199,7 @@ def make_prosqa(method: str):
   estimate. Score: not measured.
   """
   config = make_config_dict(method=method)
+  config.curriculum.continue_data = True
   config.data.source = 'prosqa'
   config.tokenizer.kind = 'words'
   config.layout.update({'num_blocks': 6, 'block_tokens': 2, 'separator': '', 'answer_prefix': '',
@@ -228,6 +233,7 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   those of the CODI lineage.
   """
   config = make_config_dict(method=method)
+  config.curriculum.continue_data = True
   config.data.source = 'gsm8k'
   # Without a separator the blocks, special tokens in an export, divide the text exactly.
   config.layout.update({'row_tokens': 1024, 'separator': ''})
@@ -310,6 +316,7 @@ def make_smollm2(method: str):
   a number, not which.
   """
   config = make_config_dict(method=method)
+  config.curriculum.continue_data = True
   config.data.source = 'gsm8k'
   config.data.on_bad_rows = 'drop'
   config.layout.update({'num_blocks': 4, 'row_tokens': 512, 'separator': '',

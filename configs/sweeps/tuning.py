@@ -33,14 +33,14 @@ KNOBS = {
     'direct': ('optim.weight_decay', (1, 10)),
     'pause': ('layout.block_tokens', (1, 2)),
     'icot': ('icot.remove_per_epoch', (1, 2)),
-    'coconut': ('coconut.stage_frac', (1, 0.75)),
-    'codi': ('distill.weight', (1, 20)),
-    'pccot': ('distill.weight', (1, 20)),
+    'coconut': ('coconut.stage_frac', (1, 1.15)),
+    'codi': ('distill.weight', (1, 0.3)),
+    'pccot': ('distill.weight', (1, 0.3)),
     'lotus': ('lotus.step_weight', (1, 20)),
     'sim_cot': ('aux.weight', (1, 0.25)),
     'cot': ('optim.weight_decay', (1, 10)),
     'rim': ('layout.block_tokens', (1, 2)),
-    'rim_paired': ('distill.weight', (1, 20)),
+    'rim_paired': ('distill.weight', (1, 0.3)),
     'looped': ('loop.num_passes', (1, 1.5)),
 }
 

@@ -62,10 +62,10 @@ def _make_rim_stages(config: Config) -> Stages:
   """In stage 2 a lower learning rate and a higher dropout (docs/concepts.md)."""
   curriculum, replace = config.curriculum, dataclasses.replace
   stage1 = replace(config, method=RIM_STAGE1.name,
-                   train=_take_share(config.train, curriculum.stage1_frac, True))
+                   train=_take_share(config, curriculum.stage1_frac, 0))
   stage2 = replace(
       config, method=RIM_STAGE2.name,
-      train=_take_share(config.train, 1 - curriculum.stage1_frac, False),
+      train=_take_share(config, 1 - curriculum.stage1_frac, curriculum.stage1_frac),
       model=replace(config.model, dropout=curriculum.stage2_dropout, lora=replace(
           config.model.lora, dropout=curriculum.stage2_lora_dropout)),
       optim=replace(config.optim, learning_rate=(
@@ -73,11 +73,15 @@ def _make_rim_stages(config: Config) -> Stages:
   return [(RIM_STAGE1.stage, stage1), (RIM_STAGE2.stage, stage2)]
 
 
-def _take_share(train: TrainConfig, share: float, first: bool) -> TrainConfig:
-  """A stage's budget; only the first begins with the run that is named."""
-  return dataclasses.replace(train, num_examples=round(train.num_examples * share),
-                             num_epochs=train.num_epochs * share,
-                             init_from=train.init_from if first else '')
+def _take_share(config: Config, share: float, done: float) -> TrainConfig:
+  """The budget of a stage, before which a share was done; the first begins as the whole run does."""
+  train = config.train
+  skipped = done if config.curriculum.continue_data else 0.0
+  return dataclasses.replace(
+      train, num_examples=round(train.num_examples * share), num_epochs=train.num_epochs * share,
+      skip_examples=train.skip_examples + round(train.num_examples * skipped),
+      skip_epochs=train.skip_epochs + train.num_epochs * skipped,
+      init_from='' if done else train.init_from)
 
 
 RIM = Facts(
@@ -125,7 +129,7 @@ def _make_coconut_stages(config: Config) -> Stages:
     layout = replace(config.layout, num_blocks=int(thoughts > 0), skip_steps=-1 if last else k,
                      block_tokens=thoughts or config.layout.block_tokens)
     stages.append((f'stage{k}', replace(config, method=COCONUT_STAGE.name, layout=layout,
-                                        train=_take_share(config.train, share, k == 0))))
+                                        train=_take_share(config, share, k * coconut.stage_frac))))
   return stages
 
 
@@ -180,7 +184,7 @@ def _make_lotus_stages(config: Config) -> Stages:
     stages.append((f'stage{k}', replace(
         config, method=LOTUS_STAGE.name, layout=layout,
         loop=replace(config.loop, num_passes=k + 1),
-        train=_take_share(config.train, share, k == 0))))
+        train=_take_share(config, share, k * lotus.stage_frac))))
   return stages
 
 

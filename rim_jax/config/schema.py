@@ -266,6 +266,9 @@ class CurriculumConfig:
   stage2_lora_dropout: BelowOne = 0.1  # rim: model.lora.dropout in stage 2.
   # A run that starts from another one begins with fresh optimizer moments; False: with that one's.
   reset_optimizer: bool = True
+  # Each stage goes on in the data where the one before ended. False: each begins with the same
+  # examples, so that a budget below one pass in each stage never reads the others.
+  continue_data: bool = later(False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,6 +357,10 @@ class TrainConfig:
   # Mean examples in one update; it is turned into packed rows. Set this or batch_rows.
   batch_examples: Count = 128
   batch_rows: Count = 0  # Packed rows in one update, exactly.
+  # Of the order in which the seed draws the data, these are left out at its beginning: as many
+  # examples, or passes over the data. A later stage's are what the stages before it have read.
+  skip_examples: Count = later(0)
+  skip_epochs: Amount = later(0.0)
   num_micro_batches: AtLeastOne = 1  # Parts of one update, computed one after the other.
   # WORKDIR of a finished run whose last parameters this one begins with. It must have the same
   # model, tokenizer and base. rim_stage2: its stage 1; '' finds the one beside it.

@@ -109,9 +109,9 @@ def pack(order: np.ndarray, sizes: np.ndarray, row_tokens: int, row_slots: int,
   return rows
 
 
-# 9 parameters: the plan is a pure function, and these are all that it depends on.
+# 10 parameters: the plan is a pure function, and these are all that it depends on.
 def make_plan(usable: np.ndarray, sizes: np.ndarray, num_examples: int, row_tokens: int,
-              row_slots: int, window: int, seed: int, cut=None, least=None) -> Plan:
+              row_slots: int, window: int, seed: int, cut=None, least=None, skip=0) -> Plan:
   """The rows of a stage: epochs of freshly permuted records until the budget is spent.
 
   Where the layout changes within an epoch (`cut`), each part of it is packed and its rows are
@@ -124,14 +124,16 @@ def make_plan(usable: np.ndarray, sizes: np.ndarray, num_examples: int, row_toke
     cut: (epoch, order of its records) -> [(records, level, tokens that each of them has lost)];
       by default whole epochs, and nothing lost.
     least: like sizes, what is left of a record that has lost all it can.
+    skip: examples of the first epochs that are left out: the first ones of their order.
   """
   cut = cut or (lambda epoch, order: [(order, 0, np.zeros_like(order))])
   least = sizes if least is None else least
   records, removed, lengths, parts = [], [], [], []
-  epoch = num_tokens = 0
-  left = num_examples
+  epoch, skip = divmod(skip, len(usable))
+  num_tokens, left = 0, num_examples
   while left > 0:
-    order = usable[permute(len(usable), seed, epoch, 0)]
+    order = usable[permute(len(usable), seed, epoch, 0)][skip:]
+    skip = 0
     for part, (members, level, lost) in enumerate(cut(epoch, order)):
       members, lost = members[:left], lost[:left]
       # A token that is gone is one slot less, too.

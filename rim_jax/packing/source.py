@@ -165,10 +165,12 @@ class StagePlan:
   limits: batch_lib.RowLimits
   reset_steps: tuple = ()  # completed updates after which the optimizer begins anew
   counted_from: int = 0  # the first step whose checkpoint is a result of the method
+  skip: int = 0  # examples of the data's order that come before the stage's first
 
   def describe(self) -> str:
     plan = self.plan
-    return (f'{self.num_examples:,} examples in {plan.num_rows:,} rows of {plan.row_tokens} tokens '
+    after = f' after the first {self.skip:,}' if self.skip else ''
+    return (f'{self.num_examples:,} examples{after} in {plan.num_rows:,} rows of {plan.row_tokens} tokens '
             f'({plan.useful_frac:.1%} useful), {plan.row_slots} slots; {self.num_steps:,} steps of '
             f'{self.batch_rows} rows = {plan.examples_per_row * self.batch_rows:.1f} examples'
             + (f'; no chain is left from step {self.counted_from:,} on' if self.counted_from
@@ -196,13 +198,17 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   if not num_examples:
     raise UserError(f'train.num_epochs={config.train.num_epochs:g} of {len(usable)} records is '
                     'no example; raise it')
+  skip = config.train.skip_examples + round(config.train.skip_epochs * len(usable))
   least, cut = None, None
   if codec.removal:
+    if skip:
+      raise UserError(f'{config.method} takes its chain away from the first epoch on; set '
+                      'train.skip_examples and train.skip_epochs to 0')
     least = measure(encoded, codec, order.ALL)
     longest = int((sizes - least)[usable, 0].max())
     cut = codec.removal.make_cut(len(sizes), longest, config)
   plan = order.make_plan(usable, sizes, num_examples, config.layout.row_tokens, row_slots,
-                         config.layout.pack_window_rows, config.seed, cut, least)
+                         config.layout.pack_window_rows, config.seed, cut, least, skip)
   pieces = num_shards * config.train.num_micro_batches
   batch_rows, origin = config.train.batch_rows, ''
   if not batch_rows:
@@ -221,7 +227,7 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
           f'budget, or {key}={flatten(config)[key]:g} (chains of up to {longest} tokens)')
   return StagePlan(encoded, plan, batch_rows, num_steps, num_examples,
                    max(int(sizes[usable, 3].max()), blocks), dropped,
-                   _find_limits(plan, sizes), resets, counted)
+                   _find_limits(plan, sizes), resets, counted, skip)
 
 
 def _find_limits(plan: order.Plan, sizes: np.ndarray) -> batch_lib.RowLimits:

@@ -106,7 +106,7 @@ def test_tuning_goes_beyond_an_end_of_its_rates_and_keeps_the_settings_it_had():
   def name(asked):
     return [point.name for point in grid.load_points(tuning.get_config(asked), asked)]
   assert name('chain,codi,1,4') == [*name('chain,codi,1'), 'method=codi,lr=0.004,weight=1.0',
-                                    'method=codi,lr=0.004,weight=20.0']
+                                    'method=codi,lr=0.004,weight=0.3']
 
 
 @pytest.mark.parametrize('asked', ['chain,foo', 'chain,codi,x', 'chain,codi,0', 'chain,codi,1,2',
@@ -157,7 +157,7 @@ def test_a_search_that_cannot_choose_is_told(tmp_path):
   for write, told in (
       (lambda: None, f'{tmp_path}: has no sweep.json'),
       (lambda: write_search(tmp_path, 'chain,codi,1', [0.5] * 5),
-       'method=codi,lr=0.002,weight=20.0 is not done; finish the search first'),
+       'method=codi,lr=0.002,weight=0.3 is not done; finish the search first'),
       (lambda: (tmp_path / 'sweep.json').write_text(json.dumps({'entries': [
           {'factors': {'K': 1}}]})),
        'K=1 is no setting of configs/sweeps/tuning.py'),

@@ -35,6 +35,21 @@ def test_stages_share_the_budget_and_change_rate_and_dropout_only(budget):
                       'optim.learning_rate': 1e-3}]
 
 
+@pytest.mark.parametrize('method', ['rim', 'coconut', 'lotus'])
+@pytest.mark.parametrize('key, budget', [('examples', 1001), ('epochs', 2.5)])
+def test_stages_go_on_in_the_data_where_the_one_before_ended(method, key, budget):
+  config = support.make_config(method, curriculum__continue_data=True, **{
+      'train__num_examples': 0, f'train__num_{key}': budget, f'train__skip_{key}': 7})
+  stages = [stage.train for _, stage in stages_lib.make_stages(config)]
+  done = 7  # shares of a budget in examples are rounded
+  for stage in stages:
+    assert getattr(stage, f'skip_{key}') == pytest.approx(done, abs=4 if key == 'examples' else 1e-9)
+    done += getattr(stage, f'num_{key}')
+  assert len(stages) > 1 and done == pytest.approx(7 + budget, abs=4)
+  apart = stages_lib.make_stages(support.set_key(config, 'curriculum.continue_data', False))
+  assert {getattr(stage.train, f'skip_{key}') for _, stage in apart} == {7}
+
+
 @pytest.mark.parametrize('method', ['rim', 'coconut'])
 def test_only_the_first_stage_begins_with_the_run_that_is_named(method):
   config = support.make_config(method, train__init_from='mine')

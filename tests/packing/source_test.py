@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rim_jax import methods
+from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
@@ -103,6 +104,28 @@ def test_a_budget_that_ends_before_the_chain_does_is_refused(cache):
   with pytest.raises(UserError, match='budget of 64 examples, 1.60 epochs, ends before the written '
                      'chain is gone'):
     make_stage(cache, **ICOT | {'icot__remove_per_epoch': 3.0})
+
+
+@pytest.mark.parametrize('method', ['rim', 'coconut', 'lotus'])
+@pytest.mark.parametrize('goes_on', [True, False])
+def test_stages_of_one_pass_read_every_record_once_where_they_go_on(method, goes_on, cache):
+  whole = support.make_config(method, data__cache_dir=cache, train__num_examples=0,
+                              train__num_epochs=1.0, curriculum__continue_data=goes_on,
+                              layout__row_tokens=256, model__max_positions=256)
+  split = datasets.load_dataset(whole.data, say=lambda line: None).splits['train']
+  read = []
+  for _, config in stages_lib.make_stages(whole):
+    stage = source_lib.make_stage_plan(split, support.make_codec(config), say=lambda line: None)
+    read += stage.plan.records.tolist()
+    assert ('after the first' in stage.describe()) == (goes_on and len(read) > stage.num_examples)
+  count = len(split)
+  assert len(read) == pytest.approx(count, abs=len(stages_lib.make_stages(whole)))
+  assert len(set(read)) >= count - 3 if goes_on else len(set(read)) <= 0.8 * count
+
+
+def test_a_chain_that_epochs_take_away_begins_with_the_first(cache):
+  with pytest.raises(UserError, match='set train.skip_examples and train.skip_epochs to 0'):
+    make_stage(cache, **ICOT, train__num_epochs=3.0, train__num_examples=0, train__skip_examples=5)
 
 
 def test_every_record_of_an_epoch_is_in_the_batches_once(cache):
