@@ -1,7 +1,8 @@
 """PCCoT: thoughts found together in three iterations, held to the written chain as CODI's are.
 
-As many thoughts as Coconut ends with, and 24 on a pretrained model; no curriculum (arXiv
-2506.18582; what differs from its code stands in rim_jax/methods/pccot.py). Else as rim.py.
+As many thoughts as Coconut ends with; 24 on SmolLM2 and GPT-2, and on Llama 6 in six iterations,
+as its authors have them; no curriculum (arXiv 2506.18582; what differs from its code stands in
+rim_jax/methods/pccot.py). Else as rim.py.
 
   python -m rim_jax.main --config=configs/pccot.py
       The chain task. Cost: not measured alone. Score: 13.0 / 49.2 / 100.0 %

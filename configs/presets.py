@@ -351,6 +351,8 @@ def _set_latents(config, method: str) -> None:
         24 if method == 'pccot' and is_pretrained else count)})
   if method == 'pccot':
     config.loop.num_passes = 4  # three iterations
+    if config.model.init_from.startswith('models/Llama'):  # the author's run of it: six of each
+      config.layout.block_tokens, config.loop.num_passes, config.distill.std = 6, 7, 'all'
   if method == 'lotus':
     config.curriculum.reduction = 'token'
     config.lotus.update({'num_stages': 6, 'stage_frac': 0.1} if is_pretrained else {

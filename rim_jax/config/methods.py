@@ -74,7 +74,7 @@ def _make_rim_stages(config: Config) -> Stages:
 
 
 def _take_share(config: Config, share: float, done: float) -> TrainConfig:
-  """The budget of a stage, before which a share was done; the first begins as the whole run does."""
+  """The budget of a stage after a share `done`; the first begins as the whole run does."""
   train = config.train
   skipped = done if config.curriculum.continue_data else 0.0
   return dataclasses.replace(

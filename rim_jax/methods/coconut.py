@@ -9,6 +9,14 @@ example of the batch takes one token. Turns stand in the cache behind the row, b
 example, as the tokens of decoding do. Their number and the examples of a row are static: one
 program a stage.
 
+Departures from the source:
+
+- A readout counts by the mean of its tokens (`curriculum.reduction='readout'`); there every token
+  counts alike.
+- In the last stage the answer's prefix is given; where steps are still written before it, it is
+  trained as their text.
+- The optimizer begins anew with each stage; there with each epoch.
+
 Array suffixes beside model/transformer.py's: e examples of a row, j turns.
 
 Source: arXiv 2412.06769.

@@ -5,6 +5,9 @@ order, record): the plan asks it once, and every process gets the same answer. T
 what separates them) loses tokens from the left, `remove_per_epoch` an epoch, one at a time and
 evenly spread; what is left closes up.
 
+Departures from the source: a readout counts by the mean of its tokens (`curriculum.reduction`), and
+the answer's prefix, trained as text, is given when the network is judged.
+
 Source: stepwise internalization, arXiv 2405.14838; the draws are per record and epoch as its
 authors' code draws them per example.
 """

@@ -4,9 +4,16 @@ The student is a readout of the answer after latent tokens; the teacher is the c
 record, written right after the question, in the same row. The states that predict the answer's
 first token are compared after each layer; no gradient passes into the teacher's.
 
-Departures from the sources, both ours: the spread of the teacher's states is that of each example
-(`distill.std`), so that unequal micro-batches add up to the whole; and the embeddings' own entry,
-which is 0 or constant where they are frozen, is no layer.
+Departures from the sources, all ours:
+
+- The spread of the teacher's states is that of each example (`distill.std`), so that unequal
+  micro-batches add up to the whole.
+- The embeddings' own entry, which is 0 or constant where they are frozen, is no layer.
+- With an empty `layout.answer_prefix` the paired tokens are no pair of equals: the student's is
+  `</b>`, the teacher's a step's separator. In the sources both are the prefix's last token.
+
+Only the states are shielded from the gradient: teacher and student are one network, so a large
+`distill.weight` can make all states alike before a network from scratch has learned the chain.
 
 Source: CODI, arXiv 2502.21074; PCCoT, arXiv 2506.18582.
 """

@@ -9,6 +9,7 @@ Departures from the source, beside CODI's:
 
 - Every pass also reads `<b>` and `</b>`, which costs two tokens a pass and changes nothing.
 - The trained projection of states is off, as in its GPT-2 configuration; `loop.projection` has it.
+- The teacher's steps are joined by `layout.step_separator`; there by nothing.
 
 Source: arXiv 2506.18582; github.com/whyNLP/PCCoT.
 """

@@ -13,7 +13,8 @@ Departures from the source:
 
 - With `aux.decoder='shared'` the decoder is the network itself, in the same pass. As a second one,
   which begins as a copy of it without its adapters (`copy`), it has the network's own shape, and
-  reads whole rows, the rest as padding; theirs may be another model.
+  reads whole rows, the rest as padding, and embeds steps by its own table; theirs may be another
+  model, and on Coconut embeds by the host's table.
 - The loss is the mean over readouts of their mean token loss, of the whole update; there it is, on
   Coconut, a sum over tokens.
 - It is there in each stage of a curriculum that has thoughts; there in the last alone.

@@ -17,7 +17,8 @@ from rim_jax.runtime import run_folder
 _OF_OTHERS = (
     'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
     'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
-    'curriculum.reset_optimizer', 'curriculum.continue_data', 'icot.', 'coconut.', 'codi.', 'distill.', 'aux.',
+    'curriculum.reset_optimizer', 'curriculum.continue_data', 'icot.', 'coconut.', 'codi.',
+    'distill.', 'aux.',
     'layout.paired_readout', 'layout.teacher_last_step', 'layout.supervise_prefix', 'layout.row_',
     'layout.pack_window_rows')
 # Of blocks, which `direct` has not.
@@ -25,7 +26,8 @@ _OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_q
               'layout.bidirectional_blocks', 'layout.stage2_depth0_readout', 'curriculum.alpha',
               'model.memory_')
 # A stage that is a run by itself has its own budget, rate and dropout; the whole's are not in it.
-_OF_A_STAGE = ('train.num_', 'train.skip_', 'optim.learning_rate', 'model.dropout', 'model.lora.dropout')
+_OF_A_STAGE = ('train.num_', 'train.skip_', 'optim.learning_rate', 'model.dropout',
+               'model.lora.dropout')
 
 
 def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
