@@ -171,8 +171,9 @@ class StagePlan:
     plan = self.plan
     after = f' after the first {self.skip:,}' if self.skip else ''
     return (f'{self.num_examples:,} examples{after} in {plan.num_rows:,} rows of '
-            f'{plan.row_tokens} tokens ({plan.useful_frac:.1%} useful), {plan.row_slots} slots; {self.num_steps:,} steps of '
-            f'{self.batch_rows} rows = {plan.examples_per_row * self.batch_rows:.1f} examples'
+            f'{plan.row_tokens} tokens ({plan.useful_frac:.1%} useful), {plan.row_slots} slots; '
+            f'{self.num_steps:,} steps of {self.batch_rows} rows = '
+            f'{plan.examples_per_row * self.batch_rows:.1f} examples'
             + (f'; no chain is left from step {self.counted_from:,} on' if self.counted_from
                else ''))
 

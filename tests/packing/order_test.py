@@ -56,12 +56,13 @@ def test_every_epoch_packs_other_records_together():
 def test_plans_one_after_the_other_hold_the_examples_of_one_plan(cuts):
   """Over epochs of 300: what is skipped is what the plans before hold."""
   sizes, ends = make_sizes(), [0, *cuts, 800]
-  parts = [make_plan(sizes, b - a, skip=a).records for a, b in zip(ends, ends[1:])]
+  parts = [make_plan(sizes, end - begin, skip=begin).records
+           for begin, end in zip(ends[:-1], ends[1:], strict=True)]
   whole = make_plan(sizes, 800).records
   assert sorted(np.concatenate(parts)) == sorted(whole)
-  for a, b, part in zip(ends, ends[1:], parts):
-    if b <= 300:  # within an epoch, whose rows may stand in any order, none twice
-      assert len(set(part)) == b - a
+  for part, end in zip(parts, ends[1:], strict=True):
+    if end <= 300:  # within an epoch, whose rows may stand in any order, none twice
+      assert len(set(part)) == len(part)
 
 
 def test_permutation_is_pinned():
