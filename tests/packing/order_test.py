@@ -1,5 +1,7 @@
 """The plan: every record once an epoch, within both capacities, a pure function."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -57,7 +59,7 @@ def test_plans_one_after_the_other_hold_the_examples_of_one_plan(cuts):
   """Over epochs of 300: what is skipped is what the plans before hold."""
   sizes, ends = make_sizes(), [0, *cuts, 800]
   parts = [make_plan(sizes, end - begin, skip=begin).records
-           for begin, end in zip(ends[:-1], ends[1:], strict=True)]
+           for begin, end in itertools.pairwise(ends)]
   whole = make_plan(sizes, 800).records
   assert sorted(np.concatenate(parts)) == sorted(whole)
   for part, end in zip(parts, ends[1:], strict=True):
