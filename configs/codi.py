@@ -5,7 +5,7 @@ code stands in rim_jax/methods/codi.py). Else as rim.py.
 
   python -m rim_jax.main --config=configs/codi.py
       The chain task. Cost: not measured alone. Score: 10.9 / 18.7 / 20.3 %
-      (seeds 0 / 1 / 2; chance is 10).
+      (seeds 0 / 1 / 2; chance is 10); 99.9 with seed 3.
   python -m rim_jax.main --config=configs/codi.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured.

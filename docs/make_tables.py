@@ -28,8 +28,9 @@ SEEDS = range(3)
 SWEEPS = {'compare_chain': compare.get_config(),  # of each table
           'compare_chain_harder': compare.get_config('chain_harder'),
           'passes': passes.get_config(), 'stories_cpu': stories.get_config('cpu'),
-          'tuning_chain': tuning.get_config()}
-SEARCHES = ('tuning_chain',)  # a row of their tables has a method's settings
+          'tuning_chain': tuning.get_config(),
+          'tuning_chain_whole': tuning.get_config('chain,,1')}
+SEARCHES = ('tuning_chain', 'tuning_chain_whole')  # a row of their tables has a method's settings
 MISSING = '–'
 
 
@@ -69,11 +70,18 @@ def keep(sweep: pathlib.Path, name: str) -> list[str]:
 
 
 def keep_choices(sweep: pathlib.Path, name: str) -> None:
-  """Of a search's sweep.json what chooses: by it configs/compare.py takes each method's best."""
-  entries = [{'factors': entry['factors'], 'valid_acc': {'mean': entry['valid_acc']['mean']}}
-             for entry in json.loads((sweep / 'sweep.json').read_text())['entries']
-             if 'valid_acc' in entry]
-  (RUNS / name / 'sweep.json').write_text(json.dumps({'entries': entries}, indent=1) + '\n')
+  """Of a search's sweep.json what chooses: by it configs/compare.py takes each method's best.
+
+  What was kept of other methods stays.
+  """
+  found = [{'factors': entry['factors'], 'valid_acc': {'mean': entry['valid_acc']['mean']}}
+           for entry in json.loads((sweep / 'sweep.json').read_text())['entries']
+           if 'valid_acc' in entry]
+  methods = {entry['factors']['method'] for entry in found}
+  path = RUNS / name / 'sweep.json'
+  before = json.loads(path.read_text())['entries'] if path.exists() else []
+  kept = [entry for entry in before if entry['factors']['method'] not in methods] + found
+  path.write_text(json.dumps({'entries': kept}, indent=1) + '\n')
 
 
 def _find_steps(stages) -> list[float] | None:
@@ -126,16 +134,22 @@ def make_table(name: str) -> str:
 
 
 def make_search(name: str) -> str:
-  """A row for each method that was searched: % of valid that each setting gave, the best bold."""
-  rows = {}
+  """A row for each value of a method's own key: % of valid at each rate, the method's best bold."""
+  rows, best = {}, {}
   for entry in json.loads((RUNS / name / 'sweep.json').read_text())['entries']:
-    rows.setdefault(entry['factors']['method'], []).append(100 * entry['valid_acc']['mean'])
-  bold = {method: accs.index(max(accs)) for method, accs in rows.items()}
+    (_, method), (_, rate), (key, value) = entry['factors'].items()
+    acc = entry['valid_acc']['mean']
+    rows.setdefault((method, f'{key}={value:.3g}'), {})[rate] = acc
+    if acc > best.get(method, (0,))[0]:  # the first of equals
+      best[method] = acc, key, value, rate
+  rates = sorted({rate for accs in rows.values() for rate in accs})
+  bold = {(method, f'{key}={value:.3g}', rate) for method, (_, key, value, rate) in best.items()}
   return '\n'.join(_draw(
-      ['method', *(f'{rate} rate, {key}' for rate in ('usual', 'half', 'double')
-                   for key in ('usual key', 'other key'))],
-      [[f'`{method}`', *(f'**{acc:.1f}**' if i == bold[method] else f'{acc:.1f}'
-                         for i, acc in enumerate(accs))] for method, accs in rows.items()]))
+      ['method', 'its own key', *(f'rate {rate:g}' for rate in rates)],
+      [[f'`{method}`', f'`{own}`', *(
+          (f'**{100 * accs[rate]:.1f}**' if (method, own, rate) in bold else
+           f'{100 * accs[rate]:.1f}') if rate in accs else MISSING for rate in rates)]
+       for (method, own), accs in rows.items()]))
 
 
 def make_costs(name: str) -> str:

@@ -157,14 +157,15 @@ def test_the_tables_of_results_are_those_of_the_kept_runs():
 
 @pytest.mark.parametrize('name', make_tables.SEARCHES)
 def test_the_best_of_a_kept_search_is_what_methods_are_compared_at(name):
-  table = make_tables.make_search(name).split('\n')[2:]
+  head, _, *lines = [[cell.strip(' `') for cell in line.split('|')[1:-1]]
+                     for line in make_tables.make_search(name).split('\n')]
+  found = dict((method, (own, rate.removeprefix('rate '))) for method, own, *accs in lines
+               for rate, acc in zip(head[2:], accs, strict=True) if acc.startswith('**'))
   best = tuning.find_best('chain', str(make_tables.RUNS / name))
-  assert len(table) == len(best) > 0
-  for line, (method, config) in zip(table, best.items()):
-    cells = [cell.strip() for cell in line.split('|')[1:-1]]
-    usual = presets.make(method, 'chain').optim.learning_rate
-    rate = (1, 0.5, 2)[next(i for i, c in enumerate(cells[1:]) if c.startswith('**')) // 2]
-    assert (cells[0], config.optim.learning_rate) == (f'`{method}`', usual * rate)
+  assert found.keys() == best.keys() and best
+  for method, config in best.items():
+    section, _, key = tuning.KNOBS[method][0].partition('.')
+    assert found[method] == (f'{key}={config[section][key]:.3g}', f'{config.optim.learning_rate:g}')
 
 
 @pytest.mark.parametrize('method, thoughts, passes', [

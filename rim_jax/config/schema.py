@@ -357,10 +357,10 @@ class TrainConfig:
   # Mean examples in one update; it is turned into packed rows. Set this or batch_rows.
   batch_examples: Count = 128
   batch_rows: Count = 0  # Packed rows in one update, exactly.
-  # Of the order in which the seed draws the data, these are left out at its beginning: as many
-  # examples, or passes over the data. A later stage's are what the stages before it have read.
+  # Examples that are left out at the beginning of the order in which the seed draws the data. With
+  # curriculum.continue_data a later stage leaves out what the stages before it have read.
   skip_examples: Count = later(0)
-  skip_epochs: Amount = later(0.0)
+  skip_epochs: Amount = later(0.0)  # The same in passes over the data, beside those examples.
   num_micro_batches: AtLeastOne = 1  # Parts of one update, computed one after the other.
   # WORKDIR of a finished run whose last parameters this one begins with. It must have the same
   # model, tokenizer and base. rim_stage2: its stage 1; '' finds the one beside it.
