@@ -115,7 +115,7 @@ def make_table(name: str) -> str:
   """A row for each setting that has a run, with what it has on other files, and what is missing."""
   runs, settings = load(name), list_settings(name)
   sets = sorted({key for run in runs.values() for key in run.get('sets', ())})
-    with_steps = len({setting for (setting, _), run in runs.items() if 'steps' in run}) > 1
+  with_steps = len({setting for (setting, _), run in runs.items() if 'steps' in run}) > 1
   head = ['setting' if '=' in settings[0] else 'method', 'final answer by seed, %', 'mean (s.e.)',
           'after block 1, 2, ...: mean', *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
           'first answer token, x direct', *(f'`{key}` by seed, %' for key in sets)]
