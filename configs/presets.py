@@ -323,6 +323,8 @@ def make_smollm2(method: str):
                         'answer_prefix': '### ', 'answer_suffix': ''})
   config.model.update({'init_from': _find_smollm2(), 'frozen_dtype': 'float32'})
   config.model.lora.update({'rank': 16, 'alpha': 32.0})
+  # Stage 2's usual dropout would take parts of the frozen network's own states away.
+  config.curriculum.update({'stage2_dropout': 0.0, 'stage2_lora_dropout': 0.0})
   config.optim.update({'trainable': 'lora', 'learning_rate': 1e-3})
   config.train.update({'num_examples': 1024, 'batch_examples': 16})
   config.checkpoint.every_steps = 100

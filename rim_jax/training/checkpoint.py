@@ -123,6 +123,9 @@ class Checkpointer:
     self._seals = []
     hosts.lead(self._clear_unfinished)
     self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
+        # Without it Orbax keeps metrics in memory alone, and BestN, after a restart, every step
+        # whose metrics it does not know.
+        best_fn=lambda m: m['valid_final_acc'],
         preservation_policy=_POLICIES.AnyPreservationPolicy([
             _POLICIES.LatestN(config.keep_last),
             _POLICIES.BestN(get_metric_fn=lambda m: m['valid_final_acc'], n=1),
