@@ -89,15 +89,15 @@ def read_run(workdir):
 
 # 7 parameters: what differs between the checkpoints of one run.
 def save_checkpoints(folder, accuracies, keep_last=2, say=lambda line: None, counted_from=0,
-                     rules=(), **more):
-  """One checkpoint a step, 1, 2, ...; parameters hold the step."""
+                     rules=(), done=0, **more):
+  """One checkpoint a step, done + 1, done + 2, ...; parameters hold the step."""
   config = CheckpointConfig(keep_last=keep_last, **more)
   with checkpoint_lib.Checkpointer(folder, config, say) as checkpointer:
-    for step, accuracy in enumerate(accuracies, 1):
+    for step, accuracy in enumerate(accuracies, done + 1):
       checkpointer.save(step, {'w': jnp.full(3, step, jnp.float32)},
                         {'step': jnp.int32(step)},
                         {'rows': step, 'counts': step >= counted_from} | (
-                            {'rule_version': rules[step - 1]} if rules else {}), accuracy)
+                            {'rule_version': rules[step - done - 1]} if rules else {}), accuracy)
 
 
 def find_latest(folder, say=lambda line: None):

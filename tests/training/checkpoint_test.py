@@ -35,6 +35,16 @@ def test_the_last_n_and_the_best_are_kept(tmp_path):
     checkpoint_lib.choose_checkpoint(tmp_path, 7)
 
 
+def test_restarts_leave_no_other_checkpoints_than_a_run_without_them(tmp_path):
+  accuracies = [0.1, 0.9, 0.3, 0.2, 0.1, 0.0, 0.4]
+  support_runs.save_checkpoints(tmp_path / 'whole', accuracies)
+  for first, last in ((0, 3), (3, 5), (5, 7)):
+    support_runs.save_checkpoints(tmp_path / 'parts', accuracies[first:last], done=first)
+  kept = [checkpoint_lib.list_steps(epath.Path(tmp_path) / run / 'checkpoints')
+          for run in ('whole', 'parts')]
+  assert kept == [[7, 6, 2]] * 2
+
+
 def test_of_equally_good_checkpoints_the_later_is_best(tmp_path):
   support_runs.save_checkpoints(tmp_path, [0.5, 0.5])
   assert checkpoint_lib.choose_checkpoint(tmp_path, 'best').step == 2
