@@ -75,6 +75,7 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
   shards = sharding.count_shards(sharding.BATCH, task.mesh)
   stage = hosts.lead_first(lambda: source_lib.make_stage_plan(
       task.dataset.splits['train'], task.codec, shards, say))
+  run_scores_lib.check_questions(task)
   say(stage.describe())
   for line in stage.dropped[:3]:
     say(f'dropped: {line}')
@@ -364,6 +365,29 @@ def _keep_whole(config: Config, workdir) -> None:
     card_lib.write_card(workdir, card_lib.make_whole(config, [f.name for f, _ in stages]))
 
 
+def _check_later_stages(config: Config, workdir):
+  """Before the first stage begins: what would end a later one, hours on, at its own beginning.
+
+  Raises: UserError, as the stage would.
+  """
+  (first, _), *later = stages_lib.make_stages(config)
+  if (workdir / first / 'config.json').exists():
+    return
+  for name, stage in later:
+    try:
+      _check_stage(stage)
+    except UserError as e:
+      raise UserError(f'{name}, before anything is trained: {e}') from None
+
+
+def _check_stage(config: Config, say=lambda line: None):
+  task = make_task(config, say)
+  shards = sharding.count_shards(sharding.BATCH, task.mesh)
+  hosts.lead_first(lambda: source_lib.make_stage_plan(
+      task.dataset.splits['train'], task.codec, shards, say))
+  run_scores_lib.check_questions(task)
+
+
 def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   """Runs every stage that a config stands for, each in a WORKDIR of its own.
 
@@ -372,6 +396,7 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   workdir = epath.Path(workdir)
   results, before = {}, None
   hosts.lead(lambda: _keep_whole(config, workdir))
+  _check_later_stages(config, workdir)
   for name, stage_config in stages_lib.make_stages(config):
     folder = workdir / name if name else workdir
     if not stage_config.checkpoint.stop_frac:

@@ -86,6 +86,16 @@ def make_two_stages(cache):
                      layout__depth0_readout=True)
 
 
+@pytest.mark.parametrize('changes, told', [
+    ({'layout__num_blocks': 40}, 'stage2, before anything is trained: rim_chain/train:'),
+    ({'eval__max_new_tokens': 99}, 'more to decode needs')])
+def test_what_would_end_a_later_stage_is_told_before_the_first(tmp_path, cache, changes, told):
+  config = make_config(cache, 'rim', train__num_examples=80, **changes)
+  with pytest.raises(UserError, match=told):
+    train_lib.train_curriculum(config, tmp_path, QUIET)
+  assert not (tmp_path / 'stage1').exists()
+
+
 @pytest.mark.parametrize('taken, num_devices, mesh', [
     (3, 1, MeshConfig()), (5, 1, MeshConfig()), *(
         pytest.param(taken, 8, MeshConfig(2, 2, 2), marks=pytest.mark.slow) for taken in (3, 5))])

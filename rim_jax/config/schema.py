@@ -104,12 +104,14 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  """How text becomes token ids. With model.init_from and no key set here: that model's own."""
+  """How text becomes token ids. With model.init_from and neither kind nor path: the model's own."""
   # bytes: one id a byte. chain: digits and operators. words: the words of ProsQA. file: `path`.
   kind: Literal['bytes', 'chain', 'words', 'file'] = 'bytes'
   path: str = ''  # kind=file: a tokenizer.json of the library `tokenizers`.
-  bos_token: str = ''  # kind=file: text of the token that begins a sequence; '': none.
-  eos_token: str = ''  # kind=file: text of the token that ends an answer; required.
+  # Texts of the tokens that begin a sequence ('': none) and end an answer. kind=file needs the
+  # latter; with model.init_from each takes the place of the model's own.
+  bos_token: str = ''  # kind=file and model.init_from: text of the token that begins a sequence.
+  eos_token: str = ''  # kind=file and model.init_from: text of the token that ends an answer.
   add_bos: bool = False  # kind=bytes, chain or words: begin every sequence with a bos token.
 
 

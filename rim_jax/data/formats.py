@@ -155,6 +155,9 @@ def _split_answer(text) -> tuple[str, str]:
   solution, mark, answer = text.partition('####')
   if not mark:
     raise ValueError("no '####' before the answer")
+  if len(lines := answer.strip().splitlines()) > 1:
+    raise ValueError(f"more text after the answer's line: {lines[1][:40]!r}; end the solution with "
+                     "'#### ANSWER'")
   return solution, answer
 
 

@@ -35,6 +35,19 @@ def get_records(task, split: str, limit: int):
   return source.__getitems__(range(count))
 
 
+def check_questions(task):
+  """Asks before a run begins what would end it at its first save, or after its last update.
+
+  Raises: UserError for a question of valid, or of a set of results, that cannot be encoded or
+    leaves no room for its answer.
+  """
+  asked = [(task, 'valid', task.config.eval.num_valid_examples)] + [
+      (one, one.config.eval.split, one.config.eval.num_examples) for one in list_sets(task)]
+  for one, split, limit in asked:
+    scores.encode_questions(get_records(one, split, limit), one.config, one.codec,
+                            one.config.eval_blocks)
+
+
 def fingerprint_set(task, records) -> str:
   """By what two runs are known to have had the same: the whole split's, or a file's as read."""
   source = task.dataset.splits.get(task.config.eval.split)

@@ -48,17 +48,18 @@ def evaluate(decoder: decode_lib.Decoder, records, num_blocks: int, say=None, pr
       num_unfinished=int((~ended[:, -1]).sum())), predictions  # cut off at max_new_tokens
 
 
-def encode_questions(records, config: Config, codec, num_blocks: int, prefix=None
-                     ) -> list[list[int]]:
+def encode_questions(records, config: Config, codec, num_blocks: int, prefix=None,
+                     longest: int = 0) -> list[list[int]]:
   """Ids of every question, each known to leave room for its blocks and its answer.
 
   Args:
     prefix: ids that are forced first; the method's own by default.
+    longest: tokens of what is written, where that is more than eval.max_new_tokens.
   Raises: UserError where one runs beyond a learned position table.
   """
   prefix = get_answer_prefix(config, codec) if prefix is None else prefix
   questions = [codec.encode_question(r.question) for r in records]
-  num_more = len(prefix) + config.eval.max_new_tokens - 1
+  num_more = len(prefix) + max(config.eval.max_new_tokens, longest) - 1
   for record, question in zip(records, questions):
     decode_lib.check_positions(len(question), num_blocks, num_more, config, record.origin)
   return questions
@@ -249,7 +250,11 @@ def evaluate_steps(decoder: decode_lib.Decoder, records, say=None) -> dict:
     return {}
   blocks = tuple(range(1, most))
   prefix = codec.template.step_prefix
-  questions = encode_questions(records, config, codec, most - 1, prefix)
+  # Steps have no limit of their own; that of answers would cut them.
+  longest = 1 + max(len(step) for r in records for step in codec.encode(r).steps)
+  if longest > config.eval.max_new_tokens:
+    decoder = decoder.with_tokens(longest)
+  questions = encode_questions(records, config, codec, most - 1, prefix, longest)
   texts, _ = decoder.decode_texts(questions, most - 1, prefix, blocks, say)
   right, count = np.zeros((2, most - 1))
   for record, row in zip(records, texts):

@@ -402,9 +402,13 @@ def resolve(config: Config) -> Config:
     return config
   config = resolve_shape(config)
   folder = get_folder(config.model, 'description')
-  tokenizer = config.tokenizer
-  if tokenizer == TokenizerConfig():
-    tokenizer = find_tokenizer(folder)
+  tokenizer, unset = config.tokenizer, TokenizerConfig()
+  if tokenizer.add_bos:
+    raise UserError('tokenizer.add_bos=True is not for the tokenizer of a pretrained model; give '
+                    'the text of its token as tokenizer.bos_token')
+  if (tokenizer.kind, tokenizer.path) == (unset.kind, unset.path):
+    tokenizer = dataclasses.replace(find_tokenizer(folder), **{
+        key: text for key in ('bos_token', 'eos_token') if (text := getattr(tokenizer, key))})
   layout = config.layout
   if layout.chat_template:
     before, after = render_chat(folder, tokenizer)

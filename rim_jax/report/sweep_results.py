@@ -21,7 +21,7 @@ from rim_jax.results.settings import BestSetting, Conclusion, EffectResult, Sett
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
 
-CONCLUSION_VERSION = 4  # counted up where a key changes its meaning or goes
+CONCLUSION_VERSION = 5  # counted up where a key changes its meaning or goes
 
 
 def conclude(states, workdir) -> Conclusion:
@@ -232,7 +232,7 @@ def find_effects(states) -> list[EffectResult]:
   """What each level of a factor does against the factor's first one.
 
   From pairs of done points that agree in every other factor and in the seed, and, on valid, in the
-  version of the rule of judging.
+  version of the rule of judging. Where seeds are no factor, each pair counts as a seed.
   """
   found, effects = {s.point.name: (read_valid_acc(s), s.result.final_acc, _read_valid_rule(s))
                     for s in states if s.result}, []
@@ -244,9 +244,9 @@ def find_effects(states) -> list[EffectResult]:
         rest = tuple(sorted((k, str(v)) for k, v in factors.items() if k != factor))
         at.setdefault(factors[factor], {})[rest] = found[state.point.name]
     for level in others:
-      pairs = [(mine, at[reference][rest]) for rest, mine in at.get(level, {}).items()
-               if rest in at.get(reference, {})]
-      valid, final = ([a[i] - b[i] for a, b in pairs if None not in (a[i], b[i])
+      pairs = [(dict(rest).get('seed', rest), mine, at[reference][rest])
+               for rest, mine in at.get(level, {}).items() if rest in at.get(reference, {})]
+      valid, final = ([(seed, a[i] - b[i]) for seed, a, b in pairs if None not in (a[i], b[i])
                        and (i or a[2] == b[2])] for i in (0, 1))
       effects.append(EffectResult(
           factor=factor, level=level, reference=reference,
@@ -317,6 +317,10 @@ def describe_best(conclusion: Conclusion) -> str:
   doubtful = [name for name in best.doubtful if name not in best.equal]
   if doubtful:
     told += f" The seeds do not tell it from: {', '.join(doubtful)}."
+  missing = [f'{e.name} ({e.num_done} of {e.num_points} done)' for e in conclusion.entries
+             if e.num_done < e.num_points and not e.dropped]
+  if missing:
+    told += f" With the runs that failed or are missing another may be best: {', '.join(missing)}."
   for factor, value, end, count in _find_ends(conclusion.entries, best.name):
     told += (f' Its {factor}={value} is the {end} of {count} that were tried: a better one may lie '
              'beyond.')

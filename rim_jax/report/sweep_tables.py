@@ -106,12 +106,13 @@ def tabulate_more(entries: list[SettingResult]) -> Table | None:
 def tabulate_effects(effects: list[EffectResult]) -> Table | None:
   """Paired differences, a row a level."""
   return table(
-      ['changed', ('pairs', 'of runs that differ in nothing else'),
+      ['changed', ('pairs', 'of runs that differ in nothing else'), 'seeds',
        ('final, points', 'mean difference, its 95% interval'), 'on valid, points'],
       [[name(f'{e.factor}: {e.level} for {e.reference}'),
-        str(max(m.count if m else 0 for m in (e.final_acc, e.valid_acc))),
+        *(str(max(getattr(m, key) if m else 0 for m in (e.final_acc, e.valid_acc)))
+          for key in ('count', 'num_seeds')),
         _show_effect(e.final_acc), _show_effect(e.valid_acc)] for e in effects],
-      notes=["Student's t over the pairs, each interval alone: of twenty, one is expected to "
+      notes=["Student's t over the seeds, each interval alone: of twenty, one is expected to "
              'miss.'])
 
 

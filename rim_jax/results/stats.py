@@ -34,29 +34,35 @@ def summarize(values, keep: bool = False) -> Summary:
 @dataclasses.dataclass(frozen=True)
 class Effect:
   """What one change does, from pairs of runs that differ in nothing else."""
-  mean: float  # difference, changed less unchanged
+  mean: float  # difference, changed less unchanged, over seeds
   interval: tuple[float, float] | None  # of the mean
   confidence: float
   count: int  # pairs
+  num_seeds: int
   no_interval: str  # why there is none; '' where there is one
 
 
-def summarize_pairs(differences, confidence: float = 0.95) -> Effect:
-  """Mean of paired differences, with the interval of Student's t over the pairs.
+def summarize_pairs(differences: list[tuple[object, float]], confidence: float = 0.95) -> Effect:
+  """Mean of paired differences over seeds, with the interval of Student's t over the seeds.
 
-  One pair has no interval, and neither have pairs that all differ by the same: a spread of zero
-  over a few runs (both at 100 %, say) is no knowledge of others.
+  Pairs of one seed share its data and its first parameters, so they count as one: their mean. One
+  seed has no interval, and neither have seeds that all differ by the same: a spread of zero over a
+  few runs (both at 100 %, say) is no knowledge of others.
 
+  Args:
+    differences: (seed, difference) of each pair.
   Raises: ValueError where there are no pairs.
   """
-  values = [float(d) for d in differences]
-  told = summarize(values)
+  by_seed: dict[object, list[float]] = {}
+  for seed, difference in differences:
+    by_seed.setdefault(seed, []).append(float(difference))
+  told = summarize([summarize(values).mean for values in by_seed.values()])
   interval = None
-  if told.stderr:
+  if told.stderr and told.stderr > 1e-9:  # differences of equal accuracies may differ in rounding
     reach = float(scipy.stats.t.ppf((1 + confidence) / 2, told.count - 1)) * told.stderr
     interval = (told.mean - reach, told.mean + reach)
-  why = '' if interval else 'one pair' if told.count == 1 else 'every pair differs by the same'
-  return Effect(told.mean, interval, confidence, told.count, why)
+  why = '' if interval else 'one seed' if told.count == 1 else 'every seed differs by the same'
+  return Effect(told.mean, interval, confidence, len(differences), told.count, why)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -245,6 +245,8 @@ BAD = {
     b'{"question": "q", "steps": [], "answer": "x #### 1"}': "second '####'",
     b'{"question": "q", "answer": "1\\n2"}': "no '####' before the answer",
     b'{"question": "q", "answer": "<<1=1>> #### 1 #### 2"}': "second '####'",
+    b'{"question": "q", "answer": "<<1=1>>\\n#### 1\\nThe answer is: 1"}': (
+        "more text after the answer's line: 'The answer is: 1'; end the solution with"),
     b'{"question": "q", "answer": "<<1=1 #### 1"}': 'a << without its >>',
     b'{"question": "q", "answer": "<<>> #### 1"}': 'step 1 is empty',
     b'q||<<1=1>> 1': "no '####' before the answer",

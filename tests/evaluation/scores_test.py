@@ -248,3 +248,18 @@ def test_step_accuracy_by_hand():
   result = scores.evaluate_steps(decoder, records)
   assert result['step_acc_gold_count'] == pytest.approx(4 / 5)
   assert result['step_acc_by_block'] == [1.0, 0.5]
+
+
+def test_steps_are_not_cut_at_the_length_of_answers():
+  config = support.make_config('rim_stage1', eval__max_new_tokens=2)
+  steps, asked = ('1', '123456'), []
+  records = [dataclasses.replace(support.RECORDS[0], steps=steps)]
+
+  class Decoder(decode.Decoder):
+    def with_tokens(self, max_new_tokens):
+      asked.append(max_new_tokens)
+      return super().with_tokens(max_new_tokens)
+  result = scores.evaluate_steps(
+      Decoder(support.make_network(config, support.make_model(config))), records)
+  assert asked == [len(steps[1]) + 1]  # and its eos
+  assert result['step_acc_by_block'] == [0.0]

@@ -1,5 +1,6 @@
 """config.json: what is read from it, what is refused, and the shapes of published models."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -106,6 +107,16 @@ def test_resolving_fills_the_shape_and_the_tokenizer(family):
   assert config.tokenizer.bos_token == (
       '<|end|>' if family.startswith(('llama', 'gemma')) else '')
   assert families.resolve(config) == config
+
+
+@pytest.mark.parametrize('key, text', [('bos_token', '<|end|>'), ('eos_token', 'a')])
+def test_a_token_that_is_named_takes_the_place_of_the_model_s_own(key, text):
+  config = make_config(GOLDEN / 'qwen3')
+  usual = families.resolve(config).tokenizer
+  found = families.resolve(support.set_key(config, f'tokenizer.{key}', text)).tokenizer
+  assert found == dataclasses.replace(usual, **{key: text}) != usual and found.kind == 'file'
+  with pytest.raises(UserError, match='add_bos=True is not for the tokenizer of a pretrained'):
+    families.resolve(support.set_key(config, 'tokenizer.add_bos', True))
 
 
 def test_the_eos_may_be_named_by_id_alone(folder):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 
+import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
@@ -55,6 +56,16 @@ def test_a_best_at_an_end_of_what_was_tried_is_told(accs, told, tmp_path):
       ({'a': 2**i, 'b': 'xyz'[i]}, acc, 0.9) for i, acc in enumerate(accs)]), tmp_path)
   text = (tmp_path / 'sweep.md').read_text()
   assert told in text and text.count('may lie beyond') == bool(told)
+
+
+def test_runs_that_are_missing_are_named_beside_the_best(tmp_path):
+  states = make_states(tmp_path, [
+      ({'a': 1, 'seed': 0}, 0.5, 0.9), ({'a': 1, 'seed': 1}, 0.5, 0.9),
+      ({'a': 2, 'seed': 0}, 0.6, 0.9), ({'a': 2, 'seed': 1}, 0.1, 0.9)])
+  states[3].status = 'failed'
+  support_sweep.conclude(states, tmp_path)
+  text = (tmp_path / 'sweep.md').read_text()
+  assert 'With the runs that failed or are missing another may be best: a=2 (1 of 2 done).' in text
 
 
 def test_the_markdown_has_each_control_beside_what_it_should_give(tmp_path):
@@ -200,25 +211,41 @@ def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
   assert set(effects) == {('a', 2), ('a', 3), ('b', 'y')}
   final, valid = (effects['b', 'y'][m] for m in ('final_acc', 'valid_acc'))
   assert effects['b', 'y']['reference'] == 'x'
-  assert (final['count'], valid['count']) == (3, 2)
-  assert final['mean'] == pytest.approx((0.25 + 0.5 + 0.5) / 3)
+  assert [(e['count'], e['num_seeds']) for e in (final, valid)] == [(3, 2), (2, 2)]
+  # Of seed 0 two pairs, which count as one
+  assert final['mean'] == pytest.approx(((0.25 + 0.5) / 2 + 0.5) / 2)
   assert valid['mean'] == pytest.approx(0.25)
   # t with one degree of freedom is Cauchy: its 97.5 % point is 12.706; a standard error of 0.05
   assert valid['interval'] == pytest.approx([0.25 - 0.63531, 0.25 + 0.63531], abs=1e-4)
   assert final['interval'] == pytest.approx(list(scipy_stats.ttest_1samp(
-      [0.25, 0.5, 0.5], 0).confidence_interval(0.95)))
+      [0.375, 0.5], 0).confidence_interval(0.95)))
   a = effects['a', 2]['final_acc']
-  assert a['mean'] == pytest.approx((0.25 + 0.5) / 2) and a['count'] == 2
-  assert effects['a', 2]['valid_acc'] == {'mean': pytest.approx(0.3), 'interval': None, 'count': 1,
-                                          'confidence': 0.95, 'no_interval': 'one pair'}
+  assert a['mean'] == pytest.approx((0.25 + 0.5) / 2) and (a['count'], a['num_seeds']) == (2, 1)
+  assert effects['a', 2]['valid_acc'] == {
+      'mean': pytest.approx(0.3), 'interval': None, 'count': 1, 'num_seeds': 1,
+      'confidence': 0.95, 'no_interval': 'one seed'}
   assert 'final_acc' not in effects['a', 3]  # no other point has its seed
 
 
-def test_pairs_without_a_spread_have_no_interval():
-  assert stats.summarize_pairs([0.0, 0.0, 0.0]).interval is None
-  assert 'the same' in stats.summarize_pairs([0.5, 0.5]).no_interval
+def test_seeds_without_a_spread_have_no_interval():
+  assert stats.summarize_pairs([(s, 0.0) for s in range(3)]).interval is None
+  told = stats.summarize_pairs([(0, 0.2 - 0.1), (1, 0.3 - 0.2), (2, 0.4 - 0.3)])
+  assert told.interval is None and 'the same' in told.no_interval  # but for rounding
   with pytest.raises(ValueError):
     stats.summarize_pairs([])
+
+
+def test_an_interval_holds_as_often_as_it_says_where_pairs_share_their_seed():
+  """Differences of three settings on each of three seeds, which shift all three alike."""
+  rng = np.random.default_rng(0)
+  held = 0
+  for _ in range(2000):
+    shift = 2 * rng.standard_normal(3)
+    low, high = stats.summarize_pairs([
+        (seed, shift[seed] + rng.standard_normal()) for seed in range(3) for _ in range(3)
+    ]).interval
+    held += low <= 0 <= high
+  assert 0.935 < held / 2000 < 0.965  # over pairs it would be 0.71
 
 
 def test_the_papers_choice_has_no_answers_to_compare(tmp_path):
