@@ -291,15 +291,20 @@ class Scorer:
                 unchanged_acc=float(unchanged[:, -1].mean()))
 
   def score_swap(self, answers) -> dict:
-    """Over pairs whose answers differ: the own answer, the donor's, the model's for the donor."""
+    """Over pairs whose answers differ: the own answer, the donor's, the model's for the donor.
+
+    The last is of pairs that the unchanged model answers differently: else it follows the donor
+    where it ignores the blocks.
+    """
     if not len(self.telling):
       return {'n': 0, 'none': 'no two questions are equally long and differ in their answers'}
     theirs = self._donors[self.telling]
     answers_of = [answers[i] for i in self.telling]
+    apart = [(answers[i], self._unchanged[donor]) for i, donor in zip(self.telling, theirs)
+             if not judge.answers_match(self._unchanged[i][-1], self._unchanged[donor][-1])]
     return {**self.score(answers, self.telling),
             **_summarize(_match(answers_of, [self._golds[i] for i in theirs]), 'donor_'),
-            **_summarize(_match(answers_of, [self._unchanged[i] for i in theirs]),
-                         'donor_model_')}
+            **(_summarize(_match(*zip(*apart)), 'donor_model_') if apart else {})}
 
 
 def check_method(config: Config) -> None:

@@ -92,7 +92,7 @@ def describe_misjudged(split, codec: source_lib.Codec) -> list[str]:
   answer's suffix cuts, for example, could never be answered rightly; nor could one that the
   tokenizer cannot write.
   """
-  wrong, template = [], codec.template
+  wrong, cut, template, most = [], [], codec.template, codec.config.eval.max_new_tokens
   for first in range(0, len(split), 1000):
     for record in split.__getitems__(range(first, min(first + 1000, len(split)))):
       try:
@@ -100,13 +100,18 @@ def describe_misjudged(split, codec: source_lib.Codec) -> list[str]:
       except UserError:
         wrong.append(record)
         continue
+      if len(ids) > most and not codec.config.facts.writes_steps:
+        cut.append((record, len(ids)))
       written = codec.config.layout.answer_prefix * codec.config.facts.learns_steps
       written += codec.tokenizer.decode(ids)
       if not judge.answers_match(judge.parse_answer(written, codec.config) or '', record.answer):
         wrong.append(record)
-  if not wrong:
-    return []
-  return [f'{split.name}: {len(wrong)} of {len(split)} gold answers can never be right: the '
-          'tokenizer cannot write them, or written, decoded and judged they differ from '
-          f'themselves; the first is {wrong[0].answer[:40]!r} ({wrong[0].origin}); see '
-          'layout.answer_suffix']
+  lines = [f'{split.name}: {len(cut)} of {len(split)} gold answers are longer than '
+           f'eval.max_new_tokens={most} and can never be right; the longest has '
+           f'{max(count for _, count in cut)} tokens, the first is {cut[0][0].answer[:40]!r} '
+           f'({cut[0][0].origin})'] if cut else []
+  return lines if not wrong else [
+      *lines, f'{split.name}: {len(wrong)} of {len(split)} gold answers can never be right: the '
+      'tokenizer cannot write them, or written, decoded and judged they differ from '
+      f'themselves; the first is {wrong[0].answer[:40]!r} ({wrong[0].origin}); see '
+      'layout.answer_suffix']

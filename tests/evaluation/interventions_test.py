@@ -241,6 +241,9 @@ def test_questions_without_a_partner_and_equal_answers_are_counted():
   assert entry['n'] == 2 and entry['final_acc'] == 0.0 and entry['final_donor_acc'] == 1.0
   assert entry['final_donor_model_acc'] == 0.5  # the model says 2 where d's answer is 3
   assert entry['unchanged_acc'] == 0.5 and entry['final_donor_acc_stderr'] == 0.0
+  # A model that says one thing whatever the blocks hold follows nobody.
+  alike = interventions.Scorer(records, donors, [['5']] * 4).score_swap([['5']] * 4)
+  assert alike['final_donor_acc'] == 0.0 and 'final_donor_model_acc' not in alike
   half = scorer.score([['1'], ['3'], ['12'], ['1']])
   assert half['n'] == 4 and half['final_acc'] == 0.5
   assert half['final_acc_stderr'] == pytest.approx(0.25)

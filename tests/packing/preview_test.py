@@ -82,3 +82,14 @@ def test_gold_answers_that_can_never_be_right_are_counted():
   [line] = preview.describe_misjudged(Split(bad), codec)
   assert line.startswith(f'test: 1 of {len(bad)} gold answers can never be right: ')
   assert "the first is '507'" in line
+
+
+def test_gold_answers_longer_than_what_is_written_are_told():
+  config = support.make_config('rim_stage2', eval__max_new_tokens=2)
+  records = [dataclasses.replace(support.RECORDS[0], answer=answer)
+             for answer in ('12', '1234', '5')]
+  [line] = preview.describe_misjudged(Split(records), support.make_codec(config))
+  assert line.startswith('test: 1 of 3 gold answers are longer than eval.max_new_tokens=2')
+  assert "has 4 tokens, the first is '1234'" in line
+  chain = support.make_config('cot', eval__max_new_tokens=2)  # what it writes has steps, too
+  assert preview.describe_misjudged(Split(records), support.make_codec(chain)) == []
