@@ -74,6 +74,7 @@ def run_probes(decoder: decode_lib.Decoder, records: dict, kept: dict, say=print
       'none': "this task's results are not few classes"}
   return {'state': "a block's closing token, before the last layer",
           'num_questions': {s: len(rows) for s, rows in records.items()},
+          **({'fitted_on': 'valid'} if config.controls.probe_split == 'valid' else {}),
           'right': probe_right(states, right), 'steps': steps, 'pca': pca}, (
               points, [r.answer for r in records['test']])
 

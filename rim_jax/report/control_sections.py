@@ -227,8 +227,10 @@ def _make_probes(run, probes: ProbesResult) -> Blocks:
   if not (right and counts):
     return []
   told = (f'Logistic regressions on {clean(probes.state)}: fitted on {counts["train"]:,} '
-          f'questions of train, C chosen on {counts["valid"]:,} of valid, in % on '
-          f'{counts["test"]:,} of test.')
+          f'questions of {clean(probes.fitted_on or "train")}, C chosen on {counts["valid"]:,} '
+          f'{"others " if probes.fitted_on else ""}of valid, in % on {counts["test"]:,} of test. '
+          'All blocks together: also a probe that tells no more than which block it is scores '
+          'above chance there, where blocks differ in how often they are right.')
   rows = [[f'block {e.block}', *_show_ranking(e)] for e in right.by_block]
   rows.append(['all blocks', *_show_ranking(right.pooled)])
   head = ['', 'AUROC', 'AUPRC', ('right', 'the AUPRC of chance'), 'C']
@@ -349,8 +351,8 @@ def make_probes_over_seeds(entries: list[SettingResult]) -> Blocks:
   head = ['', *(f'AUROC, block {k}' for k in range(1, width + 1)), 'all blocks',
           ('right picks', 'by the probe, where some block is right'), ('the last block', 'there')]
   return [paragraph(
-      "Is this block's readout right? Linear probes of its state, fitted on train, C chosen on "
-      'valid, in % on test; means over seeds.'), table(head, rows),
+      "Is this block's readout right? Linear probes of its state, fitted and tuned on other "
+      'questions, in % on test; means over seeds.'), table(head, rows),
           *(block for setting, (probes, count) in probed.items() if probes.steps
             for block in _make_steps_over_seeds(setting, probes.steps, count))]
 

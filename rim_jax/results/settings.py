@@ -66,7 +66,7 @@ class SettingResult(Value):
   majority_acc: Summary | None = measure('majority of blocks', first=True)
   selected_acc: Summary | None = measure(
       'selected by a probe',
-      'the block whose probe is most confident; probes fitted on train, C chosen on valid',
+      'the block whose probe is most confident; probes fitted and tuned on other questions',
       first=True)
   unparsed_frac: Summary | None = measure(
       'unparsed', 'answers that are empty, or lack the suffix that closes them: never right',

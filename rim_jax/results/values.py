@@ -157,7 +157,7 @@ class EvalResult(Value):
       'any block', 'upper bound: picks the right block by looking at the answer', chooses=True)
   selected_acc: float | None = measure(  # stands in controls.json, and is put beside the others
       'selected by a probe',
-      'the block whose probe is most confident; probes fitted on train, C chosen on valid')
+      'the block whose probe is most confident; probes fitted and tuned on other questions')
   pass_at: dict[str, float] | None = measure(
       'pass@k', 'one of k answers is right that were drawn from the last block', made_of='answers')
   num_samples: int | None = measure('drawn answers', 'of each question', made_of='answers')
@@ -353,7 +353,8 @@ class Components(Value):
 class ProbesResult(Value):
   none: str | None = None
   state: str | None = None
-  num_questions: dict[str, int] | None = None  # by split
+  num_questions: dict[str, int] | None = None  # by what they are for: train, valid, test
+  fitted_on: str | None = None  # the split that 'train' and 'valid' are of; None: of their own
   right: RightProbes | None = None
   steps: StepProbes | None = None
   pca: Components | None = None

@@ -129,6 +129,12 @@ def test_more_questions_than_maps_are_all_in_the_table(tmp_path):
   assert text.count('class="token"') == 18
 
 
+def test_probes_that_were_fitted_on_valid_say_so(tmp_path):
+  write_findings(tmp_path, probes=make_probes() | {'fitted_on': 'valid'})
+  text = ' '.join(show(tmp_path, control_sections.make_parts('run', tmp_path)).split())
+  assert 'questions of valid, C chosen on 500 others of valid, in % on 1,000' in text
+
+
 def test_probes_are_those_of_controls_json(made):
   page, _, found, _, folder = made
   probes = found['probes']

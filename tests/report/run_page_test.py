@@ -483,7 +483,7 @@ def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(
   assert ('selected by a probe' in out) == bool(found) == shown
   if shown:
     (name, cells), = found.items()
-    assert 'fitted on train, C chosen on valid' in name
+    assert 'probes fitted and tuned on other questions' in name
     at = [text for text, _ in head[1:]].index('stage2: test')
     assert cells[at] == ('81.2%', (0.8125,)) and [v for _, v in cells].count(()) == len(cells) - 1
 

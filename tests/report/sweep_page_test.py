@@ -287,7 +287,7 @@ def test_what_a_probe_selects_stands_in_the_headline(asked):
       'mean': 0.625, 'stderr': 0.125, 'count': 2, 'values': [0.75, 0.5]}
   head, one, two = page.tables[0]
   at = next(i for i, (text, _) in enumerate(head) if text.startswith('selected by a probe'))
-  assert 'fitted on train, C chosen on valid' in head[at][0]
+  assert 'probes fitted and tuned on other questions' in head[at][0]
   assert [head[at + i][0] for i in (-1, 1)] == ['majority of blocks', 'seeds done']
   assert one[at] == ('62.5\xa0±\xa012.5%2 of 3 seeds', (0.625, 0.125)) and two[at][0] == '–'
   assert 'selected_acc' not in second

@@ -293,7 +293,7 @@ def test_what_a_probe_selects_is_a_column_of_the_results(tmp_path):
   one, two = (line for line in text.splitlines() if re.match(r'\| a=\d \|.* of \d \|', line))
   assert '| 75.0% (1 of 2 seeds) | 2 of 2 |' in one and '| – | 1 of 1 |' in two
   assert '| a=1 | 25.0 ± 0.0% | 50.0 ± 0.0% |\n| a=2 | 25.0% | 50.0% |\n' in text
-  assert 'probes fitted on train, C chosen on valid' in text
+  assert 'probes fitted and tuned on other questions' in text
   shutil.rmtree(tmp_path / 'points')
   assert '| 62.5 ± 12.5% | 2 of 2 |' in conclude(0.75, 0.5)
 
