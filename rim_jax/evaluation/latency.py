@@ -215,10 +215,10 @@ def count_passes(config: Config, num_blocks: int) -> int | None:
   return count if count > 1 else None
 
 
-def measure_passes(network: Network, record, results, num_runs: int, say=None):
+def measure_passes(network: Network, records, results, num_runs: int, say=None):
   """`scores.evaluate_passes`' results, each with times to the first token, all timed in turn."""
   codec, shards = network.codec, sharding.count_shards(sharding.BATCH, network.mesh)
-  questions = [codec.encode(record).question] * shards
+  questions = [choose_typical([codec.encode(r) for r in records]).question] * shards
   prefix = tuple(scores.get_answer_prefix(network.config, codec))
   timed = [make_timed(f'{r.num_passes} {k}',
                       scores.set_key(network, 'eval.num_passes', r.num_passes), questions,
@@ -230,12 +230,19 @@ def measure_passes(network: Network, record, results, num_runs: int, say=None):
       k: times[f'{r.num_passes} {k}'] for k in r.acc}) for r in results]
 
 
+def choose_typical(encoded: list[layout_lib.Encoded]) -> layout_lib.Encoded:
+  """Of records the one whose steps have the median number of tokens, the first of equals."""
+  by_length = sorted(encoded, key=lambda one: sum(map(len, one.steps)))
+  median = sum(map(len, by_length[len(by_length) // 2].steps))
+  return next(one for one in encoded if sum(map(len, one.steps)) == median)
+
+
 def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_runs: int, say=None
                 ) -> dict:
   """Latency of a run's final readout beside direct answering, for results.json.
 
-  On the run's first question. A chain of thought is as long as that question's own, so far as
-  eval.max_new_tokens reaches. Direct answering is the run's own network (adapters and all) without
+  On one of the run's questions, whose steps are of median length. A chain of thought is as long as
+  they are, so far as eval.max_new_tokens reaches. Direct answering is the run's own network (adapters and all) without
   its blocks, thoughts or chain, timed in turn with it: weights do not change how long a program
   takes, so that is the program of a run that was trained to answer directly. Where the run's own
   program is that one (direct, iCoT, no blocks), it is its own base, and every ratio is 1.
@@ -248,7 +255,7 @@ def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_ru
   Units: milliseconds.
   """
   config, codec = network.config, network.codec
-  encoded, template = codec.encode(records[0]), codec.template
+  encoded, template = choose_typical([codec.encode(r) for r in records]), codec.template
   num_chain = 0
   if config.writes_steps:
     steps = encoded.steps[max(config.layout.skip_steps, 0):]

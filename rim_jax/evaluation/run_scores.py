@@ -132,7 +132,7 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
     more['passes'] = scores.evaluate_passes(decoder, records, asked, tick)
     if config.eval.num_latency_runs:
       more['passes'] = latency.measure_passes(
-          network, records[0], more['passes'], config.eval.num_latency_runs, say)
+          network, records, more['passes'], config.eval.num_latency_runs, say)
   if config.eval.budget_tokens:
     more['tokens'] = scores.evaluate_tokens(decoder, records, asked, tick)
   if config.model.positions == 'learned' and not config.model.init_from:

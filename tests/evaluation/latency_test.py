@@ -13,6 +13,7 @@ from rim_jax import reader
 from rim_jax.config import MeshConfig
 from rim_jax.evaluation import decode, latency
 from rim_jax.model import sharding
+from rim_jax.packing import layout as layout_lib
 from rim_jax.training import step as step_lib
 from tests import support
 
@@ -145,6 +146,13 @@ def test_flops_of_a_chain_are_those_of_its_steps():
 
 
 # ---- A run's own figures ----
+
+
+@pytest.mark.parametrize('lengths, chosen', [([0, 9, 1, 2, 2], 3), ([5], 0), ([3, 1], 0)])
+def test_the_question_that_is_timed_has_steps_of_median_length(lengths, chosen):
+  encoded = [layout_lib.Encoded(range(i), (range(n),) if n else (), ()) for i, n in
+             enumerate(lengths)]
+  assert latency.choose_typical(encoded) is encoded[chosen]
 
 
 @pytest.fixture
