@@ -122,7 +122,11 @@ def find_best(preset: str, directory: str) -> dict[str, Any]:
 
 def _choose(method: str, preset: str, entries) -> Any:
   """The first of the settings with the highest accuracy on valid."""
+  (_, first), *_ = entries
   for entry, path in entries:
+    if path != first:
+      raise UserError(f'{path}: {method} was searched in {first}, too, perhaps at another budget; '
+                      'give the folder of one of them')
     if not entry.get('valid_acc'):
       raise UserError(f'{path}: {grid.name_point(entry["factors"])} is not done; finish the '
                       'search first')

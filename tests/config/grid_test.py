@@ -161,6 +161,8 @@ def test_a_search_that_cannot_choose_is_told(tmp_path):
       (lambda: (tmp_path / 'sweep.json').write_text(json.dumps({'entries': [
           {'factors': {'K': 1}}]})),
        'K=1 is no setting of configs/sweeps/tuning.py'),
+      (lambda: [write_search(tmp_path / name, 'chain,codi,1', [0.5] * 6) for name in 'ab']
+       + [(tmp_path / 'sweep.json').unlink()], f'b/sweep.json: codi was searched in {tmp_path}/a'),
       (lambda: (tmp_path / 'sweep.json').write_text('{'), 'is damaged')):
     write()
     with pytest.raises(UserError, match=re.escape(told)):
