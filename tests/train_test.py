@@ -552,6 +552,20 @@ def test_adapters_on_a_pretrained_base_resume_bit_for_bit(
   assert not [name for name in arrays if 'kernel' in name]
 
 
+@pytest.mark.parametrize('changes, told', [
+    ({'model__dropout': 0.2}, True), ({}, False),
+    ({'model__dropout': 0.2, 'optim__trainable': 'all'}, False)])
+def test_dropout_of_a_frozen_model_is_told(tmp_path, cache, llama, monkeypatch, changes, told):
+  lines = []
+
+  def stop(*args):
+    raise Killed
+  monkeypatch.setattr(train_lib, '_train_stage', stop)
+  with pytest.raises(Killed):
+    train_lib.train(make_pretrained(cache, llama, **changes), tmp_path / 'run', say=lines.append)
+  assert any("parts of the frozen model's own states" in line for line in lines) == told
+
+
 @pytest.mark.slow
 def test_stage_2_goes_on_from_stage_1_s_adapters_on_the_same_base(
     tmp_path, cache, llama, use_devices):
