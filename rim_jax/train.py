@@ -56,7 +56,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
     for line in preview.describe_misjudged(task.dataset.splits[name], task.codec):
       say(line)
   if task.base and config.optim.trainable != 'all' and config.model.dropout:
-    say(f'model.dropout={config.model.dropout:g} takes parts of the frozen model\'s own states away '
+    say(f"model.dropout={config.model.dropout:g} takes parts of the frozen model's own states away "
         '(stage 2 has curriculum.stage2_dropout); model.lora.dropout is that of its adapters')
   with _hold(workdir, say):
     _train_stage(task, workdir, init_from, began, say, console)

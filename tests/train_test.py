@@ -553,7 +553,7 @@ def test_adapters_on_a_pretrained_base_resume_bit_for_bit(
 
 
 @pytest.mark.parametrize('changes, told', [
-    ({'model__dropout': 0.2}, True), ({}, False),
+    ({'model__dropout': 0.2}, True), ({'model__dropout': 0.0}, False),
     ({'model__dropout': 0.2, 'optim__trainable': 'all'}, False)])
 def test_dropout_of_a_frozen_model_is_told(tmp_path, cache, llama, monkeypatch, changes, told):
   lines = []
