@@ -242,10 +242,11 @@ def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_ru
   """Latency of a run's final readout beside direct answering, for results.json.
 
   On one of the run's questions, whose steps are of median length. A chain of thought is as long as
-  they are, so far as eval.max_new_tokens reaches. Direct answering is the run's own network (adapters and all) without
-  its blocks, thoughts or chain, timed in turn with it: weights do not change how long a program
-  takes, so that is the program of a run that was trained to answer directly. Where the run's own
-  program is that one (direct, iCoT, no blocks), it is its own base, and every ratio is 1.
+  they are, so far as eval.max_new_tokens reaches. Direct answering is the run's own network
+  (adapters and all) without its blocks, thoughts or chain, timed in turn with it: weights do not
+  change how long a program takes, so that is the program of a run that was trained to answer
+  directly. Where the run's own program is that one (direct, iCoT, no blocks), it is its own base,
+  and every ratio is 1.
 
   Args:
     sizes: questions at once; the first is what ttft is of.
