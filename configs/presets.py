@@ -14,12 +14,20 @@ from rim_jax.errors import UserError
 # These need room to write steps, at least while they train.
 _WRITTEN = ('cot', 'icot', 'coconut', 'lotus')
 
+
+def _begin(method: str):
+  """Where a stage may be shorter than a pass: each goes on in the data where the last one ended."""
+  config = make_config_dict(method=method)
+  config.curriculum.continue_data = True
+  return config
+
+
 def make_chain(method: str):
   """The built-in chain task: a 4-layer network, one character a token.
 
   Cost and Score: in the docstring of each recipe.
   """
-  config = make_config_dict(method=method)
+  config = make_config_dict(method=method)  # every stage is longer than a pass over the data
   config.data.source = 'chain'
   config.tokenizer.kind = 'chain'
   # A row is one example of RiM, exactly: 9 characters, 4 blocks of 3 tokens, 5 readouts.
@@ -30,7 +38,6 @@ def make_chain(method: str):
   config.data.chain.num_train = 5_000
   config.optim.update({'learning_rate': 1e-3, 'decay': 'cosine'})
   config.train.update({'num_examples': 256_000, 'batch_examples': 64})
-  # continue_data stays off: a stage is longer than a pass here, and results are kept.
   # From scratch, r_1 as a target too is what starts learning on every seed. Without it the first
   # readout has to find a sum of three numbers at once (docs/results.md).
   config.layout.depth0_readout = method == 'rim'
@@ -79,8 +86,7 @@ def make_gsm8k(method: str):
 
   Cost: 15 minutes of 1 CPU core. Score: RiM 2.7 % (seed 0); other methods not measured.
   """
-  config = make_config_dict(method=method)
-  config.curriculum.continue_data = True
+  config = _begin(method)
   config.data.source = 'gsm8k'
   config.layout.update({'row_tokens': 1152, 'answer_prefix': '### ', 'answer_suffix': ''})
   config.model.update({'num_layers': 2, 'embed_dim': 64, 'num_heads': 2, 'mlp_dim': 256,
@@ -106,8 +112,7 @@ def make_gsm8k_perturbed(method: str):
   --config.data.perturbed.total=2000 --config.model.num_layers=2 --config.model.embed_dim=64
   --config.model.num_heads=2 --config.model.mlp_dim=256.
   """
-  config = make_config_dict(method=method)
-  config.curriculum.continue_data = True
+  config = _begin(method)
   config.data.source = 'gsm8k_perturbed'
   config.data.perturbed.total = 386_000
   config.layout.update({'row_tokens': 1536, 'answer_prefix': '### ', 'answer_suffix': ''})
@@ -136,8 +141,7 @@ def make_prosqa_small(method: str):
   Cost: about 9 minutes of 1 CPU core, from 145 examples a second seen in stage 1.
   Score: not measured as it stands.
   """
-  config = make_config_dict(method=method)
-  config.curriculum.continue_data = True
+  config = _begin(method)
   config.data.source = 'prosqa'
   config.data.prosqa.update({
       'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 0.3,
@@ -198,8 +202,7 @@ def make_prosqa(method: str):
   Cost: one 80 GB GPU; about 1.2e17 FLOPs a method (6 N a token, 260 tokens an example), an
   estimate. Score: not measured.
   """
-  config = make_config_dict(method=method)
-  config.curriculum.continue_data = True
+  config = _begin(method)
   config.data.source = 'prosqa'
   config.tokenizer.kind = 'words'
   config.layout.update({'num_blocks': 6, 'block_tokens': 2, 'separator': '', 'answer_prefix': '',
@@ -232,8 +235,7 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   warm-up. The rate found by the paper's search in [1e-5, 1e-3] is not known; alpha and dropout are
   those of the CODI lineage.
   """
-  config = make_config_dict(method=method)
-  config.curriculum.continue_data = True
+  config = _begin(method)
   config.data.source = 'gsm8k'
   # Without a separator the blocks, special tokens in an export, divide the text exactly.
   config.layout.update({'row_tokens': 1024, 'separator': ''})
@@ -315,8 +317,7 @@ def make_smollm2(method: str):
   Cost: 10 minutes on 2 CPU cores. Score: 3.1 +- 3.1 % of 32 questions (seed 0), with a
   dropout in stage 2 that is gone; not run since. It learns to write a number, not which.
   """
-  config = make_config_dict(method=method)
-  config.curriculum.continue_data = True
+  config = _begin(method)
   config.data.source = 'gsm8k'
   config.data.on_bad_rows = 'drop'
   config.layout.update({'num_blocks': 4, 'row_tokens': 512, 'separator': '',

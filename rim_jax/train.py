@@ -374,7 +374,7 @@ def _check_later_stages(config: Config, workdir):
   Raises: UserError, as the stage would.
   """
   (first, _), *later = stages_lib.make_stages(config)
-  if (workdir / first / 'config.json').exists():
+  if hosts.lead(lambda: (workdir / first / 'config.json').exists()):
     return
   for name, stage in later:
     try:

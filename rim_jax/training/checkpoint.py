@@ -96,6 +96,10 @@ def check_tree(saved: dict, wanted: dict, where: str) -> None:
           for name in sorted(saved.keys() | wanted.keys()) if saved.get(name) != wanted.get(name)])
 
 
+def _get_acc(metrics: dict) -> float:
+  return metrics['valid_final_acc']
+
+
 def _show(entry):
   return 'missing' if entry is None else f'{entry[1]}{entry[0]}'
 
@@ -125,10 +129,10 @@ class Checkpointer:
     self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
         # Without it Orbax keeps metrics in memory alone, and BestN, after a restart, every step
         # whose metrics it does not know.
-        best_fn=lambda m: m['valid_final_acc'],
+        best_fn=_get_acc,
         preservation_policy=_POLICIES.AnyPreservationPolicy([
             _POLICIES.LatestN(config.keep_last),
-            _POLICIES.BestN(get_metric_fn=lambda m: m['valid_final_acc'], n=1),
+            _POLICIES.BestN(get_metric_fn=_get_acc, n=1),
             *([_POLICIES.EveryNSteps(config.keep_every_steps)] if config.keep_every_steps
               else [])])))
 
