@@ -45,6 +45,8 @@ def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(t
   told = support_sweep.conclude(states, tmp_path)
   assert told['best']['dropped'] == {'a=2': 1, 'a=3': 1}
   assert [e['num_done'] for e in told['entries']] == [1, 1, 0]
+  text = (tmp_path / 'sweep.md').read_text()
+  assert 'Runs dropped early' in text and 'failed or are missing' not in text  # told once
 
 
 @pytest.mark.parametrize('accs, told', [
