@@ -135,21 +135,20 @@ def make_table(name: str) -> str:
 
 def make_search(name: str) -> str:
   """A row for each value of a method's own key: % of valid at each rate, the method's best bold."""
-  rows, best = {}, {}
+  found = {}
   for entry in json.loads((RUNS / name / 'sweep.json').read_text())['entries']:
     (_, method), (_, rate), (key, value) = entry['factors'].items()
-    acc = entry['valid_acc']['mean']
-    rows.setdefault((method, f'{key}={value:.3g}'), {})[rate] = acc
-    if acc > best.get(method, (0,))[0]:  # the first of equals
-      best[method] = acc, key, value, rate
-  rates = sorted({rate for accs in rows.values() for rate in accs})
-  bold = {(method, f'{key}={value:.3g}', rate) for method, (_, key, value, rate) in best.items()}
-  return '\n'.join(_draw(
-      ['method', 'its own key', *(f'rate {rate:g}' for rate in rates)],
-      [[f'`{method}`', f'`{own}`', *(
-          (f'**{100 * accs[rate]:.1f}**' if (method, own, rate) in bold else
-           f'{100 * accs[rate]:.1f}') if rate in accs else MISSING for rate in rates)]
-       for (method, own), accs in rows.items()]))
+    found[method, f'{key}={value:.3g}', rate] = 100 * entry['valid_acc']['mean']
+  best = {max((at for at in found if at[0] == method), key=found.__getitem__)  # the first of equals
+          for method, *_ in found}
+  rates = sorted({rate for *_, rate in found})
+
+  def show(at):
+    mark = '**' if at in best else ''
+    return f'{mark}{found[at]:.1f}{mark}' if at in found else MISSING
+  return '\n'.join(_draw(['method', 'its own key', *(f'rate {rate:g}' for rate in rates)], [
+      [f'`{method}`', f'`{own}`', *(show((method, own, rate)) for rate in rates)]
+      for method, own in dict.fromkeys(at[:2] for at in found)]))
 
 
 def make_costs(name: str) -> str:

@@ -107,7 +107,7 @@ def find_best(preset: str, directory: str) -> dict[str, Any]:
   if not files:
     raise UserError(f'{directory}: has no sweep.json, nor has a folder in it; give the --workdir '
                     f'of configs/sweeps/tuning.py:{preset}')
-  best = {}
+  searched = {}
   for path in files:
     for entry in reader.load_json(path, 'conclude the search again', _Search)['entries']:
       method = entry['factors'].get('method')
@@ -115,9 +115,9 @@ def find_best(preset: str, directory: str) -> dict[str, Any]:
       if not own or entry['factors'].keys() != {'method', 'lr', own}:
         raise UserError(f'{path}: {grid.name_point(entry["factors"])} is no setting of '
                         'configs/sweeps/tuning.py; give the --workdir of such a search')
-      best.setdefault(method, []).append((entry, path))
-  return {method: _choose(method, preset, best[method]) for method in KNOBS
-          if any(entry.get('valid_acc') for entry, _ in best.get(method, ()))}
+      searched.setdefault(method, []).append((entry, path))
+  return {method: _choose(method, preset, searched[method]) for method in KNOBS
+          if any(entry.get('valid_acc') for entry, _ in searched.get(method, ()))}
 
 
 def _choose(method: str, preset: str, entries) -> Any:
