@@ -14,7 +14,7 @@ for docs/hardware.md.
            the kernels that the tuned program launches
   torch    the same updates by PyTorch, transformers and peft: the same rows, visibility as a mask,
            logits at the same places, bf16 with fused AdamW; loss and gradients of random weights
-  latency  prefill and first token of every method, GPT-2's shape, batch 1 and 32
+  latency  prefill and first token of five ways to answer, GPT-2's shape, batch 1 and 32
   plan     what --mode=plan says of the same steps on this card, compiled without it; beside it
            stands what `step` found: memory, launches, time
 """
@@ -37,6 +37,7 @@ import numpy as np
 from configs import presets
 from rim_jax import config as config_lib
 from rim_jax import methods
+from rim_jax.config import MeshConfig
 from rim_jax.model import attention, attention_gpu, sharding
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import typical as typical_lib
@@ -295,12 +296,13 @@ def run_latency(small):
   from bench import latency as latency_bench
   from rim_jax.evaluation import latency
   preset = 'chain' if small else 'gpt2shape'
-  config = latency_bench.make_config(preset, 'float32' if small else 'bfloat16')
-  args = argparse.Namespace(preset=preset, sizes=latency_bench.SIZES[preset])
-  mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+  args = argparse.Namespace(preset=preset, sizes=latency_bench.SIZES[preset],
+                            dtype='float32' if small else 'bfloat16')
+  mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
   entries = []
   for batch in (1,) if small else (1, 32):
-    made = latency_bench.make_methods(config, args, mesh, batch)
+    made = latency_bench.make_methods(
+        args, mesh, batch, ('direct', 'rim', 'rim_all', 'coconut', 'cot'))
     parts = ('prefill', 'first_token')
     made = [dataclasses.replace(m, parts={p: m.parts[p] for p in parts}) for m in made]
     for found in latency.measure(made, 1 if small else 20):

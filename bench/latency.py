@@ -3,19 +3,25 @@
   PYTHONPATH=. python bench/latency.py --preset=gpt2shape --batch_sizes=1,32 --dtype=bfloat16
   PYTHONPATH=. python bench/latency.py --preset=chain
 
+Each method has the blocks, thoughts and passes of its recipe for the chain task, or for GPT-2.
 Weights are random and so are the questions: how long a network takes does not depend on what it
 says, and how many tokens each method writes is forced. So this measures no accuracy. Runs of all
 methods are interleaved; a ratio is the median of the pairs', and beside it stands the ratio of
 their FLOPs, counted in the compiled programs. Leave the machine alone meanwhile.
 
-  direct   the answer right after the question
-  rim      K blocks, the last block's readout (pause is the same program)
+  direct   the answer right after the question (iCoT ends as the same program)
+  rim      K blocks, the last block's readout (pause and rim_paired are the same program)
   rim_all  K blocks, all K readouts from the one prefill
-  coconut  thoughts one after the other (the chain's four; six, as on GSM8K), then the answer
+  looped   K blocks, read twice
+  coconut  thoughts one after the other, then the answer (sim_cot is the same program)
+  codi     the same with a projection of each thought
+  pccot    thoughts read together, in several passes
+  lotus    latents for every step, read together in one pass more than there are steps
   cot      --chain_tokens written out one by one, then the answer
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import types
@@ -28,6 +34,7 @@ from rich import table as rich_table
 from configs import presets
 from rim_jax import config as config_lib
 from rim_jax import methods
+from rim_jax.config import stages
 from rim_jax.evaluation import latency
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
@@ -37,35 +44,49 @@ from rim_jax.training import step
 
 # preset -> (ids, tokens of the question, of the forced prefix, of a chain, of the answer with eos)
 SIZES = {'chain': (16, 9, 0, 8, 2), 'gpt2shape': (50257, 64, 8, 60, 5)}
-NUM_THOUGHTS = {'chain': 4, 'gpt2shape': 6}
+RECIPES = {'chain': 'chain', 'gpt2shape': 'gpt2'}
+METHODS = ('direct', 'rim', 'rim_all', 'looped', 'coconut', 'codi', 'pccot', 'lotus', 'cot')
 
 
-def make_config(preset, dtype):
-  tree = presets.make('rim_stage2', 'chain')
-  if preset == 'gpt2shape':  # GPT-2's shape (124 M) and the paper's blocks
-    tree.layout.update({'num_blocks': 8, 'block_tokens': 2})
-    tree.model.update({'num_layers': 12, 'embed_dim': 768, 'num_heads': 12, 'mlp_dim': 3072,
-                       'norm': 'layernorm', 'bias': 'all', 'fused_qkv': True,
+def make_config(preset: str, dtype: str, method: str) -> config_lib.Config:
+  """What a method's recipe decodes with, at the end of its curriculum, without adapters."""
+  tree = presets.make(method.partition('_')[0], RECIPES[preset])
+  if preset == 'gpt2shape':  # GPT-2's own shape (124 M), which the recipe reads from its folder
+    tree.model.update({'init_from': '', 'num_layers': 12, 'embed_dim': 768, 'num_heads': 12,
+                       'mlp_dim': 3072, 'norm': 'layernorm', 'bias': 'all', 'fused_qkv': True,
                        'max_positions': 1024})
+    tree.model.lora.rank = 0
   # Whole score matrices: rows are short, and FLOPs of tiles would depend on the mask.
   tree.model.update({'compute_dtype': dtype, 'attention_tile_tokens': 0, 'remat': 'none'})
-  return config_lib.parse_config(tree)
+  return stages.make_stages(config_lib.parse_config(tree))[-1][1]
 
 
-def make_methods(config, args, mesh, batch):
+def make_methods(args, mesh, batch: int, names=METHODS) -> list[latency.Timed]:
+  """Every method's programs on networks of the same shape; methods of one layout share theirs."""
   num_ids, num_question, num_prefix, num_chain, num_answer = args.sizes
-  program = step.make_program(config, num_ids, 1, mesh)
-  state, frozen = program.init(jax.random.key(0))
   rng = np.random.default_rng(0)
   questions = rng.integers(0, num_ids, (batch, num_question)).tolist()
   prefix = tuple(rng.integers(0, num_ids, num_prefix).tolist())
-  codec = source.Codec(types.SimpleNamespace(vocab_size=num_ids), None, config, num_ids,
-                       methods.get_method(config).layout)
-  # A chain of thought writes the prefix itself.
-  return [latency.make_timed(
-      name, Network(program.graphdef, state.params, frozen, own, codec, mesh), questions, writing)
-          for name, own, writing in latency.list_kinds(
-              config, prefix, num_chain + num_prefix, num_answer, NUM_THOUGHTS[args.preset])]
+
+  @functools.cache
+  def make_network(method):
+    config = make_config(args.preset, args.dtype, method)
+    program = step.make_program(config, num_ids, 1, mesh)
+    state, frozen = program.init(jax.random.key(0))
+    codec = source.Codec(types.SimpleNamespace(vocab_size=num_ids), None, config, num_ids,
+                         methods.get_method(config).layout)
+    return Network(program.graphdef, state.params, frozen, config, codec, mesh)
+
+  def make(name):
+    network = make_network('rim' if name in ('direct', 'rim_all', 'cot') else name)
+    last = network.config.layout.num_blocks
+    write = functools.partial(latency.Writing, prefix, num_answer=num_answer)
+    writing = {'direct': write(), 'rim_all': write(last, tuple(range(1, last + 1))),
+               # A chain of thought writes the prefix itself.
+               'cot': latency.Writing(num_chain=num_chain + num_prefix, num_answer=num_answer)
+               }.get(name, write(last, (last,)))
+    return latency.make_timed(name, network, questions, writing)
+  return [make(name) for name in names]
 
 
 def count_flops(bound: latency.Bound) -> float | None:
@@ -100,10 +121,10 @@ def show(console, entries, preset):
       f"{preset}, {first['device']}, {first['num_devices']} device(s), {first['dtype']}, batch "
       f"{first['batch']}, prompt {first['prompt_tokens']} tokens; ms: median (quartiles) of "
       f"{first['full_ms']['runs']} runs; trunk: its padded tokens; thoughts: hidden states "
-      "found one by one before the answer; written: tokens up to the answer's first, and in full; "
-      'random weights'))
-  for column in ('method', 'trunk', 'thoughts', 'written', 'prefill', 'first token', 'decode',
-                 'full', 'first token: x direct (FLOPs)', 'full: x direct (FLOPs)'):
+      'found before the answer; passes: over them or the blocks, where these are read together; '
+      "written: tokens up to the answer's first, and in full; random weights"))
+  for column in ('method', 'trunk', 'thoughts', 'passes', 'written', 'prefill', 'first token',
+                 'decode', 'full', 'first token: x direct (FLOPs)', 'full: x direct (FLOPs)'):
     grid.add_column(column)
 
   def ms(entry, part):
@@ -115,7 +136,7 @@ def show(console, entries, preset):
     return f"{r['median']:.3f}" + (f' ({flops:.3f})' if flops else '')
   for e in entries:
     grid.add_row(e['method'], f"{e['trunk_tokens']}", f"{e['num_thoughts']}",
-                 f"{e['generated_to_first']}; {e['generated_in_full']}",
+                 f"{e['num_passes'] or ''}", f"{e['generated_to_first']}; {e['generated_in_full']}",
                  *(ms(e, part) for part in latency.PARTS), ratio(e, 'first_token'),
                  ratio(e, 'full'))
   console.print(grid)
@@ -141,15 +162,14 @@ def main():
   ids, prompt, prefix, chain, answer = SIZES[args.preset]
   args.sizes = (ids, args.prompt_tokens or prompt, prefix, args.chain_tokens or chain,
                 args.answer_tokens or answer)
-  config = make_config(args.preset, args.dtype)
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = sharding.make_mesh(make_config(args.preset, args.dtype, 'direct').mesh)
   console = rich_console.Console()
   if console.width < 150:  # a table that is folded cannot be read
     console = rich_console.Console(width=150)
   args.out.mkdir(parents=True, exist_ok=True)
   path, everything = args.out / f'{args.preset}-{args.dtype}.json', []
   for batch in map(int, args.batch_sizes.split(',')):
-    entries = measure(make_methods(config, args, mesh, batch), args.runs)
+    entries = measure(make_methods(args, mesh, batch), args.runs)
     show(console, entries, args.preset)
     everything += entries
     path.write_text(json.dumps({'preset': args.preset, 'weights': 'random', 'chain_tokens':

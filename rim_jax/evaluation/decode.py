@@ -68,8 +68,8 @@ def make_trunks(questions, num_blocks: int, width: int, batch_size: int, config:
 
 
 def choose_width(num_tokens: int) -> int:
-  """A width for trunks of this many tokens: 32, 48, 64, 96, 128, ... so that few are compiled."""
-  width = 32
+  """A width for trunks of this many tokens: 8, 12, 16, 24, 32, 48, ... so that few are compiled."""
+  width = 8
   while width < num_tokens:
     width = width * 3 // 2 if width & (width - 1) == 0 else width // 3 * 4
   return width

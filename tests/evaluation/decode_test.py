@@ -197,7 +197,7 @@ def test_a_block_reads_the_same_whatever_follows_it():
 
 def test_widths_are_few_and_large_enough():
   widths = {decode.choose_width(n) for n in range(1, 1025)}
-  assert widths == {32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
+  assert widths == {8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024}
   assert all(decode.choose_width(n) >= n for n in range(1, 3000))
 
 

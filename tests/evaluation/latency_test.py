@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import json
+import pathlib
 import statistics
+import types
 
 import jax
 import numpy as np
@@ -16,6 +19,8 @@ from rim_jax.model import sharding
 from rim_jax.packing import layout as layout_lib
 from rim_jax.training import step as step_lib
 from tests import support
+
+KEPT = pathlib.Path(__file__).parents[2] / 'docs' / 'kept' / 'compare_chain'
 
 
 class Clock:
@@ -107,7 +112,9 @@ def test_a_method_writes_as_many_tokens_as_it_says(name, changes, num_blocks, bl
       method=name, changes=changes, prefix=(10,), num_blocks=num_blocks, blocks=blocks,
       num_chain=2, num_answer=3)
   assert method.facts['generated_to_first'] == 3 and method.facts['generated_in_full'] == 5
-  assert method.facts['prompt_tokens'] == 3 and method.facts['trunk_tokens'] == 32
+  assert method.facts['prompt_tokens'] == 3
+  assert method.facts['trunk_tokens'] == decode.choose_width(
+      3 + num_blocks * layout_lib.get_block_size(config.layout))
   assert method.facts['batch'] == 2 and method.facts['num_readouts'] == len(blocks)
   assert method.facts['num_thoughts'] == num_thoughts
   assert method.facts['dtype'] == 'float32' and method.facts['prefix_tokens'] == 1
@@ -134,15 +141,30 @@ def test_flops_of_a_chain_are_those_of_its_steps():
     flops[num_chain] = {part: bench_latency.count_flops(program)
                         for part, program in method.parts.items()}
   d, f, rows, ids = config.model.embed_dim, config.model.mlp_dim, 2, 16
-  prefill = 32 * rows * (2 * (4 * d * d + 2 * d * f) + 2 * 2 * d * 32)
+  width = decode.choose_width(3)
+  prefill = width * rows * (2 * (4 * d * d + 2 * d * f) + 2 * 2 * d * width)
   assert flops[0]['prefill'] == flops[4]['prefill'] == prefill
   assert flops[0]['first_token'] == prefill + rows * 2 * d * ids  # no loop runs
   # Each step: the layer, the scores over the cache (trunk and all that is decoded), the logits.
   def step(cache):
     return rows * (2 * (4 * d * d + 2 * d * f) + 2 * 2 * d * cache + 2 * d * ids)
-  assert flops[4]['first_token'] == flops[0]['first_token'] + 4 * step(32 + 4)
-  assert flops[4]['full'] == flops[0]['first_token'] + 5 * step(32 + 5)
+  assert flops[4]['first_token'] == flops[0]['first_token'] + 4 * step(width + 4)
+  assert flops[4]['full'] == flops[0]['first_token'] + 5 * step(width + 5)
   assert flops[4]['decode'] == flops[4]['full'] - prefill
+
+
+@pytest.mark.slow
+def test_the_bench_times_what_finished_runs_of_each_recipe_decoded():
+  sizes = bench_latency.SIZES['chain']
+  args = types.SimpleNamespace(preset='chain', dtype='float32', sizes=sizes)
+  names = [name for name in bench_latency.METHODS if name != 'rim_all']
+  mesh = sharding.make_mesh(MeshConfig(1), jax.devices()[:1])
+  timed = bench_latency.make_methods(args, mesh, 1, names)
+  for name, made in zip(names, timed, strict=True):
+    kept = json.loads((KEPT / f'method={name},seed=0.json').read_text())['test']['latency'][0]
+    told = {key: value for key, value in kept.items()
+            if key.startswith(('num_', 'prompt_', 'prefix_', 'generated_'))}
+    assert {key: made.facts[key] for key in told} == told
 
 
 # ---- A run's own figures ----
