@@ -55,7 +55,7 @@ def make_config(preset: str, dtype: str, method: str) -> config_lib.Config:
     tree.model.update({'init_from': '', 'num_layers': 12, 'embed_dim': 768, 'num_heads': 12,
                        'mlp_dim': 3072, 'norm': 'layernorm', 'bias': 'all', 'fused_qkv': True,
                        'max_positions': 1024})
-    tree.model.lora.rank = 0
+    tree.model.lora.rank, tree.optim.trainable = 0, 'all'
   # Whole score matrices: rows are short, and FLOPs of tiles would depend on the mask.
   tree.model.update({'compute_dtype': dtype, 'attention_tile_tokens': 0, 'remat': 'none'})
   return stages.make_stages(config_lib.parse_config(tree))[-1][1]
