@@ -120,7 +120,8 @@ def make_table(name: str) -> str:
   with_steps = len({setting for (setting, _), run in runs.items() if 'steps' in run}) > 1
   head = ['setting' if '=' in settings[0] else 'method', 'final answer by seed, %', 'mean (s.e.)',
           'after block 1, 2, ...: mean', *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
-          *(['first answer token, x direct'] * (name in TIMED)), *(f'`{key}` by seed, %' for key in sets)]
+          *(['first answer token, x direct'] * (name in TIMED)),
+          *(f'`{key}` by seed, %' for key in sets)]
   rows = []
   for setting in settings:
     there = [runs[setting, seed] for seed in SEEDS if (setting, seed) in runs]

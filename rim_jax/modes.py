@@ -146,7 +146,7 @@ def evaluate(config, workdir, say, console) -> None:
 def _show_sets(console, results: dict[str, values.EvalResult]) -> None:
   """One line a set, where several were evaluated."""
   tables.show(console, ['set', 'n', '% right', '+- one standard error', '% unparsed'], [
-      [name, f'{r.n:,}', tables.share(r.final_acc), tables.share(r.final_acc_stderr),
+      [name, f'{r.n:,}', tables.share(r.final_acc), tables.share(r.final_acc_stderr or None),
        '' if r.num_unparsed is None or not r.n else tables.share(r.num_unparsed / r.n)]
       for name, r in results.items()], 'Sets')
 

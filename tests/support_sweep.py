@@ -107,7 +107,8 @@ def conclude(states, folder) -> dict:
 
 def make_states(tmp_path, rows):
   """Done points of hand-written results: (factors, valid accuracy or None, test accuracy)."""
-  points = load([(factors, {'seed': i}) for i, (factors, _, _) in enumerate(rows)])
+  points = load([(factors, {'seed': factors.get('seed', 0), 'optim.weight_decay': i / 1000})
+                 for i, (factors, _, _) in enumerate(rows)])
   for point, (_, valid, test) in zip(points, rows):
     folder = tmp_path / 'points' / point.name
     (folder / 'predictions').mkdir(parents=True)

@@ -30,7 +30,7 @@ from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order
 from rim_jax.results import judge, values
 
-CONTROLS_VERSION = 1
+CONTROLS_VERSION = 2  # 1: donor_model shares were of all pairs
 
 # name -> (what is done, what it should give if the memory does the work). `chain` is what that
 # means on the chain task modulo 10, in %: no network answers it without its steps, so that chance
@@ -304,7 +304,8 @@ class Scorer:
              if not judge.answers_match(self._unchanged[i][-1], self._unchanged[donor][-1])]
     return {**self.score(answers, self.telling),
             **_summarize(_match(answers_of, [self._golds[i] for i in theirs]), 'donor_'),
-            **(_summarize(_match(*zip(*apart)), 'donor_model_') if apart else {})}
+            **({'n_donor_model': len(apart), **_summarize(_match(*zip(*apart)), 'donor_model_')}
+               if apart else {})}
 
 
 def check_method(config: Config) -> None:

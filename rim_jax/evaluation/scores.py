@@ -215,8 +215,9 @@ def score_splits(correct_cnr, seed: int) -> values.EvalResult:
 
   Args:
     correct_cnr: bool[c, n, r], whether checkpoint c answers question n right after each block.
-  Returns: means over splits, `final_acc_stderr` with the n - 1 of a sample (the splits share
-    questions, so it is no error over questions or seeds), and `chosen`, c -> how many chose it.
+  Returns: means over splits, `final_acc_stderr` as over all questions once, `splits_stderr` with
+    the n - 1 of a sample (small, for the splits share questions), and `chosen`, c -> how many
+    chose it.
   """
   count = correct_cnr.shape[1]
   num_choosing = round(SPLIT_SHARE * count)
@@ -228,9 +229,10 @@ def score_splits(correct_cnr, seed: int) -> values.EvalResult:
     chosen.append(len(right_c) - 1 - int(right_c[::-1].argmax()))
     scored_ir.append(correct_cnr[chosen[-1], scoring].mean(0))
   scored_ir = np.asarray(scored_ir)
+  final = float(scored_ir[:, -1].mean())
   return values.EvalResult(
-      final_acc=float(scored_ir[:, -1].mean()),
-      final_acc_stderr=float(scored_ir[:, -1].std(ddof=1) / NUM_SPLITS**0.5),
+      final_acc=final, final_acc_stderr=(final * (1 - final) / count) ** 0.5,
+      splits_stderr=float(scored_ir[:, -1].std(ddof=1) / NUM_SPLITS**0.5),
       block_acc=scored_ir.mean(0).tolist(), num_choosing=num_choosing, num_splits=NUM_SPLITS,
       chosen={str(c): chosen.count(c) for c in sorted(set(chosen))})
 

@@ -57,6 +57,7 @@ from rim_jax.runtime import card as card_lib
 from rim_jax.runtime.run_folder import RunFolder
 
 _MAX_POINTS = 250  # of one curve
+_EXAMPLES = 'Examples: as many right (✓) as wrong (✗) ones, as far as there are both'
 
 
 def load_predictions(folder, name=None) -> list[Prediction]:
@@ -129,7 +130,7 @@ def _tabulate_result(name, result: EvalResult) -> Table | None:
     if measure.heads:
       rows += [(_name_block(block, facts), _show(acc), '█' * round(20 * acc))
                for block, acc in _by_block(result.block_acc, result.num_blocks).items()]
-      value = (value + ' +- ' + _show(result.final_acc_stderr)).style('strong')
+      value = _add_error(value, ' +- ', result).style('strong')
     meaning = facts.label if measure.name == 'method' else measure.meaning
     if measure.long or isinstance(found, (dict, list)):  # in the wide column
       value, meaning = cell(''), value.text
@@ -143,7 +144,7 @@ def _tabulate_examples(examples, result: EvalResult) -> Table | None:
           Column('answer after each block' if result.num_blocks else 'answer', ratio=3)]
   rows = [[clean(p.question, 120), clean(p.answer, 24), _show_read(p, result, 160)]
           for p in examples]
-  return table(head, rows, 'Example questions (✓ right, ✗ wrong)')
+  return table(head, rows, _EXAMPLES)
 
 
 def _show_read(prediction: Prediction, result: EvalResult, most=None) -> Cell:
@@ -210,6 +211,18 @@ def _show(value, form: str = '') -> Cell:
   return cell(number(value, shown))
 
 
+def _add_error(accuracy: Cell, sign: str, result: EvalResult) -> Cell:
+  """A final accuracy with its standard error, or with its bound where all or none are right.
+
+  There the standard error is 0 and tells nothing. The bound is that of a binomial, one-sided.
+  """
+  if result.final_acc not in (0, 1) or not result.n:
+    return accuracy + sign + _show(result.final_acc_stderr)
+  least = 0.05 ** (1 / result.n)
+  bound = f'at most {1 - least:.1%}' if result.final_acc == 0 else f'at least {least:.1%}'
+  return accuracy + f' (95% sure: {bound})'
+
+
 def _make_headline(results) -> Table | None:
   """Every measure of every set of every stage."""
   sets = {f'{name}: {key}': r for name, sets in results.items() for key, r in sets.items()}
@@ -218,7 +231,7 @@ def _make_headline(results) -> Table | None:
   for measure in (m for m in list_measures(EvalResult) if m in there):
     cells = [_show(getattr(result, measure.name), measure.form) for result in sets.values()]
     if measure.heads:
-      cells = [c.style('strong') + ' ± ' + _show(result.final_acc_stderr)
+      cells = [_add_error(c.style('strong'), ' ± ', result)
                for c, result in zip(cells, sets.values())]
     head = cell(Part(measure.label, style='bold'), long=True)
     rows.append([head.note(measure.meaning) if measure.meaning else head, *cells])
@@ -374,9 +387,9 @@ def _get_series(metrics, prefix, scale=1):
 def _make_examples(folder, sets, num_shown) -> Table | None:
   """Questions of the first set, with the answers read after each block."""
   chosen = _choose_examples(load_predictions(folder), 2 * num_shown)
-  return table(['question', 'gold', 'answers read (✓ right, ✗ wrong)'], [
+  return table(['question', 'gold', 'answers read'], [
       [cell(clean(p.question), long=True), clean(p.answer),
-       _show_read(p, next(iter(sets.values())))] for p in chosen])
+       _show_read(p, next(iter(sets.values())))] for p in chosen], _EXAMPLES)
 
 
 def _make_card(folder) -> Blocks:

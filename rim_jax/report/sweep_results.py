@@ -232,10 +232,10 @@ def find_effects(states) -> list[EffectResult]:
   """What each level of a factor does against the factor's first one.
 
   From pairs of done points that agree in every other factor and in the seed, and, on valid, in the
-  version of the rule of judging. Where seeds are no factor, each pair counts as a seed.
+  version of the rule of judging.
   """
-  found, effects = {s.point.name: (read_valid_acc(s), s.result.final_acc, _read_valid_rule(s))
-                    for s in states if s.result}, []
+  found, effects = {s.point.name: (read_valid_acc(s), s.result.final_acc, _read_valid_rule(s),
+                                   s.point.config.seed) for s in states if s.result}, []
   for factor, (reference, *others) in list_levels([s.point for s in states]).items():
     at = {}  # level -> what else a point is -> its accuracies
     for state in states:
@@ -244,9 +244,9 @@ def find_effects(states) -> list[EffectResult]:
         rest = tuple(sorted((k, str(v)) for k, v in factors.items() if k != factor))
         at.setdefault(factors[factor], {})[rest] = found[state.point.name]
     for level in others:
-      pairs = [(dict(rest).get('seed', rest), mine, at[reference][rest])
+      pairs = [(mine, at[reference][rest])
                for rest, mine in at.get(level, {}).items() if rest in at.get(reference, {})]
-      valid, final = ([(seed, a[i] - b[i]) for seed, a, b in pairs if None not in (a[i], b[i])
+      valid, final = ([(a[3], a[i] - b[i]) for a, b in pairs if None not in (a[i], b[i])
                        and (i or a[2] == b[2])] for i in (0, 1))
       effects.append(EffectResult(
           factor=factor, level=level, reference=reference,

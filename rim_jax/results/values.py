@@ -199,6 +199,8 @@ class EvalResult(Value):
   latency: list[LatencyResult] | None = None
   num_choosing: int | None = None  # of the paper's protocol: questions that choose, splits,
   num_splits: int | None = None
+  # Of final_acc over splits, which share questions; a file without it has that as its error.
+  splits_stderr: float | None = None
   chosen: dict[str, int] | None = None  # and step -> splits that chose it
   answer_rule: str | None = None
   rule_version: int | None = None  # judge.RULE_VERSION; None is 1
@@ -248,6 +250,7 @@ class ControlResult(Value):
   final_donor_acc: float | None = None
   final_donor_acc_stderr: float | None = None
   block_donor_acc: list[float] | None = None
+  n_donor_model: int | None = None  # pairs that the unchanged model answers differently
   final_donor_model_acc: float | None = None
   final_donor_model_acc_stderr: float | None = None
   block_donor_model_acc: list[float] | None = None

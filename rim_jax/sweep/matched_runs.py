@@ -24,7 +24,7 @@ _OF_OTHERS = (
 # Of blocks, which `direct` has not.
 _OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',
               'layout.bidirectional_blocks', 'layout.stage2_depth0_readout', 'curriculum.alpha',
-              'model.memory_')
+              'model.memory_', 'loop.')
 # A stage that is a run by itself has its own budget, rate and dropout; the whole's are not in it.
 _OF_A_STAGE = ('train.num_', 'train.skip_', 'optim.learning_rate', 'model.dropout',
                'model.lora.dropout')

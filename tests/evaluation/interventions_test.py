@@ -239,6 +239,7 @@ def test_questions_without_a_partner_and_equal_answers_are_counted():
   assert scorer.paired.tolist() == [0, 1, 3] and scorer.telling.tolist() == [1, 3]
   entry = scorer.score_swap([['1'], ['3'], ['12'], ['1']])
   assert entry['n'] == 2 and entry['final_acc'] == 0.0 and entry['final_donor_acc'] == 1.0
+  assert entry['n_donor_model'] == 2
   assert entry['final_donor_model_acc'] == 0.5  # the model says 2 where d's answer is 3
   assert entry['unchanged_acc'] == 0.5 and entry['final_donor_acc_stderr'] == 0.0
   # A model that says one thing whatever the blocks hold follows nobody.

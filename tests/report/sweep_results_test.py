@@ -229,6 +229,15 @@ def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
   assert 'final_acc' not in effects['a', 3]  # no other point has its seed
 
 
+def test_pairs_of_a_sweep_without_seeds_count_as_the_one_seed_that_they_have(tmp_path):
+  states = make_states(tmp_path, [({'a': a, 'b': b}, 0.1, 0.1 * a + 0.05 * b)
+                                  for a in (1, 2) for b in (1, 2, 3)])
+  effect = sweep_results.find_effects(states)[0]
+  assert (effect.factor, effect.level) == ('a', 2) and effect.final_acc.mean == pytest.approx(0.1)
+  assert (effect.final_acc.count, effect.final_acc.num_seeds) == (3, 1)
+  assert effect.final_acc.interval is None
+
+
 def test_seeds_without_a_spread_have_no_interval():
   assert stats.summarize_pairs([(s, 0.0) for s in range(3)]).interval is None
   told = stats.summarize_pairs([(0, 0.2 - 0.1), (1, 0.3 - 0.2), (2, 0.4 - 0.3)])

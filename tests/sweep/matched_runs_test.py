@@ -52,6 +52,8 @@ def test_of_other_runs_the_first_that_differs_in_its_method_alone_is_found():
   for method in ('rim', 'rim_stage2', 'rim_stage1'):
     assert matched_runs.find_matched(make(method), others) == {'direct': 'direct', 'pause': 'pause'}
   assert matched_runs.find_matched(make('pause'), others) == {'direct': 'direct'}
+  looped = make('rim', loop__num_passes=2)  # `pause` has blocks, which it reads once
+  assert matched_runs.find_matched(looped, others) == {'direct': 'direct'}
   file = {'tokenizer__kind': 'file', 'tokenizer__path': 'a', 'tokenizer__eos_token': 'e'}
   for change in ({'data__chain__num_train': 7}, {'model__init_from': 'a'}, file,
                  {'eval__num_examples': 3}, {'eval__split': 'valid'}):
