@@ -204,7 +204,7 @@ def _run_steps(run: StageRun, state) -> None:
   with contextlib.ExitStack() as stack:
     tools = _open_instruments(run, start, stack)
     stack.enter_context(jax.set_mesh(run.task.mesh))
-    save = _make_save(run, state, tools)
+    save = _make_save(run, state, tools, end)
     own_secs, told_at, saved_at = 0.0, start, time.monotonic()
     note, compiled, ahead = '', None, collections.deque()
     if start < end:
@@ -293,15 +293,19 @@ def _describe_time(spent) -> str:
       f'{name} {secs:.1f}' for name, secs in sorted(parts.items(), key=lambda p: -p[1]))
 
 
-def _make_save(run: StageRun, state, tools: Instruments):
-  """(step, state) -> None: evaluates on valid, writes that, and starts a save."""
-  task, stage, config, blocks = run.task, run.stage, run.task.config, run.task.config.eval_blocks
+def _make_save(run: StageRun, state, tools: Instruments, end: int):
+  """(step, state) -> None: evaluates on valid, writes that, and starts a save.
+
+  A save because the run was asked to stop, or by the clock, is there to go on from: it takes no
+  time to evaluate, and is never the best, so that an interrupted run ends as an undisturbed one.
+  """
+  task, stage = run_scores_lib.ask_valid_as_begun(run.task, run.workdir, run.say), run.stage
+  config, blocks = task.config, task.config.eval_blocks
   decoder = decode.Decoder(Network(
       run.program.graphdef, state.params, run.frozen, config, task.codec, task.mesh))
   records = run_scores_lib.get_records(task, 'valid', config.eval.num_valid_examples)
 
-  def save(step, state):
-    counts = step >= stage.counted_from
+  def evaluate(step, state, counts) -> float:
     with tools.goodput.measure('evaluate'):
       # What is left of a chain is written freely.
       result, _ = scores.evaluate(decoder.with_params(state.params), records, blocks,
@@ -310,14 +314,20 @@ def _make_save(run: StageRun, state, tools: Instruments):
                               values.VALID_RULE: judge.RULE_VERSION, **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
             scores.get_blocks(blocks), result.block_acc)}})
+    return result.final_acc
+
+  def save(step, state):
+    counts = step >= stage.counted_from
+    scheduled = step == stage.num_steps or step % config.checkpoint.every_steps == 0
+    # At its share's end, too, which --halve_at chooses by.
+    acc = evaluate(step, state, counts) if scheduled or step == end else None
     with tools.goodput.measure('save'):
       tools.writer.flush()  # a checkpoint never stands without what was told up to it
       run.checkpointer.save(
           step, state.params, state_lib.get_optim(state),
           {'rows': step * stage.batch_rows, 'num_steps': stage.num_steps,
            'batch_rows': stage.batch_rows, 'method': config.method, 'counts': counts,
-           'rule_version': judge.RULE_VERSION},
-          result.final_acc)
+           'scheduled': scheduled, 'rule_version': judge.RULE_VERSION}, acc)
     tools.watchdog.beat(step)
   return save
 

@@ -1,6 +1,7 @@
 """The loop: bit-exact resume on any mesh, kills, stages, and the files of a run."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+from etils import epath
 import jax
 import numpy as np
 import pytest
@@ -25,7 +27,7 @@ from rim_jax.packing import source as source_lib
 from rim_jax.packing import stream
 from rim_jax.pretrained import families
 from rim_jax.runtime import card as card_lib
-from rim_jax.runtime import run_folder
+from rim_jax.runtime import hosts, run_folder
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import state as state_lib
 from rim_jax.training import step as step_lib
@@ -130,6 +132,60 @@ def test_a_run_that_ends_early_goes_on_bit_for_bit(tmp_path, cache, whole, use_d
   train_lib.train_curriculum(config, tmp_path / 'parts', QUIET)
   for name in ('stage1', 'stage2'):
     support_runs.assert_same_run(undisturbed / name, tmp_path / 'parts' / name)
+
+
+def read_choice(workdir):
+  """What a run keeps and what it says of each, with what is chosen and how that scores."""
+  result = run_folder.RunFolder(workdir).load_results()['test']
+  return (checkpoint_lib.list_steps(epath.Path(workdir) / 'checkpoints'),
+          checkpoint_lib.rate_checkpoints(workdir), result.step, result.block_acc)
+
+
+def test_what_a_run_ends_with_does_not_depend_on_where_it_was_asked_to_stop(
+    tmp_path, cache, whole, use_devices):
+  """A save at a stop is there to go on from: not evaluated, never the best, in nobody's place."""
+  config = make_config(cache)
+  undisturbed = whole(config, use_devices)
+  for taken, stop in ((2, 2), (2, 4), (1, 5)):
+    asked = itertools.count(1)
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(hosts.StopSignal, 'is_set',
+                    lambda self, asked=asked, taken=taken: next(asked) == taken)
+      with pytest.raises(Stopped, match=f'step {stop} of 6 is saved'):
+        train_lib.train(config, tmp_path / 'parts', say=QUIET)
+    assert checkpoint_lib.choose_checkpoint(tmp_path / 'parts', 'last').step == stop
+  train_lib.train(config, tmp_path / 'parts', say=QUIET)
+  support_runs.assert_same_run(undisturbed, tmp_path / 'parts')
+  assert read_choice(tmp_path / 'parts') == read_choice(undisturbed)
+  asked = run_folder.RunFolder(tmp_path / 'parts').load_valid_accs()
+  assert set(asked) == {3, 6} == set(run_folder.RunFolder(undisturbed).load_valid_accs())
+
+
+def test_valid_is_asked_as_when_the_run_began(tmp_path, cache, whole, use_devices):
+  """Else the best would be chosen among accuracies on different questions."""
+  config, told = make_config(cache), []
+  undisturbed = whole(config, use_devices)
+  with pytest.MonkeyPatch.context() as patch:
+    kill_after(patch, 4)
+    with pytest.raises(Killed):
+      train_lib.train(config, tmp_path / 'parts', say=QUIET)
+  train_lib.train(make_config(cache, eval__num_valid_examples=2), tmp_path / 'parts',
+                  say=told.append)
+  assert any('eval.num_valid_examples=4 (not 2)' in line for line in told)
+  assert read_choice(tmp_path / 'parts') == read_choice(undisturbed)
+
+
+def test_a_finished_run_whose_last_checkpoint_is_damaged_takes_its_steps_again(
+    tmp_path, cache, whole, use_devices):
+  config, told = make_config(cache), []
+  undisturbed = whole(config, use_devices)
+  shutil.copytree(undisturbed, tmp_path / 'run')
+  victim = next((tmp_path / 'run/checkpoints/6/params').rglob('d/*'))
+  victim.write_bytes(victim.read_bytes()[:-1])
+  train_lib.train(config, tmp_path / 'run', say=told.append)
+  assert any('using step 3, 3 steps are lost' in line for line in told)
+  support_runs.assert_same_run(undisturbed, tmp_path / 'run')
+  assert read_choice(tmp_path / 'run') == read_choice(undisturbed)
 
 
 def test_restoring_onto_other_meshes(tmp_path, cache, use_devices):

@@ -162,20 +162,34 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
   return _write(folder, config.eval_set, result, predictions)
 
 
-def _judge_valid_again(task, workdir, say) -> None:
-  """Evaluates checkpoints on valid again that were judged by another rule than the others were.
+def ask_valid_as_begun(task, workdir, say=None):
+  """The task as valid is asked in this run: as when it began, whatever is asked of other sets now.
 
-  As the run itself does it: what is asked of another set now (eval.num_blocks, say) changes none.
+  The best checkpoint is chosen among accuracies on valid, so these must be of the same questions.
+
+  Args:
+    say: is told what is not taken as asked now.
   """
+  own = hosts.lead(lambda: run_folder.RunFolder(workdir).load_card()['config']['eval'])
+  now = dataclasses.asdict(task.config.eval)
+  changed = [key for key in _OF_VALID if own[key] != now[key]]
+  if changed and say:
+    say('valid is asked as when this run began, so that its checkpoints can be compared: '
+        + ', '.join(f'eval.{key}={own[key]} (not {now[key]})' for key in changed))
+  return dataclasses.replace(task, config=dataclasses.replace(
+      task.config, eval=dataclasses.replace(
+          task.config.eval, **{key: own[key] for key in changed})))
+
+
+def _judge_valid_again(task, workdir, say) -> None:
+  """Evaluates checkpoints on valid again that were judged by another rule than the others were."""
   if not hosts.lead(lambda: checkpoint_lib.is_rated_by_many(workdir)):
     return
   steps = hosts.lead(lambda: sorted(
       step for step, (_, rule) in checkpoint_lib.rate_checkpoints(workdir).items()
       if rule != judge.RULE_VERSION))
-  own = hosts.lead(lambda: run_folder.RunFolder(workdir).load_card()['config']['eval'])
-  config = dataclasses.replace(task.config, eval=dataclasses.replace(
-      task.config.eval, **{key: own[key] for key in _OF_VALID}))
-  task = dataclasses.replace(task, config=config)
+  task = ask_valid_as_begun(task, workdir)
+  config = task.config
   records = get_records(task, 'valid', config.eval.num_valid_examples)
   for step in steps:
     say(f'judging step {step} on valid again, by version {judge.RULE_VERSION} of the rule')

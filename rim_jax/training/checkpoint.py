@@ -35,11 +35,12 @@ class Manifest(typing.TypedDict):
 
 class Card(typing.TypedDict):
   """What is read of a checkpoint's own card."""
-  valid_final_acc: float
+  valid_final_acc: float | None
   params: dict[str, list]
   optim: dict[str, list]
   num_steps: typing.NotRequired[int]
   counts: typing.NotRequired[bool]
+  scheduled: typing.NotRequired[bool]
   rule_version: typing.NotRequired[int]
 
 
@@ -100,6 +101,21 @@ def _get_acc(metrics: dict) -> float:
   return metrics['valid_final_acc']
 
 
+@dataclasses.dataclass
+class _KeepLatest(_POLICIES.PreservationPolicy):
+  """Keeps the newest checkpoint, and the newest `num` of those that were scheduled.
+
+  One that was saved because the run was asked to stop takes no other's place: what is kept in the
+  end is what an undisturbed run keeps.
+  """
+  num: int
+
+  def should_preserve(self, checkpoints, *, context):
+    scheduled = [i for i, c in enumerate(checkpoints) if (c.metrics or {}).get('scheduled', True)]
+    kept = {len(checkpoints) - 1, *scheduled[-self.num:]}
+    return [i in kept for i in range(len(checkpoints))]
+
+
 def _show(entry):
   return 'missing' if entry is None else f'{entry[1]}{entry[0]}'
 
@@ -131,7 +147,7 @@ class Checkpointer:
         # whose metrics it does not know.
         best_fn=_get_acc,
         preservation_policy=_POLICIES.AnyPreservationPolicy([
-            _POLICIES.LatestN(config.keep_last),
+            _KeepLatest(config.keep_last),
             _POLICIES.BestN(get_metric_fn=_get_acc, n=1),
             *([_POLICIES.EveryNSteps(config.keep_every_steps)] if config.keep_every_steps
               else [])])))
@@ -158,18 +174,21 @@ class Checkpointer:
                   'cut off')
         storage.remove(path)
 
-  def save(self, step: int, params, optim, card: dict, metric: float) -> None:
+  def save(self, step: int, params, optim, card: dict, metric: float | None) -> None:
     """Starts a save; returns once the arrays may be donated.
 
-    `card['counts']`: whether this is a result of the method, so can be the best; True by default.
+    What `card` says of it, True by default: `counts`, whether this is a result of the method;
+    `scheduled`, whether an undisturbed run saves here too. What is not both is never the best.
+    `metric` is None where valid was not asked.
     """
     self.poll(wait=True)
     self._wait_for_seals()  # this save may remove a checkpoint, and none that is being read
     card = dict(card, format=CHECKPOINT_VERSION, step=step, valid_final_acc=metric,
                 params=describe_tree(params), optim=describe_tree(optim))
-    # What does not count is never the best one.
-    rank = metric if card.get('counts', True) else metric - 2.0
-    done = self._manager.save(step, metrics={'valid_final_acc': rank}, args=ocp.args.Composite(
+    scheduled = card.get('scheduled', True)
+    rank = metric if card.get('counts', True) and scheduled else (metric or 0.0) - 2.0
+    metrics = {'valid_final_acc': rank, 'scheduled': scheduled}
+    done = self._manager.save(step, metrics=metrics, args=ocp.args.Composite(
         params=ocp.args.StandardSave(params), optim=ocp.args.StandardSave(optim),
         card=ocp.args.JsonSave(card)))
     if not done:
@@ -280,24 +299,28 @@ def load_checkpoint(folder, step: int) -> Checkpoint:
 
 
 def list_counting(workdir) -> list[int]:
-  """Steps of the whole checkpoints that count, oldest first."""
+  """Steps of the whole checkpoints that may be chosen, oldest first."""
   folder = get_folder(workdir)
   return [step for step in list_whole(folder)[::-1]
-          if load_checkpoint(folder, step).card.get('counts', True)]
+          if _may_be_best(load_checkpoint(folder, step))]
+
+
+def _may_be_best(checkpoint: Checkpoint) -> bool:
+  """Whether it is a result of the method, and one that an undisturbed run has too."""
+  return checkpoint.card.get('counts', True) and checkpoint.card.get('scheduled', True)
 
 
 def rate_checkpoints(workdir) -> dict[int, tuple[float, int]]:
   """Step -> (accuracy on valid, version of the rule it was judged by), of those that may be best.
 
-  That is those that count, or all where none does. Where one was judged again, metrics.jsonl
-  tells it.
+  Where there is none, of all. Where one was judged again, metrics.jsonl tells it.
   """
   folder, run = get_folder(workdir), run_folder.RunFolder(workdir)
   found = [load_checkpoint(folder, s) for s in list_whole(folder)]
-  counting = [c for c in found if c.card.get('counts', True)] or found
+  counting = [c for c in found if _may_be_best(c)] or found
   accs, rules, rated = run.load_valid_accs(), run.load_valid_rules(), {}
   for c in counting:
-    acc, rule = c.card['valid_final_acc'], c.card.get('rule_version', 1)
+    acc, rule = c.card['valid_final_acc'] or 0.0, c.card.get('rule_version', 1)
     again = rules.get(c.step, rule)
     rated[c.step] = (accs[c.step], again) if again > rule else (acc, rule)
   return rated
@@ -311,7 +334,7 @@ def is_rated_by_many(workdir) -> bool:
 def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
   """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
 
-  One that counts goes before one that does not.
+  One that counts and was scheduled goes before one that is not both.
 
   Raises: UserError when there is none, the chosen one is damaged, many are asked for, or they were
     judged by different rules.

@@ -40,7 +40,10 @@ def is_complete(workdir) -> bool:
   steps = checkpoint_lib.list_steps(workdir / 'checkpoints')
   if not steps or not (workdir / 'results.json').exists():
     return False
-  last = checkpoint_lib.choose_checkpoint(workdir, 'last')
+  try:
+    last = checkpoint_lib.choose_checkpoint(workdir, 'last')
+  except UserError:  # damaged: training puts it aside, and takes its steps again
+    return False
   if last.step != last.card['num_steps']:
     return False
   results = run_folder.RunFolder(workdir).load_written()  # by whichever rule they were judged
