@@ -381,9 +381,11 @@ class MeshConfig:
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
   """When a run saves, and what it keeps beside the checkpoint that is best on valid."""
-  every_steps: AtLeastOne = 500  # Updates between two saves; each save is evaluated on valid.
-  every_minutes: Amount = 0.0  # Also save after so many minutes without a save; 0: never.
-  # How many of the last checkpoints are kept.
+  every_steps: AtLeastOne = 500  # Updates between two saves; each of these is evaluated on valid.
+  # Also save after so many minutes without a save; 0: never. Such a save is not evaluated, and is
+  # never the best.
+  every_minutes: Amount = 0.0
+  # How many of the last checkpoints are kept of those of every_steps.
   keep_last: Annotated[int, Limit(
       'must be at least 2: the next to last stays until the last has been verified',
       lambda v: v >= 2)] = 2
