@@ -47,8 +47,8 @@ change, because they change nothing in what is trained: the groups
 {sections},
 and the keys
 {keys}.
-With `distill.std` other than `example`, `train.num_micro_batches` may not change either. With dropout, another number of
-parts draws other units to drop, so the run goes on, but not with the same numbers.
+With `distill.std` other than `example`, `train.num_micro_batches` may not change either. With
+dropout, another number of parts draws other units to drop: the run goes on, with other numbers.
 '''
 _FLAGS_HEAD = '''<!-- Made by `python -m docs.make_reference` from rim_jax/command_line.py. -->
 # Flags: what `python -m rim_jax.main` takes
