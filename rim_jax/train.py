@@ -47,6 +47,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
   # ---- What this run is, and whether it may go on here ----
   task = make_task(config, say)
   hosts.lead(lambda: _check_workdir(task, workdir))
+  hosts.check_shared(workdir)
   if hosts.lead(lambda: state_lib.is_complete(workdir) and run_scores_lib.is_evaluated(
       task, workdir)):
     say(f'{workdir}: this run is complete')

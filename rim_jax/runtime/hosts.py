@@ -9,6 +9,7 @@ import faulthandler
 import itertools
 import json
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -31,6 +32,7 @@ EXIT_STOPPED = 75  # asked to end: saved, and the same command goes on
 # JAX ends a process that misses another; the watchdog comes first, because it knows whom.
 _HEARTBEAT_SECS, _SHUTDOWN_SECS = 50, 20
 _BEAT_SECS, _SILENT_SECS, _WATCH_SECS = 2.0, 40.0, 0.5
+_SEEN_SECS = 20.0  # until a new file is seen on all machines, where a file system is slow
 
 
 # ---- Start ----
@@ -180,6 +182,27 @@ def settle(tree) -> None:
   """
   if jax.process_count() > 1 and jax.devices()[0].platform == 'cpu':
     jax.block_until_ready(tree)
+
+
+def check_shared(folder) -> None:
+  """Checks that all processes see one directory: else they would wait for one another at a save.
+
+  Raises: UserError, in all of them.
+  """
+  if jax.process_count() == 1:
+    return
+  def write():
+    path = folder / f'.seen-{secrets.token_hex(8)}'  # a name that no file system has cached
+    path.write_text('')
+    return path.name
+  path, until = folder / lead(write), time.monotonic() + _SEEN_SECS
+  while not path.exists() and time.monotonic() < until:
+    time.sleep(0.5)
+  blind = [str(process) for process, seen in enumerate(_gather(int(path.exists()))) if not seen]
+  lead(lambda: path.unlink() and None)
+  if blind:
+    raise UserError(f'{folder}: process {", ".join(blind)} of {jax.process_count()} does not see '
+                    'what process 0 writes there; name a directory that all machines share')
 
 
 def sync(name: str) -> None:

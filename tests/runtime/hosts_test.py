@@ -387,6 +387,39 @@ def test_several_processes_export_the_files_of_one(tmp_path, use_devices, capsys
   assert ('adapter_model.safetensors' if kind == 'adapters' else 'model.safetensors') in two
 
 
+SEE = '''
+import sys
+import jax
+from etils import epath
+from rim_jax.errors import UserError
+from rim_jax.runtime import hosts
+
+shared, own, address, count, me = (flag.rpartition('=')[2] for flag in sys.argv[1:])
+jax.distributed.initialize(address, int(count), int(me))
+hosts.check_shared(epath.Path(shared))
+print('all see', list(epath.Path(shared).iterdir()), flush=True)
+mine = epath.Path(own) / me
+mine.mkdir(parents=True)
+try:
+  hosts.check_shared(mine)
+except UserError as e:
+  print('refused', e, flush=True)
+'''
+
+
+@pytest.mark.slow
+def test_a_directory_that_not_all_processes_see_is_refused_by_all(tmp_path):
+  (tmp_path / 'see.py').write_text(SEE.replace('hosts\n\n', 'hosts\nhosts._SEEN_SECS = 1\n\n', 1))
+  (tmp_path / 'shared').mkdir()
+  code, out = support_runs.finish(subprocess.Popen(
+      [sys.executable, ROOT / 'launch/local_hosts.py', '--processes=2', '--', sys.executable,
+       tmp_path / 'see.py', tmp_path / 'shared', tmp_path / 'own'], stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT, text=True, env=dict(os.environ, PYTHONPATH=str(ROOT))))
+  assert code == 0, out
+  assert out.count('all see []') == 2 and out.count('refused') == 2, out
+  assert out.count('process 1 of 2 does not see what process 0 writes there') == 2
+
+
 ASK_TWICE = '''
 import os, signal, sys, time
 import jax
