@@ -199,8 +199,8 @@ def make_prosqa(method: str):
   DIR has the published valid and test files; 18,000 training problems are drawn, in half a minute,
   none of them one of those. 50 passes, a word a token.
 
-  Cost: one 80 GB GPU; about 1.2e17 FLOPs a method (6 N a token, 260 tokens an example), an
-  estimate. Score: not measured.
+  Cost: one 80 GB GPU; by --dry_run 1.1e17 (direct) to 2.7e17 FLOPs (LOTUS), RiM 1.3e17.
+  Score: not measured.
   """
   config = _begin(method)
   config.data.source = 'prosqa'
@@ -271,9 +271,9 @@ def make_gpt2(method: str):
     python -m rim_jax.main --config=configs/rim.py:gpt2 --config.model.init_from=DIR \\
         --config.data.dir=GSM8K_AUG --config.optim.learning_rate=RATE
 
-  Without init_from, models/gpt2. Cost: one 80 GB GPU or one v5e host; about 5e17 FLOPs (6 N a
-  token, 200 tokens an example, 8 epochs), an estimate. Score: not measured. The paper (arXiv
-  2605.30343) reports 33.6 % on GSM8K; direct 15.4, Coconut 31.1, CoT 42.9.
+  Without init_from, models/gpt2. Cost: one 80 GB GPU or one v5e host; by --dry_run 1.9e17 FLOPs
+  for RiM's 8 epochs of GSM8K-Aug, 0.13 hours of an H100 at 40 % of its peak. Score: not measured.
+  The paper (arXiv 2605.30343) reports 33.6 % on GSM8K; direct 15.4, Coconut 31.1, CoT 42.9.
   """
   return _make_pretrained(method, 'models/gpt2', 1e-3)
 
@@ -285,8 +285,9 @@ def make_llama3_2_1b(method: str):
         --config.data.dir=GSM8K_AUG --config.optim.learning_rate=RATE
 
   Without init_from, models/Llama-3.2-1B. Cost: one 80 GB GPU or a v5e of 16 chips (`--mode=plan`:
-  2.4 GiB a chip for 32 rows); about 5e18 FLOPs, estimated as for GPT-2. Score: not measured. The
-  paper (arXiv 2605.30343) reports 42.1 % on GSM8K; direct 23.9, Coconut 36.9, CoT 49.1.
+  2.4 GiB a chip for 32 rows); 1.8e18 FLOPs, 1.2 H100 hours, estimated as for GPT-2. Score: not
+  measured. The paper (arXiv 2605.30343) reports 42.1 % on GSM8K; direct 23.9, Coconut 36.9, CoT
+  49.1.
   """
   return _make_pretrained(method, 'models/Llama-3.2-1B', 8e-4)
 
@@ -298,8 +299,8 @@ def make_llama3_2_3b(method: str):
         --config.data.dir=GSM8K_AUG --config.optim.learning_rate=RATE
 
   Without init_from, models/Llama-3.2-3B. Cost: a v5e of 32 chips, or one 80 GB GPU with
-  micro-batches; about 1.2e19 FLOPs, estimated as for GPT-2. Score: not measured. The paper's
-  figures (arXiv 2605.30343) come to 48.8 % on GSM8K; direct 36.2, Coconut 41.3.
+  micro-batches; 4.8e18 FLOPs, 3.4 H100 hours, estimated as for GPT-2. Score: not measured. The
+  paper's figures (arXiv 2605.30343) come to 48.8 % on GSM8K; direct 36.2, Coconut 41.3.
   """
   return _make_pretrained(method, 'models/Llama-3.2-3B', 3e-4)
 

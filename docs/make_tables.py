@@ -193,6 +193,7 @@ def make_controls(name: str, setting: str) -> str:
       ['as trained', tell('as_trained')], ['no blocks', tell('no_blocks')],
       ['all blocks from another question: own answer', tell('swapped')],
       ["the same: the other question's right answer", tell('swapped', 'final_donor_acc')],
+      ['the same questions, with nothing changed', tell('swapped', 'unchanged_acc')],
       ['averaged over other questions', tell('averaged')],
       ['block rows drawn anew', tell('untrained_rows')],
       ['question hidden from the readout in this test, not in training',

@@ -40,8 +40,8 @@ mpirun (--distributed where nothing tells), or are told where the first one is:
   --start_secs=300         how long they wait for each other
 
 Exit codes: 0 done; 2 a user's mistake, one line a problem; 1 the run had to stop, one line; 75 it
-was asked to end (SIGTERM) and has saved; 76 another process is gone, or none gets on. After 1,
-75 and 76 the same command goes on from the last checkpoint.
+was asked to end (SIGTERM) and has saved; 76 another process is gone, or none gets on; 130 Ctrl-C.
+After 1, 75, 76 and 130 the same command goes on from the last checkpoint.
 """
 
 import contextlib
