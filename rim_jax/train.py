@@ -52,24 +52,17 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
       task, workdir)):
     say(f'{workdir}: this run is complete')
     return run_folder.RunFolder(workdir).load_results()
-  run_scores_lib.check_sets(task)
+  run_scores_lib.check_questions(task)
   for name in ('valid', 'test'):  # what choices and results stand on
     for line in preview.describe_misjudged(task.dataset.splits[name], task.codec):
       say(line)
   if task.base and config.optim.trainable != 'all' and config.model.dropout:
     say(f"model.dropout={config.model.dropout:g} takes parts of the frozen model's own states away "
         '(stage 2 has curriculum.stage2_dropout); model.lora.dropout is that of its adapters')
-  with _hold(workdir, say):
+  with contextlib.ExitStack() as stack:  # WORKDIR is this run's alone: process 0 holds it for all
+    hosts.lead(lambda: stack.enter_context(storage.hold(workdir, say)))
     _train_stage(task, workdir, init_from, began, say, console)
     return run_scores_lib.evaluate_run(task, workdir, say)
-
-
-@contextlib.contextmanager
-def _hold(workdir, say):
-  """WORKDIR is this run's alone: process 0 holds it for all."""
-  with contextlib.ExitStack() as stack:
-    hosts.lead(lambda: stack.enter_context(storage.hold(workdir, say)))
-    yield
 
 
 def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
@@ -79,7 +72,6 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
   shards = sharding.count_shards(sharding.BATCH, task.mesh)
   stage = hosts.lead_first(lambda: source_lib.make_stage_plan(
       task.dataset.splits['train'], task.codec, shards, say))
-  run_scores_lib.check_questions(task)
   say(stage.describe())
   for line in stage.dropped[:3]:
     say(f'dropped: {line}')
