@@ -36,7 +36,7 @@ class Tokenizer:
     return self.vocab_size
 
   def encode(self, text: str, allow_special: bool = False) -> list[int]:
-    """The ids of a text behind another one."""
+    """The ids of a text behind another one; `allow_special` where a text can spell a special id."""
     raise NotImplementedError
 
   def encode_first(self, text: str, allow_special: bool = False) -> list[int]:
@@ -64,7 +64,6 @@ class ByteTokenizer(Tokenizer):
     self.bos_id = 256 if add_bos else None
 
   def encode(self, text, allow_special=False):
-    del allow_special  # no text spells a special id
     return list(text.encode('utf-8'))
 
   def decode(self, ids):
@@ -83,7 +82,6 @@ class ChainTokenizer(Tokenizer):
     self._ids = {c: i for i, c in enumerate(self.characters)}
 
   def encode(self, text, allow_special=False):
-    del allow_special  # no text spells a special id
     try:
       return [self._ids[c] for c in text]
     except KeyError as e:
@@ -118,7 +116,6 @@ class WordTokenizer(Tokenizer):
         decoders.Replace('\n ', '\n')])
 
   def encode(self, text, allow_special=False):
-    del allow_special  # no text spells a special id
     for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
       if word not in self._known:
         raise UserError(f'{text[:40]!r} holds {word!r}, which is no word of ProsQA; write it in '

@@ -7,7 +7,6 @@ from rim_jax.packing.layout import Encoded, Example, Template, count_steps, read
 
 def lay_out(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
   """`[x]`, and the answer right after it."""
-  del config
   return Example(encoded.question, 0, count_steps(encoded), (read_answer(encoded, template, 0),))
 
 

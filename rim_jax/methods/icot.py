@@ -25,7 +25,6 @@ from rim_jax.packing.order import ALL, HELD, Removal
 def lay_out(encoded: Encoded, template: Template, config: LayoutConfig,
             removed: int = 0) -> Example:
   """CoT's, without the first `removed` tokens of the steps and what separates them."""
-  del config
   return Example(encoded.question, 0, count_steps(encoded),
                  (read_chain(encoded, template, 0, removed=removed),))
 

@@ -45,7 +45,6 @@ def share_means(config: Config) -> dict[int, float]:
 
 def count_examples(batch: batch_lib.Batch, config: Config):
   """A norm, which no kind of slot depends on."""
-  del config
   return batch.example.max(1).sum().astype('float32')
 
 

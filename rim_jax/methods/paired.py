@@ -41,13 +41,11 @@ def read_teacher(encoded: Encoded, template: Template, config: LayoutConfig) -> 
 
 def count_pairs(batch: batch_lib.Batch, config: Config) -> jax.Array:
   """A norm: examples, each of which has a pair."""
-  del config
   return (batch.slot_pair >= 0).sum().astype(jnp.float32)
 
 
 def distill(model, batch: batch_lib.Batch, read: Read, config: Config) -> dict[str, jax.Array]:
   """distill.weight times the distance of all pairs."""
-  del model, batch
   distance = compute_distance(read.student_lbpd, read.teacher_lbpd, read.paired_bp,
                               config.distill.std)
   return {'distilled': config.distill.weight * distance}

@@ -42,7 +42,6 @@ class Gate(nnx.Module):
   """How much of a state is fed back: nothing at first, so that any network can begin with it."""
 
   def __init__(self, config: Config, key):
-    del key
     self.scale = AddedParam(jnp.zeros(config.model.embed_dim), axes=(EMBED,))
 
 
@@ -55,7 +54,6 @@ class Projected(nnx.Module):
 
 def _feed_gate(model, tokens_bw, embedded_bwd, states_bwd):
   """Every block token: its row, and its own state through the gate."""
-  del tokens_bw
   return embedded_bwd + model.added.scale[...].astype(states_bwd.dtype)[None, None] * states_bwd
 
 
@@ -142,7 +140,6 @@ class Passes:
 
   def count_inputs(self, row_tokens: int, limits: batch_lib.RowLimits, config: Config) -> int:
     """The trunks once, and their blocks in each pass between the first and the last."""
-    del config
     trunk_tokens = limits.trunk_tokens or row_tokens
     return trunk_tokens + (self.count - 2) * (limits.block_tokens or trunk_tokens)
 

@@ -91,7 +91,6 @@ def weigh_stage1(batch, step, num_steps, config: Config):
 
 def weigh_stage2(batch, step, num_steps, config: Config):
   """alpha of each readout."""
-  del step, num_steps
   # With a readout before the first block, (k, K) becomes (k + 1, K + 1), as in stage 1.
   shift = int(config.layout.stage2_depth0_readout)
   return compute_alpha(batch.slot_block + shift, config.layout.num_blocks + shift,

@@ -61,7 +61,6 @@ def iterate_references(decoder, questions):
 
 def _compute_logits(model, config, dtype, ids_bt):
   """Logits of plain ids under a plain causal mask, computed in `dtype`."""
-  del config
   model.config = dataclasses.replace(model.config, compute_dtype=dtype)
   t = ids_bt.shape[1]
   x_btd, _ = model(ids_bt, jnp.arange(t)[None], jnp.tril(jnp.ones((1, t, t), bool)))

@@ -24,13 +24,11 @@ def lay_out(encoded, template, config):
 
 def count_pairs(batch, config):
   """The norm: examples."""
-  del config
   return (batch.slot_pair >= 0).sum().astype(jnp.float32)
 
 
 def compute_distance(model, batch, read, config):
   """Mean distance of paired states over layers and width, added up over examples."""
-  del model, batch, config
   distance_bp = jnp.abs(read.student_lbpd - read.teacher_lbpd).mean((0, 3))
   return {'distance': jnp.where(read.paired_bp, distance_bp, 0.0).sum()}
 
