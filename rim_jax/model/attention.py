@@ -25,12 +25,10 @@ import jax.numpy as jnp
 
 from rim_jax.config import LayoutConfig
 from rim_jax.model import attention_gpu
+from rim_jax.model.attention_gpu import LEAST, MASKED, pad, see
 from rim_jax.model.sharding import BATCH, HEAD_DIM, HEADS, KV_HEADS, make_spec
 from rim_jax.packing import batch as batch_lib
 
-# The score of what is invisible, and the least that a maximum of scores can be: above it, so that
-# a query which sees nothing (padding) sums to zero, gets zeros and pulls on nothing.
-_MASKED, _LEAST = -1e30, -1e29
 NAME = 'attention'  # of what a remat policy may keep, so that no tile is computed a third time
 _SPLASH_LANES = 128  # the kernel's tiles are whole vectors
 
@@ -55,24 +53,20 @@ def find_visible(query: batch_lib.Fields, key: batch_lib.Fields, layout: LayoutC
     all queries, else Tiles, on a GPU those of its kernels.
   """
   if tile_tokens == 0 or query.positions.shape[1] <= tile_tokens:
-    return _see(query, key, layout)
+    return see(query, key, layout)
   if _get_platform() == 'gpu':
     return attention_gpu.find_tiles(query, key, layout, attention_gpu.choose_tile(tile_tokens))
-  query, key = (jax.tree.map(lambda x: _pad(x, tile_tokens), f) for f in (query, key))
+  query, key = (jax.tree.map(lambda x: pad(x, tile_tokens), f) for f in (query, key))
   num_queries, num_keys = (f.positions.shape[1] // tile_tokens for f in (query, key))
 
   def is_visible(i, j):
     q, k = _take(query, i, tile_tokens), _take(key, j, tile_tokens)
-    return _see(q, k, layout).any((1, 2))
+    return see(q, k, layout).any((1, 2))
   seen = jax.lax.map(lambda i: jax.lax.map(lambda j: is_visible(i, j), jnp.arange(num_keys)),
                      jnp.arange(num_queries))
   seen = jnp.moveaxis(seen, -1, 0)
   order = jnp.argsort(~seen, axis=-1, stable=True).astype(jnp.int32)
   return Tiles(query, key, order, seen.sum(-1, dtype=jnp.int32), tile_tokens, layout)
-
-
-def _see(query, key, layout):
-  return batch_lib.visible(query, key, layout.readout_sees_question, layout.bidirectional_blocks)
 
 
 def _get_platform() -> str:
@@ -111,7 +105,7 @@ def _by_row(fn, q_bthk, k_bcnk, v_bcnk, tiles):
   """`fn` on each row's q [n, g, t, k], k and v [n, c, k], padded to whole tiles."""
   b, t, h, k = q_bthk.shape
   n = k_bcnk.shape[2]
-  q_bthk, k_bcnk, v_bcnk = (_pad(x, tiles.tile) for x in (q_bthk, k_bcnk, v_bcnk))
+  q_bthk, k_bcnk, v_bcnk = (pad(x, tiles.tile) for x in (q_bthk, k_bcnk, v_bcnk))
   q_bngtk = q_bthk.reshape(b, -1, n, h // n, k).transpose(0, 2, 3, 1, 4)
   k_bnck, v_bnck = (x.transpose(0, 2, 1, 3) for x in (k_bcnk, v_bcnk))
   o_bngtk = fn(q_bngtk, k_bnck, v_bnck, tiles)
@@ -135,9 +129,9 @@ def _attend_row(q_ngtk, k_nck, v_nck, tiles):
 def _compute_scores(q_ngqk, k_nck, tiles, i, j):
   """Scores of query tile i on key tile j in f32, the invisible ones masked."""
   tile = tiles.tile
-  mask = _see(_take(tiles.query, i, tile, 0), _take(tiles.key, j, tile, 0), tiles.layout)
+  mask = see(_take(tiles.query, i, tile, 0), _take(tiles.key, j, tile, 0), tiles.layout)
   s_ngqc = jnp.einsum('ngqk,nck->ngqc', q_ngqk, k_nck, preferred_element_type=jnp.float32)
-  return jnp.where(mask[None, None], s_ngqc * q_ngqk.shape[-1] ** -0.5, _MASKED)
+  return jnp.where(mask[None, None], s_ngqc * q_ngqk.shape[-1] ** -0.5, MASKED)
 
 
 def _attend_row_forward(q_ngtk, k_nck, v_nck, tiles):
@@ -159,7 +153,7 @@ def _attend_row_forward(q_ngtk, k_nck, v_nck, tiles):
       return o_ngqk, new_ngq, sum_ngq * shrink_ngq + p_ngqc.sum(-1)
     zeros = jnp.zeros(q_ngqk.shape, jnp.float32)
     o_ngqk, top_ngq, sum_ngq = jax.lax.fori_loop(
-        0, tiles.count[i], add_keys, (zeros, zeros[..., 0] + _LEAST, zeros[..., 0]))
+        0, tiles.count[i], add_keys, (zeros, zeros[..., 0] + LEAST, zeros[..., 0]))
     sum_ngq = jnp.maximum(sum_ngq, 1e-30)
     return (o_ngqk / sum_ngq[..., None]).astype(q_ngtk.dtype), top_ngq, sum_ngq
 
@@ -221,7 +215,7 @@ def _attend_splash(q_bthk, k_bcnk, v_bcnk, tiles, interpret=False):
   def attend_row(q_ngtk, k_nck, v_nck, row):
     # The kernel divides by zero where a query sees nothing: padding sees itself.
     t, c = row.query.positions.shape[0], row.key.positions.shape[0]
-    mask_tc = _see(row.query, row.key, row.layout) | (jnp.arange(t)[:, None] == jnp.arange(c)[None])
+    mask_tc = see(row.query, row.key, row.layout) | (jnp.arange(t)[:, None] == jnp.arange(c)[None])
     kernel = splash.make_splash_mqa(mask_tc[None], block_sizes=sizes, head_shards=1,
                                     q_seq_shards=1, residual_checkpoint_name=NAME,
                                     interpret=interpret)
@@ -233,11 +227,6 @@ def _attend_splash(q_bthk, k_bcnk, v_bcnk, tiles, interpret=False):
 
 
 # ---- Tiles ----
-
-
-def _pad(x, tile):
-  """x padded to whole tiles along axis 1 (fields: with padding, which sees nothing)."""
-  return jnp.pad(x, [(0, 0), (0, -x.shape[1] % tile)] + [(0, 0)] * (x.ndim - 2))
 
 
 def _take(tree, i, tile, axis=1):

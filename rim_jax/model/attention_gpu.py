@@ -27,8 +27,9 @@ from rim_jax.config import LayoutConfig
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
 
-# As in attention.py: what is invisible scores less than the least that a maximum can be.
-_MASKED, _LEAST = -1e30, -1e29
+# The score of what is invisible, and the least that a maximum of scores can be: above it, so that
+# a query which sees nothing (padding) sums to zero, gets zeros and pulls on nothing.
+MASKED, LEAST = -1e30, -1e29
 _LEAST_TILE, _LARGEST_TILE = 16, 64  # what a matrix unit takes, and what registers hold
 _FIELDS = tuple(f.name for f in dataclasses.fields(batch_lib.Fields))
 KERNELS = ('rim_attention_forward', 'rim_attention_dq', 'rim_attention_dkv')
@@ -56,9 +57,9 @@ def choose_tile(tile_tokens: int) -> int:
 def find_tiles(query: batch_lib.Fields, key: batch_lib.Fields, layout: LayoutConfig,
                tile: int) -> Tiles:
   """Which tiles of queries i32[b, t] and keys i32[b, c] hold a visible pair."""
-  query, key = (jax.tree.map(lambda x: _pad(x, tile), f) for f in (query, key))
+  query, key = (jax.tree.map(lambda x: pad(x, tile), f) for f in (query, key))
   b, t = query.positions.shape
-  seen = _see(query, key, layout).reshape(b, t // tile, tile, -1, tile).any((2, 4))
+  seen = see(query, key, layout).reshape(b, t // tile, tile, -1, tile).any((2, 4))
 
   def sort(seen):
     order = jnp.argsort(~seen, axis=-1, stable=True).astype(jnp.int32)
@@ -69,11 +70,13 @@ def find_tiles(query: batch_lib.Fields, key: batch_lib.Fields, layout: LayoutCon
   return Tiles(stack(query), stack(key), *sort(seen), *sort(seen.swapaxes(1, 2)), tile, layout)
 
 
-def _see(query, key, layout):
+def see(query, key, layout: LayoutConfig):
+  """`batch.visible` by the layout's switches."""
   return batch_lib.visible(query, key, layout.readout_sees_question, layout.bidirectional_blocks)
 
 
-def _pad(x, tile):
+def pad(x, tile: int):
+  """x padded to whole tiles along axis 1 (fields: with padding, which sees nothing)."""
   return jnp.pad(x, [(0, 0), (0, -x.shape[1] % tile)] + [(0, 0)] * (x.ndim - 2))
 
 
@@ -85,7 +88,7 @@ def attend(q_bthk, k_bcnk, v_bcnk, tiles: Tiles, name: str, interpret: bool = Fa
     interpret: run the kernels without a GPU, for tests.
   Shapes: -> like q.
   """
-  padded = (_pad(x, tiles.tile) for x in (q_bthk, k_bcnk, v_bcnk))
+  padded = (pad(x, tiles.tile) for x in (q_bthk, k_bcnk, v_bcnk))
   # JAX does not say what custom_vjp returns.
   o_bthk: jax.Array = _attend(*padded, tiles, name, interpret)  # pyright: ignore
   return o_bthk[:, :q_bthk.shape[1]]
@@ -176,7 +179,7 @@ class _Kernel:
   def score(self, q, k, query, key):
     """Scores [q, c] in float32, the invisible ones masked."""
     s = triton.dot(q, k, trans_b=True) * self.scale
-    return jnp.where(_see(query, key, self.layout), s, _MASKED)
+    return jnp.where(see(query, key, self.layout), s, MASKED)
 
 
 def _divide(n, by: int):
@@ -210,7 +213,7 @@ def _compute_forward(q_ref, k_ref, v_ref, query_ref, key_ref, order_ref, count_r
     o = o * shrink[:, None] + triton.dot(p.astype(v.dtype), v)
     return o, new, total * shrink + p.sum(-1)
   o, top, total = kernel.visit(order_ref, count_ref, (
-      jnp.zeros((own, kernel.width), jnp.float32), jnp.full(own, _LEAST, jnp.float32),
+      jnp.zeros((own, kernel.width), jnp.float32), jnp.full(own, LEAST, jnp.float32),
       jnp.zeros(own, jnp.float32)), add)
   total = jnp.maximum(total, 1e-30)
   kernel.store(o_ref, o / total[:, None])
