@@ -16,17 +16,10 @@ import math
 
 import numpy as np
 
-from rim_jax.config import Config, IcotConfig, LayoutConfig
+from rim_jax.config import Config, IcotConfig
+from rim_jax.methods import cot
 from rim_jax.methods.method import Method
-from rim_jax.packing.layout import Encoded, Example, Template, count_steps, read_chain
 from rim_jax.packing.order import ALL, HELD, Removal
-
-
-def lay_out(encoded: Encoded, template: Template, config: LayoutConfig,
-            removed: int = 0) -> Example:
-  """CoT's, without the first `removed` tokens of the steps and what separates them."""
-  return Example(encoded.question, 0, count_steps(encoded),
-                 (read_chain(encoded, template, 0, removed=removed),))
 
 
 def compute_levels(epoch: int, count: int, limit: int, config: IcotConfig) -> np.ndarray:
@@ -53,18 +46,18 @@ def draw_extra(epoch: int, count: int, config: IcotConfig, seed: int) -> np.ndar
   return len(thresholds) - np.searchsorted(np.asarray(thresholds, np.uint64), draws, 'right')
 
 
-def make_cut(num_records: int, longest: int, config: IcotConfig, seed: int):
+def make_cut(num_records: int, longest: int, config: Config):
   """What `order.make_plan` takes as `cut`: an epoch's order, divided where more is removed.
 
   Args:
     num_records: of the split, usable or not.
     longest: tokens of the longest chain; once so many are due, all chains are gone.
   """
-  limit = min(config.remove_all_beyond_tokens, longest)
+  limit = min(config.icot.remove_all_beyond_tokens, longest)
 
   def cut(epoch, order):
-    levels = compute_levels(epoch, len(order), limit, config)
-    extra = draw_extra(epoch, num_records, config, seed)
+    levels = compute_levels(epoch, len(order), limit, config.icot)
+    extra = draw_extra(epoch, num_records, config.icot, config.seed)
     starts = np.flatnonzero(np.diff(levels, prepend=levels[0] - 1))
     parts = []
     for members, level in zip(np.split(order, starts[1:]), levels[starts].tolist()):
@@ -75,7 +68,7 @@ def make_cut(num_records: int, longest: int, config: IcotConfig, seed: int):
   return cut
 
 
-def find_steps(parts, batch_rows: int, config: IcotConfig) -> tuple[tuple[int, ...], int]:
+def find_steps(parts, batch_rows: int, config: Config) -> tuple[tuple[int, ...], int]:
   """(updates before which the optimizer begins anew, the first checkpoint that counts).
 
   An update counts the rows of `parts` (first row, level): the optimizer begins anew at the first
@@ -89,15 +82,7 @@ def find_steps(parts, batch_rows: int, config: IcotConfig) -> tuple[tuple[int, .
       before = level
       if level == ALL:
         counted = -(-row // batch_rows) + 1
-  return tuple(sorted(set(resets))) if config.reset_optimizer else (), counted
+  return tuple(sorted(set(resets))) if config.icot.reset_optimizer else (), counted
 
 
-def _make_cut(num_records: int, longest: int, config: Config):
-  return make_cut(num_records, longest, config.icot, config.seed)
-
-
-def _find_steps(parts, batch_rows: int, config: Config) -> tuple[tuple[int, ...], int]:
-  return find_steps(parts, batch_rows, config.icot)
-
-
-ICOT = Method(lay_out, removal=Removal(_make_cut, _find_steps, 'icot.remove_per_epoch'))
+ICOT = Method(cot.lay_out, removal=Removal(make_cut, find_steps, 'icot.remove_per_epoch'))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from rim_jax.config import IcotConfig
+from rim_jax.config import Config, IcotConfig
 from rim_jax.methods import icot
 from rim_jax.packing import order as order_lib
 
@@ -56,7 +56,7 @@ def test_an_epoch_is_cut_where_more_is_removed():
   """Before removal nothing is lost, by chance neither; then the level and the record's own draw."""
   config = IcotConfig(remove_per_epoch=4.0, hold_epochs=0.25, smoothing=0.5)
   order = order_lib.permute(40, 0, 0, 0)[:20]  # half of the records are not usable
-  parts = icot.make_cut(40, 2, config, 0)(0, order)
+  parts = icot.make_cut(40, 2, Config(icot=config))(0, order)
   extra = icot.draw_extra(0, 40, config, 0)
   assert [(len(members), level) for members, level, _ in parts] == [(5, H), (5, 0), (5, 1), (5, A)]
   np.testing.assert_array_equal(np.concatenate([members for members, _, _ in parts]), order)
@@ -65,8 +65,8 @@ def test_an_epoch_is_cut_where_more_is_removed():
 
 
 def test_all_goes_at_the_longest_chain_or_at_the_limit_whichever_is_less():
-  config = IcotConfig(remove_per_epoch=10.0, remove_all_beyond_tokens=6)
-  levels = [[level for _, level, _ in icot.make_cut(10, longest, config, 0)(0, np.arange(10))]
+  config = Config(icot=IcotConfig(remove_per_epoch=10.0, remove_all_beyond_tokens=6))
+  levels = [[level for _, level, _ in icot.make_cut(10, longest, config)(0, np.arange(10))]
             for longest in (100, 3)]
   assert levels == [[0, 1, 2, 3, 4, 5, A], [0, 1, 2, A]]
 
@@ -74,8 +74,8 @@ def test_all_goes_at_the_longest_chain_or_at_the_limit_whichever_is_less():
 def test_steps_by_hand():
   """Four rows an update: level 1 begins inside update 1, 2 and all of it at update 3."""
   parts = ((0, H), (3, 0), (6, 1), (12, 2), (13, A), (20, A))
-  config = IcotConfig()
+  config = Config()
   assert icot.find_steps(parts, 4, config) == ((1, 3), 5)  # update 4 has rows 16 to 19
   assert icot.find_steps(parts[:4], 4, config) == ((1, 3), 0)
-  assert icot.find_steps(parts, 4, IcotConfig(reset_optimizer=False)) == ((), 5)
+  assert icot.find_steps(parts, 4, Config(icot=IcotConfig(reset_optimizer=False))) == ((), 5)
   assert icot.find_steps(((0, A),), 4, config) == ((0,), 1)

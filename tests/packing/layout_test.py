@@ -93,7 +93,7 @@ def test_icot_writes_what_is_left_of_the_chain_and_positions_close_up():
                                  step_separator=[85], answer_prefix=[], answer_suffix=[],
                                  eos=[EOS])
   config = support.make_config('icot').layout
-  lay_out = icot.lay_out
+  lay_out = icot.ICOT.layout
   for removed, left in ((0, [60, 85, 61, 62, 85]), (1, [85, 61, 62, 85]), (4, [85]), (5, [])):
     example = lay_out(encoded, template, config, removed)
     rows = rows_lib.make_rows([[example]], 13, 8, config, B)
