@@ -102,14 +102,16 @@ def summarize_probes(asked: list[ControlsResult]) -> ProbesOverSeeds | None:
                            majority=average([s.majority for s in steps])) if steps else None)
 
 
-def average(values) -> Any:
+def average(values, keep: bool = False) -> Any:
   """A summary over runs of numbers, or of lists of them place by place; None is no number.
 
+  Args:
+    keep: whether the summary has the values too.
   Returns: None where there is no number.
   """
   values = [value for value in values if value is not None]
   if not values:
     return None
   if isinstance(values[0], list):
-    return [average(place) for place in itertools.zip_longest(*values)]
-  return stats.summarize(values)
+    return [average(place, keep) for place in itertools.zip_longest(*values)]
+  return stats.summarize(values, keep)

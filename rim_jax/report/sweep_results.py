@@ -74,7 +74,7 @@ def _make_entry(name, members) -> SettingResult:
   results = [dataclasses.replace(r, selected_acc=control_results.get_selected(told, r))
              for (_, r), (told, _) in zip(found, asked)]
   summaries = _summarize(results) | timings.summarize(results) | dict(
-      valid_acc=_average([read_valid_acc(s) for s, _ in found]))
+      valid_acc=control_results.average([read_valid_acc(s) for s, _ in found], keep=True))
   return dataclasses.replace(
       entry, **summaries, n=results[0].n,
       controls=control_results.summarize_controls(carried) or None,
@@ -93,15 +93,10 @@ def _summarize(results: list[values.EvalResult]) -> dict:
       summaries[measure.name] = {k: stats.summarize([x[k] for x in given if k in x])
                                  for k in dict.fromkeys(itertools.chain(*given))}
     else:
-      summaries[measure.name] = _average(given)
+      summaries[measure.name] = control_results.average(given, keep=True)
   alike = len({len(r.block_acc) for r in results}) == 1
   return summaries | dict(block_acc=[stats.summarize(accs) for accs in zip(
       *(r.block_acc for r in results))] if alike else None)
-
-
-def _average(given) -> stats.Summary | None:
-  given = [x for x in given if x is not None]
-  return stats.summarize(given, keep=True) if given else None
 
 
 def choose_best(entries: list[SettingResult]) -> BestSetting | None:
