@@ -30,8 +30,6 @@ class AddedParam(nnx.Param):
 @dataclasses.dataclass(frozen=True)
 class Read:
   """What a forward has read of a batch; states are those after each layer and the final norm."""
-  inputs_btd: jax.Array | None  # what stood in for the embedded tokens
-  x_btd: jax.Array  # after the final norm
   student_lbpd: jax.Array  # states at slots that have a pair (`Batch.slot_pair`)
   teacher_lbpd: jax.Array  # states of their pairs: no gradient passes here
   paired_bp: jax.Array  # bool, which of the p pairs there are
@@ -104,7 +102,7 @@ class Method:
     x_btd, states_lbpd = model.read_rows(
         batch, config.layout, dropout_key, inputs_btd, jnp.concatenate([student_bp, teacher_bp], 1))
     student_lbpd, teacher_lbpd = jnp.split(states_lbpd.astype(jnp.float32), 2, 2)
-    read = Read(inputs_btd, x_btd, student_lbpd, jax.lax.stop_gradient(teacher_lbpd), paired_bp)
+    read = Read(student_lbpd, jax.lax.stop_gradient(teacher_lbpd), paired_bp)
     return model.compute_logits_at(x_btd, batch.slot_index), self.losses(model, batch, read, config)
 
   def count_tokens(self, row_tokens: int, limits: batch_lib.RowLimits, config: Config) -> int:

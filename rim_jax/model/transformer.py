@@ -142,7 +142,7 @@ class Block(nnx.Module):
     self.config = config
     d, h, f = config.embed_dim, config.num_heads, config.mlp_dim
     layers = config.num_layers
-    n, k = get_kv_heads(config), get_head_dim(config)
+    n, k = config.num_kv_heads or h, get_head_dim(config)
     residual = 1.0 / (2 * layers)**2  # variance of a branch: all together start at 1 / (2 L)
 
     def linear(name, shape, axes, num_inputs=1, scale=1.0):
@@ -329,10 +329,6 @@ def _take_tokens(x_btd, index_bp):
 
 def _multiply_logits(x, kernel_dv):
   return jnp.einsum('...d,dv->...v', x, kernel_dv, preferred_element_type=jnp.float32)
-
-
-def get_kv_heads(config: ModelConfig) -> int:
-  return config.num_kv_heads or config.num_heads
 
 
 def get_head_dim(config: ModelConfig) -> int:
