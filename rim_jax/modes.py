@@ -317,13 +317,15 @@ def plan(config, workdir, flags, say, console) -> None:
   made, found, folder = [], {}, epath.Path(workdir)
   if flags.latency:
     found['latency'] = latency_lib.plan_latency(config, flags.topology, say)
-    plans.show_latency(console, found['latency'])
   elif flags.fastest:
     made, found['fastest'] = fastest_lib.make_fastest_plans(
         config, flags.topology, flags.num_slices, say)
-    plans.show_fastest(console, found['fastest'])
   else:
     made = compile_lib.make_plans(config, flags.topology, flags.num_slices, say)
+  tabled = {name: make(found[name]) for name, make in (
+      ('fastest', plans.make_fastest), ('latency', plans.make_latency)) if name in found}
+  for table in tabled.values():
+    console.print(tables.to_rich(table, console, most=140))
   for one in made:
     plans.show(console, one)
     if 'nearest' in one:
@@ -333,9 +335,8 @@ def plan(config, workdir, flags, say, console) -> None:
       if nearest:
         plans.show(console, nearest)
   folder.mkdir(parents=True, exist_ok=True)
-  for name, write in (('fastest', plans.write_fastest), ('latency', plans.write_latency)):
-    if name in found:
-      (folder / f'{name}.md').write_text(write(found[name]))
+  for name, table in tabled.items():
+    (folder / f'{name}.md').write_text('\n'.join(tables.to_markdown(table)[1:]) + '\n')
   storage.write_json(folder / 'plan.json', {
       'version': compile_lib.PLAN_VERSION, 'plans': made, **found})
   say(f"{folder / 'plan.json'}: the same as JSON")

@@ -75,16 +75,7 @@ def _add_work(add, plan):
 # ---- The fastest setting ----
 
 
-def show_fastest(console, found) -> None:
-  console.print(tables.to_rich(_make_fastest(found), console, most=140))
-
-
-def write_fastest(found) -> str:
-  """As Markdown."""
-  return '\n'.join(tables.to_markdown(_make_fastest(found))[1:]) + '\n'
-
-
-def _make_fastest(found) -> tables.Table:
+def make_fastest(found) -> tables.Table:
   """Every setting that was tried, in that order; the fastest that fits is named below."""
   rows = [_list_tried(entry) for entry in found['tried']]
   best = found['best']
@@ -117,16 +108,7 @@ def _list_tried(entry):
 # ---- An answer ----
 
 
-def show_latency(console, entries) -> None:
-  console.print(tables.to_rich(_make_latency(entries), console, most=140))
-
-
-def write_latency(entries) -> str:
-  """As Markdown."""
-  return '\n'.join(tables.to_markdown(_make_latency(entries))[1:]) + '\n'
-
-
-def _make_latency(entries) -> tables.Table:
+def make_latency(entries) -> tables.Table:
   """Launches, traffic and least time of each way to answer."""
   rows = [[e['method'], str(e['batch']), f"{e['question_tokens']} in {e['trunk_tokens']}",
            *(text for part in ('prefill', 'first_token') for text in _list_part(e[part]))]

@@ -17,7 +17,7 @@ from rim_jax import main
 from rim_jax.config import flatten
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import fastest, machines
-from rim_jax.report import plans
+from rim_jax.report import plans, tables
 from tests import support
 from tests.support_plan import compile_here
 
@@ -85,7 +85,7 @@ def test_layers_one_by_one_are_tried_last_on_the_best_mesh_and_on_the_first(monk
   assert all(a['model.scan_layers'] for a in asked[:first]) and first > 5
   assert not any(a['model.scan_layers'] for a in asked[first:])  # more rows are its too
   assert {a['mesh.fsdp'] for a in one_by_one} == {1, found['best']['keys']['mesh.fsdp']}
-  table = plans.write_fastest(found)
+  table = '\n'.join(tables.to_markdown(plans.make_fastest(found)))
   assert 'one by one' in table and '| 7 |' in table  # and the seconds that it compiled
 
 
@@ -154,7 +154,7 @@ def test_more_rows_are_told_and_never_taken(monkeypatch):
 def test_where_nothing_fits_there_is_no_fastest(monkeypatch):
   found, *_ = search(monkeypatch, make_machine(hbm_gib=0.2))
   assert found['best'] is None and found['tried']
-  assert 'nothing that fits' in plans.write_fastest(found)
+  assert plans.make_fastest(found).notes[0].startswith('nothing that fits')
 
 
 @pytest.mark.parametrize('count, expected', [(8, 10), (6, 3), (1, 1)])

@@ -6,7 +6,7 @@ import pytest
 from rim_jax.errors import UserError
 from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import latency, machines
-from rim_jax.report import plans
+from rim_jax.report import plans, tables
 from tests import support
 
 
@@ -42,8 +42,8 @@ def test_every_method_is_compiled_and_compared_with_direct_answering(here):
   flops = {name: entry['first_token']['flops'] for name, entry in found.items()}
   assert flops['direct'] < flops['rim'] < flops['rim_all']
   assert flops['direct'] < flops['cot'] and flops['rim'] < flops['coconut']
-  table = plans.write_latency(entries)
-  assert table.count('\n') == 2 + len(entries) and '| rim_all | 1 |' in table
+  _, *table = tables.to_markdown(plans.make_latency(entries))
+  assert len(table) == 2 + len(entries) and '| rim_all | 1 |' in '\n'.join(table)
 
 
 def test_a_method_without_blocks_is_refused():
