@@ -15,6 +15,7 @@ import re
 from typing import Any
 
 from rim_jax import reader
+from rim_jax.results import rule
 
 MAX_ROW_BYTES = 1_000_000  # of the text of one row; a longer one is refused
 MAX_DIGITS = 400  # of a number as an answer, written out
@@ -230,17 +231,9 @@ def find_boxed(text: str) -> str | None:
   at = max(text.rfind('\\boxed{'), text.rfind('\\fbox{'))
   if at < 0:
     return None
-  start = text.index('{', at) + 1
-  depth, i = 1, start
-  while i < len(text):
-    if text[i] == '\\':
-      i += 1  # \{ and \} are characters
-    elif text[i] in '{}':
-      depth += 1 if text[i] == '{' else -1
-      if not depth:
-        return text[start:i]
-    i += 1
-  return None
+  held = text[text.index('{', at) + 1:]
+  end = rule.find_end(held, '}')
+  return None if end is None else held[:end]
 
 
 # ---- The shapes ----

@@ -69,12 +69,12 @@ def cut_answer(text: str, marker: str, suffix: str) -> str:
   if marker:
     text = text.rpartition(marker)[2]
   if suffix:
-    end = _find_end(text, suffix)
+    end = find_end(text, suffix)
     text = '' if end is None else text[:end]
   return text if text.strip() else ''
 
 
-def _find_end(text: str, suffix: str) -> int | None:
+def find_end(text: str, suffix: str) -> int | None:
   """Where an answer ends: at the first suffix outside of braces that opened in the answer.
 
   Braces count where the suffix begins with one, but for those that a backslash makes a character.
