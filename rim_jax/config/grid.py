@@ -15,7 +15,7 @@ import math
 import ml_collections
 import numpy as np
 
-from rim_jax.config.parse import flatten, list_identity, parse_config
+from rim_jax.config.parse import change, flatten, list_identity, parse_config
 from rim_jax.config.schema import Config, is_runtime
 from rim_jax.errors import UserError, refuse
 
@@ -89,18 +89,6 @@ def make_sweep_dict(base, points) -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict(base.to_dict())
   config.points = [{'factors': dict(factors), 'set': dict(changes)} for factors, changes in points]
   return config.lock()
-
-
-def change(tree: dict, values: dict) -> dict:
-  """A nested dictionary with dotted keys replaced; one that is not there stays to be refused."""
-  tree = dict(tree)
-  for key, value in values.items():
-    first, _, rest = key.partition('.')
-    if rest and isinstance(tree.get(first), dict):
-      tree[first] = change(tree[first], {rest: value})
-    else:
-      tree[key] = value
-  return tree
 
 
 # ---- What a recipe means ----

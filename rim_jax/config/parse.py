@@ -129,20 +129,25 @@ def find_problems(config: Config) -> list[str]:
   """
   problems = limits.find_problems(list_types(type(config)), flatten(config))
   wrong = [problem.partition('=')[0] for problem in problems]
-  found = rules.find_problems(_reset(config, wrong) if wrong else config)
+  if wrong:
+    defaults = flatten(type(config)())
+    config = replace_keys(config, {key: defaults[key] for key in wrong})
+  found = rules.find_problems(config)
   return problems + [line for line in found if not any(key in line for key in wrong)]
-
-
-def _reset(config: Config, keys) -> Config:
-  """A config with some keys at their defaults."""
-  defaults = flatten(type(config)())
-  return replace_keys(config, {key: defaults[key] for key in keys})
 
 
 def replace_keys(config: Config, changes: dict) -> Config:
   """A config with some keys otherwise, dotted key -> value."""
-  tree = dataclasses.asdict(config)
-  for key, value in changes.items():
-    *sections, name = key.split('.')
-    functools.reduce(dict.__getitem__, sections, tree)[name] = value
-  return _build(type(config), tree, '', [])
+  return _build(type(config), change(dataclasses.asdict(config), changes), '', [])
+
+
+def change(tree: dict, values: dict) -> dict:
+  """A nested dictionary with dotted keys replaced; one that is not there stays to be refused."""
+  tree = dict(tree)
+  for key, value in values.items():
+    first, _, rest = key.partition('.')
+    if rest and isinstance(tree.get(first), dict):
+      tree[first] = change(tree[first], {rest: value})
+    else:
+      tree[key] = value
+  return tree
