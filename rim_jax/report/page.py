@@ -82,6 +82,12 @@ def section(title: str, blocks: Blocks, otherwise: str = 'no data') -> Section:
   return Section(title, keep(blocks), clean(otherwise))
 
 
+def optional(title: str, blocks: Blocks) -> list[Section]:
+  """A section, where there is something in it."""
+  blocks = keep(blocks)
+  return [Section(title, blocks)] if blocks else []
+
+
 def keep(blocks: Iterable[Block | None]) -> tuple[Block, ...]:
   """Those blocks that are there."""
   return tuple(block for block in blocks if block is not None)

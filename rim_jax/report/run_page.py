@@ -25,6 +25,7 @@ from rim_jax.report.page import (
   figures,
   items,
   mark_answers,
+  optional,
   paragraph,
   section,
   write_page,
@@ -294,13 +295,10 @@ def _make_questions(name, stage, folder, sets, is_last) -> list[Section]:
   parts = [section('Accuracy with more and fewer blocks', budgets,
                    'not asked yet: --mode=eval --config.eval.budget_blocks=-1')] if (
                        asked or budgets) else []
-  passes = _make_passes(name, sets)
-  if passes:
-    parts.append(section('Accuracy and time with more and fewer passes', passes, ''))
-  tokens = _make_tokens(name, sets)
-  if tokens:
-    parts.append(section('Accuracy with more and fewer tokens in a block', tokens, ''))
-  return parts + (control_sections.make_parts(name, folder) if asked else [])
+  return [*parts,
+          *optional('Accuracy and time with more and fewer passes', _make_passes(name, sets)),
+          *optional('Accuracy with more and fewer tokens in a block', _make_tokens(name, sets)),
+          *(control_sections.make_parts(name, folder) if asked else ())]
 
 
 def _make_budgets(name, stage, sets: dict[str, EvalResult]) -> Blocks:

@@ -43,7 +43,7 @@ def write_summary(workdir, title: str, conclusion: Conclusion, states):
             *paper.make_targets(
                 (e.name, (run := by_name[e.points[0]]).point.config, run.last[0].eval_set, e.n,
                  e.final_acc) for e in finished),
-            *_make_optional('More measures', [sweep_tables.tabulate_more(finished)]),
+            *page.optional('More measures', [sweep_tables.tabulate_more(finished)]),
             page.section('What each factor does', [
                 sweep_tables.tabulate_effects(conclusion.effects), *_draw_factors(states)]),
             page.section('Accuracy after each block', [
@@ -55,17 +55,11 @@ def write_summary(workdir, title: str, conclusion: Conclusion, states):
             page.section(f'Where they differ, by example{which}',
                          disagreements.make_examples(firsts)),
             page.section('Does the memory do the work?', _make_controls(finished, states)),
-            *_make_optional('What block states hold',
-                            control_sections.make_probes_over_seeds(finished)),
+            *page.optional('What block states hold',
+                           control_sections.make_probes_over_seeds(finished)),
             page.section('Runs', [sweep_tables.tabulate_runs(states)]),
             page.section('How to reproduce it', [_make_card(states)])]
   return page.write_page(workdir / 'report.html', title, blocks)
-
-
-def _make_optional(title, blocks) -> list[page.Section]:
-  """A section, where there is something in it."""
-  blocks = page.keep(blocks)
-  return [page.section(title, blocks)] if blocks else []
 
 
 def _choose_drawn(done):
@@ -130,8 +124,8 @@ def _make_by_number(entries, which, states) -> list[page.Section]:
   drawn = _draw_by_number({e.name: e.pass_at for e in entries},
                           f'pass@k, mean over seeds{which}', 'answers drawn, k')
   notes = [] if alike else [f'{name}: {how}' for name, how in told.items()]
-  return [*_make_optional('Accuracy with more and fewer blocks', [*budgets, *page.items(notes)]),
-          *_make_optional('One of k answers is right', drawn)]
+  return [*page.optional('Accuracy with more and fewer blocks', [*budgets, *page.items(notes)]),
+          *page.optional('One of k answers is right', drawn)]
 
 
 def _draw_by_number(found, caption, xlabel) -> page.Blocks:
