@@ -54,12 +54,8 @@ class Readout:
   num_latents: int = 0  # `<m>` tokens before the prefix, whose inputs its method makes
 
   @property
-  def num_given(self):
-    return self.num_latents + len(self.prefix)
-
-  @property
   def num_tokens(self):  # the last target is never an input
-    return self.num_given + len(self.target) - 1
+    return self.num_latents + len(self.prefix) + len(self.target) - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,13 +85,8 @@ def make_template(tokenizer, config: LayoutConfig) -> Template:
 
 
 def encode_question(text, tokenizer, template: Template) -> list[int]:
-  encode = tokenizer.encode_first if begins_with_question(template) else tokenizer.encode
+  encode = tokenizer.encode if template.question_prefix else tokenizer.encode_first
   return wrap_question(encode(text), template)
-
-
-def begins_with_question(template: Template) -> bool:
-  """Whether no text stands before a question."""
-  return not template.question_prefix
 
 
 def wrap_question(ids: Sequence[int], template: Template) -> list[int]:

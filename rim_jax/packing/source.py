@@ -67,8 +67,7 @@ def make_codec(config: Config, tokenizer, layout, removal: order.Removal | None 
 def load_encoded(split, codec: Codec, say=print) -> encoded_lib.EncodedSplit:
   """The ids of a split's texts, as the codec's tokenizer and template have them."""
   return encoded_lib.load_encoded(
-      split, codec.tokenizer, layout_lib.begins_with_question(codec.template), codec.config.data,
-      say)
+      split, codec.tokenizer, not codec.template.question_prefix, codec.config.data, say)
 
 
 def measure(encoded: encoded_lib.EncodedSplit, codec: Codec, removed: int = 0) -> np.ndarray:

@@ -65,9 +65,8 @@ def check_prompts(folder, config: Config, codec, ids, questions) -> None:
   to_export = {codec.memory_start + i: id_ for i, id_ in enumerate(ids)}
   prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
   for question in questions:
-    encoded = layout_lib.encode_question(question, codec.tokenizer, codec.template)
-    trunk, _ = layout_lib.make_trunk(encoded, config.eval_blocks, config.layout,
-                                     codec.memory_start)
+    trunk, _ = layout_lib.make_trunk(codec.encode_question(question), config.eval_blocks,
+                                     config.layout, codec.memory_start)
     want = [to_export.get(i, i) for i in trunk] + list(prefix)
     # As engines do, with the bos that the tokenizer itself adds.
     found = tokenizer.encode(make_prompt(question, config)).ids

@@ -43,7 +43,7 @@ def iterate_references(decoder, questions):
   `decoder` is an `evaluation.decode.Decoder` of the run's network.
   """
   network, config, codec = decoder.network, decoder.network.config, decoder.network.codec
-  encoded = [layout_lib.encode_question(q, codec.tokenizer, codec.template) for q in questions]
+  encoded = [codec.encode_question(q) for q in questions]
   prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
   texts, _ = decoder.decode_texts(encoded, config.eval_blocks, prefix, (config.eval_blocks,))
   compute = network.jit(_compute_logits, 1)
