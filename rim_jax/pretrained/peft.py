@@ -9,6 +9,7 @@ Source: PEFT's checkpoint format, as `PeftModel.from_pretrained` reads it.
 import json
 import pathlib
 
+from flax import traverse_util
 import jax
 import numpy as np
 import safetensors.numpy
@@ -90,7 +91,7 @@ def load_adapters(folder, config: Config, family: str, params, say=print):
   problems = _find_other_settings(settings, config.model.lora)
   with weights.open_file(folder / _FILE) as f:
     stored = {name: f.get_tensor(name) for name in f.keys()}
-  loaded, used = weights.flatten(params), set()
+  loaded, used = traverse_util.flatten_dict(params), set()
 
   def take(name, shape):
     used.add(name)
@@ -123,8 +124,7 @@ def load_adapters(folder, config: Config, family: str, params, say=print):
   problems += [f'{name} belongs to no adapter of this model'
                for name in sorted(stored.keys() - used)]
   refuse([f'{folder}: {p}' for p in problems])
-  return jax.tree_util.tree_map_with_path(
-      lambda path, _: loaded[tuple(k.key for k in path)], params)
+  return traverse_util.unflatten_dict(loaded)
 
 
 def _find_why_no_rows(name: str, found, settings: dict) -> list[str]:

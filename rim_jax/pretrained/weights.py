@@ -9,10 +9,12 @@ from collections.abc import Iterator
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from typing import Any
 
+from flax import traverse_util
 import jax
 import ml_dtypes  # noqa: F401  (makes bfloat16 a numpy dtype, which safetensors asks for)
 import numpy as np
@@ -137,12 +139,6 @@ def _update_digest(digest, path):
       digest.update(f.read(_BLOCK))
 
 
-def flatten(tree) -> dict:
-  """Path -> leaf of nested dictionaries."""
-  return {tuple(k.key for k in path): leaf
-          for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def _list_names(path, tensor, shape):
   """Stored names of a parameter, one a layer where it is stacked, and its shape in one."""
   if path[0] == 'blocks':
@@ -157,7 +153,7 @@ def check_tensors(base: Base, abstract) -> None:
     output matrix that differs from the embedding that config.json ties it to.
   """
   expected, tensors = {}, tensors_lib.list_tensors(base.family)
-  for path, leaf in flatten(abstract).items():
+  for path, leaf in sorted(traverse_util.flatten_dict(abstract).items()):
     names, shape = _list_names(path, tensors[path], leaf.shape)
     expected |= dict.fromkeys(names, tensors[path].get_stored_shape(shape))
   problems, used = [], set()
@@ -237,19 +233,14 @@ def _read(base, name, tensor, shape, ranges):
   stored = base.find(name)
   with open_file(base.files[stored]) as f:
     block = f.get_slice(stored)
-    rows = [_find_runs([shape[d] for d in dims], [ranges[d] for d in dims])
-            for dims in tensor.stored]
-    parts = [np.concatenate([block[(slice(*r), *rest)] for r in rows[0]])
-             for rest in _cross(rows[1:])]
+    rows, *columns = ([slice(*run) for run in _find_runs(
+        [shape[d] for d in dims], [ranges[d] for d in dims])] for dims in tensor.stored)
+    parts = [np.concatenate([block[(row, *rest)] for row in rows])
+             for rest in itertools.product(*columns)]
   block = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
   order = [d for dims in tensor.stored for d in dims]
   block = block.reshape([len(ranges[d]) for d in order])
   return block.transpose(np.argsort(order))
-
-
-def _cross(runs):
-  """Columns, at most: tensors have one or two dimensions."""
-  return [(slice(*r),) for r in runs[0]] if runs else [()]
 
 
 def _find_runs(sizes, ranges):
