@@ -122,15 +122,8 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
   if hub.is_name(config.dir):
     fetched = hub.fetch(config.dir, 'dataset', say)
     origin, config = fetched.origin, dataclasses.replace(config, dir=str(fetched.path))
-  if config.source == 'chain':
-    builder_class, builder_config = RimChain, make_chain_config(config)
-  elif config.source == 'prosqa':
-    builder_class, builder_config = RimProsqa, make_prosqa_config(config)
-  else:
-    builder_class = {'gsm8k': RimGsm8k, 'gsm8k_perturbed': RimGsm8kPerturbed}[config.source]
-    builder_config = make_gsm8k_config(config, say)
-  # Of today's directory, not of the one that was prepared: these files are in no fingerprint.
-  unread = getattr(builder_config, 'unread', ())
+  builder_class, make_config = _SOURCES[config.source]
+  builder_config = make_config(config, say)
   root = pathlib.Path(config.cache_dir).expanduser() / 'prepared'
   directory = root / builder_class.name / builder_config.name / str(builder_class.VERSION)
   if not directory.exists():
@@ -141,8 +134,11 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
     card = reader.load_json(directory / 'card.json', f'delete {directory} and run again', Card)
     fingerprints, num_dropped = card['fingerprints'], card['num_dropped']
     splits = {name: Split(str(directory), name, fingerprints[name]) for name in SPLITS}
+    # Files that were not read are of today's directory, not of the one that was prepared: they are
+    # in no fingerprint.
     return Dataset(name=builder_class.name, fingerprint=builder_config.name, splits=splits,
-                   num_dropped=num_dropped, notes=(*card['notes'], *unread), origin=origin)
+                   num_dropped=num_dropped, notes=(*card['notes'], *builder_config.unread),
+                   origin=origin)
 
 
 def _prepare(builder_class, builder_config, root, directory, say):
@@ -279,12 +275,22 @@ def _describe(tallies) -> list[str]:
   return notes
 
 
-# The chain task.
-
-
 @dataclasses.dataclass
-class ChainBuilderConfig(tfds.core.BuilderConfig):
-  chain: ChainConfig = ChainConfig()
+class BuilderConfig(tfds.core.BuilderConfig):
+  """What a builder makes its records from; its name is the fingerprint of that."""
+  chain: ChainConfig | None = None
+  # Read once, so that the fingerprint is of what is parsed.
+  files: dict[str, files_lib.Parts] = dataclasses.field(default_factory=dict, repr=False)
+  unread: tuple[str, ...] = ()  # the line that names what else is there
+  on_bad_rows: str = 'stop'
+  num_valid: int = 0
+  steps: str = 'equations'
+  step_marks: bool = False
+  perturbed: PerturbedConfig | None = None
+  prosqa: ProsqaConfig | None = None
+
+
+# The chain task.
 
 
 class RimChain(_RecordBuilder):
@@ -301,27 +307,14 @@ class RimChain(_RecordBuilder):
     return _Prepared(splits, {}, [])
 
 
-def make_chain_config(config: DataConfig) -> ChainBuilderConfig:
+def make_chain_config(config: DataConfig, *unused) -> BuilderConfig:
   """The chain task's parameters, named by their fingerprint."""
   fingerprint = _compute_fingerprint(
       'rim_chain', str(RimChain.VERSION), list_identity(config.chain))
-  return ChainBuilderConfig(name=fingerprint, chain=config.chain)
+  return BuilderConfig(name=fingerprint, chain=config.chain)
 
 
 # Files in a GSM8K format, and problems made from them.
-
-
-@dataclasses.dataclass
-class Gsm8kBuilderConfig(tfds.core.BuilderConfig):
-  # Read once, so that the fingerprint is of what is parsed.
-  files: dict[str, files_lib.Parts] = dataclasses.field(default_factory=dict, repr=False)
-  unread: tuple[str, ...] = ()  # the line that names what else is there
-  on_bad_rows: str = 'stop'
-  num_valid: int = 0
-  steps: str = 'equations'
-  step_marks: bool = False
-  perturbed: PerturbedConfig | None = None
-  prosqa: ProsqaConfig | None = None
 
 
 class RimGsm8k(_RecordBuilder):
@@ -381,7 +374,7 @@ class RimProsqa(RimGsm8k):
     return _Prepared({name: splits[name] for name in SPLITS}, dropped, notes)
 
 
-def make_prosqa_config(config: DataConfig) -> Gsm8kBuilderConfig:
+def make_prosqa_config(config: DataConfig, *unused) -> BuilderConfig:
   """The task's parameters and the files there are, named by their fingerprint."""
   found = files_lib.Found({}, ())
   if config.dir:
@@ -393,7 +386,7 @@ def make_prosqa_config(config: DataConfig) -> Gsm8kBuilderConfig:
   fingerprint = _compute_fingerprint(
       'rim_prosqa', str(RimProsqa.VERSION), _digest_files(found.splits), config.on_bad_rows,
       list_identity(config.prosqa), *_list_rules(config))
-  return Gsm8kBuilderConfig(
+  return BuilderConfig(
       name=fingerprint, files=found.splits, unread=tuple(found.describe_unread()),
       on_bad_rows=config.on_bad_rows, prosqa=config.prosqa)
 
@@ -413,7 +406,7 @@ def _list_rules(config):
   return ['rows', _ROWS_VERSION] if config.on_bad_rows == 'drop' else []
 
 
-def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
+def make_gsm8k_config(config: DataConfig, say=print) -> BuilderConfig:
   """The files of `config.dir`, or else OpenAI's, named by the fingerprint of their content."""
   folder = (pathlib.Path(config.dir).expanduser() if config.dir
             else gsm8k.download_gsm8k(config, say))
@@ -428,6 +421,12 @@ def make_gsm8k_config(config: DataConfig, say=print) -> Gsm8kBuilderConfig:
   if config.source == 'gsm8k_perturbed':
     perturbed = config.perturbed
     parts += ['perturbed', str(RimGsm8kPerturbed.VERSION), list_identity(perturbed)]
-  return Gsm8kBuilderConfig(
+  return BuilderConfig(
       name=_compute_fingerprint(*parts), files=found.splits,
       unread=tuple(found.describe_unread()), perturbed=perturbed, **options)
+
+
+# data.source -> the builder, and what makes its config of (DataConfig, say)
+_SOURCES = {'chain': (RimChain, make_chain_config), 'gsm8k': (RimGsm8k, make_gsm8k_config),
+            'gsm8k_perturbed': (RimGsm8kPerturbed, make_gsm8k_config),
+            'prosqa': (RimProsqa, make_prosqa_config)}
