@@ -247,19 +247,17 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   config.curriculum.update({'stage2_dropout': 0.0, 'stage2_lora_dropout': 0.2})
   config.optim.update({'trainable': 'lora', 'learning_rate': learning_rate, 'b2': 0.999})
   config.train.update({'num_epochs': 8.0, 'batch_examples': 128})
-  if method == 'codi':  # its authors' optimizer, and their weight of distances
-    is_gpt2 = folder == 'models/gpt2'
-    config.optim.update({'decay': 'cosine', 'warmup_frac': 0.03, 'weight_decay': 0.1,
-                         'clip_norm': 2.0, 'learning_rate': 3e-3 if is_gpt2 else learning_rate})
-    config.distill.weight = 1.0 if is_gpt2 else 20.0
-  if method == 'pccot':  # its authors': GPT-2's, and those of their later run of Llama
-    is_gpt2 = folder == 'models/gpt2'
+  is_gpt2 = folder == 'models/gpt2'
+  # Their authors' optimizers, and weights of distances; of PCCoT, those of a later run of Llama.
+  if method in ('codi', 'pccot'):
     config.optim.update({'decay': 'cosine', 'warmup_frac': 0.03,
-                         'weight_decay': 0.01 if is_gpt2 else 0.1,
+                         'weight_decay': 0.01 if method == 'pccot' and is_gpt2 else 0.1,
                          'learning_rate': 3e-3 if is_gpt2 else learning_rate})
     config.distill.weight = 1.0 if is_gpt2 else 20.0
+  if method == 'codi':
+    config.optim.clip_norm = 2.0
   if method == 'lotus':
-    config.lotus.latents_per_step = 13 if folder == 'models/gpt2' else 25
+    config.lotus.latents_per_step = 13 if is_gpt2 else 25
   config.checkpoint.every_steps = 1000
   config.eval.max_new_tokens = 256 if method in _WRITTEN else 16
   return config
