@@ -84,6 +84,18 @@ def _take_share(config: Config, share: float, done: float) -> TrainConfig:
       init_from='' if done else train.init_from)
 
 
+def _make_numbered(config: Config, facts: Facts, frac: float, count: int, change) -> Stages:
+  """`count` stages of one method, each a share `frac` of the budget, the last all that is left.
+
+  Args:
+    change: the number of a stage, from 0 on -> its fields beside method and budget.
+  """
+  return [(f'stage{k}', dataclasses.replace(
+      config, method=facts.name,
+      train=_take_share(config, frac if k < count - 1 else 1 - k * frac, k * frac), **change(k)))
+          for k in range(count)]
+
+
 RIM = Facts(
     'rim', 'memory blocks after the question: stage 1, then stage 2', 'RiM', needs_blocks=True,
     loop_rule='gate',
@@ -121,16 +133,14 @@ def _make_coconut_stages(config: Config) -> Stages:
 
   Source: arXiv 2412.06769; thoughts are as many for every record (its `pad_latent_to_max`).
   """
-  coconut, replace, stages = config.coconut, dataclasses.replace, []
-  for k in range(coconut.num_stages + 2):
-    last = k > coconut.num_stages
-    share = 1 - k * coconut.stage_frac if last else coconut.stage_frac
+  coconut = config.coconut
+
+  def change(k):
     thoughts = min(k, coconut.num_stages) * coconut.thoughts_per_step
-    layout = replace(config.layout, num_blocks=int(thoughts > 0), skip_steps=-1 if last else k,
-                     block_tokens=thoughts or config.layout.block_tokens)
-    stages.append((f'stage{k}', replace(config, method=COCONUT_STAGE.name, layout=layout,
-                                        train=_take_share(config, share, k * coconut.stage_frac))))
-  return stages
+    return {'layout': dataclasses.replace(
+        config.layout, num_blocks=int(thoughts > 0), skip_steps=-1 if k > coconut.num_stages else k,
+        block_tokens=thoughts or config.layout.block_tokens)}
+  return _make_numbered(config, COCONUT_STAGE, coconut.stage_frac, coconut.num_stages + 2, change)
 
 
 def _find_coconut_problems(config: Config) -> list[str]:
@@ -176,16 +186,13 @@ def _make_lotus_stages(config: Config) -> Stages:
 
   Source: arXiv 2606.31779, whose code ties the loops to the steps that are removed.
   """
-  lotus, replace, stages = config.lotus, dataclasses.replace, []
-  for k in range(lotus.num_stages + 1):
-    share = 1 - k * lotus.stage_frac if k == lotus.num_stages else lotus.stage_frac
-    layout = replace(config.layout, num_blocks=int(k > 0), skip_steps=k, block_tokens=(
-        k * lotus.latents_per_step or config.layout.block_tokens))
-    stages.append((f'stage{k}', replace(
-        config, method=LOTUS_STAGE.name, layout=layout,
-        loop=replace(config.loop, num_passes=k + 1),
-        train=_take_share(config, share, k * lotus.stage_frac))))
-  return stages
+  lotus, replace = config.lotus, dataclasses.replace
+
+  def change(k):
+    return {'loop': replace(config.loop, num_passes=k + 1), 'layout': replace(
+        config.layout, num_blocks=int(k > 0), skip_steps=k,
+        block_tokens=k * lotus.latents_per_step or config.layout.block_tokens)}
+  return _make_numbered(config, LOTUS_STAGE, lotus.stage_frac, lotus.num_stages + 1, change)
 
 
 def _find_lotus_problems(config: Config) -> list[str]:
