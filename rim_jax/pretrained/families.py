@@ -6,6 +6,7 @@ ignored. Reads small text files only; `pretrained/tensors.py` has the names of t
 """
 
 import dataclasses
+import functools
 import pathlib
 import re
 
@@ -62,12 +63,9 @@ class _Reader:
                     f"supported: {', '.join(map(repr, allowed))}")
     return value
 
-  def take_rope(self, theta=10_000.0):
-    """Rotary settings, in the spelling of transformers 5 (`rope_parameters`) or before.
-
-    `theta` is that of a family that does not say it.
-    """
-    theta = self.take('rope_theta', float, theta)
+  def take_rope(self):
+    """Rotary settings, in the spelling of transformers 5 (`rope_parameters`) or before."""
+    theta = self.take('rope_theta', float, 10_000.0)
     found = {key: value for key in ('rope_parameters', 'rope_scaling')
              if (value := self._tree.pop(key, None)) is not None}
     rope = next(iter(found.values()), {})
@@ -154,21 +152,14 @@ def _read_mistral(reader: _Reader) -> dict:
   return _read_llama(reader) | {'sliding_window': window}
 
 
-def _read_qwen(reader: _Reader, **settings):
+def _read_qwen(reader: _Reader, *, required=(), **settings) -> dict:
   """Qwen says whether it uses its window, and what its defaults leave open is asked for."""
+  for key in required:
+    reader.require(key)
   reader.expect('use_sliding_window', False)
   reader.take('sliding_window', int, 0)  # unread unless it is used
   reader.require('num_key_value_heads')
   return _read_llama(reader, **settings)
-
-
-def _read_qwen2(reader):
-  return _read_qwen(reader, bias='qkv')
-
-
-def _read_qwen3(reader):
-  reader.require('head_dim')
-  return _read_qwen(reader, qk_norm=True)
 
 
 def _read_gemma3(reader: _Reader) -> dict:
@@ -225,7 +216,9 @@ def _take_two_ropes(reader):
 
 
 _READERS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'mistral': _read_mistral,
-            'qwen2': _read_qwen2, 'qwen3': _read_qwen3, 'gemma3_text': _read_gemma3}
+            'qwen2': functools.partial(_read_qwen, bias='qkv'),
+            'qwen3': functools.partial(_read_qwen, required=('head_dim',), qk_norm=True),
+            'gemma3_text': _read_gemma3}
 
 
 _KINDS = ('model.init_from is a GGUF file or a directory with config.json, *.safetensors and '
