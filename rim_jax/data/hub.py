@@ -5,6 +5,7 @@ Only files that are read here are fetched, each is held to the hub's checksum on
 resolved to one revision first, so that a repository which changes meanwhile is not mixed.
 """
 
+from concurrent import futures
 import dataclasses
 import hashlib
 import os
@@ -166,27 +167,24 @@ def _choose(paths, files, part):
 
 def _with_deadline(name, num_bytes, work, say):
   """What `work` returns; it runs in a thread, whose reads alone have a time limit of their own."""
-  outcome, told, begun = {}, {'done': ''}, time.monotonic()
+  outcome, told, begun = futures.Future(), {'done': ''}, time.monotonic()
 
   def run():
     try:
-      outcome['value'] = work(lambda text: told.update(done=text))
+      outcome.set_result(work(lambda text: told.update(done=text)))
     except BaseException as e:  # pylint: disable=broad-except  (raised below)
-      outcome['error'] = e
-  thread = threading.Thread(target=run, daemon=True)  # an abandoned one ends with the process
-  thread.start()
+      outcome.set_exception(e)
+  threading.Thread(target=run, daemon=True).start()  # an abandoned one ends with the process
   limit = get_deadline(num_bytes)
-  while thread.is_alive():
+  while not outcome.done():
     left = limit - (time.monotonic() - begun)
     if left <= 0:
       raise UserError(f'{name}: {num_bytes / 1e6:,.1f} MB took more than {limit:.0f} s; run again, '
                       f'which goes on where it stopped, or {_FIX}')
-    thread.join(min(left, _TELL_SECONDS))
-    if thread.is_alive():
+    futures.wait([outcome], min(left, _TELL_SECONDS))
+    if not outcome.done():
       say(f"{name}: downloading {told['done']}, {time.monotonic() - begun:.0f} s")
-  if 'error' in outcome:
-    raise outcome['error']
-  return outcome['value']
+  return outcome.result()
 
 
 def _fetch_file(name, repo, file, revision, kind, tell):
