@@ -135,7 +135,7 @@ class Bound:
       return self.part.program(*self.args)
 
 
-def list_kinds(config: Config, prefix: tuple, num_chain: int, num_answer: int, num_thoughts: int
+def list_kinds(config: Config, prefix: tuple, num_chain: int, num_thoughts: int
                ) -> list[tuple[str, Config, Writing]]:
   """(name, config, what it writes) of every way to answer, on one network of a method with blocks.
 
@@ -143,14 +143,13 @@ def list_kinds(config: Config, prefix: tuple, num_chain: int, num_answer: int, n
     num_chain: tokens of a written chain up to the answer's first.
   """
   blocks = tuple(range(1, config.layout.num_blocks + 1))
-  make = functools.partial(Writing, num_answer=num_answer)
-  read = functools.partial(make, prefix=prefix, num_blocks=len(blocks))
+  read = functools.partial(Writing, prefix=prefix, num_blocks=len(blocks))
   coconut = dataclasses.replace(config, method='coconut_stage', layout=dataclasses.replace(
       config.layout, num_blocks=1, block_tokens=num_thoughts, skip_steps=-1))
-  return [('direct', config, make(prefix=prefix)), ('rim', config, read(blocks=blocks[-1:])),
+  return [('direct', config, Writing(prefix)), ('rim', config, read(blocks=blocks[-1:])),
           ('rim_all', config, read(blocks=blocks)),
-          ('coconut', coconut, make(prefix=prefix, num_blocks=1, blocks=(1,))),
-          ('cot', config, make(num_chain=num_chain))]
+          ('coconut', coconut, Writing(prefix, 1, (1,))),
+          ('cot', config, Writing(num_chain=num_chain))]
 
 
 def make_parts(network: Network, writing: Writing) -> dict[str, Part]:

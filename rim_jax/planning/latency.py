@@ -67,7 +67,7 @@ def _make_case(topology: str, config: Config) -> _Case:
   return _Case(
       machine, mesh, step_lib.make_program(config, vocab_size, 1, mesh), vocab_size,
       encoded.question, template, latency.list_kinds(
-          config, tuple(template.answer_prefix), num_chain + len(template.answer_prefix), 1,
+          config, tuple(template.answer_prefix), num_chain + len(template.answer_prefix),
           config.coconut.num_stages * config.coconut.thoughts_per_step))
 
 

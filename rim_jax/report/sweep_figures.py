@@ -10,7 +10,7 @@ from rim_jax.report import figures
 _MOST_TICKS = 8  # named on one axis
 
 
-def draw_parallel(rows, levels, measure: str) -> figures.Figure | None:
+def draw_parallel(rows, levels) -> figures.Figure | None:
   """One line a point, over its factors to its accuracy; None where nothing varies.
 
   Args:
@@ -21,7 +21,7 @@ def draw_parallel(rows, levels, measure: str) -> figures.Figure | None:
     return None
   from matplotlib import figure as figure_lib
   places = {factor: place_levels(values) for factor, values in levels.items()}
-  caption = f'{measure} of each point over its factors'
+  caption = 'accuracy of each point over its factors'
   low, high = _find_range([acc for _, acc in rows])
   style, ramp = figures.make_style(caption)
   with style:
@@ -34,7 +34,7 @@ def draw_parallel(rows, levels, measure: str) -> figures.Figure | None:
       ax.plot(ends, [*(places[f][factors[f]] for f in levels), at], color=ramp(at), linewidth=1,
               alpha=0.7)
     ax.set(xlim=(-0.35, len(levels) + 0.35), ylim=(-0.06, 1.06), yticks=[])
-    ax.set_xticks(ends, [*levels, f'{measure}, %'])
+    ax.set_xticks(ends, [*levels, 'accuracy, %'])
     ax.spines['left'].set_visible(False)
     ax.spines['bottom'].set_visible(False)
     ax.grid(False)
@@ -101,12 +101,12 @@ def average_grid(rows, first: str, second: str) -> dict:
   return {key: math.fsum(accs) / len(accs) for key, accs in cells.items()}
 
 
-def draw_heat_map(rows, levels, first: str, second: str, measure: str) -> figures.Figure:
+def draw_heat_map(rows, levels, first: str, second: str) -> figures.Figure:
   """Mean accuracy of each two levels of two factors, over all else that was run with them."""
   cells = average_grid(rows, first, second)
   down, across = (sorted(levels[f], key=place_levels(levels[f]).__getitem__)
                   for f in (first, second))
   return figures.draw_map(
-      f'{measure} by {first} and {second}; %, mean over all else, seeds too',
+      f'accuracy by {first} and {second}; %, mean over all else, seeds too',
       figures.Axes(first, down, second, across),
       [[cells.get((a, b)) for b in across] for a in down], decimals=1)

@@ -97,8 +97,8 @@ def _draw_factors(states) -> page.Blocks:
   levels = sweep_results.list_levels([s.point for s in states])
   rows = [(s.point.factors, s.result.final_acc) for s in states if s.result]
   return page.figures([
-      sweep_figures.draw_parallel(rows, levels, 'accuracy'),
-      *(sweep_figures.draw_heat_map(rows, levels, first, second, 'accuracy')
+      sweep_figures.draw_parallel(rows, levels),
+      *(sweep_figures.draw_heat_map(rows, levels, first, second)
         for first, second in sweep_figures.list_grids(rows, levels))])
 
 

@@ -6,6 +6,7 @@ import math
 
 import scipy  # `scipy.stats` itself is loaded when it is first needed: it takes a second
 
+CONFIDENCE = 0.95  # of an interval
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
@@ -42,7 +43,7 @@ class Effect:
   no_interval: str  # why there is none; '' where there is one
 
 
-def summarize_pairs(differences: list[tuple[object, float]], confidence: float = 0.95) -> Effect:
+def summarize_pairs(differences: list[tuple[object, float]]) -> Effect:
   """Mean of paired differences over seeds, with the interval of Student's t over the seeds.
 
   Pairs of one seed share its data and its first parameters, so they count as one: their mean. One
@@ -59,10 +60,10 @@ def summarize_pairs(differences: list[tuple[object, float]], confidence: float =
   told = summarize([summarize(values).mean for values in by_seed.values()])
   interval = None
   if told.stderr and told.stderr > 1e-9:  # differences of equal accuracies may differ in rounding
-    reach = float(scipy.stats.t.ppf((1 + confidence) / 2, told.count - 1)) * told.stderr
+    reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, told.count - 1)) * told.stderr
     interval = (told.mean - reach, told.mean + reach)
   why = '' if interval else 'one seed' if told.count == 1 else 'every seed differs by the same'
-  return Effect(told.mean, interval, confidence, len(differences), told.count, why)
+  return Effect(told.mean, interval, CONFIDENCE, len(differences), told.count, why)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Comparison:
   p_value: float  # McNemar's, exact and two-sided
 
 
-def compare(correct_a, correct_b, confidence: float = 0.95) -> Comparison:
+def compare(correct_a, correct_b, confidence: float = CONFIDENCE) -> Comparison:
   """Whether a and b differ on the same questions, given which each has right, in one order.
 
   The test is McNemar's: of the questions that one alone has right, a's are binomial with 1/2. The

@@ -13,6 +13,7 @@ from rim_jax.errors import UserError
 from rim_jax.runtime import storage
 
 VARIABLE = 'RIM_JAX_STATUS'
+_TICK_SECS = 10.0  # between two lines of a Ticker, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +47,14 @@ class Ticker:
     say: takes the line; None tells nobody.
   """
 
-  def __init__(self, what: str, total: int, unit: str, say, every_secs: float = 10.0,
-               clock=time.monotonic):
-    self._what, self._total, self._unit = what, total, unit
-    self._say, self._every_secs, self._clock = say, every_secs, clock
-    self._began = self._told = clock()
+  def __init__(self, what: str, total: int, unit: str, say):
+    self._what, self._total, self._unit, self._say = what, total, unit, say
+    self._began = self._told = time.monotonic()
 
   def __call__(self, done: int) -> None:
     """So many are done; the last one is not told, what follows tells it."""
-    now = self._clock()
-    if not self._say or not 0 < done < self._total or now - self._told < self._every_secs:
+    now = time.monotonic()
+    if not self._say or not 0 < done < self._total or now - self._told < _TICK_SECS:
       return
     self._told = now
     left = (now - self._began) / done * (self._total - done)

@@ -26,7 +26,7 @@ def read(folder, name):
 
 
 def test_a_heat_map_is_the_mean_over_all_else(tmp_path):
-  svg = keep(tmp_path, sweep_figures.draw_heat_map(ROWS, LEVELS, 'a', 'b', 'accuracy'))
+  svg = keep(tmp_path, sweep_figures.draw_heat_map(ROWS, LEVELS, 'a', 'b'))
   assert read(tmp_path, 'accuracy-by-a-and-b') == [
       ['row', 'column', 'value'], ['9', 'u', '0.125'], ['10', 'u', '0.5'], ['10', 'v', '1.0']]
   assert all(f'>{text}</text>' in svg for text in ('12.5', '50.0', '100.0', '9', '10', 'u'))
@@ -34,12 +34,12 @@ def test_a_heat_map_is_the_mean_over_all_else(tmp_path):
 
 
 def test_parallel_coordinates_have_a_line_a_point(tmp_path):
-  keep(tmp_path, sweep_figures.draw_parallel(ROWS, LEVELS, 'accuracy'))
+  keep(tmp_path, sweep_figures.draw_parallel(ROWS, LEVELS))
   head, *rows = read(tmp_path, 'accuracy-of-each-point-over-its-factors')
   assert head == ['a', 'b', 'accuracy']
   assert rows == [[str(f['a']), f['b'], str(acc)] for f, acc in ROWS]
-  assert sweep_figures.draw_parallel(ROWS[:1], LEVELS, 'accuracy') is None
-  assert sweep_figures.draw_parallel(ROWS, {}, 'accuracy') is None
+  assert sweep_figures.draw_parallel(ROWS[:1], LEVELS) is None
+  assert sweep_figures.draw_parallel(ROWS, {}) is None
 
 
 def test_numbers_stand_by_size_and_names_as_given():
