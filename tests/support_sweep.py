@@ -17,6 +17,7 @@ from rim_jax.results import judge
 from rim_jax.runtime import point_run
 from rim_jax.sweep import driver as driver_lib
 from rim_jax.sweep import halving as halving_lib
+from rim_jax.sweep import jobs
 from tests import support
 
 
@@ -90,7 +91,7 @@ def drive(workdir, points, retry=False, **flags):
         sys.executable, '-c', SCRIPT, str(sweep.workdir / 'points' / point.name),
         str(point.factors['seed']), *sweep.overrides, *more])
     patch.setattr(halving_lib, 'read_score', read_score)
-    patch.setattr(driver_lib, '_POLL_SECS', 0.02)
+    patch.setattr(jobs, '_POLL_SECS', 0.02)
     try:
       driver_lib.drive(driver_lib.Sweep(points, pathlib.Path(workdir), 'recipe.py', num_jobs=2,
                                         retry_failed=retry, **flags), said.append, console)

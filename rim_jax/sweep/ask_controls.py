@@ -16,8 +16,6 @@ from rim_jax.runtime import storage
 from rim_jax.runtime.point_run import PointRun
 from rim_jax.sweep import jobs, matched_runs
 
-_POLL_SECS = 0.5
-
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -93,30 +91,22 @@ def list_flags(run: PointRun, result: values.EvalResult, done: dict) -> list[str
 
 def _run_all(waiting, places, say) -> list[str]:
   """Runs every command, as many at a time as there are places, and waits for the last."""
-  total, began, problems = len(waiting), time.monotonic(), []
-  running, free = [], list(places)
-  try:
-    while waiting or running:
-      while waiting and free:
-        question, place = waiting.pop(0), free.pop(0)
-        question.output.unlink(missing_ok=True)
-        running.append((question, jobs.Job(question.command, place, question.output), place))
-      for under_way in [u for u in running if u[1].is_done()]:
-        question, job, place = under_way
-        running.remove(under_way)
-        free.append(place)
-        end = job.wait()
-        if end.code:
-          problems.append(f'{question.output}: exit code {end.code}: {end.told}; --controls again '
-                          'asks what was not answered')
-        left = len(waiting) + len(running)
-        mins = (time.monotonic() - began) / (total - left) * left / 60
-        say(f'controls of {question.run.point.name}: {total - left} of {total}'
-            + (f', about {mins:.0f} min left' if left else ''))
-      time.sleep(_POLL_SECS)
-  finally:
-    for _, job, _ in running:
-      job.terminate()
-    for _, job, _ in running:
-      job.wait()
+  total, began, ends, problems = len(waiting), time.monotonic(), [], []
+
+  def start(question, place):
+    question.output.unlink(missing_ok=True)
+    return jobs.Job(question.command, place, question.output)
+
+  def finish(question, end, is_stopped):
+    if is_stopped:
+      return
+    ends.append(end)
+    if end.code:
+      problems.append(f'{question.output}: exit code {end.code}: {end.told}; --controls again '
+                      'asks what was not answered')
+    left = total - len(ends)
+    mins = (time.monotonic() - began) / len(ends) * left / 60
+    say(f'controls of {question.run.point.name}: {len(ends)} of {total}'
+        + (f', about {mins:.0f} min left' if left else ''))
+  jobs.run_all(waiting, places, start, finish)
   return problems

@@ -27,7 +27,6 @@ from rim_jax.runtime.point_run import PointRun
 from rim_jax.sweep import halving as halving_lib
 from rim_jax.sweep import jobs, live_table
 
-_POLL_SECS = 0.5
 _WAIT_SECS = 30.0  # before one that another process holds is tried again
 
 
@@ -143,18 +142,18 @@ def run_points(sweep: Sweep, say, console) -> list[PointRun]:
   say(f'{len(runs)} points: {sum(r.status == "done" for r in runs)} done before, '
       f'{sum(r.status == "waiting" for r in runs)} to run, {sweep.num_jobs} at a time')
   with live_table.Board(runs, console) as shown:
-    pool = _Pool(sweep, devices.divide(sweep.num_jobs), shown)
+    places = devices.divide(sweep.num_jobs)
     contenders, rungs, path = runs, [], sweep.workdir / 'halving.json'
     halves = sweep.halving or halving_lib.Halving((), 1.0)  # none: nothing is judged
     path.unlink(missing_ok=True)
     for share in halves.shares:
       halving_lib.check_rules(contenders, share)
-      pool.run(contenders, share)
+      _run_all(contenders, sweep, places, shown, share)
       rungs.append(halving_lib.judge(contenders, share, halves.keep))
       storage.write_json(path, {
           'format': point_run.SWEEP_VERSION, 'keep': halves.keep, 'rungs': rungs})
       contenders = _drop(contenders, rungs[-1], say)
-    pool.run(runs)
+    _run_all(runs, sweep, places, shown)
   return runs
 
 
@@ -176,65 +175,45 @@ def _drop(runs, rung, say) -> list[PointRun]:
   return [r for r in runs if grid_lib.name_setting(r.point) not in ended]
 
 
-class _Pool:
-  """Runs points on the parts of a machine, one on each at a time."""
+def _run_all(runs: list[PointRun], sweep: Sweep, places, shown: live_table.Board,
+             share: float = 1.0) -> None:
+  """Runs each that waits until it is done or has failed, or has done this share of its budget."""
+  def is_to_run(run):
+    return run.status == 'waiting' and (
+        share == 1 or halving_lib.read_score(run, share) is None)
+  waiting, not_before = [r for r in runs if is_to_run(r)], {}
 
-  def __init__(self, sweep: Sweep, places: list[devices.Place], shown: live_table.Board):
-    self._sweep, self._free, self._shown = sweep, list(places), shown
-    self._running = []  # of (run, job, place)
+  def is_ready(run):
+    return not_before.get(run.point.name, 0.0) <= time.monotonic()
 
-  def run(self, runs: list[PointRun], share: float = 1.0) -> None:
-    """Runs each that waits until it is done or has failed, or has done this share of its budget."""
-    def is_to_run(run):
-      return run.status == 'waiting' and (
-          share == 1 or halving_lib.read_score(run, share) is None)
-    waiting, not_before = [r for r in runs if is_to_run(r)], {}
-    try:
-      while waiting or self._running:
-        while self._free and (ready := [r for r in waiting if not_before.get(
-            r.point.name, 0.0) <= time.monotonic()]):
-          waiting.remove(ready[0])
-          self._start(ready[0], share)
-        for under_way in [u for u in self._running if u[1].is_done()]:
-          run, _, _ = under_way
-          if self._finish(under_way, share):
-            not_before[run.point.name] = time.monotonic() + _WAIT_SECS
-          if is_to_run(run):
-            waiting.append(run)
-        self._shown.update()
-        time.sleep(_POLL_SECS)
-    finally:
-      for _, job, _ in self._running:
-        job.terminate()
-      for under_way in list(self._running):
-        self._finish(under_way, share)
-
-  def _start(self, run: PointRun, share: float) -> None:
+  def start(run, place):
     run.set_status('running')
-    place = self._free.pop(0)
     more = [f'--config.checkpoint.stop_frac={share}'] if share < 1 else []
-    self._running.append((run, jobs.Job(
-        self._sweep.make_command(run.point, more), place, run.folder / 'output.txt'), place))
+    return jobs.Job(sweep.make_command(run.point, more), place, run.folder / 'output.txt')
 
-  def _finish(self, under_way, share: float) -> bool:
-    """Tells how a run ended; returns whether another process has its folder, for now."""
-    run, job, place = under_way
-    end = job.wait()
-    self._running.remove(under_way)
-    self._free.append(place)
-    # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
-    taken = end.kind == FolderTaken.__name__
-    again = taken or end.code in (Stopped.exit_code, -signal.SIGTERM)
-    status = 'done' if end.code == 0 else 'waiting' if again else 'failed'
-    error = f'exit code {end.code}: {end.told}' if end.code not in (
-        0, Stopped.exit_code) else ''
-    if share < 1 and end.kind == ShareDone.__name__ and (
-        halving_lib.read_score(run, share) is None):  # or it would be started again for ever
-      status, error = 'failed', (
-          f'ended at {share:.0%} of its budget without an accuracy on valid of that step; is '
-          'checkpoint.every_steps other than it was?')
-    run.set_status(status, error)
-    return taken
+  def finish(run, end, is_stopped):
+    if _tell_end(run, end, share):
+      not_before[run.point.name] = time.monotonic() + _WAIT_SECS
+    if not is_stopped and is_to_run(run):
+      waiting.append(run)
+  jobs.run_all(waiting, places, start, finish, is_ready, shown.update)
+
+
+def _tell_end(run: PointRun, end: jobs.End, share: float) -> bool:
+  """Tells how a run ended; returns whether another process has its folder, for now."""
+  # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
+  taken = end.kind == FolderTaken.__name__
+  again = taken or end.code in (Stopped.exit_code, -signal.SIGTERM)
+  status = 'done' if end.code == 0 else 'waiting' if again else 'failed'
+  error = f'exit code {end.code}: {end.told}' if end.code not in (
+      0, Stopped.exit_code) else ''
+  if share < 1 and end.kind == ShareDone.__name__ and (
+      halving_lib.read_score(run, share) is None):  # or it would be started again for ever
+    status, error = 'failed', (
+        f'ended at {share:.0%} of its budget without an accuracy on valid of that step; is '
+        'checkpoint.every_steps other than it was?')
+  run.set_status(status, error)
+  return taken
 
 
 # ---- A whole sweep ----

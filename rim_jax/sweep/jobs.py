@@ -1,9 +1,12 @@
-"""A command under way on its part of the machine, and how it ended."""
+"""Commands under way on their parts of the machine, and how they ended."""
 
 import dataclasses
 import pathlib
+import time
 
 from rim_jax.runtime import devices, status
+
+_POLL_SECS = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,3 +51,38 @@ class Job:
 def get_status(output) -> pathlib.Path:
   """Where the run whose words go to `output` says as data how it gets on."""
   return pathlib.Path(output).with_suffix('.status.json')
+
+
+# 6 parameters: what two kinds of tasks do otherwise.
+def run_all(waiting: list, places, start, finish, is_ready=lambda task: True,
+            poll=lambda: None) -> None:
+  """Runs every task, one on each place at a time, and waits for the last; a stop ends all of them.
+
+  Args:
+    waiting: tasks, in their order; `finish` may add to them.
+    places: devices.Place of each that runs at a time.
+    start: (task, place) -> its Job.
+    finish: (task, its End, whether it was stopped) is told how each ended.
+    is_ready: whether a task may begin now.
+    poll: called now and then.
+  """
+  running, free = [], list(places)  # (task, job, place) of each under way
+  try:
+    while waiting or running:
+      while free and (ready := [task for task in waiting if is_ready(task)]):
+        waiting.remove(ready[0])
+        place = free.pop(0)
+        running.append((ready[0], start(ready[0], place), place))
+      for under_way in [u for u in running if u[1].is_done()]:
+        task, job, place = under_way
+        end = job.wait()
+        running.remove(under_way)
+        free.append(place)
+        finish(task, end, False)
+      poll()
+      time.sleep(_POLL_SECS)
+  finally:
+    for _, job, _ in running:
+      job.terminate()
+    for task, job, _ in running:
+      finish(task, job.wait(), True)

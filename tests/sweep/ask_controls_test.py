@@ -11,7 +11,7 @@ from rim_jax.config import grid as grid_lib
 from rim_jax.errors import UserError
 from rim_jax.results import judge
 from rim_jax.runtime import devices, point_run
-from rim_jax.sweep import ask_controls
+from rim_jax.sweep import ask_controls, jobs
 from tests import support
 
 # What --mode=controls would leave, of the checkpoint that the results are of.
@@ -53,7 +53,7 @@ def make_state(tmp_path, method, status='done', seed=0, **changes):
 @pytest.fixture
 def ask(monkeypatch):
   """Asks two at a time; returns (problems, what was said)."""
-  monkeypatch.setattr(ask_controls, '_POLL_SECS', 0.02)
+  monkeypatch.setattr(jobs, '_POLL_SECS', 0.02)
 
   def run(states, *overrides):
     said, folders = [], {s.point.name: s.folder for s in states}

@@ -26,7 +26,7 @@ from rim_jax.errors import FolderTaken, Stopped, UserError
 from rim_jax.planning import cost
 from rim_jax.results import judge
 from rim_jax.runtime import hosts, point_run, run_folder, storage
-from rim_jax.sweep import ask_controls
+from rim_jax.sweep import ask_controls, jobs
 from rim_jax.sweep import driver as driver_lib
 from rim_jax.sweep import halving as halving_lib
 from tests import support, support_runs, support_sweep
@@ -263,7 +263,7 @@ def test_what_starts_is_what_is_left(drawn, retry):
   with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
     workdir = pathlib.Path(folder)
     cheap = types.SimpleNamespace(points=points, workdir=workdir)
-    patch.setattr(driver_lib, '_POLL_SECS', 0.002)
+    patch.setattr(jobs, '_POLL_SECS', 0.002)
     patch.setattr(driver_lib.Sweep, 'make_command', lambda sweep, point, more: [
         'sh', '-c', f'printf x >> {workdir}/points/{point.name}/starts'])
 
