@@ -133,9 +133,8 @@ class Passes:
     in_rows = dataclasses.replace(
         blocks, index=jnp.take_along_axis(trunks.index, blocks.index, 1))
     embedded_bwd = _take(embedded_btd, in_rows.index)
-    x_bwd, _ = self._go_on(model, embedded_bwd, _take(x_bud, blocks.index), kv, trunks.fields,
-                           blocks, self.count - 2, config, dropout_key)
-    fed_bwd = self.feed(model, blocks.tokens, embedded_bwd, x_bwd)
+    fed_bwd = self._go_on(model, embedded_bwd, _take(x_bud, blocks.index), kv, trunks.fields,
+                          blocks, config, dropout_key)
     return _put(embedded_btd, in_rows, constrain(fed_bwd, BATCH, None, None))
 
   def count_inputs(self, row_tokens: int, limits: batch_lib.RowLimits, config: Config) -> int:
@@ -151,10 +150,9 @@ class Passes:
                      trunks.num_blocks * layout_lib.get_block_size(config.layout))
     num_tokens, num_blocks = trunks.tokens.shape[1], blocks.tokens.shape[1]
     embedded_bwd = _take(embedded_btd, blocks.index)
-    x_bwd, _ = self._go_on(model, embedded_bwd, _take(x_btd, blocks.index), kv, trunks.fields,
-                           blocks, self.count - 2, config)
-    fed_bwd = jnp.concatenate([self.feed(model, blocks.tokens, embedded_bwd, x_bwd),
-                               model.embed(tail.tokens)], 1)
+    fed_bwd = jnp.concatenate([
+        self._go_on(model, embedded_bwd, _take(x_btd, blocks.index), kv, trunks.fields, blocks,
+                    config), model.embed(tail.tokens)], 1)
     new, keys = _find_keys(trunks.fields, blocks.fields, tail.fields)
     cache = jax.tree.map(lambda x: jnp.pad(
         x, ((0, 0), (0, 0), (0, fed_bwd.shape[1]), (0, 0), (0, 0))), kv)
@@ -169,15 +167,17 @@ class Passes:
              _take(_put(x_btd, blocks, x_bwd), start_br - 1))
     return x_btd, jax.tree.map(move, cache), fields
 
-  # 10 parameters: what the first pass found, over which tokens, and how many more there are.
+  # 9 parameters: what the first pass found, and over which tokens.
   def _go_on(self, model, embedded_bwd, x_bwd, kv, fields: batch_lib.Fields, blocks: _Tokens,
-             num_more, config, dropout_key=None):
-    """More passes over block tokens, on the cache of trunks whose Fields are `fields`.
+             config, dropout_key=None):
+    """The passes between the first and the last, on the cache of trunks whose Fields are `fields`.
 
-    Returns: (states of the last of them [b, w, d], its keys and values [l, b, w, n, k]).
+    Returns: what the last pass is fed for block tokens, [b, w, d].
     """
-    if not num_more:
-      return x_bwd, None
+    def feed(x_bwd):
+      return self.feed(model, blocks.tokens, embedded_bwd, x_bwd)
+    if self.count == 2:
+      return feed(x_bwd)
     num_tokens, num_new = fields.positions.shape[1], blocks.tokens.shape[1]
     visible = coconut.find_visible(*_find_keys(fields, blocks.fields), config)
 
@@ -186,13 +186,14 @@ class Passes:
     def take_pass(carry, number):
       x_bwd, part = carry
       cache = jax.tree.map(lambda *x: jnp.concatenate(x, 2), kv, part)
-      fed_bwd = self.feed(model, blocks.tokens, embedded_bwd, x_bwd)
-      x_bwd, cache = model(None, blocks.fields.positions, visible, inputs_btd=fed_bwd, cache=cache,
-                           offset=num_tokens, dropout_key=_fold_key(dropout_key, number))
+      x_bwd, cache = model(None, blocks.fields.positions, visible, inputs_btd=feed(x_bwd),
+                           cache=cache, offset=num_tokens,
+                           dropout_key=_fold_key(dropout_key, number))
       return (x_bwd, jax.tree.map(lambda x: x[:, :, num_tokens:], cache)), None
     part = jax.tree.map(
         lambda x: jnp.zeros((*x.shape[:2], num_new, *x.shape[3:]), x.dtype), kv)
-    return jax.lax.scan(take_pass, (x_bwd, part), 2 + jnp.arange(num_more))[0]
+    (x_bwd, _), _ = jax.lax.scan(take_pass, (x_bwd, part), 2 + jnp.arange(self.count - 2))
+    return feed(x_bwd)
 
 
 def _read(model, inputs_btd, fields: batch_lib.Fields, config, dropout_key=None):
