@@ -293,10 +293,6 @@ class Decoder:
     other.network = dataclasses.replace(self.network, params=params)
     return other
 
-  def with_tokens(self, max_new_tokens: int) -> 'Decoder':
-    """The same network with programs that write up to so many tokens."""
-    return Decoder(self.network, max_new_tokens)
-
   def choose_batch_size(self, count: int) -> int:
     """Rows for so many questions, up to what the mesh divides.
 

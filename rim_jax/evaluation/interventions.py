@@ -82,11 +82,6 @@ class Pairs:
 # ---- The controls, on (keys, values) [l, b, t, n, k] ----
 
 
-def keep(kv, *unused):
-  """Nothing."""
-  return kv
-
-
 def swap(kv, trunks, pairs: Pairs, *unused):
   """The blocks in `pairs.swapped` come from each row's donor."""
   changed = pairs.swapped[trunks.fields.block][None, :, :, None, None]
@@ -123,7 +118,7 @@ def permute(kv, trunks, pairs: Pairs, config: Config):
 
 # name -> (change, whether readouts see the question)
 _CHANGES = {'swapped': (swap, True), 'averaged': (average, True), 'permuted': (permute, True),
-            'question_hidden': (keep, False)}
+            'question_hidden': (lambda kv, *unused: kv, False)}
 
 
 def close_again(model, config: Config, blocks: tuple, trunks, kv, sees_question=True):

@@ -255,7 +255,7 @@ def evaluate_steps(decoder: decode_lib.Decoder, records, say=None) -> dict:
   # Steps have no limit of their own; that of answers would cut them.
   longest = 1 + max(len(step) for r in records for step in codec.encode(r).steps)
   if longest > config.eval.max_new_tokens:
-    decoder = decoder.with_tokens(longest)
+    decoder = decode_lib.Decoder(decoder.network, longest)
   questions = encode_questions(records, config, codec, most - 1, prefix, longest)
   texts, _ = decoder.decode_texts(questions, most - 1, prefix, blocks, say)
   right, count = np.zeros((2, most - 1))

@@ -253,16 +253,17 @@ def test_step_accuracy_by_hand():
   assert result['step_acc_by_block'] == [1.0, 0.5]
 
 
-def test_steps_are_not_cut_at_the_length_of_answers():
+def test_steps_are_not_cut_at_the_length_of_answers(monkeypatch):
   config = support.make_config('rim_stage1', eval__max_new_tokens=2)
   steps, asked = ('1', '123456'), []
   records = [dataclasses.replace(support.RECORDS[0], steps=steps)]
 
   class Decoder(decode.Decoder):
-    def with_tokens(self, max_new_tokens):
+    def __init__(self, network, max_new_tokens):
       asked.append(max_new_tokens)
-      return super().with_tokens(max_new_tokens)
-  result = scores.evaluate_steps(
-      Decoder(support.make_network(config, support.make_model(config))), records)
+      super().__init__(network, max_new_tokens)
+  decoder = decode.Decoder(support.make_network(config, support.make_model(config)))
+  monkeypatch.setattr(decode, 'Decoder', Decoder)
+  result = scores.evaluate_steps(decoder, records)
   assert asked == [len(steps[1]) + 1]  # and its eos
   assert result['step_acc_by_block'] == [0.0]
