@@ -29,11 +29,13 @@ _AXES = ('mesh.data', 'mesh.fsdp', 'mesh.tensor')
 
 @dataclasses.dataclass
 class Search:
-  """What was tried, and how many compilations are left."""
+  """What was tried, how many compilations are left, and what is the fastest so far."""
   config: Config
   machine: Machine
   say: typing.Callable[[str], None]
   left: int
+  keys: dict  # to be changed: of the best, or of what is asked about
+  best: dict | None = None  # their plan; None: nothing that fits yet
   tried: list[dict] = dataclasses.field(default_factory=list)
 
   def measure(self, changes: dict) -> dict | None:
@@ -89,6 +91,52 @@ class Search:
         why if why else f"{1000 * plan['roofline_secs']['step']:.1f} ms, bound by {plan['bound']}, "
         f"{plan['hbm_gib']['peak']:.1f} GiB"))
 
+  def try_each(self, changes, spare: int = 0) -> None:
+    """Keeps the fastest of what is there and of each change to it.
+
+    Args:
+      spare: compilations that are left for what comes later.
+    """
+    start = self.keys
+    for change in changes:
+      if change.items() <= start.items():
+        continue
+      if 0 < self.left <= spare:
+        self.skip(start | change, 'not tried: what is left of the compilations is for the layers')
+        continue
+      plan = self.measure(start | change)
+      if plan and (self.best is None or get_cost(plan) < get_cost(self.best)):
+        self.keys, self.best = start | change, plan
+
+  def try_layers(self, mesh: dict) -> None:
+    """Layers the other way, in a loop or one by one, which compile longest; also on the first mesh.
+
+    Not where products bound the step: there are as many of them.
+    """
+    before, best = self.keys, self.best
+    other = {'model.scan_layers': not before['model.scan_layers']}
+    if best is not None and best['bound'] == 'compute' and before['model.remat'] != 'full':
+      self.skip(before | other, 'not tried: products bound the step, and these are as many')
+      return
+    self.try_each([other | {'model.remat': remat} for remat in REMATS])
+    if self.keys != before:
+      self.try_each([mesh])
+
+  def choose_meshes(self) -> list[dict]:
+    """Meshes from the one that sends least on; what takes longer to send than the best step is not
+    tried."""
+    if self.best is None:
+      return list(list_meshes(self.machine))
+    chosen = []
+    for mesh in sorted(list_meshes(self.machine),
+                       key=lambda mesh: count_sent(self.best, mesh, self.config)):
+      secs = count_sent(self.best, mesh, self.config) / self.machine.chip.ici_bytes_per_sec
+      if secs < self.best['roofline_secs']['step']:
+        chosen.append(mesh)
+      else:
+        self.skip(self.keys | mesh, f'not tried: sends for {1000 * secs:.0f} ms')
+    return chosen
+
 
 def describe(keys: dict) -> str:
   return ' '.join(f"{key.rpartition('.')[2]}={value}" for key, value in keys.items())
@@ -132,82 +180,30 @@ def find_fastest(config: Config, machine: Machine, say, most: int | None = None)
   pieces = sharding.count_shards(sharding.BATCH, mesh)
   rows = typical_lib.estimate_rows(config, methods.get_method(config).layout, pieces).batch_rows
   config = replace_keys(config, {'train.batch_examples': 0})
-  search = Search(config, machine, say, most or MAX_COMPILES)
   keys = {'model.remat': config.model.remat, 'model.scan_layers': config.model.scan_layers,
           'model.attention_tile_tokens': config.model.attention_tile_tokens,
           **{axis: mesh.shape[axis.partition('.')[2]] for axis in _AXES}, 'train.batch_rows': rows}
-  best = search.measure(keys)
-  keys, best = _try_each(search, keys, best, [{'model.remat': remat} for remat in REMATS])
-  if machine.is_tpu and 0 < keys['model.attention_tile_tokens']:
-    keys, best = _try_each(search, keys, best, [
-        {'model.attention_tile_tokens': tile} for tile in _TILES
-        if tile < config.layout.row_tokens])
-  if best is None:  # what holds least may fit on another mesh
-    keys = keys | {'model.remat': 'full'}
-  before = keys
-  keys, best = _try_each(search, keys, best, _choose_meshes(search, keys, best),
-                         spare=_FOR_LAYERS if best else 0)
-  if keys != before:
-    keys, best = _try_each(search, keys, best, [{'model.remat': remat} for remat in REMATS])
-  keys, best = _try_layers(search, keys, best, {axis: before[axis] for axis in _AXES})
+  search = Search(config, machine, say, most or MAX_COMPILES, keys)
+  search.best = search.measure(keys)
+  search.try_each([{'model.remat': remat} for remat in REMATS])
+  if machine.is_tpu and 0 < search.keys['model.attention_tile_tokens']:
+    search.try_each([{'model.attention_tile_tokens': tile} for tile in _TILES
+                     if tile < config.layout.row_tokens])
+  if search.best is None:  # what holds least may fit on another mesh
+    search.keys = search.keys | {'model.remat': 'full'}
+  before = search.keys
+  search.try_each(search.choose_meshes(), spare=_FOR_LAYERS if search.best else 0)
+  if search.keys != before:
+    search.try_each([{'model.remat': remat} for remat in REMATS])
+  search.try_layers({axis: before[axis] for axis in _AXES})
+  keys, best = search.keys, search.best
   more = [] if best is None else [
       plan for factor in (2, 4)
       if (plan := search.measure(keys | {'train.batch_rows': factor * rows}))]
-  return {'best': best and best | {'keys': _name_keys(keys, best)},
+  micro = 'train.num_micro_batches'
+  return {'best': best and best | {'keys': keys | {micro: best['settings'][micro]}},
           'tried': [_summarize(e) for e in search.tried],
           'more_rows': [plan['settings'] | {'mfu_ceiling': plan['mfu_ceiling']} for plan in more]}
-
-
-def _try_layers(search, keys, best, mesh):
-  """Layers the other way, in a loop or one by one, which compile longest; also on the first mesh.
-
-  Not where products bound the step: there are as many of them.
-  """
-  other = {'model.scan_layers': not keys['model.scan_layers']}
-  if best is not None and best['bound'] == 'compute' and keys['model.remat'] != 'full':
-    search.skip(keys | other, 'not tried: products bound the step, and these are as many')
-    return keys, best
-  before = keys
-  keys, best = _try_each(search, keys, best, [
-      other | {'model.remat': remat} for remat in REMATS])
-  return _try_each(search, keys, best, [mesh] if keys != before else [])
-
-
-def _try_each(search, keys, best, changes, spare=0):
-  """(keys, plan) of the fastest of what is there and of each change to it.
-
-  Args:
-    spare: compilations that are left for what comes later.
-  """
-  start = keys
-  for change in changes:
-    if change.items() <= start.items():
-      continue
-    if 0 < search.left <= spare:
-      search.skip(start | change, 'not tried: what is left of the compilations is for the layers')
-      continue
-    plan = search.measure(start | change)
-    if plan and (best is None or get_cost(plan) < get_cost(best)):
-      keys, best = start | change, plan
-  return keys, best
-
-
-def _choose_meshes(search, keys, best):
-  """Meshes from the one that sends least on; what takes longer to send than the best step is not
-  tried."""
-  if best is None:
-    return list(list_meshes(search.machine))
-  rate = search.machine.chip.ici_bytes_per_sec
-  meshes = sorted(list_meshes(search.machine),
-                  key=lambda mesh: count_sent(best, mesh, search.config))
-  chosen = []
-  for mesh in meshes:
-    secs = count_sent(best, mesh, search.config) / rate
-    if secs < best['roofline_secs']['step']:
-      chosen.append(mesh)
-    else:
-      search.skip(keys | mesh, f'not tried: sends for {1000 * secs:.0f} ms')
-  return chosen
 
 
 def make_fastest_plans(config: Config, topology: str, num_slices: int, say
@@ -230,10 +226,6 @@ def make_fastest_plans(config: Config, topology: str, num_slices: int, say
     plans.append({'stage': name, **compile_lib.make_plan(replace_keys(
         stage, change | {'train.batch_examples': 0}), machine)})
   return plans, found
-
-
-def _name_keys(keys, plan):
-  return keys | {'train.num_micro_batches': plan['settings']['train.num_micro_batches']}
 
 
 def _summarize(entry):
