@@ -8,6 +8,7 @@ Source: PEFT's checkpoint format, as `PeftModel.from_pretrained` reads it.
 
 import json
 import pathlib
+from typing import Any
 
 from flax import traverse_util
 import jax
@@ -91,7 +92,8 @@ def load_adapters(folder, config: Config, family: str, params, say=print):
   problems = _find_other_settings(settings, config.model.lora)
   with weights.open_file(folder / _FILE) as f:
     stored = {name: f.get_tensor(name) for name in f.keys()}
-  loaded, used = traverse_util.flatten_dict(params), set()
+  loaded: dict[tuple, Any] = dict(traverse_util.flatten_dict(params))
+  used = set()
 
   def take(name, shape):
     used.add(name)
