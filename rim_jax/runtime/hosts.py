@@ -44,8 +44,10 @@ def count_launched(environ) -> tuple[str, int]:
     # sbatch sets SLURM_NTASKS for the batch script too, where nothing was started by srun.
     if environ.get(name, '1') != '1' and (name != 'SLURM_NTASKS' or 'SLURM_STEP_ID' in environ):
       return name, int(environ[name])
-  workers = environ.get('TPU_WORKER_HOSTNAMES', '')
-  return ('TPU_WORKER_HOSTNAMES', workers.count(',') + 1) if ',' in workers else ('', 1)
+  if workers := environ.get('TPU_WORKER_HOSTNAMES', ''):  # of this slice alone
+    count = (workers.count(',') + 1) * int(environ.get('MEGASCALE_NUM_SLICES') or 1)
+    return ('TPU_WORKER_HOSTNAMES', count) if count > 1 else ('', 1)
+  return '', 1
 
 
 def start(coordinator: str, num_processes: int, process_id: int, automatic: bool,

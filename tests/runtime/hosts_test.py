@@ -35,9 +35,22 @@ ROOT = pathlib.Path(__file__).parents[2]
     ({'OMPI_COMM_WORLD_SIZE': '2'}, ('OMPI_COMM_WORLD_SIZE', 2)),
     ({'TPU_WORKER_HOSTNAMES': 'a,b,c'}, ('TPU_WORKER_HOSTNAMES', 3)),
     ({'TPU_WORKER_HOSTNAMES': 'localhost'}, ('', 1)),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b,c', 'MEGASCALE_NUM_SLICES': '2'}, ('TPU_WORKER_HOSTNAMES', 6)),
+    ({'TPU_WORKER_HOSTNAMES': 'a', 'MEGASCALE_NUM_SLICES': '2'}, ('TPU_WORKER_HOSTNAMES', 2)),
+    ({'TPU_WORKER_HOSTNAMES': 'a,b', 'MEGASCALE_NUM_SLICES': ''}, ('TPU_WORKER_HOSTNAMES', 2)),
 ])
 def test_what_a_launcher_says_is_read(environ, found):
   assert hosts.count_launched(environ) == found
+
+
+def test_as_many_are_counted_as_jax_waits_for(monkeypatch):
+  """On a pod of GKE with several slices; each pod knows the hosts of its own slice alone."""
+  from jax._src.clusters import cloud_tpu_cluster
+  for workers, slices in (('a,b,c,d', '2'), ('a,b', '1'), ('a', '3')):
+    for name, value in (('TPU_WORKER_HOSTNAMES', workers), ('MEGASCALE_NUM_SLICES', slices)):
+      monkeypatch.setenv(name, value)
+    assert hosts.count_launched(os.environ)[1] == (
+        cloud_tpu_cluster.GkeTpuCluster.get_process_count())
 
 
 def test_alone_nothing_is_started(monkeypatch):
