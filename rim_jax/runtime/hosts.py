@@ -40,7 +40,9 @@ _SEEN_SECS = 20.0  # until a new file is seen on all machines, where a file syst
 
 def count_launched(environ) -> tuple[str, int]:
   """How many processes a launcher says it started: (its variable, count), ('', 1) without one."""
-  for name in ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE'):
+  # The shell of salloc is a step of one task, whose SLURM_NTASKS is that of the allocation.
+  slurm = 'SLURM_STEP_NUM_TASKS' if 'SLURM_STEP_NUM_TASKS' in environ else 'SLURM_NTASKS'
+  for name in (slurm, 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE'):
     # sbatch sets SLURM_NTASKS for the batch script too, where nothing was started by srun.
     if environ.get(name, '1') != '1' and (name != 'SLURM_NTASKS' or 'SLURM_STEP_ID' in environ):
       return name, int(environ[name])

@@ -32,6 +32,10 @@ ROOT = pathlib.Path(__file__).parents[2]
     ({}, ('', 1)),
     ({'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0'}, ('SLURM_NTASKS', 4)),
     ({'SLURM_NTASKS': '4'}, ('', 1)),  # the batch script itself
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '4294967290', 'SLURM_STEP_NUM_TASKS': '1'},
+     ('', 1)),  # the shell of salloc
+    ({'SLURM_NTASKS': '4', 'SLURM_STEP_ID': '0', 'SLURM_STEP_NUM_TASKS': '4'},
+     ('SLURM_STEP_NUM_TASKS', 4)),
     ({'OMPI_COMM_WORLD_SIZE': '2'}, ('OMPI_COMM_WORLD_SIZE', 2)),
     ({'TPU_WORKER_HOSTNAMES': 'a,b,c'}, ('TPU_WORKER_HOSTNAMES', 3)),
     ({'TPU_WORKER_HOSTNAMES': 'localhost'}, ('', 1)),
