@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob('*.py'))
 # From low to high; a part imports itself and what stands on lower levels. Parts of one level do
 # not know each other.
 LEVELS = (
-    ('errors',), ('config', 'reader', 'terminal'), ('points', 'stages', 'results'),
+    ('errors',), ('config', 'locks', 'reader', 'terminal'), ('points', 'stages', 'results'),
     ('data', 'runtime'), ('packing',), ('model',), ('methods', 'pretrained'), ('task',),
     ('training',), ('evaluation',), ('planning',), ('report',), ('sweep', 'train'),
     ('modes', 'command_line'), ('main',))

@@ -6,7 +6,6 @@ card with the checksums of both. It is only a cache: what is damaged is made aga
 
 import array
 import contextlib
-import fcntl
 import hashlib
 from importlib import metadata
 import json
@@ -18,7 +17,7 @@ import typing
 
 import numpy as np
 
-from rim_jax import reader
+from rim_jax import locks, reader
 from rim_jax.config import DataConfig
 from rim_jax.data import records as records_lib
 from rim_jax.errors import UserError
@@ -98,18 +97,26 @@ def load_encoded(split, tokenizer, is_first: bool, config: DataConfig, say=print
     return found
   with records_lib.report_unwritable(config):
     root.mkdir(parents=True, exist_ok=True)
-    with _hold(root), records_lib.make_scratch(root) as scratch:
+    # One process at a time encodes; the others wait, and find what it made.
+    with locks.hold(root.with_suffix('.lock'), waits=True), (
+        records_lib.make_scratch(root)) as scratch:
       found = _open(folder, len(split))  # another process was first
       if found:
         return found
       if folder.exists():
         say(f'{folder}: damaged, made again')
-        os.rename(folder, pathlib.Path(scratch) / 'damaged')
+        with contextlib.suppress(FileNotFoundError):  # another host was first
+          os.rename(folder, pathlib.Path(scratch) / 'damaged')
       say(f'encoding {len(split):,} {split.name} records (kept for the next run)')
       made = pathlib.Path(scratch) / 'made'
       card = _write(made, split, tokenizer, is_first)
       (made / 'card.json').write_text(json.dumps(reader.seal(dict(card), folder.name)))
-      os.rename(made, folder)
+      try:
+        os.rename(made, folder)
+      except OSError:  # where there are no locks, another host may have been first
+        if not (found := _open(folder, len(split))):
+          raise
+        return found
       _remove_unused(root, folder)
   return EncodedSplit(folder)
 
@@ -150,17 +157,6 @@ def _write(folder, split, tokenizer, is_first) -> Card:
     (folder / f'{name}.bin').write_bytes(np.asarray(numbers, _DTYPES[name]).tobytes())
   return {'dtype': dtype.name, 'files': {
       path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob('*.bin')}}
-
-
-@contextlib.contextmanager
-def _hold(root):
-  """One process of a host at a time encodes; the others wait, and find what it made."""
-  opened = os.open(root, os.O_RDONLY)
-  try:
-    fcntl.flock(opened, fcntl.LOCK_EX)
-    yield
-  finally:
-    os.close(opened)
 
 
 def _remove_unused(root, kept):

@@ -3,15 +3,16 @@
 from collections.abc import Iterator
 import contextlib
 import dataclasses
-import fcntl
-import os
 import shutil
 import tempfile
 import time
 
+from rim_jax import locks
 from rim_jax.errors import UserError
 
 SPLITS = ('train', 'valid', 'test')
+_LOCK = '.lock'  # of a scratch directory: a file, since NFS locks no directory for other hosts
+_LEFT_SECS = 3600  # much longer than a maker takes to lock, or than the clocks of hosts differ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,25 +45,17 @@ def report(where, fix, kinds=Exception):
 
 @contextlib.contextmanager
 def make_scratch(folder) -> Iterator[str]:
-  """A directory that vanishes afterwards; those that a kill has left go first."""
+  """A directory that vanishes afterwards; those that a kill has left for an hour go first."""
   for path in folder.glob('incomplete.*'):
     with contextlib.suppress(OSError):  # one whose maker lives is locked, or is being made
-      if time.time() - path.stat().st_mtime > 60:
-        with _lock(path):
+      if time.time() - path.stat().st_mtime > _LEFT_SECS:
+        with locks.hold(path / _LOCK, waits=False) as is_dead:
+          pass  # given back before it is removed: on NFS what is open stays, and its directory
+        if is_dead:
           shutil.rmtree(path)
-  with tempfile.TemporaryDirectory(prefix='incomplete.', dir=folder) as made, _lock(made):
+  with tempfile.TemporaryDirectory(prefix='incomplete.', dir=folder) as made, locks.hold(
+      f'{made}/{_LOCK}', waits=False):
     yield made
-
-
-@contextlib.contextmanager
-def _lock(folder):
-  """The kernel gives the lock back with the process that had it."""
-  opened = os.open(folder, os.O_RDONLY)
-  try:
-    fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    yield
-  finally:
-    os.close(opened)
 
 
 def report_unwritable(config):

@@ -1,9 +1,12 @@
 """Stored ids are those that the tokenizer gives; a store is whole, or made again."""
 
+import contextlib
+import fcntl
 import multiprocessing
 import os
 import pathlib
 import pickle
+import shutil
 import time
 
 import pytest
@@ -134,6 +137,29 @@ def test_several_processes_make_one_store(tmp_path):
   assert [ids for ids, _ in found] == [[CHAIN.encode(x) for x in ('1+2+3', '6', '3', '6')]] * 3
   assert sum(len(told) for _, told in found) == 1
   assert [path.name for path in (tmp_path / 'encoded').iterdir()] == [get_store(tmp_path).name]
+
+
+@pytest.mark.parametrize('is_whole', [True, False])
+def test_a_store_that_another_host_made_meanwhile_is_taken_if_it_is_whole(is_whole, tmp_path):
+  """Where hosts do not see each other's locks; here as it begins to encode itself."""
+  load(tmp_path / 'other')
+  if not is_whole:
+    flip(get_store(tmp_path / 'other') / 'ids.bin')
+
+  def make_elsewhere(line):
+    shutil.copytree(tmp_path / 'other/encoded', tmp_path / 'mine/encoded', dirs_exist_ok=True)
+  with contextlib.nullcontext() if is_whole else pytest.raises(UserError, match='not empty'):
+    found = load(tmp_path / 'mine', say=make_elsewhere)
+    assert found[0] == [CHAIN.encode(x) for x in ('1+2+3', '6', '3', '6')]
+  assert [path.name for path in (tmp_path / 'mine/encoded').iterdir()] == [
+      get_store(tmp_path / 'other').name]  # nothing is left behind
+
+
+def test_a_store_is_made_where_there_are_no_locks(tmp_path, monkeypatch):
+  def refuse(file, operation):
+    raise OSError(37, 'No locks available')
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  assert load(tmp_path)[1] == [[9], [9]]
 
 
 def test_what_was_cut_off_leaves_nothing(tmp_path, monkeypatch):
