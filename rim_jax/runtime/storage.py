@@ -6,7 +6,6 @@ outside this module renames or appends.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -18,7 +17,7 @@ import uuid
 
 from etils import epath
 
-from rim_jax import reader
+from rim_jax import locks, reader
 from rim_jax.errors import FolderTaken, UserError
 
 _PUT_SECS = 10.0  # between two writes of one growing object: stores refuse many a second
@@ -205,7 +204,7 @@ def hold(workdir, say=print):
   """
   path = epath.Path(workdir) / '.lock'
   me = f'process {os.getpid()} on {socket.gethostname()}'
-  held = _hold_in_bucket(path, me, say) if is_bucket(path) else _hold_file(path, me)
+  held = _hold_in_bucket(path, me, say) if is_bucket(path) else _hold_file(path, me, say)
   with held:
     yield
 
@@ -216,14 +215,18 @@ def _make_taken(path, holder):
 
 
 @contextlib.contextmanager
-def _hold_file(path, me):
+def _hold_file(path, me, say):
   # The kernel gives a lock back with the process that had it.
   with open(path, 'a+', errors='replace') as file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+      problem = locks.take(file, waits=False)
+    except locks.Taken:
       file.seek(0)
       raise _make_taken(path, file.read()) from None
+    if problem:
+      say(f'{path}: this file system has no locks ({problem}): nothing keeps a second run out of '
+          f'{path.parent}, so start one at a time; Lustre has locks where it is mounted with -o '
+          'flock')
     file.truncate(0)
     file.write(me)
     file.flush()

@@ -1,5 +1,7 @@
 """A run's files are whole, on a file system and in a bucket that neither renames nor appends."""
 
+import errno
+import fcntl
 import json
 import os
 import pathlib
@@ -179,6 +181,19 @@ def test_a_workdir_is_held_by_one_run(place, monkeypatch):
   with storage.hold(place, told.append):  # given back
     pass
   assert not told
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK])
+def test_where_there_are_no_locks_a_run_is_told_so_and_goes_on(number, tmp_path, monkeypatch):
+  """It was told of another run, which nobody finds, and a sweep waited for that one for ever."""
+  def refuse(file, operation):
+    raise OSError(number, os.strerror(number))
+  monkeypatch.setattr(fcntl, 'flock', refuse)
+  told = []
+  with storage.hold(tmp_path, told.append):
+    assert str(os.getpid()) in (tmp_path / '.lock').read_text()
+  line, = told
+  assert f'{errno.errorcode[number]}, {os.strerror(number)}' in line and '-o flock' in line
 
 
 def test_a_bucket_whose_holder_was_killed_is_taken_after_a_wait(bucket, monkeypatch):
