@@ -23,6 +23,7 @@ from rim_jax.errors import FolderTaken, UserError
 _PUT_SECS = 10.0  # between two writes of one growing object: stores refuse many a second
 _PART_LINES = 1000
 _LEASE_SECS = 20.0  # between two signs of life of the run that holds a bucket
+_DEAD_SECS, _RETRY_SECS = 120.0, 5.0  # for the locks of a dead host: NFS keeps them some 90 s
 
 
 def is_bucket(path) -> bool:
@@ -218,12 +219,7 @@ def _make_taken(path, holder):
 def _hold_file(path, me, say):
   # The kernel gives a lock back with the process that had it.
   with open(path, 'a+', errors='replace') as file:
-    try:
-      problem = locks.take(file, waits=False)
-    except locks.Taken:
-      file.seek(0)
-      raise _make_taken(path, file.read()) from None
-    if problem:
+    if problem := _take(file, path, say):
       say(f'{path}: this file system has no locks ({problem}): nothing keeps a second run out of '
           f'{path.parent}, so start one at a time; Lustre has locks where it is mounted with -o '
           'flock')
@@ -231,6 +227,27 @@ def _hold_file(path, me, say):
     file.write(me)
     file.flush()
     yield
+
+
+def _take(file, path, say) -> str:
+  """`locks.take`, which waits for a holder on another host that may be dead.
+
+  The server of a file system keeps the locks of a host that has died for a while.
+  Raises: FolderTaken.
+  """
+  first, until = None, time.monotonic() + _DEAD_SECS
+  while True:
+    try:
+      return locks.take(file, waits=False)
+    except locks.Taken:
+      holder = path.read_bytes().decode(errors='replace')
+    if first is None and holder.rpartition(' on ')[2] not in ('', socket.gethostname()):
+      first = holder
+      say(f'{path}: waiting up to {_DEAD_SECS:.0f} s to see whether {holder} is still at work; if '
+          'its host has died, its lock ends by then')
+    if holder != first or time.monotonic() > until:
+      raise _make_taken(path, holder)
+    time.sleep(_RETRY_SECS)
 
 
 @contextlib.contextmanager

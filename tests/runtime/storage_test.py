@@ -1,11 +1,13 @@
 """A run's files are whole, on a file system and in a bucket that neither renames nor appends."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ import pytest
 from rim_jax import main as main_lib
 from rim_jax import reader
 from rim_jax.config import CheckpointConfig
-from rim_jax.errors import UserError
+from rim_jax.errors import FolderTaken, UserError
 from rim_jax.runtime import run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import recorder as recorder_lib
@@ -194,6 +196,62 @@ def test_where_there_are_no_locks_a_run_is_told_so_and_goes_on(number, tmp_path,
     assert str(os.getpid()) in (tmp_path / '.lock').read_text()
   line, = told
   assert f'{errno.errorcode[number]}, {os.strerror(number)}' in line and '-o flock' in line
+
+
+@contextlib.contextmanager
+def held_by(tmp_path, holder):
+  with open(tmp_path / '.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    file.write(holder)
+    file.flush()
+    yield
+
+
+@pytest.fixture
+def soon(monkeypatch):
+  monkeypatch.setattr(storage, '_DEAD_SECS', 1.0)
+  monkeypatch.setattr(storage, '_RETRY_SECS', 0.05)
+
+
+def test_the_lock_of_a_host_that_has_died_is_waited_for(tmp_path, soon, monkeypatch):
+  """A run that goes on elsewhere once its node is gone; the server ends that lock by and by."""
+  told, sleep = [], time.sleep
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(held_by(tmp_path, 'process 7 on a node that is gone'))
+    monkeypatch.setattr(storage.time, 'sleep', lambda secs: (stack.close(), sleep(secs)))
+    with storage.hold(tmp_path, told.append):
+      assert str(os.getpid()) in (tmp_path / '.lock').read_text()
+  line, = told
+  assert 'to see whether process 7 on a node that is gone is still at work' in line
+
+
+def test_a_run_that_lives_on_another_host_is_named_after_that_wait(tmp_path, soon):
+  began = time.monotonic()
+  with held_by(tmp_path, 'process 7 on elsewhere'), pytest.raises(
+      FolderTaken, match='process 7 on elsewhere is at work here'):
+    with storage.hold(tmp_path, lambda line: None):
+      pass
+  assert time.monotonic() - began > 1.0
+
+
+def test_nobody_waits_for_a_run_on_this_host_or_for_one_that_has_just_begun(
+    tmp_path, soon, monkeypatch):
+  waits, sleep = [], time.sleep
+  with held_by(tmp_path, f'process 7 on {socket.gethostname()}'):
+    monkeypatch.setattr(storage.time, 'sleep', waits.append)
+    with pytest.raises(FolderTaken), storage.hold(tmp_path, lambda line: None):
+      pass
+  assert not waits
+  with held_by(tmp_path, 'process 7 on elsewhere'):
+    def begin(secs):  # another requeued run got it
+      (tmp_path / '.lock').write_text('process 8 on a third')
+      waits.append(secs)
+      sleep(secs)
+    monkeypatch.setattr(storage.time, 'sleep', begin)
+    with pytest.raises(FolderTaken, match='process 8 on a third is at work here'), (
+        storage.hold(tmp_path, lambda line: None)):
+      pass
+  assert len(waits) == 1
 
 
 def test_a_bucket_whose_holder_was_killed_is_taken_after_a_wait(bucket, monkeypatch):
