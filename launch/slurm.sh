@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A SLURM job: one process a node, or one a GPU, joined as one run.
 #
-#   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh python -m rim_jax.main --config=... --workdir=DIR
+#   sbatch --nodes=4 --gpus-per-node=8 --cpus-per-task=32 launch/slurm.sh python -m rim_jax.main --config=... --workdir=DIR
 #   DRY_RUN=1 launch/slurm.sh python -m rim_jax.main ...      (prints what srun would get)
 #   sbatch --array=0-11 launch/slurm.sh python -m rim_jax.main --config=configs/sweeps/... --sweep_dir=DIR
 #
@@ -9,6 +9,7 @@
 #
 # One process a node drives all of the node's GPUs. For one a GPU, add
 #   --ntasks-per-node=8 --gpus-per-task=1
+# Say with --cpus-per-task how many cores each process gets: by itself SLURM may give it one.
 # DIR must be on a file system that all nodes see. With CONTAINER=IMAGE the processes run in it (needs
 # pyxis). Two minutes before the job's time is over SLURM sends SIGTERM: the run saves and ends with
 # 75, and the job goes back into the queue, to go on from there; so it does when its nodes are taken.
@@ -38,6 +39,8 @@ export RIM_JAX_TOKEN
 # What stands in XLA_FLAGS already wins. docs/hardware.md has other settings.
 [ -z "${SLURM_GPUS_ON_NODE:-}" ] ||
   export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true ${XLA_FLAGS:-}"
+# Since SLURM 22.05 srun does not take this from the job: without it, each process may get one core.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"
 [ -z "${SLURM_ARRAY_TASK_ID:-}" ] || set -- "$@" "--point=$SLURM_ARRAY_TASK_ID"
 
 # Hosts of a pod are found by name, GPUs of a node by CUDA_VISIBLE_DEVICES, which srun sets.

@@ -4,9 +4,10 @@
 #   launch/sweep_slurm.sh [sbatch flags] -- python -m rim_jax.main --config=configs/sweeps/... --workdir=DIR
 #   DRY_RUN=1 launch/sweep_slurm.sh ...      (prints what sbatch would get)
 #
-# Flags are each point's, e.g. --nodes=2 --gpus-per-node=8 --time=4:00:00. AT_ONCE=N limits how many
-# points run at a time. All points are validated before any is submitted. Again: points that are
-# done end at once, others go on. DIR must be on a file system that all nodes see.
+# Flags are each point's, e.g. --nodes=2 --gpus-per-node=8 --cpus-per-task=32 --time=4:00:00 (without
+# --cpus-per-task a process may get one core). AT_ONCE=N limits how many points run at a time. All
+# points are validated before any is submitted. Again: points that are done end at once, others go
+# on. DIR must be on a file system that all nodes see.
 set -euo pipefail
 
 flags=()

@@ -231,6 +231,25 @@ def test_the_slurm_script_sets_flags_where_there_are_gpus(given, tmp_path):
       f"[{flag} {flags['XLA_FLAGS']}]" if 'SLURM_GPUS_ON_NODE' in given else '[]'), done.stderr
 
 
+@pytest.mark.parametrize('given, cores', [
+    ({'SLURM_CPUS_PER_TASK': '32'}, '32'), ({}, ''),
+    ({'SLURM_CPUS_PER_TASK': '32', 'SRUN_CPUS_PER_TASK': '4'}, '4')])
+def test_srun_is_told_how_many_cores_the_job_asked_for_a_task(given, cores, tmp_path):
+  """It does not read the job's own variable since SLURM 22.05."""
+  (tmp_path / 'srun').write_text('#!/bin/sh\necho "[$SRUN_CPUS_PER_TASK]"\n')
+  (tmp_path / 'srun').chmod(0o755)
+  done = run_script('slurm.sh', 'python', PATH=f"{tmp_path}:{os.environ['PATH']}", **given)
+  assert done.stdout.strip() == f'[{cores}]', done.stderr
+
+
+def test_every_sbatch_line_that_is_shown_says_how_many_cores_a_task_gets():
+  texts = [p for p in (*(ROOT / 'launch').iterdir(), *ROOT.glob('docs/**/*.md'), ROOT / 'README.md')
+           if p.suffix in ('.sh', '.md')]
+  shown = [line for p in texts for line in p.read_text().splitlines() if re.search(
+      r'(sbatch|sweep_slurm\.sh) --(nodes|gpus)', line)]
+  assert len(shown) > 5 and all('--cpus-per-task=' in line for line in shown), shown
+
+
 def test_a_task_of_a_slurm_array_is_the_point_of_its_number():
   done = run_script('slurm.sh', 'python', '--sweep_dir=d', DRY_RUN='1', SLURM_ARRAY_TASK_ID='7')
   line = shlex.split(done.stdout)
