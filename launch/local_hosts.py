@@ -107,6 +107,7 @@ def main(argv):
             f'{terminal.join(line)}')
     return 0
   supervise.check_program(command)
+  supervise.ignore_profile()
   children, ending = [], []
 
   def pass_on(signum, frame):

@@ -58,6 +58,7 @@ if [ -n "${DRY_RUN:-}" ]; then
   exit 0
 fi
 cd "$here"
+trap : USR1  # scancel -s USR1 asks the run for a profile, and may be sent to this script too
 code=0
 "${run[@]}" || code=$?
 # Asked to end, and saved: back into the queue, to go on from there.

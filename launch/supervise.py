@@ -94,6 +94,14 @@ def check_program(command) -> None:
     refuse(f'{terminal.quote(command[0])}: there is no such program; the command begins behind --')
 
 
+def ignore_profile() -> None:
+  """SIGUSR1 asks a run for a profile, and may be sent to all processes of a job (scancel).
+
+  A run inherits this until it listens.
+  """
+  signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 def main(argv):
   own, command = split_command(argv)
   parser = argparse.ArgumentParser(description=__doc__,
@@ -105,6 +113,7 @@ def main(argv):
     print(terminal.join(command))
     return 0
   check_program(command)
+  ignore_profile()
   child, ending = None, False
 
   def pass_on(signum, frame):

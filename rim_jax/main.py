@@ -258,6 +258,12 @@ def _hear_dropped(unraisable) -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def _tell_no_profile(*unused) -> None:
+  """SIGUSR1 asks for a profile of updates; where there are none, it would end the process."""
+  with contextlib.suppress(OSError):  # a closed stream; print() may be under way, and not let it in
+    os.write(2, b'SIGUSR1: no updates are under way, so no profile is written\n')
+
+
 def _find_full(error, argv) -> list[str]:
   """What could not be written, as an error tells it; else the places that have no room left."""
   for cause in _list_full(error):
@@ -277,6 +283,7 @@ def _find_full(error, argv) -> list[str]:
 def main() -> None:
   terminal.open_streams()
   sys.unraisablehook = _hear_dropped
+  signal.signal(signal.SIGUSR1, _tell_no_profile)  # the loop has its own
   # Orbax logs a traceback from each of its threads; what they tell is told once, in a line.
   logging.getLogger('absl').addFilter(
       lambda record: not (record.exc_info and (

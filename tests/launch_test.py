@@ -6,6 +6,7 @@ import pathlib
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import local_hosts
 import pytest
 import supervise
 
+from tests import support_runs
 from tests.support_gpu import needs_plugin
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -60,6 +62,28 @@ def test_a_supervisor_that_is_asked_to_end_passes_it_on_and_ends(tmp_path):
     time.sleep(0.05)
   run.terminate()
   assert run.wait(300) == supervise.STOPPED and (tmp_path / 'saved').exists()
+
+
+@pytest.mark.parametrize('launcher', [['supervise.py'], ['local_hosts.py', '--processes=1']])
+def test_a_request_for_a_profile_ends_no_launcher_and_no_run_that_begins(launcher, tmp_path):
+  """`scancel -s USR1` sends it to all processes of a job."""
+  child = ('import os, pathlib, signal, sys, time\n'
+           'os.kill(os.getpid(), signal.SIGUSR1)\n'
+           f'pathlib.Path({str(tmp_path / "up")!r}).touch()\n'
+           f'while not pathlib.Path({str(tmp_path / "go")!r}).exists(): time.sleep(0.05)')
+  run = subprocess.Popen([sys.executable, ROOT / 'launch' / launcher[0], *launcher[1:], '--',
+                          sys.executable, '-c', child, f'--workdir={tmp_path}'])
+  support_runs.wait_for(tmp_path / 'up', run)
+  run.send_signal(signal.SIGUSR1)
+  time.sleep(0.5)
+  (tmp_path / 'go').touch()
+  assert run.wait(300) == 0
+
+
+def test_a_request_for_a_profile_does_not_end_the_slurm_script(tmp_path):
+  (tmp_path / 'srun').write_text('#!/bin/sh\nkill -USR1 $PPID\nexit 3\n')
+  (tmp_path / 'srun').chmod(0o755)
+  assert run_script('slurm.sh', 'python', PATH=f'{tmp_path}:{os.environ["PATH"]}').returncode == 3
 
 
 def test_progress_is_read_over_the_stages(tmp_path):

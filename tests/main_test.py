@@ -1102,6 +1102,21 @@ def test_an_interrupt_inside_a_callback_is_not_lost():
   assert line.startswith('stopped; run the same command again')
 
 
+ASKED = """
+import os, signal
+from rim_jax import main
+main._run = lambda argv, console: os.kill(os.getpid(), signal.SIGUSR1)
+main.main()
+"""
+
+
+def test_a_profile_that_is_asked_for_outside_of_the_updates_ends_nothing():
+  done = subprocess.run([sys.executable, '-c', ASKED], env=support_runs.ENVIRONMENT,
+                        capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == 'SIGUSR1: no updates are under way, so no profile is written\n'
+
+
 FAILING = """
 import threading
 from rim_jax import main

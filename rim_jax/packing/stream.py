@@ -66,9 +66,10 @@ def _start_workers(source, start, num_ahead, num_workers):
 def _begin_worker(*unused):
   """In a worker: it ends when the run does, also one that is killed, and not before.
 
-  What asks a run to stop is sent to all processes; the run needs batches until it has saved.
+  What asks a run to stop, or for a profile, is sent to all processes; the run needs batches until
+  it has saved.
   """
-  for number in (signal.SIGINT, signal.SIGTERM):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
   parent = multiprocessing.parent_process()
   assert parent is not None

@@ -72,7 +72,8 @@ def test_processes_make_the_same_stream_and_a_killed_one_is_told_and_replaced(so
     assert_batches(itertools.islice(batches, 3), source, range(1, 4))
     workers = find_workers(os.getpid())
     assert len(workers) == 2
-    for worker, number in itertools.product(workers, (signal.SIGINT, signal.SIGTERM)):
+    for worker, number in itertools.product(workers, (
+        signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)):
       os.kill(worker, number)
     assert_batches(itertools.islice(batches, 2), source, range(4, 6))
     assert find_workers(os.getpid()) == workers and not told
