@@ -181,11 +181,12 @@ _GPT2_PARTS = (
     ('mlp.c_fc', 'ffn_up'), ('mlp.c_proj', 'ffn_down'))
 
 
-def write_gguf(path, folder, kind='F32', pre='gpt-2', **changes):
+def write_gguf(path, folder, kind='F32', pre='gpt-2', says_bos=True, **changes):
   """A model directory as a GGUF file: values, names and metadata as llama.cpp's converter has them.
 
   Args:
     kind: of matrices; vectors are F32.
+    says_bos: whether it says if texts begin with bos.
     changes: metadata in place of the converter's, without the family's prefix; None: left out.
   """
   tree = json.loads((folder / 'config.json').read_text())
@@ -202,7 +203,7 @@ def write_gguf(path, folder, kind='F32', pre='gpt-2', **changes):
   rope = tree.get('rope_parameters') or {}
   if rope.get('rope_type') == 'llama3':
     writer.add_tensor('rope_freqs.weight', _compute_rope_factors(rope, values))
-  _add_tokenizer(writer, folder, pre)
+  _add_tokenizer(writer, folder, pre, says_bos)
   heads = {'attn_q': tree.get('num_attention_heads'), 'attn_k': tree.get('num_key_value_heads')}
   for name, value in safetensors.numpy.load_file(folder / 'model.safetensors').items():
     renamed = _rename(name, parts)
@@ -269,7 +270,7 @@ def _rename(name, parts):
   return f'{part}.{kind}' if layer is None else f'blk.{layer}.{part}.{kind}'
 
 
-def _add_tokenizer(writer, folder, pre):
+def _add_tokenizer(writer, folder, pre, says_bos):
   model = json.loads((folder / 'tokenizer.json').read_text())
   vocab = model['model']['vocab'] | {t['content']: t['id'] for t in model['added_tokens']}
   special = {t['content'] for t in model['added_tokens'] if t['special']}
@@ -282,4 +283,5 @@ def _add_tokenizer(writer, folder, pre):
   writer.add_token_merges([' '.join(pair) for pair in model['model']['merges']])
   writer.add_bos_token_id(vocab['<|end|>'])
   writer.add_eos_token_id(vocab['<|end|>'])
-  writer.add_add_bos_token(bool((model['post_processor'] or {}).get('single')))
+  if says_bos:
+    writer.add_add_bos_token(bool((model['post_processor'] or {}).get('single')))

@@ -31,6 +31,7 @@ _SPLITS = {
     'qwen2': ((_MODERN % r'\p{N}',), False),
     'tekken': ((_TEKKEN,), True),  # Mistral's
 }
+_BEGIN_WITH_BOS = ('llama-bpe', 'tekken')  # as llama.cpp has these where a file does not say it
 _TOKENIZER_VERSION = 1  # counted up where a file's tokenizer gives other ids
 _COMPOSED = ('qwen2',)  # those whose text is brought to Unicode's NFC before
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4  # of tokenizer.ggml.token_type
@@ -149,9 +150,19 @@ def get_token(header: Header, name: str) -> str | None:
 
 
 def begins_with_bos(header: Header) -> bool:
-  """Whether engines put bos before a text; unsaid, a SentencePiece model does."""
-  return bool(header.metadata.get('tokenizer.ggml.add_bos_token',
-                                  header.metadata.get('tokenizer.ggml.model') == 'llama'))
+  """Whether engines put bos before a text; where a file does not say it, as llama.cpp has it."""
+  said = header.metadata.get('tokenizer.ggml.add_bos_token')
+  if said is not None:
+    return bool(said)
+  return header.metadata.get('tokenizer.ggml.model') == 'llama' or begins_by_split(header)
+
+
+def begins_by_split(header: Header) -> bool:
+  """Whether only how it splits text tells that a text begins with bos, unheeded by earlier
+  versions."""
+  return (header.metadata.get('tokenizer.ggml.add_bos_token') is None
+          and header.metadata.get('tokenizer.ggml.pre') in _BEGIN_WITH_BOS
+          and header.metadata.get('tokenizer.ggml.model') == 'gpt2')
 
 
 def describe_tokenizer(path) -> bytes:

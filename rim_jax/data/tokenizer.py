@@ -175,7 +175,7 @@ class FileTokenizer(Tokenizer):
     inside = b'\0inside' * self.marks_start
     self.fingerprint = hash_with_ends(raw, inside)
     if gguf.is_gguf(path):  # earlier it was of how the library writes it, as only one version does
-      raw = self._tokenizer.to_str().encode()
+      raw = _write_as_earlier(self._tokenizer, path)
       self.same_fingerprint = hash_with_ends(raw, inside)
     if self.marks_start:  # every segment once began with its own mark
       self.earlier_fingerprint = hash_with_ends(raw)
@@ -212,6 +212,15 @@ class FileTokenizer(Tokenizer):
 
   def decode(self, ids):
     return self._inside.decode(list(ids), skip_special_tokens=True)
+
+
+def _write_as_earlier(tokenizer, path) -> bytes:
+  """How earlier versions would have written the tokenizer of a GGUF file: some with no bos."""
+  if gguf.begins_by_split(gguf.read_header(path)):
+    import tokenizers
+    tree = reader.parse_json(tokenizer.to_str()) | {'post_processor': None}
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tree))
+  return tokenizer.to_str().encode()
 
 
 def make_inside(tokenizer):

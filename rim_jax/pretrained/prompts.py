@@ -36,6 +36,9 @@ def write_tokenizer(folder, config, base) -> list[int]:
   if taken:
     raise UserError(f"{path}: has a token '{taken[0]}' already, which would be taken for a memory "
                     'block; rename it in tokenizer.json')
+  if (not config.tokenizer.bos_token and gguf_lib.is_gguf(path)
+      and gguf_lib.begins_by_split(gguf_lib.read_header(path))):
+    tokenizer.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]  (an older run)
   free = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
   tokenizer.add_special_tokens([
       tokenizers.AddedToken(t, special=True, normalized=False) for t in BLOCK_TOKENS])
