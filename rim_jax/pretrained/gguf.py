@@ -136,13 +136,16 @@ def _round(value):
 
 def _read_rope(header):
   theta = _round(header.get('rope.freq_base', 10_000.0))
-  scaling = header.get('rope.scaling.type', 'none')
+  factor = header.get('rope.scaling.factor')
+  # llama.cpp scales linearly where a file has a factor and no type; a factor of 0 is none.
+  scaling = header.get('rope.scaling.type', 'none' if factor in (None, 0, 1) else 'linear')
   if _ROPE_FACTORS in header.tensors:
-    return {'rope_theta': theta, 'rope_scaling': _find_llama3(header, theta)}
+    both = {} if scaling == 'none' or factor in (None, 0, 1) else {
+        'rope.scaling.type': f'{scaling} beside {_ROPE_FACTORS}'}
+    return {'rope_theta': theta, 'rope_scaling': _find_llama3(header, theta), **both}
   if scaling == 'none':
     return {'rope_theta': theta}
-  return {'rope_theta': theta, 'rope_scaling': {
-      'rope_type': scaling, 'factor': header.get('rope.scaling.factor')}}
+  return {'rope_theta': theta, 'rope_scaling': {'rope_type': scaling, 'factor': factor}}
 
 
 def _find_llama3(header, theta):

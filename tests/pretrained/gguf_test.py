@@ -118,6 +118,20 @@ def test_a_key_that_may_change_the_arithmetic_is_not_ignored(changes, culprit, t
     families.resolve_shape(make_plain_config(path))
 
 
+def test_a_factor_of_positions_without_a_type_scales_linearly_as_in_llama_cpp(tmp_path):
+  def read(family='llama', **changes):
+    path = write_gguf(tmp_path / 'model.gguf', GOLDEN / family, **changes)
+    return families.resolve_shape(make_plain_config(path)).model
+  assert read(rope__scaling__factor=4.0) == read(
+      rope__scaling__type='linear', rope__scaling__factor=4.0) != read()
+  assert (read(rope__scaling__type='none', rope__scaling__factor=4.0)
+          == read(rope__scaling__factor=1.0) == read(rope__scaling__factor=0.0) == read())
+  for more in ({}, {'rope__scaling__type': 'linear'}):  # both of two scalings
+    with pytest.raises(UserError, match="has rope.scaling.type='linear beside rope_freqs.weight'"):
+      read('llama3', rope__scaling__factor=4.0, **more)
+  assert read('llama3', rope__scaling__factor=1.0).rope_scaling == 'llama3'
+
+
 def test_keys_that_change_nothing_may_be_there(tmp_path):
   plain = gguf.read_config(write_gguf(tmp_path / 'plain.gguf', GOLDEN / 'llama'))
   assert plain == gguf.read_config(write_gguf(
