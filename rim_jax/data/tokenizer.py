@@ -223,6 +223,20 @@ def _write_as_earlier(tokenizer, path) -> bytes:
   return tokenizer.to_str().encode()
 
 
+def list_added(tokenizer) -> tuple[list[str], list[str]]:
+  """The tokens that a `tokenizers.Tokenizer` itself puts before a text, and behind it.
+
+  Switches off its padding and truncation, which have no part in a run.
+  """
+  tokenizer.no_padding()
+  tokenizer.no_truncation()
+  whole, plain = tokenizer.encode('x'), tokenizer.encode('x', add_special_tokens=False)
+  n = len(plain.ids)
+  start = next((i for i in range(len(whole.ids) - n + 1) if whole.ids[i:i + n] == plain.ids),
+               len(whole.ids))
+  return whole.tokens[:start], whole.tokens[start + n:]
+
+
 def make_inside(tokenizer):
   """The `tokenizers.Tokenizer` for a text behind another one; the same where no text is marked.
 

@@ -312,7 +312,7 @@ def get_origin(config: ModelConfig) -> str:
 def find_tokenizer(folder: pathlib.Path) -> TokenizerConfig:
   """The model's own tokenizer, with its eos, and its bos if it begins texts with one.
 
-  Raises: UserError where its eos cannot be told.
+  Raises: UserError where its eos cannot be told, or it adds other tokens to a text than one before.
   """
   path = folder if gguf_lib.is_gguf(folder) else folder / 'tokenizer.json'
   tree = read_tokenizer_config(folder)
@@ -333,10 +333,14 @@ def find_tokenizer(folder: pathlib.Path) -> TokenizerConfig:
     raise UserError(f'{folder}: does not name an eos token; '
                     f'set --config.tokenizer.kind=file --config.tokenizer.path={path} '
                     '--config.tokenizer.eos_token=...')
-  first = tokenizer.encode('x').tokens[:1]
-  bos = get_text('bos_token')
-  return TokenizerConfig(kind='file', path=str(path), eos_token=eos,
-                         bos_token=bos if bos and first == [bos] else '')
+  # What its tokenizer_config.json names goes for nothing: texts begin as the tokenizer has them.
+  before, behind = tokenizer_lib.list_added(tokenizer)
+  if len(before) > 1 or behind:
+    raise UserError(f'{path}: puts {before} before a text and {behind} behind it, where one token '
+                    'before it, a bos, is supported; set --config.tokenizer.kind=file '
+                    f'--config.tokenizer.path={path} --config.tokenizer.eos_token={eos} and, where '
+                    'rows should begin with one, --config.tokenizer.bos_token')
+  return TokenizerConfig(kind='file', path=str(path), eos_token=eos, bos_token=''.join(before))
 
 
 def find_moved_tokenizer(path: str, before: str, model: ModelConfig) -> str:

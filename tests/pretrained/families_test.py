@@ -119,6 +119,54 @@ def test_a_token_that_is_named_takes_the_place_of_the_model_s_own(key, text):
     families.resolve(support.set_key(config, 'tokenizer.add_bos', True))
 
 
+def edit_processor(path, *single):
+  """Has a model's tokenizer put a text ('A') among these tokens."""
+  file = path / 'tokenizer.json'
+  tree = json.loads(file.read_text())
+  parts = [{'Sequence' if t == 'A' else 'SpecialToken': {'id': t, 'type_id': 0}} for t in single]
+  ids = tree['model']['vocab'] | {t['content']: t['id'] for t in tree['added_tokens']}
+  tree['post_processor'] = {'type': 'TemplateProcessing', 'single': parts, 'pair': [],
+                            'special_tokens': {t: {'id': t, 'ids': [ids[t]], 'tokens': [t]}
+                                               for t in single if t != 'A'}}
+  file.write_text(json.dumps(tree))
+
+
+@pytest.mark.parametrize('named', ['absent', None, '<|start|>', {'content': '<|end|>'}])
+def test_the_bos_is_what_the_tokenizer_puts_first_whatever_is_named(folder, named):
+  path = folder('llama')
+  file = path / 'tokenizer_config.json'
+  tree = json.loads(file.read_text()) | {'bos_token': named}
+  file.unlink()
+  if named != 'absent':
+    file.write_text(json.dumps(tree))
+  assert families.resolve(make_config(path)).tokenizer.bos_token == '<|end|>'
+  edit_processor(path, 'a', 'A')
+  assert families.resolve(make_config(path)).tokenizer.bos_token == 'a'
+
+
+@pytest.mark.parametrize('single', [('A', '<|end|>'), ('<|end|>', 'A', '<|end|>'), ('a', 'b', 'A')])
+def test_a_tokenizer_that_adds_more_than_a_bos_is_refused_in_one_line(folder, single):
+  path = folder('llama')
+  edit_processor(path, *single)
+  with pytest.raises(UserError, match='json: puts .* before a text and .* behind it') as e:
+    families.resolve(make_config(path))
+  assert '\n' not in str(e.value)
+  # Named by hand it is taken, with what is said of it.
+  config = support.set_key(make_config(path), 'tokenizer', config_lib.TokenizerConfig(
+      kind='file', path=str(path / 'tokenizer.json'), eos_token='<|end|>'))
+  assert families.resolve(config).tokenizer.bos_token == ''
+
+
+def test_padding_and_truncation_hide_no_bos(folder):
+  path = folder('llama')
+  file = path / 'tokenizer.json'
+  tree = json.loads(file.read_text()) | {
+      'padding': {'strategy': {'Fixed': 9}, 'direction': 'Left', 'pad_to_multiple_of': None,
+                  'pad_id': 5, 'pad_type_id': 0, 'pad_token': 'p'}}
+  file.write_text(json.dumps(tree))
+  assert families.resolve(make_config(path)).tokenizer.bos_token == '<|end|>'
+
+
 def test_the_eos_may_be_named_by_id_alone(folder):
   path = folder('qwen2', eos_token_id=[0, 5])
   (path / 'tokenizer_config.json').unlink()
