@@ -15,7 +15,8 @@ from rim_jax.pretrained import families
 
 # In the order of the memory rows; names that no text spells by accident.
 BLOCK_TOKENS = ('<|rim_begin|>', '<|rim_memory|>', '<|rim_end|>')
-_COPIED = ('tokenizer_config.json', 'special_tokens_map.json', 'chat_template.jinja')
+_SETTINGS = 'tokenizer_config.json'
+_COPIED = ('special_tokens_map.json', 'chat_template.jinja')
 
 
 def make_prompt(question: str, config: Config) -> str:
@@ -46,17 +47,32 @@ def write_tokenizer(folder, config, base) -> list[int]:
   if min(ids) < free:  # the library counts tokens, so a vocabulary with holes collides
     raise UserError(f'{path}: its ids have holes, so the added tokens would take ids {ids}, some '
                     'of them in use; renumber tokenizer.json')
-  if tokenizer_lib.make_inside(tokenizer) is not tokenizer:
+  marks_start = tokenizer_lib.make_inside(tokenizer) is not tokenizer
+  if marks_start:
     tokenizer = tokenizer_lib.make_first_only(tokenizer)
   tokenizer.save(str(folder / 'tokenizer.json'))
-  if gguf_lib.is_gguf(base.folder):
-    (folder / 'tokenizer_config.json').write_text(json.dumps(
-        families.read_tokenizer_config(base.folder), indent=2, ensure_ascii=False) + '\n')
-    return ids
-  for name in _COPIED:
-    if (base.folder / name).exists():
-      shutil.copy(base.folder / name, folder)
+  _write_settings(folder, base, marks_start)
   return ids
+
+
+def _write_settings(folder, base, is_whole) -> None:
+  """The files that engines read beside tokenizer.json.
+
+  Args:
+    is_whole: whether tokenizer.json alone has the run's ids. The class of some models makes parts
+      of it anew, e.g. what puts a space before a text.
+  """
+  if gguf_lib.is_gguf(base.folder):
+    tree = families.read_tokenizer_config(base.folder)
+  else:
+    there = base.folder / _SETTINGS
+    tree = families.load_json(there) if there.exists() else {}
+    for name in _COPIED:
+      if (base.folder / name).exists():
+        shutil.copy(base.folder / name, folder)
+  if is_whole or not tree:
+    tree['tokenizer_class'] = 'PreTrainedTokenizerFast'
+  (folder / _SETTINGS).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + '\n')
 
 
 def check_prompts(folder, config: Config, codec, ids, questions) -> None:
