@@ -186,6 +186,8 @@ def count_to_first(entry: dict, block_tokens: int) -> tuple[int, int]:
 def make_controls(name: str, setting: str) -> str:
   """A row for each change of the blocks, with what it gave after the last block."""
   runs = load(name)
+  if any(run['controls'] is None for (of, _), run in runs.items() if of == setting):
+    return 'They were not asked of all of these runs yet.'
 
   def tell(control, key='final_acc'):
     return _list_seeds(runs, setting, lambda run: run['controls']['controls'][control], key)
