@@ -223,30 +223,40 @@ def _run_steps(run: StageRun, state) -> None:
       run.checkpointer.poll()
       tools.watchdog.beat(step)
       tools.profiler.step(step, metrics)
-      stopped, last = tools.stop.is_set(), step == end
-      told = step % config.log.every_steps == 0
-      due = (last or stopped or step % config.checkpoint.every_steps == 0
-             or (told and _is_save_due(config.checkpoint, saved_at)))
-      if (due or told) and not metrics['healthy']:
+      due = _ask_due(config, tools, step, end, saved_at)
+      if due.line and not metrics['healthy']:
         _stop_unhealthy(run, compiled, state)
-      if due or told:
+      if due.line:
         more = tools.machine.read() | tools.watchdog.compare(own_secs / (step - told_at))
         own_secs, told_at = 0.0, step
         note = tools.write(tools.meter.push(step, metrics, more)) or _describe_loss(metrics)
-      if due:
+      if due.save:
         # Now, not one step behind: a stop right after the save must not cost its line.
         note = tools.write(tools.meter.flush()) or note
         save(step, state)
         saved_at = time.monotonic()
-      if due or told:
-        tools.progress.update(step, note)
-      elif tools.progress.is_due(step):
-        tools.progress.update(step, _describe_loss(metrics))
-      if stopped and not last:
+      if due.line or tools.progress.is_due(step):
+        tools.progress.update(step, note if due.line else _describe_loss(metrics))
+      if due.stop:
         run.checkpointer.finish()
         raise Stopped(f'{run.workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
                       'the same command goes on')
     _finish(run, tools, start, end)
+
+
+@dataclasses.dataclass(frozen=True)
+class Due:
+  """What is to be done once an update has been taken."""
+  line: bool  # of metrics; before each save, too
+  save: bool
+  stop: bool  # asked to end before the last update
+
+
+def _ask_due(config: Config, tools: Instruments, step: int, end: int, saved_at: float) -> Due:
+  stopped, line = tools.stop.is_set(), step % config.log.every_steps == 0
+  save = (step == end or stopped or step % config.checkpoint.every_steps == 0
+          or (line and _is_save_due(config.checkpoint, saved_at)))
+  return Due(line or save, save, stopped and step < end)
 
 
 def _describe_loss(metrics) -> str:
