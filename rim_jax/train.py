@@ -52,7 +52,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
       task, workdir)):
     say(f'{workdir}: this run is complete')
     return run_folder.RunFolder(workdir).load_results()
-  run_scores_lib.check_questions(task)
+  run_scores_lib.check_sets(task)
   for name in ('valid', 'test'):  # what choices and results stand on
     for line in preview.describe_misjudged(task.dataset.splits[name], task.codec):
       say(line)
@@ -72,6 +72,7 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
   shards = sharding.count_shards(sharding.BATCH, task.mesh)
   stage = hosts.lead_first(lambda: source_lib.make_stage_plan(
       task.dataset.splits['train'], task.codec, shards, say))
+  run_scores_lib.check_questions(task)
   say(stage.describe())
   for line in stage.dropped[:3]:
     say(f'dropped: {line}')
