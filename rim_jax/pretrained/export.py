@@ -12,7 +12,6 @@ A directory appears whole or not at all.
 import collections
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import tempfile
@@ -90,10 +89,6 @@ def _appear_whole(out: pathlib.Path):
                       ) from e
 
 
-def _write_json(path, tree):
-  path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + '\n')
-
-
 def write_export(out, network: Network, origin: Origin, records, references=None, say=print
                  ) -> dict:
   """Writes a run's model below `out` as `config.export` says.
@@ -135,7 +130,7 @@ def write_export(out, network: Network, origin: Origin, records, references=None
     if references is not None:
       card['verified'] = _verify(folder, config, network.codec, references, say)
     if folder:
-      _write_json(folder / 'export.json', card)
+      prompts.write_json(folder / 'export.json', card)
       if not config.export.adapters:
         texts = [prompts.make_prompt(r.question, config) for r in records]
         lm_eval_task.write_task(folder, config, texts, records)
@@ -206,14 +201,17 @@ def _write_model(folder, network, base, ids, say):
   shards.finish()
   tree = families.read_config(base.folder)
   tree.pop('torch_dtype', None)  # the older spelling of dtype
-  tree |= {'vocab_size': num_rows, 'tie_word_embeddings': not untie, 'dtype': config.export.dtype}
-  _write_json(folder / 'config.json', tree)
-  eos = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')).token_to_id(
-      config.tokenizer.eos_token)
+  get_id = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')).token_to_id
+  eos = get_id(config.tokenizer.eos_token)
+  tree |= {'vocab_size': num_rows, 'tie_word_embeddings': not untie, 'dtype': config.export.dtype,
+           'eos_token_id': eos}
+  if config.tokenizer.bos_token:
+    tree['bos_token_id'] = get_id(config.tokenizer.bos_token)
+  prompts.write_json(folder / 'config.json', tree)
   generation = {'eos_token_id': eos, 'pad_token_id': eos, 'do_sample': False}
   if not untie:
     generation['suppress_tokens'] = list(no_text)
-  _write_json(folder / 'generation_config.json', generation)
+  prompts.write_json(folder / 'generation_config.json', generation)
   say(f'{num_rows} rows in the embedding, {"untied" if untie else "tied"} output')
 
 

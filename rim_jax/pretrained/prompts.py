@@ -16,7 +16,7 @@ from rim_jax.pretrained import families
 # In the order of the memory rows; names that no text spells by accident.
 BLOCK_TOKENS = ('<|rim_begin|>', '<|rim_memory|>', '<|rim_end|>')
 _SETTINGS = 'tokenizer_config.json'
-_COPIED = ('special_tokens_map.json', 'chat_template.jinja')
+_TOKENS, _TEMPLATE = 'special_tokens_map.json', 'chat_template.jinja'
 
 
 def make_prompt(question: str, config: Config) -> str:
@@ -51,28 +51,46 @@ def write_tokenizer(folder, config, base) -> list[int]:
   if marks_start:
     tokenizer = tokenizer_lib.make_first_only(tokenizer)
   tokenizer.save(str(folder / 'tokenizer.json'))
-  _write_settings(folder, base, marks_start)
+  _write_settings(folder, config, base, tokenizer, marks_start)
   return ids
 
 
-def _write_settings(folder, base, is_whole) -> None:
-  """The files that engines read beside tokenizer.json.
+def _write_settings(folder, config, base, tokenizer, is_whole) -> None:
+  """The files that engines read beside tokenizer.json, with the run's bos and eos.
 
   Args:
     is_whole: whether tokenizer.json alone has the run's ids. The class of some models makes parts
       of it anew, e.g. what puts a space before a text.
   """
-  if gguf_lib.is_gguf(base.folder):
-    tree = families.read_tokenizer_config(base.folder)
-  else:
-    there = base.folder / _SETTINGS
-    tree = families.load_json(there) if there.exists() else {}
-    for name in _COPIED:
-      if (base.folder / name).exists():
-        shutil.copy(base.folder / name, folder)
-  if is_whole or not tree:
-    tree['tokenizer_class'] = 'PreTrainedTokenizerFast'
-  (folder / _SETTINGS).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + '\n')
+  added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+
+  def put_ends(tree):
+    for key in ('bos_token', 'eos_token'):
+      text, old = getattr(config.tokenizer, key), tree.get(key)
+      if text and text not in added:
+        tree.pop(key, None)  # transformers would split every word at a plain token that it names
+      elif text and text != (old.get('content') if isinstance(old, dict) else old):
+        tree[key] = text
+
+  def read(name):
+    there = base.folder / name
+    return families.load_json(there) if there.exists() else {}
+  is_gguf = gguf_lib.is_gguf(base.folder)
+  settings = families.read_tokenizer_config(base.folder) if is_gguf else read(_SETTINGS)
+  put_ends(settings)
+  if is_whole or 'tokenizer_class' not in settings:
+    settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
+  write_json(folder / _SETTINGS, settings)
+  if not is_gguf and (base.folder / _TOKENS).exists():
+    tokens = read(_TOKENS)
+    put_ends(tokens)
+    write_json(folder / _TOKENS, tokens)
+  if not is_gguf and (base.folder / _TEMPLATE).exists():
+    shutil.copy(base.folder / _TEMPLATE, folder)
+
+
+def write_json(path, tree):
+  path.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + '\n')
 
 
 def check_prompts(folder, config: Config, codec, ids, questions) -> None:

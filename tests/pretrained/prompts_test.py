@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from rim_jax.pretrained import prompts, weights
-from tests.support_pretrained import make_config
+from tests.support_pretrained import make_config, make_model, write_export
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 QUESTION = 'Tom has 3 pens?'
@@ -49,6 +49,18 @@ def make_spaced(folder, **settings):
   return folder
 
 
+def add_stop(folder):
+  """Makes a model's last token, 271, the special token <|stop|>."""
+  path = folder / 'tokenizer.json'
+  tree = json.loads(path.read_text())
+  tree['model']['merges'].pop()
+  tree['model']['vocab'] = {'<|stop|>' if i == 271 else text: i
+                            for text, i in tree['model']['vocab'].items()}
+  tree['added_tokens'].append(tree['added_tokens'][0] | {'id': 271, 'content': '<|stop|>'})
+  path.write_text(json.dumps(tree))
+  return folder
+
+
 def write(out, base, **changes):
   """(config, tokenizer.json, tokenizer_config.json) of the export of a run on this model."""
   config = make_config(base, **changes)
@@ -82,3 +94,41 @@ def test_transformers_puts_no_space_behind_a_block(legacy, tmp_path):
   config, tokenizer, _ = write(tmp_path / 'out', base)
   text = prompts.make_prompt(QUESTION, config)
   assert load_transformers(tmp_path / 'out')(text).input_ids == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize('old', ['<|end|>', {'content': '<|end|>'}, None])
+def test_bos_and_eos_of_a_run_take_the_place_of_the_model_s_in_every_file(old, tmp_path):
+  base = add_stop(make_folder(tmp_path / 'base', eos_token=old, bos_token=old))
+  (base / 'special_tokens_map.json').write_text(json.dumps({'eos_token': old, 'bos_token': old}))
+  tree = json.loads((base / 'config.json').read_text()) | {'bos_token_id': 5}
+  (base / 'config.json').write_text(json.dumps(tree))
+  config = make_config(base, tokenizer__eos_token='<|stop|>', tokenizer__bos_token='<|end|>')
+  _, params, frozen = make_model(config)
+  write_export(tmp_path / 'out', config, params, frozen)
+  tree = json.loads((tmp_path / 'out/config.json').read_text())
+  assert (tree['eos_token_id'], tree['bos_token_id']) == (271, 0)
+  assert json.loads((tmp_path / 'out/generation_config.json').read_text())['eos_token_id'] == 271
+  for name in ('tokenizer_config.json', 'special_tokens_map.json'):
+    found = json.loads((tmp_path / 'out' / name).read_text())
+    assert found['eos_token'] == '<|stop|>' and found['bos_token'] == (old or '<|end|>')
+
+
+def test_a_plain_token_is_not_named_where_it_would_split_words(tmp_path):
+  config = make_config('qwen3', tokenizer__eos_token='a')
+  _, params, frozen = make_model(config)
+  write_export(tmp_path / 'out', config, params, frozen)
+  assert 'eos_token' not in json.loads((tmp_path / 'out/tokenizer_config.json').read_text())
+  eos = json.loads((tmp_path / 'out/config.json').read_text())['eos_token_id']
+  assert eos == tokenizers.Tokenizer.from_file(
+      str(GOLDEN / 'qwen3/tokenizer.json')).token_to_id('a')
+
+
+@needs_hf
+@pytest.mark.parametrize('eos', ['<|stop|>', 'a'])
+def test_transformers_makes_the_run_s_ids_whatever_ends_an_answer(eos, tmp_path):
+  base = add_stop(make_folder(tmp_path / 'base', 'qwen3'))
+  config, tokenizer, _ = write(tmp_path / 'out', base, tokenizer__eos_token=eos)
+  text = prompts.make_prompt(QUESTION, config)
+  found = load_transformers(tmp_path / 'out')
+  assert found(text).input_ids == tokenizer.encode(text).ids
+  assert found.eos_token == (eos if eos == '<|stop|>' else None)
