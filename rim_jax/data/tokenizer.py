@@ -271,6 +271,23 @@ def make_first_only(tokenizer):
   return tokenizers.Tokenizer.from_str(json.dumps(tree))
 
 
+def make_begin(tokenizer, bos: str):
+  """A `tokenizers.Tokenizer` that itself adds this token before a text, '' none, and no other."""
+  import tokenizers
+  tree = reader.parse_json(tokenizer.to_str())
+  old = tree['post_processor'] or {}
+  parts = [part for part in old.get('processors', [old]) if part.get('type') == 'ByteLevel']
+  if bos:
+    begin, first, second = {'SpecialToken': {'id': bos, 'type_id': 0}}, *(
+        {'Sequence': {'id': name, 'type_id': 0}} for name in 'AB')
+    parts.append({
+        'type': 'TemplateProcessing', 'single': [begin, first],
+        'pair': [begin, first, begin, second], 'special_tokens': {
+            bos: {'id': bos, 'ids': [tokenizer.token_to_id(bos)], 'tokens': [bos]}}})
+  tree['post_processor'] = {'type': 'Sequence', 'processors': parts} if parts else None
+  return tokenizers.Tokenizer.from_str(json.dumps(tree))
+
+
 def _change(node, change):
   """A normalizer, pre-tokenizer or decoder, each part of it changed; None leaves a part out."""
   if node is None or node['type'] != 'Sequence':

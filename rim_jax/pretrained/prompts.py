@@ -37,9 +37,6 @@ def write_tokenizer(folder, config, base) -> list[int]:
   if taken:
     raise UserError(f"{path}: has a token '{taken[0]}' already, which would be taken for a memory "
                     'block; rename it in tokenizer.json')
-  if (not config.tokenizer.bos_token and gguf_lib.is_gguf(path)
-      and gguf_lib.begins_by_split(gguf_lib.read_header(path))):
-    tokenizer.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]  (an older run)
   free = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
   tokenizer.add_special_tokens([
       tokenizers.AddedToken(t, special=True, normalized=False) for t in BLOCK_TOKENS])
@@ -47,12 +44,24 @@ def write_tokenizer(folder, config, base) -> list[int]:
   if min(ids) < free:  # the library counts tokens, so a vocabulary with holes collides
     raise UserError(f'{path}: its ids have holes, so the added tokens would take ids {ids}, some '
                     'of them in use; renumber tokenizer.json')
-  marks_start = tokenizer_lib.make_inside(tokenizer) is not tokenizer
-  if marks_start:
-    tokenizer = tokenizer_lib.make_first_only(tokenizer)
-  tokenizer.save(str(folder / 'tokenizer.json'))
-  _write_settings(folder, config, base, tokenizer, marks_start)
+  used = _begin_as_run(tokenizer, path, config.tokenizer.bos_token)
+  if tokenizer_lib.make_inside(used) is not used:
+    used = tokenizer_lib.make_first_only(used)
+  used.save(str(folder / 'tokenizer.json'))
+  _write_settings(folder, config, base, used, used is not tokenizer)
   return ids
+
+
+def _begin_as_run(tokenizer, path, bos):
+  """The tokenizer, or where it adds something else to a text than the run's bos, one that adds it.
+
+  Where the run has none and the tokenizer adds some, it stays: `check_prompts` tells it. But
+  earlier versions found none in some GGUF files, and a run of theirs is as it was.
+  """
+  is_earlier = (not bos and gguf_lib.is_gguf(path)
+                and gguf_lib.begins_by_split(gguf_lib.read_header(path)))
+  is_other = bos and tokenizer_lib.list_added(tokenizer) != ([bos], [])
+  return tokenizer_lib.make_begin(tokenizer, bos) if is_earlier or is_other else tokenizer
 
 
 def _write_settings(folder, config, base, tokenizer, is_whole) -> None:
@@ -60,7 +69,7 @@ def _write_settings(folder, config, base, tokenizer, is_whole) -> None:
 
   Args:
     is_whole: whether tokenizer.json alone has the run's ids. The class of some models makes parts
-      of it anew, e.g. what puts a space before a text.
+      of it anew, e.g. what puts a space or bos before a text.
   """
   added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
 
@@ -80,6 +89,8 @@ def _write_settings(folder, config, base, tokenizer, is_whole) -> None:
   put_ends(settings)
   if is_whole or 'tokenizer_class' not in settings:
     settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
+  if is_whole:  # left open, llama.cpp has its own mind
+    settings |= {'add_bos_token': bool(config.tokenizer.bos_token), 'add_eos_token': False}
   write_json(folder / _SETTINGS, settings)
   if not is_gguf and (base.folder / _TOKENS).exists():
     tokens = read(_TOKENS)
@@ -96,20 +107,23 @@ def write_json(path, tree):
 def check_prompts(folder, config: Config, codec, ids, questions) -> None:
   """Holds the exported tokenizer's ids of prompts to those that `packing/layout.py` builds.
 
-  Raises: UserError naming the first question where they differ.
+  Raises: UserError naming the first question where they differ, and for tokens that the tokenizer
+    adds to a text where the run has no bos.
   """
   tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   to_export = {codec.memory_start + i: id_ for i, id_ in enumerate(ids)}
   prefix = [] if config.facts.writes_steps else codec.template.answer_prefix
+  before, behind = tokenizer_lib.list_added(tokenizer)
+  if not config.tokenizer.bos_token and before + behind:
+    raise UserError(
+        f'the tokenizer {f"begins texts with {before}" if before else f"ends texts with {behind}"}'
+        ', which the run was trained without; train with --config.tokenizer.bos_token set')
   for question in questions:
     trunk, _ = layout_lib.make_trunk(codec.encode_question(question), config.eval_blocks,
                                      config.layout, codec.memory_start)
     want = [to_export.get(i, i) for i in trunk] + list(prefix)
     # As engines do, with the bos that the tokenizer itself adds.
     found = tokenizer.encode(make_prompt(question, config)).ids
-    if found != want and found[1:] == want:
-      raise UserError(f'the tokenizer begins texts with {tokenizer.id_to_token(found[0])!r}, which '
-                      'the run was trained without; train with --config.tokenizer.bos_token set')
     spelled = [t for t in BLOCK_TOKENS if t in question]
     if spelled:
       raise UserError(f'the question {question[:60]!r} spells the block token {spelled[0]}, which '

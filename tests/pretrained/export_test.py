@@ -6,6 +6,7 @@ import json
 import pathlib
 import shutil
 
+import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -254,6 +255,8 @@ def test_a_run_without_bos_is_exported_where_an_earlier_version_found_none(tmp_p
   write(tmp_path / 'out', config, params, frozen)
   found = tokenizers.Tokenizer.from_file(str(tmp_path / 'out/tokenizer.json'))
   assert found.encode('1').ids == found.encode('1', add_special_tokens=False).ids
+  # As llama.cpp's converter reads it.
+  assert gguf.SpecialVocab(tmp_path / 'out').add_special_token['bos'] is False
 
 
 def test_ids_with_holes_are_refused(tmp_path):

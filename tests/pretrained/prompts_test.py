@@ -5,11 +5,14 @@ import json
 import pathlib
 import shutil
 
+import gguf
 import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from rim_jax.errors import UserError
 from rim_jax.pretrained import prompts, weights
+from tests import support
 from tests.support_pretrained import make_config, make_model, write_export
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
@@ -132,3 +135,54 @@ def test_transformers_makes_the_run_s_ids_whatever_ends_an_answer(eos, tmp_path)
   found = load_transformers(tmp_path / 'out')
   assert found(text).input_ids == tokenizer.encode(text).ids
   assert found.eos_token == (eos if eos == '<|stop|>' else None)
+
+
+def is_begun_by(out, bos):
+  """Whether the exported tokenizer.json adds this token before a text, and no other."""
+  tokenizer = tokenizers.Tokenizer.from_file(str(out / 'tokenizer.json'))
+  plain = tokenizer.encode(QUESTION, add_special_tokens=False).ids
+  return tokenizer.encode(QUESTION).ids == [tokenizer.token_to_id(bos), *plain]
+
+
+@pytest.mark.parametrize('family, bos', [
+    ('qwen3', '<|end|>'), ('gpt2', 'a'), ('llama', '<|stop|>'), ('spaced', '</s>')])
+def test_a_bos_that_the_model_s_tokenizer_does_not_add_is_added_by_that_of_the_export(
+    family, bos, tmp_path):
+  base = (make_spaced(tmp_path / 'base') if family == 'spaced' else
+          add_stop(make_folder(tmp_path / 'base', family, add_bos_token=False)))
+  config = make_config(base, tokenizer__bos_token=bos)
+  _, params, frozen = make_model(config)
+  write_export(tmp_path / 'out', config, params, frozen, [QUESTION])
+  assert is_begun_by(tmp_path / 'out', bos)
+  # As llama.cpp's converter reads it.
+  assert gguf.SpecialVocab(tmp_path / 'out').add_special_token['bos']
+
+
+def test_what_a_tokenizer_adds_behind_a_text_is_told_or_left_out(tmp_path):
+  base = make_folder(tmp_path / 'base')
+  path = base / 'tokenizer.json'
+  tree = json.loads(path.read_text())
+  tree['post_processor']['single'].append(tree['post_processor']['single'][0])
+  path.write_text(json.dumps(tree))
+  named = {'tokenizer.kind': 'file', 'tokenizer.path': str(path), 'tokenizer.eos_token': '<|end|>'}
+  config = support.set_keys(make_config('llama'), named | {'model.init_from': str(base)})
+  _, params, frozen = make_model(config)
+  write_export(tmp_path / 'out', config, params, frozen)
+  assert is_begun_by(tmp_path / 'out', '<|end|>')
+  tree['post_processor']['single'].pop(0)
+  path.write_text(json.dumps(tree))
+  with pytest.raises(UserError, match=r"ends texts with \['<.end.>'\], which the run"):
+    write_export(tmp_path / 'no', support.set_keys(config, {'tokenizer.bos_token': ''}), params,
+                 frozen)
+
+
+@needs_hf
+@pytest.mark.parametrize('said', [
+    {}, {'add_bos_token': False, 'tokenizer_class': 'Qwen2Tokenizer'}])
+@pytest.mark.parametrize('bos', ['<|stop|>', 'a'])
+def test_transformers_begins_with_the_bos_of_the_run(bos, said, tmp_path):
+  base = add_stop(make_folder(tmp_path / 'base', 'qwen3', **said))
+  config, tokenizer, _ = write(tmp_path / 'out', base, tokenizer__bos_token=bos)
+  text = prompts.make_prompt(QUESTION, config)
+  assert tokenizer.encode(text).tokens[0] == bos
+  assert load_transformers(tmp_path / 'out')(text).input_ids == tokenizer.encode(text).ids
