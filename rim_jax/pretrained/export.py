@@ -134,7 +134,8 @@ def write_export(out, network: Network, origin: Origin, records, references=None
       if not config.export.adapters:
         texts = [prompts.make_prompt(r.question, config) for r in records]
         lm_eval_task.write_task(folder, config, texts, records)
-      (folder / 'README.md').write_text(_describe(config, card))
+      (folder / 'README.md').write_text(
+          _describe(config, card, network.codec.tokenizer.marks_start))
   return card
 
 
@@ -228,7 +229,7 @@ def place_rows(matrix_vd, rows, ids):
   return grown
 
 
-def _describe(config, card):
+def _describe(config, card, marks_start):
   prompt = prompts.make_prompt('QUESTION', config).replace('\n', '\\n')
   suffix = config.layout.answer_suffix
   lines = [
@@ -245,6 +246,12 @@ def _describe(config, card):
       '`< |` in a question before it is put into the prompt.']
   if card['kind'] == 'merged':
     lines += ['', lm_eval_task.describe_task()]
+    if marks_start:
+      lines += ['', 'llama.cpp makes other tokens of the prompt: with a tokenizer of this kind it '
+                'puts a space behind every special token, block tokens among them, and its '
+                'converter finds no scores without tokenizer.model. Give it ids and no text: '
+                '`"prompt": [ids]` with `tokenizers.Tokenizer.from_file("tokenizer.json")'
+                '.encode(prompt).ids`.']
   if card['kind'] == 'adapters':
     lines += ['', f"These are PEFT adapters for the model in `{card['base']['path']}`. Resize its "
               f"embedding to at least {max(card['tokens'].values()) + 1} rows before loading them, "

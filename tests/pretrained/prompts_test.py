@@ -186,3 +186,12 @@ def test_transformers_begins_with_the_bos_of_the_run(bos, said, tmp_path):
   text = prompts.make_prompt(QUESTION, config)
   assert tokenizer.encode(text).tokens[0] == bos
   assert load_transformers(tmp_path / 'out')(text).input_ids == tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize('make', [make_spaced, make_folder])
+def test_the_readme_says_where_llama_cpp_must_be_given_ids(make, tmp_path):
+  config = make_config(make(tmp_path / 'base'))
+  _, params, frozen = make_model(config)
+  write_export(tmp_path / 'out', config, params, frozen, [QUESTION])
+  readme = (tmp_path / 'out/README.md').read_text()
+  assert ('`"prompt": [ids]`' in readme) == (make is make_spaced)
