@@ -8,6 +8,7 @@ Source: PEFT's checkpoint format, as `PeftModel.from_pretrained` reads it.
 
 import json
 import pathlib
+import re
 from typing import Any
 
 from flax import traverse_util
@@ -24,6 +25,15 @@ from rim_jax.runtime import hosts
 
 _PREFIX = 'base_model.model.'
 _FILE = 'adapter_model.safetensors'
+# Keys of adapter_config.json that change nothing of what is computed from the tensors, or are only
+# read by what is refused.
+_HARMLESS = re.compile(
+    r'task_type|auto_mapping|peft_version|base_model_name_or_path|revision|inference_mode'
+    r'|target_modules|exclude_modules|lora_dropout|fan_in_fan_out|layers_to_transform'
+    r'|layers_pattern|megatron_core|trainable_token_indices|eva_config|qalora_group_size'
+    r'|ensure_weight_tying|unsloth_\w+')
+# Others (pissa, olora, corda, ...) change the base, which is not in the file.
+_INITS = (True, False, 'gaussian', 'eva', 'orthogonal')
 
 
 def _list_modules(family: str, params):
@@ -71,10 +81,22 @@ def _find_other_settings(settings: dict, lora: LoraConfig) -> list[str]:
   """What adapter_config.json says that changes the arithmetic and is not so here."""
   here = {'r': lora.rank, 'lora_alpha': lora.alpha, 'use_rslora': False, 'use_dora': False,
           'bias': 'none', 'modules_to_save': None, 'rank_pattern': {}, 'alpha_pattern': {}}
-  return [f'adapter_config.json has {key}={settings[key]!r}, here it is {mine!r}'
-          for key, mine in here.items()
-          # [], {}, None and False all mean that a setting is off
-          if key in settings and settings[key] != mine and (settings[key] or mine)]
+  problems = [f'adapter_config.json has {key}={settings[key]!r}, here it is {mine!r}'
+              for key, mine in here.items()
+              # [], {}, None and False all mean that a setting is off
+              if key in settings and settings[key] != mine and (settings[key] or mine)]
+  kind, init = settings.get('peft_type', 'LORA'), settings.get('init_lora_weights', True)
+  if kind != 'LORA':
+    problems.append(f'adapter_config.json has peft_type={kind!r}; LORA is read')
+  if not any(type(init) is type(known) and init == known for known in _INITS):
+    problems.append(f'adapter_config.json has init_lora_weights={init!r}, which changed the model '
+                    'below the adapters; have PEFT convert them to plain ones '
+                    '(path_initial_model_for_weight_conversion)')
+  known = here.keys() | {'peft_type', 'init_lora_weights'}
+  return problems + [
+      f'adapter_config.json has {key}={value!r}, which rim_jax does not know; if it changes no '
+      'arithmetic, remove the key' for key, value in settings.items()
+      if key not in known and value and not _HARMLESS.fullmatch(key)]
 
 
 def load_adapters(folder, config: Config, family: str, params, say=print):

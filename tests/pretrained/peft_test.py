@@ -1,5 +1,6 @@
 """Adapters in PEFT's format: what a file holds, that it comes back, and what is refused."""
 
+import importlib.util
 import json
 import pathlib
 
@@ -100,6 +101,61 @@ def test_adapters_of_other_settings_are_refused(changes, culprits, tmp_path):
     peft.load_adapters(tmp_path / 'out', other, 'llama', make_fresh(other))
   for culprit in culprits:
     assert culprit in str(e.value)
+
+
+# What peft 0.21 writes of adapters with usual settings.
+USUAL = {
+    'alora_invocation_tokens': None, 'alpha_pattern': {}, 'arrow_config': None,
+    'auto_mapping': None,
+    'base_model_name_or_path': 'x', 'bias': 'none', 'corda_config': None,
+    'ensure_weight_tying': False, 'eva_config': None, 'exclude_modules': None,
+    'fan_in_fan_out': False, 'inference_mode': True, 'init_lora_weights': True,
+    'kasa_config': None, 'layer_replication': None, 'layers_pattern': None,
+    'layers_to_transform': None, 'loftq_config': {}, 'lora_alpha': 4, 'lora_bias': False,
+    'lora_dropout': 0.05, 'lora_ga_config': None, 'megatron_config': None,
+    'megatron_core': 'megatron.core', 'modules_to_save': None, 'monteclora_config': None,
+    'peft_type': 'LORA', 'peft_version': '0.21.2', 'qalora_group_size': 16, 'r': 2,
+    'rank_pattern': {}, 'revision': None, 'target_modules': ['q_proj'], 'target_parameters': None,
+    'task_type': 'CAUSAL_LM', 'trainable_token_indices': None, 'use_bdlora': None,
+    'use_dora': False, 'use_qalora': False, 'use_rslora': False, 'velora_config': None}
+
+
+def find_problems(**changes):
+  config = make_config('llama')
+  return peft._find_other_settings(USUAL | changes, config.model.lora)
+
+
+@pytest.mark.parametrize('init', [True, False, 'gaussian', 'eva', 'orthogonal'])
+def test_what_peft_writes_of_usual_adapters_is_read(init):
+  assert find_problems(init_lora_weights=init, eva_config={'rho': 2.0}) == []
+
+
+@pytest.mark.parametrize('key, value', [
+    ('init_lora_weights', 'pissa'), ('init_lora_weights', 'pissa_niter_16'),
+    ('init_lora_weights', 'olora'), ('init_lora_weights', 'corda'), ('init_lora_weights', 'loftq'),
+    ('init_lora_weights', 1), ('alora_invocation_tokens', [5]), ('lora_bias', True),
+    ('use_qalora', True), ('layer_replication', [[0, 2], [1, 2]]), ('peft_type', 'ADALORA'),
+    ('target_parameters', ['w']), ('use_dora', True), ('invented_later', 'x')])
+def test_what_changes_the_arithmetic_of_adapters_is_refused_in_one_line(key, value, tmp_path):
+  config = make_config('llama', export__adapters=True)
+  _, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  path = tmp_path / 'out/adapter_config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+  with pytest.raises(UserError, match=f'out: adapter_config.json has {key}=') as e:
+    peft.load_adapters(tmp_path / 'out', config, 'llama', params)
+  assert '\n' not in str(e.value)
+
+
+@pytest.mark.hf
+@pytest.mark.skipif(importlib.util.find_spec('peft') is None,
+                    reason="needs the extra: pip install -e '.[hf]'")
+def test_the_installed_peft_writes_nothing_that_is_not_known(tmp_path):
+  import peft as theirs
+  theirs.LoraConfig(r=2, lora_alpha=4, task_type='CAUSAL_LM', target_modules=['q_proj']
+                    ).save_pretrained(tmp_path)
+  found = json.loads((tmp_path / 'adapter_config.json').read_text())
+  assert peft._find_other_settings(found, make_config('llama').model.lora) == []
 
 
 def test_a_damaged_adapter_is_named(tmp_path):
