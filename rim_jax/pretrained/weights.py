@@ -43,6 +43,7 @@ class Base:
   shapes: dict[str, tuple[int, ...]]
   fingerprint: str  # 16 hex digits
   origin: str = ''  # its name and revision on the hub
+  stale: pathlib.Path | None = None  # an index that names other files than the one that is read
 
   def find(self, name: str) -> str | None:
     """The stored name of a tensor, with or without the optional prefix."""
@@ -75,13 +76,19 @@ def open_file(path) -> Iterator[Any]:
 
 
 def _find_files(folder):
-  """The directory's safetensors files: one, or those that the index names."""
-  index = folder / 'model.safetensors.index.json'
+  """(the directory's safetensors files, the index that goes for nothing or None).
+
+  They are one file, or those that the index names. An index beside a whole model that it does not
+  name is of an earlier save: transformers reads the one file.
+  """
+  index, single = folder / 'model.safetensors.index.json', folder / 'model.safetensors'
   if index.exists():
     names = families.load_json(index).get('weight_map')
     if not isinstance(names, dict) or not names or not all(
         isinstance(name, str) for name in names.values()):
       raise UserError(f'{index}: has no weight_map from tensors to files; fetch it again')
+    if single.exists() and single.name not in names.values():
+      return [single], index
     outside = sorted(name for name in set(names.values())
                      if len(name) > 255 or pathlib.PurePath(name).name != name)
     if outside:
@@ -91,12 +98,12 @@ def _find_files(folder):
     missing = [path.name for path in paths if not path.exists()]
     if missing:
       raise UserError(f"{folder}: lacks {', '.join(missing)}, which {index.name} names; fetch them")
-    return paths
+    return paths, None
   paths = sorted(folder.glob('*.safetensors'))
   if len(paths) != 1:
     raise UserError(f'{folder}: has {len(paths)} *.safetensors files and no {index.name}; only '
                     'safetensors are read, one file or several with their index')
-  return paths
+  return paths, None
 
 
 def open_base(folder) -> Base:
@@ -110,7 +117,8 @@ def open_base(folder) -> Base:
   family = families.load_json(folder / 'config.json').get('model_type')
   files, shapes = {}, {}
   digest = hashlib.sha256(reader.read_bytes(folder / 'config.json', 'fetch it again'))
-  for path in _find_files(folder):
+  paths, stale = _find_files(folder)
+  for path in paths:
     with open_file(path) as f:
       for name in f.keys():
         part = f.get_slice(name)
@@ -118,7 +126,7 @@ def open_base(folder) -> Base:
           raise UserError(f'{path}: {name} is {part.get_dtype()}; supported: {", ".join(_DTYPES)}')
         files[name], shapes[name] = path, tuple(part.get_shape())
     _update_digest(digest, path)
-  return Base(folder, family, files, shapes, digest.hexdigest()[:16])
+  return Base(folder, family, files, shapes, digest.hexdigest()[:16], stale=stale)
 
 
 def _open_gguf(path):
@@ -259,8 +267,9 @@ def _find_runs(sizes, ranges):
 
 
 def describe(base: Base) -> str:
-  return (f'{base.folder}: {base.family}, {len(base.files)} tensors in '
-          f'{len(set(base.files.values()))} file(s)')
+  names = sorted({path.name for path in base.files.values()})
+  note = f' ({names[0]}; not those that {base.stale.name} names)' if base.stale else ''
+  return f'{base.folder}: {base.family}, {len(base.files)} tensors in {len(names)} file(s){note}'
 
 
 class Shards:

@@ -269,6 +269,25 @@ def split_in_two(path):
   return path
 
 
+def test_one_whole_file_goes_before_an_index_that_does_not_name_it(folder):
+  """As transformers has it: the index, and what it names, are of an earlier save."""
+  path = split_in_two(folder('llama'))
+  earlier = weights.open_base(path)
+  assert earlier.stale is None and '2 file(s)' in weights.describe(earlier)
+  tensors = safetensors.numpy.load_file(GOLDEN / 'llama/model.safetensors')
+  tensors['model.norm.weight'] += 1
+  safetensors.numpy.save_file(tensors, path / 'model.safetensors')
+  base = weights.open_base(path)
+  assert set(base.files.values()) == {path / 'model.safetensors'}
+  assert base.fingerprint != earlier.fingerprint
+  assert weights.describe(base).endswith(
+      '1 file(s) (model.safetensors; not those that model.safetensors.index.json names)')
+  # An index that names it decides.
+  (path / 'model.safetensors.index.json').write_text(
+      json.dumps({'weight_map': dict.fromkeys(tensors, 'model.safetensors')}))
+  assert weights.open_base(path).stale is None
+
+
 def test_several_files_and_their_index(folder):
   path = split_in_two(folder('llama'))
   jax.tree.map(np.testing.assert_array_equal, get_frozen(path), get_frozen(GOLDEN / 'llama'))
