@@ -58,8 +58,8 @@ def make_chain_harder(method: str):
 
     python -m rim_jax.main --config=configs/rim.py:chain_harder
 
-  Two things differ from `chain` beside the data: three times the examples, and weights of stage 1
-  that do not fade, as later steps are learned long after the first.
+  Beside the data and a fifth block, two things differ from `chain`: three times the examples, and
+  weights of stage 1 that do not fade, as later steps are learned long after the first.
 
   Cost: 10 to 26 minutes of 1 CPU core, by method. Score: RiM 100.0 / 10.3 / 100.0 %, with two
   passes over its blocks or 1,392,000 examples 100.0 / 100.0 / 100.0; seed 0 alone: chain of thought

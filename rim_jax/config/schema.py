@@ -108,10 +108,12 @@ class TokenizerConfig:
   # bytes: one id a byte. chain: digits and operators. words: the words of ProsQA. file: `path`.
   kind: Literal['bytes', 'chain', 'words', 'file'] = 'bytes'
   path: str = ''  # kind=file: a tokenizer.json of the library `tokenizers`.
-  # Texts of the tokens that begin a sequence ('': none) and end an answer. kind=file needs the
-  # latter; with model.init_from each takes the place of the model's own.
-  bos_token: str = ''  # kind=file and model.init_from: text of the token that begins a sequence.
-  eos_token: str = ''  # kind=file and model.init_from: text of the token that ends an answer.
+  # Text of the token that begins a sequence; '': none. With model.init_from it takes the place of
+  # the model's own. For kind=file and model.init_from alone.
+  bos_token: str = ''
+  # Text of the token that ends an answer, which kind=file needs. With model.init_from it takes the
+  # place of the model's own. For these two alone.
+  eos_token: str = ''
   add_bos: bool = False  # kind=bytes, chain or words: begin every sequence with a bos token.
 
 
@@ -269,7 +271,7 @@ class CurriculumConfig:
   # A run that starts from another one begins with fresh optimizer moments; False: with that one's.
   reset_optimizer: bool = True
   # Each stage goes on in the data where the one before ended. False: each begins with the same
-  # examples, so that a budget below one pass in each stage never reads the others.
+  # examples, and where no stage takes a whole pass, the last ones are never read.
   continue_data: bool = later(False)
 
 
