@@ -135,7 +135,7 @@ def write_export(out, network: Network, origin: Origin, records, references=None
         texts = [prompts.make_prompt(r.question, config) for r in records]
         lm_eval_task.write_task(folder, config, texts, records)
       (folder / 'README.md').write_text(
-          _describe(config, card, network.codec.tokenizer.marks_start))
+          _describe(config, card, _is_sentencepiece(folder, network.codec.tokenizer)))
   return card
 
 
@@ -229,7 +229,13 @@ def place_rows(matrix_vd, rows, ids):
   return grown
 
 
-def _describe(config, card, marks_start):
+def _is_sentencepiece(folder, tokenizer) -> bool:
+  """Whether the tokenizer marks spaces as SentencePiece does, and so is not byte-level."""
+  model = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')).model
+  return tokenizer.marks_start or getattr(model, 'byte_fallback', False)
+
+
+def _describe(config, card, is_sentencepiece):
   prompt = prompts.make_prompt('QUESTION', config).replace('\n', '\\n')
   suffix = config.layout.answer_suffix
   lines = [
@@ -246,10 +252,11 @@ def _describe(config, card, marks_start):
       '`< |` in a question before it is put into the prompt.']
   if card['kind'] == 'merged':
     lines += ['', lm_eval_task.describe_task()]
-    if marks_start:
-      lines += ['', 'llama.cpp makes other tokens of the prompt: with a tokenizer of this kind it '
-                'puts a space behind every special token, block tokens among them, and its '
-                'converter finds no scores without tokenizer.model. Give it ids and no text: '
+    if is_sentencepiece:
+      lines += ['', 'llama.cpp may make other tokens of the prompt: with a tokenizer in '
+                "SentencePiece's manner it can put a space behind every special token, block "
+                'tokens among them, and its converter finds no scores without tokenizer.model. '
+                'Give it ids and no text: '
                 '`"prompt": [ids]` with `tokenizers.Tokenizer.from_file("tokenizer.json")'
                 '.encode(prompt).ids`.']
   if card['kind'] == 'adapters':

@@ -188,10 +188,19 @@ def test_transformers_begins_with_the_bos_of_the_run(bos, said, tmp_path):
   assert load_transformers(tmp_path / 'out')(text).input_ids == tokenizer.encode(text).ids
 
 
-@pytest.mark.parametrize('make', [make_spaced, make_folder])
+def make_byte_fallback(folder):
+  """Gemma's kind, but for its size: it marks spaces, and no beginnings."""
+  path = make_folder(folder) / 'tokenizer.json'
+  tree = json.loads(path.read_text())
+  tree['model']['byte_fallback'] = True
+  path.write_text(json.dumps(tree))
+  return folder
+
+
+@pytest.mark.parametrize('make', [make_spaced, make_byte_fallback, make_folder])
 def test_the_readme_says_where_llama_cpp_must_be_given_ids(make, tmp_path):
   config = make_config(make(tmp_path / 'base'))
   _, params, frozen = make_model(config)
   write_export(tmp_path / 'out', config, params, frozen, [QUESTION])
   readme = (tmp_path / 'out/README.md').read_text()
-  assert ('`"prompt": [ids]`' in readme) == (make is make_spaced)
+  assert ('`"prompt": [ids]`' in readme) == (make is not make_folder)
