@@ -320,6 +320,122 @@ def test_the_tpu_script_prints_every_command():
   assert run_script('tpu_vm.sh', 'run', 'name').returncode == 2
 
 
+GCLOUD = """#!/bin/bash
+cd "$(dirname "$0")"
+next() {  # the first line of a file; the last one stays
+  head -n 1 "$1"
+  [ "$(wc -l < "$1")" -le 1 ] || sed -i 1d "$1"
+}
+case "$*" in
+  *queued-resources\\ describe*) what=describe ;;
+  *queued-resources\\ create*) what=create ;;
+  *queued-resources\\ delete*) what=delete ;;
+  *supervise.py*) what=run ;;
+  *) what=setup ;;
+esac
+[ "$what" = describe ] || echo "$what" >> calls
+told=$(next "$what")
+case $told in [0-9]*) exit "$told" ;; error) exit 1 ;; *) echo "$told" ;; esac
+"""
+
+
+def keep(folder, **told):
+  """(exit code, calls but describe, stderr) of `keep` where gcloud says so, one after the other."""
+  (folder / 'gcloud').write_text(GCLOUD)
+  (folder / 'gcloud').chmod(0o755)
+  good = {'create': ['0'], 'setup': ['0'], 'run': ['0'], 'delete': ['0'], 'describe': ['ACTIVE']}
+  for name, lines in (good | told).items():
+    (folder / name).write_text(''.join(f'{line}\n' for line in lines))
+  done = run_script('tpu_vm.sh', 'keep', 'rim', 'zone', 'v5litepod-16', 'image', 'https://host/rim',
+                    '--', 'python', '-m', 'rim_jax.main', POLL_SECS='0',
+                    PATH=f'{folder}:{os.environ["PATH"]}')
+  return done.returncode, (folder / 'calls').read_text().split(), done.stderr
+
+
+ONCE = ['create', 'setup', 'run']
+
+
+@pytest.mark.parametrize('told, code, calls', [
+    ({}, 0, ONCE),
+    ({'run': ['2']}, 2, ONCE),  # a user's mistake
+    # It is saved within seconds; that the slice goes, its resource says later.
+    ({'run': ['75', '0'], 'describe': ['ACTIVE'] * 3 + ['SUSPENDING', 'ACTIVE']}, 0,
+     [*ONCE, 'delete', *ONCE]),
+    ({'run': ['255', '0'], 'describe': ['ACTIVE', 'SUSPENDED', 'WAITING_FOR_RESOURCES', 'ACTIVE']},
+     0, [*ONCE, 'delete', *ONCE]),
+    ({'setup': ['1', '0'], 'describe': ['ACTIVE', 'SUSPENDED', 'ACTIVE']}, 0,
+     ['create', 'setup', 'delete', *ONCE]),
+    ({'describe': ['PROVISIONING', 'SUSPENDED', 'ACTIVE']}, 0, ['create', 'delete', *ONCE]),
+    ({'run': ['76', '1', '0']}, 0, [*ONCE, 'setup', 'run', 'setup', 'run']),  # the slice stays
+    ({'create': ['0', '1', '0'], 'delete': ['1', '0'],
+      'describe': ['SUSPENDED', 'ACTIVE']}, 0,
+     ['create', 'delete', 'delete', 'create', *ONCE])])
+def test_a_slice_is_kept_until_the_command_is_done_or_mistaken(told, code, calls, tmp_path):
+  found = keep(tmp_path, **told)
+  assert found[:2] == (code, calls), found
+  assert 'launch/tpu_vm.sh delete rim zone' in found[2].splitlines()[-1]  # it is still there
+
+
+@pytest.mark.parametrize('told, calls, why', [
+    ({'run': ['1']}, [*ONCE, 'setup', 'run', 'setup', 'run'], 'gave up: three times in a row'),
+    ({'setup': ['1']}, ['create', 'setup', 'setup', 'setup'], 'could not be set up'),
+    ({'describe': ['CREATING', 'FAILED']}, ['create'], 'is FAILED'),
+    ({'describe': ['CREATING', 'error']}, ['create'], 'has not told its state'),
+    ({'create': ['1']}, ['create'], 'could not be made'),
+    ({'describe': ['SUSPENDED'], 'delete': ['1']}, ['create'] + 5 * ['delete'],
+     'could not be deleted')])
+def test_where_a_slice_cannot_be_kept_it_says_why_and_what_still_costs(told, calls, why, tmp_path):
+  code, found, err = keep(tmp_path, **told)
+  assert code == 1 and found == calls and why in err, (code, found, err)
+  assert 'launch/tpu_vm.sh delete rim zone' in err.splitlines()[-1]
+
+
+def test_a_wrong_command_makes_no_slice(tmp_path):
+  (tmp_path / 'gcloud').write_text('#!/bin/sh\ntouch "$0.called"; echo ACTIVE\n')
+  (tmp_path / 'gcloud').chmod(0o755)
+  done = run_script('tpu_vm.sh', 'keep', 'rim', 'zone', 'type', 'image', 'https://host/rim',
+                    'python', 'run.py', PATH=f'{tmp_path}:{os.environ["PATH"]}')
+  assert done.returncode == 2 and 'COMMAND' in done.stderr and os.listdir(tmp_path) == ['gcloud']
+
+
+PYTHON = """#!/bin/bash
+echo "$*" >> "$HOME/calls"
+case "$*" in
+  --version) echo 'Python 3.10.12' ;;
+  -c*) exit "$OLD" ;;
+  *uv\\ venv*) [ -n "$UV" ] || exit 1 ;;&
+  *venv*)
+    mkdir -p env/bin
+    cp "$0" env/bin/python
+    printf '#!/bin/sh\\n' > env/bin/pip
+    chmod +x env/bin/pip
+    ;;
+esac
+"""
+
+
+@pytest.mark.parametrize('old, uv, code, made', [
+    ('0', '', 0, '-m venv --clear env'),
+    ('1', '1', 0, '-m uv venv -q --clear --seed --python=3.11 env'), ('1', '', 1, '')])
+def test_a_worker_whose_python_is_too_old_gets_another_or_says_so(old, uv, code, made, tmp_path):
+  """The command itself, as gcloud would run it on each worker."""
+  place, home = tmp_path / 'bin', tmp_path / 'home'
+  place.mkdir()
+  (home / 'rim_jax').mkdir(parents=True)
+  gcloud = '#!/bin/bash\ncd; last=${!#}; exec bash -c "${last#--command=}"\n'
+  for name, text in (('python3', PYTHON), ('gcloud', gcloud)):
+    (place / name).write_text(text)
+    (place / name).chmod(0o755)
+  done = run_script('tpu_vm.sh', 'setup', 'rim', 'zone', 'https://host/rim', OLD=old, UV=uv,
+                    HOME=str(home), PATH=f'{place}:{os.environ["PATH"]}')
+  assert done.returncode == code, done.stderr
+  calls = (home / 'calls').read_text().splitlines()
+  assert made in calls or not made
+  if code:
+    line = done.stderr.splitlines()[-1]
+    assert 'there is Python 3.10.12, rim_jax needs 3.11' in line and 'choose another image' in line
+
+
 @pytest.mark.skipif(not shutil.which('shellcheck'), reason='shellcheck is not installed')
 def test_shell_scripts_are_clean():
   scripts = sorted((ROOT / 'launch').glob('*.sh'))
