@@ -222,8 +222,9 @@ class StopSignal:
   """Whether the run was asked to end (SIGTERM, a platform's preemption notice).
 
   As a context manager around the loop; `is_set` is asked once a step, and all processes get the
-  same answer at the same step. With several processes a notice that comes before the loop or after
-  it (while compiling, evaluating, between stages) is kept for the next step taken.
+  same answer at the same step. Where a launcher has started the run, by one process or several, a
+  notice that comes before the loop or after it (while compiling, evaluating, between stages) is
+  kept for the next step taken.
   """
   # Of all loops of this process: JAX agrees on a number that is to come, the next after those that
   # were asked for, and a step's own number begins anew at each stage.
@@ -232,8 +233,10 @@ class StopSignal:
   def __enter__(self):
     self._asked = False
     self._before = None
-    # JAX has a handler of its own where there are several processes: it tells them all.
-    if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+    # JAX has a handler of its own from its start on, which tells all processes; also where it was
+    # started as one of one.
+    self._is_jax_s = jax.distributed.is_initialized()
+    if not self._is_jax_s and threading.current_thread() is threading.main_thread():
       self._before = signal.signal(signal.SIGTERM, self._ask)
     return self
 
@@ -245,7 +248,7 @@ class StopSignal:
     self._asked = True
 
   def is_set(self) -> bool:
-    if jax.process_count() == 1:
+    if not self._is_jax_s:
       return self._asked
     return multihost_utils.reached_preemption_sync_point(next(self._count))
 

@@ -460,6 +460,30 @@ print(f'first {any(first)}, second {any(second)} at {len(second)}', flush=True)
 '''
 
 
+ASK_ALONE = '''
+import os, signal, sys, time
+import jax
+from rim_jax.runtime import hosts
+
+jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 1, 0)
+os.kill(os.getpid(), signal.SIGTERM)  # before the loop
+with hosts.StopSignal() as stop:
+  deadline = time.monotonic() + 30
+  while not stop.is_set():
+    assert time.monotonic() < deadline, 'the notice is lost'
+    time.sleep(0.1)
+'''
+
+
+def test_a_notice_before_the_loop_of_one_launched_process_is_kept():
+  """As of every job of one node: JAX takes the signal from its start on, also for one process."""
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    port = server.getsockname()[1]
+  done = subprocess.run([sys.executable, '-c', ASK_ALONE, str(port)], capture_output=True,
+                        text=True, timeout=300, env=support_runs.ENVIRONMENT)
+  assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_a_notice_between_two_loops_ends_the_second_at_one_step_everywhere(tmp_path):
   (tmp_path / 'ask.py').write_text(ASK_TWICE)
