@@ -13,6 +13,8 @@
 # DIR must be on a file system that all nodes see. With CONTAINER=IMAGE the processes run in it (needs
 # pyxis). Two minutes before the job's time is over SLURM sends SIGTERM: the run saves and ends with
 # 75, and the job goes back into the queue, to go on from there; so it does when its nodes are taken.
+# A run that has not ended after 90 s is killed, for the same end. Where a save takes longer:
+#   RIM_JAX_GRACE_SECS=570 sbatch --signal=TERM@600 ...
 #
 #SBATCH --job-name=rim_jax
 #SBATCH --ntasks-per-node=1

@@ -4,17 +4,22 @@
 
 The run's exit code says what to do (rim_jax/main.py lists them). 0: done. 2: a user's mistake,
 which no repetition mends. 75: it was asked to end and has saved; this ends too, and the platform
-starts both again where it gives a machine back. Anything else (1, 76, a crash, a kill): again,
-after a pause that doubles from 2 to 60 seconds, from the last checkpoint. It gives up once the run
-has failed three times in a row without getting a step further.
+starts both again where it gives a machine back. A run that is asked to end and has not ended after
+--grace_secs (90, or RIM_JAX_GRACE_SECS) is killed, so that this ends with 75 before the platform
+kills both: it may be in its last evaluation, or compiling, where nothing new is to be saved. Raise
+that where a save takes longer and the platform gives longer notice. Anything else (1, 76, a crash,
+a kill): again, after a pause that doubles from 2 to 60 seconds, from the last checkpoint. It gives
+up once the run has failed three times in a row without getting a step further.
 """
 
 import argparse
 import contextlib
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import NoReturn
 
@@ -107,6 +112,8 @@ def main(argv):
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--max_failures', type=int, default=3)
+  parser.add_argument('--grace_secs', type=float,
+                      default=os.environ.get('RIM_JAX_GRACE_SECS', '90'))
   parser.add_argument('--dry-run', action='store_true', help='print the command and end')
   args = parser.parse_args(own)
   if args.dry_run:
@@ -116,8 +123,18 @@ def main(argv):
   ignore_profile()
   child, ending = None, False
 
+  def end_at_last():
+    if child and child.poll() is None:
+      print(f'supervise: it has not ended {args.grace_secs:g} s after it was asked to, and is '
+            'killed; what it has saved is whole', file=sys.stderr, flush=True)
+      child.kill()
+
   def pass_on(signum, frame):
     nonlocal ending
+    if not ending:
+      timer = threading.Timer(args.grace_secs, end_at_last)
+      timer.daemon = True
+      timer.start()
     ending = True
     if child:
       child.send_signal(signum)

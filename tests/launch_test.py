@@ -64,6 +64,31 @@ def test_a_supervisor_that_is_asked_to_end_passes_it_on_and_ends(tmp_path):
   assert run.wait(300) == supervise.STOPPED and (tmp_path / 'saved').exists()
 
 
+def test_a_run_that_does_not_hear_that_it_is_to_end_is_killed_in_time_and_goes_on_later(tmp_path):
+  """As in its last evaluation: else the job's time is over, after which nobody starts it again."""
+  child = ('import pathlib, signal, time\n'
+           'signal.signal(signal.SIGTERM, lambda *_: None)\n'
+           f'pathlib.Path({str(tmp_path / "up")!r}).touch()\n'
+           'time.sleep(40)')
+  run = subprocess.Popen(
+      [sys.executable, ROOT / 'launch/supervise.py', '--', sys.executable, '-c', child,
+       f'--workdir={tmp_path}'], stderr=subprocess.PIPE, text=True,
+      env=dict(os.environ, RIM_JAX_GRACE_SECS='0.5'))
+  support_runs.wait_for(tmp_path / 'up', run)
+  began = time.monotonic()
+  run.terminate()
+  _, err = run.communicate(timeout=300)
+  assert run.returncode == supervise.STOPPED and time.monotonic() - began < 30
+  assert 'has not ended 0.5 s after it was asked to' in err
+
+
+def test_a_grace_that_is_no_number_is_a_mistake():
+  done = subprocess.run([sys.executable, ROOT / 'launch/supervise.py', '--', 'true'], text=True,
+                        capture_output=True, timeout=300,
+                        env=dict(os.environ, RIM_JAX_GRACE_SECS='long'))
+  assert done.returncode == 2 and "'long'" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize('launcher', [['supervise.py'], ['local_hosts.py', '--processes=1']])
 def test_a_request_for_a_profile_ends_no_launcher_and_no_run_that_begins(launcher, tmp_path):
   """`scancel -s USR1` sends it to all processes of a job."""
