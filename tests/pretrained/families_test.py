@@ -427,6 +427,7 @@ def test_json_that_is_nested_too_deep_is_told(folder):
 @pytest.mark.parametrize('name', ['../llama/model.safetensors', '/etc/passwd', 'a/b', 'x' * 5_000])
 def test_an_index_names_files_of_its_directory_alone(folder, name):
   path = folder('llama')
+  (path / 'model.safetensors').rename(path / 'part.safetensors')  # a whole file goes before it
   (path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': name}}))
   with pytest.raises(UserError, match='which is no file of this directory') as e:
     weights.open_base(path)
