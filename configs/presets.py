@@ -79,7 +79,8 @@ def make_chain_harder(method: str):
 
 
 def make_gsm8k(method: str):
-  """GSM8K (--config.data.dir=DIR, or downloaded): every row once, a tiny byte-level network.
+  """GSM8K (--config.data.dir=DIR, or downloaded): every row once in stage 1, a tiny byte-level
+  network.
 
   Far too little to learn arithmetic from scratch: it shows the whole way on real rows. The short
   prefix keeps 8 readouts of bytes inside a row.
@@ -271,7 +272,8 @@ def make_gpt2(method: str):
 
   Without init_from, models/gpt2. Cost: one 80 GB GPU or one v5e host; by --dry_run 1.9e17 FLOPs
   for RiM's 8 epochs of GSM8K-Aug, 0.13 hours of an H100 at 40 % of its peak. Score: not measured.
-  The paper (arXiv 2605.30343) reports 33.6 % on GSM8K; direct 15.4, Coconut 31.1, CoT 42.9.
+  The paper (arXiv 2605.30343) reports 33.6 % on GSM8K; direct 15.4, Coconut 31.1. CoT has 42.9 in
+  Coconut's paper.
   """
   return _make_pretrained(method, 'models/gpt2', 1e-3)
 
