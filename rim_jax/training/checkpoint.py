@@ -132,7 +132,10 @@ class Checkpointer:
   """Saves and finds the checkpoints of one WORKDIR.
 
   `say` takes one line for a person. Use as a context manager: leaving it waits
-  for saves under way. Process 0 alone looks at what is there and changes it.
+  for saves under way. Process 0 alone looks at what is there and changes it: damaged checkpoints
+  are named and put aside.
+
+  Raises: UserError when there are checkpoints and all are damaged.
   """
 
   def __init__(self, workdir, config: CheckpointConfig, say=print):
@@ -142,6 +145,8 @@ class Checkpointer:
     self._sealer = concurrent.futures.ThreadPoolExecutor(1)
     self._seals = []
     hosts.lead(self._clear_unfinished)
+    # Before Orbax looks at them: it reads some of their files, and would fail with a traceback.
+    self._latest = hosts.lead(self._put_damaged_aside)
     self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
         # Without it Orbax keeps metrics in memory alone, and BestN, after a restart, every step
         # whose metrics it does not know.
@@ -215,15 +220,8 @@ class Checkpointer:
       self._seals.pop().result()
 
   def find_latest(self) -> Checkpoint | None:
-    """The newest checkpoint whose manifest agrees; damaged newer ones are named and put aside.
-
-    Raises: UserError when there are checkpoints and all are damaged.
-    """
-    step = hosts.lead(self._put_damaged_aside)
-    if step is None:
-      return None
-    self._manager.reload()
-    return load_checkpoint(self._folder, step)
+    """The newest checkpoint whose manifest agreed when this was opened."""
+    return None if self._latest is None else load_checkpoint(self._folder, self._latest)
 
   def _put_damaged_aside(self) -> int | None:
     """The newest good step; what is newer and damaged goes to WORKDIR/damaged.
