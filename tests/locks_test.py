@@ -1,7 +1,6 @@
 """A lock is one process's; what is no lock's refusal is not taken for one."""
 
 import errno
-import fcntl
 import os
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import pytest
 
 from rim_jax import locks
+from tests import support_locks
 
 HOLDS = """
 import sys
@@ -32,9 +32,7 @@ def test_it_is_one_process_s_and_given_back_with_it(tmp_path):
 
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_without_locks_is_no_other_process(number, tmp_path, monkeypatch):
-  def refuse(file, operation):
-    raise OSError(number, os.strerror(number))
-  monkeypatch.setattr(fcntl, 'flock', refuse)
+  support_locks.refuse_locks(monkeypatch, number)
   with open(tmp_path / 'a', 'a') as file:
     told = locks.take(file, waits=False)
   assert os.strerror(number) in told and errno.errorcode[number] in told
@@ -44,9 +42,7 @@ def test_a_file_system_without_locks_is_no_other_process(number, tmp_path, monke
 
 @pytest.mark.parametrize('number', [errno.EAGAIN, errno.EACCES])
 def test_both_words_for_taken_are_known(number, tmp_path, monkeypatch):
-  def refuse(file, operation):
-    raise OSError(number, os.strerror(number))
-  monkeypatch.setattr(fcntl, 'flock', refuse)
+  support_locks.refuse_locks(monkeypatch, number)
   with open(tmp_path / 'a', 'a') as file, pytest.raises(locks.Taken):
     locks.take(file, waits=False)
 

@@ -1,7 +1,7 @@
 """Stored ids are those that the tokenizer gives; a store is whole, or made again."""
 
 import contextlib
-import fcntl
+import errno
 import multiprocessing
 import os
 import pathlib
@@ -16,6 +16,7 @@ from rim_jax.data import datasets, encoded
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.data.records import Record
 from rim_jax.errors import UserError
+from tests import support_locks
 
 
 class Records(list):
@@ -70,7 +71,7 @@ def test_a_split_of_nothing_that_can_be_encoded(split, tmp_path):
 
 
 def test_large_ids_are_kept(tmp_path):
-  class Wide(tokenizer_lib.Tokenizer):
+  class Wide(tokenizer_lib.ByteTokenizer):
     vocab_size, fingerprint = 70_000, 'wide'
 
     def encode(self, text, allow_special=False):
@@ -80,7 +81,7 @@ def test_large_ids_are_kept(tmp_path):
 
 
 def test_a_question_that_begins_its_sequence_has_a_store_of_its_own(tmp_path):
-  class Marks(tokenizer_lib.Tokenizer):
+  class Marks(tokenizer_lib.ByteTokenizer):
     vocab_size, fingerprint, marks_start = 300, 'marks', True
 
     def encode(self, text, allow_special=False):
@@ -156,9 +157,7 @@ def test_a_store_that_another_host_made_meanwhile_is_taken_if_it_is_whole(is_who
 
 
 def test_a_store_is_made_where_there_are_no_locks(tmp_path, monkeypatch):
-  def refuse(file, operation):
-    raise OSError(37, 'No locks available')
-  monkeypatch.setattr(fcntl, 'flock', refuse)
+  support_locks.refuse_locks(monkeypatch, errno.ENOLCK)
   assert load(tmp_path)[1] == [[9], [9]]
 
 

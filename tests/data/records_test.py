@@ -1,5 +1,6 @@
 """What a kill has left of a preparation is cleared, and what is being prepared is not."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -8,6 +9,7 @@ import sys
 import time
 
 from rim_jax.data import records
+from tests import support_locks
 
 
 def make_old(path):
@@ -64,9 +66,7 @@ def test_what_is_a_few_minutes_old_stays(tmp_path):
 
 
 def test_where_there_are_no_locks_data_are_prepared_and_nothing_is_removed(tmp_path, monkeypatch):
-  def refuse(file, operation):
-    raise OSError(38, 'Function not implemented')
-  monkeypatch.setattr(fcntl, 'flock', refuse)
+  support_locks.refuse_locks(monkeypatch, errno.ENOSYS)
   make_old(tmp_path / 'incomplete.perhaps')
   with records.make_scratch(tmp_path) as made:
     assert os.path.isdir(made)

@@ -25,7 +25,7 @@ from rim_jax.runtime import run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import recorder as recorder_lib
 from tests import bucket as bucket_lib
-from tests import support_runs
+from tests import support_locks, support_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -188,9 +188,7 @@ def test_a_workdir_is_held_by_one_run(place, monkeypatch):
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK])
 def test_where_there_are_no_locks_a_run_is_told_so_and_goes_on(number, tmp_path, monkeypatch):
   """It was told of another run, which nobody finds, and a sweep waited for that one for ever."""
-  def refuse(file, operation):
-    raise OSError(number, os.strerror(number))
-  monkeypatch.setattr(fcntl, 'flock', refuse)
+  support_locks.refuse_locks(monkeypatch, number)
   told = []
   with storage.hold(tmp_path, told.append):
     assert str(os.getpid()) in (tmp_path / '.lock').read_text()
