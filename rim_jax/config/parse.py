@@ -137,8 +137,15 @@ def find_problems(config: Config) -> list[str]:
 
 
 def replace_keys(config: Config, changes: dict) -> Config:
-  """A config with some keys otherwise, dotted key -> value."""
-  return _build(type(config), change(dataclasses.asdict(config), changes), '', [])
+  """A config with some keys otherwise, dotted key -> value.
+
+  Raises: KeyError for a key or a type that it has not.
+  """
+  problems: list[str] = []
+  found = _build(type(config), change(dataclasses.asdict(config), changes), '', problems)
+  if problems:
+    raise KeyError('; '.join(problems))
+  return found
 
 
 def change(tree: dict, values: dict) -> dict:

@@ -926,3 +926,10 @@ def test_runtime_keys_are_keys():
 
 def test_config_dict_is_what_recipes_get():
   assert isinstance(config_lib.make_config_dict(), ml_collections.ConfigDict)
+
+
+@pytest.mark.parametrize('key', ['optim.learning_rat', 'optimizer.learning_rate', 'loop'])
+def test_a_key_that_is_not_there_is_not_silently_left_as_it_was(key):
+  assert config_lib.replace_keys(Config(), {'optim.learning_rate': 0.5}).optim.learning_rate == 0.5
+  with pytest.raises(KeyError, match=key):
+    config_lib.replace_keys(Config(), {key: 0.5})
