@@ -16,7 +16,6 @@ pairs' ratios: a machine that slows down slows both.
 
 from collections.abc import Callable
 import dataclasses
-import functools
 import statistics
 import time
 
@@ -133,23 +132,6 @@ class Bound:
   def __call__(self):
     with jax.set_mesh(self.mesh):
       return self.part.program(*self.args)
-
-
-def list_kinds(config: Config, prefix: tuple, num_chain: int, num_thoughts: int
-               ) -> list[tuple[str, Config, Writing]]:
-  """(name, config, what it writes) of every way to answer, on one network of a method with blocks.
-
-  Args:
-    num_chain: tokens of a written chain up to the answer's first.
-  """
-  blocks = tuple(range(1, config.layout.num_blocks + 1))
-  read = functools.partial(Writing, prefix=prefix, num_blocks=len(blocks))
-  coconut = dataclasses.replace(config, method='coconut_stage', layout=dataclasses.replace(
-      config.layout, num_blocks=1, block_tokens=num_thoughts, skip_steps=-1))
-  return [('direct', config, Writing(prefix)), ('rim', config, read(blocks=blocks[-1:])),
-          ('rim_all', config, read(blocks=blocks)),
-          ('coconut', coconut, Writing(prefix, 1, (1,))),
-          ('cot', config, Writing(num_chain=num_chain))]
 
 
 def make_parts(network: Network, writing: Writing) -> dict[str, Part]:

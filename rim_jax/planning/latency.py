@@ -7,6 +7,7 @@ There it is told twice: as if the card had no cache, and as if small arrays stay
 """
 
 import dataclasses
+import functools
 import types
 import typing
 
@@ -66,9 +67,26 @@ def _make_case(topology: str, config: Config) -> _Case:
   num_chain = sum(len(step) + len(template.step_separator) for step in encoded.steps)
   return _Case(
       machine, mesh, step_lib.make_program(config, vocab_size, 1, mesh), vocab_size,
-      encoded.question, template, latency.list_kinds(
+      encoded.question, template, _list_kinds(
           config, tuple(template.answer_prefix), num_chain + len(template.answer_prefix),
           config.coconut.num_stages * config.coconut.thoughts_per_step))
+
+
+def _list_kinds(config: Config, prefix: tuple, num_chain: int, num_thoughts: int
+               ) -> list[tuple[str, Config, latency.Writing]]:
+  """(name, config, what it writes) of every way to answer, on one network of a method with blocks.
+
+  Args:
+    num_chain: tokens of a written chain up to the answer's first.
+  """
+  blocks = tuple(range(1, config.layout.num_blocks + 1))
+  read = functools.partial(latency.Writing, prefix=prefix, num_blocks=len(blocks))
+  coconut = dataclasses.replace(config, method='coconut_stage', layout=dataclasses.replace(
+      config.layout, num_blocks=1, block_tokens=num_thoughts, skip_steps=-1))
+  return [('direct', config, latency.Writing(prefix)), ('rim', config, read(blocks=blocks[-1:])),
+          ('rim_all', config, read(blocks=blocks)),
+          ('coconut', coconut, latency.Writing(prefix, 1, (1,))),
+          ('cot', config, latency.Writing(num_chain=num_chain))]
 
 
 def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[dict]:
