@@ -198,7 +198,7 @@ def _run_steps(run: StageRun, state) -> None:
   with contextlib.ExitStack() as stack:
     tools = _open_instruments(run, start, stack)
     stack.enter_context(jax.set_mesh(run.task.mesh))
-    save = _make_save(run, state, tools, end)
+    save = _make_save(run, state, tools)
     own_secs, told_at, saved_at = 0.0, start, time.monotonic()
     note, compiled, ahead = '', None, collections.deque()
     if start < end:
@@ -297,7 +297,7 @@ def _describe_time(spent) -> str:
       f'{name} {secs:.1f}' for name, secs in sorted(parts.items(), key=lambda p: -p[1]))
 
 
-def _make_save(run: StageRun, state, tools: Instruments, end: int):
+def _make_save(run: StageRun, state, tools: Instruments):
   """(step, state) -> None: evaluates on valid, writes that, and starts a save.
 
   A save because the run was asked to stop, or by the clock, is there to go on from: it takes no
@@ -323,8 +323,7 @@ def _make_save(run: StageRun, state, tools: Instruments, end: int):
   def save(step, state):
     counts = step >= stage.counted_from
     scheduled = step == stage.num_steps or step % config.checkpoint.every_steps == 0
-    # At its share's end, too, which --halve_at chooses by.
-    acc = evaluate(step, state, counts) if scheduled or step == end else None
+    acc = evaluate(step, state, counts) if scheduled else None
     with tools.goodput.measure('save'):
       tools.writer.flush()  # a checkpoint never stands without what was told up to it
       run.checkpointer.save(

@@ -157,8 +157,8 @@ def test_what_a_run_ends_with_does_not_depend_on_where_it_was_asked_to_stop(
   train_lib.train(config, tmp_path / 'parts', say=QUIET)
   support_runs.assert_same_run(undisturbed, tmp_path / 'parts')
   assert read_choice(tmp_path / 'parts') == read_choice(undisturbed)
-  asked = run_folder.RunFolder(tmp_path / 'parts').load_valid_accs()
-  assert set(asked) == {3, 6} == set(run_folder.RunFolder(undisturbed).load_valid_accs())
+  asked = run_folder.RunFolder(tmp_path / 'parts').load_valid()
+  assert set(asked) == {3, 6} == set(run_folder.RunFolder(undisturbed).load_valid())
 
 
 def test_valid_is_asked_as_when_the_run_began(tmp_path, cache, whole, use_devices):

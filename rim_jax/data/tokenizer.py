@@ -8,6 +8,7 @@ joined, so what marks the beginning of a text, as SentencePiece's first space do
 first segment alone: `encode_first`.
 """
 
+import abc
 import hashlib
 import json
 import pathlib
@@ -18,7 +19,7 @@ from rim_jax.data import gguf, prosqa
 from rim_jax.errors import UserError
 
 
-class Tokenizer:
+class Tokenizer(abc.ABC):
   """What all have in common: no text begins otherwise than it would go on."""
   marks_start = False  # whether `encode_first` gives other ids than `encode`
   fingerprint: str
@@ -35,9 +36,13 @@ class Tokenizer:
     """1 + the largest id that a text, bos or eos can have; a model needs a row for each."""
     return self.vocab_size
 
+  @abc.abstractmethod
   def encode(self, text: str, allow_special: bool = False) -> list[int]:
     """The ids of a text behind another one; `allow_special` where a text can spell a special id."""
-    raise NotImplementedError
+
+  @abc.abstractmethod
+  def decode(self, ids) -> str:
+    """The text of ids; of special ones none."""
 
   def encode_first(self, text: str, allow_special: bool = False) -> list[int]:
     """The ids of a text that begins a sequence, bos aside."""

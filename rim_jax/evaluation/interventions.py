@@ -28,7 +28,7 @@ from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order
-from rim_jax.results import judge, values
+from rim_jax.results import judge, stats, values
 
 CONTROLS_VERSION = 2  # 1: donor_model shares were of all pairs
 
@@ -248,7 +248,7 @@ def _summarize(right_nr, whose: str = '') -> dict:
   count = len(right_nr)
   final = float(right_nr[:, -1].mean())
   return {f'final_{whose}acc': final,
-          f'final_{whose}acc_stderr': (final * (1 - final) / count) ** 0.5,
+          f'final_{whose}acc_stderr': stats.compute_stderr(final, count),
           f'block_{whose}acc': right_nr.mean(0).tolist()}
 
 

@@ -10,7 +10,7 @@ from rim_jax.evaluation import decode as decode_lib
 from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import order as order_lib
-from rim_jax.results import judge, values
+from rim_jax.results import judge, stats, values
 
 RESULTS_VERSION = 1
 NUM_SPLITS, SPLIT_SHARE = 16, 0.2  # of the paper's protocol: 264 of GSM8K's 1,319 choose
@@ -231,7 +231,7 @@ def score_splits(correct_cnr, seed: int) -> values.EvalResult:
   scored_ir = np.asarray(scored_ir)
   final = float(scored_ir[:, -1].mean())
   return values.EvalResult(
-      final_acc=final, final_acc_stderr=(final * (1 - final) / count) ** 0.5,
+      final_acc=final, final_acc_stderr=stats.compute_stderr(final, count),
       splits_stderr=float(scored_ir[:, -1].std(ddof=1) / NUM_SPLITS**0.5),
       block_acc=scored_ir.mean(0).tolist(), num_choosing=num_choosing, num_splits=NUM_SPLITS,
       chosen={str(c): chosen.count(c) for c in sorted(set(chosen))})

@@ -159,7 +159,7 @@ def _draw_learning(entries, which, states) -> page.Blocks:
   for entry in entries:
     state, points, before = by_name[entry.points[0]], [], 0
     for folder in state.stages.values():
-      points += [(before + step, 100 * acc) for step, acc in folder.load_valid_accs().items()]
+      points += [(before + step, 100 * acc) for step, (acc, _) in folder.load_valid().items()]
       before += folder.count_steps()
     if points:
       lines[state.point.name] = tuple(zip(*points))

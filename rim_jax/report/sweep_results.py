@@ -49,15 +49,12 @@ def conclude(states, workdir) -> Conclusion:
   return conclusion
 
 
-def read_valid_acc(state) -> float | None:
-  """Accuracy on valid of the checkpoint that a done point's result is of, from its metrics."""
-  result = state.result
-  return result and state.last[1].load_valid_accs().get(result.step)
+def read_valid(state) -> tuple[float | None, int]:
+  """Accuracy on valid of the checkpoint that a point's result is of, and its rule's version.
 
-
-def _read_valid_rule(state) -> int:
-  """The version of the rule that judged `read_valid_acc` of a done point."""
-  return state.last[1].load_valid_rules().get(state.result.step, 1)
+  From the point's metrics; None where they do not tell it.
+  """
+  return state.last[1].load_valid().get(state.result and state.result.step, (None, 1))
 
 
 def _make_entry(name, members) -> SettingResult:
@@ -74,7 +71,7 @@ def _make_entry(name, members) -> SettingResult:
   results = [dataclasses.replace(r, selected_acc=control_results.get_selected(told, r))
              for (_, r), (told, _) in zip(found, asked)]
   summaries = _summarize(results) | timings.summarize(results) | dict(
-      valid_acc=control_results.average([read_valid_acc(s) for s, _ in found], keep=True))
+      valid_acc=control_results.average([read_valid(s)[0] for s, _ in found], keep=True))
   return dataclasses.replace(
       entry, **summaries, n=results[0].n,
       controls=control_results.summarize_controls(carried) or None,
@@ -188,8 +185,8 @@ def find_rules(states) -> list[str]:
   """
   found = {}
   for state in states:
-    if state.result is not None and state.last[1].load_valid_rules():
-      found.setdefault(_read_valid_rule(state), []).append(state.point.name)
+    if state.result is not None and state.last[1].load_valid():
+      found.setdefault(read_valid(state)[1], []).append(state.point.name)
   return [] if len(found) < 2 else [
       'accuracies on valid were judged by different versions of the rule, so that no best is '
       'chosen: ' + '; '.join(f"{', '.join(names)} by version {rule}"
@@ -202,7 +199,7 @@ def find_damaged(states) -> list[str]:
   done = [state for state in states if state.result is not None]
   lacking = [line for state in done for folder in state.stages.values()
              for line in folder.list_damaged()]
-  unknown = [state for state in done if read_valid_acc(state) is None]
+  unknown = [state for state in done if read_valid(state)[0] is None]
   if len(unknown) < len(done):  # else none of them looked at valid
     lacking += [f'{state.last[1].metrics}: has no accuracy on valid of step {state.result.step}'
                 for state in unknown]
@@ -229,8 +226,8 @@ def find_effects(states) -> list[EffectResult]:
   From pairs of done points that agree in every other factor and in the seed, and, on valid, in the
   version of the rule of judging.
   """
-  found, effects = {s.point.name: (read_valid_acc(s), s.result.final_acc, _read_valid_rule(s),
-                                   s.point.config.seed) for s in states if s.result}, []
+  found, effects = {s.point.name: (*read_valid(s), s.result.final_acc, s.point.config.seed)
+                    for s in states if s.result}, []
   for factor, (reference, *others) in list_levels([s.point for s in states]).items():
     at = {}  # level -> what else a point is -> its accuracies
     for state in states:
@@ -241,8 +238,9 @@ def find_effects(states) -> list[EffectResult]:
     for level in others:
       pairs = [(mine, at[reference][rest])
                for rest, mine in at.get(level, {}).items() if rest in at.get(reference, {})]
-      valid, final = ([(a[3], a[i] - b[i]) for a, b in pairs if None not in (a[i], b[i])
-                       and (i or a[2] == b[2])] for i in (0, 1))
+      valid = [(seed, mine - theirs) for (mine, rule, _, seed), (theirs, other, *_) in pairs
+               if None not in (mine, theirs) and rule == other]
+      final = [(seed, mine - theirs) for (*_, mine, seed), (*_, theirs, _) in pairs]
       effects.append(EffectResult(
           factor=factor, level=level, reference=reference,
           valid_acc=stats.summarize_pairs(valid) if valid else None,

@@ -7,7 +7,7 @@ Answers that were judged under another version of the rule are judged again from
 import dataclasses
 
 from rim_jax.config import Config
-from rim_jax.results import values
+from rim_jax.results import stats, values
 from rim_jax.results.rule import (
   ANSWER_RULE,
   RULE_VERSION,
@@ -74,7 +74,7 @@ def summarize(predictions) -> dict:
   block_acc = [sum(p.block_correct[k] for p in predictions) / count for k in range(width)]
   final = block_acc[-1]
   return dict(
-      n=count, final_acc=final, final_acc_stderr=(final * (1 - final) / count) ** 0.5,
+      n=count, final_acc=final, final_acc_stderr=stats.compute_stderr(final, count),
       block_acc=block_acc,
       any_block_acc=sum(any(p.block_correct) for p in predictions) / count,  # looks at the answer
       majority_acc=sum(p.majority_correct for p in predictions) / count,

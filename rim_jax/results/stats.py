@@ -32,6 +32,11 @@ def summarize(values, keep: bool = False) -> Summary:
                  values if keep else None)
 
 
+def compute_stderr(share: float, count: int) -> float:
+  """Standard error of a share of questions, over questions."""
+  return (share * (1 - share) / count) ** 0.5
+
+
 @dataclasses.dataclass(frozen=True)
 class Effect:
   """What one change does, from pairs of runs that differ in nothing else."""

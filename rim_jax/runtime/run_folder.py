@@ -114,15 +114,13 @@ class RunFolder:
     """Updates so far, as metrics.jsonl tells them."""
     return max((line['step'] for line in self.load_metrics()), default=0)
 
-  def load_valid_accs(self) -> dict[int, float]:
-    """Step -> accuracy on valid, as metrics.jsonl tells it last; in the order of steps."""
-    return {line['step']: line[values.VALID_ACC] for line in self.load_metrics()
-            if line.get(values.VALID_ACC) is not None}
+  def load_valid(self) -> dict[int, tuple[float, int]]:
+    """Step -> (accuracy on valid, version of the rule that judged it); in the order of steps.
 
-  def load_valid_rules(self) -> dict[int, int]:
-    """Step -> version of the rule that `load_valid_accs` were judged by."""
-    return {line['step']: int(line.get(values.VALID_RULE) or 1) for line in self.load_metrics()
-            if line.get(values.VALID_ACC) is not None}
+    As metrics.jsonl tells it last.
+    """
+    return {line['step']: (line[values.VALID_ACC], int(line.get(values.VALID_RULE) or 1))
+            for line in self.load_metrics() if line.get(values.VALID_ACC) is not None}
 
   def load_results(self) -> dict[str, values.EvalResult]:
     """Set -> its result under today's rule of judging; {} where nothing was evaluated.

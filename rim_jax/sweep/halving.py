@@ -71,9 +71,8 @@ def read_score(run: PointRun, share: float) -> Score | None:
   if not num_steps:
     return None
   stop = stages_lib.find_stop(num_steps, config.checkpoint)
-  told = run_folder.RunFolder(run.folder / name)
-  acc = told.load_valid_accs().get(stop) if saved[0] >= stop else None
-  return None if acc is None else Score(acc, told.load_valid_rules()[stop])
+  told = run_folder.RunFolder(run.folder / name).load_valid().get(stop)
+  return Score(*told) if told and saved[0] >= stop else None
 
 
 def check_rules(runs: list[PointRun], share: float) -> None:

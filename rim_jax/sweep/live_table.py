@@ -67,7 +67,7 @@ def read_progress(run: PointRun) -> str:
   told = title = ''
   for name, folder in run.stages.items():
     losses = [x for x in folder.load_metrics() if 'train/loss' in x]
-    valid = list(folder.load_valid_accs().values())
+    valid = [acc for acc, _ in folder.load_valid().values()]
     if losses:
       title = name or run.folder.name
       told = f'{name or "train"} step {losses[-1]["step"]}, loss {losses[-1]["train/loss"]:.4f}'

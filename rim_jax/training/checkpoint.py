@@ -313,14 +313,12 @@ def rate_checkpoints(workdir) -> dict[int, tuple[float, int]]:
 
   Where there is none, of all. Where one was judged again, metrics.jsonl tells it.
   """
-  folder, run = get_folder(workdir), run_folder.RunFolder(workdir)
+  folder, again = get_folder(workdir), run_folder.RunFolder(workdir).load_valid()
   found = [load_checkpoint(folder, s) for s in list_whole(folder)]
-  counting = [c for c in found if _may_be_best(c)] or found
-  accs, rules, rated = run.load_valid_accs(), run.load_valid_rules(), {}
-  for c in counting:
-    acc, rule = c.card['valid_final_acc'] or 0.0, c.card.get('rule_version', 1)
-    again = rules.get(c.step, rule)
-    rated[c.step] = (accs[c.step], again) if again > rule else (acc, rule)
+  rated = {}
+  for c in [c for c in found if _may_be_best(c)] or found:
+    own = c.card['valid_final_acc'] or 0.0, c.card.get('rule_version', 1)
+    rated[c.step] = max(own, again.get(c.step, own), key=lambda told: told[1])  # else its own
   return rated
 
 

@@ -174,5 +174,4 @@ def test_what_is_judged_again_is_asked_as_the_run_asked_it(tmp_path, monkeypatch
   run_scores_lib._judge_valid_again(
       Task(dataclasses.replace(config, eval=now)), tmp_path, QUIET)
   assert asked == [((config.eval, 5), ('valid', 4), 3)]
-  assert folder.load_valid_accs() == {5: 1.0}
-  assert folder.load_valid_rules() == {5: judge.RULE_VERSION}
+  assert folder.load_valid() == {5: (1.0, judge.RULE_VERSION)}

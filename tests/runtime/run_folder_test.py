@@ -61,7 +61,7 @@ def test_damaged_results_are_told(folder, text, told):
 def test_accuracies_on_valid_are_those_told_last(folder):
   write_metrics(folder, {'step': 4, values.VALID_ACC: 0.1}, {'step': 6, 'train/loss': 1.0},
                 {'step': 8, values.VALID_ACC: None}, {'step': 4, values.VALID_ACC: 0.2})
-  assert folder.load_valid_accs() == {4: 0.2}
+  assert folder.load_valid() == {4: (0.2, 1)}
   assert folder.count_steps() == 8
 
 
@@ -133,8 +133,7 @@ def test_what_cannot_be_judged_again_is_refused(folder, change, why):
 def test_rules_of_valid_are_those_told_last(folder):
   write_metrics(folder, {'step': 4, values.VALID_ACC: 0.1}, {'step': 8, values.VALID_ACC: 0.3})
   folder.add_metrics(4, {values.VALID_ACC: 0.2, values.VALID_RULE: 2})
-  assert folder.load_valid_accs() == {4: 0.2, 8: 0.3}
-  assert folder.load_valid_rules() == {4: 2, 8: 1}
+  assert folder.load_valid() == {4: (0.2, 2), 8: (0.3, 1)}
 
 
 # ---- What was changed since it was written, and what contradicts itself ----
@@ -166,7 +165,7 @@ def test_results_are_of_the_run_that_the_card_tells(written):
 def load_all(folder):
   return ({key: value for key, value in folder.load_card().items() if not key.startswith('s')},
           {name: strip(result) for name, result in folder.load_results().items()},
-          folder.load_predictions('test'), strip(folder.load_controls()), folder.load_valid_accs())
+          folder.load_predictions('test'), strip(folder.load_controls()), folder.load_valid())
 
 
 @pytest.mark.parametrize('name', ['config.json', 'results.json', 'controls.json',
@@ -202,12 +201,12 @@ def test_a_damaged_line_of_metrics_is_named_and_left_out(written):
   written.add_metrics(16, {values.VALID_ACC: 0.5})
   content = written.metrics.read_bytes()
   written.metrics.write_bytes(content.replace(b'0.25', b'0.75') + b'null\n\xff\n{"step": ')
-  assert written.load_valid_accs() == {16: 0.5}
+  assert written.load_valid() == {16: (0.5, 1)}
   assert written.list_damaged() == [
       *(f'{written.metrics}:{number}: is damaged, was cut off or is of another run, and is left out'
         for number in (1, 3, 4)), f'{written.metrics}: so are 1 more of its lines']
   written.add_metrics(24, {values.VALID_ACC: 0.75})  # and the file is whole from here on
-  assert not written.list_damaged() and written.load_valid_accs() == {16: 0.5, 24: 0.75}
+  assert not written.list_damaged() and written.load_valid() == {16: (0.5, 1), 24: (0.75, 1)}
 
 
 def test_metrics_of_another_run_or_of_none_are_named(written):
@@ -216,13 +215,14 @@ def test_metrics_of_another_run_or_of_none_are_named(written):
     written.metrics.write_text(
         run_folder.format_line(8, 0, {values.VALID_ACC: 0.75}, owner) + '\n' if owner else
         json.dumps({'step': 8, values.VALID_ACC: 0.75}) + '\n')
-    assert not written.load_valid_accs() and written.list_damaged() == [
+    assert not written.load_valid() and written.list_damaged() == [
         f'{written.metrics}: no line of it is of this run, or all are damaged; it is left out']
   written.metrics.unlink()
   assert written.list_damaged() == [
       f'{written.metrics}: is missing, so that curves and accuracies on valid are not known']
   written.metrics.write_text(own + run_folder.format_line(16, 0, {values.VALID_ACC: 0.5}) + '\n')
-  assert written.load_valid_accs() == {8: 0.25, 16: 0.5}  # the first version sealed lines alone
+  # The first version sealed lines alone.
+  assert written.load_valid() == {8: (0.25, 1), 16: (0.5, 1)}
 
 
 def test_older_files_have_no_digest_and_are_said_to_be_unsealed(written):
