@@ -50,7 +50,7 @@ METHODS = ('direct', 'rim', 'rim_all', 'looped', 'coconut', 'codi', 'pccot', 'lo
 
 def make_config(preset: str, dtype: str, method: str) -> config_lib.Config:
   """What a method's recipe decodes with, at the end of its curriculum, without adapters."""
-  tree = presets.make(method.partition('_')[0], RECIPES[preset])
+  tree = presets.make(method, RECIPES[preset])
   if preset == 'gpt2shape':  # GPT-2's own shape (124 M), which the recipe reads from its folder
     tree.model.update({'init_from': '', 'num_layers': 12, 'embed_dim': 768, 'num_heads': 12,
                        'mlp_dim': 3072, 'norm': 'layernorm', 'bias': 'all', 'fused_qkv': True,

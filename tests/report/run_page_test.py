@@ -7,6 +7,7 @@ import re
 
 import pytest
 from rich import console as rich_console
+from scipy import stats as scipy_stats
 
 from rim_jax import config as config_lib
 from rim_jax import reader
@@ -111,6 +112,19 @@ def test_every_number_of_the_page_is_that_of_results_json(tmp_path):
   assert [row[2][1] for row in second[1:]] == [
       tuple(sets['stage2: test-k0']['block_acc']), (), (), (), ()]
   assert first[1][1][0] == '3.0%'
+
+
+@pytest.mark.parametrize('right, bound', [(0, 'at most'), (1, 'at least')])
+def test_where_all_or_none_are_right_a_bound_stands_in_place_of_an_error_of_zero(
+    tmp_path, right, bound):
+  write_run(tmp_path, 'direct', 0, [make_prediction(i, 0, bool(right)) for i in range(32)],
+            test=make_result('direct', 0, block_acc=[float(right)], final_acc_stderr=0.0))
+  # Clopper and Pearson's, one-sided: scipy's of two sides at 90 %.
+  low, high = scipy_stats.binomtest(32 * right, 32).proportion_ci(0.9)
+  shown = f'{float(right):.1%} (95% sure: {bound} {low if right else high:.1%})'
+  line = next(line for line in show(tmp_path, width=120).splitlines() if 'final accuracy' in line)
+  assert shown in line
+  assert any(shown in cell[0] for row in write_page(tmp_path, 'direct').tables[0] for cell in row)
 
 
 def test_every_number_on_the_terminal_is_that_of_results_json(tmp_path):
