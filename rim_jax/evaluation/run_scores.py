@@ -123,20 +123,7 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
   def tick(what, times=1):
     return status.Ticker(what, times * len(records), 'questions', say)
   result, predictions = scores.evaluate(decoder, records, blocks, tick('evaluating'))
-  more = {}  # fields of the result
-  asked = tuple(range(config.eval_budget + 1)) if config.eval_budget else (blocks,)
-  if config.eval_budget:
-    more |= dict(budget_acc=scores.evaluate_budgets(decoder, records, config.eval_budget,
-                                                    tick('each number of blocks')))
-  if config.eval.budget_passes:
-    more['passes'] = scores.evaluate_passes(decoder, records, asked, tick)
-    if config.eval.num_latency_runs:
-      more['passes'] = latency.measure_passes(
-          network, records, more['passes'], config.eval.num_latency_runs, say)
-  if config.eval.budget_tokens:
-    more['tokens'] = scores.evaluate_tokens(decoder, records, asked, tick)
-  if config.model.positions == 'learned' and not config.model.init_from:
-    more |= _mark_beyond(task, records, {blocks, *asked}, more.get('tokens', ()), say)
+  more = _vary_memory(task, decoder, records, tick, say)  # fields of the result
   if config.eval.num_samples:
     sampled, num_right = scores.evaluate_samples(
         decoder, records, blocks, tick('drawing samples', config.eval.num_samples))
@@ -146,20 +133,47 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
   more |= scores.group_by_steps(predictions, records)
   if config.facts.blocks_are_steps:
     more |= scores.evaluate_steps(decoder, records, tick('evaluating steps'))
-  more['num_passes'] = latency.count_passes(config, blocks)
-  if config.facts.has_thoughts:
-    more['num_thoughts'] = blocks * config.layout.block_tokens
   if config.eval.split == evaluation_sets.GSM_HARD:
     more |= scores.group_gsm_hard(
         predictions, [r.question for r in get_records(task, 'test', 0)])
-  if config.eval.num_latency_runs:
-    more |= latency.measure_run(
-        network, records, blocks, limits.parse_sizes(config.eval.latency_batch_sizes),
-        config.eval.num_latency_runs, say)
+  more |= _count_cost(task, network, records, say)
   result = dataclasses.replace(
       result, **more, data_fingerprint=fingerprint_set(task, records), step=step,
       checkpoint=config.eval.checkpoint, method=config.method, format=scores.RESULTS_VERSION)
   return _write(folder, config.eval_set, result, predictions)
+
+
+def _vary_memory(task, decoder, records, tick, say) -> dict:
+  """The same questions with other numbers of blocks, passes and tokens, where asked for."""
+  config, more = task.config, {}
+  asked = tuple(range(config.eval_budget + 1)) if config.eval_budget else (config.eval_blocks,)
+  if config.eval_budget:
+    more['budget_acc'] = scores.evaluate_budgets(
+        decoder, records, config.eval_budget, tick('each number of blocks'))
+  if config.eval.budget_passes:
+    more['passes'] = scores.evaluate_passes(decoder, records, asked, tick)
+    if config.eval.num_latency_runs:
+      more['passes'] = latency.measure_passes(
+          decoder.network, records, more['passes'], config.eval.num_latency_runs, say)
+  if config.eval.budget_tokens:
+    more['tokens'] = scores.evaluate_tokens(decoder, records, asked, tick)
+  if config.model.positions == 'learned' and not config.model.init_from:
+    more |= _mark_beyond(
+        task, records, {config.eval_blocks, *asked}, more.get('tokens', ()), say)
+  return more
+
+
+def _count_cost(task, network, records, say) -> dict:
+  """What an answer costs: passes and thoughts before its first token; timed where asked for."""
+  config, blocks = task.config, task.config.eval_blocks
+  cost = {'num_passes': latency.count_passes(config, blocks)}
+  if config.facts.has_thoughts:
+    cost['num_thoughts'] = blocks * config.layout.block_tokens
+  if config.eval.num_latency_runs:
+    cost |= latency.measure_run(
+        network, records, blocks, limits.parse_sizes(config.eval.latency_batch_sizes),
+        config.eval.num_latency_runs, say)
+  return cost
 
 
 def ask_valid_as_begun(task, workdir, say=None):
