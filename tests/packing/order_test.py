@@ -72,6 +72,8 @@ def test_permutation_is_pinned():
   assert order_lib.permute(8, 0, 0, 0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
   # A whole epoch's rows are those of its part 0.
   assert order_lib.permute(8, 3, 2, 1).tolist() == order_lib.permute(8, 3, 2, 1, 0).tolist()
+  plan = make_plan(np.ones((8, 2), int), 16, row_tokens=4)  # two epochs of two rows
+  assert plan.records.tolist() == [1, 2, 6, 4, 0, 3, 7, 5, 1, 6, 5, 0, 3, 7, 4, 2]
 
 
 def test_first_fit_takes_the_oldest_row_with_room():
@@ -92,6 +94,8 @@ def test_row_slots_leave_tokens_as_the_limit():
   sizes = make_sizes(5000)
   slots = order_lib.choose_row_slots(sizes, 400)
   assert slots % 8 == 0 and slots >= sizes[:, 1].max()
+  used = 400 * sizes[:, 1].sum() / sizes[:, 0].sum()  # each is a vector of the vocabulary's size
+  assert slots < 1.1 * used + 8
   tight = make_plan(sizes, row_tokens=400, row_slots=slots, window=64)
   free = make_plan(sizes, row_tokens=400, row_slots=10_000, window=64)
   assert tight.num_rows <= 1.02 * free.num_rows
