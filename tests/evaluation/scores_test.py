@@ -43,14 +43,6 @@ def test_icot_s_answer_is_read_written_or_forced():
   assert seen == [codec.tokenizer.encode('-*'), []]
 
 
-@pytest.mark.parametrize('answers, chosen', [
-    (['1', '2', '2.0'], '2'), (['1', '2'], '2'), (['1', '1', '2', '2'], '2'),
-    (['3', '1', '3', '2'], '3'),
-])
-def test_majority_prefers_votes_then_the_latest_block(answers, chosen):
-  assert judge.answers_match(judge.choose_majority(answers), chosen)
-
-
 class FixedDecoder:
   """Stands for a decoder whose texts are known."""
 

@@ -65,6 +65,34 @@ def test_every_digit_of_a_whole_number_counts():
   assert not judge.answers_match(many + '.5', many)
 
 
+@pytest.mark.parametrize('gold, right, wrong', [
+    # Two decimals and three digits: at most half a unit of its last digit away.
+    ('1.2346', ('1.23', '1.235', '1.2346', '1.23470'), ('1.24', '1.22', '1.2', '1', '1.234')),
+    ('-0.12345', ('-0.123', '-0.1235'), ('-0.12', '0.123', '-0.1241')),
+    ('12.345', ('12.34', '12.35', '12.346'), ('12.36', '12.3', '12')),
+    # 1 in 10,000 of a number that is not whole.
+    ('1000.5', ('1000.6', '1000.4'), ('1000.7', '1000')), ('7', ('7.0', '7'), ('7.0001', '6.99'))])
+def test_numbers_match_within_a_tolerance_or_as_rounded(gold, right, wrong):
+  assert all(judge.answers_match(answer, gold) for answer in right)
+  assert not any(judge.answers_match(answer, gold) for answer in wrong)
+
+
+@pytest.mark.parametrize('answers, chosen', [
+    (['1', '2', '2.0'], '2'), (['1', '2'], '2'), (['1', '1', '2', '2'], '2'),
+    (['3', '1', '3', '2'], '3'), (['5', '7', '7', '5'], '5'), (['1', '', '', ''], '1')])
+def test_a_majority_has_most_votes_and_of_equals_the_latest_block(answers, chosen):
+  assert judge.choose_majority(answers) == chosen
+
+
+def test_a_summary_by_hand():
+  found = judge.summarize([
+      make('5', '5}', '5}', '4}'), make('5', '5}', '4}', '3}'), make('5', '1}', '2}', '5}'),
+      make('5', '1}', '1}', '5}'), make('5', '1}', '1}', '1}')])
+  assert found['block_acc'] == [0.4, 0.2, 0.4] and found['final_acc'] == 0.4
+  assert found['any_block_acc'] == 0.8
+  assert found['majority_acc'] == 0.4  # the first by two votes, the third as the latest of equals
+
+
 def test_predictions_are_judged_again_from_what_was_decoded():
   now = make('15', '1,5}', '15}')
   other = dataclasses.replace(now, block_correct=[True, True], majority_correct=False)

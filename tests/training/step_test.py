@@ -177,6 +177,10 @@ def test_schedule():
   cosine = optim.make_schedule(
       OptimConfig(learning_rate=1.0, warmup_frac=0.0, decay='cosine'), 100)
   assert [float(cosine(s)) for s in (0, 50, 100)] == pytest.approx([1, 0.5, 0], abs=1e-6)
+  both = optim.make_schedule(
+      OptimConfig(learning_rate=1.0, warmup_frac=0.2, decay='cosine'), 100)
+  assert [float(both(s)) for s in (0, 19, 20, 60, 100)] == pytest.approx(
+      [0.05, 1, 1, 0.5, 0], abs=1e-6)
 
 
 def test_decay_spares_norms_biases_and_memory():
