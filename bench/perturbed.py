@@ -2,7 +2,8 @@
 
   PYTHONPATH=. python bench/perturbed.py --data=DIR                      (DIR as for data.dir)
       Builds the data set that configs/*.py:gsm8k_perturbed asks for, checks every variant once
-      more, and prints the tables of docs/data.md beside those of the rows it was made from.
+      more, and prints the tables of docs/appendix/made_data.md beside those of the rows it was
+      made from.
   PYTHONPATH=. python bench/perturbed.py --data=DIR --audit=200 --seed=SEED
       Prints a draw of variants, each under its original, for a person to read.
 """

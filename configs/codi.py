@@ -9,8 +9,9 @@ code stands in rim_jax/methods/codi.py). Else as rim.py.
   python -m rim_jax.main --config=configs/codi.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured.
-      On the last three learning rates are its authors', and so is the weight of distances, 20 on
-      Llama. Its authors train for 40 epochs (GPT-2), 10 and 8; the presets train all for 8.
+      On GPT-2 and the 1B model learning rates are its authors', on the 3B one SIM-CoT's; the
+      weight of distances, 20 on Llama, is its authors' too. They train for 40 epochs (GPT-2) and
+      10 (1B); the presets train all for 8.
 """
 
 from configs import presets

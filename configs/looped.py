@@ -10,7 +10,8 @@ The gate begins closed, so that a network trained by rim.py can be gone on with:
   python -m rim_jax.main --config=configs/looped.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py, and up to
-      twice that of RiM. Score: chain_harder 100.0 / 100.0 / 100.0 %; others not measured.
+      twice that of RiM. Score: chain_harder 100.0 / 100.0 / 100.0 %; prosqa_small with
+      more examples in docs/appendix/prosqa.md; others not measured.
   python -m rim_jax.main --config=configs/looped.py --mode=eval --config.eval.budget_passes=4 \\
       --config.eval.budget_blocks=-1
       And then accuracy and time to the first token for each number of passes and blocks.

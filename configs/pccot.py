@@ -10,8 +10,8 @@ rim_jax/methods/pccot.py). Else as rim.py.
   python -m rim_jax.main --config=configs/pccot.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured.
-      On the last three the optimizer is that of its authors, who train for 40 epochs (GPT-2)
-      and 10 (Llama); the presets train every method for 8.
+      On GPT-2 and the 1B model the optimizer is that of its authors, who train for 40 epochs
+      (GPT-2) and 10 (Llama); the 3B one has 1B's with its own rate. The presets train all for 8.
 """
 
 from configs import presets

@@ -9,8 +9,8 @@ takes one pass, as for RiM.
   python -m rim_jax.main --config=configs/rim_paired.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py, and
-      about a third more; an estimate. Score: chain_harder 49.8 % (seed 0); else
-      not measured.
+      5 % (prosqa) to a third (pretrained models) more FLOPs, by --dry_run. Score: chain_harder
+      49.8 % (seed 0); else not measured.
 """
 
 from configs import presets

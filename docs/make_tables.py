@@ -120,7 +120,7 @@ def make_table(name: str) -> str:
   with_steps = len({setting for (setting, _), run in runs.items() if 'steps' in run}) > 1
   head = ['setting' if '=' in settings[0] else 'method', 'final answer by seed, %', 'mean (s.e.)',
           'after block 1, 2, ...: mean', *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
-          *(['first answer token, x direct'] * (name in TIMED)),
+          *(['first answer token, x direct (median)'] * (name in TIMED)),
           *(f'`{key}` by seed, %' for key in sets)]
   rows = []
   for setting in settings:
@@ -217,12 +217,13 @@ def make_swaps(name: str, settings=None) -> str:
         for control, key in keys) if (setting, seed) in runs else MISSING for seed in SEEDS)
   right = 'final_acc'
   head = ['% right after the last block', 'as trained', 'no blocks',
-          'all blocks from another question: own, donor', 'averaged',
-          'question hidden in this test, not in training']
-  rows = [['expected, if the memory does the work', '', '', '0, 100', '10', '100'], *(
+          'all blocks from another question: own, donor', 'averaged', 'in another order',
+          'rows drawn anew', 'question hidden in this test, not in training']
+  rows = [['expected, if the memory does the work', '', '', '0, 100', '10', '100', '10', '100'], *(
       [f'`{setting}`', tell(setting, ('as_trained', right)), tell(setting, ('no_blocks', right)),
        tell(setting, ('swapped', right), ('swapped', 'final_donor_acc')),
-       tell(setting, ('averaged', right)), tell(setting, ('question_hidden', right))]
+       *(tell(setting, (control, right))
+         for control in ('averaged', 'permuted', 'untrained_rows', 'question_hidden'))]
       for setting in settings or list_settings(name) if setting in asked)]
   return '\n'.join(_draw(head, rows))
 

@@ -6,7 +6,8 @@ The chain has four steps. Stage 1 has a block a step whatever K is, so K below 4
 answer from fewer blocks than stage 1 used.
 
 Cost: 21 runs of about five minutes of 1 CPU core.
-Score: 82.9 % with K = 1, 99.7 to 100.0 with 2, 4 or 8 blocks of 1 to 3 tokens (means).
+Score: 82.9 % with K = 1, 99.7 to 100.0 with 2, 4 or 8 blocks of 1 to 3 tokens
+(means; earlier code).
 """
 
 from configs import presets

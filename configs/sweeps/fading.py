@@ -5,7 +5,7 @@
 A constant weight has nothing to hold.
 
 Cost: 27 runs of about five minutes of 1 CPU core.
-Score: 82 to 83 % when fading begins at once, 99.7 to 100.0 otherwise (means).
+Score: 82 to 83 % when fading begins at once, 99.7 to 100.0 otherwise (means; earlier code).
 """
 
 from configs import presets

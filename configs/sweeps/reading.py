@@ -10,7 +10,8 @@ a readout before block 1.
 `--controls` asks each run whether its memory does the work.
 
 Cost: 12 runs of about five minutes of 1 CPU core.
-Score: 100.0, 100.0 and 100.0 %; with the question hidden and the paper's targets 60.3 (means).
+Score: 100.0, 100.0 and 100.0 %; with the question hidden and the paper's targets
+60.3 (means; earlier code).
 """
 
 from configs import presets

@@ -6,7 +6,8 @@ Stage 2 alone is `pause`: the same blocks, answers only, at stage 1's learning r
 Stage 1 alone is asked for the answer as any run is, after `eval.num_blocks` blocks.
 
 Cost: 18 runs of about five minutes of 1 CPU core.
-Score: 9.0 % without stage 1, 51.0, 82.8, 100.0, 99.8 and 100.0 with more of it (means).
+Score: 9.0 % without stage 1, 51.0, 82.8, 100.0, 99.8 and 100.0 with more of it
+(means; earlier code).
 """
 
 from configs import presets

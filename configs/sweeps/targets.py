@@ -6,7 +6,7 @@ Alone (`depth0=False`) block t predicts r_{t+1} and r_1 is never a target; with 
 is what configs/rim.py runs, r_1 is one too.
 
 Cost: 6 runs of about five minutes of 1 CPU core.
-Score: 96.8 % without the readout before block 1, 99.8 with it (means).
+Score: 96.8 % without the readout before block 1, 99.8 with it (means; earlier code).
 """
 
 from configs import presets

@@ -53,7 +53,7 @@ class PerturbedConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ProsqaConfig:
-  """The task `prosqa`; the defaults are fitted to the published files (docs/data.md)."""
+  """The task `prosqa`; defaults fit the published files (docs/appendix/made_data.md)."""
   seed: Count = 0  # Which problems are drawn.
   min_nodes: int = 20  # Fewest names and concepts in one problem.
   max_nodes: int = 25  # Most names and concepts in one problem.

@@ -4,7 +4,7 @@ A problem is a directed acyclic graph of names and concepts, written as one sent
 random order, and a question: which of two concepts does a name lead to? The steps are a
 shortest path to it. The published valid and test files (Hao et al., "Training Large Language
 Models to Reason in a Continuous Latent Space", arXiv 2412.06769) were measured, and the
-defaults of `config.ProsqaConfig` are fitted to what was found (docs/data.md).
+defaults of `config.ProsqaConfig` are fitted to what was found (docs/appendix/made_data.md).
 
 One thing is other than there, on purpose: the two alternatives are drawn in the same way, each
 at the end of a chain that begins at a name of its own, and only then a coin decides which of the

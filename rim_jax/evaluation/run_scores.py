@@ -240,7 +240,7 @@ def _mark_beyond(task, records, asked, tokens, say) -> dict:
 
 
 def _evaluate_splits(task, workdir, say) -> dict[str, values.EvalResult]:
-  """`evaluate_run` by the paper's protocol: every kept checkpoint, `evaluate.score_splits`."""
+  """`evaluate_run` by the paper's protocol: every kept checkpoint, `scores.score_splits`."""
   config, correct = task.config, []
   records = get_records(task, config.eval.split, config.eval.num_examples)
   if len(records) < scores.NUM_SPLITS:

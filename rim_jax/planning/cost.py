@@ -1,8 +1,8 @@
 """What a run would cost, before it starts: examples, FLOPs, hours on a machine of published rates.
 
-Arithmetic on shapes and on a typical record (`plan.compute_model_flops`, `typical.estimate_rows`):
-no attention, nothing computed twice and no evaluation. The hours rest on a share of the peak that
-is assumed, and told.
+Arithmetic on shapes and on a typical record (`compile.compute_model_flops`,
+`typical.estimate_rows`): no attention, nothing computed twice and no evaluation. The hours rest on
+a share of the peak that is assumed, and told.
 """
 
 import dataclasses
