@@ -139,9 +139,10 @@ def _find_recipe(path: str) -> None:
   """
   recipe = pathlib.Path(path.split(':')[0]).absolute()
   if not recipe.is_file():
-    there = sorted(map(str, pathlib.Path('configs').glob('*.py')))
+    there = sorted(map(str, pathlib.Path(path.split(':')[0]).parent.glob('*.py'))) or sorted(
+        map(str, pathlib.Path('configs').glob('*.py')))
     raise UserError(f'--config={path}: there is no file {path.split(":")[0]}; ' + (
-        f'there are {", ".join(there)}' if there else
+        f'there are the recipes {", ".join(there)}' if there else
         'recipes are not installed with the package: clone the repository and give the path of '
         'one, e.g. --config=rim_jax/configs/rim.py'))
   # The recipe's own checkout, then this one: a recipe elsewhere may import ours. Behind all else,

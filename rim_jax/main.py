@@ -81,7 +81,8 @@ _REFUSED = {
     errno.EEXIST: 'something else stands there: move it away',
     errno.ENOTEMPTY: 'something else stands there: move it away',
     errno.EACCES: 'allow it, or name another place', errno.EPERM: 'allow it, or name another place',
-    errno.EROFS: 'name another place', errno.ENAMETOOLONG: 'name a shorter one',
+    errno.EROFS: 'copy what is there to a place that can be written, and name that',
+    errno.ENAMETOOLONG: 'name a shorter one',
     errno.ELOOP: 'mend the link', errno.ENOENT: 'a link that leads nowhere, or removed meanwhile',
     errno.EFBIG: 'raise the limit of ulimit -f', errno.EMFILE: 'raise the limit of ulimit -n',
     errno.ENFILE: 'end other programs that hold many files open'}

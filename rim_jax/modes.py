@@ -56,8 +56,11 @@ def keep_compiled(config) -> None:
 def train(config, workdir, say, console) -> None:
   """Trains every stage (or goes on), then shows and writes the report."""
   train_lib.train_curriculum(config, workdir, say, console)
-  if not hosts.is_leader():
-    return
+  # The others wait for what process 0 writes: JAX would end it soon after they have ended.
+  hosts.lead(lambda: _show_run(config, workdir, say, console))
+
+
+def _show_run(config, workdir, say, console) -> None:
   folder = stages_lib.get_last(config, epath.Path(workdir))[1]
   path = _write_summary(config, workdir)
   run_page.show_results(console, folder, config.eval.num_shown)
@@ -90,14 +93,14 @@ def write_report(config, workdir, say) -> None:
   if not there:
     raise UserError(f'{workdir}: there is no run here; train it first with --mode=train, or name '
                     'another --workdir')
+  card_lib.check_whole(config, workdir)
   refuse([line for stage, folder in there for line in card_lib.find_differences(
       card_lib.load_card(folder), stage, folder)])
-  if hosts.is_leader():
-    say(f'report: {_write_summary(config, workdir)}')
-    for _, folder in there:
-      run = run_folder.RunFolder(folder)
-      for line in run.list_damaged() + run.list_unsealed():
-        say(line)
+  say(f'report: {hosts.lead(lambda: str(_write_summary(config, workdir)))}')
+  for _, folder in there:
+    run = run_folder.RunFolder(folder)
+    for line in run.list_damaged() + run.list_unsealed():
+      say(line)
 
 
 def _write_summary(config, workdir):
@@ -119,6 +122,7 @@ def _get_example_question(folder):
 
 def _open_run(config, workdir, say, with_data=True):
   """The task of a finished or half-finished run, checked against its card."""
+  card_lib.check_whole(config, workdir)
   config, folder = stages_lib.get_last(config, epath.Path(workdir))
   card = card_lib.load_card(folder)
   task = train_lib.make_task(config, say, with_data)
@@ -130,15 +134,19 @@ def evaluate(config, workdir, say, console) -> None:
   """Evaluates a run's checkpoint as config.eval says, and adds to its results.json."""
   task, folder = _open_run(config, workdir, say)
   results = run_scores_lib.evaluate_run(task, folder, say)
-  if not hosts.is_leader():
-    return
+  asked = {name: results[name] for name in (
+      one.config.eval_set for one in run_scores_lib.list_sets(task))}
+  hosts.lead(lambda: _show_evaluated(config, workdir, asked, say, console))
+
+
+def _show_evaluated(config, workdir, results, say, console) -> None:
   _write_summary(config, workdir)
-  names = [one.config.eval_set for one in run_scores_lib.list_sets(task)]
-  for name in names:
+  folder = stages_lib.get_last(config, epath.Path(workdir))[1]
+  for name in results:
     run_page.show_results(console, folder, config.eval.num_shown, name)
-  if len(names) > 1:
-    _show_sets(console, {name: results[name] for name in names})
-  answers = [folder / 'predictions' / f'{name}.jsonl' for name in names]
+  if len(results) > 1:
+    _show_sets(console, results)
+  answers = [folder / 'predictions' / f'{name}.jsonl' for name in results]
   say(f'files: {folder}/results.json' + ''.join(  # the paper's protocol has no answers
       f', {path}' for path in answers if path.exists()))
 
@@ -162,7 +170,7 @@ def controls(config, workdir, say, console) -> None:
   if config.controls.probes:
     probes_lib.check_installed()
   task, folder = _open_run(config, workdir, say)
-  config, name = task.config, stages_lib.get_last(config, epath.Path(workdir))[1].name
+  config = task.config
   records = run_scores_lib.get_records(task, config.eval.split, config.eval.num_examples)
   set_name = config.eval_set
   prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,
@@ -188,18 +196,22 @@ def controls(config, workdir, say, console) -> None:
       'checkpoint': config.eval.checkpoint, 'answer_rule': judge.ANSWER_RULE,
       'rule_version': judge.RULE_VERSION,
       'data_fingerprint': run_scores_lib.fingerprint_set(task, records), **found})
-  if not hosts.is_leader():
-    return
+  states = probes_lib.format_points(*points) if points else ''
+  hosts.lead(lambda: _write_controls(found, states, whole, workdir, say, console))
+
+
+def _write_controls(found, states, config, workdir, say, console) -> None:
+  folder = stages_lib.get_last(config, epath.Path(workdir))[1]
   run, top = run_folder.RunFolder(folder), run_folder.RunFolder(workdir)
   run.write_controls(found)
   if run != top:
-    storage.write_json(top.controls, {name: reader.to_tree(found)})
+    storage.write_json(top.controls, {folder.name: reader.to_tree(found)})
   page.show(console, control_sections.make_summary(found))
-  if points:
-    run.points.write_text(probes_lib.format_points(*points))
+  if states:
+    run.points.write_text(states)
     say(f'points of block states: {run.points}')
   say(f'files: {top.controls}')
-  say(f'report: {_write_summary(whole, workdir)}')
+  say(f'report: {_write_summary(config, workdir)}')
 
 
 def _find_start(config, workdir) -> dict:
@@ -219,8 +231,9 @@ def _run_probes(task, folder, network, say):
   if config.controls.probe_split == 'valid':
     records |= probes_lib.hold_out(run_scores_lib.get_records(task, 'valid', 0),
                                    config.controls.num_probe_examples)
-  kept = {step: lambda step=step: state_lib.load_network(task, folder, step)[0].params
-          for step in checkpoint_lib.list_whole(checkpoint_lib.get_folder(folder))}
+  kept = {step: lambda step=step: state_lib.load_params(network, folder, step)
+          for step in hosts.lead(lambda: checkpoint_lib.list_whole(
+              checkpoint_lib.get_folder(folder)))}
   return probes_lib.run_probes(decode.Decoder(network), records, kept, say)
 
 
@@ -243,7 +256,8 @@ def show_data(config, say, console) -> None:
       for line in sizes.dropped[:3]:
         say(f'does not fit: {line}')
     for split in splits.values():
-      for line in preview.describe_misjudged(split, task.codec):
+      for line in preview.describe_misjudged(
+          split.name, preview.list_chunks(split), task.codec):
         say(line)
     for record in splits['train'].__getitems__(range(min(2, len(splits['train'])))):
       try:

@@ -52,10 +52,14 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
       task, workdir)):
     say(f'{workdir}: this run is complete')
     return run_folder.RunFolder(workdir).load_results()
-  run_scores_lib.check_sets(task)
+  run_scores_lib.check_sets(task, say)
   for name in ('valid', 'test'):  # what choices and results stand on
-    for line in preview.describe_misjudged(task.dataset.splits[name], task.codec):
+    for line in preview.describe_misjudged(
+        name, preview.list_chunks(task.dataset.splits[name]), task.codec):
       say(line)
+  if task.base and config.optim.trainable == 'all' and config.model.lora.rank:
+    say(f"optim.trainable='all' trains every weight and adapters of rank {config.model.lora.rank} "
+        'beside them; for the weights alone set model.lora.rank=0 and a lower optim.learning_rate')
   if task.base and config.optim.trainable != 'all' and config.model.dropout:
     say(f"model.dropout={config.model.dropout:g} takes parts of the frozen model's own states away "
         '(stage 2 has curriculum.stage2_dropout); model.lora.dropout is that of its adapters')
@@ -69,9 +73,7 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
   """Takes a stage's steps, those that are left."""
   config = task.config
   # ---- The plan of its rows ----
-  shards = sharding.count_shards(sharding.BATCH, task.mesh)
-  stage = hosts.lead_first(lambda: source_lib.make_stage_plan(
-      task.dataset.splits['train'], task.codec, shards, say))
+  stage = _plan_stage(task, say)
   run_scores_lib.check_questions(task)
   say(stage.describe())
   for line in stage.dropped[:3]:
@@ -101,6 +103,14 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
     # ---- The loop ----
     _run_steps(StageRun(task, workdir, stage, source, program, frozen, checkpointer, began, say,
                         console), state)
+
+
+def _plan_stage(task: Task, say) -> source_lib.StagePlan:
+  """The stage's plan, which every process makes for itself; process 0 encodes the split first."""
+  train = task.dataset.splits['train']
+  hosts.lead_first(lambda: source_lib.load_encoded(train, task.codec, say) and None)
+  return source_lib.make_stage_plan(
+      train, task.codec, sharding.count_shards(sharding.BATCH, task.mesh), say)
 
 
 def _check_workdir(task: Task, workdir):
@@ -239,10 +249,10 @@ def _run_steps(run: StageRun, state) -> None:
       if due.line or tools.progress.is_due(step):
         tools.progress.update(step, note if due.line else _describe_loss(metrics))
       if due.stop:
-        run.checkpointer.finish()
+        _end_saves(run, tools, state)
         raise Stopped(f'{run.workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
                       'the same command goes on')
-    _finish(run, tools, start, end)
+    _finish(run, tools, state, start, end)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,14 +281,21 @@ def _make_step(run: StageRun):
       stage.reset_steps, stage.limits)
 
 
-def _finish(run: StageRun, tools: Instruments, start: int, end: int) -> None:
+def _end_saves(run: StageRun, tools: Instruments, state) -> None:
+  """Waits until the last save is whole; it is no standstill where storage is slow."""
+  with tools.goodput.measure('save'):
+    tools.watchdog.beat(int(state.step), checkpoint_lib.estimate_save_secs(
+        state.params, state.opt_state))
+    run.checkpointer.finish()
+
+
+def _finish(run: StageRun, tools: Instruments, state, start: int, end: int) -> None:
   """Waits for the last save, and tells where the time went.
 
   Raises: ShareDone where the run was to end before its last step.
   """
   num_steps = run.stage.num_steps
-  with tools.goodput.measure('save'):
-    run.checkpointer.finish()
+  _end_saves(run, tools, state)
   if end < num_steps:
     raise ShareDone(
         f'{run.workdir}: step {max(start, end)} of {num_steps} is saved, and '
@@ -320,11 +337,14 @@ def _make_save(run: StageRun, state, tools: Instruments):
             scores.get_blocks(blocks), result.block_acc)}})
     return result.final_acc
 
+  save_secs = checkpoint_lib.estimate_save_secs(state.params, state.opt_state)
+
   def save(step, state):
     counts = step >= stage.counted_from
     scheduled = step == stage.num_steps or step % config.checkpoint.every_steps == 0
     acc = evaluate(step, state, counts) if scheduled else None
     with tools.goodput.measure('save'):
+      tools.watchdog.beat(step, save_secs)  # it waits for the save before it
       tools.writer.flush()  # a checkpoint never stands without what was told up to it
       run.checkpointer.save(
           step, state.params, state_lib.get_optim(state),
@@ -398,9 +418,7 @@ def _check_later_stages(config: Config, workdir):
 
 def _check_stage(config: Config, say=lambda line: None):
   task = make_task(config, say)
-  shards = sharding.count_shards(sharding.BATCH, task.mesh)
-  hosts.lead_first(lambda: source_lib.make_stage_plan(
-      task.dataset.splits['train'], task.codec, shards, say))
+  _plan_stage(task, say)
   run_scores_lib.check_questions(task)
 
 
@@ -411,6 +429,7 @@ def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:
   """
   workdir = epath.Path(workdir)
   results, before = {}, None
+  hosts.lead(lambda: card_lib.check_whole(config, workdir))
   hosts.lead(lambda: _keep_whole(config, workdir))
   _check_later_stages(config, workdir)
   for name, stage_config in stages_lib.make_stages(config):

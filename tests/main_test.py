@@ -1002,7 +1002,7 @@ def test_a_bug_is_not_called_a_users_mistake(monkeypatch):
 
 @pytest.mark.parametrize('argv, fragments', [
     ([], ('--config is missing', 'configs/rim.py')),
-    (['--config=configs/none.py'], ('configs/none.py', 'there are configs/')),
+    (['--config=configs/none.py'], ('configs/none.py', 'there are the recipes configs/')),
     (['--config=configs/rim.py', '--config.optim.learning_rat=1'], ("'optim.learning_rate'",)),
     (['--config=configs/rim.py:gsm9k'], ("'gsm9k'", 'chain_harder, gsm8k')),
     (['--config=configs/rim.py', '--config.model.num_heads=5'], ('num_heads=5', 'head_dim')),

@@ -15,6 +15,7 @@ from rim_jax.config.parse import (  # noqa: F401
     replace_keys,
 )
 from rim_jax.config.schema import (  # noqa: F401
+    HELD_KEYS,
     PATH_KEYS,
     RUNTIME_KEYS,
     RUNTIME_SECTIONS,

@@ -568,6 +568,10 @@ RUNTIME_KEYS = ('data.cache_dir', 'data.url', 'train.num_micro_batches', 'model.
                 'model.init_from', 'tokenizer.path')  # these two: held to their fingerprints
 
 
+# So for these: what was read is compared by its fingerprint.
+HELD_KEYS = ('data.dir', 'data.on_bad_rows')
+
+
 def is_runtime(key: str) -> bool:
   """Whether a dotted key decides where and when alone, never what is computed."""
   return key.partition('.')[0] in RUNTIME_SECTIONS or key in RUNTIME_KEYS

@@ -326,6 +326,7 @@ class RimGsm8k(_RecordBuilder):
     splits, dropped, notes = {}, {}, []
     for name, parts in config.files.items():
       splits[name], dropped[name] = files_lib.parse_files(parts, config)
+      notes += files_lib.describe_unread(name, parts)
       if config.steps == 'equations':
         notes += files_lib.describe_steps(name, splits[name])
       if dropped[name]:

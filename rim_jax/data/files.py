@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import io
+import itertools
 import pathlib
 import re
 
@@ -28,6 +29,7 @@ EXTENSIONS = (*(e + c for e in TEXT_EXTENSIONS for c in ('', *_COMPRESSED)), '.p
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]{{16}})?)?"
                    rf"({'|'.join(map(re.escape, EXTENSIONS))})")
+_NUM_LOOKED = 20  # rows of a split whose keys are looked at
 _NUM_NAMED = 10  # files that one line names, before it counts the others
 _SAVE = 'save the dataset again'
 _BOM = b'\xef\xbb\xbf'
@@ -188,9 +190,12 @@ def _read_table(content, extension) -> list[dict]:
     table = pyarrow.ipc.open_file(source).read_all()
   else:  # what `datasets` writes
     table = pyarrow.ipc.open_stream(source).read_all()
+  # A number of a short type is the shortest decimal that reads as it: 4.9, not 4.900000095367432.
+  short = {field.name: field.type.to_pandas_dtype() for field in table.schema
+           if pyarrow.types.is_float16(field.type) or pyarrow.types.is_float32(field.type)}
   # A table has every column in every row: one that is empty there is not in the row.
-  return [{key: value for key, value in row.items() if value is not None}
-          for row in table.to_pylist()]
+  return [{key: float(str(short[key](value))) if key in short else value
+           for key, value in row.items() if value is not None} for row in table.to_pylist()]
 
 
 def _read_csv(content) -> list[dict]:
@@ -230,8 +235,16 @@ def parse_files(parts: Parts, config) -> tuple[list[Record], list[str]]:
       else:
         records.append(Record(*parsed, origin=f'{path.name}:{number}'))
   if not records:
-    raise UserError(f'{parts[0][0]}: no rows (of {count} lines); fill or replace the file')
+    why = f'the first is bad ({dropped[0]}); mend' if dropped else 'fill'
+    raise UserError(f'{parts[0][0]}: no rows (of {count} lines); {why} or replace the file')
   return records, dropped
+
+
+def describe_unread(split: str, parts: Parts) -> list[str]:
+  """A line where rows have keys that are not read; a split's first rows are looked at."""
+  rows = itertools.islice(read_rows(*parts[0]), _NUM_LOOKED)
+  keys = sorted(set().union(*map(formats.list_unread, rows)))
+  return [f'{split}: keys that are not read: {", ".join(keys)}'] if keys else []
 
 
 def describe_steps(split: str, records: Sequence[Record]) -> list[str]:

@@ -73,11 +73,25 @@ def _parse_object(row, reading):
   size = sum(_count_characters(value) for value in row.values())
   if size > MAX_ROW_BYTES:
     raise ValueError(f'{size:,} characters; a row may have {MAX_ROW_BYTES:,}')
-  shape = next((shape for shape in SHAPES if all(key in row for key in shape.keys)), None)
+  shape = _find_shape(row)
   if shape is None:
     keys = ', '.join(sorted(map(str, row)))[:200] or 'none'
     raise ValueError(f'its keys are {keys}; a row needs {describe_shapes()}')
   return shape.parse(row, reading)
+
+
+def _find_shape(row: dict) -> 'Shape | None':
+  return next((shape for shape in SHAPES if all(key in row for key in shape.keys)), None)
+
+
+def list_unread(row: bytes | dict[str, Any]) -> set[str]:
+  """The keys of a row that its shape does not read; none of a row that cannot be read."""
+  try:
+    told = reader.parse_json(reader.decode(row)) if isinstance(row, bytes) else row
+  except ValueError:
+    return set()
+  shape = _find_shape(told) if isinstance(told, dict) else None
+  return told.keys() - {*shape.keys, *shape.optional} if shape else set()
 
 
 def _count_characters(value):
@@ -209,14 +223,14 @@ def _read_solution(text, reading: Reading, key: str) -> list[str]:
 
 def _read_steps(row, key, reading: Reading, in_lines: bool) -> list[str]:
   """Steps that stand in a key of their own: a list, or a text (`in_lines`: one step a line)."""
-  steps = row[key]
+  steps = row[key] if row[key] is not None else []  # null is an empty cell of a table
   if isinstance(steps, str):
     if steps.lstrip().startswith('['):  # how CSV files have a list
       try:
         steps = reader.parse_json(steps)
       except ValueError:
-        raise ValueError(f"'{key}' begins with [ and is no JSON list; write one step a line"
-                         ) from None
+        raise ValueError(f"'{key}' begins with [ and is no JSON list, as json.dumps writes one; "
+                         'write it so, or one step a line') from None
     elif '<<' in steps or not in_lines:
       return _read_solution(steps, reading, key)
     else:
@@ -344,6 +358,7 @@ class Shape:
   example: str  # one line of a file
   source: str  # who writes rows so
   parse: Callable[[dict, Reading], tuple[str, Iterable[str], str]]
+  optional: tuple[str, ...] = ()  # keys that are read where they are there
 
   @property
   def name(self) -> str:
@@ -369,7 +384,8 @@ SHAPES = (
           _parse_answer),
     Shape(('problem', 'solution'),
           '{"problem": "...", "solution": "So it is $\\\\boxed{\\\\frac{1}{2}}$."}',
-          'MATH; the answer is `answer`, or what the last `\\boxed{}` holds', _parse_problem),
+          'MATH; the answer is `answer`, or what the last `\\boxed{}` holds', _parse_problem,
+          ('answer',)),
     Shape(('messages',),
           '{"messages": [{"role": "user", "content": "..."}, '
           '{"role": "assistant", "content": "... #### 6"}]}',

@@ -14,6 +14,7 @@ from rim_jax.data import datasets as datasets_lib
 from rim_jax.data import evaluation_sets
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, latency, scores
+from rim_jax.packing import preview
 from rim_jax.packing import source as source_lib
 from rim_jax.results import judge, values
 from rim_jax.runtime import hosts, run_folder, status, storage
@@ -28,11 +29,14 @@ def get_records(task, split: str, limit: int):
   """The first `limit` records of a split, or of the set that eval.path has; 0: all."""
   source = task.dataset.splits.get(split)
   if source is None:
-    records = evaluation_sets.load_set(
-        split, epath.Path(storage.expand(task.config.eval.path, 'eval.path')), task.config.data)
-    return records[:limit or None]
+    return _load_set(task, split)[0][:limit or None]
   count = min(limit, len(source)) if limit else len(source)
   return source.__getitems__(range(count))
+
+
+def _load_set(task, name: str):
+  return evaluation_sets.load_set(
+      name, epath.Path(storage.expand(task.config.eval.path, 'eval.path')), task.config.data)
 
 
 def check_questions(task):
@@ -63,14 +67,19 @@ def list_sets(task) -> list:
                   for one in more)]
 
 
-def check_sets(task) -> None:
+def check_sets(task, say) -> None:
   """Reads every file that will be evaluated: before training, not after it.
 
+  Tells which rows were dropped, and which answers can never be right.
   Raises: UserError.
   """
   for one in list_sets(task):
-    if one.config.eval.split not in task.dataset.splits:
-      get_records(one, one.config.eval.split, 0)
+    name = one.config.eval.split
+    if name not in task.dataset.splits:
+      records, dropped = _load_set(one, name)
+      for line in preview.describe_misjudged(name, [records], one.codec) + (
+          [f'{name}: dropped {len(dropped)} bad rows; the first: {dropped[0]}'] if dropped else []):
+        say(line)
 
 
 def is_evaluated(task, workdir) -> bool:
@@ -99,26 +108,40 @@ def evaluate_run(task, workdir, say=print) -> dict[str, values.EvalResult]:
 
   Returns: the whole content of results.json, set -> result.
   """
-  check_sets(task)
+  check_sets(task, say)
   hosts.lead(lambda: bool(run_folder.RunFolder(workdir).load_written()))  # what is there is sound
-  results = {}
+  which, results = task.config.eval.checkpoint, {}
+  if which == 'splits':
+    for one in list_sets(task):
+      results = _evaluate_splits(one, workdir, say)
+    return results
+  if which == 'best':
+    _judge_valid_again(task, workdir, say)
+  network, step = state_lib.load_network(task, workdir, which, say=say)
+  decoder = decode.Decoder(network)
   for one in list_sets(task):
-    results = _evaluate_set(one, workdir, say)
+    results = _evaluate_set(one, decoder, step, workdir, say)
   return results
 
 
-def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
-  """`evaluate_run` of eval.split alone."""
-  config, blocks, folder = task.config, task.config.eval_blocks, run_folder.RunFolder(workdir)
-  if config.eval.checkpoint == 'splits':
-    return _evaluate_splits(task, workdir, say)
-  if config.eval.checkpoint == 'best':
-    _judge_valid_again(task, workdir, say)
-  network, step = state_lib.load_network(task, workdir, config.eval.checkpoint, say=say)
+def _load_decoders(task, workdir, steps: list[int]):
+  """Yields (step, its decoder); programs and frozen parameters are those of the first."""
+  decoder = None
+  for step in steps:
+    if decoder is None:
+      decoder = decode.Decoder(state_lib.load_network(task, workdir, step)[0])
+    else:
+      decoder = decoder.with_params(state_lib.load_params(decoder.network, workdir, step))
+    yield step, decoder
+
+
+def _evaluate_set(task, decoder: decode.Decoder, step: int, workdir, say
+                  ) -> dict[str, values.EvalResult]:
+  """`evaluate_run` of eval.split alone, by the decoder of a checkpoint, which all sets share."""
+  config, blocks = task.config, task.config.eval_blocks
   records = get_records(task, config.eval.split, config.eval.num_examples)
   say(f'evaluating step {step} ({config.eval.checkpoint} checkpoint) on {len(records):,} '
       f'{config.eval.split} questions, K={blocks}')
-  decoder = decode.Decoder(network)
 
   def tick(what, times=1):
     return status.Ticker(what, times * len(records), 'questions', say)
@@ -136,11 +159,11 @@ def _evaluate_set(task, workdir, say) -> dict[str, values.EvalResult]:
   if config.eval.split == evaluation_sets.GSM_HARD:
     more |= scores.group_gsm_hard(
         predictions, [r.question for r in get_records(task, 'test', 0)])
-  more |= _count_cost(task, network, records, say)
+  more |= _count_cost(task, decoder.network, records, say)
   result = dataclasses.replace(
       result, **more, data_fingerprint=fingerprint_set(task, records), step=step,
       checkpoint=config.eval.checkpoint, method=config.method, format=scores.RESULTS_VERSION)
-  return _write(folder, config.eval_set, result, predictions)
+  return _write(run_folder.RunFolder(workdir), config.eval_set, result, predictions)
 
 
 def _vary_memory(task, decoder, records, tick, say) -> dict:
@@ -205,10 +228,9 @@ def _judge_valid_again(task, workdir, say) -> None:
   task = ask_valid_as_begun(task, workdir)
   config = task.config
   records = get_records(task, 'valid', config.eval.num_valid_examples)
-  for step in steps:
+  for step, decoder in _load_decoders(task, workdir, steps):
     say(f'judging step {step} on valid again, by version {judge.RULE_VERSION} of the rule')
-    network, _ = state_lib.load_network(task, workdir, step)
-    result, _ = scores.evaluate(decode.Decoder(network), records, config.eval_blocks)
+    result, _ = scores.evaluate(decoder, records, config.eval_blocks)
     hosts.lead(lambda step=step, acc=result.final_acc: run_folder.RunFolder(workdir).add_metrics(
         step, {values.VALID_ACC: acc, values.VALID_RULE: judge.RULE_VERSION}))
 
@@ -246,15 +268,14 @@ def _evaluate_splits(task, workdir, say) -> dict[str, values.EvalResult]:
   if len(records) < scores.NUM_SPLITS:
     raise UserError(f"eval.checkpoint='splits': {len(records)} questions are too few to choose by; "
                     'take eval.num_examples=0, or best')
-  steps = checkpoint_lib.list_counting(workdir)
+  steps = hosts.lead(lambda: checkpoint_lib.list_counting(workdir))
   if not steps:
     raise UserError(f'{workdir}: has no checkpoint that counts; run its command again to finish it')
-  for step in steps:
+  for step, decoder in _load_decoders(task, workdir, steps):
     say(f'evaluating step {step}, one of {len(steps)}, on {len(records):,} {config.eval.split} '
         f'questions, K={config.eval_blocks}')
-    network, _ = state_lib.load_network(task, workdir, step)
     _, predictions = scores.evaluate(
-        decode.Decoder(network), records, config.eval_blocks,
+        decoder, records, config.eval_blocks,
         status.Ticker(f'step {step}', len(records), 'questions', say))
     correct.append([p.block_correct for p in predictions])
   result = scores.score_splits(np.asarray(correct), config.seed)

@@ -3,7 +3,7 @@
 Nothing here is trained on; the same functions lay out the rows of a run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import dataclasses
 
 import numpy as np
@@ -85,7 +85,13 @@ def measure_split(split, codec: source_lib.Codec, say=print) -> Sizes:
                (mean, median, most), dropped)
 
 
-def describe_misjudged(split, codec: source_lib.Codec) -> list[str]:
+def list_chunks(split) -> Iterator[list]:
+  """The records of a split, a thousand at a time."""
+  for first in range(0, len(split), 1000):
+    yield split.__getitems__(range(first, min(first + 1000, len(split))))
+
+
+def describe_misjudged(name: str, chunks: Iterable[list], codec: source_lib.Codec) -> list[str]:
   """A line where gold answers of a split are wrong by the run's own rule; none where all are right.
 
   Each is written as a run is trained to write it, decoded, and judged against itself. One that the
@@ -93,8 +99,10 @@ def describe_misjudged(split, codec: source_lib.Codec) -> list[str]:
   tokenizer cannot write.
   """
   wrong, cut, template, most = [], [], codec.template, codec.config.eval.max_new_tokens
-  for first in range(0, len(split), 1000):
-    for record in split.__getitems__(range(first, min(first + 1000, len(split)))):
+  count = 0
+  for records in chunks:
+    count += len(records)
+    for record in records:
       try:
         ids = [*codec.tokenizer.encode(record.answer), *template.answer_suffix]
       except UserError:
@@ -106,12 +114,12 @@ def describe_misjudged(split, codec: source_lib.Codec) -> list[str]:
       written += codec.tokenizer.decode(ids)
       if not judge.answers_match(judge.parse_answer(written, codec.config) or '', record.answer):
         wrong.append(record)
-  lines = [f'{split.name}: {len(cut)} of {len(split)} gold answers are longer than '
+  lines = [f'{name}: {len(cut)} of {count} gold answers are longer than '
            f'eval.max_new_tokens={most} and can never be right; the longest has '
-           f'{max(count for _, count in cut)} tokens, the first is {cut[0][0].answer[:40]!r} '
+           f'{max(length for _, length in cut)} tokens, the first is {cut[0][0].answer[:40]!r} '
            f'({cut[0][0].origin})'] if cut else []
   return lines if not wrong else [
-      *lines, f'{split.name}: {len(wrong)} of {len(split)} gold answers can never be right: the '
+      *lines, f'{name}: {len(wrong)} of {count} gold answers can never be right: the '
       'tokenizer cannot write them, or written, decoded and judged they differ from '
       f'themselves; the first is {wrong[0].answer[:40]!r} ({wrong[0].origin}); see '
       'layout.answer_suffix']

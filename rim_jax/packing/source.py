@@ -55,7 +55,9 @@ def make_codec(config: Config, tokenizer, layout, removal: order.Removal | None 
   vocab_size = config.model.vocab_size or tokenizer.vocab_size
   if vocab_size < tokenizer.num_text_ids:
     raise UserError(f'model.vocab_size={vocab_size} is below the tokenizer\'s '
-                    f'{tokenizer.num_text_ids} ids; use 0 (the same) or more')
+                    f'{tokenizer.num_text_ids} ids; ' + (
+                        "give the tokenizer of that model, or a model with a row for each id"
+                        if config.model.init_from else 'use 0 (the same) or more'))
   template = layout_lib.make_template(tokenizer, config.layout)
   for key, ids in vars(template).items():
     if max(ids, default=0) >= vocab_size:

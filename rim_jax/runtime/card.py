@@ -125,6 +125,8 @@ def load_whole(workdir) -> dict:
     raise UserError(f'{workdir}: ' + (
         'its stages were run by a version that kept their configuration alone; give --config, or '
         f'name one stage, --workdir={path.parent / stages[-1]}' if stages else
+        f'is of a sweep; name one of its runs, --workdir={path.parent / "points"}/NAME' if (
+            (path.parent / 'points').is_dir()) else
         'there is no run here; train it first with --mode=train, or name another'))
   card = _load(path)
   if card['format'] != CARD_VERSION:
@@ -178,7 +180,8 @@ def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
   by_micro = new.get('distill.std', 'example') != 'example'
 
   def is_free(key):
-    return config_lib.is_runtime(key) and not (by_micro and key == 'train.num_micro_batches')
+    return key in config_lib.HELD_KEYS or (config_lib.is_runtime(key) and not (
+        by_micro and key == 'train.num_micro_batches'))
 
   def describe(key):
     if key in old and key in new:
@@ -189,6 +192,18 @@ def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
             '--workdir')
   return [f'{where}: was run {describe(key)}' for key in sorted(old.keys() | new.keys())
           if old.get(key) != new.get(key) and not is_free(key)]
+
+
+def check_whole(config: config_lib.Config, workdir) -> None:
+  """Refuses another configuration of a run of several stages, by the keys as they were given.
+
+  Its stages are checked as well; what they have is partly made of these keys.
+  Raises: UserError.
+  """
+  workdir = epath.Path(workdir)
+  card = load_whole(workdir) if (workdir / 'config.json').exists() else {}
+  if any((workdir / name / 'config.json').exists() for name in card.get('stages', ())):
+    refuse(find_differences(card, config, workdir))
 
 
 def check_start(card: dict, start: dict | None, where) -> None:

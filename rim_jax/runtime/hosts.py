@@ -32,7 +32,7 @@ EXIT_STOPPED = 75  # asked to end: saved, and the same command goes on
 # JAX ends a process that misses another; the watchdog comes first, because it knows whom.
 _HEARTBEAT_SECS, _SHUTDOWN_SECS = 50, 20
 _BEAT_SECS, _SILENT_SECS, _WATCH_SECS = 2.0, 40.0, 0.5
-_SEEN_SECS = 20.0  # until a new file is seen on all machines, where a file system is slow
+SEEN_SECS = 20.0  # until a new file is seen on all machines, where a file system is slow
 
 
 # ---- Start ----
@@ -188,6 +188,19 @@ def settle(tree) -> None:
     jax.block_until_ready(tree)
 
 
+def find_blind(path, secs: float) -> list[int]:
+  """The processes that do not see a file within `secs` seconds; all of them must ask.
+
+  A file system may tell a process an older list of files for a while.
+  """
+  if jax.process_count() == 1:
+    return []
+  until = time.monotonic() + secs
+  while not path.exists() and time.monotonic() < until:
+    time.sleep(0.5)
+  return [process for process, seen in enumerate(_gather(int(path.exists()))) if not seen]
+
+
 def check_shared(folder) -> None:
   """Checks that all processes see one directory: else they would wait for one another at a save.
 
@@ -199,14 +212,12 @@ def check_shared(folder) -> None:
     path = folder / f'.seen-{secrets.token_hex(8)}'  # a name that no file system has cached
     path.write_text('')
     return path.name
-  path, until = folder / lead(write), time.monotonic() + _SEEN_SECS
-  while not path.exists() and time.monotonic() < until:
-    time.sleep(0.5)
-  blind = [str(process) for process, seen in enumerate(_gather(int(path.exists()))) if not seen]
+  path = folder / lead(write)
+  blind = find_blind(path, SEEN_SECS)
   lead(lambda: path.unlink() and None)
   if blind:
-    raise UserError(f'{folder}: process {", ".join(blind)} of {jax.process_count()} does not see '
-                    'what process 0 writes there; name a directory that all machines share')
+    raise UserError(f'{folder}: process {", ".join(map(str, blind))} of {jax.process_count()} does '
+                    'not see what process 0 writes there; name a directory that all machines share')
 
 
 def sync(name: str) -> None:
@@ -267,7 +278,7 @@ class Watchdog:
 
   def __init__(self, stall_secs: float, silent_secs: float = _SILENT_SECS, end=os._exit):
     self._stall_secs, self._silent_secs, self._end = stall_secs, silent_secs, end
-    self._step, self._moved, self._own_secs = -1, None, 0.0
+    self._step, self._moved, self._more_secs, self._own_secs = -1, None, 0.0, 0.0
     self._heard = {}  # process -> (what it said last, when it said something new)
     self._exchanged = time.monotonic()
     self._done = threading.Event()
@@ -296,9 +307,13 @@ class Watchdog:
     traceback.print_exception(error)
     self._report(f'a computation of all processes failed: {silent}')
 
-  def beat(self, step: int) -> None:
-    """The program got on: a step, or a part of an evaluation."""
-    self._step, self._moved = step, time.monotonic()
+  def beat(self, step: int, more_secs: float = 0.0) -> None:
+    """The program got on: a step, or a part of an evaluation.
+
+    Args:
+      more_secs: how much longer than `stall_secs` the next beat may take.
+    """
+    self._step, self._more_secs, self._moved = step, more_secs, time.monotonic()
 
   def compare(self, own_secs: float) -> dict:
     """How far apart the processes are in what each does by itself a step: its batch, its start.
@@ -348,7 +363,7 @@ class Watchdog:
       before = now
       problem = '' if self._alone else self._find_silent(now, self._silent_secs)
       if not problem and self._stall_secs and self._moved is not None and (
-          now - self._moved > self._stall_secs):
+          now - self._moved > self._stall_secs + self._more_secs):
         problem = self._describe_stall()
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
       if problem and not self._done.is_set():
@@ -371,5 +386,6 @@ class Watchdog:
     steps = {p: int(said.split()[1]) for p, (said, _) in self._heard.items()}
     last = min(steps, key=steps.__getitem__) if steps else 0
     others = f'; process {last} is behind all, at step {steps[last]}' if len(steps) > 1 else ''
-    return (f'no step for {self._stall_secs:g} s after step {self._step}{others}; the stacks above '
+    limit = self._stall_secs + self._more_secs
+    return (f'no step for {limit:g} s after step {self._step}{others}; the stacks above '
             'say where it hangs; run it again from the last checkpoint')

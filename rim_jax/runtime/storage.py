@@ -260,7 +260,7 @@ def _hold_in_bucket(path, me, say):
   def read():
     try:
       return path.read_bytes().decode(errors='replace')
-    except OSError:
+    except FileNotFoundError:
       return ''
 
   def write():
@@ -284,7 +284,8 @@ def _hold_in_bucket(path, me, say):
 
   def renew():
     while not done.wait(_LEASE_SECS):
-      with contextlib.suppress(OSError):  # an outage of the store: the next turn tells
+      # An outage of the store, whose client's errors are no OSError: the next turn tells.
+      with contextlib.suppress(Exception):
         if read() not in (mine, ''):
           print(f'error: {_make_taken(path, read().partition(chr(10))[0])}', file=sys.stderr,
                 flush=True)

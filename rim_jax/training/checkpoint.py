@@ -24,7 +24,11 @@ from rim_jax.runtime import hosts, run_folder, storage
 
 CHECKPOINT_VERSION = 1
 _MANIFEST = 'manifest.json'
-_TOLD = ('card/',)  # what a choice among checkpoints is made from; small files
+# Beginnings of the names of a checkpoint's files: what a choice is made from, which is small; what
+# a network is made of, without the optimizer; and everything.
+TOLD, OF_NETWORK, WHOLE = ('card/',), ('card/', 'params/'), ('',)
+_CHUNK_BYTES, _NUM_READERS = 1 << 20, 8
+_SLOW_BYTES_PER_SEC = 20e6
 _POLICIES = ocp.checkpoint_managers
 
 
@@ -45,19 +49,32 @@ class Card(typing.TypedDict):
 
 
 def _digest(path) -> list:
+  """Size and sha256. By `read` alone: TensorFlow's files, by which epath may read buckets, have
+  nothing else."""
+  sha, size = hashlib.sha256(), 0
   with epath.Path(path).open('rb') as f:
-    sha = hashlib.file_digest(f, 'sha256').hexdigest()
-    return [f.tell(), sha]
+    while chunk := f.read(_CHUNK_BYTES):
+      sha.update(chunk)
+      size += len(chunk)
+  return [size, sha.hexdigest()]
+
+
+def _digest_all(paths) -> list[list]:
+  """Of several files at a time: a bucket, or a network's disk, serves one reader slowly."""
+  with concurrent.futures.ThreadPoolExecutor(_NUM_READERS) as pool:
+    return list(pool.map(_digest, paths))
 
 
 def seal(folder) -> None:
   """Writes the manifest of a finished checkpoint; the last act of a save."""
-  files = {name: _digest(path) for name, path in sorted(storage.list_files(folder).items())
+  files = {name: path for name, path in sorted(storage.list_files(folder).items())
            if name != _MANIFEST}
-  storage.write_json(folder / _MANIFEST, {'format': CHECKPOINT_VERSION, 'files': files})
+  storage.write_json(folder / _MANIFEST, {
+      'format': CHECKPOINT_VERSION,
+      'files': dict(zip(files, _digest_all(files.values()), strict=True))})
 
 
-def find_damage(folder, parts=('',)) -> str | None:
+def find_damage(folder, parts=WHOLE) -> str | None:
   """What is wrong with a checkpoint on disk, or None; every byte is read.
 
   `parts` limits that to files whose names begin so.
@@ -74,14 +91,19 @@ def find_damage(folder, parts=('',)) -> str | None:
                     f'{CHECKPOINT_VERSION}, which this version of rim_jax reads; use the version '
                     'that wrote it')
   files = storage.list_files(folder)
-  for name, told in manifest['files'].items():
-    if not name.startswith(parts):
-      continue
+  told = {name: digest for name, digest in manifest['files'].items() if name.startswith(parts)}
+  for name in told:
     if name not in files:
       return f'{name} is missing'
-    if _digest(files[name]) != told:
+  for name, found in zip(told, _digest_all(files[name] for name in told), strict=True):
+    if found != told[name]:
       return f'{name} differs from what was saved'
   return None
+
+
+def estimate_save_secs(*trees) -> float:
+  """Seconds that writing arrays and reading them back takes where storage is slow."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(trees)) / _SLOW_BYTES_PER_SEC
 
 
 def describe_tree(tree) -> dict:
@@ -221,7 +243,9 @@ class Checkpointer:
 
   def find_latest(self) -> Checkpoint | None:
     """The newest checkpoint whose manifest agreed when this was opened."""
-    return None if self._latest is None else load_checkpoint(self._folder, self._latest)
+    latest = self._latest
+    return None if latest is None else _lead_to(
+        self._folder, lambda: load_checkpoint(self._folder, latest))
 
   def _put_damaged_aside(self) -> int | None:
     """The newest good step; what is newer and damaged goes to WORKDIR/damaged.
@@ -231,7 +255,7 @@ class Checkpointer:
     """
     damaged, found = [], None
     for step in list_steps(self._folder):
-      problem = find_damage(self._folder / str(step), _TOLD if found else ('',))
+      problem = find_damage(self._folder / str(step), TOLD if found else WHOLE)
       if problem is None:
         found = found or step
       else:
@@ -287,7 +311,7 @@ def load_checkpoint(folder, step: int) -> Checkpoint:
 
   Raises: UserError where that is damaged.
   """
-  damage = find_damage(folder / str(step), _TOLD)
+  damage = find_damage(folder / str(step), TOLD)
   if damage:
     raise UserError(f'{folder / str(step)}: damaged ({damage}), so it cannot be told which '
                     f'checkpoint is best; train on, or move it out of {folder}')
@@ -327,11 +351,34 @@ def is_rated_by_many(workdir) -> bool:
   return len({rule for _, rule in rate_checkpoints(workdir).values()}) > 1
 
 
-def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
+def _lead_to(folder, find) -> Checkpoint:
+  """The checkpoint that process 0 finds, for all: another may still be told an older list of files.
+
+  Raises: UserError where one does not see it in time.
+  """
+  def lead():
+    found = find()
+    return [found.step, found.card]
+  step, card = hosts.lead(lead)
+  found = Checkpoint(step, folder / str(step), card)
+  if blind := hosts.find_blind(found.folder / _MANIFEST, 3 * hosts.SEEN_SECS):
+    raise UserError(f'{found.folder}: process {", ".join(map(str, blind))} does not see it, and '
+                    'process 0 does; look at the file system that they share, then start all again')
+  return found
+
+
+def lead_choice(workdir, which: str | int, parts=WHOLE) -> Checkpoint:
+  """`choose_checkpoint` by process 0 for all."""
+  return _lead_to(get_folder(workdir), lambda: choose_checkpoint(workdir, which, parts))
+
+
+def choose_checkpoint(workdir, which: str | int, parts=WHOLE) -> Checkpoint:
   """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
 
   One that counts and was scheduled goes before one that is not both.
 
+  Args:
+    parts: which of its files are verified; what it says of itself always is.
   Raises: UserError when there is none, the chosen one is damaged, many are asked for, or they were
     judged by different rules.
   """
@@ -353,7 +400,7 @@ def choose_checkpoint(workdir, which: str | int) -> Checkpoint:
                       'again, or take one with --config.eval.checkpoint=last')
     best = max(rated, key=lambda step: (rated[step][0], step))
     found = [c for c in found if c.step == best]
-  damage = find_damage(found[0].folder)
+  damage = find_damage(found[0].folder, parts)
   if damage:
     other = 'last' if which == 'best' else 'best'
     raise UserError(f'{found[0].folder}: damaged ({damage}); take another with '
@@ -393,7 +440,7 @@ def load_base(workdir, abstract):
   if not jax.tree.leaves(abstract):
     return abstract
   folder = storage.get_absolute(workdir) / 'base'
-  damage = find_damage(folder) if folder.exists() else 'it is missing'
+  damage = hosts.lead(lambda: find_damage(folder) if folder.exists() else 'it is missing')
   if damage:
     raise UserError(f'{folder}: the frozen parameters cannot be used ({damage}); restore the '
                     'directory from a copy, or train anew')

@@ -56,8 +56,8 @@ def is_of_today(result: values.EvalResult, workdir) -> bool:
     return set(result.chosen or ()) == {*map(str, checkpoint_lib.list_counting(workdir))}
   if result.checkpoint == 'best' and checkpoint_lib.is_rated_by_many(workdir):
     return False
-  return result.checkpoint in ('best', 'last') and result.step == (
-      checkpoint_lib.choose_checkpoint(workdir, result.checkpoint).step)
+  return result.checkpoint in ('best', 'last') and result.step == checkpoint_lib.choose_checkpoint(
+      workdir, result.checkpoint, checkpoint_lib.TOLD).step
 
 
 def load_network(task, workdir, which: str | int, is_start: bool = False, say=None
@@ -71,7 +71,7 @@ def load_network(task, workdir, which: str | int, is_start: bool = False, say=No
   """
   program = step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
   state, frozen = program.abstract
-  found = checkpoint_lib.choose_checkpoint(workdir, which)
+  found = checkpoint_lib.lead_choice(workdir, which, checkpoint_lib.OF_NETWORK)
   if not found.card.get('counts', True):
     raise UserError(f'{found.folder}: at this step a part of the chain is still written, and iCoT '
                     'is judged without; run its command again to finish it')
@@ -86,6 +86,13 @@ def load_network(task, workdir, which: str | int, is_start: bool = False, say=No
     params = jax.jit(methods.begin_decoder, out_shardings=program.shardings[0].params)(
         params, frozen)
   return Network(program.graphdef, params, frozen, task.config, task.codec, task.mesh), found.step
+
+
+def load_params(network: Network, workdir, step: int) -> dict:
+  """The trainable parameters of another checkpoint of the run that a network is of."""
+  found = checkpoint_lib.lead_choice(workdir, step, checkpoint_lib.OF_NETWORK)
+  return checkpoint_lib.restore(found, 'params', jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), network.params))
 
 
 def _make_added(program, seed: int):
@@ -137,7 +144,7 @@ def initialize(task, program, init_from, say):
   network, step = load_network(task, init_from, 'last', is_start=True)
   state = program.make_state(network.params)
   if not task.config.curriculum.reset_optimizer:
-    theirs = checkpoint_lib.restore(checkpoint_lib.choose_checkpoint(init_from, 'last'), 'optim',
+    theirs = checkpoint_lib.restore(checkpoint_lib.lead_choice(init_from, 'last'), 'optim',
                                     get_optim(program.abstract[0]))
     state = dataclasses.replace(
         state, opt_state=optim_lib.swap_moments(state.opt_state, theirs['opt_state']))

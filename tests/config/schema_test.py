@@ -416,7 +416,7 @@ def probe_start(config, tools):
   tools.patch.setattr(state_lib, 'is_complete', lambda folder: True)
   tools.patch.setattr(state_lib, 'load_network',
                       lambda *args, **kwargs: (support.make_network(config), 7))
-  tools.patch.setattr(checkpoint_lib, 'choose_checkpoint', lambda folder, which: folder)
+  tools.patch.setattr(checkpoint_lib, 'lead_choice', lambda folder, which: folder)
   tools.patch.setattr(checkpoint_lib, 'restore', restore)
   program = types.SimpleNamespace(make_state=lambda params: state, abstract=(state, {}))
   state_lib.initialize(task, program, tools.folder, seen.append)

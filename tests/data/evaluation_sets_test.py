@@ -13,7 +13,7 @@ def test_gsm_hard_in_both_forms(tmp_path):
                   '{"input": "b?", "code": "def f(): ...", "target": -9867630.0}\n'
                   '{"input": "c?", "target": 1.5e-7}\n{"input": "d?", "target": 120}\n'
                   '{"question": "e?", "answer": "1,234.50"}\n\n')
-  found = evaluation_sets.load_set('gsm_hard', path, DataConfig())
+  found, _ = evaluation_sets.load_set('gsm_hard', path, DataConfig())
   assert [(r.question, r.steps, r.answer, r.origin) for r in found] == [
       (question, (), answer, f'hard.jsonl:{i}') for i, (question, answer) in enumerate([
           ('Tom\u2028 has?', '-9867630'), ('b?', '-9867630'), ('c?', '0.00000015'), ('d?', '120'),
@@ -31,7 +31,8 @@ def test_a_bad_gsm_hard_file_is_told_in_one_line(tmp_path, content, what):
   path.write_text(content)
   with pytest.raises(UserError) as error:
     evaluation_sets.load_set('gsm_hard', path, DataConfig())
-  assert str(error.value).startswith(f'{path}{what}') and str(error.value).endswith('; fix the row')
+  assert str(error.value).startswith(f'{path}{what}')
+  assert '; fix the row, or drop bad rows with --config.data.on_bad_rows=drop' in str(error.value)
   assert '\n' not in str(error.value)
   with pytest.raises(UserError, match='nothing.jsonl: .*; name a file of rows for the set svamp'):
     evaluation_sets.load_set('svamp', tmp_path / 'nothing.jsonl', DataConfig())
@@ -45,6 +46,16 @@ def test_any_shape_is_a_set_and_sentences_are_no_error(tmp_path):
   path.write_text(r'{"problem": "q?", "solution": "It is $\\boxed{\\frac{1}{2}}$."}' + '\n'
                   '{"question": "b?", "answer": "one"}\n{"question": "c?", "cot": "One.", '
                   '"answer": 1}\nd?||Words. #### 3')
-  found = evaluation_sets.load_set('math', path, DataConfig())
+  found, _ = evaluation_sets.load_set('math', path, DataConfig())
   assert [(r.question, r.steps, r.answer) for r in found] == [
       ('q?', (), r'\frac{1}{2}'), ('b?', (), 'one'), ('c?', (), '1'), ('d?', (), '3')]
+
+
+def test_bad_rows_of_a_set_are_dropped_where_that_is_asked(tmp_path):
+  path = tmp_path / 'own.jsonl'
+  path.write_text('{"question": "a?", "answer": "1"}\n\n{"question": "b?", "answer": ""}\n')
+  with pytest.raises(UserError, match=':2: an empty line; fix the row, or drop bad rows'):
+    evaluation_sets.load_set('own', path, DataConfig())
+  found, dropped = evaluation_sets.load_set('own', path, DataConfig(on_bad_rows='drop'))
+  assert [r.question for r in found] == ['a?']
+  assert dropped == ['own.jsonl:2: an empty line', 'own.jsonl:3: the answer is empty']

@@ -179,6 +179,40 @@ def test_numbers_and_empty_cells_of_tables(tmp_path):
   assert records[0].answer == '2'
 
 
+def test_short_floats_of_a_table_are_the_decimals_that_were_meant(tmp_path):
+  table = pyarrow.table({'question': ['a?', 'b?'], 'answer': pyarrow.array(
+      [4.9, 0.1], pyarrow.float32())})
+  path = tmp_path / 'x.parquet'
+  parquet.write_table(table, path)
+  records, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
+  assert [r.answer for r in records] == ['4.9', '0.1']
+
+
+def test_a_null_is_an_empty_cell(tmp_path):
+  rows = [b'{"question": "a?", "steps": null, "answer": "2"}']
+  records, _ = files.parse_files([(tmp_path / 'x.jsonl', rows[0])], FIELDS)
+  assert (records[0].steps, records[0].answer) == ((), '2')
+
+
+def test_keys_that_are_not_read_are_named(tmp_path):
+  def describe(*rows):
+    return files.describe_unread('train', [(tmp_path / 'x.jsonl', to_lines(rows))])
+  assert describe({'question': 'a?', 'answer': '1'}, {'problem': 'b?', 'solution': '2',
+                                                      'answer': '2'}) == []
+  assert describe({'question': 'a?', 'choices': ['1', '2'], 'answer': 'B', 'id': 3},
+                  {'question': 'b?', 'rationale': 'x', 'answer': '1'}) == [
+                      'train: keys that are not read: choices, id, rationale']
+  path = tmp_path / 'x.jsonl'
+  assert files.describe_unread('train', [(path, b'a?||<<1+1=2>> #### 2\n{"no": "row"}')]) == []
+
+
+def test_where_all_rows_were_dropped_the_first_says_why(tmp_path):
+  fields = dataclasses.replace(FIELDS, on_bad_rows='drop')
+  with pytest.raises(UserError, match=r'no rows \(of 2 lines\); the first is bad \(x.jsonl:1: its '
+                     r'keys are a; .*\); mend or replace'):
+    files.parse_files([(tmp_path / 'x.jsonl', b'{"a": 1}\n{"b": 1}')], fields)
+
+
 @pytest.mark.parametrize('name, content, what', [
     ('test.parquet', b'PAR1', 'replace it by a whole parquet file'),
     ('test.arrow', b'ARROW1\0\0', 'replace it by a whole arrow file'),

@@ -62,11 +62,15 @@ class Split(list):
     return [self[i] for i in indices]
 
 
+def describe_misjudged(records, codec):
+  return preview.describe_misjudged('test', preview.list_chunks(Split(records)), codec)
+
+
 def test_what_the_tokenizer_cannot_write_is_told_and_not_refused(tmp_path):
   config = support.make_config('rim_stage2', data__cache_dir=str(tmp_path))
   codec = support.make_codec(config)
   bad = dataclasses.replace(support.RECORDS[0], answer='?')
-  [line] = preview.describe_misjudged(Split([*support.RECORDS, bad]), codec)
+  [line] = describe_misjudged([*support.RECORDS, bad], codec)
   assert 'test: 1 of' in line and "the first is '?'" in line
   found = preview.measure_split(Split([bad]), codec, lambda line: None)
   assert found.tokens == (0, 0, 0) and "'?'" in found.dropped[0]
@@ -77,9 +81,9 @@ def test_gold_answers_that_can_never_be_right_are_counted():
       'rim_stage2', tokenizer__kind='bytes', data__source='gsm8k', layout__answer_suffix='0')
   codec, split = support.make_codec(config), list(support.RECORDS)
   good = [dataclasses.replace(r, answer='7') for r in split]
-  assert preview.describe_misjudged(Split(good), codec) == []
+  assert describe_misjudged(good, codec) == []
   bad = [*good, dataclasses.replace(split[0], answer='507')]
-  [line] = preview.describe_misjudged(Split(bad), codec)
+  [line] = describe_misjudged(bad, codec)
   assert line.startswith(f'test: 1 of {len(bad)} gold answers can never be right: ')
   assert "the first is '507'" in line
 
@@ -88,8 +92,8 @@ def test_gold_answers_longer_than_what_is_written_are_told():
   config = support.make_config('rim_stage2', eval__max_new_tokens=2)
   records = [dataclasses.replace(support.RECORDS[0], answer=answer)
              for answer in ('12', '1234', '5')]
-  [line] = preview.describe_misjudged(Split(records), support.make_codec(config))
+  [line] = describe_misjudged(records, support.make_codec(config))
   assert line.startswith('test: 1 of 3 gold answers are longer than eval.max_new_tokens=2')
   assert "has 4 tokens, the first is '1234'" in line
   chain = support.make_config('cot', eval__max_new_tokens=2)  # what it writes has steps, too
-  assert preview.describe_misjudged(Split(records), support.make_codec(chain)) == []
+  assert describe_misjudged(records, support.make_codec(chain)) == []

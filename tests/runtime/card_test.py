@@ -22,10 +22,27 @@ def test_what_differs_is_told_with_both_values_and_what_only_says_where_is_not()
   mine = {'config': dataclasses.asdict(config)}
   other = support.set_keys(config, {'optim.learning_rate': 0.5, 'eval.batch_size': 9,
                                     'model.remat': 'dots'})
+  other = dataclasses.replace(other, data=dataclasses.replace(  # held by what was read there
+      other.data, dir='elsewhere', on_bad_rows='drop'))
   assert card.find_differences(mine, config, 'run') == []
   assert card.find_differences(mine, other, 'run') == [
       f'run: was run with optim.learning_rate={config.optim.learning_rate!r}, now it is 0.5; use '
       f'another --workdir, or --config.optim.learning_rate={config.optim.learning_rate!r}']
+
+
+def test_what_differs_in_a_run_of_several_stages_is_told_as_it_was_given(tmp_path):
+  """A stage's own keys are made of the run's: to set one to the stage's value made another."""
+  config = support.make_config('rim', optim__learning_rate=0.25)
+  other = support.set_key(config, 'optim.learning_rate', 0.5)
+  card.check_whole(other, tmp_path)  # no run there
+  card.write_card(tmp_path, card.make_whole(config, ['stage1', 'stage2']))
+  card.check_whole(other, tmp_path)  # none has begun: the last command counts
+  (tmp_path / 'stage1').mkdir()
+  (tmp_path / 'stage1/config.json').write_text('{}')
+  card.check_whole(config, tmp_path)
+  with pytest.raises(UserError, match=f'^{tmp_path}: was run with optim.learning_rate=0.25, now it '
+                     'is 0.5; use another --workdir, or --config.optim.learning_rate=0.25$'):
+    card.check_whole(other, tmp_path)
 
 
 @pytest.mark.parametrize('std, free', [('example', True), ('layer', False), ('all', False)])

@@ -199,6 +199,18 @@ def test_no_stall_before_the_first_beat_or_where_it_is_off(stall_secs, beats):
   assert watch(stall_secs, beats, 1.2) == []
 
 
+def test_a_beat_may_ask_for_more_time():
+  """A save of many GB takes longer than a step, and is no standstill."""
+  ended = []
+  with hosts.Watchdog(0.2, end=ended.append) as dog:
+    dog.beat(1, more_secs=30.0)
+    time.sleep(1.2)
+    assert not ended
+    dog.beat(2)
+    time.sleep(1.2)
+  assert ended == [hosts.EXIT_STALLED]
+
+
 def test_the_silent_and_the_last_are_named():
   dog = hosts.Watchdog(10.0)
   now = time.monotonic()
@@ -243,10 +255,10 @@ sys.exit(main.cli(sys.argv))
 """
 
 
-def launch(recipe, workdir, processes, *flags, more=(), **environment):
+def launch(recipe, workdir, processes, *flags, more=(), program=SLOWLY, **environment):
   return subprocess.Popen(
       [sys.executable, ROOT / 'launch/local_hosts.py', f'--processes={processes}', *flags, '--',
-       sys.executable, '-c', SLOWLY, f'--config={recipe}', f'--workdir={workdir}', *more],
+       sys.executable, '-c', program, f'--config={recipe}', f'--workdir={workdir}', *more],
       env=support_runs.ENVIRONMENT | environment, cwd=ROOT, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT, text=True)
 
@@ -426,7 +438,7 @@ except UserError as e:
 
 @pytest.mark.slow
 def test_a_directory_that_not_all_processes_see_is_refused_by_all(tmp_path):
-  (tmp_path / 'see.py').write_text(SEE.replace('hosts\n\n', 'hosts\nhosts._SEEN_SECS = 1\n\n', 1))
+  (tmp_path / 'see.py').write_text(SEE.replace('hosts\n\n', 'hosts\nhosts.SEEN_SECS = 1\n\n', 1))
   (tmp_path / 'shared').mkdir()
   code, out = support_runs.finish(subprocess.Popen(
       [sys.executable, ROOT / 'launch/local_hosts.py', '--processes=2', '--', sys.executable,
@@ -435,6 +447,45 @@ def test_a_directory_that_not_all_processes_see_is_refused_by_all(tmp_path):
   assert code == 0, out
   assert out.count('all see []') == 2 and out.count('refused') == 2, out
   assert out.count('process 1 of 2 does not see what process 0 writes there') == 2
+
+
+# A file system that tells process 1 an older list of files; a report that takes longer than JAX
+# waits for the others at its end.
+LATE = '''
+import sys, time
+from rim_jax import main
+from rim_jax.report import run_page
+from rim_jax.runtime import hosts
+from rim_jax.training import checkpoint
+hosts._SHUTDOWN_SECS = 2
+write, steps = run_page.write_report, checkpoint.list_steps
+def write_late(*args):
+  time.sleep(8)
+  return write(*args)
+run_page.write_report = write_late
+me = sys.argv[-1].partition('=')[2]
+if me == '1':
+  checkpoint.list_steps = lambda folder: steps(folder)[1:]
+restore = checkpoint.restore
+def tell(found, *args):
+  print('opens', found.step, flush=True)
+  return restore(found, *args)
+checkpoint.restore = tell
+sys.exit(main.cli(sys.argv))
+'''
+
+
+@pytest.mark.slow
+def test_processes_use_one_checkpoint_and_wait_for_the_report(tmp_path, by_two):
+  """Process 1 does not see the last one yet. They would have loaded two, and asked a mixture."""
+  recipe, done = by_two
+  shutil.copytree(done, tmp_path / 'run')
+  code, out = support_runs.finish(launch(recipe, tmp_path / 'run', 2, program=LATE, more=(
+      '--mode=eval', '--config.eval.checkpoint=last')))
+  assert code == 0, out
+  newest = checkpoint_lib.list_steps(tmp_path / 'run/checkpoints')[0]
+  opened = [line for line in out.splitlines() if 'opens' in line]
+  assert sorted(opened) == [f'[{me}] opens {newest}' for me in (0, 1)], out
 
 
 ASK_TWICE = '''

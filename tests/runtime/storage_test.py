@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 from etils import epath
@@ -261,6 +262,29 @@ def test_a_bucket_whose_holder_was_killed_is_taken_after_a_wait(bucket, monkeypa
     assert str(os.getpid()) in (folder / '.lock').read_text()
   assert 'whether process 7 on elsewhere is still at work' in told[0]
   assert not (folder / '.lock').exists()
+
+
+def test_a_bucket_that_is_away_for_a_while_leaves_the_run_its_workdir(bucket, monkeypatch):
+  """Its client's errors are no OSError; the thread that renews died of the first for good."""
+  monkeypatch.setattr(storage, '_LEASE_SECS', 0.2)
+  folder, away = epath.Path('gs://lab/away'), threading.Event()
+  read = type(folder).read_bytes
+
+  def fail(path):
+    if away.is_set():
+      raise Exception('503')  # pylint: disable=broad-exception-raised
+    return read(path)
+  monkeypatch.setattr(type(folder), 'read_bytes', fail)
+  with storage.hold(folder, lambda line: None):
+    away.set()
+    time.sleep(1)
+    away.clear()
+    before = (folder / '.lock').read_text()
+    time.sleep(1)
+    assert (folder / '.lock').read_text() != before
+    with pytest.raises(UserError, match='is at work here'):
+      with storage.hold(folder, lambda line: None):
+        pass
 
 
 def test_of_two_that_come_at_once_one_stays(bucket, monkeypatch):

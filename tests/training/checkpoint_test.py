@@ -1,6 +1,8 @@
 """Checkpoints: sealed, verified, never silently wrong; on real Orbax."""
 
+import contextlib
 import json
+import types
 
 from etils import epath
 import jax
@@ -11,7 +13,7 @@ import pytest
 from rim_jax.config import CheckpointConfig
 from rim_jax.errors import UserError
 from rim_jax.results import values
-from rim_jax.runtime import run_folder
+from rim_jax.runtime import run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from tests import support_runs
 
@@ -43,6 +45,54 @@ def test_restarts_leave_no_other_checkpoints_than_a_run_without_them(tmp_path):
   kept = [checkpoint_lib.list_steps(epath.Path(tmp_path) / run / 'checkpoints')
           for run in ('whole', 'parts')]
   assert kept == [[7, 6, 2]] * 2
+
+
+@pytest.mark.parametrize('part, is_read', [('params', True), ('card', True), ('optim', False)])
+def test_a_network_is_verified_without_its_optimizer(part, is_read, tmp_path):
+  """An optimizer is two thirds of a checkpoint, and nobody asks it."""
+  support_runs.save_checkpoints(tmp_path, [0.5])
+  folder = epath.Path(tmp_path) / 'checkpoints' / '1'
+  files = {name: path for name, path in storage.list_files(folder).items()
+           if name.startswith(f'{part}/')}
+  victim = files[max(files, key=lambda name: len(files[name].read_bytes()))]
+  victim.write_bytes(victim.read_bytes()[:-1] + b'!')
+  if is_read:
+    with pytest.raises(UserError, match='damaged'):
+      checkpoint_lib.choose_checkpoint(tmp_path, 'last', checkpoint_lib.OF_NETWORK)
+  else:
+    assert checkpoint_lib.choose_checkpoint(tmp_path, 'last', checkpoint_lib.OF_NETWORK).step == 1
+  with pytest.raises(UserError, match='damaged'):
+    checkpoint_lib.choose_checkpoint(tmp_path, 'last')
+
+
+def test_files_are_digested_where_they_can_only_be_read(tmp_path, monkeypatch):
+  """As TensorFlow's are, by which epath reads buckets where it finds TensorFlow."""
+  support_runs.save_checkpoints(tmp_path, [0.5])
+
+  class OnlyRead:
+    def __init__(self, file):
+      self.read = file.read
+
+  class Path:
+    def __init__(self, path):
+      self._path = path
+
+    @contextlib.contextmanager
+    def open(self, mode):
+      with open(self._path, mode) as file:
+        yield OnlyRead(file)
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint_lib, 'epath', types.SimpleNamespace(Path=Path))
+    folder = tmp_path / 'checkpoints' / '1'
+    assert checkpoint_lib.find_damage(folder) is None
+    checkpoint_lib.seal(folder)
+    assert checkpoint_lib.find_damage(folder) is None
+
+
+def test_a_save_of_many_bytes_may_take_long():
+  tree = {'w': jax.ShapeDtypeStruct((8_030_000_000,), jnp.float32)}
+  found = checkpoint_lib.estimate_save_secs(tree, [tree, tree])
+  assert 3600 < found < 7200  # 96 GB at 20 MB/s
 
 
 def test_of_equally_good_checkpoints_the_later_is_best(tmp_path):
