@@ -33,6 +33,7 @@ PATH_FLAGS = ('config', 'workdir', 'with', 'sweep_dir')
 FLAGS = {
     'workdir': ('', 'Where the run lives.'), 'debug': (False, 'Show tracebacks.'),
     'question': ('', 'generate: the question.'),
+    'json': (False, 'generate: a JSON object a question, for programs.'),
     'with': ('', 'compare: the WORKDIR of the other run.'),
     'verify': (False, 'export: compare with transformers.'),
     'topology': ('', 'plan: the machine, v5e:4x4 or h100:8.'),

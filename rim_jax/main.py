@@ -15,7 +15,7 @@
                            questions of the set that config.eval names? WORKDIR/compare.json
   --mode=export            write the run as a Hugging Face model (config.export);
                            --verify compares it with transformers before it appears
-  --mode=generate          answer --question=TEXT, or each line of standard input
+  --mode=generate          answer --question=TEXT, or each line of standard input (--json)
   --mode=sweep             every run of a recipe of many (configs/compare.py), --jobs at a time, and
                            what they say together; again: what is left, --retry_failed.
                            --controls: when they are done, every run with memory is asked what it
@@ -125,7 +125,7 @@ def _run(argv, console) -> None:
    'controls': lambda: modes.controls(config, workdir, say, console),
    'report': lambda: modes.write_report(config, workdir, say),
    'export': lambda: modes.export(config, workdir, values.verify, say),
-   'generate': lambda: modes.generate(config, workdir, values.question, say, console),
+   'generate': lambda: modes.generate(config, workdir, values.question, values.json, say, console),
    }[values.mode]()
 
 

@@ -1,6 +1,7 @@
 """The modes of the command line, and what they show a person."""
 
 import dataclasses
+import json
 import os
 import pathlib
 import platform
@@ -296,11 +297,29 @@ def _read_questions(question: str) -> list[str]:
                          else sys.stdin.buffer.read())
   except ValueError as e:
     raise UserError(f'{where}: is {e}; write it in UTF-8') from None
-  return [text] if question else [line.rstrip('\r') for line in text.split('\n')]
+  return [text] if question else [
+      _read_line(i, line.rstrip('\r')) for i, line in enumerate(text.split('\n'), 1)]
 
 
-def generate(config, workdir, question, say, console) -> None:
-  """Answers one question, or each line of standard input, showing each block's answer."""
+def _read_line(number: int, line: str) -> str:
+  """The question of one line of standard input: the line, or what a JSON object calls so."""
+  try:
+    row = reader.parse_json(line) if line.startswith('{') else {'question': line}
+  except ValueError:
+    return line
+  if not isinstance(row.get('question'), str):
+    raise UserError(f"standard input:{number}: a JSON object without a 'question' that is text; "
+                    'give it one, or write the question alone')
+  return row['question']
+
+
+def generate(config, workdir, question, as_json, say, console) -> None:
+  """Answers one question, or each line of standard input, showing each block's answer.
+
+  Args:
+    as_json: an object a question takes the place of all that is shown.
+  """
+  say = (lambda line: None) if as_json else say
   questions = [q for q in hosts.lead(lambda: _read_questions(question)) if q.strip()]
   if not questions:
     raise UserError('--mode=generate: there is no question; give --question="...", or lines on '
@@ -314,7 +333,13 @@ def generate(config, workdir, question, say, console) -> None:
   texts, _ = decode.Decoder(network).decode_texts(
       encoded, blocks, scores_lib.get_answer_prefix(config, codec), scores_lib.get_blocks(blocks))
   for text, row in zip(questions, texts):
-    run_page.show_answers(console, text, scores_lib.get_blocks(blocks), row, config)
+    if as_json:
+      answers = [judge.parse_answer(one, config) for one in row]
+      console.print(json.dumps({'question': text, 'answer': answers[-1], 'block_answers': answers,
+                                'block_texts': list(row)}),
+                    soft_wrap=True, markup=False, highlight=False)
+    else:
+      run_page.show_answers(console, text, scores_lib.get_blocks(blocks), row, config)
 
 
 def plan(config, workdir, flags, say, console) -> None:

@@ -585,6 +585,29 @@ def test_generate_answers_every_line(run_copy, monkeypatch):
   assert out.count('answer: ') == 2
 
 
+def test_generate_reads_and_writes_json(run_copy, monkeypatch, capsys):
+  rows = b'{"question": "1+2", "answer": "3"}\n3+4+5\n'
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(rows)))
+  code, out = run_cli(T, f'--workdir={run_copy}', '--mode=generate', '--json')
+  told = [json.loads(line) for line in out.splitlines()]
+  assert code == 0 and [row['question'] for row in told] == ['1+2', '3+4+5']
+  for row in told:
+    assert set(row) == {'question', 'answer', 'block_answers', 'block_texts'}
+    assert row['answer'] == row['block_answers'][-1]
+    assert len(row['block_texts']) == len(row['block_answers']) > 1
+  monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'1+2\n{"problem": "1+2"}\n')))
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=generate'],
+                ('standard input:2: ', "without a 'question'"))
+
+
+def test_a_question_is_one_line_for_programs(run_copy):
+  console = rich_console.Console(file=io.StringIO(), width=20)
+  code = main.cli(['main', T, f'--workdir={run_copy}', '--mode=generate',
+                       '--question=1+2+3+4+5+6+7+8+9'], console)
+  assert code == 0
+  assert 'question: 1+2+3+4+5+6+7+8+9\n' in console.file.getvalue()
+
+
 def test_eval_at_another_number_of_blocks_adds_to_the_results(run_copy):
   code, _ = run_cli(T, f'--workdir={run_copy}', '--mode=eval', '--config.eval.num_blocks=0')
   results = json.loads((run_copy / 'results.json').read_text())

@@ -162,7 +162,8 @@ def show_answers(console, question: str, blocks, texts, config: Config) -> None:
   """Shows what was decoded for one question after each of `blocks`; the last is the answer."""
   def show(label, text, style=''):
     text = clean(text, None, console.encoding) or '(nothing)'
-    console.print(Text.assemble((label, 'dim'), (text, style)))
+    # A program that reads this gets each line whole.
+    console.print(Text.assemble((label, 'dim'), (text, style)), soft_wrap=not console.is_terminal)
   answers = [judge.parse_answer(text, config) for text in texts]
   show('question: ', question)
   for line in texts[-1].split('\n') if config.writes_steps else ():
