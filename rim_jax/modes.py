@@ -12,16 +12,14 @@ from etils import epath
 import jax
 from rich.text import Text
 
+from rim_jax import ask, reader, terminal
 from rim_jax import config as config_lib
-from rim_jax import reader, terminal
 from rim_jax import train as train_lib
 from rim_jax.config import methods
 from rim_jax.config import stages as stages_lib
-from rim_jax.data.records import Record
 from rim_jax.errors import UserError, refuse
 from rim_jax.evaluation import decode
 from rim_jax.evaluation import run_scores as run_scores_lib
-from rim_jax.evaluation import scores as scores_lib
 from rim_jax.packing import preview
 from rim_jax.report import control_sections, page, plans, run_page, tables
 from rim_jax.results import judge, values
@@ -121,19 +119,9 @@ def _get_example_question(folder):
   return predictions[0].question if predictions else '...'
 
 
-def _open_run(config, workdir, say, with_data=True):
-  """The task of a finished or half-finished run, checked against its card."""
-  card_lib.check_whole(config, workdir)
-  config, folder = stages_lib.get_last(config, epath.Path(workdir))
-  card = card_lib.load_card(folder)
-  task = train_lib.make_task(config, say, with_data)
-  card_lib.check_card(card, task, folder, with_data)
-  return task, folder
-
-
 def evaluate(config, workdir, say, console) -> None:
   """Evaluates a run's checkpoint as config.eval says, and adds to its results.json."""
-  task, folder = _open_run(config, workdir, say)
+  task, folder = ask.open_run(config, workdir, say)
   results = run_scores_lib.evaluate_run(task, folder, say)
   asked = {name: results[name] for name in (
       one.config.eval_set for one in run_scores_lib.list_sets(task))}
@@ -170,7 +158,7 @@ def controls(config, workdir, say, console) -> None:
   interventions_lib.check_method(stages_lib.get_last(config, epath.Path(workdir))[0])
   if config.controls.probes:
     probes_lib.check_installed()
-  task, folder = _open_run(config, workdir, say)
+  task, folder = ask.open_run(config, workdir, say)
   config = task.config
   records = run_scores_lib.get_records(task, config.eval.split, config.eval.num_examples)
   set_name = config.eval_set
@@ -324,22 +312,17 @@ def generate(config, workdir, question, as_json, say, console) -> None:
   if not questions:
     raise UserError('--mode=generate: there is no question; give --question="...", or lines on '
                     'standard input')
-  task, folder = _open_run(config, workdir, lambda line: None, with_data=False)
-  config, codec, blocks = task.config, task.codec, task.config.eval_blocks
-  encoded = scores_lib.encode_questions(
-      [Record(q, (), '', '--question') for q in questions], config, codec, blocks)
-  network, step = state_lib.load_network(task, folder, config.eval.checkpoint, say=say)
-  say(f'{folder}, step {step}, K={blocks}')
-  texts, _ = decode.Decoder(network).decode_texts(
-      encoded, blocks, scores_lib.get_answer_prefix(config, codec), scores_lib.get_blocks(blocks))
-  for text, row in zip(questions, texts):
+  task, folder = ask.open_run(config, workdir, lambda line: None, with_data=False)
+  ask.encode(questions, task.config, task.codec)  # what is wrong is told before a long load
+  run = ask.load_task(task, folder, say)
+  say(f'{folder}, step {run.step}, K={task.config.eval_blocks}')
+  for answer in run.answer(questions):
     if as_json:
-      answers = [judge.parse_answer(one, config) for one in row]
-      console.print(json.dumps({'question': text, 'answer': answers[-1], 'block_answers': answers,
-                                'block_texts': list(row)}),
-                    soft_wrap=True, markup=False, highlight=False)
+      console.print(json.dumps(dataclasses.asdict(answer)), soft_wrap=True, markup=False,
+                    highlight=False)
     else:
-      run_page.show_answers(console, text, scores_lib.get_blocks(blocks), row, config)
+      run_page.show_answers(
+          console, answer.question, run.blocks, answer.block_texts, task.config)
 
 
 def plan(config, workdir, flags, say, console) -> None:
@@ -387,7 +370,7 @@ def export(config, workdir, verify, say) -> None:
   from rim_jax.pretrained import verification
   if verify:
     verification.check_verifiable(config)
-  task, folder = _open_run(config, workdir, say)
+  task, folder = ask.open_run(config, workdir, say)
   config = task.config
   if not hosts.lead(lambda: state_lib.is_complete(folder)):
     raise UserError(f'{folder}: is not complete; run its command again to finish it')

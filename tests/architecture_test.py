@@ -24,7 +24,7 @@ LEVELS = (
     ('errors',), ('config', 'locks', 'reader', 'terminal'), ('points', 'stages', 'results'),
     ('data', 'runtime'), ('packing',), ('model',), ('methods', 'pretrained'), ('task',),
     ('training',), ('evaluation',), ('planning',), ('report',), ('sweep', 'train'),
-    ('modes', 'command_line'), ('main',))
+    ('command_line',), ('ask',), ('modes',), ('main',))
 HEAVY = ('jax', 'flax', 'optax', 'orbax', 'grain', 'tensorflow_datasets', 'tokenizers',
          'safetensors')
 TERMINAL = ('absl', 'rich')
@@ -46,6 +46,7 @@ NEVER = {
                'rim_jax.evaluation', 'rim_jax.methods', 'rim_jax.training'),
     'sweep': ('flax', 'optax', 'orbax', 'grain', 'absl'),
     'train': ('absl', 'optax', 'orbax', 'grain'),
+    'ask': (*TERMINAL, 'optax', 'orbax', 'grain'),
     'modes': ('absl', 'optax', 'orbax', 'grain'),
     'main': ('optax', 'orbax', 'grain', 'flax', 'jax', 'tensorflow_datasets'),
     'command_line': ('optax', 'orbax', 'grain', 'flax', 'jax', 'tensorflow_datasets'),

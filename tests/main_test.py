@@ -541,7 +541,7 @@ def test_a_question_in_unknown_characters(run_copy, capsys):
 
 def test_a_question_too_long(run_copy, capsys):
   check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=generate', '--question=' + '1+' * 30],
-                ('--question', '60 tokens', 'model.max_positions=48', 'shorter questions'))
+                ('question 1', '60 tokens', 'model.max_positions=48', 'shorter questions'))
 
 
 def test_a_budget_beyond_the_positions(run_copy, capsys):
