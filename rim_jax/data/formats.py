@@ -186,7 +186,11 @@ def _read_sentences(steps, around) -> list[str]:
 
 
 def split_sentences(text: str) -> list[str]:
-  """Lines; or, of a single line, sentences: a full stop before a small letter ends none."""
+  """Lines; or, of a single line, sentences: a full stop before a small letter ends none.
+
+  The marks around what a reasoning model writes before its answer are no steps.
+  """
+  text = text.replace('<think>', '').replace('</think>', '\n')
   lines = [line.strip() for line in text.split('\n') if line.strip()]
   if len(lines) != 1:
     return lines

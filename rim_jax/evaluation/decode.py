@@ -81,11 +81,11 @@ def check_positions(num_question: int, num_blocks: int, num_more: int, config: C
   need = num_question + layout_lib.get_block_size(config.layout) * num_blocks + num_more
   key, most = source.find_reach(config.model)
   if most and need > most:
+    fewer = 'eval.num_blocks, eval.budget_blocks, eval.budget_tokens or ' if num_blocks else ''
     raise UserError(
         f'{where}: a question of {num_question} tokens with {num_blocks} blocks and {num_more} '
         f'more to decode needs {need} positions, and the model has {key}={most}; use fewer '
-        'eval.num_blocks, eval.budget_blocks, eval.budget_tokens or eval.max_new_tokens, or '
-        'shorter questions')
+        f'{fewer}eval.max_new_tokens, shorter questions, or a network with more positions')
 
 
 def decode(model, config: Config, readouts: Readouts, trunks: Trunks, draw=None):

@@ -105,6 +105,15 @@ def test_a_row_of_no_shape_is_told_what_is_read():
   assert str(error.value).startswith('its keys are a, q; a row needs ')
 
 
+@pytest.mark.parametrize('content', [
+    '<think>\nTom has 2.\nHe gets 3.\n</think>\n\n\\boxed{5}',
+    '<think>Tom has 2.\nHe gets 3.</think>\\boxed{5}'])
+def test_marks_around_what_a_model_thinks_are_no_steps(content):
+  row = {'messages': [{'role': 'user', 'content': 'q?'}, {'role': 'assistant', 'content': content}]}
+  assert formats.parse_row(row, formats.Reading('sentences')) == (
+      'q?', ('Tom has 2.', 'He gets 3.', '\\boxed{5}'), '5')
+
+
 def test_sentences_of_icot_s_text_form():
   line = 'q?||Mr. Tom has 2.5 pens, i.e. few. He paid $3. "Why?" He left! It is 5 p.m. now. #### 5'
   steps = ('Mr. Tom has 2.5 pens, i.e. few.', 'He paid $3.', '"Why?"', 'He left!',
