@@ -16,7 +16,7 @@ import pathlib
 import statistics
 
 from configs import compare
-from configs.sweeps import passes, stories, tuning
+from configs.sweeps import hidden, passes, stories, tuning
 from rim_jax import reader
 from rim_jax.config import PATH_KEYS, flatten, grid
 from rim_jax.planning import cost
@@ -27,7 +27,8 @@ PAGE = RUNS.parent / 'results.md'
 SEEDS = range(3)
 SWEEPS = {'compare_chain': compare.get_config(),  # of each table
           'compare_chain_harder': compare.get_config('chain_harder'),
-          'passes': passes.get_config(), 'stories_cpu': stories.get_config('cpu'),
+          'hidden': hidden.get_config(), 'passes': passes.get_config(),
+          'stories_cpu': stories.get_config('cpu'),
           'tuning_chain': tuning.get_config(),
           'tuning_chain_whole': tuning.get_config('chain,,1')}
 SEARCHES = ('tuning_chain', 'tuning_chain_whole')  # a row of their tables has a method's settings

@@ -4,7 +4,8 @@
       The chain task. A line break is forced before every answer, so that no answer is read at a
       token that sees the question, and readouts see the blocks or thoughts alone, in training and
       afterwards. Coconut, SIM-CoT on it and LOTUS are left out: their first stages have no latents
-      to read. Cost: 18 runs of about five minutes of 1 CPU core. Score: not measured.
+      to read. Cost: 18 runs of about five minutes of 1 CPU core. Score: RiM, paired and looped
+      99.9 % (seed 0), PCCoT 9.8 and 100.0 (seeds 0, 2), CODI 8.7, pause 11.1 (seed 0).
 """
 
 from configs import presets
