@@ -171,8 +171,8 @@ def _vary_memory(task, decoder, records, tick, say) -> dict:
   config, more = task.config, {}
   asked = tuple(range(config.eval_budget + 1)) if config.eval_budget else (config.eval_blocks,)
   if config.eval_budget:
-    more['budget_acc'] = scores.evaluate_budgets(
-        decoder, records, config.eval_budget, tick('each number of blocks'))
+    more |= dict(budget_acc=scores.evaluate_budgets(
+        decoder, records, config.eval_budget, tick('each number of blocks')))
   if config.eval.budget_passes:
     more['passes'] = scores.evaluate_passes(decoder, records, asked, tick)
     if config.eval.num_latency_runs:

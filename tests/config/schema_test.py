@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from configs import presets
+from rim_jax import ask, modes, reader, train
 from rim_jax import config as config_lib
-from rim_jax import modes, reader, train
 from rim_jax.config import Config, limits
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets, gsm8k
@@ -533,7 +533,7 @@ def probe_export(config, tools):
   state, frozen = program.init(jax.random.key(0), weights.load_params(base, program.base))
   folder, seen = tools.make_folder(), []
   tools.patch.setattr(state_lib, 'is_complete', lambda folder: True)
-  tools.patch.setattr(modes, '_open_run', lambda *args: (task, folder))
+  tools.patch.setattr(ask, 'open_run', lambda *args: (task, folder))
   tools.patch.setattr(state_lib, 'load_network', lambda *args, **kwargs: (
       Network(None, state.params, frozen, config, codec, mesh), 7))
   tools.patch.setattr(verification, 'check_verifiable', lambda config: None)
@@ -561,7 +561,7 @@ def probe_controls(config, tools):
   def record(decoder, records, *rest):
     seen.append({split: len(rows) for split, rows in records.items()})
     return {'none': ''}, None
-  tools.patch.setattr(modes, '_open_run', lambda *args: (make_task(config), folder))
+  tools.patch.setattr(ask, 'open_run', lambda *args: (make_task(config), folder))
   tools.patch.setattr(state_lib, 'load_network',
                       lambda *args, **kwargs: (support.make_network(config), 7))
   tools.patch.setattr(interventions, 'run_controls', lambda *args: {

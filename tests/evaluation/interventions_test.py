@@ -272,7 +272,7 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   (tmp_path / 'stage2').mkdir()
   data = type('Data', (), {'fingerprint': 'f', 'splits': {}})
   task = train.Task(stage, data, support.make_codec(stage), None, None)
-  monkeypatch.setattr(modes, '_open_run', lambda *args: (task, tmp_path / 'stage2'))
+  monkeypatch.setattr(modes.ask, 'open_run', lambda *args: (task, tmp_path / 'stage2'))
   monkeypatch.setattr(run_scores, 'get_records', lambda *args: DIGITS)
   monkeypatch.setattr(state_lib, 'load_network', lambda *args, **kwargs: (None, 7))
   entry = {'n': 10, 'final_acc': 0.5, 'block_acc': [0.25, 0.5], 'block_donor_acc': [0.75, 0.125],
