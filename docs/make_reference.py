@@ -47,6 +47,7 @@ change, because they change nothing in what is trained: the groups
 {sections},
 and the keys
 {keys}.
+{held} may change as long as the same rows are read: their fingerprint is compared.
 With `distill.std` other than `example`, `train.num_micro_batches` may not change either. With
 dropout, another number of parts draws other units to drop: the run goes on, with other numbers.
 '''
@@ -132,7 +133,8 @@ def _make_group(cls, where: str, comments) -> list[str]:
 def make_page() -> str:
   """The whole page."""
   head = _HEAD.format(sections=', '.join(f'`{s}`' for s in config_lib.RUNTIME_SECTIONS),
-                      keys=', '.join(f'`{k}`' for k in config_lib.RUNTIME_KEYS))
+                      keys=', '.join(f'`{k}`' for k in config_lib.RUNTIME_KEYS),
+                      held=' and '.join(f'`{k}`' for k in config_lib.HELD_KEYS))
   return '\n'.join([head.rstrip(), *_make_group(Config, '', read_comments(schema))]) + '\n'
 
 

@@ -235,8 +235,8 @@ class ModelConfig:
   # What the backward pass computes again, to save memory. full: each layer, except the means of its
   # norms. dots: as full, except the results of projections and of attention too.
   remat: Literal['none', 'full', 'dots'] = 'none'
-  # One program for all layers, which runs once for each. False: one a layer, which takes longer to
-  # compile; a GPU then copies neither weights nor what the backward pass needs.
+  # Layers are compiled as one, and looped over. False: each by itself, which takes longer to
+  # compile and is faster on a GPU: a loop there copies weights, and what the backward pass needs.
   scan_layers: bool = later(True)
   # What the memory rows (`<b>`, `<m>`, `</b>`) begin as, plus noise. mean: the vocabulary's mean.
   # token: a copy of memory_token's row. normal: noise alone.
@@ -271,7 +271,7 @@ class CurriculumConfig:
   # A run that starts from another one begins with fresh optimizer moments; False: with that one's.
   reset_optimizer: bool = True
   # Each stage goes on in the data where the one before ended. False: each begins with the same
-  # examples, and where no stage takes a whole pass, the last ones are never read.
+  # ones, so the end of the data is never read if every stage takes less than a pass.
   continue_data: bool = later(False)
 
 
