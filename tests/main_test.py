@@ -354,7 +354,8 @@ def test_parameters_that_the_mesh_does_not_divide(capsys, tmp_path):
   assert code == 2
   assert {line.split(' has ')[0] for line in lines} == {
       f'error: model: blocks.{name}.kernel' for name in ('query', 'key', 'value', 'out')}
-  assert all('= 2, not divisible by mesh tensor = 8; use 8 or' in line for line in lines)
+  assert all('= 2, not divisible by mesh tensor = 8; use a mesh with 2 there, or' in line
+             for line in lines)
 
 
 def test_a_refused_run_can_be_put_right_where_it_is(capsys, tmp_path):

@@ -129,10 +129,11 @@ def make_state_shardings(abstract_state, mesh: Mesh):
       shards = count_shards(axis, mesh)
       if size % shards:
         low = size // shards * shards
+        sizes = f'{low} or {low + shards}' if low else f'{shards}'
         problems.append(
             f"model: {name} has '{axis}' = {size}, not divisible by mesh "
-            f"{' x '.join(RULES[axis])} = {shards}; use {low or shards} or {low + shards}, "
-            'or another mesh')
+            f"{' x '.join(RULES[axis])} = {shards}; use a mesh with {math.gcd(size, shards)} "
+            f'there, or, for a model from scratch, {sizes} here')
     return NamedSharding(mesh, make_spec(axes))
 
   flat = [(path, place(path, v)) for path, v in nnx.to_flat_state(abstract_state)]
