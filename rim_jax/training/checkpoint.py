@@ -25,8 +25,8 @@ from rim_jax.runtime import hosts, run_folder, storage
 CHECKPOINT_VERSION = 1
 _MANIFEST = 'manifest.json'
 # Beginnings of the names of a checkpoint's files: what a choice is made from, which is small; what
-# a network is made of, without the optimizer; and everything.
-TOLD, OF_NETWORK, WHOLE = ('card/',), ('card/', 'params/'), ('',)
+# a network needs, Orbax's own files among it, without the optimizer; and everything.
+TOLD, OF_NETWORK, WHOLE = ('card/',), ('card/', 'params/', 'metrics/', '_', 'commit'), ('',)
 _CHUNK_BYTES, _NUM_READERS = 1 << 20, 8
 _SLOW_BYTES_PER_SEC = 20e6
 _POLICIES = ocp.checkpoint_managers

@@ -47,7 +47,8 @@ def test_restarts_leave_no_other_checkpoints_than_a_run_without_them(tmp_path):
   assert kept == [[7, 6, 2]] * 2
 
 
-@pytest.mark.parametrize('part, is_read', [('params', True), ('card', True), ('optim', False)])
+@pytest.mark.parametrize('part, is_read', [
+    ('params', True), ('card', True), ('metrics', True), ('optim', False)])
 def test_a_network_is_verified_without_its_optimizer(part, is_read, tmp_path):
   """An optimizer is two thirds of a checkpoint, and nobody asks it."""
   support_runs.save_checkpoints(tmp_path, [0.5])
