@@ -230,7 +230,7 @@ def test_a_version_with_more_keys_takes_old_runs_for_its_own(old, later_version,
                      ('echo.num_times=2', 'with echo.num_times=1, now it is 2; use another '
                       '--workdir, or --config.echo.num_times=1')):
     assert old('--workdir=run', f'--config.{flag}')[0] == 2
-    assert capsys.readouterr().err == f'error: run/stage1: was run {told}\n'
+    assert capsys.readouterr().err == f'error: run: was run {told}\n'
     assert old('--workdir=sweep', '--mode=sweep', '--conclude', f'--config.{flag}',
                recipe=f'{RECIPE}:sweep')[0] == 2
     assert 'holds a run of another config than method=direct,seed=0' in capsys.readouterr().err
