@@ -14,7 +14,7 @@ from etils import epath
 import jax
 import numpy as np
 
-from rim_jax.config import Config
+from rim_jax.config import Config, rules
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import NonFiniteError, ShareDone, Stopped, UserError
 from rim_jax.evaluation import decode, scores
@@ -57,12 +57,8 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
     for line in preview.describe_misjudged(
         name, preview.list_chunks(task.dataset.splits[name]), task.codec):
       say(line)
-  if task.base and config.optim.trainable == 'all' and config.model.lora.rank:
-    say(f"optim.trainable='all' trains every weight and adapters of rank {config.model.lora.rank} "
-        'beside them; for the weights alone set model.lora.rank=0 and a lower optim.learning_rate')
-  if task.base and config.optim.trainable != 'all' and config.model.dropout:
-    say(f"model.dropout={config.model.dropout:g} takes parts of the frozen model's own states away "
-        '(stage 2 has curriculum.stage2_dropout); model.lora.dropout is that of its adapters')
+  for line in rules.list_doubts(config):
+    say(line)
   with contextlib.ExitStack() as stack:  # WORKDIR is this run's alone: process 0 holds it for all
     hosts.lead(lambda: stack.enter_context(storage.hold(workdir, say)))
     _train_stage(task, workdir, init_from, began, say, console)

@@ -295,3 +295,17 @@ def _find_training_problems(config):
       (config.eval.num_blocks > 0 and not config.facts.has_blocks,
        f"eval.num_blocks={config.eval.num_blocks}: method '{method}' has no blocks; use -1")
   ) + _find_loop_problems(config)
+
+
+def list_doubts(config) -> list[str]:
+  """What a run with a pretrained model may do and is hardly meant to; a line each."""
+  model, trainable = config.model, config.optim.trainable
+  if not model.init_from:
+    return []
+  return [line for is_so, line in (
+      (trainable == 'all' and model.lora.rank,
+       f"optim.trainable='all' trains every weight and adapters of rank {model.lora.rank} beside "
+       'them; for the weights alone set model.lora.rank=0 and a lower optim.learning_rate'),
+      (trainable != 'all' and model.dropout,
+       f"model.dropout={model.dropout:g} takes parts of the frozen model's own states away (stage "
+       '2 has curriculum.stage2_dropout); model.lora.dropout is that of its adapters')) if is_so]

@@ -5,9 +5,8 @@ import re
 
 from rim_jax import reader
 from rim_jax.config import DataConfig
-from rim_jax.data import files, formats
+from rim_jax.data import files
 from rim_jax.data.records import Record
-from rim_jax.errors import UserError
 
 GSM_HARD = 'gsm_hard'  # the one name that means something: its answers are also told by kind
 _NUMBER = re.compile(r'[-+]?(\d+(\.\d*)?|\.\d+)')
@@ -23,21 +22,10 @@ def load_set(name: str, path: pathlib.Path, config: DataConfig
   """
   fix = f'name a file of rows for the set {name}'
   parts = [(p, reader.read_bytes(p, fix, most=None)) for p in files.list_parts(path)]
-  reading = formats.Reading(config.steps, config.step_marks, needs_steps=False)
-  records, dropped = [], []
-  for part, content in parts:
-    for number, row in enumerate(files.read_rows(part, content), 1):
-      try:
-        parsed = formats.parse_row(row, reading)
-        if name == GSM_HARD and not _NUMBER.fullmatch(parsed[2]):
-          raise ValueError(f'the answer {parsed[2][:40]!r} is not a number')
-      except ValueError as error:
-        if config.on_bad_rows != 'drop':
-          raise UserError(f'{part}:{number}: {error}; fix the row, or drop bad rows with '
-                          '--config.data.on_bad_rows=drop') from None
-        dropped.append(f'{part.name}:{number}: {error}')
-      else:
-        records.append(Record(*parsed, f'{part.name}:{number}'))
-  if not records:
-    raise UserError(f'{path}: no rows; fill or replace the file')
-  return records, dropped
+  return files.parse_files(parts, config, needs_steps=False,
+                           check=_check_number if name == GSM_HARD else None)
+
+
+def _check_number(record: Record) -> None:
+  if not _NUMBER.fullmatch(record.answer):
+    raise ValueError(f'the answer {record.answer[:40]!r} is not a number')

@@ -4,7 +4,7 @@ A split is one file, or the shards of one, in the directory or in `data` below i
 the library `datasets` saved. What else is there is not read, and is named.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import csv
 import dataclasses
 import io
@@ -214,26 +214,31 @@ def _read_csv(content) -> list[dict]:
   return [{key: value for key, value in row.items() if value} for row in rows]
 
 
-def parse_files(parts: Parts, config) -> tuple[list[Record], list[str]]:
+def parse_files(parts: Parts, config, needs_steps: bool = True,
+                check: Callable[[Record], None] | None = None) -> tuple[list[Record], list[str]]:
   """Records, and the bad rows that were dropped as '<file>:<line>: <what>'.
 
   Args:
     config: has steps, step_marks and on_bad_rows.
+    needs_steps: as of `formats.Reading`.
+    check: raises a ValueError for a record that is refused though its row can be read.
   """
-  reading = formats.Reading(config.steps, config.step_marks)
+  reading = formats.Reading(config.steps, config.step_marks, needs_steps)
   records, dropped, count = [], [], 0
   for path, content in parts:
     for number, row in enumerate(read_rows(path, content), 1):
       count += 1
       try:
-        parsed = formats.parse_row(row, reading)
+        record = Record(*formats.parse_row(row, reading), origin=f'{path.name}:{number}')
+        if check:
+          check(record)
       except ValueError as error:
         if config.on_bad_rows != 'drop':
           raise UserError(f'{path}:{number}: {error}; fix the row, or drop bad rows with '
                           '--config.data.on_bad_rows=drop') from None
         dropped.append(f'{path.name}:{number}: {error}')
       else:
-        records.append(Record(*parsed, origin=f'{path.name}:{number}'))
+        records.append(record)
   if not records:
     why = f'the first is bad ({dropped[0]}); mend' if dropped else 'fill'
     raise UserError(f'{parts[0][0]}: no rows (of {count} lines); {why} or replace the file')

@@ -24,9 +24,6 @@ from rim_jax.runtime import hosts, run_folder, storage
 
 CHECKPOINT_VERSION = 1
 _MANIFEST = 'manifest.json'
-# Beginnings of the names of a checkpoint's files: what a choice is made from, which is small; what
-# a network needs, Orbax's own files among it, without the optimizer; and everything.
-TOLD, OF_NETWORK, WHOLE = ('card/',), ('card/', 'params/', 'metrics/', '_', 'commit'), ('',)
 _CHUNK_BYTES, _NUM_READERS = 1 << 20, 8
 _SLOW_BYTES_PER_SEC = 20e6
 _POLICIES = ocp.checkpoint_managers
@@ -46,6 +43,23 @@ class Card(typing.TypedDict):
   counts: typing.NotRequired[bool]
   scheduled: typing.NotRequired[bool]
   rule_version: typing.NotRequired[int]
+
+
+# ---- Which files of a checkpoint are verified, by name ----
+
+
+def is_told(name: str) -> bool:
+  """What a choice among checkpoints is made from: a small file."""
+  return name.startswith('card/')
+
+
+def is_of_network(name: str) -> bool:
+  """All that is read for a network: no optimizer, which is two thirds of a checkpoint."""
+  return not name.startswith('optim/')
+
+
+def is_any(name: str) -> bool:
+  return True
 
 
 def _digest(path) -> list:
@@ -74,10 +88,9 @@ def seal(folder) -> None:
       'files': dict(zip(files, _digest_all(files.values()), strict=True))})
 
 
-def find_damage(folder, parts=WHOLE) -> str | None:
-  """What is wrong with a checkpoint on disk, or None; every byte is read.
-
-  `parts` limits that to files whose names begin so.
+def find_damage(folder, is_read=is_any) -> str | None:
+  """What is wrong with a checkpoint on disk, or None; every byte of the files is read that
+  `is_read`, by their names.
   """
   if not (folder / _MANIFEST).exists():
     return 'its save was never finished'
@@ -91,7 +104,7 @@ def find_damage(folder, parts=WHOLE) -> str | None:
                     f'{CHECKPOINT_VERSION}, which this version of rim_jax reads; use the version '
                     'that wrote it')
   files = storage.list_files(folder)
-  told = {name: digest for name, digest in manifest['files'].items() if name.startswith(parts)}
+  told = {name: digest for name, digest in manifest['files'].items() if is_read(name)}
   for name in told:
     if name not in files:
       return f'{name} is missing'
@@ -255,7 +268,7 @@ class Checkpointer:
     """
     damaged, found = [], None
     for step in list_steps(self._folder):
-      problem = find_damage(self._folder / str(step), TOLD if found else WHOLE)
+      problem = find_damage(self._folder / str(step), is_told if found else is_any)
       if problem is None:
         found = found or step
       else:
@@ -311,7 +324,7 @@ def load_checkpoint(folder, step: int) -> Checkpoint:
 
   Raises: UserError where that is damaged.
   """
-  damage = find_damage(folder / str(step), TOLD)
+  damage = find_damage(folder / str(step), is_told)
   if damage:
     raise UserError(f'{folder / str(step)}: damaged ({damage}), so it cannot be told which '
                     f'checkpoint is best; train on, or move it out of {folder}')
@@ -367,18 +380,18 @@ def _lead_to(folder, find) -> Checkpoint:
   return found
 
 
-def lead_choice(workdir, which: str | int, parts=WHOLE) -> Checkpoint:
+def lead_choice(workdir, which: str | int, is_read=is_any) -> Checkpoint:
   """`choose_checkpoint` by process 0 for all."""
-  return _lead_to(get_folder(workdir), lambda: choose_checkpoint(workdir, which, parts))
+  return _lead_to(get_folder(workdir), lambda: choose_checkpoint(workdir, which, is_read))
 
 
-def choose_checkpoint(workdir, which: str | int, parts=WHOLE) -> Checkpoint:
+def choose_checkpoint(workdir, which: str | int, is_read=is_any) -> Checkpoint:
   """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
 
   One that counts and was scheduled goes before one that is not both.
 
   Args:
-    parts: which of its files are verified; what it says of itself always is.
+    is_read: which of its files are verified; what it says of itself always is.
   Raises: UserError when there is none, the chosen one is damaged, many are asked for, or they were
     judged by different rules.
   """
@@ -400,7 +413,7 @@ def choose_checkpoint(workdir, which: str | int, parts=WHOLE) -> Checkpoint:
                       'again, or take one with --config.eval.checkpoint=last')
     best = max(rated, key=lambda step: (rated[step][0], step))
     found = [c for c in found if c.step == best]
-  damage = find_damage(found[0].folder, parts)
+  damage = find_damage(found[0].folder, is_read)
   if damage:
     other = 'last' if which == 'best' else 'best'
     raise UserError(f'{found[0].folder}: damaged ({damage}); take another with '

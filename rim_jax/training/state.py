@@ -57,7 +57,7 @@ def is_of_today(result: values.EvalResult, workdir) -> bool:
   if result.checkpoint == 'best' and checkpoint_lib.is_rated_by_many(workdir):
     return False
   return result.checkpoint in ('best', 'last') and result.step == checkpoint_lib.choose_checkpoint(
-      workdir, result.checkpoint, checkpoint_lib.TOLD).step
+      workdir, result.checkpoint, checkpoint_lib.is_told).step
 
 
 def load_network(task, workdir, which: str | int, is_start: bool = False, say=None
@@ -71,7 +71,7 @@ def load_network(task, workdir, which: str | int, is_start: bool = False, say=No
   """
   program = step_lib.make_program(task.config, task.vocab_size, 1, task.mesh)
   state, frozen = program.abstract
-  found = checkpoint_lib.lead_choice(workdir, which, checkpoint_lib.OF_NETWORK)
+  found = checkpoint_lib.lead_choice(workdir, which, checkpoint_lib.is_of_network)
   if not found.card.get('counts', True):
     raise UserError(f'{found.folder}: at this step a part of the chain is still written, and iCoT '
                     'is judged without; run its command again to finish it')
@@ -90,7 +90,7 @@ def load_network(task, workdir, which: str | int, is_start: bool = False, say=No
 
 def load_params(network: Network, workdir, step: int) -> dict:
   """The trainable parameters of another checkpoint of the run that a network is of."""
-  found = checkpoint_lib.lead_choice(workdir, step, checkpoint_lib.OF_NETWORK)
+  found = checkpoint_lib.lead_choice(workdir, step, checkpoint_lib.is_of_network)
   return checkpoint_lib.restore(found, 'params', jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), network.params))
 

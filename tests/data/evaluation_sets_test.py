@@ -37,7 +37,7 @@ def test_a_bad_gsm_hard_file_is_told_in_one_line(tmp_path, content, what):
   with pytest.raises(UserError, match='nothing.jsonl: .*; name a file of rows for the set svamp'):
     evaluation_sets.load_set('svamp', tmp_path / 'nothing.jsonl', DataConfig())
   (tmp_path / 'empty.jsonl').write_text('\n')
-  with pytest.raises(UserError, match='empty.jsonl: no rows; '):
+  with pytest.raises(UserError, match=r'empty.jsonl: no rows \(of 0 lines\); fill or replace '):
     evaluation_sets.load_set('svamp', tmp_path / 'empty.jsonl', DataConfig())
 
 

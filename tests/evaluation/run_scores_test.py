@@ -26,7 +26,7 @@ def make_result(count):
 
 
 @pytest.mark.slow
-def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices):
+def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices, monkeypatch):
   use_devices(1)
   config = support.make_config('rim_stage1', data__cache_dir=str(tmp_path / 'cache'),
                                train__batch_rows=8, train__num_examples=48, layout__row_tokens=32,
@@ -46,9 +46,12 @@ def test_the_papers_protocol_scores_every_kept_checkpoint(tmp_path, use_devices)
   before = reader.load_json(tmp_path / 'run' / 'results.json', '')['test']
 
   splits = dataclasses.replace(config, eval=dataclasses.replace(config.eval, checkpoint='splits'))
-  told = []
+  told, load, loaded = [], state_lib.load_network, []
+  monkeypatch.setattr(state_lib, 'load_network', lambda *args, **kwargs: (
+      loaded.append(args), load(*args, **kwargs))[1])
   results = run_scores_lib.evaluate_run(train_lib.make_task(splits, QUIET), tmp_path / 'run',
                                    told.append)
+  assert len(loaded) == 1  # what is frozen, and the programs, are those of the first
   found = results['test-splits']
   assert reader.seal(reader.to_tree(results['test']), 'test') == before  # stays
   for key in ('final_acc', 'final_acc_stderr', 'block_acc', 'num_choosing'):
@@ -112,6 +115,19 @@ def test_each_number_of_tokens_is_marked_for_itself(tmp_path, monkeypatch):
   # Blocks are of 3 tokens where they are of one <m>, and of 4 where they are of two.
   assert [(x.block_tokens, x.beyond_positions) for x in result.tokens] == [
       (1, [4, 5]), (2, [3, 4, 5])]
+
+
+def test_a_set_tells_what_was_dropped_and_what_can_never_be_right(tmp_path):
+  (tmp_path / 'own.jsonl').write_text(
+      '{"question": "1+2", "answer": "3"}\n\n{"question": "2+2", "answer": "It is 4."}\n')
+  task = train_lib.make_task(support.make_config(
+      'rim_stage2', data__cache_dir=str(tmp_path / 'cache'), data__on_bad_rows='drop',
+      eval__sets=f'own={tmp_path}/own.jsonl'), QUIET)
+  told = []
+  run_scores_lib.check_sets(task, told.append)
+  never, dropped = told
+  assert never.startswith('own: 1 of 2 gold answers can never be right: ') and "'It is 4.'" in never
+  assert dropped == 'own: dropped 1 bad rows; the first: own.jsonl:2: an empty line'
 
 
 def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(tmp_path,

@@ -45,6 +45,14 @@ def test_what_differs_in_a_run_of_several_stages_is_told_as_it_was_given(tmp_pat
     card.check_whole(other, tmp_path)
 
 
+def test_a_sweep_is_told_from_a_place_without_a_run(tmp_path):
+  with pytest.raises(UserError, match='there is no run here; train it first'):
+    card.load_card(tmp_path)
+  (tmp_path / 'points/seed=0').mkdir(parents=True)
+  with pytest.raises(UserError, match=f'of a sweep; name one .*--workdir={tmp_path}/points/NAME'):
+    card.load_card(tmp_path)
+
+
 @pytest.mark.parametrize('std, free', [('example', True), ('layer', False), ('all', False)])
 def test_micro_batches_may_change_where_nothing_is_taken_over_one(std, free):
   config = support.make_config('codi', distill__std=std)

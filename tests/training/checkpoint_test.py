@@ -57,13 +57,15 @@ def test_a_network_is_verified_without_its_optimizer(part, is_read, tmp_path):
            if name.startswith(f'{part}/')}
   victim = files[max(files, key=lambda name: len(files[name].read_bytes()))]
   victim.write_bytes(victim.read_bytes()[:-1] + b'!')
+  def choose(*is_read):
+    return checkpoint_lib.choose_checkpoint(tmp_path, 'last', *is_read)
   if is_read:
     with pytest.raises(UserError, match='damaged'):
-      checkpoint_lib.choose_checkpoint(tmp_path, 'last', checkpoint_lib.OF_NETWORK)
+      choose(checkpoint_lib.is_of_network)
   else:
-    assert checkpoint_lib.choose_checkpoint(tmp_path, 'last', checkpoint_lib.OF_NETWORK).step == 1
+    assert choose(checkpoint_lib.is_of_network).step == 1
   with pytest.raises(UserError, match='damaged'):
-    checkpoint_lib.choose_checkpoint(tmp_path, 'last')
+    choose()
 
 
 def test_files_are_digested_where_they_can_only_be_read(tmp_path, monkeypatch):
