@@ -325,13 +325,11 @@ class RimGsm8k(_RecordBuilder):
     config = self.builder_config
     splits, dropped, notes = {}, {}, []
     for name, parts in config.files.items():
-      splits[name], dropped[name] = files_lib.parse_files(parts, config)
-      notes += files_lib.describe_unread(name, parts)
+      parsed = files_lib.parse_files(parts, config)
+      splits[name], dropped[name] = parsed.records, parsed.dropped
+      notes += files_lib.describe_parsed(name, parsed)
       if config.steps == 'equations':
         notes += files_lib.describe_steps(name, splits[name])
-      if dropped[name]:
-        shown = '; '.join(dropped[name][:3]) + ('; ...' if len(dropped[name]) > 3 else '')
-        notes.append(f'{name}: dropped {len(dropped[name])} bad rows: {shown}')
     return splits, dropped, notes
 
   def make_prepared(self):

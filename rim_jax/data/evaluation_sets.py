@@ -12,12 +12,10 @@ GSM_HARD = 'gsm_hard'  # the one name that means something: its answers are also
 _NUMBER = re.compile(r'[-+]?(\d+(\.\d*)?|\.\d+)')
 
 
-def load_set(name: str, path: pathlib.Path, config: DataConfig
-             ) -> tuple[list[Record], list[str]]:
+def load_set(name: str, path: pathlib.Path, config: DataConfig) -> files.Parsed:
   """The rows of a file in any of `formats.SHAPES`, or of a split that `datasets` saved.
 
   Numbers become plain decimals. A solution without steps that can be told is a row without steps.
-  Returns: its records, and a line for each bad row that was dropped (data.on_bad_rows).
   Raises: UserError naming the file, or its first bad row.
   """
   fix = f'name a file of rows for the set {name}'

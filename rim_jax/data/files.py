@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import csv
 import dataclasses
 import io
-import itertools
 import pathlib
 import re
+from typing import NamedTuple
 
 import pyarrow
 import pyarrow.parquet
@@ -29,7 +29,7 @@ EXTENSIONS = (*(e + c for e in TEXT_EXTENSIONS for c in ('', *_COMPRESSED)), '.p
 _SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
 _NAME = re.compile(rf"({'|'.join(_SPLIT_OF)})(?:-(\d{{5}})-of-(\d{{5}})(?:-[0-9a-f]{{16}})?)?"
                    rf"({'|'.join(map(re.escape, EXTENSIONS))})")
-_NUM_LOOKED = 20  # rows of a split whose keys are looked at
+_NUM_LOOKED = 20  # rows of a file whose keys are looked at
 _NUM_NAMED = 10  # files that one line names, before it counts the others
 _SAVE = 'save the dataset again'
 _BOM = b'\xef\xbb\xbf'
@@ -214,9 +214,16 @@ def _read_csv(content) -> list[dict]:
   return [{key: value for key, value in row.items() if value} for row in rows]
 
 
+class Parsed(NamedTuple):
+  """What files of rows hold."""
+  records: list[Record]
+  dropped: list[str]  # bad rows, as '<file>:<line>: <what>'
+  unread: list[str]  # keys of the first rows of each file that are not read
+
+
 def parse_files(parts: Parts, config, needs_steps: bool = True,
-                check: Callable[[Record], None] | None = None) -> tuple[list[Record], list[str]]:
-  """Records, and the bad rows that were dropped as '<file>:<line>: <what>'.
+                check: Callable[[Record], None] | None = None) -> Parsed:
+  """Every row of some files.
 
   Args:
     config: has steps, step_marks and on_bad_rows.
@@ -224,10 +231,12 @@ def parse_files(parts: Parts, config, needs_steps: bool = True,
     check: raises a ValueError for a record that is refused though its row can be read.
   """
   reading = formats.Reading(config.steps, config.step_marks, needs_steps)
-  records, dropped, count = [], [], 0
+  records, dropped, unread, count = [], [], set(), 0
   for path, content in parts:
     for number, row in enumerate(read_rows(path, content), 1):
       count += 1
+      if number <= _NUM_LOOKED:
+        unread |= formats.list_unread(row)
       try:
         record = Record(*formats.parse_row(row, reading), origin=f'{path.name}:{number}')
         if check:
@@ -242,14 +251,16 @@ def parse_files(parts: Parts, config, needs_steps: bool = True,
   if not records:
     why = f'the first is bad ({dropped[0]}); mend' if dropped else 'fill'
     raise UserError(f'{parts[0][0]}: no rows (of {count} lines); {why} or replace the file')
-  return records, dropped
+  return Parsed(records, dropped, sorted(unread))
 
 
-def describe_unread(split: str, parts: Parts) -> list[str]:
-  """A line where rows have keys that are not read; a split's first rows are looked at."""
-  rows = itertools.islice(read_rows(*parts[0]), _NUM_LOOKED)
-  keys = sorted(set().union(*map(formats.list_unread, rows)))
-  return [f'{split}: keys that are not read: {", ".join(keys)}'] if keys else []
+def describe_parsed(name: str, parsed: Parsed) -> list[str]:
+  """A line for keys that are not read, and one for bad rows that were dropped, with the first."""
+  lines = [f'{name}: keys that are not read: {", ".join(parsed.unread)}'] if parsed.unread else []
+  if parsed.dropped:
+    shown = '; '.join(parsed.dropped[:3]) + ('; ...' if len(parsed.dropped) > 3 else '')
+    lines.append(f'{name}: dropped {len(parsed.dropped)} bad rows: {shown}')
+  return lines
 
 
 def describe_steps(split: str, records: Sequence[Record]) -> list[str]:

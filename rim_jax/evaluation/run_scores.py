@@ -11,7 +11,7 @@ import numpy as np
 from rim_jax import reader
 from rim_jax.config import limits
 from rim_jax.data import datasets as datasets_lib
-from rim_jax.data import evaluation_sets
+from rim_jax.data import evaluation_sets, files
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, latency, scores
 from rim_jax.packing import preview
@@ -29,7 +29,7 @@ def get_records(task, split: str, limit: int):
   """The first `limit` records of a split, or of the set that eval.path has; 0: all."""
   source = task.dataset.splits.get(split)
   if source is None:
-    return _load_set(task, split)[0][:limit or None]
+    return _load_set(task, split).records[:limit or None]
   count = min(limit, len(source)) if limit else len(source)
   return source.__getitems__(range(count))
 
@@ -70,15 +70,15 @@ def list_sets(task) -> list:
 def check_sets(task, say) -> None:
   """Reads every file that will be evaluated: before training, not after it.
 
-  Tells which rows were dropped, and which answers can never be right.
+  Tells which rows were dropped, which keys are not read and which answers can never be right.
   Raises: UserError.
   """
   for one in list_sets(task):
     name = one.config.eval.split
     if name not in task.dataset.splits:
-      records, dropped = _load_set(one, name)
-      for line in preview.describe_misjudged(name, [records], one.codec) + (
-          [f'{name}: dropped {len(dropped)} bad rows; the first: {dropped[0]}'] if dropped else []):
+      parsed = _load_set(one, name)
+      for line in files.describe_parsed(name, parsed) + preview.describe_misjudged(
+          name, [parsed.records], one.codec):
         say(line)
 
 

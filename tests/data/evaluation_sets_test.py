@@ -13,7 +13,7 @@ def test_gsm_hard_in_both_forms(tmp_path):
                   '{"input": "b?", "code": "def f(): ...", "target": -9867630.0}\n'
                   '{"input": "c?", "target": 1.5e-7}\n{"input": "d?", "target": 120}\n'
                   '{"question": "e?", "answer": "1,234.50"}\n\n')
-  found, _ = evaluation_sets.load_set('gsm_hard', path, DataConfig())
+  found = evaluation_sets.load_set('gsm_hard', path, DataConfig()).records
   assert [(r.question, r.steps, r.answer, r.origin) for r in found] == [
       (question, (), answer, f'hard.jsonl:{i}') for i, (question, answer) in enumerate([
           ('Tom\u2028 has?', '-9867630'), ('b?', '-9867630'), ('c?', '0.00000015'), ('d?', '120'),
@@ -46,7 +46,7 @@ def test_any_shape_is_a_set_and_sentences_are_no_error(tmp_path):
   path.write_text(r'{"problem": "q?", "solution": "It is $\\boxed{\\frac{1}{2}}$."}' + '\n'
                   '{"question": "b?", "answer": "one"}\n{"question": "c?", "cot": "One.", '
                   '"answer": 1}\nd?||Words. #### 3')
-  found, _ = evaluation_sets.load_set('math', path, DataConfig())
+  found = evaluation_sets.load_set('math', path, DataConfig()).records
   assert [(r.question, r.steps, r.answer) for r in found] == [
       ('q?', (), r'\frac{1}{2}'), ('b?', (), 'one'), ('c?', (), '1'), ('d?', (), '3')]
 
@@ -56,6 +56,6 @@ def test_bad_rows_of_a_set_are_dropped_where_that_is_asked(tmp_path):
   path.write_text('{"question": "a?", "answer": "1"}\n\n{"question": "b?", "answer": ""}\n')
   with pytest.raises(UserError, match=':2: an empty line; fix the row, or drop bad rows'):
     evaluation_sets.load_set('own', path, DataConfig())
-  found, dropped = evaluation_sets.load_set('own', path, DataConfig(on_bad_rows='drop'))
+  found, dropped, _ = evaluation_sets.load_set('own', path, DataConfig(on_bad_rows='drop'))
   assert [r.question for r in found] == ['a?']
   assert dropped == ['own.jsonl:2: an empty line', 'own.jsonl:3: the answer is empty']

@@ -152,14 +152,14 @@ FORMS = {
     *FORMS.items(), *((name, BOM + content) for name, content in FORMS.items()
                       if name.count('.') == 1), ('test.jsonl.gz', gzip.compress(BOM + LINES))])
 def test_each_form_of_a_file_has_the_same_rows(tmp_path, name, content):
-  records, dropped = files.parse_files([(tmp_path / name, content)], FIELDS)
+  records, dropped, _ = files.parse_files([(tmp_path / name, content)], FIELDS)
   assert [(r.question, list(r.steps), r.answer) for r in records] == [
       tuple(row.values()) for row in ROWS['test']]
   assert not dropped and records[2].origin == f'{name}:3'
 
 
 def test_a_line_of_text_may_begin_with_a_bracket(tmp_path):
-  records, _ = files.parse_files(
+  records, _, _ = files.parse_files(
       [(tmp_path / 'test.txt', b'[1, 2]: what is next?||<<2+1=3>> #### 3\n')], FIELDS)
   assert records[0].question == '[1, 2]: what is next?'
 
@@ -169,13 +169,13 @@ def test_numbers_and_empty_cells_of_tables(tmp_path):
           {'question': 'b?', 'cot': None, 'steps': None, 'answer': -9867630.0, 'Body': 'x'}]
   write_table(tmp_path / 'x.parquet', rows)
   path = tmp_path / 'x.parquet'
-  records, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
+  records, _, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
   assert [r.answer for r in records] == ['2.5', '-9867630']
   (tmp_path / 'x.csv').write_text('question,answer,more\na?,12345678901234567890123456789012.0,\n')
   path = tmp_path / 'x.csv'
-  records, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
+  records, _, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
   assert records[0].answer == '12345678901234567890123456789012.0'  # text, as it is written
-  records, _ = files.parse_files([(path, b'question,answer,,\na?,2,,\n')], FIELDS)
+  records, _, _ = files.parse_files([(path, b'question,answer,,\na?,2,,\n')], FIELDS)
   assert records[0].answer == '2'
 
 
@@ -184,26 +184,29 @@ def test_short_floats_of_a_table_are_the_decimals_that_were_meant(tmp_path):
       [4.9, 0.1], pyarrow.float32())})
   path = tmp_path / 'x.parquet'
   parquet.write_table(table, path)
-  records, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
+  records, _, _ = files.parse_files([(path, path.read_bytes())], FIELDS)
   assert [r.answer for r in records] == ['4.9', '0.1']
 
 
 def test_a_null_is_an_empty_cell(tmp_path):
   rows = [b'{"question": "a?", "steps": null, "answer": "2"}']
-  records, _ = files.parse_files([(tmp_path / 'x.jsonl', rows[0])], FIELDS)
+  records, _, _ = files.parse_files([(tmp_path / 'x.jsonl', rows[0])], FIELDS)
   assert (records[0].steps, records[0].answer) == ((), '2')
 
 
 def test_keys_that_are_not_read_are_named(tmp_path):
   def describe(*rows):
-    return files.describe_unread('train', [(tmp_path / 'x.jsonl', to_lines(rows))])
+    return files.describe_parsed('train', files.parse_files(
+        [(tmp_path / 'x.jsonl', to_lines(rows))], dataclasses.replace(FIELDS, steps='sentences')))
   assert describe({'question': 'a?', 'answer': '1'}, {'problem': 'b?', 'solution': '2',
                                                       'answer': '2'}) == []
   assert describe({'question': 'a?', 'choices': ['1', '2'], 'answer': 'B', 'id': 3},
                   {'question': 'b?', 'rationale': 'x', 'answer': '1'}) == [
                       'train: keys that are not read: choices, id, rationale']
-  path = tmp_path / 'x.jsonl'
-  assert files.describe_unread('train', [(path, b'a?||<<1+1=2>> #### 2\n{"no": "row"}')]) == []
+  fields = dataclasses.replace(FIELDS, on_bad_rows='drop')
+  parsed = files.parse_files(
+      [(tmp_path / 'x.jsonl', b'a?||<<1+1=2>> #### 2\n{"no": "row"}')], fields)
+  assert parsed.unread == [] and len(parsed.dropped) == 1
 
 
 def test_where_all_rows_were_dropped_the_first_says_why(tmp_path):

@@ -119,15 +119,17 @@ def test_each_number_of_tokens_is_marked_for_itself(tmp_path, monkeypatch):
 
 def test_a_set_tells_what_was_dropped_and_what_can_never_be_right(tmp_path):
   (tmp_path / 'own.jsonl').write_text(
-      '{"question": "1+2", "answer": "3"}\n\n{"question": "2+2", "answer": "It is 4."}\n')
+      '{"question": "1+2", "answer": "3", "choices": [3]}\n\n'
+      '{"question": "2+2", "answer": "It is 4."}\n')
   task = train_lib.make_task(support.make_config(
       'rim_stage2', data__cache_dir=str(tmp_path / 'cache'), data__on_bad_rows='drop',
       eval__sets=f'own={tmp_path}/own.jsonl'), QUIET)
   told = []
   run_scores_lib.check_sets(task, told.append)
-  never, dropped = told
+  unread, dropped, never = told
+  assert unread == 'own: keys that are not read: choices'
   assert never.startswith('own: 1 of 2 gold answers can never be right: ') and "'It is 4.'" in never
-  assert dropped == 'own: dropped 1 bad rows; the first: own.jsonl:2: an empty line'
+  assert dropped == 'own: dropped 1 bad rows: own.jsonl:2: an empty line'
 
 
 def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(tmp_path,
