@@ -127,8 +127,6 @@ def count_hosts() -> int:
 
 
 def _gather(value: int) -> list[int]:
-  if jax.process_count() == 1:
-    return [value]
   return multihost_utils.process_allgather(np.uint32(value)).tolist()
 
 
@@ -157,8 +155,6 @@ def lead(fn):
 
 def lead_first(fn):
   """fn() of every process, once process 0 is done: it prepares the files that the others find."""
-  if jax.process_count() == 1:
-    return fn()
   mine = []
   lead(lambda: mine.append(fn()))
   return mine[0] if mine else fn()
@@ -166,15 +162,12 @@ def lead_first(fn):
 
 def _broadcast(data: bytes) -> bytes:
   size = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-  padded = np.zeros(size, np.uint8)
-  padded[:len(data[:size])] = np.frombuffer(data[:size], np.uint8)
-  return np.asarray(multihost_utils.broadcast_one_to_all(padded)).tobytes()
+  same_size = np.frombuffer(data[:size].ljust(size), np.uint8)
+  return np.asarray(multihost_utils.broadcast_one_to_all(same_size)).tobytes()
 
 
 def fetch(x) -> np.ndarray:
   """An array whole, on every host; all processes must ask for the same ones in the same order."""
-  if jax.process_count() == 1:
-    return np.asarray(x)
   return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
@@ -208,11 +201,9 @@ def check_shared(folder) -> None:
   """
   if jax.process_count() == 1:
     return
-  def write():
-    path = folder / f'.seen-{secrets.token_hex(8)}'  # a name that no file system has cached
+  path = folder / lead(lambda: f'.seen-{secrets.token_hex(8)}')  # that no file system has cached
+  if is_leader():
     path.write_text('')
-    return path.name
-  path = folder / lead(write)
   blind = find_blind(path, SEEN_SECS)
   lead(lambda: path.unlink() and None)
   if blind:
