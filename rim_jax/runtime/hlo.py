@@ -24,7 +24,7 @@ import re
 import numpy as np
 
 from rim_jax.runtime import hlo_kernels
-from rim_jax.runtime.hlo_text import Instruction, count_runs, count_trips, get_root, parse
+from rim_jax.runtime.hlo_text import Instruction, count_runs, get_root, parse
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 # They move no bytes of their own: names, views, and the ends of what a `-start` began.
@@ -62,9 +62,8 @@ class Costs:
 def _count_flops(i: Instruction, computation) -> float:
   if i.op == 'dot':
     left = computation[i.operands[0]].arrays[0].shape
-    summed = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', i.attributes)
-    dims = [int(d) for d in summed[1].split(',') if d] if summed else []
-    return 2.0 * math.prod(i.arrays[0].shape) * math.prod(left[d] for d in dims)
+    summed = re.findall(r'\d+', i.find(r'lhs_contracting_dims=\{([\d,]*)\}') or '')
+    return 2.0 * math.prod(i.arrays[0].shape) * math.prod(left[int(d)] for d in summed)
   if i.op == 'convolution':
     return _count_convolution(i, *(computation[o].arrays[0].shape for o in i.operands))
   return 0.0
@@ -75,8 +74,7 @@ def _count_convolution(i, left, right):
   assert labels is not None  # every convolution has them
   left_at, right_at, out_at = ({c: n for n, c in enumerate(s)} for s in labels.groups())
   out = i.arrays[0].shape
-  window = dict(re.findall(r'(\w+)=([\dx_\-]+)', (re.search(r'window=\{([^}]*)\}', i.attributes)
-                                                  or [''])[0]))
+  window = dict(re.findall(r'(\w+)=([\dx_\-]+)', i.find(r'window=\{([^}]*)\}') or ''))
 
   def get(key, dim, default):
     return window[key].split('x')[dim] if key in window else default
@@ -280,19 +278,18 @@ def list_collectives(computations, runs, hosts=None):
     for i in computation.values():
       operand_bytes = sum(a.num_bytes for o in i.operands if o in computation
                           for a in computation[o].arrays)
-      across = re.search(r'_xla_megascale_transfer_type="(\w+)"', i.attributes)
+      across = i.find(r'_xla_megascale_transfer_type="(\w+)"')
       if i.op == 'send' and across:
-        kind = across[1].lower().replace('_', '-')
-        slices = re.search(r'_xla_megascale_target="\{([\d,]+)\}', i.attributes)
-        count = len(slices[1].split(',')) if slices else 2
-        sent = count_sent(kind, operand_bytes, count)
+        kind = across.lower().replace('_', '-')
+        slices = i.find(r'_xla_megascale_target="\{([\d,]+)\}') or '0,1'
+        sent = count_sent(kind, operand_bytes, len(slices.split(',')))
         yield kind, i, times, sent, sent
         continue
       kind = i.op.removesuffix('-start')
-      channel = re.search(r'channel_id=(\d+)', i.attributes)
-      if kind not in COLLECTIVES or (channel and channel[1] in seen):
+      channel = i.find(r'channel_id=(\d+)')
+      if kind not in COLLECTIVES or channel in seen:
         continue
-      seen.add(channel[1] if channel else i.name)
+      seen.add(channel or i.name)
       if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
         kind = 'reduce-scatter'
       groups = list_groups(i.attributes)
@@ -323,8 +320,8 @@ def compute_costs(text: str, unknown_trips: float = 1, visible: float = 1.0,
   computations, entry = parse(text)
   if cached_bytes:
     computations = {name: _keep_small(c, cached_bytes) for name, c in computations.items()}
-  runs, fused, unknown_loops = count_runs(computations, entry, unknown_trips)
-  flops = kernels = moved = launches = turns = 0.0
+  runs, fused, unknown_turns = count_runs(computations, entry, unknown_trips)
+  flops = kernels = moved = launches = 0.0
   unknown = {}
   for name, times in runs.items():
     computation = computations[name]
@@ -335,10 +332,8 @@ def compute_costs(text: str, unknown_trips: float = 1, visible: float = 1.0,
         if count is None:
           unknown[hlo_kernels.find_name(i)] = True
         kernels += times * (count or 0.0)
-      if i.op == 'while' and count_trips(i, computation, computations) is None:
-        turns += times * unknown_trips
       if name not in fused:
         moved += times * _count_bytes(i, computation, computations)
         launches += times * (not _is_free(i))
   return Costs(flops + kernels, kernels, moved, _count_collectives(computations, runs, hosts),
-               unknown_loops, tuple(unknown), launches, turns)
+               len(unknown_turns), tuple(unknown), launches, float(sum(unknown_turns)))

@@ -26,14 +26,18 @@ _NO_PRODUCTS = re.compile(
 
 def find_target(i: Instruction) -> str:
   """What a custom call calls."""
-  found = re.search(r'custom_call_target="([^"]*)"', i.attributes)
-  return found[1] if found else ''
+  return i.find(r'custom_call_target="([^"]*)"') or ''
+
+
+def _find_path(i: Instruction) -> str:
+  """Where in the program a call stands, '' where it does not say."""
+  return i.find(r'op_name="([^"]*)"') or ''
 
 
 def find_name(i: Instruction) -> str:
   """How to name a call to people: its target, and where in the program it stands."""
-  path = re.search(r'op_name="([^"]*)"', i.attributes)
-  return find_target(i) + (f" ({'/'.join(path[1].split('/')[-2:])})" if path else '')
+  path = _find_path(i)
+  return find_target(i) + (f" ({'/'.join(path.split('/')[-2:])})" if path else '')
 
 
 def count_flops(i: Instruction, computation, visible: float) -> float | None:
@@ -47,11 +51,11 @@ def count_flops(i: Instruction, computation, visible: float) -> float | None:
     return _count_gemm(i, computation)
   if target.startswith('__cudnn$fmha'):
     return _count_cudnn_attention(i, computation)
-  path = re.search(r'op_name="([^"]*)"', i.attributes)
+  path = _find_path(i)
   arrays = [a for o in i.operands if o in computation for a in computation[o].arrays[:1]
             if a.dtype in _FLOAT]
   for names, keys_at in ((_SPLASH, -2), (_OWN, 1)):  # q [.., t, k], k [.., c, k]; [b, t, h, k]
-    products = next((n for name, n in names.items() if path and name in path[1]), None)
+    products = next((n for name, n in names.items() if name in path), None)
     if products and len(arrays) > 1:
       return 2.0 * products * math.prod(arrays[0].shape) * arrays[1].shape[keys_at] * visible
   return 0.0 if _NO_PRODUCTS.fullmatch(target) else None
@@ -59,19 +63,19 @@ def count_flops(i: Instruction, computation, visible: float) -> float | None:
 
 def _count_gemm(i, computation):
   """cuBLAS: its result comes first, and a workspace behind it."""
-  summed = re.search(r'"lhs_contracting_dimensions":(\[[^\]]*\])', i.attributes)
+  summed = i.find(r'"lhs_contracting_dimensions":(\[[^\]]*\])')
   if not summed:
     return None
   left = computation[i.operands[0]].arrays[0].shape
   return 2.0 * math.prod(i.arrays[0].shape) * math.prod(
-      left[int(d)] for d in reader.parse_json(summed[1]))
+      left[int(d)] for d in reader.parse_json(summed))
 
 
 def _count_cudnn_attention(i, computation):
   """cuDNN: the shape of all scores, [b, h, t, c]; a mask skips none of them."""
-  scores = re.search(r'"intermediate_tensor_shape":.*?"dimensions":\s*(\[[^\]]*\])', i.attributes)
+  scores = i.find(r'"intermediate_tensor_shape":.*?"dimensions":\s*(\[[^\]]*\])')
   if not scores:
     return None
   products = 5 if find_target(i).endswith('Backward') else 2  # scores once more, and four gradients
   head_dim = computation[i.operands[0]].arrays[0].shape[-1]
-  return 2.0 * products * math.prod(map(int, reader.parse_json(scores[1]))) * head_dim
+  return 2.0 * products * math.prod(map(int, reader.parse_json(scores))) * head_dim

@@ -44,10 +44,14 @@ class Instruction:
     return tuple(dataclasses.replace(a, in_hbm=a.in_hbm and a.num_bytes > self.cached_bytes)
                  for a in found)
 
-  def get(self, key):
-    """The computation that an attribute names, or None."""
-    found = re.search(rf'\b{key}=%([\w.\-]+)', self.attributes)
+  def find(self, pattern: str) -> str | None:
+    """What the one group of a pattern matches in the attributes, or None."""
+    found = re.search(pattern, self.attributes)
     return found and found[1]
+
+  def get(self, key: str) -> str | None:
+    """The computation that an attribute names, or None."""
+    return self.find(rf'\b{key}=%([\w.\-]+)')
 
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
@@ -106,9 +110,9 @@ def get_root(computation):
 
 def count_trips(loop: Instruction, caller, computations) -> int | None:
   """Trip count of a `while`, as the compiler states it or by its counter; None if neither tells."""
-  stated = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  stated = loop.find(r'"known_trip_count":\{"n":"(\d+)"')
   if stated:
-    return int(stated[1])
+    return int(stated)
   condition, body = computations[loop.get('condition')], computations[loop.get('body')]
   start = caller.get(loop.operands[0])
   compare, args = _unfold(get_root(condition), condition, computations)
@@ -141,9 +145,7 @@ def _get_index(instruction):
   """Which element of a loop's state this is, or None."""
   if instruction is None or instruction.op != 'get-tuple-element':
     return None
-  found = re.search(r'index=(\d+)', instruction.attributes)
-  assert found is not None  # every such instruction has one
-  return int(found[1])
+  return int(instruction.find(r'index=(\d+)'))  # every such instruction has one
 
 
 def _unfold(instruction, computation, computations):
@@ -162,27 +164,28 @@ def _unfold(instruction, computation, computations):
 
 
 def count_runs(computations, entry, unknown_trips: float = 1
-               ) -> tuple[dict[str, float], set[str], int]:
-  """(runs of every computation, those inside fusions, number of loops of unknown length)."""
+               ) -> tuple[dict[str, float], set[str], list[float]]:
+  """(runs of every computation, those inside fusions, the turns of each loop of unknown length)."""
   runs: dict[str, float] = collections.defaultdict(float)
-  fused, unknown = set(), 0
+  fused, unknown = set(), []
 
   def visit(name, times, in_fusion):
-    nonlocal unknown
     runs[name] += times
     if in_fusion:
       fused.add(name)
     for i in computations[name].values():
       if i.op == 'while':
         trips = count_trips(i, computations[name], computations)
-        unknown += trips is None
-        visit(i.get('body'), times * (unknown_trips if trips is None else trips), in_fusion)
+        if trips is None:
+          trips = unknown_trips
+          unknown.append(times * trips)
+        visit(i.get('body'), times * trips, in_fusion)
       elif i.op in ('fusion', 'call', 'async-start'):
         called = i.get('calls') or i.get('to_apply')
         visit(called, times, in_fusion or i.op != 'call')
       elif i.op == 'conditional':  # every branch: an upper bound
-        branches = re.search(r'branch_computations=\{([^}]*)\}', i.attributes)
-        for branch in _NAME.findall(branches[1]) if branches else filter(None, (
+        listed = i.find(r'branch_computations=\{([^}]*)\}')
+        for branch in _NAME.findall(listed) if listed else filter(None, (
             i.get('true_computation'), i.get('false_computation'))):
           visit(branch, times, in_fusion)
   visit(entry, 1, False)
