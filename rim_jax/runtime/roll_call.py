@@ -164,15 +164,13 @@ class _Roll:
             f'{address[1]} may pass for one of them; the launchers in launch/ set it')
     listener.setblocking(False)
     self._selector.register(listener, selectors.EVENT_READ)
-    verdict = ''
     try:
-      while self._list_missing() and not verdict:
-        verdict = self._turn(listener, deadline)
+      verdict = self._wait(listener, deadline)
       for peer in self._there.values():
         with contextlib.suppress(OSError):
-          peer.sendall((verdict or 'go').encode())
+          peer.sendall(verdict.encode())
       self._tell_strangers()
-      if not verdict:
+      if verdict == 'go':
         _keep_lines(list(self._there.values()))
     finally:
       for key in list(self._selector.get_map().values()):
@@ -180,39 +178,46 @@ class _Roll:
           key.data.socket.close()
       self._selector.close()
       listener.close()
-    return verdict or 'go'
+    return verdict
 
-  def _turn(self, listener, deadline) -> str:
-    for key, _ in self._selector.select(min(0.5, max(deadline - time.monotonic(), 0.01))):
-      verdict = self._hear(key.data) if key.data else self._accept(listener)
-      if verdict:
-        return verdict
-    now = time.monotonic()
-    for key in list(self._selector.get_map().values()):
-      if key.data and now > key.data.until:
-        self._turn_away(key.data)
-    return self._name_missing() if now > deadline else ''
+  def _wait(self, listener, deadline) -> str:
+    """'go' once all are there, or what is wrong."""
+    while self._list_missing():
+      for key, _ in self._selector.select(min(0.5, max(deadline - time.monotonic(), 0.01))):
+        try:
+          if key.data:
+            self._hear(key.data)
+          else:
+            self._accept(listener)
+        except HostError as e:
+          return str(e)
+      now = time.monotonic()
+      for key in list(self._selector.get_map().values()):
+        if key.data and now > key.data.until:
+          self._turn_away(key.data)
+      if now > deadline:
+        return self._name_missing()
+    return 'go'
 
-  def _accept(self, listener) -> str:
+  def _accept(self, listener):
     with contextlib.suppress(OSError):
       connection, address = listener.accept()
       peer = _Peer(connection, address[0], secrets.token_hex(16), time.monotonic() + _ANSWER_SECS)
-      if len(self._selector.get_map()) > _MOST_PENDING:
-        self._turn_away(peer, registered=False)
-        return ''
-      connection.settimeout(_ANSWER_SECS)  # 33 bytes, which the kernel takes at once
       self._selector.register(connection, selectors.EVENT_READ, peer)
-      connection.sendall(f'{peer.nonce}\n'.encode())
-    return ''
+      if len(self._selector.get_map()) > 1 + _MOST_PENDING:  # and the listener
+        self._turn_away(peer)
+      else:
+        connection.settimeout(_ANSWER_SECS)  # 33 bytes, which the kernel takes at once
+        connection.sendall(f'{peer.nonce}\n'.encode())
 
-  def _hear(self, peer) -> str:
+  def _hear(self, peer):
     try:
       part = peer.socket.recv(_LONGEST)
     except OSError:
       part = b''
     peer.said += part
     if part and b'\n' not in peer.said and len(peer.said) < _LONGEST:
-      return ''  # there is more to come
+      return  # there is more to come
     try:
       number, count, proof = peer.said.split()
       number, count = int(number), int(count)
@@ -220,17 +225,18 @@ class _Roll:
       known = hmac.compare_digest(proof, _sign(self._token, peer.nonce, number, count).encode())
     except ValueError:
       known = False
-    if not known:
+    if known:
+      self._welcome(peer, number, count)
+    else:
       self._turn_away(peer)
-      return ''
-    return self._welcome(peer, number, count)
 
-  def _welcome(self, peer, number, count) -> str:
+  def _welcome(self, peer, number, count):
+    """Raises: HostError for one of this run that was started wrongly."""
     if count == self._count and 0 < number < count and number not in self._there:
       self._selector.unregister(peer.socket)
       peer.socket.setblocking(False)
       self._there[number] = peer.socket
-      return ''
+      return
     verdict = (f'process {number} at {peer.address} says it is one of {count}, twice or of another '
                f'run; here are {self._count}; give every process its own --process_id and the same '
                '--num_processes')
@@ -238,19 +244,17 @@ class _Roll:
       peer.socket.sendall(verdict.encode())
     self._close(peer)
     if self._token:
-      return verdict  # one of us, started wrongly
+      raise HostError(verdict)
     if verdict not in self._refused:  # it may be anyone: the real one can still come
       self._refused[verdict] = None
       _warn(verdict)
-    return ''
 
-  def _turn_away(self, peer, registered=True):
+  def _turn_away(self, peer):
     self._strangers[peer.address] = self._strangers.get(peer.address, 0) + 1
-    self._close(peer, registered)
+    self._close(peer)
 
-  def _close(self, peer, registered=True):
-    if registered:
-      self._selector.unregister(peer.socket)
+  def _close(self, peer):
+    self._selector.unregister(peer.socket)
     peer.socket.close()
 
   def _tell_strangers(self):
