@@ -82,13 +82,11 @@ def make_card(task, versions: dict, start=None, num_hosts: int = 1) -> dict:
 
 def _find_commit():
   """The checkout's commit, '+' where files differ from it; None outside a checkout."""
-  here = epath.Path(__file__).parent
-
-  def git(*args):
-    return subprocess.run(('git', '-C', here, *args), capture_output=True, text=True, check=True,
-                          timeout=10).stdout.strip()
+  describe = ('git', '-C', epath.Path(__file__).parent, 'describe', '--always', '--abbrev=40',
+              '--dirty=+', '--exclude=*')
   try:
-    return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+    return subprocess.run(describe, capture_output=True, text=True, check=True, timeout=10
+                          ).stdout.strip()
   except (OSError, subprocess.SubprocessError):
     return None
 
@@ -225,17 +223,16 @@ def check_card(card: dict, task, where, with_data: bool = True) -> None:
     with_data: False for a task that has loaded none.
   Raises: UserError naming every key that differs, with both values.
   """
-  lines = find_differences(card, task.config, where)
+  refuse(find_differences(card, task.config, where))
+  tokenizer = task.codec.tokenizer
   for name, mine in (*([('data', task.dataset.fingerprint)] if with_data else []),
-                     ('tokenizer', task.codec.tokenizer.fingerprint),
+                     ('tokenizer', tokenizer.fingerprint),
                      ('base', task.base and task.base.fingerprint)):
     theirs = card[name]
     theirs = theirs['fingerprint'] if isinstance(theirs, dict) else theirs
-    if name == 'tokenizer' and theirs == task.codec.tokenizer.earlier_fingerprint and not lines:
-      lines.append(f'{where}: was begun by a version that put a space before every segment with '
-                   'this tokenizer; go on with that version, or use another --workdir')
-    elif theirs != mine and not lines and not (
-        name == 'tokenizer' and task.codec.tokenizer.has_fingerprint(theirs)):
-      lines.append(f'{where}: the {name} changed since this run began (fingerprint {theirs}, now '
-                   f'{mine}); restore it, or use another --workdir')
-  refuse(lines)
+    if name == 'tokenizer' and theirs == tokenizer.earlier_fingerprint:
+      raise UserError(f'{where}: was begun by a version that put a space before every segment '
+                      'with this tokenizer; go on with that version, or use another --workdir')
+    if theirs != mine and not (name == 'tokenizer' and tokenizer.has_fingerprint(theirs)):
+      raise UserError(f'{where}: the {name} changed since this run began (fingerprint {theirs}, '
+                      f'now {mine}); restore it, or use another --workdir')
