@@ -269,8 +269,7 @@ def load_predictions(path) -> list[values.Prediction]:
     judged by another version of the rule cannot be judged again.
   """
   path = epath.Path(path)
-  folder = RunFolder(path.parent.parent)
-  result = folder.load_written().get(path.stem)
+  folder, result = RunFolder(path.parent.parent), _find_result(path)
   rows = list(_read_predictions(path, result))
   theirs = result.rule_version or 1 if result else judge.RULE_VERSION
   if theirs == judge.RULE_VERSION:
@@ -322,11 +321,9 @@ def _digest(raw: bytes) -> str:
   return hashlib.sha256(raw).hexdigest()[:16]
 
 
-def _find_fingerprint(path):
-  """That of a prediction file's data, where its run's results.json has it."""
-  path = epath.Path(path)
-  result = RunFolder(path.parent.parent).load_written().get(path.stem)
-  return result and result.data_fingerprint
+def _find_result(path: epath.Path) -> values.EvalResult | None:
+  """What the results.json of its run says of a prediction file."""
+  return RunFolder(path.parent.parent).load_written().get(path.stem)
 
 
 def compare_files(path_a, path_b, confidence: float = 0.95) -> stats.Comparison:
@@ -335,7 +332,8 @@ def compare_files(path_a, path_b, confidence: float = 0.95) -> stats.Comparison:
   Raises: UserError where a file is missing or damaged, or the two are of different data.
   """
   a, b = (load_predictions(path) for path in (path_a, path_b))
-  prints = [_find_fingerprint(path) for path in (path_a, path_b)]
+  prints = [result and result.data_fingerprint
+            for result in map(_find_result, map(epath.Path, (path_a, path_b)))]
   if None not in prints and prints[0] != prints[1]:
     raise UserError(f'{path_b}: of another data set than {path_a} (fingerprints {prints[1]} and '
                     f'{prints[0]}); evaluate both runs on the same data')
