@@ -88,7 +88,7 @@ def run_kernel(small):
       (4, 1024, 32, 8, 128, 'bfloat16'), (4, 1024, 32, 8, 128, 'float32'),
       (32, 512, 12, 12, 64, 'bfloat16'), (32, 256, 12, 12, 64, 'bfloat16')]
   layout, entries = config_lib.LayoutConfig(), []
-  attend = functools.partial(attention_gpu.attend, name=attention.NAME, interpret=interpret)
+  attend = functools.partial(attention_gpu.attend, interpret=interpret)
   for rows, tokens, heads, kv_heads, head_dim, dtype in sizes:
     fields = make_fields(rows, tokens, 128)
     keys = jax.random.split(jax.random.key(0), 4)

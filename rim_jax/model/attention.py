@@ -25,11 +25,10 @@ import jax.numpy as jnp
 
 from rim_jax.config import LayoutConfig
 from rim_jax.model import attention_gpu
-from rim_jax.model.attention_gpu import LEAST, MASKED, pad, see
+from rim_jax.model.attention_gpu import LEAST, MASKED, NAME, pad, see
 from rim_jax.model.sharding import BATCH, HEAD_DIM, HEADS, KV_HEADS, make_spec
 from rim_jax.packing import batch as batch_lib
 
-NAME = 'attention'  # of what a remat policy may keep, so that no tile is computed a third time
 _SPLASH_LANES = 128  # the kernel's tiles are whole vectors
 
 
@@ -64,9 +63,8 @@ def find_visible(query: batch_lib.Fields, key: batch_lib.Fields, layout: LayoutC
     return see(q, k, layout).any((1, 2))
   seen = jax.lax.map(lambda i: jax.lax.map(lambda j: is_visible(i, j), jnp.arange(num_keys)),
                      jnp.arange(num_queries))
-  seen = jnp.moveaxis(seen, -1, 0)
-  order = jnp.argsort(~seen, axis=-1, stable=True).astype(jnp.int32)
-  return Tiles(query, key, order, seen.sum(-1, dtype=jnp.int32), tile_tokens, layout)
+  return Tiles(query, key, *attention_gpu.sort_tiles(jnp.moveaxis(seen, -1, 0)), tile_tokens,
+               layout)
 
 
 def _get_platform() -> str:
@@ -77,7 +75,7 @@ def _get_platform() -> str:
 
 def _choose_form(tiles) -> Callable:
   if isinstance(tiles, attention_gpu.Tiles):
-    return functools.partial(attention_gpu.attend, name=NAME)
+    return attention_gpu.attend
   is_splash = _get_platform() == 'tpu' and tiles.tile % _SPLASH_LANES == 0
   return _attend_splash if is_splash else _attend_tiled
 

@@ -12,7 +12,6 @@ float32. Array suffixes are those of model/attention.py.
 Source: FlashAttention-2, arXiv 2307.08691.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 from typing import Any
@@ -31,7 +30,7 @@ from rim_jax.packing import batch as batch_lib
 # a query which sees nothing (padding) sums to zero, gets zeros and pulls on nothing.
 MASKED, LEAST = -1e30, -1e29
 _LEAST_TILE, _LARGEST_TILE = 16, 64  # what a matrix unit takes, and what registers hold
-_FIELDS = tuple(f.name for f in dataclasses.fields(batch_lib.Fields))
+NAME = 'attention'  # of what a remat policy may keep, so that no tile is computed a third time
 KERNELS = ('rim_attention_forward', 'rim_attention_dq', 'rim_attention_dkv')
 
 
@@ -61,13 +60,16 @@ def find_tiles(query: batch_lib.Fields, key: batch_lib.Fields, layout: LayoutCon
   b, t = query.positions.shape
   seen = see(query, key, layout).reshape(b, t // tile, tile, -1, tile).any((2, 4))
 
-  def sort(seen):
-    order = jnp.argsort(~seen, axis=-1, stable=True).astype(jnp.int32)
-    return order, seen.sum(-1, dtype=jnp.int32)
-
   def stack(fields):
-    return jnp.stack([getattr(fields, name) for name in _FIELDS], 1).astype(jnp.int32)
-  return Tiles(stack(query), stack(key), *sort(seen), *sort(seen.swapaxes(1, 2)), tile, layout)
+    return jnp.stack(jax.tree.leaves(fields), 1).astype(jnp.int32)
+  return Tiles(stack(query), stack(key), *sort_tiles(seen), *sort_tiles(seen.swapaxes(1, 2)),
+               tile, layout)
+
+
+def sort_tiles(seen):
+  """Of each tile those that it sees, bool[..., n] -> (numbers i32[..., n], seen first, count)."""
+  order = jnp.argsort(~seen, axis=-1, stable=True).astype(jnp.int32)
+  return order, seen.sum(-1, dtype=jnp.int32)
 
 
 def see(query, key, layout: LayoutConfig):
@@ -80,23 +82,22 @@ def pad(x, tile: int):
   return jnp.pad(x, [(0, 0), (0, -x.shape[1] % tile)] + [(0, 0)] * (x.ndim - 2))
 
 
-def attend(q_bthk, k_bcnk, v_bcnk, tiles: Tiles, name: str, interpret: bool = False):
+def attend(q_bthk, k_bcnk, v_bcnk, tiles: Tiles, interpret: bool = False):
   """softmax(q k / sqrt(k)) v over the visible keys; zeros for a query that sees nothing.
 
   Args:
-    name: of what a remat policy may keep.
     interpret: run the kernels without a GPU, for tests.
   Shapes: -> like q.
   """
   padded = (pad(x, tiles.tile) for x in (q_bthk, k_bcnk, v_bcnk))
   # JAX does not say what custom_vjp returns.
-  o_bthk: jax.Array = _attend(*padded, tiles, name, interpret)  # pyright: ignore
+  o_bthk: jax.Array = _attend(*padded, tiles, interpret)  # pyright: ignore
   return o_bthk[:, :q_bthk.shape[1]]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _attend(q_bthk, k_bcnk, v_bcnk, tiles, name, interpret):
-  return _attend_forward(q_bthk, k_bcnk, v_bcnk, tiles, name, interpret)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_bthk, k_bcnk, v_bcnk, tiles, interpret):
+  return _attend_forward(q_bthk, k_bcnk, v_bcnk, tiles, interpret)[0]
 
 
 # ---- Sizes ----
@@ -108,7 +109,6 @@ class Block:
   own: int
   other: int
   warps: int
-  stages: int = 2
 
 
 # (kernel, bits of a number) -> head size up to 64, 128, 256 -> own x other tokens, warps. They are
@@ -137,11 +137,25 @@ def choose_block(kernel: str, head_dim: int, dtype, tile: int) -> Block:
 
 @dataclasses.dataclass(frozen=True)
 class _Kernel:
-  """What a kernel knows besides its arrays."""
-  block: Block
+  """One kernel on arrays of these sizes: what it knows besides them, and how it sees them."""
+  name: str
+  q: jax.ShapeDtypeStruct  # [b, t, h, k]
+  k: jax.ShapeDtypeStruct  # [b, c, n, k]
   tile: int
-  head_dim: int
   layout: LayoutConfig
+  interpret: bool
+
+  @property
+  def head_dim(self):
+    return self.q.shape[3]
+
+  @property
+  def group(self):
+    return self.q.shape[2] // self.k.shape[2]
+
+  @property
+  def block(self):
+    return choose_block(self.name, self.head_dim, self.q.dtype, self.tile)
 
   @property
   def width(self):
@@ -181,6 +195,47 @@ class _Kernel:
     s = triton.dot(q, k, trans_b=True) * self.scale
     return jnp.where(see(query, key, self.layout), s, MASKED)
 
+  def own(self):
+    """[own, width] of [b, t, h, k]: this program's tokens and head."""
+    return pl.BlockSpec((None, self.block.own, None, self.width),
+                        lambda b, h, i: (b, i, h, 0))
+
+  def own_row(self):
+    """[own] of [b, h, t]."""
+    return pl.BlockSpec((None, None, self.block.own), lambda b, h, i: (b, h, i))
+
+  def whole(self, x):
+    """A row of an array [b, ...]."""
+    zeros = (0,) * (x.ndim - 1)
+    return pl.BlockSpec((None, *x.shape[1:]), lambda b, h, i: (b, *zeros))
+
+  def keys(self):
+    """[c, width] of [b, c, n, k]: all keys of this query head."""
+    group = self.group
+    return pl.BlockSpec((None, self.k.shape[1], None, self.width),
+                        lambda b, h, i: (b, 0, h // group, 0))
+
+  def queries(self):
+    """[t, g, width] of [b, t, h, k]: all queries of this key head."""
+    return pl.BlockSpec((None, self.q.shape[1], self.group, self.width),
+                        lambda b, n, j: (b, 0, n, 0))
+
+  def query_rows(self):
+    """[g, t] of [b, h, t]."""
+    return pl.BlockSpec((None, self.group, self.q.shape[1]), lambda b, n, j: (b, n, 0))
+
+  def __call__(self, fn, owner, in_specs, out_specs, out_shape, arrays):
+    """Runs `fn` on `arrays`, a program for each `own` tokens of each head of `owner`."""
+    b, length, heads, _ = owner.shape
+    settings: dict[str, Any] = {'interpret': True}
+    if not self.interpret:
+      settings = {'compiler_params': triton.CompilerParams(
+          num_warps=self.block.warps, num_stages=2)}
+    return pl.pallas_call(
+        functools.partial(fn, kernel=self), grid=(b, heads, length // self.block.own),
+        in_specs=in_specs, out_specs=out_specs, out_shape=out_shape, name=self.name,
+        **settings)(*arrays)
+
 
 def _divide(n, by: int):
   """(quotient, rest) of what is not negative: Triton does not know jnp's `//` and `%`."""
@@ -191,7 +246,7 @@ def _divide(n, by: int):
 
 def _take(ref, first, size) -> batch_lib.Fields:
   """Fields i32[size] of the tokens from `first` on."""
-  return batch_lib.Fields(*(ref[n, pl.ds(first, size)] for n in range(len(_FIELDS))))
+  return batch_lib.Fields(*(ref[n, pl.ds(first, size)] for n in range(ref.shape[0])))
 
 
 # ---- Kernels; a program has one row, one head and `own` tokens ----
@@ -239,7 +294,7 @@ def _compute_dq(q_ref, k_ref, v_ref, query_ref, key_ref, order_ref, count_ref, d
 
 # 14 parameters: Pallas gives a kernel its arrays one by one.
 def _compute_dkv(q_ref, k_ref, v_ref, query_ref, key_ref, order_ref, count_ref, do_ref, lse_ref,
-                 delta_ref, dk_ref, dv_ref, *, kernel, group):
+                 delta_ref, dk_ref, dv_ref, *, kernel):
   own, other = kernel.block.own, kernel.block.other
   k, v = (kernel.load(ref, slice(None)) for ref in (k_ref, v_ref))
   key = _take(key_ref, pl.program_id(2) * own, own)
@@ -254,7 +309,7 @@ def _compute_dkv(q_ref, k_ref, v_ref, query_ref, key_ref, order_ref, count_ref, 
     return (dk + triton.dot(ds.astype(q.dtype), q, trans_a=True),
             dv + triton.dot(p.astype(do.dtype), do, trans_a=True))
   zero = jnp.zeros((own, kernel.width), jnp.float32)
-  dk, dv = kernel.visit(order_ref, count_ref, (zero, zero), add, group)
+  dk, dv = kernel.visit(order_ref, count_ref, (zero, zero), add, kernel.group)
   kernel.store(dk_ref, dk)
   kernel.store(dv_ref, dv)
 
@@ -262,103 +317,45 @@ def _compute_dkv(q_ref, k_ref, v_ref, query_ref, key_ref, order_ref, count_ref, 
 # ---- Launches ----
 
 
-@dataclasses.dataclass(frozen=True)
-class _Launch:
-  """One kernel on arrays of these sizes, and how it sees them."""
-  name: str
-  fn: Callable
-  q: jax.Array
-  k: jax.Array
-  tiles: Tiles
-  interpret: bool
-
-  @property
-  def kernel(self):
-    tile, head_dim = self.tiles.tile, self.q.shape[3]
-    return _Kernel(choose_block(self.name, head_dim, self.q.dtype, tile), tile, head_dim,
-                   self.tiles.layout)
-
-  @property
-  def group(self):
-    return self.q.shape[2] // self.k.shape[2]
-
-  def own(self):
-    """[own, width] of [b, t, h, k]: this program's tokens and head."""
-    return pl.BlockSpec((None, self.kernel.block.own, None, self.kernel.width),
-                        lambda b, h, i: (b, i, h, 0))
-
-  def own_row(self):
-    """[own] of [b, h, t]."""
-    return pl.BlockSpec((None, None, self.kernel.block.own), lambda b, h, i: (b, h, i))
-
-  def whole(self, x):
-    """A row of an array [b, ...]."""
-    zeros = (0,) * (x.ndim - 1)
-    return pl.BlockSpec((None, *x.shape[1:]), lambda b, h, i: (b, *zeros))
-
-  def keys(self):
-    """[c, width] of [b, c, n, k]: all keys of this query head."""
-    group = self.group
-    return pl.BlockSpec((None, self.k.shape[1], None, self.kernel.width),
-                        lambda b, h, i: (b, 0, h // group, 0))
-
-  def queries(self):
-    """[t, g, width] of [b, t, h, k]: all queries of this key head."""
-    return pl.BlockSpec((None, self.q.shape[1], self.group, self.kernel.width),
-                        lambda b, n, j: (b, 0, n, 0))
-
-  def query_rows(self):
-    """[g, t] of [b, h, t]."""
-    return pl.BlockSpec((None, self.group, self.q.shape[1]), lambda b, n, j: (b, n, 0))
-
-  def __call__(self, owner, in_specs, out_specs, out_shape, arrays):
-    b, length, heads, _ = owner.shape
-    block = self.kernel.block
-    settings: dict[str, Any] = {'interpret': True}
-    if not self.interpret:
-      settings = {'compiler_params': triton.CompilerParams(
-          num_warps=block.warps, num_stages=block.stages)}
-    return pl.pallas_call(
-        functools.partial(self.fn, kernel=self.kernel), grid=(b, heads, length // block.own),
-        in_specs=in_specs, out_specs=out_specs, out_shape=out_shape, name=self.name,
-        **settings)(*arrays)
+def _make_kernel(name, q_bthk, k_bcnk, tiles, interpret) -> _Kernel:
+  q, k = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_bthk, k_bcnk))
+  return _Kernel(name, q, k, tiles.tile, tiles.layout, interpret)
 
 
-def _attend_forward(q_bthk, k_bcnk, v_bcnk, tiles, name, interpret):
-  launch = _Launch(KERNELS[0], _compute_forward, q_bthk, k_bcnk, tiles, interpret)
+def _attend_forward(q_bthk, k_bcnk, v_bcnk, tiles, interpret):
+  kernel = _make_kernel(KERNELS[0], q_bthk, k_bcnk, tiles, interpret)
   visits = (tiles.query, tiles.key, tiles.order, tiles.count)
   b, t, h, _ = q_bthk.shape
-  o_bthk, lse_bht = checkpoint_name(launch(
-      q_bthk, [launch.own(), launch.keys(), launch.keys(), *map(launch.whole, visits)],
-      [launch.own(), launch.own_row()],
-      [jax.ShapeDtypeStruct(q_bthk.shape, q_bthk.dtype),
-       jax.ShapeDtypeStruct((b, h, t), jnp.float32)], (q_bthk, k_bcnk, v_bcnk, *visits)), name)
+  o_bthk, lse_bht = checkpoint_name(kernel(
+      _compute_forward, q_bthk,
+      [kernel.own(), kernel.keys(), kernel.keys(), *map(kernel.whole, visits)],
+      [kernel.own(), kernel.own_row()],
+      [kernel.q, jax.ShapeDtypeStruct((b, h, t), jnp.float32)],
+      (q_bthk, k_bcnk, v_bcnk, *visits)), NAME)
   return o_bthk, (q_bthk, k_bcnk, v_bcnk, tiles, o_bthk, lse_bht)
 
 
-def _attend_backward(name, interpret, residuals, do_bthk):
+def _attend_backward(interpret, residuals, do_bthk):
   q_bthk, k_bcnk, v_bcnk, tiles, o_bthk, lse_bht = residuals
   delta_bht = jnp.einsum('bthk,bthk->bht', o_bthk.astype(jnp.float32),
                          do_bthk.astype(jnp.float32), precision='highest')
   rows = (do_bthk, lse_bht, delta_bht)
 
-  launch = _Launch(KERNELS[1], _compute_dq, q_bthk, k_bcnk, tiles, interpret)
+  kernel = _make_kernel(KERNELS[1], q_bthk, k_bcnk, tiles, interpret)
   visits = (tiles.query, tiles.key, tiles.order, tiles.count)
-  own, row = launch.own(), launch.own_row()
-  dq_bthk = launch(
-      q_bthk, [own, launch.keys(), launch.keys(), *map(launch.whole, visits), own, row, row],
-      own, jax.ShapeDtypeStruct(q_bthk.shape, q_bthk.dtype),
-      (q_bthk, k_bcnk, v_bcnk, *visits, *rows))
+  own, row = kernel.own(), kernel.own_row()
+  dq_bthk = kernel(
+      _compute_dq, q_bthk,
+      [own, kernel.keys(), kernel.keys(), *map(kernel.whole, visits), own, row, row],
+      own, kernel.q, (q_bthk, k_bcnk, v_bcnk, *visits, *rows))
 
-  group = q_bthk.shape[2] // k_bcnk.shape[2]
-  launch = _Launch(KERNELS[2], functools.partial(_compute_dkv, group=group), q_bthk, k_bcnk, tiles,
-                   interpret)
+  kernel = _make_kernel(KERNELS[2], q_bthk, k_bcnk, tiles, interpret)
   visits = (tiles.query, tiles.key, tiles.key_order, tiles.key_count)
-  own, queries, rows_of = launch.own(), launch.queries(), launch.query_rows()
-  dk_bcnk, dv_bcnk = launch(
-      k_bcnk, [queries, own, own, *map(launch.whole, visits), queries, rows_of, rows_of],
-      [own, own], [jax.ShapeDtypeStruct(k_bcnk.shape, k_bcnk.dtype)] * 2,
-      (q_bthk, k_bcnk, v_bcnk, *visits, *rows))
+  own, queries, rows_of = kernel.own(), kernel.queries(), kernel.query_rows()
+  dk_bcnk, dv_bcnk = kernel(
+      _compute_dkv, k_bcnk,
+      [queries, own, own, *map(kernel.whole, visits), queries, rows_of, rows_of],
+      [own, own], [kernel.k] * 2, (q_bthk, k_bcnk, v_bcnk, *visits, *rows))
   return dq_bthk, dk_bcnk, dv_bcnk, None
 
 

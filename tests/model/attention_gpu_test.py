@@ -19,7 +19,7 @@ from tests import support
 from tests.support_attention import SWITCHES, make_fields, make_qkv, pull_back
 from tests.support_gpu import needs_plugin
 
-attend = functools.partial(attention_gpu.attend, name=attention.NAME, interpret=True)
+attend = functools.partial(attention_gpu.attend, interpret=True)
 
 
 def make_case(row_tokens=96, switches=SWITCHES[0], rows=None, **settings):
