@@ -86,14 +86,10 @@ def make_spec(axes) -> P:
 
   Raises: KeyError "no sharding rule for axis 'x'".
   """
-  def lookup(name):
-    if name is None:
-      return None
-    if name not in RULES:
+  for name in axes:
+    if name is not None and name not in RULES:
       raise KeyError(f"no sharding rule for axis '{name}'; add it to sharding.RULES")
-    mesh_axes = RULES[name]
-    return mesh_axes[0] if len(mesh_axes) == 1 else (mesh_axes or None)
-  return P(*map(lookup, axes))
+  return P(*(name and RULES[name] for name in axes))
 
 
 def count_shards(axis: str, mesh: Mesh) -> int:
