@@ -107,9 +107,9 @@ class _Reader:
 
 
 def _read_gpt2(reader: _Reader) -> dict:
-  reader.expect('scale_attn_weights', True)
-  reader.expect('scale_attn_by_inverse_layer_idx', False)
-  reader.expect('add_cross_attention', False)
+  for key, value in (('scale_attn_weights', True), ('scale_attn_by_inverse_layer_idx', False),
+                     ('add_cross_attention', False)):
+    reader.expect(key, value)
   activation = reader.expect('activation_function', 'gelu_new', 'gelu_pytorch_tanh', 'gelu')
   width = reader.take('n_embd', int)
   return {
@@ -123,12 +123,9 @@ def _read_gpt2(reader: _Reader) -> dict:
 
 
 def _read_llama(reader: _Reader, *, bias='none', qk_norm=False) -> dict:
-  reader.expect('hidden_act', 'silu')
-  reader.expect('attention_bias', False)
-  reader.expect('mlp_bias', False)
-  reader.expect('pretraining_tp', 1)
-  reader.expect('rope_interleaved', False)
-  reader.expect('is_causal', True)
+  for key, value in (('hidden_act', 'silu'), ('attention_bias', False), ('mlp_bias', False),
+                     ('pretraining_tp', 1), ('rope_interleaved', False), ('is_causal', True)):
+    reader.expect(key, value)
   kinds = reader.take('layer_types', list, ['full_attention'])
   if any(kind != 'full_attention' for kind in kinds):
     reader.complain(f'has layer_types={kinds}; only full_attention is supported')
