@@ -30,8 +30,7 @@ def get_records(task, split: str, limit: int):
   source = task.dataset.splits.get(split)
   if source is None:
     return _load_set(task, split).records[:limit or None]
-  count = min(limit, len(source)) if limit else len(source)
-  return source.__getitems__(range(count))
+  return source.__getitems__(range(len(source))[:limit or None])
 
 
 def _load_set(task, name: str):
