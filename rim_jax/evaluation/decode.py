@@ -53,9 +53,16 @@ class Readouts:
   num_ids: int  # ids from here on mean no text, and are never chosen
 
 
-def make_trunks(questions, num_blocks: int, width: int, batch_size: int, config: Config,
+def make_trunks(questions, num_blocks: int, width: int | None, batch_size: int, config: Config,
                 memory_start: int) -> Trunks:
-  """Encoded questions (at most batch_size) with K blocks each, as numpy arrays."""
+  """Encoded questions (at most batch_size) with K blocks each, as numpy arrays.
+
+  Args:
+    width: tokens of a row; None: what `choose_width` has for the longest trunk.
+  """
+  if width is None:
+    width = choose_width(
+        max(map(len, questions)) + layout_lib.get_block_size(config.layout) * num_blocks)
   tokens, positions, example, block, readout = np.zeros((5, batch_size, width), np.int32)
   num_question = np.ones(batch_size, np.int32)
   for i, question in enumerate(questions):
@@ -304,10 +311,7 @@ class Decoder:
 
   def place(self, questions, num_blocks: int, batch_size: int) -> Trunks:
     """Encoded questions as trunks on the mesh."""
-    config = self.network.config
-    longest = max(map(len, questions))
-    width = choose_width(longest + layout_lib.get_block_size(config.layout) * num_blocks)
-    trunks = make_trunks(questions, num_blocks, width, batch_size, config,
+    trunks = make_trunks(questions, num_blocks, None, batch_size, self.network.config,
                          self.network.codec.memory_start)
     return sharding.place_batch(trunks, self.network.mesh)
 

@@ -151,14 +151,6 @@ def make_parts(network: Network, writing: Writing) -> dict[str, Part]:
           'full': Part(whole, to_end, until_end - 1)}
 
 
-def make_trunks(config: Config, memory_start: int, questions, num_blocks: int
-                ) -> decode_lib.Trunks:
-  """Trunks of these questions, encoded, as wide as decoding pads them."""
-  width = decode_lib.choose_width(
-      max(map(len, questions)) + num_blocks * layout_lib.get_block_size(config.layout))
-  return decode_lib.make_trunks(questions, num_blocks, width, len(questions), config, memory_start)
-
-
 def make_timed(name: str, network: Network, questions, writing: Writing, parts: tuple = PARTS
                ) -> Timed:
   """What `decode.decode` does for a batch of encoded questions.
@@ -168,8 +160,8 @@ def make_timed(name: str, network: Network, questions, writing: Writing, parts: 
   """
   config, codec, mesh = network.config, network.codec, network.mesh
   num_blocks = writing.num_blocks
-  trunks = sharding.place_batch(
-      make_trunks(config, codec.memory_start, questions, num_blocks), mesh)
+  trunks = sharding.place_batch(decode_lib.make_trunks(
+      questions, num_blocks, None, len(questions), config, codec.memory_start), mesh)
   made = make_parts(network, writing)
 
   def bind(part, *more):

@@ -17,7 +17,7 @@ from rim_jax import methods
 from rim_jax.config import Config, MeshConfig
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError
-from rim_jax.evaluation import latency
+from rim_jax.evaluation import decode, latency
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import source
@@ -52,8 +52,8 @@ class _Case:
         self.program.graphdef, self.program.abstract[0].params, self.program.abstract[1], own,
         source.Codec(types.SimpleNamespace(vocab_size=self.vocab_size), self.template, own,
                      self.vocab_size, methods.get_method(own).layout), self.mesh)
-    trunks = latency.make_trunks(own, network.codec.memory_start, [self.question] * size,
-                                 writing.num_blocks)
+    trunks = decode.make_trunks([self.question] * size, writing.num_blocks, None, size, own,
+                                network.codec.memory_start)
     at = sharding.get_batch_sharding(self.mesh)
     return network, latency.make_parts(network, writing), jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), trunks)
