@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import importlib.util
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rim_jax.config import Config
-from rim_jax.errors import RunError, UserError
+from rim_jax.errors import RunError, UserError, check
 from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import prompts
 from rim_jax.runtime import hosts
@@ -20,11 +21,11 @@ BF16_FACTOR = 2.0  # of the distance that rounding to bfloat16 alone makes
 
 def check_verifiable(config: Config) -> None:
   """Raises: UserError where `compare_with_transformers` could not run."""
-  if config.export.adapters:
-    raise UserError('--verify compares merged weights; use it with --config.export.adapters=False')
-  for package in ('torch', 'transformers'):
-    if importlib.util.find_spec(package) is None:
-      raise UserError(f"--verify needs {package}; install it with pip install -e '.[hf]'")
+  check((config.export.adapters,
+         '--verify compares merged weights; use it with --config.export.adapters=False'),
+        *((importlib.util.find_spec(package) is None,
+           f"--verify needs {package}; install it with pip install -e '.[hf]'")
+          for package in ('torch', 'transformers')))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,9 +140,9 @@ def compare_with_transformers(folder, config: Config, codec, references, say=pri
       out = model.generate(prompt, attention_mask=torch.ones_like(prompt),
                            max_new_tokens=config.eval.max_new_tokens)
     distances.add(found, reference)
-    new = out[0, prompt.shape[1]:].tolist()
-    new = new[:new.index(codec.tokenizer.eos_id)] if codec.tokenizer.eos_id in new else new
-    num_equal += codec.tokenizer.decode(new) == reference.text
+    new = itertools.takewhile(lambda i: i != codec.tokenizer.eos_id,
+                              out[0, prompt.shape[1]:].tolist())
+    num_equal += codec.tokenizer.decode(list(new)) == reference.text
   told, is_same = _judge_distances(distances, config)
   answers = f'{num_equal} of {num_questions} answers equal'
   say(f'transformers {transformers.__version__}: {told}; {answers}')

@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 
 from rim_jax import errors, reader
-from rim_jax.errors import HostError, UserError
+from rim_jax.errors import HostError, UserError, check
 from rim_jax.runtime import devices, roll_call
 from rim_jax.runtime.roll_call import EXIT_STALLED
 
@@ -66,13 +66,12 @@ def start(coordinator: str, num_processes: int, process_id: int, automatic: bool
       'initialization_timeout': timeout_secs, 'heartbeat_timeout_seconds': _HEARTBEAT_SECS,
       'shutdown_timeout_seconds': _SHUTDOWN_SECS}
   if coordinator:
-    if not 0 <= process_id < num_processes or not coordinator.rpartition(':')[2].isdigit():
-      raise UserError(f'--coordinator={coordinator} --num_processes={num_processes} '
-                      f'--process_id={process_id}: give HOST:PORT, a number of processes and an '
-                      'id below it')
-    if launched not in (1, num_processes):
-      raise UserError(f'--num_processes={num_processes}: but {variable} says that {launched} were '
-                      'started; make them agree')
+    check((not 0 <= process_id < num_processes or not coordinator.rpartition(':')[2].isdigit(),
+           f'--coordinator={coordinator} --num_processes={num_processes} '
+           f'--process_id={process_id}: give HOST:PORT, a number of processes and an id below it'),
+          (launched not in (1, num_processes),
+           f'--num_processes={num_processes}: but {variable} says that {launched} were started; '
+           'make them agree'))
     token = environ.get(roll_call.TOKEN, '')
     roll_call.call_roll(coordinator, num_processes, process_id, timeout_secs, token)
     kwargs |= {'coordinator_address': coordinator, 'num_processes': num_processes,
