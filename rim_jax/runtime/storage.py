@@ -84,22 +84,16 @@ def write_json(path, tree) -> None:
 
 def list_files(folder) -> dict[str, epath.Path]:
   """Relative name -> path of every file below a folder; {} where there is none."""
-  pending, files = [epath.Path(folder)], {}
-  while pending:
-    at = pending.pop()
+  def walk(at):
     for path in at.iterdir() if at.exists() else ():
-      if path.is_dir():
-        pending.append(path)
-      else:
-        files[str(path.relative_to(folder))] = path
-  return files
+      yield from walk(path) if path.is_dir() else [path]
+  return {str(path.relative_to(folder)): path for path in walk(epath.Path(folder))}
 
 
 def remove(folder) -> None:
   """Removes a folder and what is in it, where it is there."""
   if is_bucket(folder):
-    if epath.Path(folder).exists():
-      epath.Path(folder).rmtree()
+    epath.Path(folder).rmtree(missing_ok=True)
   else:
     shutil.rmtree(folder, ignore_errors=True)
 
