@@ -74,18 +74,17 @@ def call_roll(coordinator: str, num_processes: int, process_id: int, timeout_sec
     raise HostError(f'{coordinator}: {verdict}')
 
 
-# Connections of the roll call, for as long as this process lives. When process 0 dies its kernel
-# closes them, which the others hear at once; JAX's own abort would not say who it was.
-_lines = []
-
-
 def _keep_lines(lines) -> None:
+  """Keeps the connections of the roll call for as long as this process lives.
+
+  When process 0 dies its kernel closes them, which the others hear at once; JAX's own abort would
+  not say who it was.
+  """
   def say_goodbye():
     for line in lines:
       with contextlib.suppress(OSError):
         line.sendall(_GOODBYE)
-  atexit.register(say_goodbye)
-  _lines.extend(lines)
+  atexit.register(say_goodbye)  # which holds them until then
 
 
 def _listen(line) -> None:
