@@ -75,13 +75,10 @@ def weigh(q_bshk, k_bcnk, visible_bsc):
   q_bshk, k_bcnk = (x.astype(jnp.float32) for x in (q_bshk, k_bcnk))
   num_keys, width = k_bcnk.shape[1], k_bcnk.shape[3]
   eye_cp = jnp.pad(jnp.eye(num_keys), ((0, 0), (0, -num_keys % width)))
-  parts = []
   with jax.default_matmul_precision('highest'):
-    for first in range(0, num_keys, width):
-      part_ck = eye_cp[:, first:first + width]
-      parts.append(attention.attend(
-          q_bshk, k_bcnk, jnp.broadcast_to(part_ck[None, :, None], k_bcnk.shape),
-          visible_bsc).mean(2))
+    parts = [attention.attend(
+        q_bshk, k_bcnk, jnp.broadcast_to(part_ck[None, :, None], k_bcnk.shape), visible_bsc).mean(2)
+             for part_ck in jnp.split(eye_cp, eye_cp.shape[1] // width, axis=1)]
   return jnp.where(visible_bsc, jnp.concatenate(parts, -1)[..., :num_keys], 0)
 
 

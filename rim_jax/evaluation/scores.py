@@ -184,12 +184,8 @@ def group_gsm_hard(predictions, test_questions) -> dict:
     groups[kind].append(p.correct)
     if ' '.join(p.question.split()) not in known:
       groups['changed'].append(p.correct)
-  results = {}
-  for kind, correct in groups.items():
-    if correct:
-      results[f'{kind}_acc'] = sum(correct) / len(correct)
-    results[f'num_{kind}'] = len(correct)
-  return results
+  return {f'num_{kind}': len(correct) for kind, correct in groups.items()} | {
+      f'{kind}_acc': sum(correct) / len(correct) for kind, correct in groups.items() if correct}
 
 
 def group_by_steps(predictions, records) -> dict:
