@@ -141,19 +141,15 @@ def write_export(out, network: Network, origin: Origin, records, references=None
 
 def _verify(folder, config, codec, references, say):
   """Process 0 compares; every process computes the references."""
-  outcome = None
-  if folder:
+  def compare():
     try:
-      outcome = verification.compare_with_transformers(folder, config, codec, references, say)
-    except UserError as e:
-      outcome = e
-  collections.deque(references, 0)  # those that are left: the others compute them too
-
-  def tell():
-    if isinstance(outcome, UserError):
-      raise outcome
-    return outcome
-  return hosts.lead(tell)
+      return verification.compare_with_transformers(folder, config, codec, references, say)
+    except UserError:
+      collections.deque(references, 0)  # those that are left: the others compute them too
+      raise
+  if folder is None:
+    collections.deque(references, 0)
+  return hosts.lead(compare)
 
 
 def iterate_tensors(config: Config, base: weights.Base, params, frozen):
