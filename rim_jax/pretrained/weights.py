@@ -8,6 +8,7 @@ pickle, no code from a model directory.
 from collections.abc import Iterator
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
@@ -211,22 +212,17 @@ def load_params(base: Base, abstract, say=None):
     path = tuple(k.key for k in path)
     tensor = tensors[path]
     names, shape = _list_names(path, tensor, leaf.shape)
-    blocks = {}  # devices that hold the same block share one reading of it
 
-    def read(index):
-      key = tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape))
-      if key not in blocks:
-        blocks[key] = assemble([range(*bounds) for bounds in key])
-      return blocks[key]
-
-    def assemble(ranges):
+    @functools.cache  # devices that hold the same block share one reading of it
+    def assemble(*ranges):
       if len(shape) == len(leaf.shape):
         return _read(base, names[0], tensor, shape, ranges).astype(leaf.dtype)
       part = np.empty([len(r) for r in ranges], leaf.dtype)
       for at, layer in enumerate(ranges[0]):
         part[at] = _read(base, names[layer], tensor, shape, ranges[1:])
       return part
-    array = jax.make_array_from_callback(leaf.shape, leaf.sharding, read)
+    array = jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: assemble(
+        *(range(*s.indices(n)) for s, n in zip(index, leaf.shape))))
     done += leaf.size
     tick(done)
     return array
