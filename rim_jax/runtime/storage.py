@@ -191,22 +191,20 @@ class Journal:
 # ---- Whose folder it is ----
 
 
-@contextlib.contextmanager
-def hold(workdir, say=print):
+def hold(workdir, say=print) -> contextlib.AbstractContextManager:
   """Keeps a WORKDIR for this process as long as it lives, so that two never write into it.
 
   Raises: FolderTaken naming the process that holds it.
   """
   path = epath.Path(workdir) / '.lock'
   me = f'process {os.getpid()} on {socket.gethostname()}'
-  held = _hold_in_bucket(path, me, say) if is_bucket(path) else _hold_file(path, me, say)
-  with held:
-    yield
+  return _hold_in_bucket(path, me, say) if is_bucket(path) else _hold_file(path, me, say)
 
 
 def _make_taken(path, holder):
-  return FolderTaken(f'{path.parent}: {holder or "another run"} is at work here; wait for it, '
-                     'end it, or use another --workdir')
+  whose = holder.partition('\n')[0] or 'another run'
+  return FolderTaken(f'{path.parent}: {whose} is at work here; wait for it, end it, or use another '
+                     '--workdir')
 
 
 @contextlib.contextmanager
@@ -268,12 +266,12 @@ def _hold_in_bucket(path, me, say):
         'is still at work')
     time.sleep(1.5 * _LEASE_SECS)
     if read() not in (there, ''):
-      raise _make_taken(path, there.partition('\n')[0])
+      raise _make_taken(path, there)
   mine = ''
   write()
   time.sleep(min(2.0, _LEASE_SECS))  # of two that came at once, the later writer stays
   if read() != mine:
-    raise _make_taken(path, read().partition('\n')[0])
+    raise _make_taken(path, read())
   done = threading.Event()
 
   def renew():
@@ -281,8 +279,7 @@ def _hold_in_bucket(path, me, say):
       # An outage of the store, whose client's errors are no OSError: the next turn tells.
       with contextlib.suppress(Exception):
         if read() not in (mine, ''):
-          print(f'error: {_make_taken(path, read().partition(chr(10))[0])}', file=sys.stderr,
-                flush=True)
+          print(f'error: {_make_taken(path, read())}', file=sys.stderr, flush=True)
           os._exit(1)
         write()
   renewal = threading.Thread(target=renew, daemon=True)
