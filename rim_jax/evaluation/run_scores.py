@@ -96,9 +96,7 @@ def is_evaluated(task, workdir) -> bool:
 
 def _has_same_questions(task, result: values.EvalResult) -> bool:
   """Whether a result is of the questions that the task asks; earlier versions did not tell."""
-  if result.data_fingerprint is None:
-    return True
-  return result.data_fingerprint == fingerprint_set(
+  return result.data_fingerprint is None or result.data_fingerprint == fingerprint_set(
       task, get_records(task, task.config.eval.split, task.config.eval.num_examples))
 
 
