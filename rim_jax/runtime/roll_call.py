@@ -13,6 +13,7 @@ command line, where everybody on the machine could read it.
 """
 
 import atexit
+import collections
 import contextlib
 import dataclasses
 import hmac
@@ -146,7 +147,7 @@ class _Roll:
   def __init__(self, num_processes: int, token: str):
     self._count, self._token = num_processes, token
     self._there: dict[int, socket.socket] = {}
-    self._strangers: dict[str, int] = {}  # address -> connections that were no process of this run
+    self._strangers = collections.Counter()  # address -> connections of no process of this run
     self._refused: dict[str, None] = {}  # what processes said that cannot be right
     self._selector = selectors.DefaultSelector()
 
@@ -249,7 +250,7 @@ class _Roll:
       _warn(verdict)
 
   def _turn_away(self, peer):
-    self._strangers[peer.address] = self._strangers.get(peer.address, 0) + 1
+    self._strangers[peer.address] += 1
     self._close(peer)
 
   def _close(self, peer):
