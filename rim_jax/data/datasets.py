@@ -5,9 +5,8 @@ Owns the fingerprints by which a changed file or parameter is noticed.
 fingerprint of everything it was made from, and reads it by index from then on.
 """
 
-import abc
 import collections
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -24,13 +23,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from rim_jax import reader
-from rim_jax.config import (
-    ChainConfig,
-    DataConfig,
-    PerturbedConfig,
-    ProsqaConfig,
-    list_identity,
-)
+from rim_jax.config import DataConfig, list_identity
 from rim_jax.data import chain as chain_lib
 from rim_jax.data import files as files_lib
 from rim_jax.data import gsm8k, hub, prosqa
@@ -39,6 +32,9 @@ from rim_jax.data.perturbed import variation
 from rim_jax.data.records import SPLITS, Record, Variant
 from rim_jax.errors import UserError
 
+# Of each source: goes up when the same input gives other records.
+_VERSIONS = {'rim_chain': '1.0.0', 'rim_gsm8k': '1.0.0', 'rim_gsm8k_perturbed': '1.0.0',
+             'rim_prosqa': '1.0.0'}
 _ROWS_VERSION = 2  # goes up when more rows are read, or fewer
 
 
@@ -65,12 +61,10 @@ class Split:
     return len(self._source)
 
   def __getitem__(self, index) -> Record:
-    index = range(len(self))[index]  # IndexError where out of range
-    with _report_damage(self._directory):
-      return _decode(self._source[index])
+    return self.__getitems__([index])[0]
 
   def __getitems__(self, indices) -> list[Record]:
-    indices = [range(len(self))[i] for i in indices]
+    indices = [range(len(self))[i] for i in indices]  # IndexError where out of range
     with _report_damage(self._directory):
       return [_decode(example) for example in self._source.__getitems__(indices)]
 
@@ -102,11 +96,21 @@ class Card(typing.TypedDict):
 
 
 @dataclasses.dataclass
-class _Prepared:
-  """What a builder makes, checked before anything of it is written."""
+class _Made:
+  """The records of a source, checked before anything of them is written."""
   splits: dict[str, Iterable[Record]]
   dropped: dict[str, list[str]]  # '<file>:<line>: <what>'
   notes: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """What a copy is prepared from."""
+  name: str
+  fingerprint: str  # of all that the records depend on
+  make: Callable[[Callable[[str], None]], _Made]  # of `say`; the same every time
+  fields: dict = dataclasses.field(default_factory=dict)  # of a record beside the usual ones
+  unread: Sequence[str] = ()  # the line that names files which are not read
 
 
 def load_dataset(config: DataConfig, say=print) -> Dataset:
@@ -122,38 +126,34 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
   if hub.is_name(config.dir):
     fetched = hub.fetch(config.dir, 'dataset', say)
     origin, config = fetched.origin, dataclasses.replace(config, dir=str(fetched.path))
-  builder_class, make_config = _SOURCES[config.source]
-  builder_config = make_config(config, say)
+  source = _SOURCES[config.source](config, say)
   root = pathlib.Path(config.cache_dir).expanduser() / 'prepared'
-  directory = root / builder_class.name / builder_config.name / str(builder_class.VERSION)
+  directory = root / source.name / source.fingerprint / _VERSIONS[source.name]
   if not directory.exists():
-    say(f'{builder_class.name}: preparing {directory}')
+    say(f'{source.name}: preparing {directory}')
     with records_lib.report_unwritable(config):
-      _prepare(builder_class, builder_config, root, directory, say)
+      _prepare(source, root, directory, say)
   with _report_damage(directory):
     card = reader.load_json(directory / 'card.json', f'delete {directory} and run again', Card)
     fingerprints, num_dropped = card['fingerprints'], card['num_dropped']
     splits = {name: Split(str(directory), name, fingerprints[name]) for name in SPLITS}
     # Files that were not read are of today's directory, not of the one that was prepared: they are
     # in no fingerprint.
-    return Dataset(name=builder_class.name, fingerprint=builder_config.name, splits=splits,
-                   num_dropped=num_dropped, notes=(*card['notes'], *builder_config.unread),
-                   origin=origin)
+    return Dataset(name=source.name, fingerprint=source.fingerprint, splits=splits,
+                   num_dropped=num_dropped, notes=(*card['notes'], *source.unread), origin=origin)
 
 
-def _prepare(builder_class, builder_config, root, directory, say):
+def _prepare(source, root, directory, say):
   """Writes a prepared copy, which appears under its name complete or not at all."""
   root.mkdir(parents=True, exist_ok=True)
   with records_lib.make_scratch(root) as temporary:
-    with _quiet() as aloud:
-      builder = builder_class(
-          data_dir=temporary, config=builder_config, file_format='array_record')
-      builder.say = lambda line: aloud(say, line)
+    with _quiet(say) as say_aloud:
+      made = source.make(say_aloud)
+      builder = Builder(source, {name: made.splits[name] for name in SPLITS}, temporary)
       builder.download_and_prepare()
-    made = builder.prepared
     card = {
         'fingerprints': {name: tally.get_fingerprint() for name, tally in builder.tallies.items()},
-        'num_dropped': {name: len(made.dropped.get(name, ())) for name in made.splits},
+        'num_dropped': {name: len(made.dropped.get(name, ())) for name in SPLITS},
         'notes': _describe(builder.tallies) + made.notes,
     }
     (pathlib.Path(builder.data_dir) / 'card.json').write_text(json.dumps(card, indent=1))
@@ -180,22 +180,22 @@ def _report_damage(directory):
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet(say=print):
   """TFDS prints banners and progress bars, and warns of every config made at run time.
 
-  Gives a function by which something can be said all the same.
+  Gives `say` as a function that is heard all the same.
   """
   tfds.disable_progress_bar()
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   stdout = sys.stdout
 
-  def aloud(say, line):
+  def say_aloud(line):
     with contextlib.redirect_stdout(stdout):
       say(line)
   try:
     with contextlib.redirect_stdout(io.StringIO()):
-      yield aloud
+      yield say_aloud
   finally:
     logging.set_verbosity(verbosity)
 
@@ -231,28 +231,27 @@ def fingerprint_records(records) -> str:
   return tally.get_fingerprint()
 
 
-class _RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Writes the records of `make_prepared` in their order, as they come."""
-  VERSION = tfds.core.Version('1.0.0')  # goes up when the same input gives other records
-  FIELDS: typing.ClassVar = {}  # of a record beside the usual ones, and their types
-  say = print
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """Writes the records of a source in their order, as they come."""
 
-  @abc.abstractmethod
-  def make_prepared(self) -> _Prepared:
-    """The records of every split."""
+  def __init__(self, source, splits, folder):
+    self.name = source.name  # pyright: ignore[reportAttributeAccessIssue]
+    self.VERSION = tfds.core.Version(_VERSIONS[source.name])
+    self._fields, self._splits = source.fields, splits
+    self.tallies = {name: _Tally() for name in splits}
+    super().__init__(data_dir=folder, file_format='array_record',
+                     config=tfds.core.BuilderConfig(name=source.fingerprint))
 
   def _info(self):
     text = tfds.features.Text()
     features = {'question': text, 'steps': tfds.features.Sequence(text), 'answer': text,
-                'origin': text, **self.FIELDS}
+                'origin': text, **self._fields}
     return _LocalInfo(
         builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True)
 
   def _split_generators(self, dl_manager):
-    self.prepared = self.make_prepared()
-    self.tallies = {name: _Tally() for name in self.prepared.splits}
     return {name: self._generate_examples(records, self.tallies[name])
-            for name, records in self.prepared.splits.items()}
+            for name, records in self._splits.items()}
 
   def _generate_examples(self, records, tally):
     for i, record in enumerate(records):
@@ -275,106 +274,74 @@ def _describe(tallies) -> list[str]:
   return notes
 
 
-@dataclasses.dataclass
-class BuilderConfig(tfds.core.BuilderConfig):
-  """What a builder makes its records from; its name is the fingerprint of that."""
-  chain: ChainConfig | None = None
-  # Read once, so that the fingerprint is of what is parsed.
-  files: dict[str, files_lib.Parts] = dataclasses.field(default_factory=dict, repr=False)
-  unread: tuple[str, ...] = ()  # the line that names what else is there
-  on_bad_rows: str = 'stop'
-  num_valid: int = 0
-  steps: str = 'equations'
-  step_marks: bool = False
-  perturbed: PerturbedConfig | None = None
-  prosqa: ProsqaConfig | None = None
+# ---- The sources ----
 
 
-# The chain task.
-
-
-class RimChain(_RecordBuilder):
+def make_chain_source(config: DataConfig, *unused) -> Source:
   """Chains of arithmetic: `7+3+5` has the steps 0 and 5 modulo 10, and the answer 5."""
-
-  def make_prepared(self):
-    chain = self.builder_config.chain
-    sizes = {'train': chain.num_train, 'valid': chain.num_valid, 'test': chain.num_test}
-    questions = iter(chain_lib.draw_questions(chain, sum(sizes.values())))
-    splits = {name: [chain_lib.make_record(chain, *question, f'rim_chain/{name}:{i + 1}')
-                     for i, question in enumerate(itertools.islice(questions, size))]
-              for name, size in sizes.items()}
-    splits['train'] = chain_lib.spoil(splits['train'], chain)
-    return _Prepared(splits, {}, [])
-
-
-def make_chain_config(config: DataConfig, *unused) -> BuilderConfig:
-  """The chain task's parameters, named by their fingerprint."""
   fingerprint = _compute_fingerprint(
-      'rim_chain', str(RimChain.VERSION), list_identity(config.chain))
-  return BuilderConfig(name=fingerprint, chain=config.chain)
+      'rim_chain', _VERSIONS['rim_chain'], list_identity(config.chain))
+  return Source('rim_chain', fingerprint, lambda say: _make_chain(config.chain))
 
 
-# Files in a GSM8K format, and problems made from them.
+def _make_chain(chain):
+  sizes = {'train': chain.num_train, 'valid': chain.num_valid, 'test': chain.num_test}
+  questions = iter(chain_lib.draw_questions(chain, sum(sizes.values())))
+  splits = {name: [chain_lib.make_record(chain, *question, f'rim_chain/{name}:{i + 1}')
+                   for i, question in enumerate(itertools.islice(questions, size))]
+            for name, size in sizes.items()}
+  splits['train'] = chain_lib.spoil(splits['train'], chain)
+  return _Made(splits, {}, [])
 
 
-class RimGsm8k(_RecordBuilder):
+def make_gsm8k_source(config: DataConfig, say=print) -> Source:
+  """Rows of the files of `config.dir`, or else of OpenAI's; and problems made from them."""
+  folder = (pathlib.Path(config.dir).expanduser() if config.dir
+            else gsm8k.download_gsm8k(config, say))
+  found = files_lib.find_files(folder)
+  options = {
+      'on_bad_rows': config.on_bad_rows, 'step_marks': config.step_marks,
+      'num_valid': 0 if 'valid' in found.splits else config.num_valid,
+      **({} if config.steps == 'equations' else {'steps': config.steps})}
+  parts = ['rim_gsm8k', _VERSIONS['rim_gsm8k'], _digest_files(found.splits), options,
+           *_list_rules(config)]
+  unread = found.describe_unread()
+  if config.source == 'gsm8k_perturbed':
+    parts += ['perturbed', _VERSIONS['rim_gsm8k_perturbed'], list_identity(config.perturbed)]
+    return Source('rim_gsm8k_perturbed', _compute_fingerprint(*parts),
+                  lambda say: _make_perturbed(config, found.splits, say),
+                  {'source_row': np.int64, 'variant': np.int64}, unread)
+  return Source('rim_gsm8k', _compute_fingerprint(*parts),
+                lambda say: _make_gsm8k(config, found.splits), unread=unread)
+
+
+def _make_gsm8k(config, files):
   """Questions, steps and answers from train, valid and test files."""
-
-  def read_files(self):
-    """(records, dropped rows) by split that has a file, and notes."""
-    config = self.builder_config
-    splits, dropped, notes = {}, {}, []
-    for name, parts in config.files.items():
-      parsed = files_lib.parse_files(parts, config)
-      splits[name], dropped[name] = parsed.records, parsed.dropped
-      notes += files_lib.describe_parsed(name, parsed)
-      if config.steps == 'equations':
-        notes += files_lib.describe_steps(name, splits[name])
-    return splits, dropped, notes
-
-  def make_prepared(self):
-    splits, dropped, notes = self.read_files()
-    if 'valid' not in splits:
-      train_path = self.builder_config.files['train'][0][0]
-      splits['train'], splits['valid'] = gsm8k.hold_out(
-          splits['train'], self.builder_config.num_valid, train_path)
-      notes.append(f"valid: {len(splits['valid'])} rows held out of {train_path.name} by "
-                   'question hash')
-    return _Prepared({name: splits[name] for name in SPLITS}, dropped, notes)
+  made = _read_files(config, files)
+  splits = made.splits
+  if 'valid' not in splits:
+    train_path = files['train'][0][0]
+    splits['train'], splits['valid'] = gsm8k.hold_out(
+        splits['train'], config.num_valid, train_path)
+    made.notes.append(f"valid: {len(splits['valid'])} rows held out of {train_path.name} by "
+                      'question hash')
+  return made
 
 
-class RimGsm8kPerturbed(RimGsm8k):
+def _make_perturbed(config, files, say):
   """Variants of the training split's problems; valid and test as they are, as variant 0."""
-  FIELDS: typing.ClassVar = {'source_row': np.int64, 'variant': np.int64}
-
-  def make_prepared(self):
-    made = super().make_prepared()
-    valid, test = made.splits['valid'], made.splits['test']
-    perturbed = variation.Perturbed(
-        made.splits['train'], [*valid, *test], self.builder_config.perturbed,
-        self.builder_config.step_marks, self.say)
-    splits = {'train': perturbed, **{
-        name: [Variant(**vars(r), source_row=variation.get_source_row(r), variant=0)
-               for r in records] for name, records in (('valid', valid), ('test', test))}}
-    return _Prepared(splits, made.dropped, perturbed.describe() + made.notes)
+  made = _make_gsm8k(config, files)
+  valid, test = made.splits['valid'], made.splits['test']
+  perturbed = variation.Perturbed(
+      made.splits['train'], [*valid, *test], config.perturbed, config.step_marks, say)
+  splits = {'train': perturbed, **{
+      name: [Variant(**vars(r), source_row=variation.get_source_row(r), variant=0)
+             for r in records] for name, records in (('valid', valid), ('test', test))}}
+  return _Made(splits, made.dropped, perturbed.describe() + made.notes)
 
 
-class RimProsqa(RimGsm8k):
-  """Problems of ProsQA's kind; a split that has a file is that, and its problems are not drawn."""
-
-  def make_prepared(self):
-    config = self.builder_config.prosqa
-    splits, dropped, notes = self.read_files()
-    problems = prosqa.Problems(config, itertools.chain(*splits.values()))
-    for name in SPLITS:
-      if name not in splits:
-        splits[name], note = problems.draw_split(name, getattr(config, f'num_{name}'))
-        notes.append(note)
-    return _Prepared({name: splits[name] for name in SPLITS}, dropped, notes)
-
-
-def make_prosqa_config(config: DataConfig, *unused) -> BuilderConfig:
-  """The task's parameters and the files there are, named by their fingerprint."""
+def make_prosqa_source(config: DataConfig, *unused) -> Source:
+  """Problems of ProsQA's kind, and the files there are."""
   found = files_lib.Found({}, ())
   if config.dir:
     folder = pathlib.Path(config.dir).expanduser()
@@ -383,11 +350,35 @@ def make_prosqa_config(config: DataConfig, *unused) -> BuilderConfig:
       raise UserError(f"data.dir='{folder}': no train, valid or test file there; add one, or pass "
                       'no directory to draw all problems')
   fingerprint = _compute_fingerprint(
-      'rim_prosqa', str(RimProsqa.VERSION), _digest_files(found.splits), config.on_bad_rows,
+      'rim_prosqa', _VERSIONS['rim_prosqa'], _digest_files(found.splits), config.on_bad_rows,
       list_identity(config.prosqa), *_list_rules(config))
-  return BuilderConfig(
-      name=fingerprint, files=found.splits, unread=tuple(found.describe_unread()),
-      on_bad_rows=config.on_bad_rows, prosqa=config.prosqa)
+  # The fingerprint is of these two as they are by default.
+  config = dataclasses.replace(config, steps='equations', step_marks=False)
+  return Source('rim_prosqa', fingerprint, lambda say: _make_prosqa(config, found.splits),
+                unread=found.describe_unread())
+
+
+def _make_prosqa(config, files):
+  """A split that has a file is that, and its problems are not drawn."""
+  made = _read_files(config, files)
+  problems = prosqa.Problems(config.prosqa, itertools.chain(*made.splits.values()))
+  for name in SPLITS:
+    if name not in made.splits:
+      made.splits[name], note = problems.draw_split(name, getattr(config.prosqa, f'num_{name}'))
+      made.notes.append(note)
+  return made
+
+
+def _read_files(config, files) -> _Made:
+  """The splits that have a file."""
+  made = _Made({}, {}, [])
+  for name, parts in files.items():
+    parsed = files_lib.parse_files(parts, config)
+    made.splits[name], made.dropped[name] = parsed.records, parsed.dropped
+    made.notes += files_lib.describe_parsed(name, parsed)
+    if config.steps == 'equations':
+      made.notes += files_lib.describe_steps(name, parsed.records)
+  return made
 
 
 def _digest_files(splits):
@@ -405,27 +396,6 @@ def _list_rules(config):
   return ['rows', _ROWS_VERSION] if config.on_bad_rows == 'drop' else []
 
 
-def make_gsm8k_config(config: DataConfig, say=print) -> BuilderConfig:
-  """The files of `config.dir`, or else OpenAI's, named by the fingerprint of their content."""
-  folder = (pathlib.Path(config.dir).expanduser() if config.dir
-            else gsm8k.download_gsm8k(config, say))
-  found = files_lib.find_files(folder)
-  options = {
-      'on_bad_rows': config.on_bad_rows, 'step_marks': config.step_marks,
-      'num_valid': 0 if 'valid' in found.splits else config.num_valid,
-      **({} if config.steps == 'equations' else {'steps': config.steps})}
-  parts = ['rim_gsm8k', str(RimGsm8k.VERSION), _digest_files(found.splits), options,
-           *_list_rules(config)]
-  perturbed = None
-  if config.source == 'gsm8k_perturbed':
-    perturbed = config.perturbed
-    parts += ['perturbed', str(RimGsm8kPerturbed.VERSION), list_identity(perturbed)]
-  return BuilderConfig(
-      name=_compute_fingerprint(*parts), files=found.splits,
-      unread=tuple(found.describe_unread()), perturbed=perturbed, **options)
-
-
-# data.source -> the builder, and what makes its config of (DataConfig, say)
-_SOURCES = {'chain': (RimChain, make_chain_config), 'gsm8k': (RimGsm8k, make_gsm8k_config),
-            'gsm8k_perturbed': (RimGsm8kPerturbed, make_gsm8k_config),
-            'prosqa': (RimProsqa, make_prosqa_config)}
+# data.source -> what makes its source of (DataConfig, say)
+_SOURCES = {'chain': make_chain_source, 'gsm8k': make_gsm8k_source,
+            'gsm8k_perturbed': make_gsm8k_source, 'prosqa': make_prosqa_source}

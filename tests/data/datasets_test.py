@@ -96,20 +96,21 @@ def test_fingerprints_are_what_they_were_before_keys_were_added(tmp_path):
   """One that changes orphans every run on those data."""
   write_rows(tmp_path, train=b'train\n', valid=b'valid\n', test=b'test\n')
   config = DataConfig()
-  assert datasets.make_chain_config(config).name == '85cf8b5a4d9415be'
-  assert datasets.make_prosqa_config(config).name == 'fccec716fbd4ed2a'
+  assert datasets.make_chain_source(config).fingerprint == '85cf8b5a4d9415be'
+  assert datasets.make_prosqa_source(config).fingerprint == 'fccec716fbd4ed2a'
   config = dataclasses.replace(config, dir=str(tmp_path))
-  assert datasets.make_gsm8k_config(config).name == '0ae4c8c8e2122a10'
+  assert datasets.make_gsm8k_source(config).fingerprint == '0ae4c8c8e2122a10'
   config = dataclasses.replace(config, source='gsm8k_perturbed')
-  assert datasets.make_gsm8k_config(config).name == 'f9f31e4675ca1054'
+  assert datasets.make_gsm8k_source(config).fingerprint == 'f9f31e4675ca1054'
 
 
 def test_a_later_key_is_in_the_fingerprint_where_it_is_not_neutral():
   @dataclasses.dataclass(frozen=True)
   class LaterChain(ChainConfig):
     twist: int = later(0)
-  first, same, other = (datasets.make_chain_config(DataConfig(chain=chain)).name for chain in (
-      ChainConfig(), LaterChain(), LaterChain(twist=1)))
+  first, same, other = (
+      datasets.make_chain_source(DataConfig(chain=chain)).fingerprint
+      for chain in (ChainConfig(), LaterChain(), LaterChain(twist=1)))
   assert first == same != other
 
 
@@ -424,7 +425,7 @@ def test_killed_preparation_leaves_nothing_that_is_read(tmp_path):
       'def generate(self, records, tally):',
       '  yield 0, {**vars(records[0]), "steps": list(records[0].steps)}',
       '  os.kill(os.getpid(), signal.SIGKILL)',
-      'datasets.RimChain._generate_examples = generate',
+      'datasets.Builder._generate_examples = generate',
       f'datasets.load_dataset({config!r})'])
   root = pathlib.Path(__file__).resolve().parents[2]
   killed = subprocess.run([sys.executable, '-c', program], cwd=root, capture_output=True)
