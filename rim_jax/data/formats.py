@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import dataclasses
 import decimal
 import functools
+import itertools
 import json
 import re
 from typing import Any
@@ -70,13 +71,16 @@ def _parse_line(line: bytes, reading):
 def _parse_object(row, reading):
   if not isinstance(row, dict):
     raise ValueError('not a JSON object')
-  size = sum(_count_characters(value) for value in row.values())
+  texts = itertools.chain.from_iterable(
+      value if isinstance(value, (list, tuple)) else [value] for value in row.values())
+  size = sum(len(text) for text in texts if isinstance(text, str))
   if size > MAX_ROW_BYTES:
     raise ValueError(f'{size:,} characters; a row may have {MAX_ROW_BYTES:,}')
   shape = _find_shape(row)
   if shape is None:
     keys = ', '.join(sorted(map(str, row)))[:200] or 'none'
-    raise ValueError(f'its keys are {keys}; a row needs {describe_shapes()}')
+    needed = ', or '.join(shape.name for shape in SHAPES)
+    raise ValueError(f'its keys are {keys}; a row needs {needed}')
   return shape.parse(row, reading)
 
 
@@ -92,14 +96,6 @@ def list_unread(row: bytes | dict[str, Any]) -> set[str]:
     return set()
   shape = _find_shape(told) if isinstance(told, dict) else None
   return told.keys() - {*shape.keys, *shape.optional} if shape else set()
-
-
-def _count_characters(value):
-  if isinstance(value, str):
-    return len(value)
-  if isinstance(value, (list, tuple)):
-    return sum(len(v) for v in value if isinstance(v, str))
-  return 0
 
 
 def _check_row(question, steps, answer):
@@ -153,15 +149,9 @@ def _show(value):
 
 def _split_marks(text) -> tuple[list[str], list[str]]:
   """'text <<step>> text' -> the steps, and the texts around them."""
-  first, *rest = text.split('<<')
-  steps, around = [], [first]
-  for part in rest:
-    step, mark, after = part.partition('>>')
-    if not mark or '\n' in step:
-      raise ValueError('a << without its >>, or a >> without its <<')
-    steps.append(step)
-    around.append(after)
-  if any('>>' in text for text in around):
+  parts = re.split('<<|>>', text)
+  steps, around = parts[1::2], parts[::2]
+  if re.findall('<<|>>', text) != ['<<', '>>'] * len(steps) or any('\n' in s for s in steps):
     raise ValueError('a << without its >>, or a >> without its <<')
   return steps, around
 
@@ -199,13 +189,11 @@ def split_sentences(text: str) -> list[str]:
     words = line[max(start, end.start() - 12):end.start()].split()
     word = words[-1].lower().lstrip('("\'') if words else ''
     is_number = _NUMBER_ALONE.fullmatch(line, start, end.start())  # '1. First ...'
-    if line[end.start()] == '.' and (
-        word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or is_number):
-      continue
-    if line[end.end():end.end() + 1].islower():
-      continue
-    found.append(line[start:end.end()].strip())
-    start = end.end()
+    is_short = line[end.start()] == '.' and (
+        word in _ABBREVIATIONS or (len(word) == 1 and word.isalpha()) or is_number)
+    if not is_short and not line[end.end():end.end() + 1].islower():
+      found.append(line[start:end.end()].strip())
+      start = end.end()
   return [*found, line[start:].strip()] if line[start:].strip() else found
 
 
@@ -257,13 +245,8 @@ def find_boxed(text: str) -> str | None:
 # ---- The shapes ----
 
 
-def _parse_steps(row, reading):
-  return (_get_text(row, 'question'), _read_steps(row, 'steps', reading, in_lines=True),
-          _get_answer(row, 'answer'))
-
-
-def _parse_cot(row, reading):
-  return (_get_text(row, 'question'), _read_steps(row, 'cot', reading, in_lines=False),
+def _parse_steps(row, reading, key='steps', in_lines=True):
+  return (_get_text(row, 'question'), _read_steps(row, key, reading, in_lines),
           _get_answer(row, 'answer'))
 
 
@@ -378,7 +361,7 @@ SHAPES = (
     Shape(('question', 'cot', 'answer'),
           '{"question": "...", "cot": "<<2*3=6>> <<6+4=10>>", "answer": "10"}',
           'CODI: GSM8K-Aug, and GSM8K-Aug-NL with `data.steps=sentences`. `cot` may be a list',
-          _parse_cot),
+          functools.partial(_parse_steps, key='cot', in_lines=False)),
     Shape(('body', 'question', 'answer'),
           '{"body": "Tom has 4 pens.", "question": "How many pens?", "answer": "4 (pens)"}',
           'ASDiv; the unit in brackets is left out', _parse_asdiv),
@@ -408,9 +391,4 @@ SHAPES = (
 # Not an object: a line of text.
 TEXT_SHAPE = Shape((), 'question||<<step>> ... #### answer',
                    "iCoT's text form, which GSM8K-Aug has; sentences with `data.steps=sentences`",
-                   lambda row, reading: _parse_marked(row, reading))
-
-
-def describe_shapes() -> str:
-  """The shapes in the words of an error."""
-  return ', or '.join(shape.name for shape in SHAPES)
+                   _parse_marked)
