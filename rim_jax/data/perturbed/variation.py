@@ -5,6 +5,7 @@ gives, and the two checks that stand between a variant and the data: an executor
 nothing with what wrote it, and the questions of the other splits.
 """
 
+import bisect
 import collections
 from collections.abc import Iterator
 import re
@@ -33,15 +34,13 @@ def mask_numbers(question: str) -> str:
 
 def share_out(sizes: list[int], total: int) -> list[int]:
   """How many each gives of its size: `total` in all, as equal as can be; total <= sum(sizes)."""
-  quotas, level, left = [0] * len(sizes), 0, total
-  while left:
-    open_ = [i for i, size in enumerate(sizes) if size > level]
-    rise = min(min(sizes[i] for i in open_) - level, left // len(open_))
-    if not rise:  # fewer are left than there are to give them: the first get them
-      rise, open_ = 1, open_[:left]
-    for i in open_:
-      quotas[i] += rise
-    level, left = level + rise, left - rise * len(open_)
+  # The most that can be given to each, or all it has, without giving more than the total.
+  level = bisect.bisect_right(
+      range(max(sizes, default=0) + 1), total, key=lambda n: sum(min(s, n) for s in sizes)) - 1
+  quotas = [min(size, level) for size in sizes]
+  larger = [i for i, size in enumerate(sizes) if size > level]
+  for i in larger[:total - sum(quotas)]:  # fewer are left than there are to give one more
+    quotas[i] += 1
   return quotas
 
 
