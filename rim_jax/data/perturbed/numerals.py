@@ -68,7 +68,6 @@ UNREADABLE = {
     'negative numbers or temperatures': (
         r'(?:^|[\s(])[-−]\$?\d|negative|degrees|\btemperature|\bdebt|\bowe|below (?:zero|sea)'),
 }
-_UNREADABLE = {reason: re.compile(p, re.I) for reason, p in UNREADABLE.items()}
 _LABEL = re.compile(
     r'\b(?:grade|size|sizes|number|room|route|aisle|day|chapter|level|version|season|episode|page|'
     r'bus|floor|unit|lane|channel|week|year|month|hour|quarter|step|part|type|group|team|section|'
@@ -115,15 +114,10 @@ def read_numerals(question: str) -> list[Numeral]:
 
   Raises: Refused where something in it might be a number and is not surely read.
   """
-  for reason, pattern in _UNREADABLE.items():
-    if pattern.search(question):
+  for reason, pattern in UNREADABLE.items():
+    if re.search(pattern, question, re.I):
       raise Refused(reason)
-  numerals = []
-  for match in _NUMERAL.finditer(question):
-    numeral = _read(match, question)
-    if numeral:
-      numerals.append(numeral)
-  return numerals
+  return list(filter(None, (_read(match, question) for match in _NUMERAL.finditer(question))))
 
 
 def _read(match, question):
@@ -173,15 +167,12 @@ def _read_parts(text, before, after, make):
   below = _DENOMINATORS[name]
   if text == 'quarters':
     return None  # coins, or a game's: templates.CONSTANTS has their worth
-  if text == 'quarter' or re.search(r'\d[ -]$', before):
+  above = WORDS.get(words[0], 1)
+  if (text == 'quarter' or re.search(r'\d[ -]$', before) or above >= below
+      or (len(words) == 1 and text.endswith('s'))):
     raise Refused('a bad fraction')
   if len(words) == 1:
-    if text.endswith('s'):
-      raise Refused('a bad fraction')
     return None  # 'the third day'
-  above = WORDS.get(words[0], 1)
-  if above >= below:
-    raise Refused('a bad fraction')
   if above == 1 and not re.match(r' (?:of|the|as|more|less|fewer|that|are|is|were|full|cup|mile|'
                                  r'pound|an? )|[,.?]|-', after):
     if words[0] == 'one' or name == 'quarter':

@@ -38,8 +38,6 @@ CONSTANTS = {
     _F(10, 100): [(r'dime', '*')], _F(10): [(r'dime', '*')],
     _F(25, 100): [(r'quarters', '*')], _F(25): [(r'quarters', '*')],
 }
-_CONSTANTS = {v: [(re.compile(p, re.I), where) for p, where in uses]
-              for v, uses in CONSTANTS.items()}
 # Numbers up to this are as often implied (two people, three parts) as they are written.
 _SMALL = 12
 _STEP = re.compile(r'([0-9.()+*/-]+)=(\d+(?:\.\d+)?|\.\d+)')
@@ -61,7 +59,6 @@ _UNITS = [
     ('second|minute|hour|day|week|month|year',
      {7, 12, 24, 28, 30, 31, 52, 60, 365, 366}),
 ]
-_UNIT_PATTERNS = [(re.compile(rf'(?<![a-z])({names})s?\b', re.I), sizes) for names, sizes in _UNITS]
 _MEASURE = re.compile(
     rf"[- ](?:more )?(?:fluid )?((?:{'|'.join(names for names, _ in _UNITS)})s?\b)")
 _ORDINALS = re.compile(
@@ -221,23 +218,19 @@ def _find_twins(numerals, results) -> set[int]:
 
 def _bind(leaf, step, question, numerals, results, fixed):
   """What an operand is. Numerals that it might be as well as something fixed are fixed too."""
-  found = [Operand(leaf.start, leaf.end, leaf.value, 'result', i)
-           for i in range(step) if results[i] == leaf.value]
-  if len(found) > 1:
-    raise Refused('an ambiguous operand')
   written = [(j, n) for j, n in enumerate(numerals) if leaf.value in n.operands]
   constant = _is_constant(leaf, question)
-  if found:
+  if leaf.value in results[:step]:
     if written or constant:
       raise Refused('an ambiguous operand')
-    return found[0]
+    return Operand(leaf.start, leaf.end, leaf.value, 'result', results.index(leaf.value))
   changing = [j for j, n in written if n.kind != 'fixed' and j not in fixed]
   if len(changing) > 1:
     raise Refused('an ambiguous operand')
-  if changing and (constant or len(written) > 1):
-    fixed.add(changing[0])
   if changing:
     j = changing[0]
+    if constant or len(written) > 1:
+      fixed.add(j)
     return Operand(leaf.start, leaf.end, leaf.value, 'number', j, leaf.value / numerals[j].value,
                    leaf.place in '*/')
   if written:
@@ -250,8 +243,8 @@ def _bind(leaf, step, question, numerals, results, fixed):
 
 
 def _is_constant(leaf, question):
-  return any(leaf.place in where and pattern.search(question)
-             for pattern, where in _CONSTANTS.get(leaf.value, ()))
+  return any(leaf.place in where and re.search(pattern, question, re.I)
+             for pattern, where in CONSTANTS.get(leaf.value, ()))
 
 
 def _check_used(numerals, operands):
@@ -294,7 +287,8 @@ def _is_doubtful(n, question, operands, j):
 
 def _is_conversion(value, unit, question):
   """Whether a number may be how many of its unit another one has: '16 ounces in a pound'."""
-  for pattern, sizes in _UNIT_PATTERNS:
+  for names, sizes in _UNITS:
+    pattern = re.compile(rf'(?<![a-z])({names})s?\b', re.I)
     if pattern.match(unit) and (value in sizes or (value == 4 and unit.startswith('week'))):
       names = {'foot' if name.lower() == 'feet' else name.lower()
                for name in pattern.findall(question)}

@@ -21,10 +21,10 @@ _NARROW = re.compile(r'\bold\b|\bages?\b|\btall|\bheight|\bmph\b|miles per hour|
                      r'\bweigh|\bspeed|\bsleep', re.I)
 _DAILY = re.compile(r'\bday|daily|night', re.I)
 # What a number of one unit is compared with: 5 days a week stay at most 7.
-_LANDMARKS = [(re.compile(pattern, re.I), value) for pattern, value in (
+_LANDMARKS = (
     ('', 1), (r'\bday|week', 7), ('hour', 24), ('minute|second', 60), (r'month|year|inch', 12),
     (r'%|percent|cents|\bscore|\bexam|\bquiz|\btest|\bgrade|\bpoints', 100),
-    (r'\bday|month', 30))]
+    (r'\bday|month', 30))
 
 
 def list_choices(template: Template) -> list[list[Fraction]]:
@@ -80,7 +80,7 @@ def _make_chains(template):
   Counts, money and percent each among themselves, with the results that are of that kind.
   """
   money = _find_money(template)
-  marks = {'count': [v for pattern, v in _LANDMARKS if pattern.search(template.question)],
+  marks = {'count': [v for pattern, v in _LANDMARKS if re.search(pattern, template.question, re.I)],
            'money': [], 'percent': [100]}
   chains = []
   for kind, landmarks in marks.items():
@@ -94,17 +94,14 @@ def _make_chains(template):
 
 
 def _find_money(template):
-  """The results that are amounts of money: sums, multiples and parts of such."""
+  """The results that are amounts of money: those that an amount of money goes into.
+
+  The ratio of two amounts is among them, though it is none; without it, other variants would fit.
+  """
   money = set()
-  for i, (operands, tree) in enumerate(zip(template.operands, template.trees)):
-    def is_money(node, operands=operands):
-      if isinstance(node, int):
-        o = operands[node]
-        return (o.index in money if o.source == 'result' else
-                o.source == 'number' and template.numerals[o.index].kind == 'money')
-      operator, a, b = node[0], is_money(node[1]), is_money(node[2])
-      return a and not b if operator == '/' else a or b
-    if is_money(tree):
+  for i, operands in enumerate(template.operands):
+    if any(o.index in money if o.source == 'result' else
+           o.source == 'number' and template.numerals[o.index].kind == 'money' for o in operands):
       money.add(i)
   return money
 
@@ -135,11 +132,8 @@ def _find_good(template, chains, places, numbers, cast=Fraction):
 
 
 def _count_places(value):
-  """Decimal places; None for a fraction that has no end."""
-  places = 0
-  while value.denominator > 1 and places < 7:
-    value, places = value * 10, places + 1
-  return places if places < 7 else None
+  """Decimal places; None for a fraction that has no end, or more than six."""
+  return next((n for n in range(7) if (value * 10**n).denominator == 1), None)
 
 
 class Drawn:
