@@ -13,9 +13,11 @@ two names is asked about. So nothing that leaves that name out tells the right o
 
 import collections
 from collections.abc import Iterable
+import functools
 import hashlib
 import itertools
 import math
+import operator
 import re
 
 import numpy as np
@@ -46,16 +48,12 @@ class Words:
   """Draws from raw Philox words: numpy does not promise that its generators' draws stay."""
 
   def __init__(self, *seed: int):
-    self._bits = np.random.Philox(np.random.SeedSequence(seed))
-    self._words = iter(())
+    bits = np.random.Philox(np.random.SeedSequence(seed))
+    self._words = (word for _ in itertools.count() for word in bits.random_raw(256).tolist())
 
   def draw(self, count: int) -> int:
     """A whole number below `count`."""
-    word = next(self._words, None)
-    if word is None:
-      self._words = iter(self._bits.random_raw(256).tolist())
-      word = next(self._words)
-    return word * count >> 64
+    return next(self._words) * count >> 64
 
   def choose(self, weights: dict):
     """A key, with a probability in proportion to its weight, a whole number."""
@@ -109,21 +107,17 @@ def draw_graph(config: ProsqaConfig, words: Words) -> tuple[list[list[int]], int
       num_children[mine[-1]] += 1
       del weights[mine[-1]]
     parents.append(mine)
-    bits = 0
-    for i in mine:
-      bits |= reached_by[i]
-    reached_by.append(bits)
+    reached_by.append(functools.reduce(operator.or_, (reached_by[i] for i in mine)))
     depth.append(1 + min(depth[i] for i in mine))
   return parents, num_names
 
 
 def measure_distances(parents, root: int) -> list[float]:
   """Edges from `root` to every node, inf where there is no way; parents come before children."""
-  distance = [math.inf] * len(parents)
-  distance[root] = 0
+  distance = []
   for node, mine in enumerate(parents):
-    if node != root and mine:
-      distance[node] = 1 + min(distance[i] for i in mine)
+    distance.append(
+        0 if node == root else 1 + min((distance[i] for i in mine), default=math.inf))
   return distance
 
 
