@@ -26,15 +26,11 @@ class Tokenizer(abc.ABC):
   earlier_fingerprint = None  # of this tokenizer under a version that gave other ids
   same_fingerprint = None  # of this tokenizer under a version that gave the same ids
   vocab_size: int  # 1 + the largest id
+  num_text_ids: int  # 1 + the largest that a text, bos or eos can have; a model has a row for each
 
   def has_fingerprint(self, fingerprint: str) -> bool:
     """Whether what a run was begun with is this tokenizer."""
     return fingerprint in (self.fingerprint, self.same_fingerprint)
-
-  @property
-  def num_text_ids(self) -> int:
-    """1 + the largest id that a text, bos or eos can have; a model needs a row for each."""
-    return self.vocab_size
 
   @abc.abstractmethod
   def encode(self, text: str, allow_special: bool = False) -> list[int]:
@@ -59,14 +55,20 @@ class Tokenizer(abc.ABC):
     return found
 
 
-class ByteTokenizer(Tokenizer):
+class _BuiltIn(Tokenizer):
+  """One that needs no file; its bos comes right before its eos."""
+  eos_id: int
+
+  def __init__(self, add_bos=False):
+    self.bos_id = self.eos_id - 1 if add_bos else None
+    self.num_text_ids = self.vocab_size
+
+
+class ByteTokenizer(_BuiltIn):
   """UTF-8 bytes 0..255, then bos and eos; padded to 264 ids, which 8 divides."""
   vocab_size = 264
   fingerprint = 'bytes-v1'
   eos_id = 257
-
-  def __init__(self, add_bos=False):
-    self.bos_id = 256 if add_bos else None
 
   def encode(self, text, allow_special=False):
     return list(text.encode('utf-8'))
@@ -75,30 +77,26 @@ class ByteTokenizer(Tokenizer):
     return bytes(i for i in ids if i < 256).decode('utf-8', errors='replace')
 
 
-class ChainTokenizer(Tokenizer):
+class ChainTokenizer(_BuiltIn):
   """One id for each character that the chain task is written in."""
   characters = '0123456789+-*\n'
   vocab_size = 16
   fingerprint = 'chain-v1'
   eos_id = 15
 
-  def __init__(self, add_bos=False):
-    self.bos_id = 14 if add_bos else None
-    self._ids = {c: i for i, c in enumerate(self.characters)}
-
   def encode(self, text, allow_special=False):
-    try:
-      return [self._ids[c] for c in text]
-    except KeyError as e:
-      raise UserError(f'{text[:40]!r} holds {e.args[0]!r}, which the chain tokenizer does not '
-                      f'know; it knows {self.characters!r}; write it in these, or set '
-                      "tokenizer.kind to 'bytes'") from None
+    ids = list(map(self.characters.find, text))
+    if -1 in ids:
+      raise UserError(f'{text[:40]!r} holds {text[ids.index(-1)]!r}, which the chain tokenizer '
+                      f'does not know; it knows {self.characters!r}; write it in these, or set '
+                      "tokenizer.kind to 'bytes'")
+    return ids
 
   def decode(self, ids):
     return ''.join(self.characters[i] for i in ids if i < len(self.characters))
 
 
-class WordTokenizer(Tokenizer):
+class WordTokenizer(_BuiltIn):
   """One id for each word and sign of ProsQA, and for a line break; spaces are not kept.
 
   Decoded words have single spaces between them, none before a sign or around a line break.
@@ -111,7 +109,7 @@ class WordTokenizer(Tokenizer):
   def __init__(self, add_bos=False):
     import tokenizers  # its import costs as much as the rest of this package together
     from tokenizers import decoders, models, pre_tokenizers
-    self.bos_id = 70 if add_bos else None
+    super().__init__(add_bos)
     self._known = {word: i for i, word in enumerate(self.words)}
     self._tokenizer = tokenizers.Tokenizer(models.WordLevel(self._known))
     self._tokenizer.pre_tokenizer = pre_tokenizers.Split(
@@ -158,16 +156,13 @@ class FileTokenizer(Tokenizer):
     self._tokenizer.no_padding()
     self._tokenizer.no_truncation()
     self._path = path
-    # The largest id, not the count: a vocabulary may have holes.
-    self.vocab_size = 1 + max(
-        self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    ids = {*self._tokenizer.get_vocab(with_added_tokens=True).values()}
+    self.vocab_size = 1 + max(ids, default=-1)  # not the count: a vocabulary may have holes
     special = {i for i, token in self._tokenizer.get_added_tokens_decoder().items()
                if token.special}
     self.eos_id = self._find_id(config.eos_token, 'eos_token')
     self.bos_id = self._find_id(config.bos_token, 'bos_token') if config.bos_token else None
-    self._num_text_ids = 1 + max(
-        {*self._tokenizer.get_vocab(with_added_tokens=True).values()} - special
-        | {self.eos_id, self.bos_id or 0})
+    self.num_text_ids = 1 + max(ids - special | {self.eos_id, self.bos_id or 0})
     self._refused = special | {self.eos_id, self.bos_id}  # ids that no text of a record may have
     self._inside = make_inside(self._tokenizer)
     self.marks_start = self._inside is not self._tokenizer
@@ -184,10 +179,6 @@ class FileTokenizer(Tokenizer):
       self.same_fingerprint = hash_with_ends(raw, inside)
     if self.marks_start:  # every segment once began with its own mark
       self.earlier_fingerprint = hash_with_ends(raw)
-
-  @property
-  def num_text_ids(self):
-    return self._num_text_ids
 
   def _find_id(self, text, key):
     i = self._tokenizer.token_to_id(text)
@@ -222,9 +213,8 @@ class FileTokenizer(Tokenizer):
 def _write_as_earlier(tokenizer, path) -> bytes:
   """How earlier versions would have written the tokenizer of a GGUF file: some with no bos."""
   if gguf.begins_by_split(gguf.read_header(path)):
-    import tokenizers
     tree = reader.parse_json(tokenizer.to_str()) | {'post_processor': None}
-    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(tree))
+    tokenizer = tokenizer.from_str(json.dumps(tree))
   return tokenizer.to_str().encode()
 
 
@@ -247,13 +237,12 @@ def make_inside(tokenizer):
 
   It puts no space before a text, and takes none away when it decodes.
   """
-  import tokenizers
   tree = reader.parse_json(tokenizer.to_str())
   changed = {key: _change(tree[key], _leave_start) for key in ('normalizer', 'pre_tokenizer')}
   if all(changed[key] == tree[key] for key in changed):
     return tokenizer
   changed['decoder'] = _change(tree['decoder'], _leave_start)
-  return tokenizers.Tokenizer.from_str(json.dumps(tree | changed))
+  return tokenizer.from_str(json.dumps(tree | changed))
 
 
 def make_first_only(tokenizer):
@@ -261,7 +250,6 @@ def make_first_only(tokenizer):
 
   As it is, one may put a space before each text between special tokens, as memory blocks are.
   """
-  import tokenizers
   tree = reader.parse_json(tokenizer.to_str())
   parts = tree['normalizer'] or {}
   parts = parts.get('normalizers', [parts])
@@ -273,12 +261,11 @@ def make_first_only(tokenizer):
   else:
     tree['pre_tokenizer'] = _change(tree['pre_tokenizer'], lambda part: (
         part | {'prepend_scheme': 'first'} if part.get('prepend_scheme') == 'always' else part))
-  return tokenizers.Tokenizer.from_str(json.dumps(tree))
+  return tokenizer.from_str(json.dumps(tree))
 
 
 def make_begin(tokenizer, bos: str):
   """A `tokenizers.Tokenizer` that itself adds this token before a text, '' none, and no other."""
-  import tokenizers
   tree = reader.parse_json(tokenizer.to_str())
   old = tree['post_processor'] or {}
   parts = [part for part in old.get('processors', [old]) if part.get('type') == 'ByteLevel']
@@ -290,7 +277,7 @@ def make_begin(tokenizer, bos: str):
         'pair': [begin, first, begin, second], 'special_tokens': {
             bos: {'id': bos, 'ids': [tokenizer.token_to_id(bos)], 'tokens': [bos]}}})
   tree['post_processor'] = {'type': 'Sequence', 'processors': parts} if parts else None
-  return tokenizers.Tokenizer.from_str(json.dumps(tree))
+  return tokenizer.from_str(json.dumps(tree))
 
 
 def _change(node, change):
