@@ -8,6 +8,7 @@ import array
 import contextlib
 import hashlib
 from importlib import metadata
+import itertools
 import json
 import os
 import pathlib
@@ -58,12 +59,8 @@ class EncodedSplit:
 
   def __getitem__(self, i: int) -> list[list[int]]:
     """(question, answer, *steps) of record i."""
-    ids = self._ids[self._begins[i]:self._begins[i + 1]].tolist()
-    texts, at = [], 0
-    for count in self.texts[self.firsts[i]:self.firsts[i + 1]].tolist():
-      texts.append(ids[at:at + count])
-      at += count
-    return texts
+    ids = iter(self._ids[self._begins[i]:self._begins[i + 1]].tolist())
+    return [list(itertools.islice(ids, count)) for count in self.count_tokens(i)]
 
   def count_tokens(self, i: int) -> list[int]:
     """The lengths of (question, answer, *steps) of record i."""
