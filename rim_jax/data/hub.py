@@ -26,6 +26,7 @@ _WANTED = {
     'model': re.compile(
         _DESCRIPTION + r'|(?!consolidated)[\w.-]+\.safetensors(\.index\.json)?'),
     'dataset': re.compile(r'(data/)?[\w.-]+\.(parquet|jsonl?)')}
+_TYPES = {'description': 'model', 'model': 'model', 'dataset': 'dataset'}  # as the hub has them
 # A download may take a minute, and as long as this rate takes: one that drips ends all the same.
 _LEAST_SECONDS, _LEAST_BYTES_PER_SEC = 60.0, 100_000
 _TELL_SECONDS = 10.0
@@ -100,7 +101,7 @@ def _fetch(name, repo, part, revision, kind, say):
   from huggingface_hub import errors
   api = huggingface_hub.HfApi()
   try:
-    info = api.repo_info(repo, repo_type=_get_type(kind), revision=revision, files_metadata=True,
+    info = api.repo_info(repo, repo_type=_TYPES[kind], revision=revision, files_metadata=True,
                          timeout=30)
   except Exception as e:  # pylint: disable=broad-except  (the HTTP library is the hub's choice)
     if isinstance(e, errors.HfHubHTTPError) and e.response.status_code < 500:
@@ -117,14 +118,11 @@ def _fetch(name, repo, part, revision, kind, say):
   num_bytes = sum(f.size or 0 for f in files)
   paths = _with_deadline(name, num_bytes, lambda tell: [
       _fetch_file(name, repo, file, info.sha, kind, tell) for file in files], say)
-  _write_ref(paths[0], files[0].rfilename, revision or 'main', info.sha)
+  snapshot = paths[0].parents[len(pathlib.PurePath(files[0].rfilename).parts) - 1]
+  _write_ref(snapshot, revision or 'main', info.sha)
   say(f'{origin}: {len(files)} files, {num_bytes / 1e6:,.1f} MB')
-  return Fetched(_choose(paths, files, part), origin)
-
-
-def _get_type(kind: str) -> str:
-  """What the hub calls it."""
-  return 'dataset' if kind == 'dataset' else 'model'
+  gguf = next((path for path in paths if path.suffix == '.gguf'), None)
+  return Fetched(gguf or snapshot / part, origin)
 
 
 def _is_wanted(file, part, kind):
@@ -147,22 +145,12 @@ def _find_gguf(name, info, part):
   return found
 
 
-def _write_ref(path, file, revision, sha):
+def _write_ref(snapshot, revision, sha):
   """Notes what a name stands for, where the library looks for it when the hub cannot be reached."""
-  snapshot = path.parents[len(pathlib.PurePath(file).parts) - 1]
   ref = snapshot.parents[1] / 'refs' / revision
   if revision != sha and snapshot.name == sha:
     ref.parent.mkdir(parents=True, exist_ok=True)
     ref.write_text(sha)
-
-
-def _choose(paths, files, part):
-  """The GGUF file, or the directory in which the files of `part` lie."""
-  for path in paths:
-    if path.suffix == '.gguf':
-      return path
-  root = paths[0].parents[len(pathlib.PurePath(files[0].rfilename).parts) - 1]
-  return root / part
 
 
 def _with_deadline(name, num_bytes, work, say):
@@ -191,7 +179,7 @@ def _fetch_file(name, repo, file, revision, kind, tell):
   """One file in the cache, held to its checksum where it was not there before."""
   import huggingface_hub
   from huggingface_hub.utils import disable_progress_bars
-  asked = {'repo_id': repo, 'filename': file.rfilename, 'repo_type': _get_type(kind),
+  asked = {'repo_id': repo, 'filename': file.rfilename, 'repo_type': _TYPES[kind],
            'revision': revision}
   known = huggingface_hub.try_to_load_from_cache(**asked)
   if isinstance(known, str):
@@ -221,7 +209,7 @@ def _find_cached(name, repo, part, revision, kind, say):
   """What an earlier run left in the cache, where the hub cannot be reached."""
   import huggingface_hub
   folder = pathlib.Path(huggingface_hub.snapshot_download(
-      repo, repo_type=_get_type(kind), revision=revision, local_files_only=True))
+      repo, repo_type=_TYPES[kind], revision=revision, local_files_only=True))
   say(f'{name}: the hub cannot be reached; using revision {folder.name} from the cache')
   path = folder / part
   if kind != 'dataset' and path.is_dir() and not list(path.glob('*.safetensors')):
