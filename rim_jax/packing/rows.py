@@ -113,11 +113,16 @@ def _spread(counts) -> tuple[np.ndarray, np.ndarray]:
   return run_n, np.arange(len(run_n)) - (np.cumsum(counts) - counts)[run_n]
 
 
+def _write(flat, at_n, **fields):
+  """Writes rows' or slots' fields at these places."""
+  for name, x_n in fields.items():
+    getattr(flat, name)[at_n] = x_n
+
+
 def _write_trunks(flat, listed: _Listed, places: _Places, block_size: int, memory_start: int):
   e_n, place_n = _spread(places.trunk_e)
   at_n = places.at_e[e_n] + place_n
-  flat.positions[at_n] = place_n
-  flat.example[at_n] = listed.number_e[e_n]
+  _write(flat, at_n, positions=place_n, example=listed.number_e[e_n])
   in_block_n = place_n - listed.num_question_e[e_n]
   is_question_n = in_block_n < 0
   flat.tokens[at_n[is_question_n]] = listed.question_n
@@ -125,8 +130,7 @@ def _write_trunks(flat, listed: _Listed, places: _Places, block_size: int, memor
   block = np.full(block_size, memory_start + 1)  # <b>, <m> ..., </b>
   block[0], block[-1] = memory_start, memory_start + NUM_MEMORY_ROWS - 1
   number_n, token_n = np.divmod(in_block_n, block_size)
-  flat.tokens[at_n] = block[token_n]
-  flat.block[at_n] = number_n + 1
+  _write(flat, at_n, tokens=block[token_n], block=number_n + 1)
 
 
 def _write_readouts(flat, listed: _Listed, places: _Places, memory_start: int):
@@ -137,12 +141,14 @@ def _write_readouts(flat, listed: _Listed, places: _Places, memory_start: int):
   at_n = places.at_r[r_n] + place_n
   ids_r = np.cumsum(first_target_r + listed.count_r) - first_target_r - listed.count_r
   from_n = place_n - listed.latents_r[r_n]
-  flat.tokens[at_n] = np.where(
-      from_n < 0, memory_start + 1, listed.ids_n[np.maximum(ids_r[r_n] + from_n, 0)])
-  flat.positions[at_n] = places.position_r[r_n] + place_n
-  flat.example[at_n] = listed.number_e[of_r][r_n]
-  flat.block[at_n] = listed.block_r[r_n]
-  flat.readout[at_n] = listed.ordinal_r[r_n]
+  _write(
+      flat, at_n,
+      tokens=np.where(
+          from_n < 0, memory_start + 1, listed.ids_n[np.maximum(ids_r[r_n] + from_n, 0)]),
+      positions=places.position_r[r_n] + place_n,
+      example=listed.number_e[of_r][r_n],
+      block=listed.block_r[r_n],
+      readout=listed.ordinal_r[r_n])
   # ---- Slots ----
   r_n, place_n = _spread(listed.count_r)
   at_n = places.slot_at_r[r_n] + place_n
@@ -150,12 +156,14 @@ def _write_readouts(flat, listed: _Listed, places: _Places, memory_start: int):
   first_r = np.where(listed.given_r > 0, places.in_r + listed.given_r,
                      places.in_e[of_r] + places.position_r) - 1
   later_r = places.in_r + listed.given_r - 1
-  flat.slot_index[at_n] = np.where(place_n == 0, first_r[r_n], later_r[r_n] + place_n)
-  flat.slot_target[at_n] = listed.ids_n[(ids_r + first_target_r)[r_n] + place_n]
-  flat.slot_block[at_n] = listed.block_r[r_n]
-  flat.slot_steps[at_n] = listed.num_steps_e[of_r][r_n]
-  flat.slot_kind[at_n] = listed.kind_r[r_n]
-  flat.slot_tokens[at_n] = listed.count_r[r_n]
+  _write(
+      flat, at_n,
+      slot_index=np.where(place_n == 0, first_r[r_n], later_r[r_n] + place_n),
+      slot_target=listed.ids_n[(ids_r + first_target_r)[r_n] + place_n],
+      slot_block=listed.block_r[r_n],
+      slot_steps=listed.num_steps_e[of_r][r_n],
+      slot_kind=listed.kind_r[r_n],
+      slot_tokens=listed.count_r[r_n])
   # ---- Pairs: a readout's mark, and that of another readout of the same example ----
   paired = np.flatnonzero(listed.pair_r)
   other = paired - listed.ordinal_r[paired] + listed.pair_r[paired]
@@ -166,10 +174,11 @@ def _write_readouts(flat, listed: _Listed, places: _Places, memory_start: int):
 def _write_parallel(flat, listed: _Listed, places: _Places):
   """What trunk tokens predict beside, in the slots behind those of the readouts."""
   e_n = listed.parallel_of_n
-  at_n = places.parallel_at_e[e_n] + _spread(listed.num_parallel_e)[1]
-  flat.slot_index[at_n] = places.in_e[e_n] + listed.parallel_index_n
-  flat.slot_target[at_n] = listed.parallel_target_n
-  flat.slot_block[at_n] = listed.num_blocks_e[e_n]
-  flat.slot_steps[at_n] = listed.num_steps_e[e_n]
-  flat.slot_kind[at_n] = batch_lib.SLOT_PARALLEL
-  flat.slot_tokens[at_n] = listed.num_parallel_e[e_n]
+  _write(
+      flat, places.parallel_at_e[e_n] + _spread(listed.num_parallel_e)[1],
+      slot_index=places.in_e[e_n] + listed.parallel_index_n,
+      slot_target=listed.parallel_target_n,
+      slot_block=listed.num_blocks_e[e_n],
+      slot_steps=listed.num_steps_e[e_n],
+      slot_kind=batch_lib.SLOT_PARALLEL,
+      slot_tokens=listed.num_parallel_e[e_n])
