@@ -50,16 +50,11 @@ class Plan:
   def useful_frac(self):
     return self.num_tokens / (self.num_rows * self.row_tokens)
 
-  def get_row(self, i: int) -> np.ndarray:
-    """Record numbers of row i; none for a row beyond the plan (it is padding)."""
-    return self.records[self._find(i)]
-
-  def get_removed(self, i: int) -> np.ndarray:
-    """How many tokens each record of row i has lost."""
-    return self.removed[self._find(i)]
-
-  def _find(self, i):
-    return slice(self.starts[i], self.starts[i + 1]) if i < self.num_rows else slice(0)
+  def get_row(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """(records of row i, tokens that each has lost); none beyond the plan: such a row is padding.
+    """
+    row = slice(self.starts[i], self.starts[i + 1]) if i < self.num_rows else slice(0)
+    return self.records[row], self.removed[row]
 
 
 def permute(count: int, *seed: int) -> np.ndarray:

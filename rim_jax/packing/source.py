@@ -263,14 +263,16 @@ class BatchSource:
 
   def get_records(self, i: int) -> list[np.ndarray]:
     """Record numbers of each of batch i's rows that are made here."""
-    return [self._stage.plan.get_row(i * self._stage.batch_rows + r) for r in self.rows.tolist()]
+    return [records for records, _ in self._get_rows(i)]
+
+  def _get_rows(self, i):
+    first = i * self._stage.batch_rows
+    return [self._stage.plan.get_row(first + row) for row in self.rows.tolist()]
 
   def __getitem__(self, index: int) -> batch_lib.Batch:
     plan, codec = self._stage.plan, self._codec
-    at = index * self._stage.batch_rows
-    rows = [[self._lay_out(*pair) for pair in zip(
-        plan.get_row(at + row).tolist(), plan.get_removed(at + row).tolist())]
-            for row in self.rows.tolist()]
+    rows = [list(map(self._lay_out, records.tolist(), removed.tolist()))
+            for records, removed in self._get_rows(index)]
     return rows_lib.make_rows(
         rows, plan.row_tokens, plan.row_slots, codec.config.layout, codec.memory_start)
 

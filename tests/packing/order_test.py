@@ -24,7 +24,7 @@ def test_rows_keep_both_capacities_and_hold_every_record_once_an_epoch():
   sizes = make_sizes()
   plan = make_plan(sizes, num_examples=2 * len(sizes) + 50)
   for i in range(plan.num_rows):
-    tokens, slots = sizes[plan.get_row(i)].sum(0)
+    tokens, slots = sizes[plan.get_row(i)[0]].sum(0)
     assert 0 < tokens <= 100 and 0 < slots <= 12
   counts = np.bincount(plan.records, minlength=len(sizes))
   assert counts.sum() == 2 * len(sizes) + 50 and set(counts) == {2, 3}
@@ -49,7 +49,7 @@ def test_every_epoch_packs_other_records_together():
   """Not only the rows change places: records are permuted anew before they are packed."""
   sizes = make_sizes()
   plan = make_plan(sizes, num_examples=2 * len(sizes))
-  rows = [frozenset(plan.get_row(i).tolist()) for i in range(plan.num_rows)]
+  rows = [frozenset(plan.get_row(i)[0].tolist()) for i in range(plan.num_rows)]
   first = next(i for i in range(plan.num_rows) if plan.starts[i] == len(sizes))
   assert len(set(rows[:first]) & set(rows[first:])) < first / 10
 
@@ -123,13 +123,13 @@ def test_a_cut_epoch_is_packed_part_by_part_in_the_order_of_training():
     tokens, slots = needs[plan.starts[i]:plan.starts[i + 1]].sum(0)
     assert tokens <= 100 and slots <= 12
     np.testing.assert_array_equal(
-        plan.get_removed(i), plan.removed[plan.starts[i]:plan.starts[i + 1]])
-  assert len(plan.get_removed(plan.num_rows)) == 0
+        plan.get_row(i)[1], plan.removed[plan.starts[i]:plan.starts[i + 1]])
+  assert len(plan.get_row(plan.num_rows)[1]) == 0
 
 
 def test_beyond_the_plan_is_padding():
   plan = make_plan(make_sizes())
-  assert len(plan.get_row(plan.num_rows)) == 0 and len(plan.get_row(plan.num_rows - 1)) > 0
+  assert len(plan.get_row(plan.num_rows)[0]) == 0 and len(plan.get_row(plan.num_rows - 1)[0]) > 0
 
 
 @pytest.mark.parametrize('count', [1, 7, 1000])

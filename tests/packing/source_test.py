@@ -86,8 +86,8 @@ def test_icot_s_batches_hold_what_is_left_of_each_chain(cache):
     batch = source[i]
     for row in range(stage.batch_rows):
       targets = batch.slot_target[row][batch.slot_kind[row] > 0].tolist()
-      records = plan.get_row(i * stage.batch_rows + row).tolist()
-      for record, lost in zip(records, plan.get_removed(i * stage.batch_rows + row).tolist()):
+      records, removed = plan.get_row(i * stage.batch_rows + row)
+      for record, lost in zip(records.tolist(), removed.tolist()):
         chain = ''.join(f'{step}\n' for step in split[record].steps)
         end = targets.index(eos)
         assert decode(targets[:end]) == chain[lost:] + split[record].answer
