@@ -51,13 +51,10 @@ def list_lines(record, codec: source_lib.Codec) -> list[Line]:
   def piece(kind, ids):
     text = tokenizer.decode(ids) + ('<end>' if list(ids[-1:]) == [tokenizer.eos_id] else '')
     return Piece(kind, text, tuple(ids))
-  trunk, blocks = layout_lib.make_trunk(
-      example.question, example.num_blocks, config, codec.memory_start)
-  pieces = [piece(QUESTION, example.question)]
-  for k in range(1, example.num_blocks + 1):
-    ids = tuple(i for i, block in zip(trunk, blocks) if block == k)
-    pieces.append(Piece(BLOCK, '<b>' + '<m>' * config.block_tokens + '</b>', ids))
-  lines = [Line('question' + (' and blocks' if example.num_blocks else ''), tuple(pieces))]
+  ids, _ = layout_lib.make_trunk((), 1, config, codec.memory_start)
+  block = Piece(BLOCK, '<b>' + '<m>' * config.block_tokens + '</b>', tuple(ids))
+  lines = [Line('question' + (' and blocks' if example.num_blocks else ''), (
+      piece(QUESTION, example.question), *[block] * example.num_blocks))]
   for readout in example.readouts:
     where = f'after block {readout.block}' if readout.block > 0 else (
         'after the question' if not readout.block else 'on its own')
