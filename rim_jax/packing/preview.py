@@ -8,7 +8,6 @@ import dataclasses
 
 import numpy as np
 
-from rim_jax.config import Config
 from rim_jax.errors import UserError
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source as source_lib
@@ -71,9 +70,8 @@ def list_lines(record, codec: source_lib.Codec) -> list[Line]:
 
 def measure_split(split, codec: source_lib.Codec, say=print) -> Sizes:
   """Sizes of a split's examples under the codec's method; nothing is refused here."""
-  config: Config = codec.config
   sizes = source_lib.measure(source_lib.load_encoded(split, codec, say), codec)
-  _, dropped = source_lib.find_unfit(sizes, split, codec, config.layout.row_slots)
+  _, dropped = source_lib.find_unfit(sizes, split, codec)
   known = sizes[sizes[:, 0] >= 0, 0]
   mean, median, most = (round(float(fn(known))) if len(known) else 0
                         for fn in (np.mean, np.median, np.max))

@@ -100,18 +100,18 @@ def measure(encoded: encoded_lib.EncodedSplit, codec: Codec, removed: int = 0) -
 def count_positions(split, codec: Codec, say=print) -> int:
   """Positions that training on a split reaches: the largest of any example, plus 1."""
   sizes = measure(load_encoded(split, codec, say), codec)
-  usable, _ = find_usable(sizes, split, codec, codec.config.layout.row_slots)
+  usable, _ = find_usable(sizes, split, codec)
   return int(sizes[usable, 2].max())
 
 
-def find_unfit(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[np.ndarray, list]:
+def find_unfit(sizes: np.ndarray, split, codec: Codec) -> tuple[np.ndarray, list]:
   """Which records fit, bool[N], and one line for each that does not."""
-  config, most = codec.config, np.iinfo(np.int64).max
-  key, positions = find_reach(config.model)
-  limits = [config.layout.row_tokens, row_slots or most, positions or most]
-  names = ['layout.row_tokens', 'layout.row_slots', key]
+  layout, most = codec.config.layout, np.iinfo(np.int64).max
+  key, positions = find_reach(codec.config.model)
+  limits = {'layout.row_tokens': layout.row_tokens, 'layout.row_slots': layout.row_slots or most,
+            key: positions or most}  # of the first columns of the sizes
   reasons = []
-  good = (sizes[:, 0] >= 0) & (sizes[:, :3] <= limits).all(1)
+  good = (sizes[:, 0] >= 0) & (sizes[:, :3] <= list(limits.values())).all(1)
   for i in np.flatnonzero(~good).tolist():
     record = split[i]
     if sizes[i, 0] < 0:
@@ -122,16 +122,16 @@ def find_unfit(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[
         continue
     reasons.append(f'{record.origin}: ' + ', '.join(
         f'needs {name}={size}, has {limit}'
-        for name, size, limit in zip(names, sizes[i].tolist(), limits) if size > limit))
+        for (name, limit), size in zip(limits.items(), sizes[i].tolist()) if size > limit))
   return good, reasons
 
 
-def find_usable(sizes: np.ndarray, split, codec: Codec, row_slots: int) -> tuple[np.ndarray, list]:
+def find_usable(sizes: np.ndarray, split, codec: Codec) -> tuple[np.ndarray, list]:
   """Numbers of the records that fit, and one line for each that does not.
 
   Raises: UserError with the first of those lines, unless data.on_bad_rows is 'drop'.
   """
-  good, reasons = find_unfit(sizes, split, codec, row_slots)
+  good, reasons = find_unfit(sizes, split, codec)
   if reasons and codec.config.data.on_bad_rows == 'stop':
     more = f' (and {len(reasons) - 1} more such rows)' if len(reasons) > 1 else ''
     raise UserError(f'{reasons[0]}{more}; raise that key (those of a pretrained model are its own),'
@@ -189,7 +189,7 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
   config = codec.config
   encoded = load_encoded(split, codec, say)
   sizes = measure(encoded, codec)
-  usable, dropped = find_usable(sizes, split, codec, config.layout.row_slots)
+  usable, dropped = find_usable(sizes, split, codec)
   row_slots = config.layout.row_slots or order.choose_row_slots(
       sizes[usable], config.layout.row_tokens)
   num_examples = config.train.num_examples or round(config.train.num_epochs * len(usable))
