@@ -12,11 +12,17 @@ import abc
 import hashlib
 import json
 import pathlib
+import re
+import typing
 
 from rim_jax import reader
 from rim_jax.config import TokenizerConfig
 from rim_jax.data import gguf, prosqa
 from rim_jax.errors import UserError
+
+
+# What ProsQA is written in; spaces are none of it, but for the separators of files (FS to US).
+_WORD = re.compile(r'\w+|[^\w\s]|[\n\x1c-\x1f]')
 
 
 class Tokenizer(abc.ABC):
@@ -106,27 +112,19 @@ class WordTokenizer(_BuiltIn):
   fingerprint = 'words-v1'
   eos_id = 71
 
-  def __init__(self, add_bos=False):
-    import tokenizers  # its import costs as much as the rest of this package together
-    from tokenizers import decoders, models, pre_tokenizers
-    super().__init__(add_bos)
-    self._known = {word: i for i, word in enumerate(self.words)}
-    self._tokenizer = tokenizers.Tokenizer(models.WordLevel(self._known))
-    self._tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        tokenizers.Regex(r'\w+|[^\w\s]|\n'), 'removed', invert=True)
-    self._tokenizer.decoder = decoders.Sequence([
-        decoders.WordPiece(cleanup=True), decoders.Fuse(), decoders.Replace(' \n', '\n'),
-        decoders.Replace('\n ', '\n')])
+  _known: typing.ClassVar = {word: i for i, word in enumerate(words)}
 
-  def encode(self, text, allow_special=False):
-    for word, _ in self._tokenizer.pre_tokenizer.pre_tokenize_str(text):
+  def encode(self, text, allow_special=False, is_first=False):
+    found = _WORD.findall(text)
+    for word in found:
       if word not in self._known:
         raise UserError(f'{text[:40]!r} holds {word!r}, which is no word of ProsQA; write it in '
                         "those, or set tokenizer.kind to 'bytes'")
-    return self._tokenizer.encode(text).ids
+    return [self._known[word] for word in found]
 
   def decode(self, ids):
-    return self._tokenizer.decode([i for i in ids if i < len(self.words)])
+    text = ' '.join(self.words[i] for i in ids if i < len(self.words))
+    return re.sub(r' (?=[.?\n])|(?<=\n) ', '', text)
 
 
 def read_file(path, fix='set --config.tokenizer.path to a tokenizer.json'):
