@@ -82,7 +82,7 @@ def load_encoded(split, tokenizer, is_first: bool, config: DataConfig, say=print
   """The ids of a split's texts; encoded on first use.
 
   Args:
-    is_first: whether a question begins its sequence (`Tokenizer.encode_first`).
+    is_first: whether a question begins its sequence (`Tokenizer.encode`).
   Raises: UserError for a cache directory that cannot be written.
   """
   root = pathlib.Path(config.cache_dir).expanduser() / 'encoded'

@@ -5,7 +5,7 @@ a row through `packing/layout.py` only, so a question that spells "</s>" cannot 
 
 A sequence is encoded segment by segment. The ids of all segments together decode to their texts
 joined, so what marks the beginning of a text, as SentencePiece's first space does, is that of the
-first segment alone: `encode_first`.
+first segment alone: `is_first`.
 """
 
 import abc
@@ -20,14 +20,13 @@ from rim_jax.config import TokenizerConfig
 from rim_jax.data import gguf, prosqa
 from rim_jax.errors import UserError
 
-
 # What ProsQA is written in; spaces are none of it, but for the separators of files (FS to US).
 _WORD = re.compile(r'\w+|[^\w\s]|[\n\x1c-\x1f]')
 
 
 class Tokenizer(abc.ABC):
   """What all have in common: no text begins otherwise than it would go on."""
-  marks_start = False  # whether `encode_first` gives other ids than `encode`
+  marks_start = False  # whether a text that is first has other ids
   fingerprint: str
   earlier_fingerprint = None  # of this tokenizer under a version that gave other ids
   same_fingerprint = None  # of this tokenizer under a version that gave the same ids
@@ -39,23 +38,25 @@ class Tokenizer(abc.ABC):
     return fingerprint in (self.fingerprint, self.same_fingerprint)
 
   @abc.abstractmethod
-  def encode(self, text: str, allow_special: bool = False) -> list[int]:
-    """The ids of a text behind another one; `allow_special` where a text can spell a special id."""
+  def encode(self, text: str, allow_special: bool = False, is_first: bool = False) -> list[int]:
+    """The ids of a text.
+
+    Args:
+      allow_special: whether the text may spell a special id.
+      is_first: whether it begins a sequence, bos aside, instead of standing behind another text.
+    Raises: UserError.
+    """
 
   @abc.abstractmethod
   def decode(self, ids) -> str:
     """The text of ids; of special ones none."""
 
-  def encode_first(self, text: str, allow_special: bool = False) -> list[int]:
-    """The ids of a text that begins a sequence, bos aside."""
-    return self.encode(text, allow_special)
-
   def try_encode(self, texts: list[str], is_first: bool = False) -> list[list[int] | None]:
-    """The ids of each text, as `encode` or `encode_first` has them; None where it refuses."""
-    encode, found = self.encode_first if is_first else self.encode, []
+    """The ids of each text, as `encode` has them; None where it refuses."""
+    found = []
     for text in texts:
       try:
-        found.append(encode(text))
+        found.append(self.encode(text, is_first=is_first))
       except UserError:
         found.append(None)
     return found
@@ -76,7 +77,7 @@ class ByteTokenizer(_BuiltIn):
   fingerprint = 'bytes-v1'
   eos_id = 257
 
-  def encode(self, text, allow_special=False):
+  def encode(self, text, allow_special=False, is_first=False):
     return list(text.encode('utf-8'))
 
   def decode(self, ids):
@@ -90,7 +91,7 @@ class ChainTokenizer(_BuiltIn):
   fingerprint = 'chain-v1'
   eos_id = 15
 
-  def encode(self, text, allow_special=False):
+  def encode(self, text, allow_special=False, is_first=False):
     ids = list(map(self.characters.find, text))
     if -1 in ids:
       raise UserError(f'{text[:40]!r} holds {text[ids.index(-1)]!r}, which the chain tokenizer '
@@ -185,13 +186,8 @@ class FileTokenizer(Tokenizer):
                       'text of one of its special tokens')
     return i
 
-  def encode(self, text, allow_special=False):
-    return self._encode(self._inside, text, allow_special)
-
-  def encode_first(self, text, allow_special=False):
-    return self._encode(self._tokenizer, text, allow_special)
-
-  def _encode(self, tokenizer, text, allow_special):
+  def encode(self, text, allow_special=False, is_first=False):
+    tokenizer = self._tokenizer if is_first else self._inside
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     if allow_special:  # a template's text, never a record's
       return ids
@@ -295,8 +291,7 @@ def _leave_start(part):
 
 
 def load_tokenizer(config: TokenizerConfig):
-  """A tokenizer: `vocab_size`, `bos_id` or None, `eos_id`, `fingerprint`, `encode`, `encode_first`,
-  `decode`.
+  """The tokenizer that a config names; its `bos_id` is None where sequences begin without one.
 
   Raises: UserError "...: is not a tokenizer.json", "...: has no token '...'".
   """

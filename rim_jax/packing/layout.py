@@ -72,9 +72,9 @@ class Example:
 def make_template(tokenizer, config: LayoutConfig) -> Template:
   """Raises: UserError naming the key whose text the tokenizer does not know."""
   def encode(key):
-    encode_text = tokenizer.encode_first if key == 'question_prefix' else tokenizer.encode
     try:
-      return encode_text(getattr(config, key), allow_special=True)
+      return tokenizer.encode(
+          getattr(config, key), allow_special=True, is_first=key == 'question_prefix')
     except UserError as e:
       raise UserError(f'layout.{key}: {e}') from None
   return Template(
@@ -85,8 +85,8 @@ def make_template(tokenizer, config: LayoutConfig) -> Template:
 
 
 def encode_question(text, tokenizer, template: Template) -> list[int]:
-  encode = tokenizer.encode if template.question_prefix else tokenizer.encode_first
-  return wrap_question(encode(text), template)
+  ids = tokenizer.encode(text, is_first=not template.question_prefix)
+  return wrap_question(ids, template)
 
 
 def wrap_question(ids: Sequence[int], template: Template) -> list[int]:

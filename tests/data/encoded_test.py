@@ -74,7 +74,7 @@ def test_large_ids_are_kept(tmp_path):
   class Wide(tokenizer_lib.ByteTokenizer):
     vocab_size, fingerprint = 70_000, 'wide'
 
-    def encode(self, text, allow_special=False):
+    def encode(self, text, allow_special=False, is_first=False):
       return [69_999, *text.encode()]
   assert load(tmp_path, tokenizer=Wide())[1] == [[69_999, 57]] * 2
   assert load(tmp_path)[1] == [[9], [9]]  # another tokenizer's ids are another store
@@ -84,11 +84,8 @@ def test_a_question_that_begins_its_sequence_has_a_store_of_its_own(tmp_path):
   class Marks(tokenizer_lib.ByteTokenizer):
     vocab_size, fingerprint, marks_start = 300, 'marks', True
 
-    def encode(self, text, allow_special=False):
-      return list(text.encode())
-
-    def encode_first(self, text, allow_special=False):
-      return [299, *text.encode()]
+    def encode(self, text, allow_special=False, is_first=False):
+      return [299] * is_first + list(text.encode())
   assert load(tmp_path, tokenizer=Marks(), is_first=True)[3] == [[299, 49], [], [50], []]
   assert load(tmp_path, tokenizer=Marks())[3] == [[49], [], [50], []]
 

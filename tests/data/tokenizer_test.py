@@ -247,7 +247,7 @@ def test_segments_decode_to_their_texts_joined(spaced):
   plain = tokenizers.Tokenizer.from_file(str(spaced))
   tokenizer = load_file(spaced, '</s>', '<s>')
   assert tokenizer.marks_start and tokenizer.earlier_fingerprint != tokenizer.fingerprint
-  ids = [tokenizer.encode_first(SEGMENTS[0]), *map(tokenizer.encode, SEGMENTS[1:])]
+  ids = [tokenizer.encode(SEGMENTS[0], is_first=True), *map(tokenizer.encode, SEGMENTS[1:])]
   assert plain.decode([i for some in ids for i in some]) == ''.join(SEGMENTS)
   assert ids[0] == plain.encode(SEGMENTS[0], add_special_tokens=False).ids  # as its model expects
   assert [*tokenizer.try_encode(SEGMENTS[:1], is_first=True),
@@ -266,7 +266,7 @@ def test_a_whole_prompt_has_the_ids_of_its_segments(spaced):
   whole.add_special_tokens(['<block>'])
   block = whole.token_to_id('<block>')
   assert whole.encode('What is 12?<block>The answer is 25').ids == [
-      tokenizer.bos_id, *tokenizer.encode_first('What is 12?'), block,
+      tokenizer.bos_id, *tokenizer.encode('What is 12?', is_first=True), block,
       *tokenizer.encode('The answer is 25')]
 
 
@@ -296,7 +296,7 @@ def test_a_gguf_tokenizer_is_known_by_its_file_and_not_by_how_it_is_written(tmp_
 def test_a_tokenizer_that_marks_no_beginning_is_as_it_was(path):
   tokenizer = load_file(path)
   assert not tokenizer.marks_start and tokenizer.earlier_fingerprint is None
-  assert tokenizer.encode_first('12 x') == tokenizer.encode('12 x')
+  assert tokenizer.encode('12 x', is_first=True) == tokenizer.encode('12 x')
 
 
 @pytest.mark.parametrize('name', ['plain.json', 'padding.json'])
