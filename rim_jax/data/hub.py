@@ -111,7 +111,7 @@ def _fetch(name, repo, part, revision, kind, say):
   files = [f for f in there if _is_wanted(f.rfilename, part, kind)]
   if kind != 'dataset' and not any(f.rfilename.endswith('.safetensors') and _is_wanted(
       f.rfilename, part, 'model') for f in there):
-    files += [f for f in _find_gguf(name, info, part) if f not in files]
+    files += _find_gguf(name, there, part)
   if not files:
     raise UserError(f'{name}: has no file that is read here')
   origin = f"hf:{repo}{f'/{part}' if part else ''}@{info.sha}"
@@ -128,15 +128,13 @@ def _fetch(name, repo, part, revision, kind, say):
 def _is_wanted(file, part, kind):
   if part.endswith('.gguf'):
     return file == part
-  inside = file.removeprefix(f'{part}/') if part else file
-  return (not part or inside != file) and bool(_WANTED[kind].fullmatch(inside))
+  folder = f'{part}/' if part else ''
+  return file.startswith(folder) and bool(_WANTED[kind].fullmatch(file.removeprefix(folder)))
 
 
-def _find_gguf(name, info, part):
+def _find_gguf(name, there, part):
   """The one GGUF file of a repository without safetensors."""
-  if part.endswith('.gguf'):  # which it does not have
-    return []
-  found = [f for f in info.siblings or [] if f.rfilename.endswith('.gguf')
+  found = [f for f in there if f.rfilename.endswith('.gguf')
            and f.rfilename.startswith(f'{part}/' if part else '')]
   if len(found) > 1:
     repo = name.partition('@')[0].removesuffix(f'/{part}')
