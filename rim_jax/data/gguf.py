@@ -83,9 +83,9 @@ def _read_header(path, size, changed):
     tensors = {
         t.name: Stored(tuple(int(n) for n in reversed(t.shape)), int(t.tensor_type), t.data_offset,
                        t.data.shape, t.data.dtype.str) for t in reader.tensors}
+  except OSError as e:
+    raise UserError(f'{path}: cannot be read ({e.strerror})') from None
   except Exception as e:  # pylint: disable=broad-except  (it indexes past the end of a short file)
-    if isinstance(e, OSError):
-      raise UserError(f'{path}: cannot be read ({e.strerror})') from None
     raise UserError(f'{path}: is no whole GGUF file ({type(e).__name__}: {e}); fetch it again'
                     ) from None
   return Header(path, metadata, tensors)
