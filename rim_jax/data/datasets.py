@@ -135,12 +135,12 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
       _prepare(source, root, directory, say)
   with _report_damage(directory):
     card = reader.load_json(directory / 'card.json', f'delete {directory} and run again', Card)
-    fingerprints, num_dropped = card['fingerprints'], card['num_dropped']
-    splits = {name: Split(str(directory), name, fingerprints[name]) for name in SPLITS}
+    splits = {name: Split(str(directory), name, card['fingerprints'][name]) for name in SPLITS}
     # Files that were not read are of today's directory, not of the one that was prepared: they are
     # in no fingerprint.
     return Dataset(name=source.name, fingerprint=source.fingerprint, splits=splits,
-                   num_dropped=num_dropped, notes=(*card['notes'], *source.unread), origin=origin)
+                   num_dropped=card['num_dropped'], notes=(*card['notes'], *source.unread),
+                   origin=origin)
 
 
 def _prepare(source, root, directory, say):

@@ -117,10 +117,8 @@ def _find_saved(folder):
   if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
     raise UserError(f"{folder / 'dataset_dict.json'}: names no splits; save the dataset again")
   paths, read = {}, {folder / 'dataset_dict.json'}
-  for name in names:
-    split = _SPLIT_OF.get(name)
-    if split is None:
-      continue  # a split of another name is not read, and named
+  for name in filter(_SPLIT_OF.get, names):  # a split of another name is not read, and named
+    split = _SPLIT_OF[name]
     if split in paths:
       raise UserError(f'{folder}: two of its splits, {name} one of them, are the {split} split; '
                       'keep one')

@@ -117,10 +117,9 @@ def make_template(question: str, steps: tuple[str, ...], answer: str) -> Templat
   numerals = numerals_lib.read_numerals(question)
   if len(numerals) > MAX_NUMBERS:
     raise Refused('longer than a word problem')
-  fixed, operands = _find_twins(numerals, results), []
-  for i, (leaves, _, _) in enumerate(parsed):
-    operands.append(tuple(
-        _bind(leaf, i, question, numerals, results, fixed) for leaf in leaves))
+  fixed = _find_twins(numerals, results)  # and what `_bind` adds to them
+  operands = [tuple(_bind(leaf, i, question, numerals, results, fixed) for leaf in leaves)
+              for i, (leaves, _, _) in enumerate(parsed)]
   _check_used(numerals, operands)
   varies = tuple(n.kind != 'fixed' and j not in fixed and not _is_doubtful(
       n, question, operands, j) for j, n in enumerate(numerals))
