@@ -376,8 +376,11 @@ def _read_files(config, files) -> _Made:
     parsed = files_lib.parse_files(parts, config)
     made.splits[name], made.dropped[name] = parsed.records, parsed.dropped
     made.notes += files_lib.describe_parsed(name, parsed)
-    if config.steps == 'equations':
-      made.notes += files_lib.describe_steps(name, parsed.records)
+    num_without = sum(not record.steps for record in parsed.records)
+    if config.steps == 'equations' and 2 * num_without > len(parsed.records):
+      made.notes.append(
+          f'{name}: {num_without} of {len(parsed.records)} rows have no steps; if their solutions '
+          'are sentences, read these with --config.data.steps=sentences')
   return made
 
 

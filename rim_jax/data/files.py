@@ -4,7 +4,7 @@ A split is one file, or the shards of one, in the directory or in `data` below i
 the library `datasets` saved. What else is there is not read, and is named.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import csv
 import dataclasses
 import io
@@ -259,12 +259,3 @@ def describe_parsed(name: str, parsed: Parsed) -> list[str]:
     shown = '; '.join(parsed.dropped[:3]) + ('; ...' if len(parsed.dropped) > 3 else '')
     lines.append(f'{name}: dropped {len(parsed.dropped)} bad rows: {shown}')
   return lines
-
-
-def describe_steps(split: str, records: Sequence[Record]) -> list[str]:
-  """A line where most rows have no steps: their solutions may be sentences."""
-  num_without = sum(not record.steps for record in records)
-  if 2 * num_without <= len(records):
-    return []
-  return [f'{split}: {num_without} of {len(records)} rows have no steps; if their solutions are '
-          'sentences, read these with --config.data.steps=sentences']
