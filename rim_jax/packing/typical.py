@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import types
 
 import numpy as np
 
@@ -87,16 +88,12 @@ def make_typical_record(config: Config) -> tuple[layout_lib.Encoded, layout_lib.
   else:
     steps, question, step, answer = 4, 240, 12, 3
   if config.tokenizer.kind == 'file' or config.model.init_from:
-    def encode(text):
-      return range(-(-len(text) // 4))
     question, step, answer = -(-question // 4), -(-step // 2), -(-answer // 2)
-    layout = config.layout
-    template = layout_lib.Template([0], *map(encode, (
-        layout.question_prefix, layout.separator, layout.step_prefix, layout.step_separator,
-        layout.answer_prefix, layout.answer_suffix)), eos=[0])
+    tokenizer = types.SimpleNamespace(
+        bos_id=0, eos_id=0, encode=lambda text, **_: range(-(-len(text) // 4)))
   else:
     tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
-    template = layout_lib.make_template(tokenizer, config.layout)
+  template = layout_lib.make_template(tokenizer, config.layout)
   around = sum(map(len, (template.bos, template.question_prefix, template.separator)))
   return layout_lib.Encoded(
       range(question + around), (range(step),) * steps, range(answer)), template
