@@ -1,4 +1,4 @@
-"""Records of a task: TFDS builders for the chain task, GSM8K, its variants, and ProsQA.
+"""Records of a task: the chain task, GSM8K, its variants and ProsQA, each written by TFDS.
 
 Owns the fingerprints by which a changed file or parameter is noticed.
 `load_dataset` prepares a copy in array_record files once, under a name that holds the
