@@ -39,14 +39,11 @@ def compare_pairs(entries: list[SettingResult], states) -> list[dict]:
     return []
   pairs = [{'a': a.name, 'b': b.name, **_compare(a, b, states)}
            for b, a in itertools.combinations(done, 2)]
-  by_seed = {}
   for pair in pairs:
     if pair['tests']:
       pair['difference'] = reader.to_tree(
           stats.summarize([t['difference'] for t in pair['tests']]))
-    for test in pair['tests']:
-      by_seed.setdefault(test['seed'], []).append(test)
-  for tests in by_seed.values():
+  for tests in stats.group((t['seed'], t) for pair in pairs for t in pair['tests']).values():
     for test, value in zip(tests, stats.adjust_holm([t['p_value'] for t in tests])):
       test['p_value_holm'] = value
   return pairs

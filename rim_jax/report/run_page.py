@@ -45,7 +45,7 @@ from rim_jax.report.tables import (
   table,
   to_rich,
 )
-from rim_jax.results import judge, timings
+from rim_jax.results import judge, stats, timings
 from rim_jax.results.values import (
   EvalResult,
   LatencyResult,
@@ -370,12 +370,10 @@ def _make_curves(name, stage, folder) -> Blocks:
 
 def _get_series(metrics, prefix, scale=1):
   """Block -> (steps, values); long series are thinned to means of neighbours."""
-  series = {}
-  for line in metrics:
-    for key, value in line.items():
-      block = key.removeprefix(prefix)
-      if block != key and re.fullmatch('[0-9]{1,9}', block) and value is not None:
-        series.setdefault(int(block), []).append((line['step'], scale * value))
+  series = stats.group(
+      (int(found[1]), (line['step'], scale * value)) for line in metrics
+      for key, value in line.items() if value is not None
+      and (found := re.fullmatch(prefix + '([0-9]{1,9})', key)))
   for block, points in series.items():
     size = len(points) // _MAX_POINTS + 1
     groups = [list(zip(*points[i:i + size])) for i in range(0, len(points), size)]

@@ -6,6 +6,7 @@ Knows factors and accuracies (0 to 1), no files of runs; drawn in report/figures
 import math
 
 from rim_jax.report import figures
+from rim_jax.results import stats
 
 _MOST_TICKS = 8  # named on one axis
 
@@ -94,10 +95,8 @@ def list_grids(rows, levels):
 
 def average_grid(rows, first: str, second: str) -> dict:
   """(level, level) -> mean accuracy over all else."""
-  cells = {}
-  for factors, acc in rows:
-    if first in factors and second in factors:
-      cells.setdefault((factors[first], factors[second]), []).append(acc)
+  cells = stats.group(((factors[first], factors[second]), acc) for factors, acc in rows
+                      if first in factors and second in factors)
   return {key: math.fsum(accs) / len(accs) for key, accs in cells.items()}
 
 

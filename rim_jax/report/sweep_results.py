@@ -29,10 +29,8 @@ def conclude(states, workdir) -> Conclusion:
 
   Writes WORKDIR/sweep.json, sweep.csv and sweep.md.
   """
-  groups = {}
-  for state in states:
-    groups.setdefault(name_setting(state.point), []).append(state)
-  entries = timings.relate([_make_entry(name, members) for name, members in groups.items()])
+  settings = stats.group((name_setting(state.point), state) for state in states)
+  entries = timings.relate([_make_entry(name, members) for name, members in settings.items()])
   doubts = find_rules(states) + find_damaged(states)
   best = None if doubts else choose_best(entries)
   by_name = {s.point.name: s for s in states}
@@ -153,9 +151,8 @@ def _tell_mixture(what: str, digests: dict) -> str:
   cards = [card for runs in digests.values() for _, card in runs]
   now = {card['tokenizer_earlier']: card['tokenizer'] for card in cards
          if card.get('tokenizer_earlier')} if what == 'tokenizers' else {}
-  united = {}
-  for digest, runs in digests.items():
-    united.setdefault(now.get(digest, digest), []).extend(name for name, _ in runs)
+  united = stats.group((now.get(digest, digest), name)
+                       for digest, runs in digests.items() for name, _ in runs)
   if len(united) < 2:
     return ''
   told = '; '.join(f"{', '.join(names)} on {digest}" for digest, names in united.items())
@@ -170,10 +167,8 @@ def _tell_mixture(what: str, digests: dict) -> str:
 
 def find_touched(states) -> list[str]:
   """Runs whose checkpoint was not chosen on valid, by what their results say."""
-  found = {}
-  for state in states:
-    if state.result and state.result.chosen_on:
-      found.setdefault(state.result.chosen_on, []).append(state.point.name)
+  found = stats.group((s.result.chosen_on, s.point.name) for s in states
+                      if s.result and s.result.chosen_on)
   return [f"checkpoints of {', '.join(names)} were chosen on {told}"
           for told, names in found.items()]
 
@@ -183,10 +178,8 @@ def find_rules(states) -> list[str]:
 
   What was decoded at a save is not kept, so that these cannot be judged again.
   """
-  found = {}
-  for state in states:
-    if state.result is not None and state.last[1].load_valid():
-      found.setdefault(read_valid(state)[1], []).append(state.point.name)
+  found = stats.group((read_valid(s)[1], s.point.name) for s in states
+                      if s.result is not None and s.last[1].load_valid())
   return [] if len(found) < 2 else [
       'accuracies on valid were judged by different versions of the rule, so that no best is '
       'chosen: ' + '; '.join(f"{', '.join(names)} by version {rule}"

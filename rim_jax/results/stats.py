@@ -8,6 +8,15 @@ import scipy  # `scipy.stats` itself is loaded when it is first needed: it takes
 
 CONFIDENCE = 0.95  # of an interval
 
+
+def group(pairs) -> dict:
+  """Key -> the values that (key, value) pairs have with it, both in the order of the pairs."""
+  groups = {}
+  for key, value in pairs:
+    groups.setdefault(key, []).append(value)
+  return groups
+
+
 @dataclasses.dataclass(frozen=True)
 class Summary:
   """A measure over seeds."""
@@ -59,10 +68,7 @@ def summarize_pairs(differences: list[tuple[object, float]]) -> Effect:
     differences: (seed, difference) of each pair.
   Raises: ValueError where there are no pairs.
   """
-  by_seed: dict[object, list[float]] = {}
-  for seed, difference in differences:
-    by_seed.setdefault(seed, []).append(float(difference))
-  told = summarize([summarize(values).mean for values in by_seed.values()])
+  told = summarize([summarize(values).mean for values in group(differences).values()])
   interval = None
   if told.stderr and told.stderr > 1e-9:  # differences of equal accuracies may differ in rounding
     reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, told.count - 1)) * told.stderr

@@ -64,12 +64,10 @@ def summarize(results: list[EvalResult]) -> dict[str, Any]:
 
 
 def _summarize_latency(results) -> list[LatencyOverSeeds]:
-  groups = {}
-  for result in results:  # sizes that the devices round up to one batch count once
-    for facts, entry in {tuple(_get_facts(e).items()): e for e in result.latency or ()}.items():
-      groups.setdefault(facts, []).append(entry)
   found = []
-  for facts, entries in groups.items():
+  for facts, entries in stats.group(
+      pair for result in results  # sizes that the devices round up to one batch count once
+      for pair in {tuple(_get_facts(e).items()): e for e in result.latency or ()}.items()).items():
     told = {}
     for key in (f'{part}_{what}' for part, _ in PARTS for what in ('ms', 'ratio')):
       medians = [getattr(e, key).median for e in entries if getattr(e, key)]

@@ -22,6 +22,7 @@ from rim_jax.config.grid import Point
 from rim_jax.errors import FolderTaken, ShareDone, Stopped, UserError, check, refuse
 from rim_jax.report import sweep_page
 from rim_jax.report import sweep_results as sweep_results_lib
+from rim_jax.results import stats
 from rim_jax.runtime import devices, hosts, point_run, storage
 from rim_jax.runtime.point_run import PointRun
 from rim_jax.sweep import halving as halving_lib
@@ -77,12 +78,10 @@ def adopt(points, workdir, say) -> None:
 
 def _find_left(folder, names) -> dict[str, list[epath.Path]]:
   """Identity -> folders below `folder` that hold such a run under none of `names`, done first."""
-  left = {}
-  for path in sorted(folder.iterdir()) if folder.exists() else ():
-    if path.name not in names and (told := point_run.load_told(path)):
-      left.setdefault(told['identity'], []).append((told['status'] != 'done', path))
-  return {identity: [path for _, path in sorted(found, key=lambda f: f[0])]
-          for identity, found in left.items()}
+  found = [(told, path) for path in (sorted(folder.iterdir()) if folder.exists() else ())
+           if path.name not in names and (told := point_run.load_told(path))]
+  found.sort(key=lambda left: left[0]['status'] != 'done')
+  return stats.group((told['identity'], path) for told, path in found)
 
 
 @contextlib.contextmanager
