@@ -44,9 +44,6 @@ class Part:
   def __post_init__(self):
     object.__setattr__(self, 'text', _show_control_signs(str(self.text)))
 
-  @property
-  def exact(self) -> str:
-    return repr(self.value)
 
   @property
   def pieces(self) -> list[str]:
@@ -92,11 +89,8 @@ def cell(*parts, long=False, wide=False) -> Cell:
   """A cell of parts side by side: of text, Parts and Cells."""
   made = Cell(long=long, wide=wide)
   for part in parts:
-    if isinstance(part, Cell):
-      made += part
-    else:
-      line = (part if isinstance(part, Part) else Part(part),)
-      made = dataclasses.replace(made, lines=(*made.lines[:-1], made.lines[-1] + line))
+    made += part if isinstance(part, Cell) else Cell(
+        ((part if isinstance(part, Part) else Part(part),),))
   return made
 
 
@@ -109,10 +103,7 @@ def stack(cells, long=True) -> Cell:
 
 def join(parts, between: str = ' / ') -> Cell:
   """Parts side by side, with text between them."""
-  made = Cell()
-  for i, part in enumerate(parts):
-    made = made + (cell(between, part) if i else cell(part))
-  return made
+  return cell(*[piece for part in parts for piece in (between, part)][1:])
 
 
 # ---- What cells say ----
@@ -214,9 +205,8 @@ def to_rich(shown: Table, console, most=100):
   from rich import box
   from rich import table as rich_table
   from rich.text import Text
-  title = Text(_encode(shown.title, console)) if shown.title else None
-  made = rich_table.Table(title=title, title_justify='left',
-                          box=box.SIMPLE, show_header=shown.has_head,
+  made = rich_table.Table(title=Text(_encode(shown.title, console)) if shown.title else None,
+                          title_justify='left', box=box.SIMPLE, show_header=shown.has_head,
                           width=min(console.width, most) if any(
                               c.ratio for c in shown.columns) else None)
   for column in shown.columns:
