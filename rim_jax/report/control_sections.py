@@ -10,7 +10,7 @@ import math
 
 from rim_jax import reader
 from rim_jax.errors import UserError
-from rim_jax.report.figures import Axes, Figure, draw, draw_map
+from rim_jax.report.figures import Axes, draw, draw_map
 from rim_jax.report.page import (
   Blocks,
   Section,
@@ -87,9 +87,11 @@ def make_summary(found: ControlsResult) -> Blocks:
   if not probes or probes.none or not (probes.pca and probes.steps):
     return [*blocks, paragraph(f'probes: {clean(probes.none)}') if probes else None]
   explained = probes.pca.none or ', '.join(f'{100 * e:.1f}' for e in probes.pca.explained or ())
+  columns, rows = _arrange_steps(probes.steps)
   return [*blocks, *_make_probes(run, dataclasses.replace(probes, steps=None)),
           paragraph(f'Two components of block states explain, in %: {clean(explained)}'),
-          _tabulate_steps(probes.steps)]
+          table(['', *columns], [[row, *map(share, shares)] for row, shares in rows.items()],
+                'does this block hold that intermediate result? % right') if columns else None]
 
 
 # ---- Controls ----
@@ -263,13 +265,14 @@ def _make_selection(selection: SelectionResult) -> Blocks:
                     '.', small=True)]
 
 
-def _tabulate_steps(steps: StepProbes) -> Table | None:
-  if steps.acc is None or steps.majority is None:
-    return None
-  rows = {f'block {k}': row for k, row in enumerate(steps.acc, 1)} | {'frequent': steps.majority}
-  return table(['', *(f'r{t}' for t in range(1, len(steps.majority) + 1))],
-               [[row, *map(share, shares)] for row, shares in rows.items()],
-               'does this block hold that intermediate result? % right')
+def _arrange_steps(steps: StepProbes | StepsOverSeeds) -> tuple[list[str], dict[str, list]]:
+  """(intermediate results, what each block and the most frequent class have of them).
+
+  Without results where nothing was fitted.
+  """
+  rows = {f'block {k}': row for k, row in enumerate(steps.acc or (), 1)}
+  majority = steps.majority or []
+  return [f'r{t}' for t in range(1, len(majority) + 1)], rows | {'frequent': majority}
 
 
 def _make_steps(run, steps: StepProbes) -> Blocks:
@@ -277,13 +280,12 @@ def _make_steps(run, steps: StepProbes) -> Blocks:
   if not (steps.acc and steps.majority):
     return [paragraph(Part('Intermediate results', style='bold')),
             paragraph(clean(steps.none), muted=True)]
-  columns = [f'r{t}' for t in range(1, len(steps.majority) + 1)]
-  rows = [f'block {k}' for k in range(1, len(steps.acc) + 1)]
+  columns, rows = _arrange_steps(steps)
   return [paragraph(Part('Does this block hold that intermediate result?', style='bold')),
           *figures([draw_map(
               f'{run}: intermediate results that a probe reads off a block, %; {_FREQUENT}',
-              Axes('state of', [*rows, 'frequent'], 'intermediate result', columns),
-              [*steps.acc, steps.majority])]),
+              Axes('state of', list(rows), 'intermediate result', columns),
+              list(rows.values()))]),
           *items(f'r{t}: {why}' for t, why in (
               steps.none.items() if isinstance(steps.none, dict) else ()))]
 
@@ -300,9 +302,11 @@ def _make_components(run, pca: Components, folder: RunFolder) -> Blocks:
   labels = [f'component {i} ({100 * part:.0f} %)' for i, part in enumerate(pca.explained, 1)]
   blocks = range(1, len(pca.centers[last]) + 1)
   paths = {k: tuple(zip(*(pca.centers[step][k - 1] for step in steps))) for k in blocks}
+  points, count = _load_points(folder, last, len(blocks))
   drawn = [draw(f'{run}: center of each block; {len(steps)} checkpoint(s), the ring is the last',
                 labels[1], labels[0], paths, legend_title='block', marks='path'),
-           _draw_points(run, folder, last, labels, len(blocks))]
+           draw(f'{run}: block states; of {count} questions, at step {int(last):,}', labels[1],
+                labels[0], points, legend_title='block', marks='points')]
   rows = [[f'block {k}', *(number(v, f'{v:.2f}') for v in (pca.spread[s][k - 1] for s in steps))]
           for k in blocks]
   return [paragraph(
@@ -311,11 +315,6 @@ def _make_components(run, pca: Components, folder: RunFolder) -> Blocks:
           *figures(drawn), paragraph("Mean distance of a block's states to its center:"),
           table(['', *(f'step {int(step):,}' for step in steps)], rows)]
 
-
-def _draw_points(run, folder, step, labels, num_blocks) -> Figure | None:
-  points, count = _load_points(folder, step, num_blocks)
-  return draw(f'{run}: block states; of {count} questions, at step {int(step):,}', labels[1],
-              labels[0], points, legend_title='block', marks='points') if points else None
 
 
 def _load_points(folder: RunFolder, step, num_blocks):
@@ -359,9 +358,7 @@ def make_probes_over_seeds(entries: list[SettingResult]) -> Blocks:
 
 def _make_steps_over_seeds(setting: str, steps: StepsOverSeeds, count: int) -> Blocks:
   """Which intermediate result each block holds: a map of means, and a table with their errors."""
-  columns = [f'r{t}' for t in range(1, len(steps.majority) + 1)]
-  rows = {f'block {k}': row for k, row in enumerate(steps.acc, 1)}
-  rows['frequent'] = steps.majority
+  columns, rows = _arrange_steps(steps)
   means = [[x and x.mean for x in row] for row in rows.values()]
   caption = (f'{setting}: intermediate results that a probe reads off a block, %, mean over '
              f'seeds; {_FREQUENT}')

@@ -40,6 +40,7 @@ class Figure:
 
   def write(self, folder) -> None:
     """Keeps it as NAME.png and NAME.csv in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f'{self.name}.png').write_bytes(self.png)
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows([self.head, *self.rows])
@@ -48,12 +49,15 @@ class Figure:
 
 # 7 parameters: what a figure of lines can have; all but four have a default.
 def draw(caption: str, ylabel: str, xlabel: str, lines: dict, below: dict | None = None,
-         legend_title: str = '', marks: str = 'line') -> Figure:
+         legend_title: str = '', marks: str = 'line') -> Figure | None:
   """Lines, label -> (x, y) or (x, y, standard errors or None), and lambdas below them.
 
   Args:
     marks: 'line', 'points' alone, or 'path', whose end has a ring.
+  Returns: None where there are no lines.
   """
+  if not lines:
+    return None
   from matplotlib import figure as figure_lib
   from matplotlib import ticker
   style, ramp = make_style(caption)

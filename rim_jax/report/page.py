@@ -110,12 +110,8 @@ def render_page(title: str, blocks: Blocks) -> str:
 def write_page(path, title: str, blocks: Blocks) -> epath.Path:
   """Writes a page, whole or not at all, and its figures into figures/ beside it."""
   path = epath.Path(path)
-  drawn = list(list_figures(blocks))
-  if drawn:
-    folder = path.parent / 'figures'
-    folder.mkdir(parents=True, exist_ok=True)
-    for figure in drawn:
-      figure.write(folder)
+  for figure in list_figures(blocks):
+    figure.write(path.parent / 'figures')
   storage.write_text(path, render_page(title, blocks))
   return path
 

@@ -28,6 +28,7 @@ from rim_jax.report.page import (
   optional,
   paragraph,
   section,
+  show,
   write_page,
 )
 from rim_jax.report.tables import (
@@ -43,7 +44,6 @@ from rim_jax.report.tables import (
   share,
   stack,
   table,
-  to_rich,
 )
 from rim_jax.results import judge, stats, timings
 from rim_jax.results.values import (
@@ -51,7 +51,6 @@ from rim_jax.results.values import (
   LatencyResult,
   PassesResult,
   Prediction,
-  Quartiles,
   list_measures,
 )
 from rim_jax.runtime import card as card_lib
@@ -116,10 +115,8 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
     return
   result = results[name]
   examples = _choose_examples(load_predictions(folder, name), num_shown)
-  for shown in (_tabulate_result(name, result), _tabulate_examples(examples, result)):
-    if shown:
-      console.print(to_rich(shown, console))
-  console.print(Text(f'Rule: {result.answer_rule}.'))
+  show(console, [_tabulate_result(name, result), _tabulate_examples(examples, result),
+                 paragraph(f'Rule: {result.answer_rule}.')])
 
 
 def _tabulate_result(name, result: EvalResult) -> Table | None:
@@ -160,20 +157,20 @@ def _show_read(prediction: Prediction, result: EvalResult, most=None) -> Cell:
 
 def show_answers(console, question: str, blocks, texts, config: Config) -> None:
   """Shows what was decoded for one question after each of `blocks`; the last is the answer."""
-  def show(label, text, style=''):
+  def tell(label, text, style=''):
     text = clean(text, None, console.encoding) or '(nothing)'
     # A program that reads this gets each line whole.
     console.print(Text.assemble((label, 'dim'), (text, style)), soft_wrap=not console.is_terminal)
   answers = [judge.parse_answer(text, config) for text in texts]
-  show('question: ', question)
+  tell('question: ', question)
   for line in texts[-1].split('\n') if config.writes_steps else ():
-    show('  written: ', line)
+    tell('  written: ', line)
   suffix = config.layout.answer_suffix
   told = [answer or (f'{text} (unparsed)' if text.strip() and suffix not in text else '')
           for answer, text in zip(answers, texts)]
   for block, answer in zip(blocks, told):
-    show(f'  {_name_block(block, config.facts)}: ', answer)
-  show('answer: ', told[-1], 'bold green' if answers[-1] else 'bold red')
+    tell(f'  {_name_block(block, config.facts)}: ', answer)
+  tell('answer: ', told[-1], 'bold green' if answers[-1] else 'bold red')
 
 
 def write_report(workdir, config: Config) -> epath.Path:
@@ -260,17 +257,13 @@ def _make_accuracies(name, sets: dict[str, EvalResult]) -> Blocks:
 
 def _make_latency(results) -> Blocks:
   """How long each set's answer took, as a figure and with all that it depends on."""
-  lines, rows = {}, []
-  for name, sets in results.items():
-    for key, result in sets.items():
-      for entry in result.latency or ():
-        label = f'{name}: {key}, batch {entry.batch}'
-        lines[label] = ([entry.first_token_ms.median, entry.full_ms.median],
-                        [100 * result.final_acc] * 2)
-        rows.append([cell(clean(label), long=True).note(clean(timings.describe(entry))),
-                     *(_show_time(entry, part) for part, _ in timings.PARTS)])
-  if not rows:
-    return []
+  timed = [(f'{name}: {key}, batch {entry.batch}', 100 * result.final_acc, entry)
+           for name, sets in results.items() for key, result in sets.items()
+           for entry in result.latency or ()]
+  lines = {label: ([entry.first_token_ms.median, entry.full_ms.median], [acc, acc])
+           for label, acc, entry in timed}
+  rows = [[cell(clean(label), long=True).note(clean(timings.describe(entry))),
+           *(_show_time(entry, part) for part, _ in timings.PARTS)] for label, _, entry in timed]
   head = ['', *((label, 'ms, and x direct: median (quartiles)') for _, label in timings.PARTS)]
   return [*figures([draw("accuracy against time: from the answer's first token to its end",
                          'accuracy, %', 'ms, warm, median', lines,
@@ -279,13 +272,13 @@ def _make_latency(results) -> Blocks:
 
 
 def _show_time(entry: LatencyResult, part: str) -> Cell:
-  def show(summary: Quartiles):
-    return (number(x, f'{x:.2f}') for x in (summary.median, summary.q1, summary.q3))
-  middle, low, high = show(getattr(entry, f'{part}_ms'))
-  told, ratio = cell(middle).note('(', low, ' to ', high, ')'), getattr(entry, f'{part}_ratio')
-  if ratio is None:  # as in older results
+  time, ratio = getattr(entry, f'{part}_ms'), getattr(entry, f'{part}_ratio')
+  middle, low, high, *ratios = (number(x, f'{x:.2f}') for found in (time, ratio) if found
+                                for x in (found.median, found.q1, found.q3))
+  told = cell(middle).note('(', low, ' to ', high, ')')
+  if not ratios:  # as in older results
     return told
-  middle, low, high = show(ratio)
+  middle, low, high = ratios
   return told.note(middle, '\xa0x\xa0direct (', low, ' to ', high, ')')
 
 
@@ -304,13 +297,12 @@ def _make_questions(name, stage, folder, sets, is_last) -> list[Section]:
 
 def _make_budgets(name, stage, sets: dict[str, EvalResult]) -> Blocks:
   """The last answer's accuracy with K blocks, from one trained model."""
-  asked = {key: result for key, result in sets.items() if result.budget_acc}
   lines = {key: (list(map(int, budget)), [100 * acc for acc in budget.values()])
-           for key, result in asked.items() if (budget := result.budget_acc)}
+           for key, result in sets.items() if (budget := result.budget_acc)}
   trained = describe_trained(
-      stage, [k for result in asked.values() for k in result.beyond_positions or ()])
+      stage, [k for key in lines for k in sets[key].beyond_positions or ()])
   return figures([draw(f'{name}: accuracy with K blocks', 'accuracy, %', f'blocks K, {trained}',
-                       lines)] if lines else [])
+                       lines)])
 
 
 def _make_passes(name, sets: dict[str, EvalResult]) -> Blocks:
@@ -363,9 +355,8 @@ def _make_curves(name, stage, folder) -> Blocks:
   lambdas = _get_series(metrics, 'train/weight_block_') if stage.facts.blocks_are_steps else {}
   caption = f'{name}: training loss after each block' + '; below, its weight λ' * bool(lambdas)
   return figures([
-      draw(caption, 'loss, nats a token', 'step', losses, lambdas) if losses else None,
-      draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies)
-      if accuracies else None])
+      draw(caption, 'loss, nats a token', 'step', losses, lambdas),
+      draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies)])
 
 
 def _get_series(metrics, prefix, scale=1):

@@ -109,7 +109,7 @@ def _draw_blocks(drawn, which) -> page.Blocks:
            for e in drawn if len(accs := e.block_acc or ()) > 1}
   return page.figures([draw(
       f'accuracy after each block, mean over seeds{which}; bars: one standard error',
-      'accuracy, %', 'block', lines, legend_title='run')] if lines else [])
+      'accuracy, %', 'block', lines, legend_title='run')])
 
 
 def _make_by_number(entries, which, states) -> list[page.Section]:
@@ -132,8 +132,7 @@ def _draw_by_number(found, caption, xlabel) -> page.Blocks:
   """`found`: setting -> number, as text -> summary; or None."""
   lines = {name: (sorted(map(int, told)), [100 * told[k].mean for k in sorted(told, key=int)])
            for name, told in found.items() if told}
-  return page.figures([draw(caption, 'accuracy, %', xlabel, lines, legend_title='run')]
-                      if lines else [])
+  return page.figures([draw(caption, 'accuracy, %', xlabel, lines, legend_title='run')])
 
 
 def _draw_latency(entries, drawn, which) -> page.Blocks:
@@ -143,7 +142,7 @@ def _draw_latency(entries, drawn, which) -> page.Blocks:
       'not all measured alike; only those that were can be compared')
   return page.figures([draw(
       f"accuracy against time, from the answer's first token to its end; {told}{which}",
-      'accuracy, %', 'ms, warm', lines, legend_title='run')] if lines else [])
+      'accuracy, %', 'ms, warm', lines, legend_title='run')])
 
 
 def _list_points(entry):
@@ -165,7 +164,7 @@ def _draw_learning(entries, which, states) -> page.Blocks:
       lines[state.point.name] = tuple(zip(*points))
   return page.figures([draw(
       f'accuracy on valid while learning, one seed each{which}', 'accuracy, %', 'step', lines,
-      legend_title='run')] if lines else [])
+      legend_title='run')])
 
 
 def _make_controls(entries, states) -> page.Blocks:
