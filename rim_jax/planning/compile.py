@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from rim_jax import methods
-from rim_jax.config import Config, MeshConfig
+from rim_jax.config import Config, replace_keys
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
@@ -69,9 +69,13 @@ def _lower_step(config, program, rows, mesh):
 def _prepare(config: Config, machine: Machine):
   """(mesh, rows, program) of a step."""
   mesh = make_mesh(config.mesh, machine)
+  program = step_lib.make_program(config, get_vocab_size(config), _NUM_STEPS, mesh)
+  return mesh, _estimate_rows(config, mesh), program
+
+
+def _estimate_rows(config, mesh) -> typical_lib.Rows:
   pieces = sharding.count_shards(sharding.BATCH, mesh) * config.train.num_micro_batches
-  rows = typical_lib.estimate_rows(config, methods.get_method(config).layout, pieces)
-  return mesh, rows, step_lib.make_program(config, get_vocab_size(config), _NUM_STEPS, mesh)
+  return typical_lib.estimate_rows(config, methods.get_method(config).layout, pieces)
 
 
 def _lower(topology: str, num_slices: int, config: Config):
@@ -256,36 +260,27 @@ def _describe(compiled, costs, machine, model_flops):
 
 def list_alternatives(config: Config, machine: Machine) -> Iterator[tuple[str, Config]]:
   """(what to set, config) from the nearest on: remat, more micro-batches, other meshes."""
-  replace = dataclasses.replace
-  told = ''
-  if config.model.remat != 'full':
-    config = replace(config, model=replace(config.model, remat='full'))
-    told = ' --config.model.remat=full'
-    yield told.strip(), config
+  def change(keys, more):
+    return ' '.join(f'--config.{k}={v}' for k, v in keys.items()), replace_keys(config, keys | more)
   mesh = make_mesh(config.mesh, machine)
-  shapes = [dict(mesh.shape)]
+  rows = _estimate_rows(config, mesh).batch_rows
+  first: dict = {} if config.model.remat == 'full' else {'model.remat': 'full'}
   # More of the mesh to fsdp, then to tensor: each divides the parameters further.
+  shapes = []
   for tensor in (mesh.shape['tensor'] * 2**i for i in range(4)):
-    slices = machine.num_slices
-    fsdp, rest = divmod(len(machine.devices), slices * tensor)
-    shape = {'slice': slices, 'data': 1, 'fsdp': fsdp, 'tensor': tensor}
-    if not rest and fsdp and shape not in shapes:
-      shapes.append(shape)
-  for shape in shapes:
-    moved = replace(config, mesh=MeshConfig(**shape))
-    shards = shape['slice'] * shape['data'] * shape['fsdp']
-    named = '' if shape == shapes[0] else ''.join(
-        f' --config.mesh.{axis}={size}' for axis, size in shape.items() if axis != 'slice')
+    fsdp, rest = divmod(len(machine.devices), machine.num_slices * tensor)
+    shape = {'data': 1, 'fsdp': fsdp, 'tensor': tensor}
+    if not rest and fsdp and not shape.items() <= mesh.shape.items():
+      shapes.append({f'mesh.{axis}': size for axis, size in shape.items()})
+  for keys in (first, *(first | shape for shape in shapes)):
+    if keys:
+      yield change(keys, {})
+    shards = len(machine.devices) // keys.get('mesh.tensor', mesh.shape['tensor'])
     count = config.train.num_micro_batches
-    if named:
-      yield (told + named).strip(), moved
-    pieces = sharding.count_shards(sharding.BATCH, mesh) * count
-    rows = typical_lib.estimate_rows(config, methods.get_method(config).layout, pieces).batch_rows
     while rows % (2 * count * shards) == 0:
       count *= 2
-      yield (f'{told}{named} --config.train.num_micro_batches={count}').strip(), replace(
-          moved, train=replace(moved.train, num_micro_batches=count,
-                               batch_rows=rows, batch_examples=0))
+      yield change(keys | {'train.num_micro_batches': count},
+                   {'train.batch_rows': rows, 'train.batch_examples': 0})
 
 
 def find_fitting(config: Config, machine: Machine, say) -> dict | None:

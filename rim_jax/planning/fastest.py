@@ -44,17 +44,14 @@ class Search:
     The first allocation tells how many micro-batches the next one needs: what a step holds
     besides its state falls with their number.
     """
+    rows = changes['train.batch_rows']
+    shards = math.prod(changes[axis] for axis in _AXES[:2]) * self.machine.num_slices
+    if rows % shards:
+      self.skip(changes, 'not tried: these devices do not divide the rows')
+      return None
     count = 1
-    while count:
-      keys = changes | {'train.num_micro_batches': count}
-      shards = math.prod(keys[axis] for axis in _AXES[:2]) * self.machine.num_slices
-      if changes['train.batch_rows'] % (shards * count):
-        if count == 1:
-          self.skip(changes, 'not tried: these devices do not divide the rows')
-        return None
-      if not self.left:
-        return None
-      found = self._compile(keys)
+    while count and self.left and not rows % (shards * count):
+      found = self._compile(changes | {'train.num_micro_batches': count})
       if found is None or found['fits']:
         return found
       count = self._choose_count(found, count)
@@ -85,9 +82,13 @@ class Search:
     self._keep(changes | {'train.num_micro_batches': 1}, None, why)
 
   def _keep(self, keys, plan, why):
-    entry = {'keys': keys, 'plan': plan, 'why': why}
+    entry = {'keys': keys, 'why': why, 'compile_secs': plan and plan['compile_secs']}
+    if plan:
+      entry |= {'fits': plan['fits'], 'needed_gib': plan['hbm_gib']['needed'],
+                'roofline_secs': plan.get('roofline_secs'), 'mfu_ceiling': plan.get('mfu_ceiling')}
     self.tried.append(entry)
-    self.say(f'  {MAX_COMPILES - self.left}: {describe(keys)}: ' + (
+    told = ' '.join(f"{key.rpartition('.')[2]}={value}" for key, value in keys.items())
+    self.say(f'  {MAX_COMPILES - self.left}: {told}: ' + (
         why if why else f"{1000 * plan['roofline_secs']['step']:.1f} ms, bound by {plan['bound']}, "
         f"{plan['hbm_gib']['peak']:.1f} GiB"))
 
@@ -137,9 +138,6 @@ class Search:
         self.skip(self.keys | mesh, f'not tried: sends for {1000 * secs:.0f} ms')
     return chosen
 
-
-def describe(keys: dict) -> str:
-  return ' '.join(f"{key.rpartition('.')[2]}={value}" for key, value in keys.items())
 
 
 def get_cost(plan: dict) -> tuple[float, float]:
@@ -202,7 +200,7 @@ def find_fastest(config: Config, machine: Machine, say, most: int | None = None)
       if (plan := search.measure(keys | {'train.batch_rows': factor * rows}))]
   micro = 'train.num_micro_batches'
   return {'best': best and best | {'keys': keys | {micro: best['settings'][micro]}},
-          'tried': [_summarize(e) for e in search.tried],
+          'tried': search.tried,
           'more_rows': [plan['settings'] | {'mfu_ceiling': plan['mfu_ceiling']} for plan in more]}
 
 
@@ -227,12 +225,3 @@ def make_fastest_plans(config: Config, topology: str, num_slices: int, say
         stage, change | {'train.batch_examples': 0}), machine)})
   return plans, found
 
-
-def _summarize(entry):
-  plan = entry['plan']
-  found = {'keys': entry['keys'], 'why': entry['why'],
-           'compile_secs': plan and plan['compile_secs']}
-  if plan:
-    found |= {'fits': plan['fits'], 'needed_gib': plan['hbm_gib']['needed'],
-              'roofline_secs': plan.get('roofline_secs'), 'mfu_ceiling': plan.get('mfu_ceiling')}
-  return found
