@@ -4,6 +4,7 @@ Who makes a figure returns it; `page.write_page` alone writes it. matplotlib is 
 figure is drawn.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -58,16 +59,12 @@ def draw(caption: str, ylabel: str, xlabel: str, lines: dict, below: dict | None
   """
   if not lines:
     return None
-  from matplotlib import figure as figure_lib
   from matplotlib import ticker
-  style, ramp = make_style(caption)
   by_step = xlabel == 'step' and not legend_title
   num_columns = 6 if by_step or marks != 'line' else 1
   # Inches of one line of the legend below another.
   legend = 0.2 * max(len(lines) - 3, 0) if num_columns == 1 else 0.0
-  with style:
-    figure = figure_lib.Figure(figsize=(5.2, (4.2 if below else 3.2) + legend),
-                               layout='constrained')
+  with begin(caption, 5.2, (4.2 if below else 3.2) + legend) as (figure, ramp):
     axes = figure.subplots(2 if below else 1, sharex=True, squeeze=False,
                            height_ratios=(3, 1) if below else None)[:, 0]
     for ax, panel in zip(axes, (lines, below)):
@@ -121,12 +118,9 @@ def draw_map(caption: str, axes: Axes, values, decimals: int = 0) -> Figure:
 
   Shapes: values [rows][columns].
   """
-  rows, columns = axes.rows, axes.columns
-  from matplotlib import figure as figure_lib
   from matplotlib import patches
-  style, _ = make_style(caption)
-  with style:
-    figure = figure_lib.Figure(figsize=(5.2, 1.1 + 0.3 * max(len(rows), 2)), layout='constrained')
+  rows, columns = axes.rows, axes.columns
+  with begin(caption, 5.2, 1.1 + 0.3 * max(len(rows), 2)) as (figure, _):
     ax = figure.subplots()
     ax.grid(False)
     ax.spines[:].set_visible(False)
@@ -145,17 +139,20 @@ def draw_map(caption: str, axes: Axes, values, decimals: int = 0) -> Figure:
         (rows[i], columns[j], float(v)) for i, j, v in cells])
 
 
-def make_style(caption):
-  """(a context to draw a figure in, its colours from 0 to 1, legible on light and on dark)."""
+@contextlib.contextmanager
+def begin(caption: str, width: float, height: float):
+  """A context to draw in: (a figure of so many inches, colours from 0 to 1 for light and dark)."""
   import matplotlib
   from matplotlib import colors
+  from matplotlib import figure as figure_lib
   style: dict[typing.Any, typing.Any] = {**_FIGURE_STYLE, 'svg.hashsalt': caption}
-  return (matplotlib.rc_context(style),
-          colors.LinearSegmentedColormap.from_list('ramp', _RAMP))
+  with matplotlib.rc_context(style):
+    yield (figure_lib.Figure(figsize=(width, height), layout='constrained'),
+           colors.LinearSegmentedColormap.from_list('ramp', _RAMP))
 
 
 def finish(figure, caption: str, head, rows) -> Figure:
-  """A Figure of what was drawn in `make_style`'s context; `head` and `rows` are its data."""
+  """A Figure of what was drawn in `begin`'s context; `head` and `rows` are its data."""
   out, picture = io.StringIO(), io.BytesIO()
   figure.savefig(out, format='svg', transparent=True,
                  metadata=dict.fromkeys(('Creator', 'Date', 'Format', 'Type')))

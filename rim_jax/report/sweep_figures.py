@@ -3,7 +3,9 @@
 Knows factors and accuracies (0 to 1), no files of runs; drawn in report/figures.py's style.
 """
 
+import itertools
 import math
+import statistics
 
 from rim_jax.report import figures
 from rim_jax.results import stats
@@ -20,14 +22,10 @@ def draw_parallel(rows, levels) -> figures.Figure | None:
   rows = [(factors, acc) for factors, acc in rows if levels.keys() <= factors.keys()]
   if not levels or len(rows) < 2:
     return None
-  from matplotlib import figure as figure_lib
   places = {factor: place_levels(values) for factor, values in levels.items()}
   caption = 'accuracy of each point over its factors'
   low, high = _find_range([acc for _, acc in rows])
-  style, ramp = figures.make_style(caption)
-  with style:
-    figure = figure_lib.Figure(figsize=(max(5.2, 1.6 + 1.4 * len(levels)), 3.6),
-                               layout='constrained')
+  with figures.begin(caption, max(5.2, 1.6 + 1.4 * len(levels)), 3.6) as (figure, ramp):
     ax = figure.subplots()
     ends = range(len(levels) + 1)
     for factors, acc in rows:
@@ -85,19 +83,17 @@ def _find_range(accuracies):
 
 def list_grids(rows, levels):
   """(factor, factor) for each two of which more combinations were run than lie on one line."""
-  names = list(levels)
-  for i, first in enumerate(names):
-    for second in names[i + 1:]:
-      there = {(f[first], f[second]) for f, _ in rows if first in f and second in f}
-      if len(there) > max(len({a for a, _ in there}), len({b for _, b in there})):
-        yield first, second
+  for first, second in itertools.combinations(levels, 2):
+    there = average_grid(rows, first, second).keys()
+    if len(there) > max(len({a for a, _ in there}), len({b for _, b in there})):
+      yield first, second
 
 
 def average_grid(rows, first: str, second: str) -> dict:
   """(level, level) -> mean accuracy over all else."""
   cells = stats.group(((factors[first], factors[second]), acc) for factors, acc in rows
                       if first in factors and second in factors)
-  return {key: math.fsum(accs) / len(accs) for key, accs in cells.items()}
+  return {key: statistics.fmean(accs) for key, accs in cells.items()}
 
 
 def draw_heat_map(rows, levels, first: str, second: str) -> figures.Figure:
