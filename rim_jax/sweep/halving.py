@@ -9,7 +9,9 @@ by shares of a run.
 
 import collections
 import dataclasses
+import itertools
 import math
+import statistics
 from typing import NamedTuple
 
 from rim_jax.config import grid as grid_lib
@@ -17,6 +19,7 @@ from rim_jax.config import replace_keys
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError, check
 from rim_jax.results import judge as judge_lib
+from rim_jax.results import stats
 from rim_jax.runtime import run_folder
 from rim_jax.runtime.point_run import PointRun
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -100,17 +103,14 @@ def judge(runs: list[PointRun], share: float, keep: float) -> dict:
   Settings without a score (every seed failed) are not judged. All scores are of one version of
   the rule, as `check_rules` has seen.
   """
-  scores, versions, sizes = {}, set(), collections.Counter()
-  for run in runs:
-    name, score = grid_lib.name_setting(run.point), read_score(run, share)
-    sizes[name] += 1
-    if score is not None:
-      scores.setdefault(name, []).append(score.valid_acc)
-      versions.add(score.rule_version)
-  means = {name: math.fsum(found) / len(found) for name, found in scores.items()}
+  sizes = collections.Counter(grid_lib.name_setting(run.point) for run in runs)
+  found = [(run, score) for run in runs if (score := read_score(run, share))]
+  scores = stats.group((grid_lib.name_setting(run.point), score.valid_acc) for run, score in found)
+  means = {name: statistics.fmean(accs) for name, accs in scores.items()}
   ranked = sorted(means, key=lambda name: -means[name])  # equals stay in the recipe's order
   limit = means[ranked[_count_kept(keep, len(ranked)) - 1]] if ranked else 0.0
-  return {'share': share, 'rule_version': max(versions, default=None), 'settings': [
+  version = max((score.rule_version for _, score in found), default=None)
+  return {'share': share, 'rule_version': version, 'settings': [
       {'name': name, 'valid_acc': means[name], 'seeds': len(scores[name]), 'of_seeds': sizes[name],
        'rank': rank, 'goes_on': means[name] >= limit} for rank, name in enumerate(ranked, 1)]}
 
@@ -125,20 +125,16 @@ def describe(setting: dict, rung: dict) -> str:
 
 def list_kept(halving: Halving, num_settings: int) -> list[tuple[float, int]]:
   """(share, how many go on after it), if no two settings are equal."""
-  kept = []
-  for share in halving.shares:
-    num_settings = _count_kept(halving.keep, num_settings)
-    kept.append((share, num_settings))
-  return kept
+  counts = itertools.accumulate(halving.shares, lambda count, _: _count_kept(halving.keep, count),
+                                initial=num_settings)
+  return list(zip(halving.shares, itertools.islice(counts, 1, None)))
 
 
 def estimate_share(halving: Halving, num_settings: int) -> float:
   """The part of the whole sweep's budget that is spent, if no two settings are equal."""
-  spent, before, left = 0.0, 0.0, num_settings
-  for share, kept in [*list_kept(halving, num_settings), (1.0, 0)]:
-    spent += (share - before) * left / num_settings
-    before, left = share, kept
-  return spent
+  rungs = [(0.0, num_settings), *list_kept(halving, num_settings), (1.0, 0)]
+  return sum((end - begin) * left / num_settings
+             for (begin, left), (end, _) in itertools.pairwise(rungs))
 
 
 def _count_kept(keep: float, count: int) -> int:
