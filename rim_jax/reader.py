@@ -153,9 +153,7 @@ def to_tree(value) -> typing.Any:
   return [to_tree(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
-@functools.cache
-def _get_types(kind) -> dict:
-  return typing.get_type_hints(kind)
+_get_types = functools.cache(typing.get_type_hints)
 
 
 def from_tree(kind, tree) -> typing.Any:

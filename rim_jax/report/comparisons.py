@@ -78,11 +78,9 @@ def _read_run(folder, config: Config) -> dict:
 
 
 def _show(console, runs, found) -> None:
-  rows = []
-  for key, run in runs.items():
-    step = '' if run['step'] is None else f"{run['step']:,} ({run['checkpoint']})"
-    rows.append([key, run['run'], run['method'], str(run['seed']), step, run['set'],
-                 tables.share(run['acc'])])
+  rows = [[key, run['run'], run['method'], str(run['seed']),
+           '' if run['step'] is None else f"{run['step']:,} ({run['checkpoint']})", run['set'],
+           tables.share(run['acc'])] for key, run in runs.items()]
   tables.show(console, ['', 'run', 'method', 'seed', 'step', 'set', '% right'], rows,
               f'Two runs on the same {found.count:,} questions')
   low, high = (100 * x for x in found.interval)

@@ -131,15 +131,16 @@ def _show_control(key, control: ControlResult, _) -> Cell:
     lines.append(clean(control.none))
   elif control.given is False:
     lines.append(f'not given: controls.{key}_dir')
-  notes: list[Cell | str] = [cell(number(control.n), ' questions')] if control.n else []
-  if control.readout_trained:
-    notes.append('a readout was trained there')
-  if control.run is not None:
-    notes.append(clean(control.run))
-  if control.differs:
-    notes.append(f'DIFFERS in {clean(", ".join(control.differs))}')
+  notes = [note for note in (
+      control.n and cell(number(control.n), ' questions'),
+      control.readout_trained and 'a readout was trained there', clean(control.run or ''),
+      _tell_differences(control)) if note]
   told = stack(lines or [MISSING])
   return told.note(join(notes, '; ')) if notes else told
+
+
+def _tell_differences(control: ControlResult | ControlOverSeeds) -> str:
+  return f'DIFFERS in {clean(", ".join(control.differs))}' if control.differs else ''
 
 
 def _show_shares(control: ControlOverSeeds, count: int) -> Cell:
@@ -147,8 +148,8 @@ def _show_shares(control: ControlOverSeeds, count: int) -> Cell:
   lines = [cell(label, mean(summary, of=count)) for summary, label in (
       (control.final_acc, ''), (control.final_donor_acc, "donor's ")) if summary]
   told = stack([*lines, *map(clean, control.none or ())] or [MISSING])
-  differs = ', '.join(control.differs or ())
-  return told.note(f'DIFFERS in {clean(differs)}') if differs else told
+  differs = _tell_differences(control)
+  return told.note(differs) if differs else told
 
 
 def _make_controls(run, found: ControlsResult) -> Blocks:

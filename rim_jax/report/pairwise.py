@@ -69,12 +69,6 @@ def has_predictions(state) -> bool:
   return state.last[0].eval.checkpoint != 'splits'
 
 
-def arrange(conclusion: Conclusion) -> tuple[list[str], dict]:
-  """(names of the settings that are done, (row, column) -> the pair, where it was compared)."""
-  names = [e.name for e in conclusion.entries if e.num_done]
-  return names, {(names.index(p['a']), names.index(p['b'])): p
-                 for p in conclusion.pairs if p['tests']}
-
 
 def describe_unpaired(conclusion: Conclusion) -> str:
   """Why there is no table of pairs, where more settings are done than it has room for; or ''."""

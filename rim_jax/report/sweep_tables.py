@@ -67,12 +67,12 @@ def _show_chance(value):
 
 def tabulate_pairs(conclusion: Conclusion) -> Table | None:
   """Differences of any two settings that were compared, below the diagonal, and their tests."""
-  names, cells = pairwise.arrange(conclusion)
-  if not cells:
+  pairs = {(p['a'], p['b']): p for p in conclusion.pairs if p['tests']}
+  if not pairs:
     return None
-  rows = [[name(f'{i + 1}: {setting}'), *(
-      _show_pair(cells.get((i, j))) for j in range(i))]
-          for i, setting in enumerate(names)]
+  names = [e.name for e in conclusion.entries if e.num_done]
+  rows = [[name(f'{i}: {row}'), *(_show_pair(pairs.get((row, column))) for column in names[:i - 1])]
+          for i, row in enumerate(names, 1)]
   return table(['', *map(str, range(1, len(names)))], rows, notes=[
       f'Any two, row less column: {pairwise.PAIRS_MEAN}. Bold: p below 0.05 on every seed that '
       'both have, in one direction.'])

@@ -91,11 +91,10 @@ def relate(entries: list[SettingResult]) -> list[SettingResult]:
   def find_ratio(entry):
     told = entry.latency[0].first_token_ratio if entry.latency else None
     base = bases.get(leave_out_method(entry))
-    if not entry.ttft_ms:
-      return None, None
-    if told:
+    if entry.ttft_ms and told:
       return told.mean, SIDE_BY_SIDE
-    if base and base.ttft_ms and base.measured_on[0]['machine'] == entry.measured_on[0]['machine']:
+    if entry.ttft_ms and base and (
+        base.measured_on[0]['machine'] == entry.measured_on[0]['machine']):
       return entry.ttft_ms.mean / base.ttft_ms.mean, OF_MEANS
     return None, None
   ratios = map(find_ratio, entries)
