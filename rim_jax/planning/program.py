@@ -6,6 +6,7 @@ machine's code, which takes ten times as long. It writes down what it decided be
 it compiles in a process of its own, which ends as soon as that is written.
 """
 
+import collections
 from collections.abc import Callable
 import dataclasses
 import multiprocessing
@@ -132,15 +133,11 @@ def read_program(folder: pathlib.Path) -> Program:
   """What a TPU's compiler has written of a program: its text, and its allocations in HBM."""
   texts = {kind: reader.read_text(max(folder.glob(kind), key=lambda path: path.stat().st_size),
                                   'plan again') for kind in (_PROGRAM, _ALLOCATIONS)}
-  given = returned = aliased = temporary = 0
+  sizes = collections.Counter()  # (is an argument, is of the output) -> bytes
   for size, told in _ALLOCATION.findall(texts[_ALLOCATIONS]):
     kinds = set(_KIND.findall(told))
-    if kinds & {'color', 'thread-local'}:  # of a core's own memory; of one fusion
-      continue
-    size, is_output, is_given = int(size), 'maybe-live-out' in kinds, 'parameter' in kinds
-    if is_given:
-      given += size
-      aliased += size * is_output
-    returned += size * is_output
-    temporary += size * (not is_output and not is_given)
-  return Program(texts[_PROGRAM], Sizes(given, returned, aliased, temporary))
+    if not kinds & {'color', 'thread-local'}:  # of a core's own memory; of one fusion
+      sizes['parameter' in kinds, 'maybe-live-out' in kinds] += int(size)
+  alias = sizes[True, True]
+  return Program(texts[_PROGRAM], Sizes(
+      sizes[True, False] + alias, sizes[False, True] + alias, alias, sizes[False, False]))
