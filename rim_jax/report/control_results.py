@@ -103,15 +103,18 @@ def summarize_probes(asked: list[ControlsResult]) -> ProbesOverSeeds | None:
 
 
 def average(values, keep: bool = False) -> Any:
-  """A summary over runs of numbers, or of lists of them place by place; None is no number.
+  """A summary over runs of numbers, or of lists or dicts of them place by place; None is no number.
 
   Args:
-    keep: whether the summary has the values too.
+    keep: whether a summary of numbers has the values too; those of places have not.
   Returns: None where there is no number.
   """
   values = [value for value in values if value is not None]
   if not values:
     return None
   if isinstance(values[0], list):
-    return [average(place, keep) for place in itertools.zip_longest(*values)]
+    return [average(place) for place in itertools.zip_longest(*values)]
+  if isinstance(values[0], dict):
+    return {k: average([value.get(k) for value in values])
+            for k in dict.fromkeys(itertools.chain(*values))}
   return stats.summarize(values, keep)

@@ -8,7 +8,6 @@ a model.
 import csv
 import dataclasses
 import io
-import itertools
 import pathlib
 
 from rim_jax import reader
@@ -17,7 +16,13 @@ from rim_jax.config.grid import get_setting, name_setting
 from rim_jax.data import gguf
 from rim_jax.report import control_results, control_sections, pairwise, sweep_tables, tables
 from rim_jax.results import stats, timings, values
-from rim_jax.results.settings import BestSetting, Conclusion, EffectResult, SettingResult
+from rim_jax.results.settings import (
+  BestSetting,
+  Conclusion,
+  EffectResult,
+  SettingResult,
+  leave_out,
+)
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
 
@@ -81,14 +86,9 @@ def _make_entry(name, members) -> SettingResult:
 
 def _summarize(results: list[values.EvalResult]) -> dict:
   """The measures of a setting that results have, by their names, and accuracies after blocks."""
-  summaries = {}
-  for measure in values.list_measures(SettingResult):
-    given = [x for r in results if (x := getattr(r, measure.name, None)) is not None]
-    if given and isinstance(given[0], dict):
-      summaries[measure.name] = {k: stats.summarize([x[k] for x in given if k in x])
-                                 for k in dict.fromkeys(itertools.chain(*given))}
-    else:
-      summaries[measure.name] = control_results.average(given, keep=True)
+  summaries = {measure.name: control_results.average(
+      [getattr(r, measure.name, None) for r in results], keep=True)
+               for measure in values.list_measures(SettingResult)}
   alike = len({len(r.block_acc) for r in results}) == 1
   return summaries | dict(block_acc=[stats.summarize(accs) for accs in zip(
       *(r.block_acc for r in results))] if alike else None)
@@ -219,18 +219,15 @@ def find_effects(states) -> list[EffectResult]:
   From pairs of done points that agree in every other factor and in the seed, and, on valid, in the
   version of the rule of judging.
   """
-  found, effects = {s.point.name: (*read_valid(s), s.result.final_acc, s.point.config.seed)
-                    for s in states if s.result}, []
+  done = [(s.point.factors, (*read_valid(s), s.result.final_acc, s.point.config.seed))
+          for s in states if s.result]
+  effects = []
   for factor, (reference, *others) in list_levels([s.point for s in states]).items():
-    at = {}  # level -> what else a point is -> its accuracies
-    for state in states:
-      factors = state.point.factors
-      if state.point.name in found and factor in factors:
-        rest = tuple(sorted((k, str(v)) for k, v in factors.items() if k != factor))
-        at.setdefault(factors[factor], {})[rest] = found[state.point.name]
+    at: dict = {(factors[factor], leave_out(factors, factor)): accs for factors, accs in done
+                if factor in factors}
     for level in others:
-      pairs = [(mine, at[reference][rest])
-               for rest, mine in at.get(level, {}).items() if rest in at.get(reference, {})]
+      pairs = [(mine, at[reference, rest]) for (own, rest), mine in at.items()
+               if own == level and (reference, rest) in at]
       valid = [(seed, mine - theirs) for (mine, rule, _, seed), (theirs, other, *_) in pairs
                if None not in (mine, theirs) and rule == other]
       final = [(seed, mine - theirs) for (*_, mine, seed), (*_, theirs, _) in pairs]

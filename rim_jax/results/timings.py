@@ -8,7 +8,7 @@ from typing import Any
 
 from rim_jax.config import methods
 from rim_jax.results import stats
-from rim_jax.results.settings import LatencyOverSeeds, SettingResult
+from rim_jax.results.settings import LatencyOverSeeds, SettingResult, leave_out
 from rim_jax.results.values import EvalResult, LatencyFacts
 
 PARTS = (  # of what evaluation/latency.py times; what a person asks for first stands first
@@ -64,15 +64,15 @@ def summarize(results: list[EvalResult]) -> dict[str, Any]:
 
 
 def _summarize_latency(results) -> list[LatencyOverSeeds]:
-  found = []
-  for facts, entries in stats.group(
+  groups = stats.group(
       pair for result in results  # sizes that the devices round up to one batch count once
-      for pair in {tuple(_get_facts(e).items()): e for e in result.latency or ()}.items()).items():
-    told = {}
-    for key in (f'{part}_{what}' for part, _ in PARTS for what in ('ms', 'ratio')):
-      medians = [getattr(e, key).median for e in entries if getattr(e, key)]
-      if len(medians) == len(entries):  # a ratio of some would not be that of the mean time
-        told[key] = stats.summarize(medians)
+      for pair in {tuple(_get_facts(e).items()): e for e in result.latency or ()}.items())
+  found = []
+  for facts, entries in groups.items():
+    keys = [f'{part}_{what}' for part, _ in PARTS for what in ('ms', 'ratio')]
+    told: dict[str, Any] = {
+        key: stats.summarize([getattr(e, key).median for e in entries]) for key in keys
+        if all(getattr(e, key) for e in entries)}  # a ratio of some is not of the mean time
     found += [LatencyOverSeeds(**dict(facts), **told)] if told else []
   return found
 
@@ -83,17 +83,15 @@ def relate(entries: list[SettingResult]) -> list[SettingResult]:
   Timed side by side where the runs were; else it is of mean times, to those of `direct` with all
   other factors alike, on a like machine.
   """
-  def leave_out_method(entry):
-    return tuple(sorted((k, str(v)) for k, v in entry.factors.items() if k != 'method'))
-  bases = {leave_out_method(e): e for e in entries
+  bases = {leave_out(e.factors, 'method'): e for e in entries
            if e.ttft_ms and methods.is_baseline(e.factors.get('method'))}
 
   def find_ratio(entry):
     told = entry.latency[0].first_token_ratio if entry.latency else None
-    base = bases.get(leave_out_method(entry))
+    base = bases.get(leave_out(entry.factors, 'method'))
     if entry.ttft_ms and told:
       return told.mean, SIDE_BY_SIDE
-    if entry.ttft_ms and base and (
+    if entry.ttft_ms and base and base.ttft_ms and (
         base.measured_on[0]['machine'] == entry.measured_on[0]['machine']):
       return entry.ttft_ms.mean / base.ttft_ms.mean, OF_MEANS
     return None, None

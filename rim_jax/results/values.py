@@ -47,8 +47,7 @@ def list_measures(kind) -> list[Measure]:
 def list_made_of(kind, *made_of: str) -> list[str]:
   """Names of a kind's fields that are made of more than one answer a question, as `measure` says.
   """
-  return [f.name for f in dataclasses.fields(kind)
-          if (shown := f.metadata.get('measure')) and shown.made_of in made_of]
+  return [measure.name for measure in list_measures(kind) if measure.made_of in made_of]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
