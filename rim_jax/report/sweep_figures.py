@@ -7,7 +7,7 @@ import itertools
 import math
 import statistics
 
-from rim_jax.report import figures
+from rim_jax.report import figures, tables
 from rim_jax.results import stats
 
 _MOST_TICKS = 8  # named on one axis
@@ -37,9 +37,8 @@ def draw_parallel(rows, levels) -> figures.Figure | None:
     ax.spines['left'].set_visible(False)
     ax.spines['bottom'].set_visible(False)
     ax.grid(False)
-    for x, (factor, values) in enumerate(levels.items()):
-      _draw_axis(ax, x, [(places[factor][v], _format(v)) for v in _thin(
-          sorted(values, key=places[factor].__getitem__))])
+    for x, found in enumerate(places.values()):
+      _draw_axis(ax, x, [(place, _format(value)) for value, place in _thin(list(found.items()))])
     _draw_axis(ax, len(levels), [(i / 4, f'{100 * (low + i / 4 * (high - low)):.0f}')
                                  for i in range(5)])
     return figures.finish(figure, caption, [*levels, 'accuracy'], [
@@ -47,7 +46,7 @@ def draw_parallel(rows, levels) -> figures.Figure | None:
 
 
 def place_levels(values) -> dict:
-  """Level -> its place in 0 to 1, evenly: numbers by size, others in the order given.
+  """Level -> its place in 0 to 1, evenly, from the lowest: numbers by size, others as given.
 
   One level alone stands in the middle.
   """
@@ -64,8 +63,7 @@ def _thin(values):
 
 
 def _format(value):
-  text = f'{value:g}' if isinstance(value, float) else str(value)
-  return text if len(text) <= 16 else text[:15] + '…'
+  return tables.clean(f'{value:g}' if isinstance(value, float) else value, 16)
 
 
 def _draw_axis(ax, x, ticks):
@@ -99,8 +97,7 @@ def average_grid(rows, first: str, second: str) -> dict:
 def draw_heat_map(rows, levels, first: str, second: str) -> figures.Figure:
   """Mean accuracy of each two levels of two factors, over all else that was run with them."""
   cells = average_grid(rows, first, second)
-  down, across = (sorted(levels[f], key=place_levels(levels[f]).__getitem__)
-                  for f in (first, second))
+  down, across = (list(place_levels(levels[f])) for f in (first, second))
   return figures.draw_map(
       f'accuracy by {first} and {second}; %, mean over all else, seeds too',
       figures.Axes(first, down, second, across),

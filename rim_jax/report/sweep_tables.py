@@ -92,12 +92,11 @@ def _show_pair(pair) -> Cell:
 
 def tabulate_more(entries: list[SettingResult]) -> Table | None:
   """What was measured of some runs only: GSM-Hard by kind of answer, pass@k, a number of blocks."""
-  found = {}  # entry -> label -> summary
-  for entry in entries:
-    told = {m.label: getattr(entry, m.name) for m in list_measures(SettingResult) if not m.first}
-    found[entry.name] = {label.format(k): summary for label, given in told.items() if given
-                         for k, summary in (given.items() if isinstance(given, dict) else
-                                            [('', given)])}
+  measures = [m for m in list_measures(SettingResult) if not m.first]
+  found = {entry.name: {  # entry -> label -> summary
+      m.label.format(k): summary for m in measures if (given := getattr(entry, m.name))
+      for k, summary in (given.items() if isinstance(given, dict) else [('', given)])}
+           for entry in entries}
   head = list(dict.fromkeys(label for told in found.values() for label in told))
   return table(['', *head], [[name(setting), *(mean(told.get(label)) for label in head)]
                              for setting, told in found.items() if told])
@@ -166,13 +165,11 @@ def _show_time(row: timings.TimesRow, part: str) -> Cell:
 
 def tabulate_runs(states) -> Table | None:
   """Where each run stands."""
-  rows = []
-  for state in states:
-    accuracy = state.result and number(state.result.final_acc,
-                                       f'{100 * state.result.final_acc:.1f}%')
-    rows.append([name(state.point.name), state.status, accuracy or MISSING,
-                 cell(clean(state.folder), long=True)])
-  return table(['', 'state', 'final', 'where'], rows)
+  return table(['', 'state', 'final', 'where'], [
+      [name(state.point.name), state.status,
+       number(result.final_acc, f'{result.final_acc:.1%}') if result else MISSING,
+       cell(clean(state.folder), long=True)]
+      for state, result in ((state, state.result) for state in states)])
 
 
 def list_doubts(entries: list[SettingResult], is_apart) -> list[str]:
