@@ -104,12 +104,10 @@ def compute_model_flops(config: Config, program, rows: typical_lib.Rows) -> floa
   reads each row once, if thoughts are in it. Neither attention, which depends on the data, nor what
   is computed again nor CODI's projection is in it.
   """
-  trains = {jax.tree_util.keystr(path) for path, _ in
-            jax.tree_util.tree_leaves_with_path(program.abstract[0].params)}
   row_tokens = config.layout.row_tokens
   row_reads = methods.get_method(config).count_tokens(row_tokens, rows.limits, config)
   total = 0.0
-  for part in (program.abstract[0].params, program.abstract[1]):
+  for part, passes in ((program.abstract[0].params, 3), (program.abstract[1], 2)):
     for path, leaf in jax.tree_util.tree_leaves_with_path(part):
       where = [key.key for key in path]
       decodes = where[:2] == ['added', 'decoder']
@@ -121,8 +119,7 @@ def compute_model_flops(config: Config, program, rows: typical_lib.Rows) -> floa
         met = rows.row_slots
       else:
         continue
-      total += 2.0 * leaf.size * rows.batch_rows * met * (
-          3 if jax.tree_util.keystr(path) in trains else 2)
+      total += 2.0 * leaf.size * rows.batch_rows * met * passes
   return total
 
 
