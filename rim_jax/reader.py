@@ -5,7 +5,6 @@ Nothing else here decodes such bytes or parses JSON. A shape is a type: a datacl
 holds a number that no file needs, is told in one line.
 """
 
-import collections.abc
 import dataclasses
 import decimal
 import functools
@@ -172,8 +171,7 @@ def from_tree(kind, tree) -> typing.Any:
     if tree in parts:
       return tree
     raise ValueError(f'{str(tree)[:40]!r} in place of {" or ".join(map(repr, parts))}')
-  is_list = form in (list, tuple) and isinstance(tree, collections.abc.Sequence)
-  if is_list and parts and not isinstance(tree, str):
+  if form in (list, tuple) and parts and isinstance(tree, (list, tuple)):
     return form(from_tree(parts[0], v) for v in tree)
   if form is dict and parts and isinstance(tree, dict):
     return {k: _name_problem(k, parts[1], v) for k, v in tree.items()}
