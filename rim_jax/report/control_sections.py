@@ -85,24 +85,24 @@ def make_summary(found: ControlsResult) -> Blocks:
   blocks = _make_controls(
       run, dataclasses.replace(found, controls=found.controls | swept, sweeps={}))
   if not probes or probes.none or not (probes.pca and probes.steps):
-    return [*blocks, paragraph(f'probes: {clean(probes.none)}') if probes else None]
+    return [*blocks, *([paragraph(f'probes: {clean(probes.none)}')] if probes else [])]
   explained = probes.pca.none or ', '.join(f'{100 * e:.1f}' for e in probes.pca.explained or ())
   columns, rows = _arrange_steps(probes.steps)
   return [*blocks, *_make_probes(run, dataclasses.replace(probes, steps=None)),
           paragraph(f'Two components of block states explain, in %: {clean(explained)}'),
           table(['', *columns], [[row, *map(share, shares)] for row, shares in rows.items()],
-                'does this block hold that intermediate result? % right') if columns else None]
+                'does this block hold that intermediate result? % right')]
 
 
 # ---- Controls ----
 
 
-def tabulate_controls(found: dict[str, dict[str, ControlResult]]) -> Table | None:
+def tabulate_controls(found: dict[str, dict[str, ControlResult]]) -> Table:
   """The controls of some runs beside what each should give; run -> its controls."""
   return _tabulate(found, _show_control)
 
 
-def tabulate_over_seeds(entries: list[SettingResult]) -> Table | None:
+def tabulate_over_seeds(entries: list[SettingResult]) -> Table:
   """Controls beside what each should give, the last answer's shares as means over seeds."""
   counts = {e.name: e.num_done for e in entries}
   return _tabulate({e.name: e.controls for e in entries if e.controls},
@@ -269,19 +269,20 @@ def _make_selection(selection: SelectionResult) -> Blocks:
 def _arrange_steps(steps: StepProbes | StepsOverSeeds) -> tuple[list[str], dict[str, list]]:
   """(intermediate results, what each block and the most frequent class have of them).
 
-  Without results where nothing was fitted.
+  Both are empty where nothing was fitted.
   """
-  rows = {f'block {k}': row for k, row in enumerate(steps.acc or (), 1)}
-  majority = steps.majority or []
-  return [f'r{t}' for t in range(1, len(majority) + 1)], rows | {'frequent': majority}
+  if not (steps.acc and steps.majority):
+    return [], {}
+  rows = {f'block {k}': row for k, row in enumerate(steps.acc, 1)} | {'frequent': steps.majority}
+  return [f'r{t}' for t in range(1, len(steps.majority) + 1)], rows
 
 
 def _make_steps(run, steps: StepProbes) -> Blocks:
   """Which intermediate result each block holds, beside the class most frequent in train."""
-  if not (steps.acc and steps.majority):
+  columns, rows = _arrange_steps(steps)
+  if not rows:
     return [paragraph(Part('Intermediate results', style='bold')),
             paragraph(clean(steps.none), muted=True)]
-  columns, rows = _arrange_steps(steps)
   return [paragraph(Part('Does this block hold that intermediate result?', style='bold')),
           *figures([draw_map(
               f'{run}: intermediate results that a probe reads off a block, %; {_FREQUENT}',

@@ -56,7 +56,7 @@ class Section:
 
 
 Block = Heading | Paragraph | Items | Figures | Details | Section | Table
-Blocks = Sequence[Block | None]  # None: a table without rows, which is left out
+Blocks = Sequence[Block]  # of which a table without rows is left out
 
 
 def paragraph(*parts, small=False, muted=False) -> Paragraph:
@@ -88,9 +88,9 @@ def optional(title: str, blocks: Blocks) -> list[Section]:
   return [Section(title, blocks)] if blocks else []
 
 
-def keep(blocks: Iterable[Block | None]) -> tuple[Block, ...]:
-  """Those blocks that are there."""
-  return tuple(block for block in blocks if block is not None)
+def keep(blocks: Iterable[Block]) -> tuple[Block, ...]:
+  """Those blocks that say something: a table without rows does not."""
+  return tuple(block for block in blocks if not (isinstance(block, Table) and not block.rows))
 
 
 @functools.cache

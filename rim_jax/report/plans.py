@@ -85,11 +85,9 @@ def make_fastest(found) -> tables.Table:
       + ' --config.train.batch_examples=0')
   more = ''.join(f"; with {p['train.batch_rows']} rows, another recipe, MFU at most "
                  f"{p['mfu_ceiling']:.1%}" for p in found['more_rows'])
-  made = tables.table(['remat', 'layers', 'tile', 'data x fsdp x tensor', 'rows', 'micro', 'GiB',
+  return tables.table(['remat', 'layers', 'tile', 'data x fsdp x tensor', 'rows', 'micro', 'GiB',
                        'ms: compute / HBM / network', 'step', 'MFU', 's to compile', ''], rows,
                       notes=[note + more])
-  assert made is not None  # the first setting is always tried
-  return made
 
 
 def _list_tried(entry):
@@ -114,13 +112,11 @@ def make_latency(entries) -> tables.Table:
   rows = [[e['method'], str(e['batch']), f"{e['question_tokens']} in {e['trunk_tokens']}",
            *(text for part in ('prefill', 'first_token') for text in _list_part(e[part]))]
           for e in entries]
-  made = tables.table(
+  return tables.table(
       ['method', 'batch', 'question in trunk',
        *(f'{part}: {what}' if what == 'kernels' else what for part in ('prefill', 'first token')
          for what in ('kernels', 'GB', 'ms: compute / HBM', 'x direct', 'with cache: GB',
                       'x direct'))], rows)
-  assert made is not None
-  return made
 
 
 def _list_part(part):

@@ -119,7 +119,7 @@ def show_results(console, folder, num_shown: int, name=None) -> None:
                  paragraph(f'Rule: {result.answer_rule}.')])
 
 
-def _tabulate_result(name, result: EvalResult) -> Table | None:
+def _tabulate_result(name, result: EvalResult) -> Table:
   """Every measure of a set with what it means, and a bar for each block."""
   facts, rows = _get_facts(result), []
   for measure in result.measures:
@@ -137,7 +137,7 @@ def _tabulate_result(name, result: EvalResult) -> Table | None:
                f'Results on {name}')
 
 
-def _tabulate_examples(examples, result: EvalResult) -> Table | None:
+def _tabulate_examples(examples, result: EvalResult) -> Table:
   head = [Column('question', ratio=2), Column('gold', most=12),
           Column('answer after each block' if result.num_blocks else 'answer', ratio=3)]
   rows = [[clean(p.question, 120), clean(p.answer, 24), _show_read(p, result, 160)]
@@ -222,7 +222,7 @@ def _add_error(accuracy: Cell, sign: str, result: EvalResult) -> Cell:
   return accuracy + f' (95% sure: {bound})'
 
 
-def _make_headline(results) -> Table | None:
+def _make_headline(results) -> Table:
   """Every measure of every set of every stage."""
   sets = {f'{name}: {key}': r for name, sets in results.items() for key, r in sets.items()}
   there = {measure for result in sets.values() for measure in result.measures}
@@ -234,7 +234,7 @@ def _make_headline(results) -> Table | None:
                for c, result in zip(cells, sets.values())]
     head = cell(Part(measure.label, style='bold'), long=True)
     rows.append([head.note(measure.meaning) if measure.meaning else head, *cells])
-  return table(['', *map(clean, sets)], rows) if sets else None
+  return table(['', *map(clean, sets)], rows)
 
 
 def _make_accuracies(name, sets: dict[str, EvalResult]) -> Blocks:
@@ -372,7 +372,7 @@ def _get_series(metrics, prefix, scale=1):
   return dict(sorted(series.items()))
 
 
-def _make_examples(folder, sets, num_shown) -> Table | None:
+def _make_examples(folder, sets, num_shown) -> Table:
   """Questions of the first set, with the answers read after each block."""
   chosen = _choose_examples(load_predictions(folder), 2 * num_shown)
   return table(['question', 'gold', 'answers read'], [
@@ -394,6 +394,6 @@ def _make_card(folder) -> Blocks:
           *items(folder.list_damaged() + folder.list_unsealed())] if card else []
 
 
-def tabulate_flat(flat: dict) -> Table | None:
+def tabulate_flat(flat: dict) -> Table:
   """Keys and values, as they are."""
   return table((), [[clean(key), cell(clean(value), long=True)] for key, value in flat.items()])

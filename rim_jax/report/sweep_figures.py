@@ -38,7 +38,9 @@ def draw_parallel(rows, levels) -> figures.Figure | None:
     ax.spines['bottom'].set_visible(False)
     ax.grid(False)
     for x, found in enumerate(places.values()):
-      _draw_axis(ax, x, [(place, _format(value)) for value, place in _thin(list(found.items()))])
+      _draw_axis(ax, x, [
+          (place, tables.clean(f'{value:g}' if isinstance(value, float) else value, 16))
+          for value, place in _thin(list(found.items()))])
     _draw_axis(ax, len(levels), [(i / 4, f'{100 * (low + i / 4 * (high - low)):.0f}')
                                  for i in range(5)])
     return figures.finish(figure, caption, [*levels, 'accuracy'], [
@@ -60,10 +62,6 @@ def _thin(values):
   if len(values) <= _MOST_TICKS:
     return values
   return [values[round(i * (len(values) - 1) / (_MOST_TICKS - 1))] for i in range(_MOST_TICKS)]
-
-
-def _format(value):
-  return tables.clean(f'{value:g}' if isinstance(value, float) else value, 16)
 
 
 def _draw_axis(ax, x, ticks):

@@ -280,7 +280,7 @@ def make_markdown(conclusion: Conclusion) -> str:
                 control_sections.tabulate_over_seeds(done),
                 sweep_tables.tabulate_pairs(conclusion),
                 sweep_tables.tabulate_effects(conclusion.effects)):
-    lines += tables.to_markdown(shown) if shown else []
+    lines += tables.to_markdown(shown) if shown.rows else []
   unpaired = pairwise.describe_unpaired(conclusion)
   return '\n'.join([*lines, *(['', unpaired] if unpaired else [])]) + '\n'
 

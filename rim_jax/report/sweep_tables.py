@@ -23,7 +23,7 @@ from rim_jax.results.stats import Effect
 from rim_jax.results.values import list_measures
 
 
-def tabulate_results(entries: list[SettingResult]) -> Table | None:
+def tabulate_results(entries: list[SettingResult]) -> Table:
   """The headline: a row a setting, its means over seeds, its time, its test against the best."""
   measures = [m for m in list_measures(SettingResult) if m.first
               and any(getattr(e, m.name) for e in entries)]
@@ -65,14 +65,12 @@ def _show_chance(value):
   return number(value, pairwise.show_chance(value).replace(' ', '\xa0').replace('-', '\u2011'))
 
 
-def tabulate_pairs(conclusion: Conclusion) -> Table | None:
+def tabulate_pairs(conclusion: Conclusion) -> Table:
   """Differences of any two settings that were compared, below the diagonal, and their tests."""
   pairs = {(p['a'], p['b']): p for p in conclusion.pairs if p['tests']}
-  if not pairs:
-    return None
   names = [e.name for e in conclusion.entries if e.num_done]
   rows = [[name(f'{i}: {row}'), *(_show_pair(pairs.get((row, column))) for column in names[:i - 1])]
-          for i, row in enumerate(names, 1)]
+          for i, row in enumerate(names, 1)] if pairs else []
   return table(['', *map(str, range(1, len(names)))], rows, notes=[
       f'Any two, row less column: {pairwise.PAIRS_MEAN}. Bold: p below 0.05 on every seed that '
       'both have, in one direction.'])
@@ -90,7 +88,7 @@ def _show_pair(pair) -> Cell:
   return told
 
 
-def tabulate_more(entries: list[SettingResult]) -> Table | None:
+def tabulate_more(entries: list[SettingResult]) -> Table:
   """What was measured of some runs only: GSM-Hard by kind of answer, pass@k, a number of blocks."""
   measures = [m for m in list_measures(SettingResult) if not m.first]
   found = {entry.name: {  # entry -> label -> summary
@@ -102,7 +100,7 @@ def tabulate_more(entries: list[SettingResult]) -> Table | None:
                              for setting, told in found.items() if told])
 
 
-def tabulate_effects(effects: list[EffectResult]) -> Table | None:
+def tabulate_effects(effects: list[EffectResult]) -> Table:
   """Paired differences, a row a level."""
   return table(
       ['changed', ('pairs', 'of runs that differ in nothing else'), 'seeds',
@@ -125,7 +123,7 @@ def _show_effect(effect: Effect | None) -> Cell:
   return told + cell('\xa0[', low, ',\xa0', high, ']')
 
 
-def tabulate_blocks(entries: list[SettingResult]) -> Table | None:
+def tabulate_blocks(entries: list[SettingResult]) -> Table:
   """Accuracy after each block, where there is more than one."""
   told = {e.name: e.block_acc for e in entries if e.block_acc and len(e.block_acc) > 1}
   blocks = range(1, max(map(len, told.values()), default=0) + 1)
@@ -134,7 +132,7 @@ def tabulate_blocks(entries: list[SettingResult]) -> Table | None:
       for setting, accs in told.items()])
 
 
-def tabulate_times(entries: list[SettingResult]) -> Table | None:
+def tabulate_times(entries: list[SettingResult]) -> Table:
   """Times beside what they were measured on, a row a batch size."""
   rows = [[name(e.name), number(row.means.batch) if row.means.batch else MISSING,
            *(_show_time(row, part) for part, _ in timings.PARTS),
@@ -163,7 +161,7 @@ def _show_time(row: timings.TimesRow, part: str) -> Cell:
       ratio) else told
 
 
-def tabulate_runs(states) -> Table | None:
+def tabulate_runs(states) -> Table:
   """Where each run stands."""
   return table(['', 'state', 'final', 'where'], [
       [name(state.point.name), state.status,

@@ -172,17 +172,15 @@ class Table:
     return any(c.label or c.note for c in self.columns)
 
 
-def table(head, rows, title: str = '', notes=()) -> Table | None:
-  """A Table from heads and rows in a short form; None without rows.
+def table(head, rows, title: str = '', notes=()) -> Table:
+  """A Table from heads and rows in a short form.
 
   Args:
     head: texts, (text, note) or Columns; shorter than the rows for one without heads.
     rows: lists of what `cell` takes.
   """
   rows = tuple(tuple(map(cell, row)) for row in rows)
-  if not rows:
-    return None
-  head = list(head) or [''] * len(rows[0])
+  head = list(head) or [''] * max(map(len, rows), default=0)
   columns = (c if isinstance(c, Column) else Column(c) if isinstance(c, str) else Column(*c)
              for c in head)
   return Table(tuple(columns), rows, title, tuple(notes))
@@ -241,7 +239,7 @@ def _show_cell(shown: Cell, console):
 def show(console, head, rows, title: str = '') -> None:
   """Prints a table of `table`'s short form, where it has rows."""
   made = table(head, rows, title)
-  if made:
+  if made.rows:
     console.print(to_rich(made, console))
 
 

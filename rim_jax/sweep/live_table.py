@@ -55,11 +55,10 @@ class Board:
 
 def _draw(runs: list[PointRun], console):
   """Where each run stands."""
-  shown = tables.table(['point', 'state', 'where it is'], [
+  return tables.to_rich(tables.table(['point', 'state', 'where it is'], [
       [run.point.name, run.status, f'{run.result.final_acc:.1%} after {run.result.step} steps'
        if run.result else run.error or (read_progress(run) if run.status == 'running' else '')]
-      for run in runs])
-  return tables.to_rich(shown, console) if shown else ''
+      for run in runs]), console)
 
 
 def read_progress(run: PointRun) -> str:

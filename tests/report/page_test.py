@@ -1,6 +1,6 @@
 """Blocks are shown as they are, and an empty section says so."""
 
-from rim_jax.report import page
+from rim_jax.report import page, tables
 from rim_jax.results.values import EvalResult, Prediction
 
 
@@ -22,13 +22,14 @@ def show(*blocks) -> str:
 
 def test_a_section_without_blocks_says_so_or_how_to_get_some():
   assert show(page.section('a', [])) == '<h3>a</h3><p class="none">no data</p>'
-  assert show(page.section('a', [None], 'ask <it>')) == (
+  assert show(page.section('a', [tables.table([], [])], 'ask <it>')) == (
       '<h3>a</h3><p class="none">ask &lt;it&gt;</p>')
   assert show(page.section('a', [page.paragraph('b')], 'ask')) == '<h3>a</h3><p>b</p>'
 
 
 def test_blocks_that_hold_nothing_are_none():
-  assert page.items([]) == page.figures([None]) == page.details('a', [None]) == []
+  assert page.items([]) == page.figures([None]) == page.details(
+      'a', [tables.table(['a'], [])]) == []
 
 
 def test_text_is_never_markup():

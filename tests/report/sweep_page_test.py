@@ -100,7 +100,7 @@ def test_measures_of_some_runs_are_means_over_their_seeds(tmp_path):
   """Of a=1 on two seeds; a=2 was asked for nothing more."""
   states = support_sweep.make_states(tmp_path, [
       ({'a': 1, 'seed': 0}, 0.5, 0.5), ({'a': 1, 'seed': 1}, 0.5, 0.5), ({'a': 2}, 0.5, 0.5)])
-  assert sweep_tables.tabulate_more(sweep_results.conclude(states, tmp_path).entries) is None
+  assert sweep_tables.tabulate_more(sweep_results.conclude(states, tmp_path).entries).rows == ()
   for state, more in zip(states, (0.0, 0.25)):
     path = state.folder / 'results.json'
     results = json.loads(path.read_text())

@@ -26,4 +26,4 @@ def test_times_have_a_row_for_each_setting_and_batch_beside_its_conditions():
       f'{conditions} |',
       f'| method=rim | – | {timings.UNLIKE} | – | – | – | h/ere; not told |']
   assert {row.count('|') for row in (head, *rows)} == {8}
-  assert sweep_tables.tabulate_times(entries[3:]) is None
+  assert not sweep_tables.tabulate_times(entries[3:]).rows
