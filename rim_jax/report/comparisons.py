@@ -4,6 +4,7 @@ Reads cards, results and predictions, never a model; asks for no device.
 """
 
 import dataclasses
+import re
 
 from etils import epath
 from rich.text import Text
@@ -53,13 +54,11 @@ def _find_run(named) -> epath.Path:
   Raises: UserError where neither is one.
   """
   folder = epath.Path(named)
-  stages = {int(number): path for path in (folder.iterdir() if folder.is_dir() else ())
-            if path.name.startswith('stage') and (number := path.name[5:]).isdecimal()
-            and (path / 'config.json').exists()}
-  if stages:
-    return stages[max(stages)]
-  if (folder / 'config.json').exists():
-    return folder
+  stages = [path for path in (folder.iterdir() if folder.is_dir() else ())
+            if re.fullmatch(r'stage\d+', path.name)]
+  for path in (*sorted(stages, key=lambda path: -int(path.name[5:])), folder):
+    if (path / 'config.json').exists():
+      return path
   points = folder / 'points'
   fix = f'is a sweep; name one of its runs, --with={points}/NAME' if points.exists() else (
       'there is no run here; name the WORKDIR of one')

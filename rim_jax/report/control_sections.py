@@ -14,9 +14,9 @@ from rim_jax.report.figures import Axes, draw, draw_map
 from rim_jax.report.page import (
   Blocks,
   Section,
-  details,
   figures,
   items,
+  optional,
   paragraph,
   section,
 )
@@ -366,6 +366,6 @@ def _make_steps_over_seeds(setting: str, steps: StepsOverSeeds, count: int) -> B
              f'seeds; {_FREQUENT}')
   return [*figures([draw_map(caption, Axes('state of', list(rows), 'intermediate result', columns),
                              means)]),
-          *details(f'{setting}: with standard errors', [
+          *optional(f'{setting}: with standard errors', [
               table(['', *columns], [[row, *(mean(x, of=count) for x in cells)]
-                                     for row, cells in rows.items()])])]
+                                     for row, cells in rows.items()])], folded=True)]

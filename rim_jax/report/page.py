@@ -41,21 +41,15 @@ class Figures:
 
 
 @dataclasses.dataclass(frozen=True)
-class Details:
-  """Blocks that are shown when asked for."""
-  summary: str
-  blocks: tuple['Block', ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Section:
   """A titled part; without blocks a line that says so, or how to get some."""
   title: str
   blocks: tuple['Block', ...]
   otherwise: str = 'no data'
+  folded: bool = False  # its blocks are shown when asked for
 
 
-Block = Heading | Paragraph | Items | Figures | Details | Section | Table
+Block = Heading | Paragraph | Items | Figures | Section | Table
 Blocks = Sequence[Block]  # of which a table without rows is left out
 
 
@@ -73,19 +67,14 @@ def figures(drawn: Iterable[Figure | None]) -> list[Figures]:
   return [Figures(drawn)] if drawn else []
 
 
-def details(summary: str, blocks: Blocks) -> list[Details]:
-  blocks = keep(blocks)
-  return [Details(summary, blocks)] if blocks else []
-
-
 def section(title: str, blocks: Blocks, otherwise: str = 'no data') -> Section:
   return Section(title, keep(blocks), clean(otherwise))
 
 
-def optional(title: str, blocks: Blocks) -> list[Section]:
+def optional(title: str, blocks: Blocks, folded: bool = False) -> list[Section]:
   """A section, where there is something in it."""
   blocks = keep(blocks)
-  return [Section(title, blocks)] if blocks else []
+  return [Section(title, blocks, folded=folded)] if blocks else []
 
 
 def keep(blocks: Iterable[Block]) -> tuple[Block, ...]:

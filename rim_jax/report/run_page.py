@@ -21,7 +21,6 @@ from rim_jax.report.page import (
   Heading,
   Section,
   describe_trained,
-  details,
   figures,
   items,
   mark_answers,
@@ -389,8 +388,8 @@ def _make_card(folder) -> Blocks:
     program, *words = card['command']
     card['command'] = terminal.join([  # a module's own path is no program that a shell runs
         *(['python', '-m', 'rim_jax.main'] if program.endswith('main.py') else [program]), *words])
-  return [tabulate_flat(config_lib.flatten(card)), *details(
-      f'all {len(settings)} settings', [tabulate_flat(settings)]),
+  return [tabulate_flat(config_lib.flatten(card)), *optional(
+      f'all {len(settings)} settings', [tabulate_flat(settings)], folded=True),
           *items(folder.list_damaged() + folder.list_unsealed())] if card else []
 
 

@@ -87,8 +87,8 @@ def _make_notes(entries) -> page.Blocks:
   doubts = sweep_tables.list_doubts(entries, sweep_results.is_apart)
   shown = page.items(doubts)
   if len(doubts) > _MANY:
-    shown = page.details(f'{len(doubts)} neighbours by final accuracy whose order the seeds do not '
-                         'support', shown)
+    shown = page.optional(f'{len(doubts)} neighbours by final accuracy whose order the seeds do '
+                          'not support', shown, folded=True)
   return [*page.items(events), *shown]
 
 
@@ -138,8 +138,7 @@ def _draw_by_number(found, caption, xlabel) -> page.Blocks:
 def _draw_latency(entries, drawn, which) -> page.Blocks:
   lines = {e.name: _list_points(e) for e in drawn if e.ttft_ms}
   machines = sweep_tables.list_machines(entries)
-  told = machines[0] if len(machines) == 1 else (
-      'not all measured alike; only those that were can be compared')
+  told = machines[0] if len(machines) == 1 else sweep_tables.UNLIKE
   return page.figures([draw(
       f"accuracy against time, from the answer's first token to its end; {told}{which}",
       'accuracy, %', 'ms, warm', lines, legend_title='run')])
@@ -172,8 +171,8 @@ def _make_controls(entries, states) -> page.Blocks:
   found = {s.point.name: control_results.load_asked(
       s.last[1], s.last[0].eval_set, s.result)[0] for s in states if s.result}
   return [control_sections.tabulate_over_seeds(entries),
-          *page.details('each run, after each block', [control_sections.tabulate_controls(
-              {name: c.controls for name, c in found.items() if c})]),
+          *page.optional('each run, after each block', [control_sections.tabulate_controls(
+              {name: c.controls for name, c in found.items() if c})], folded=True),
           *page.items(f'{name}: not shown, {why}' for e in entries
                       for name, why in e.not_carried.items())]
 

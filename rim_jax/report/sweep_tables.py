@@ -22,6 +22,8 @@ from rim_jax.results.settings import Conclusion, EffectResult, SettingResult
 from rim_jax.results.stats import Effect
 from rim_jax.results.values import list_measures
 
+UNLIKE = 'not all measured alike; only those that were can be compared'
+
 
 def tabulate_results(entries: list[SettingResult]) -> Table:
   """The headline: a row a setting, its means over seeds, its time, its test against the best."""
@@ -138,8 +140,7 @@ def tabulate_times(entries: list[SettingResult]) -> Table:
            *(_show_time(row, part) for part, _ in timings.PARTS),
            cell(clean(row.conditions), long=True, wide=True)]
           for e in entries for row in timings.list_rows(e)]
-  warning = 'not all measured alike; only those that were can be compared'
-  notes = [timings.TIMES_MEAN, *[warning] * (len(list_machines(entries)) > 1)]
+  notes = [timings.TIMES_MEAN, *[UNLIKE] * (len(list_machines(entries)) > 1)]
   head = ['', 'questions at once', *((label, 'ms, and x direct') for _, label in timings.PARTS),
           'measured on']
   return table(head, rows, notes=[f'{"; ".join(notes)}.'])

@@ -28,12 +28,12 @@ def test_a_section_without_blocks_says_so_or_how_to_get_some():
 
 
 def test_blocks_that_hold_nothing_are_none():
-  assert page.items([]) == page.figures([None]) == page.details(
+  assert page.items([]) == page.figures([None]) == page.optional(
       'a', [tables.table(['a'], [])]) == []
 
 
 def test_text_is_never_markup():
   shown = show(page.Heading('<h>'), page.paragraph('<p>&', small=True), *page.items(['<li>']),
-               *page.details('<d>', [page.paragraph('<x>')]))
+               *page.optional('<d>', [page.paragraph('<x>')], folded=True))
   for text in ('<h>', '<p>&', '<li>', '<d>', '<x>'):
     assert text.replace('&', '&amp;').replace('<', '&lt;').replace('>', '&gt;') in shown
