@@ -3,11 +3,10 @@
 Reads predictions of runs that are done, never a model.
 """
 
-import collections
-
 from rim_jax.errors import UserError
 from rim_jax.report import page, pairwise
 from rim_jax.report.tables import clean, name, number, table
+from rim_jax.results import stats
 from rim_jax.runtime import run_folder
 
 _NUM_SHOWN = 6
@@ -52,12 +51,10 @@ def choose_questions(right, count: int) -> list[int]:
   Args:
     right: for each run whether it has each question right, in one order.
   """
-  ways = list(zip(*right))
-  often, seen, ranked = collections.Counter(ways), collections.Counter(), []
-  for i, way in enumerate(ways):
+  ranked = []
+  for way, places in stats.group((way, i) for i, way in enumerate(zip(*right))).items():
     smaller = min(sum(way), len(way) - sum(way))
-    ranked.append((smaller == 0, seen[way], -smaller, -often[way], i))
-    seen[way] += 1
+    ranked += [(smaller == 0, turn, -smaller, -len(places), i) for turn, i in enumerate(places)]
   return [i for *_, i in sorted(ranked)[:count]]
 
 

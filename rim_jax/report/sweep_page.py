@@ -51,7 +51,7 @@ def write_summary(workdir, title: str, conclusion: Conclusion, states):
             *_make_by_number(drawn, which, by_name),
             page.section('Accuracy against latency', [
                 *_draw_latency(finished, drawn, which), sweep_tables.tabulate_times(finished)]),
-            page.section('Learning', _draw_learning(drawn, which, states)),
+            page.section('Learning', _draw_learning(firsts, which)),
             page.section(f'Where they differ, by example{which}',
                          disagreements.make_examples(firsts)),
             page.section('Does the memory do the work?', _make_controls(finished, states)),
@@ -151,16 +151,16 @@ def _list_points(entry):
   return times, [100 * entry.final_acc.mean] * len(times)
 
 
-def _draw_learning(entries, which, states) -> page.Blocks:
-  """Accuracy on valid over the updates of all stages, of each entry's first run."""
-  by_name, lines = {s.point.name: s for s in states}, {}
-  for entry in entries:
-    state, points, before = by_name[entry.points[0]], [], 0
+def _draw_learning(runs, which) -> page.Blocks:
+  """Accuracy on valid over the updates of all stages, of each setting's first run."""
+  lines = {}
+  for name, state in runs.items():
+    points, before = [], 0
     for folder in state.stages.values():
       points += [(before + step, 100 * acc) for step, (acc, _) in folder.load_valid().items()]
       before += folder.count_steps()
     if points:
-      lines[state.point.name] = tuple(zip(*points))
+      lines[name] = tuple(zip(*points))
   return page.figures([draw(
       f'accuracy on valid while learning, one seed each{which}', 'accuracy, %', 'step', lines,
       legend_title='run')])

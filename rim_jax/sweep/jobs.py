@@ -73,10 +73,9 @@ def run_all(waiting: list, places, start, finish, is_ready=lambda task: True,
         waiting.remove(ready[0])
         place = free.pop(0)
         running.append((ready[0], start(ready[0], place), place))
-      for under_way in [u for u in running if u[1].is_done()]:
-        task, job, place = under_way
+      for task, job, place in [u for u in running if u[1].is_done()]:
         end = job.wait()
-        running.remove(under_way)
+        running.remove((task, job, place))
         free.append(place)
         finish(task, end, False)
       poll()
