@@ -59,6 +59,7 @@ class _Case:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), trunks)
 
 
+@functools.lru_cache(maxsize=1)  # each program is lowered of it, a TPU's in a process of its own
 def _make_case(topology: str, config: Config) -> _Case:
   machine = make_machine(topology)
   mesh = sharding.make_mesh(MeshConfig(1, 1, 1), machine.devices[:1])
@@ -105,7 +106,7 @@ def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[
     for number, (name, *_) in enumerate(case.kinds):
       say(f'{name}, batch {size}: compiling')
       of_size.append({'method': name, 'batch': size, 'question_tokens': len(case.question)}
-                     | _measure(case, topology, config, number, size))
+                     | _measure(topology, config, number, size))
     for entry in of_size:
       for part in PARTS:
         for secs, ratio in (('secs', 'ratio'), ('cached_secs', 'cached_ratio')):
@@ -115,24 +116,22 @@ def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[
   return entries
 
 
-def _lower(case: _Case, number: int, size: int, name: str):
+def _lower(topology: str, config: Config, number: int, size: int, name: str):
+  case = _make_case(topology, config)
   network, parts, trunks = case.make_parts(number, size)
   with jax.set_mesh(network.mesh):
     return parts[name].program.trace(*network.arrays, parts[name].static, trunks).lower(
         lowering_platforms=(case.machine.platform,))
 
 
-def _lower_anew(topology: str, config: Config, number: int, size: int, name: str):
-  return _lower(_make_case(topology, config), number, size, name)
-
-
-def _measure(case: _Case, topology, config, number, size):
+def _measure(topology: str, config: Config, number: int, size: int) -> dict:
+  case = _make_case(topology, config)
   machine, (_, parts, trunks) = case.machine, case.make_parts(number, size)
   found: dict = {'trunk_tokens': trunks.tokens.shape[1]}
   for name in PARTS:
     part = parts[name]
-    text = (compile_apart(_lower_anew, topology, config, number, size, name)
-            if machine.is_tpu else compile_lowered(_lower(case, number, size, name))).as_text()
+    text = (compile_apart(_lower, topology, config, number, size, name) if machine.is_tpu else
+            compile_lowered(_lower(topology, config, number, size, name))).as_text()
     costs = hlo.compute_costs(text, unknown_trips=part.num_turns)
     cached = hlo.compute_costs(text, unknown_trips=part.num_turns,
                                cached_bytes=machine.chip.cache_bytes * _CACHE_SHARE)
