@@ -329,13 +329,11 @@ def _make_variants(title, letter, heads, variants) -> Blocks:
   """
   lines = {f'{letter} = {value}': (list(map(int, acc)), [100 * a for a in acc.values()])
            for value, acc, _ in variants}
-  if not lines:
-    return []
-  drawn = figures([draw(title, 'accuracy, %', 'blocks K', lines)]) if len(
-      variants[0][1]) > 1 else []
-  return [*drawn, table([heads[0], 'blocks K', '% right', heads[1]], [
-      [str(value), k, share(acc), tell(k)] for value, accs, tell in variants
-      for k, acc in accs.items()])]
+  is_curve = any(len(acc) > 1 for _, acc, _ in variants)
+  return [*figures([draw(title, 'accuracy, %', 'blocks K', lines)] if is_curve else []),
+          table([heads[0], 'blocks K', '% right', heads[1]], [
+              [str(value), k, share(acc), tell(k)] for value, accs, tell in variants
+              for k, acc in accs.items()])]
 
 
 def _format_time(passes: PassesResult, k: str) -> Part | str:
