@@ -10,7 +10,7 @@ import math
 
 from rim_jax import reader
 from rim_jax.errors import UserError
-from rim_jax.report.figures import Axes, draw, draw_map
+from rim_jax.report.figures import draw, draw_map
 from rim_jax.report.page import (
   Blocks,
   Section,
@@ -176,11 +176,11 @@ def _make_sweep(run, key, sweep: ControlSweep, blocks) -> Blocks:
     reasons = dict.fromkeys(e.none or '' for e in sweep.by_block)
     return [told, paragraph(clean('; '.join(reasons)), muted=True)]
   changed = 'block changed' if key == 'swapped_block' else 'changed from block'
-  axes = Axes(changed, [e.block for e in entries], 'read after block', blocks)
   return [told, *figures(
-      draw_map(f'{run}, {title}: questions with {whose} answer, %', axes, shares)
-      for shares, whose in (([e.block_acc for e in entries], 'the own'),
-                            ([e.block_donor_acc for e in entries], "the donor's")))]
+      draw_map(f'{run}, {title}: questions with {whose} answer, %', changed, 'read after block',
+               blocks, shares)
+      for shares, whose in (({e.block: e.block_acc for e in entries}, 'the own'),
+                            ({e.block: e.block_donor_acc for e in entries}, "the donor's")))]
 
 
 # ---- Attention ----
@@ -198,8 +198,8 @@ def _make_attention(run, attention: AttentionResult | None) -> Blocks:
   shares = [[sum(column) / len(layers) for column in zip(*by_layer)] for by_layer in by_block]
 
   def draw_weights(caption, ylabel, rows, weights):
-    return draw_map(f'{run}: attention after {caption}', Axes(ylabel, rows, 'attended to', names),
-                    [row[:len(names)] for row in weights])
+    return draw_map(f'{run}: attention after {caption}', ylabel, 'attended to', names,
+                    {row: shares[:len(names)] for row, shares in zip(rows, weights)})
   maps = [draw_weights(f'each block, %; mean over layers, {over}', 'read after block', reads,
                        shares),
           draw_weights(f'the last block, %; {over}', 'layer', layers, by_block[-1])]
@@ -286,8 +286,7 @@ def _make_steps(run, steps: StepProbes) -> Blocks:
   return [paragraph(Part('Does this block hold that intermediate result?', style='bold')),
           *figures([draw_map(
               f'{run}: intermediate results that a probe reads off a block, %; {_FREQUENT}',
-              Axes('state of', list(rows), 'intermediate result', columns),
-              list(rows.values()))]),
+              'state of', 'intermediate result', columns, rows)]),
           *items(f'r{t}: {why}' for t, why in (
               steps.none.items() if isinstance(steps.none, dict) else ()))]
 
@@ -361,11 +360,10 @@ def make_probes_over_seeds(entries: list[SettingResult]) -> Blocks:
 def _make_steps_over_seeds(setting: str, steps: StepsOverSeeds, count: int) -> Blocks:
   """Which intermediate result each block holds: a map of means, and a table with their errors."""
   columns, rows = _arrange_steps(steps)
-  means = [[x and x.mean for x in row] for row in rows.values()]
+  means = {row: [x and x.mean for x in cells] for row, cells in rows.items()}
   caption = (f'{setting}: intermediate results that a probe reads off a block, %, mean over '
              f'seeds; {_FREQUENT}')
-  return [*figures([draw_map(caption, Axes('state of', list(rows), 'intermediate result', columns),
-                             means)]),
+  return [*figures([draw_map(caption, 'state of', 'intermediate result', columns, means)]),
           *optional(f'{setting}: with standard errors', [
               table(['', *columns], [[row, *(mean(x, of=count) for x in cells)]
                                      for row, cells in rows.items()])], folded=True)]

@@ -4,6 +4,7 @@ Who makes a figure returns it; `page.write_page` alone writes it. matplotlib is 
 figure is drawn.
 """
 
+from collections.abc import Sequence
 import contextlib
 import csv
 import dataclasses
@@ -104,39 +105,33 @@ def _draw_lines(ax, lines, marks, ramp):
       ax.plot(x[-1:], y[-1:], color=color, marker='o', markersize=10, fillstyle='none')
 
 
-@dataclasses.dataclass(frozen=True)
-class Axes:
-  """What a map has down and across: a label and the names of its rows or columns."""
-  ylabel: str
-  rows: typing.Sequence
-  xlabel: str
-  columns: typing.Sequence
-
-
-def draw_map(caption: str, axes: Axes, values, decimals: int = 0) -> Figure:
+def draw_map(caption: str, ylabel: str, xlabel: str, columns: Sequence, rows: dict,
+             decimals: int = 0) -> Figure:
   """Shares of 1 in %, a cell for each row and column; None is left empty.
 
-  Shapes: values [rows][columns].
+  Args:
+    columns: their names.
+    rows: name -> a value of each column.
   """
   from matplotlib import patches
-  rows, columns = axes.rows, axes.columns
   with begin(caption, 5.2, 1.1 + 0.3 * max(len(rows), 2)) as (figure, _):
     ax = figure.subplots()
     ax.grid(False)
     ax.spines[:].set_visible(False)
     size = 9 if len(columns) <= 10 else 90 / len(columns)
-    cells = [(i, j, v) for i, row in enumerate(values) for j, v in enumerate(row) if v is not None]
+    cells = [(i, j, v) for i, values in enumerate(rows.values()) for j, v in enumerate(values)
+             if v is not None]
     for i, j, value in cells:  # see-through, so that ink is legible on it on any page
       ax.add_patch(patches.Rectangle((j - .47, i - .45), .94, .9, linewidth=0, facecolor=_CELL,
                                      alpha=0.04 + 0.6 * min(max(value, 0), 1)))
       ax.text(j, i, f'{100 * value:.{decimals}f}', ha='center', va='center', fontsize=size)
-    ax.set(xlim=(-.5, len(columns) - .5), ylim=(len(rows) - .5, -.5), ylabel=axes.ylabel,
-           xlabel=axes.xlabel)
+    ax.set(xlim=(-.5, len(columns) - .5), ylim=(len(rows) - .5, -.5), ylabel=ylabel, xlabel=xlabel)
     ax.set_xticks(range(len(columns)), list(map(str, columns)), fontsize=size)
     ax.set_yticks(range(len(rows)), list(map(str, rows)), fontsize=9)
     ax.tick_params(length=0)
+    names = list(rows)
     return finish(figure, caption, ('row', 'column', 'value'), [
-        (rows[i], columns[j], float(v)) for i, j, v in cells])
+        (names[i], columns[j], float(v)) for i, j, v in cells])
 
 
 @contextlib.contextmanager

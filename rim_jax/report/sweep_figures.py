@@ -98,5 +98,4 @@ def draw_heat_map(rows, levels, first: str, second: str) -> figures.Figure:
   down, across = (list(place_levels(levels[f])) for f in (first, second))
   return figures.draw_map(
       f'accuracy by {first} and {second}; %, mean over all else, seeds too',
-      figures.Axes(first, down, second, across),
-      [[cells.get((a, b)) for b in across] for a in down], decimals=1)
+      first, second, across, {a: [cells.get((a, b)) for b in across] for a in down}, decimals=1)

@@ -22,9 +22,9 @@ def keep(folder, figure):
 
 
 def test_a_map_has_a_cell_for_each_value_and_none_for_none(tmp_path):
-  axes = figures.Axes('down', ['r1', 'r2'], 'across', [1, 2, 3])
-  figure = keep(tmp_path, figures.draw_map('a map; of two', axes,
-                                           [[0.125, None, 1.0], [0.0, 0.5, None]]))
+  figure = keep(tmp_path, figures.draw_map(
+      'a map; of two', 'down', 'across', [1, 2, 3],
+      {'r1': [0.125, None, 1.0], 'r2': [0.0, 0.5, None]}))
   texts = re.findall(r'>\s*([^<>\s][^<>]*?)\s*</text>', figure)
   assert sorted(t for t in texts if t not in ('r1', 'r2', '1', '2', '3')) == sorted(
       ['12', '100', '0', '50', 'down', 'across'])
@@ -66,7 +66,7 @@ def test_a_ring_stands_at_the_end_of_a_path_alone():
 
 @pytest.mark.parametrize('draw', [
     lambda: figures.draw('with <b>', 'y', 'x', {'<i>&': ([1], [2]), 'b': ([1], [3])}),
-    lambda: figures.draw_map('with <b>', figures.Axes('<i>&', ['<i>'], 'x', ['&']), [[0.5]])])
+    lambda: figures.draw_map('with <b>', '<i>&', 'x', ['&'], {'<i>': [0.5]})])
 def test_a_figure_holds_no_markup_of_its_text(draw):
   figure = page.render_page('', [page.Figures((draw(),))]).partition('<figure>')[2]
   assert '<b>' not in figure and '<i>' not in figure and '&lt;b&gt;' in figure
