@@ -93,9 +93,8 @@ def _name_block(block: int, facts: methods.Facts) -> str:
   return 'after the written steps' if facts.writes_steps else 'after the question only'
 
 
-def _load_results(folder) -> dict[str, EvalResult]:
+def _load_results(folder: RunFolder) -> dict[str, EvalResult]:
   """results.json, with what a probe selects beside each set that controls.json is of."""
-  folder = RunFolder(folder)
   return {name: dataclasses.replace(result, selected_acc=control_results.get_selected(
       control_results.load_asked(folder, name, result)[0], result))
           for name, result in folder.load_results().items()}
@@ -107,7 +106,7 @@ def _get_facts(result: EvalResult) -> methods.Facts:
 
 def show_results(console, folder, num_shown: int, name=None) -> None:
   """Shows the accuracies on a set, and `num_shown` of its questions with the answers read."""
-  results = _load_results(folder)
+  results = _load_results(RunFolder(folder))
   name = name or next(iter(results), '')
   if name not in results:
     console.print(Text(f'{folder}: no results to show'))
@@ -175,7 +174,7 @@ def show_answers(console, question: str, blocks, texts, config: Config) -> None:
 def write_report(workdir, config: Config) -> epath.Path:
   """Writes WORKDIR/report.html, whole or not at all: one file that needs no other."""
   workdir = epath.Path(workdir)
-  stages = [(name or config.method, stage, workdir / name if name else workdir)
+  stages = [(name or config.method, stage, RunFolder(workdir / name))
             for name, stage in stages_lib.make_stages(config)]
   results = {name: _load_results(folder) for name, _, folder in stages}
   rules = {result.answer_rule or '' for sets in results.values() for result in sets.values()}
@@ -345,7 +344,7 @@ def _format_time(passes: PassesResult, k: str) -> Part | str:
 
 def _make_curves(name, stage, folder) -> Blocks:
   """Loss, lambda and accuracy of each block over the steps of a stage."""
-  metrics = RunFolder(folder).load_metrics()
+  metrics = folder.load_metrics()
   losses = _get_series(metrics, 'train/nll_block_')
   accuracies = _get_series(metrics, 'valid/acc_block_', 100)
   # Older runs do not tell it; where blocks are not steps it is the same all the time.
@@ -379,7 +378,6 @@ def _make_examples(folder, sets, num_shown) -> Table:
 
 def _make_card(folder) -> Blocks:
   """The reproduction card: what ran, on what, and every setting."""
-  folder = RunFolder(folder)
   card = card_lib.load_whole(folder.path) if folder.card.exists() else {}
   settings = config_lib.flatten(card.pop('config', {}))
   if 'command' in card:
