@@ -84,7 +84,7 @@ def _make_notes(entries) -> page.Blocks:
   if len(done) > pairwise.MOST_PAIRED:  # else the table of pairs has them
     events += [f'{e.name}: not compared with the best, {told}' for e in done
                for told in (e.against_best or {}).get('not_compared', {}).values()]
-  doubts = sweep_tables.list_doubts(entries, sweep_results.is_apart)
+  doubts = sweep_tables.list_doubts(entries)
   shown = page.items(doubts)
   if len(doubts) > _MANY:
     shown = page.optional(f'{len(doubts)} neighbours by final accuracy whose order the seeds do '

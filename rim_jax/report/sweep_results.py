@@ -110,15 +110,8 @@ def choose_best(entries: list[SettingResult]) -> BestSetting | None:
   return BestSetting(
       name=best, valid_acc=valid, final_acc=final,
       equal=[name for name, theirs in others.items() if theirs.mean == valid.mean],
-      doubtful=[name for name, theirs in others.items() if not is_apart(valid, theirs)],
+      doubtful=[name for name, theirs in others.items() if not stats.is_apart(valid, theirs)],
       dropped={e.name: len(e.dropped) for e in entries if e.dropped})
-
-
-def is_apart(high: stats.Summary, low: stats.Summary) -> bool:
-  """Whether seeds support that one summary is above another: by two standard errors."""
-  if high.stderr is None or low.stderr is None:
-    return False
-  return high.mean - low.mean > 2 * (high.stderr**2 + low.stderr**2)**0.5
 
 
 def find_mixtures(states) -> list[str]:

@@ -17,9 +17,8 @@ from rim_jax.report.tables import (
   stack,
   table,
 )
-from rim_jax.results import timings
+from rim_jax.results import stats, timings
 from rim_jax.results.settings import Conclusion, EffectResult, SettingResult
-from rim_jax.results.stats import Effect
 from rim_jax.results.values import list_measures
 
 UNLIKE = 'not all measured alike; only those that were can be compared'
@@ -115,7 +114,7 @@ def tabulate_effects(effects: list[EffectResult]) -> Table:
              'miss.'])
 
 
-def _show_effect(effect: Effect | None) -> Cell:
+def _show_effect(effect: stats.Effect | None) -> Cell:
   if not effect:
     return cell(MISSING)
   told = cell(points(effect.mean)).style('strong')
@@ -171,15 +170,14 @@ def tabulate_runs(states) -> Table:
       for state, result in ((state, state.result) for state in states)])
 
 
-def list_doubts(entries: list[SettingResult], is_apart) -> list[str]:
+def list_doubts(entries: list[SettingResult]) -> list[str]:
   """Which order of settings by final accuracy the seeds do not support."""
   ranked = sorted(((e.name, e.final_acc) for e in entries if e.final_acc),
                   key=lambda found: -found[1].mean)
   single = [name for name, accuracy in ranked if accuracy.stderr is None]
   doubts = [f'one seed does not support an order: {", ".join(single)}'] * (
       len(ranked) > 1 and bool(single))
-  for (better, a), (worse, b) in itertools.pairwise(ranked):
-    if None not in (a.stderr, b.stderr) and not is_apart(a, b):
-      doubts.append(f'{better} above {worse}: within two standard errors of the difference; the '
-                    'seeds do not support this order')
-  return doubts
+  return doubts + [
+      f'{better} above {worse}: within two standard errors of the difference; the seeds do not '
+      'support this order' for (better, a), (worse, b) in itertools.pairwise(ranked)
+      if None not in (a.stderr, b.stderr) and not stats.is_apart(a, b)]

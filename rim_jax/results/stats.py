@@ -43,6 +43,13 @@ def summarize(values, keep: bool = False) -> Summary:
                  values if keep else None)
 
 
+def is_apart(high: Summary, low: Summary) -> bool:
+  """Whether seeds support that one summary is above another: by two standard errors."""
+  if high.stderr is None or low.stderr is None:
+    return False
+  return high.mean - low.mean > 2 * (high.stderr**2 + low.stderr**2)**0.5
+
+
 def compute_stderr(share: float, count: int) -> float:
   """Standard error of a share of questions, over questions."""
   return (share * (1 - share) / count) ** 0.5
