@@ -6,9 +6,9 @@
 
 How much each block's answer counts (alpha), whether readouts see the question, whether tokens of a
 block see each other, where the memory rows begin, whether stage 2 goes on with stage 1's moments of
-the optimizer. Each level is compared with `none`. Hiding the
-question asks for something that is forced before an answer, which the chain has not: there see
-reading.py.
+the optimizer. Each level is compared with `none`. Readouts that
+do not see the question need a text in front of the answer (`layout.answer_prefix`). The chain's
+preset has none, so this level is left out there; reading.py tries it.
 
 Cost: 21 runs of about five minutes of 1 CPU core; 24 on a preset. Score: not measured.
 """

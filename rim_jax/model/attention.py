@@ -24,7 +24,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 import jax.numpy as jnp
 
 from rim_jax.config import LayoutConfig
-from rim_jax.model import attention_gpu
+from rim_jax.model import attention_gpu, sharding
 from rim_jax.model.attention_gpu import LEAST, MASKED, NAME, pad, see
 from rim_jax.model.sharding import BATCH, HEAD_DIM, HEADS, KV_HEADS, make_spec
 from rim_jax.packing import batch as batch_lib
@@ -91,7 +91,7 @@ def attend(q_bthk, k_bcnk, v_bcnk, visible):
   if not isinstance(visible, Tiles | attention_gpu.Tiles):
     return jax.nn.dot_product_attention(q_bthk, k_bcnk, v_bcnk, mask=visible[:, None])
   fn = _choose_form(visible)
-  if jax.sharding.get_abstract_mesh().empty:
+  if sharding.get_divided_mesh() is None:
     return fn(q_bthk, k_bcnk, v_bcnk, visible)
   queries, keys = (make_spec((BATCH, None, heads, HEAD_DIM)) for heads in (HEADS, KV_HEADS))
   return jax.shard_map(

@@ -97,6 +97,15 @@ def count_shards(axis: str, mesh: Mesh) -> int:
   return math.prod(mesh.shape[a] for a in RULES[axis])
 
 
+def get_divided_mesh():
+  """The mesh in context over which arrays are divided.
+
+  None where there is none, and inside a `shard_map`: there each device has arrays of its own.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty or mesh.manual_axes else mesh
+
+
 def is_split_by_ids(num_ids: int) -> bool:
   """Whether the output matrix is split by ids over `fsdp` while logits are computed.
 
@@ -104,8 +113,8 @@ def is_split_by_ids(num_ids: int) -> bool:
   slots are gathered instead. Not where `tensor` splits the ids already, nor where they do not
   divide: there the partitioner replicates more than it saves.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  return (not mesh.empty and mesh.shape['tensor'] == 1
+  mesh = get_divided_mesh()
+  return (mesh is not None and mesh.shape['tensor'] == 1
           and num_ids % math.prod(mesh.shape[a] for a in RULES[LOGITS]) == 0)
 
 
@@ -172,13 +181,13 @@ def place_batch(batch, mesh: Mesh, rows=None, num_rows: int | None = None):
 
 
 def constrain(x, *axes):
-  """States where an activation lives, by logical axes; without a mesh in context, itself.
+  """States where an activation lives, by logical axes; without a mesh to divide, itself.
 
   A mesh axis that two of them are split over goes to the later one: rows of which each holds a
   part of `embed` are rows over `data` alone.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  mesh = get_divided_mesh()
+  if mesh is None:
     return x
   parts, taken = [], set()
   for part in reversed(make_spec(axes)):

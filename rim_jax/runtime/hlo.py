@@ -262,14 +262,17 @@ def count_across(groups: np.ndarray, hosts, sent: float) -> float:
   return sent / min(crossing) if crossing else 0.0
 
 
-def list_collectives(computations, runs, hosts=None):
+def list_collectives(computations, runs, fused, hosts=None):
   """(kind, instruction, runs, bytes that a device sends, bytes of them to another slice) of each.
 
   Args:
+    fused: computation inside a fusion -> the one around.
     hosts: of each device, where it is they that divide devices and not slices: of GPUs.
 
-  A compiler that overlaps one with products writes it in several fusions, under one channel; it
-  writes a reduce-scatter as a fusion of all-reduce and slice; and between slices it leaves the
+  A compiler that overlaps one with products writes it in several fusions of one computation, with
+  one shape under one channel. (Elsewhere a channel tells nothing: all collectives that a
+  `shard_map` asks for have the same, and so have copies of a loop's body.) It writes a
+  reduce-scatter as a fusion of all-reduce and slice; and between slices it leaves the
   exchange to the hosts, as a `send` that says what is exchanged.
   """
   seen = set()
@@ -286,10 +289,12 @@ def list_collectives(computations, runs, hosts=None):
         yield kind, i, times, sent, sent
         continue
       kind = i.op.removesuffix('-start')
-      channel = i.find(r'channel_id=(\d+)')
-      if kind not in COLLECTIVES or channel in seen:
+      piece = (fused.get(name), i.find(r'channel_id=(\d+)') or i.name, kind,
+               *((a.dtype, a.shape) for a in i.arrays))
+      if kind not in COLLECTIVES or piece in seen:
         continue
-      seen.add(channel or i.name)
+      if name in fused:
+        seen.add(piece)
       if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
         kind = 'reduce-scatter'
       groups = list_groups(i.attributes)
@@ -297,9 +302,9 @@ def list_collectives(computations, runs, hosts=None):
       yield kind, i, times, sent, count_across(groups, hosts, sent) if hosts else 0.0
 
 
-def _count_collectives(computations, runs, hosts):
+def _count_collectives(computations, runs, fused, hosts):
   found = {}
-  for kind, _, times, sent, across in list_collectives(computations, runs, hosts):
+  for kind, _, times, sent, across in list_collectives(computations, runs, fused, hosts):
     total = found.setdefault(kind, Collective())
     total.runs += times
     total.bytes += times * sent
@@ -335,5 +340,6 @@ def compute_costs(text: str, unknown_trips: float = 1, visible: float = 1.0,
       if name not in fused:
         moved += times * _count_bytes(i, computation, computations)
         launches += times * (not _is_free(i))
-  return Costs(flops + kernels, kernels, moved, _count_collectives(computations, runs, hosts),
-               len(unknown_turns), tuple(unknown), launches, float(sum(unknown_turns)))
+  collectives = _count_collectives(computations, runs, fused, hosts)
+  return Costs(flops + kernels, kernels, moved, collectives, len(unknown_turns), tuple(unknown),
+               launches, float(sum(unknown_turns)))

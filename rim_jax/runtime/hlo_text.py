@@ -164,29 +164,30 @@ def _unfold(instruction, computation, computations):
 
 
 def count_runs(computations, entry, unknown_trips: float = 1
-               ) -> tuple[dict[str, float], set[str], list[float]]:
-  """(runs of every computation, those inside fusions, the turns of each loop of unknown length)."""
+               ) -> tuple[dict[str, float], dict[str, str], list[float]]:
+  """(runs of every computation, of those inside fusions the one around, the turns of each loop of
+  unknown length)."""
   runs: dict[str, float] = collections.defaultdict(float)
-  fused, unknown = set(), []
+  fused, unknown = {}, []
 
-  def visit(name, times, in_fusion):
+  def visit(name, times, around=''):
     runs[name] += times
-    if in_fusion:
-      fused.add(name)
+    if around:
+      fused[name] = around
     for i in computations[name].values():
       if i.op == 'while':
         trips = count_trips(i, computations[name], computations)
         if trips is None:
           trips = unknown_trips
           unknown.append(times * trips)
-        visit(i.get('body'), times * trips, in_fusion)
+        visit(i.get('body'), times * trips, around)
       elif i.op in ('fusion', 'call', 'async-start'):
         called = i.get('calls') or i.get('to_apply')
-        visit(called, times, in_fusion or i.op != 'call')
+        visit(called, times, around or ('' if i.op == 'call' else name))
       elif i.op == 'conditional':  # every branch: an upper bound
         listed = i.find(r'branch_computations=\{([^}]*)\}')
         for branch in _NAME.findall(listed) if listed else filter(None, (
             i.get('true_computation'), i.get('false_computation'))):
-          visit(branch, times, in_fusion)
-  visit(entry, 1, False)
+          visit(branch, times, around)
+  visit(entry, 1)
   return runs, fused, unknown

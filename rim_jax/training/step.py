@@ -7,11 +7,13 @@ compiles once.
 
 from collections.abc import Callable
 import dataclasses
+import functools
 import zlib
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import optax
 
 from rim_jax import methods
@@ -159,6 +161,11 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
   """
   schedule = optim.make_schedule(config.optim, num_steps)
   num_micro = config.train.num_micro_batches
+  drops = config.model.dropout or config.model.lora.dropout
+  # Where the mesh divides rows and nothing else, each device adds its parts up by itself, and all
+  # are summed once at the end; left to the compiler, gradients would cross the network after every
+  # part. Not with dropout: its mask is one of the whole part, so that no mesh changes it.
+  sums_once = num_micro > 1 and not drops and mesh.shape['fsdp'] == mesh.shape['tensor'] == 1
   stage_key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.method.encode()))
 
   def train_step(state: TrainState, frozen, batch: batch_lib.Batch):
@@ -166,26 +173,33 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
 
     scales = loss_lib.compute_scales(batch, state.step, num_steps, config)
 
-    def compute_sums(params, micro, index):
+    def compute_sums(params, frozen, micro, index):
       model = transformer_lib.merge_model(program.graphdef, params, frozen)
-      drops = config.model.dropout or config.model.lora.dropout
       key = jax.random.fold_in(step_key, index) if drops else None
       return compute_loss(model, micro, state.step, num_steps, num_blocks, config, key,
                           limits, scales)
 
     compute_grads = jax.value_and_grad(compute_sums, has_aux=True)
 
-    # Every num_micro-th row goes together, so that each piece spreads over all devices.
-    micros = jax.tree.map(
-        lambda x: x.reshape(x.shape[0] // num_micro, num_micro, -1).swapaxes(0, 1), batch)
-    indices = jnp.arange(num_micro)
-    first = jax.tree.map(lambda x: x[0], (micros, indices))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                         jax.eval_shape(compute_grads, state.params, *first))
+    def add_up(params, frozen, batch):
+      # Every num_micro-th row goes together, so that each piece spreads over all devices.
+      micros = jax.tree.map(
+          lambda x: x.reshape(x.shape[0] // num_micro, num_micro, -1).swapaxes(0, 1), batch)
+      indices = jnp.arange(num_micro)
+      first = jax.tree.map(lambda x: x[0], (micros, indices))
+      compute = functools.partial(compute_grads, params, frozen)
+      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
+                           jax.eval_shape(compute, *first))
 
-    def accumulate(total, xs):
-      return jax.tree.map(jnp.add, total, compute_grads(state.params, *xs)), None
-    ((total, sums), grads), _ = jax.lax.scan(accumulate, zeros, (micros, indices))
+      def accumulate(total, xs):
+        return jax.tree.map(jnp.add, total, compute(*xs)), None
+      sums, _ = jax.lax.scan(accumulate, zeros, (micros, indices))
+      return jax.lax.psum(sums, mesh.axis_names) if sums_once else sums
+    if sums_once:
+      rows = sharding.make_spec((sharding.BATCH,))
+      add_up = jax.shard_map(add_up, mesh=mesh, in_specs=(P(), P(), rows), out_specs=P(),
+                             check_vma=False)
+    (total, sums), grads = add_up(state.params, frozen, batch)
 
     norm = sums.pop('norm')
     loss = loss_lib.divide_or_zero(total, norm)

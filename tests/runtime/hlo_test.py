@@ -215,13 +215,25 @@ COLLECTIVES = '''HloModule m
   ROOT %d = f32[4,4]{1,0} dynamic-slice(%r, %z, %z), dynamic_slice_sizes={4,4}
 }
 
-ENTRY %main (a: f32[8,4]) -> f32[16,4] {
+%piece.1 (j: f32[8,4]) -> f32[16,4] {
+  %j = f32[8,4]{1,0} parameter(0)
+  ROOT %h = f32[16,4]{1,0} all-gather(%j), channel_id=4, replica_groups=[2,2]<=[4], dimensions={0}
+}
+
+%piece.2 (k: f32[8,4]) -> f32[16,4] {
+  %k = f32[8,4]{1,0} parameter(0)
+  ROOT %l = f32[16,4]{1,0:S(1)} all-gather(%k), channel_id=4, replica_groups=[2,2]<=[4], dimensions={0}
+}
+
+ENTRY %main (a: f32[8,4]) -> f32[8,4] {
   %a = f32[8,4]{1,0} parameter(0)
   %token = token[] after-all()
   %s = f32[4,4]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
   %send = (f32[4,4]{1,0}, u32[], token[]) send(%s, %token), channel_id=4, is_host_transfer=true, frontend_attributes={_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
-  %g1 = f32[16,4]{1,0} all-gather(%a), channel_id=4, replica_groups=[2,2]<=[4], dimensions={0}
-  ROOT %g2 = f32[16,4]{1,0} all-gather(%a), channel_id=4, replica_groups=[2,2]<=[4], dimensions={0}
+  %g1 = f32[16,4]{1,0} fusion(%a), kind=kCustom, calls=%piece.1
+  %g2 = f32[16,4]{1,0} fusion(%a), kind=kCustom, calls=%piece.2
+  %p1 = f32[8,4]{1,0} collective-permute(%a), channel_id=1, source_target_pairs={{0,1},{1,0}}
+  ROOT %p2 = f32[8,4]{1,0} collective-permute(%p1), channel_id=1, source_target_pairs={{0,1},{1,0}}
 }
 '''
 
@@ -230,7 +242,8 @@ def test_fused_split_and_hosted_collectives_count_once_as_what_they_are():
   assert hlo.compute_costs(COLLECTIVES).collectives == {
       'reduce-scatter': hlo.Collective(1, 128 / 2, 0),
       'all-reduce': hlo.Collective(1, 64, 64),  # to the other slice
-      'all-gather': hlo.Collective(1, 128, 0)}
+      'all-gather': hlo.Collective(1, 128, 0),
+      'collective-permute': hlo.Collective(2, 2 * 128, 0)}  # one channel, and two of them
 
 
 @pytest.mark.parametrize('text, groups', [

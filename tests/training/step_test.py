@@ -9,6 +9,7 @@ import pytest
 
 from rim_jax.config import MeshConfig, OptimConfig
 from rim_jax.model import sharding
+from rim_jax.runtime import hlo
 from rim_jax.training import optim
 from rim_jax.training import step as step_lib
 from tests import support
@@ -55,6 +56,31 @@ def test_every_mesh_gives_the_same_update(mesh):
   sharded = take(config, jax.devices(), mesh, count=3)[0]
   assert_same(sharded[0], single[0], 1e-5)
   assert_same(sharded[1]['loss'], single[1]['loss'], 1e-5)
+
+
+@pytest.mark.parametrize('mesh, extra', [
+    (MeshConfig(2, 1, 1, 2), {}), pytest.param(MeshConfig(2, 2, 2), {}, marks=pytest.mark.slow),
+    pytest.param(MeshConfig(2, 1, 1), {'model__dropout': 0.1}, marks=pytest.mark.slow)])
+def test_parts_on_a_mesh_equal_parts_on_one_device(mesh, extra):
+  # Also with dropout: what is drawn depends on the part and not on the mesh.
+  config = support.make_config(train__batch_rows=8, train__num_micro_batches=2, optim__eps=1.0,
+                               optim__clip_norm=1e9, **extra)
+  single = take(config, jax.devices()[:1])[0]
+  num_devices = mesh.data * mesh.fsdp * mesh.tensor * mesh.slice
+  sharded = take(config, jax.devices()[:num_devices], mesh)[0]
+  assert sharded[1].pop('healthy') and single[1].pop('healthy')
+  assert_same(sharded, single, 1e-5)
+
+
+def test_parts_are_summed_over_the_network_once():
+  sent = {}
+  for num in (1, 4):
+    config = support.make_config(train__batch_rows=8, train__num_micro_batches=num)
+    mesh, step, *args = start(config, jax.devices()[:2], MeshConfig(2, 1, 1))
+    with jax.set_mesh(mesh):
+      costs = hlo.compute_costs(step.lower(*args).compile().as_text(), unknown_trips=1)
+    sent[num] = costs.collectives['all-reduce'].bytes
+  assert 0 < sent[4] <= sent[1]
 
 
 def test_metrics_by_hand():
