@@ -43,13 +43,14 @@ each, before anything is compiled. Some keys must also agree with each other (fo
 words used here.
 
 A run that goes on in its directory must have the same configuration as before. Only these may
-change, because they change nothing in what is trained: the groups
+change. They say where and how a run computes, and leave what it computes the same up to rounding:
+the groups
 {sections},
 and the keys
 {keys}.
 {held} may change as long as the same rows are read: their fingerprint is compared.
-With `distill.std` other than `example`, `train.num_micro_batches` may not change either. With
-dropout, another number of parts draws other units to drop: the run goes on, with other numbers.
+There are two exceptions. With `distill.std` other than `example`, `train.num_micro_batches` may
+not change. With dropout it may, but another number of parts draws other units to drop.
 '''
 _FLAGS_HEAD = '''<!-- Made by `python -m docs.make_reference` from rim_jax/command_line.py. -->
 # Flags: what `python -m rim_jax.main` takes
