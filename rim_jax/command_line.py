@@ -36,7 +36,7 @@ FLAGS = {
     'json': (False, 'generate: a JSON object a question, for programs.'),
     'with': ('', 'compare: the WORKDIR of the other run.'),
     'verify': (False, 'export: compare with transformers.'),
-    'topology': ('', 'plan: the machine, v5e:4x4 or h100:8.'),
+    'topology': ('', 'plan: the machine, v5e:4x4, h100:8 or h100:2x8.'),
     'num_slices': (1, 'plan: how many of them.'),
     'fastest': (False, 'plan: look for the fastest setting.'),
     'latency': (False, 'plan: an answer in place of a step.'),

@@ -2,7 +2,7 @@
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/absolute.py:gpt2 --jobs=1 \\
       --config.model.init_from=DIR --config.data.dir=GSM8K_AUG
-      13 steps are the most of GSM8K-Aug; 10 are the default of `curriculum.absolute_steps`. With
+      GSM8K-Aug's longest solutions are said to have 13 steps (its files were not here); 10 are the default of `curriculum.absolute_steps`. With
       more, short examples lose their weights sooner. Cost: 9 runs; see configs/presets.py.
       Score: not measured.
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/absolute.py --jobs=2
