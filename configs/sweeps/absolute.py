@@ -2,9 +2,9 @@
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/absolute.py:gpt2 --jobs=1 \\
       --config.model.init_from=DIR --config.data.dir=GSM8K_AUG
-      GSM8K-Aug's longest solutions are said to have 13 steps (its files were not here); 10 are the default of `curriculum.absolute_steps`. With
-      more, short examples lose their weights sooner. Cost: 9 runs; see configs/presets.py.
-      Score: not measured.
+      The longest solutions of GSM8K-Aug are said to have 13 steps (its files were not here).
+      `curriculum.absolute_steps` is 10 by default. With more, short examples lose their weights
+      sooner. Cost: 9 runs; see configs/presets.py. Score: not measured.
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/absolute.py --jobs=2
       The chain task, whose examples all have 4. Cost: 9 runs of about five minutes of 1 CPU core.
       Score: not measured.

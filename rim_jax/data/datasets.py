@@ -61,10 +61,12 @@ class Split:
     return len(self._source)
 
   def __getitem__(self, index) -> Record:
-    return self.__getitems__([index])[0]
+    index = range(len(self))[index]  # IndexError where out of range
+    with _report_damage(self._directory):  # by itself: several at a time are read by threads
+      return _decode(self._source[index])
 
   def __getitems__(self, indices) -> list[Record]:
-    indices = [range(len(self))[i] for i in indices]  # IndexError where out of range
+    indices = [range(len(self))[i] for i in indices]
     with _report_damage(self._directory):
       return [_decode(example) for example in self._source.__getitems__(indices)]
 

@@ -59,8 +59,9 @@ class EncodedSplit:
 
   def __getitem__(self, i: int) -> list[list[int]]:
     """(question, answer, *steps) of record i."""
-    ids = iter(self._ids[self._begins[i]:self._begins[i + 1]].tolist())
-    return [list(itertools.islice(ids, count)) for count in self.count_tokens(i)]
+    ids = self._ids[self._begins[i]:self._begins[i + 1]].tolist()
+    ends = [0, *itertools.accumulate(self.count_tokens(i))]
+    return [ids[begin:end] for begin, end in itertools.pairwise(ends)]
 
   def count_tokens(self, i: int) -> list[int]:
     """The lengths of (question, answer, *steps) of record i."""

@@ -265,7 +265,7 @@ def list_alternatives(config: Config, machine: Machine) -> Iterator[tuple[str, C
   # More of the mesh to fsdp, then to tensor: each divides the parameters further.
   shapes = []
   for tensor in (mesh.shape['tensor'] * 2**i for i in range(4)):
-    fsdp, rest = divmod(len(machine.devices), machine.num_slices * tensor)
+    fsdp, rest = divmod(len(machine.devices), mesh.shape['slice'] * tensor)
     shape = {'data': 1, 'fsdp': fsdp, 'tensor': tensor}
     if not rest and fsdp and not shape.items() <= mesh.shape.items():
       shapes.append({f'mesh.{axis}': size for axis, size in shape.items()})

@@ -199,7 +199,7 @@ def find_damaged(states) -> list[str]:
 def list_levels(points) -> dict:
   """Factor -> its values in the recipe's order; of what varies only, and without the seed."""
   found = stats.group(pair for point in points for pair in get_setting(point).items())
-  levels = {key: list(dict.fromkeys(values)) for key, values in found.items()}
+  levels = {key: list({repr(v): v for v in values}.values()) for key, values in found.items()}
   return {key: values for key, values in levels.items() if len(values) > 1}
 
 

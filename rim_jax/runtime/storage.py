@@ -93,7 +93,8 @@ def list_files(folder) -> dict[str, epath.Path]:
 def remove(folder) -> None:
   """Removes a folder and what is in it, where it is there."""
   if is_bucket(folder):
-    epath.Path(folder).rmtree(missing_ok=True)
+    if epath.Path(folder).exists():  # `missing_ok` would pass over what is gone half-way, too
+      epath.Path(folder).rmtree()
   else:
     shutil.rmtree(folder, ignore_errors=True)
 

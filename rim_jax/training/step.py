@@ -164,8 +164,10 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
   drops = config.model.dropout or config.model.lora.dropout
   # Where the mesh divides rows and nothing else, each device adds its parts up by itself, and all
   # are summed once at the end; left to the compiler, gradients would cross the network after every
-  # part. Not with dropout: its mask is one of the whole part, so that no mesh changes it.
-  sums_once = num_micro > 1 and not drops and mesh.shape['fsdp'] == mesh.shape['tensor'] == 1
+  # part. Not where a part is more than its rows: dropout's mask and the spread of paired states
+  # are of the whole part, so that no mesh changes them.
+  sums_once = (num_micro > 1 and not drops and config.distill.std == 'example'
+               and mesh.shape['fsdp'] == mesh.shape['tensor'] == 1)
   stage_key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.method.encode()))
 
   def train_step(state: TrainState, frozen, batch: batch_lib.Batch):

@@ -308,13 +308,15 @@ def test_thoughts_in_bfloat16_are_near_those_in_float32():
 
 
 @pytest.mark.slow
-def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once():
+@pytest.mark.parametrize('std, meshes', [
+    ('example', [(8, MeshConfig(2, 2, 2)), (4, MeshConfig(2, 1, 1, 2))]),
+    ('all', [(4, MeshConfig(2, 1, 1, 2))])])  # the spread over a part, wherever its rows are
+def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(std, meshes):
   config = make_config(2, 'adapters', train__batch_rows=8, optim__eps=1.0, model__lora__rank=0,
-                       model__num_kv_heads=2, train__num_micro_batches=2)
+                       model__num_kv_heads=2, train__num_micro_batches=2, distill__std=std)
   rows = [*ROWS, support.RECORDS[:1], [], *ROWS, [], support.RECORDS[2:4]]
   found = []
-  for devices, mesh_config in (
-      (1, MeshConfig()), (8, MeshConfig(2, 2, 2)), (4, MeshConfig(2, 1, 1, 2))):
+  for devices, mesh_config in [(1, MeshConfig()), *meshes]:
     mesh = sharding.make_mesh(mesh_config, jax.devices()[:devices])
     program = step_lib.make_program(config, support.make_codec(config).memory_start, 10, mesh)
     step = step_lib.make_train_step(program, config, 10, 4, mesh, limits=LIMITS)

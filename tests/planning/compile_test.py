@@ -25,6 +25,7 @@ from rim_jax.config import methods
 from rim_jax.data import datasets, prosqa
 from rim_jax.errors import UserError
 from rim_jax.methods import get_method
+from rim_jax.model import sharding
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import typical as typical_lib
@@ -219,6 +220,15 @@ def test_alternatives_go_from_remat_to_micro_batches_to_meshes():
       group, name = key.split('.')
       assert str(getattr(getattr(other, group), name)) == value
     assert (other.train.batch_rows, other.train.batch_examples) == (32, 0)
+
+
+def test_alternatives_of_two_slices_fill_the_machine():
+  machine = make_machine()
+  config = support.make_config(train__batch_rows=32, model__num_heads=8, mesh__slice=2)
+  shapes = [other.mesh for _, other in compile_lib.list_alternatives(config, machine)]
+  assert any(shape.fsdp > 1 for shape in shapes)
+  for shape in shapes:
+    sharding.make_mesh(shape, machine.devices)  # or that raises
 
 
 def test_the_first_setting_that_fits_is_found(monkeypatch):

@@ -201,6 +201,12 @@ def test_metrics_that_are_missing_leave_no_best(tmp_path, kind):
   assert re.search(f'no best is chosen, for metrics are missing: {path}', told['warnings'][0])
 
 
+def test_levels_of_a_factor_may_be_lists(tmp_path):
+  points = [s.point for s in make_states(tmp_path, [
+      ({'a': a, 'b': [1, 2], 'seed': s}, 0.1, 0.2) for s, a in enumerate(([1], [2], [1]))])]
+  assert sweep_results.list_levels(points) == {'a': [[1], [2]]}
+
+
 def test_effects_are_of_pairs_that_agree_in_all_else_and_in_the_seed(tmp_path):
   """By hand: b's effect has three pairs, one of which lacks valid; a's second level has one."""
   states = make_states(tmp_path, [
