@@ -148,6 +148,33 @@ def compute_loss(model, batch: batch_lib.Batch, step, num_steps: int, num_blocks
   }
 
 
+def _add_parts(compute, batch: batch_lib.Batch, num_parts: int):
+  """Sums over a batch's parts of `compute(part, its number)`, taken one after the other."""
+  # Every num_parts-th row goes together, so that each part spreads over all devices.
+  parts = jax.tree.map(
+      lambda x: x.reshape(x.shape[0] // num_parts, num_parts, -1).swapaxes(0, 1), batch)
+  numbered = parts, jnp.arange(num_parts)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(
+      compute, *jax.tree.map(lambda x: x[0], numbered)))
+
+  def accumulate(total, xs):
+    return jax.tree.map(jnp.add, total, compute(*xs)), None
+  return jax.lax.scan(accumulate, zeros, numbered)[0]
+
+
+def _is_summed_once(config: Config, mesh) -> bool:
+  """Whether each device adds its parts up by itself, and all are summed over devices at the end.
+
+  Left to the compiler, gradients cross the network after every part. By itself a device can where
+  the mesh divides rows and nothing else, and where a part is no more than its rows: dropout's mask
+  and the spread of paired states are of the whole part, so that no mesh changes them.
+  """
+  return (config.train.num_micro_batches > 1 and mesh.size > 1
+          and mesh.shape['fsdp'] == mesh.shape['tensor'] == 1
+          and not config.model.dropout and not config.model.lora.dropout
+          and config.distill.std == 'example')
+
+
 # Long, with 7 parameters: the step closes over all that is fixed while a stage compiles once.
 def make_train_step(program: Program, config: Config, num_steps: int, num_blocks: int, mesh,
                     reset_steps: tuple = (), limits=batch_lib.ONE_EXAMPLE):
@@ -160,14 +187,7 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
   it applied. After `reset_steps` completed updates the optimizer begins anew, but for its schedule.
   """
   schedule = optim.make_schedule(config.optim, num_steps)
-  num_micro = config.train.num_micro_batches
   drops = config.model.dropout or config.model.lora.dropout
-  # Where the mesh divides rows and nothing else, each device adds its parts up by itself, and all
-  # are summed once at the end; left to the compiler, gradients would cross the network after every
-  # part. Not where a part is more than its rows: dropout's mask and the spread of paired states
-  # are of the whole part, so that no mesh changes them.
-  sums_once = (num_micro > 1 and not drops and config.distill.std == 'example'
-               and mesh.shape['fsdp'] == mesh.shape['tensor'] == 1)
   stage_key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.method.encode()))
 
   def train_step(state: TrainState, frozen, batch: batch_lib.Batch):
@@ -184,24 +204,17 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
     compute_grads = jax.value_and_grad(compute_sums, has_aux=True)
 
     def add_up(params, frozen, batch):
-      # Every num_micro-th row goes together, so that each piece spreads over all devices.
-      micros = jax.tree.map(
-          lambda x: x.reshape(x.shape[0] // num_micro, num_micro, -1).swapaxes(0, 1), batch)
-      indices = jnp.arange(num_micro)
-      first = jax.tree.map(lambda x: x[0], (micros, indices))
-      compute = functools.partial(compute_grads, params, frozen)
-      zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype),
-                           jax.eval_shape(compute, *first))
+      return _add_parts(functools.partial(compute_grads, params, frozen), batch,
+                        config.train.num_micro_batches)
 
-      def accumulate(total, xs):
-        return jax.tree.map(jnp.add, total, compute(*xs)), None
-      sums, _ = jax.lax.scan(accumulate, zeros, (micros, indices))
-      return jax.lax.psum(sums, mesh.axis_names) if sums_once else sums
-    if sums_once:
+    def add_up_apart(*args):
+      return jax.lax.psum(add_up(*args), mesh.axis_names)
+    compute_all = add_up
+    if _is_summed_once(config, mesh):
       rows = sharding.make_spec((sharding.BATCH,))
-      add_up = jax.shard_map(add_up, mesh=mesh, in_specs=(P(), P(), rows), out_specs=P(),
-                             check_vma=False)
-    (total, sums), grads = add_up(state.params, frozen, batch)
+      compute_all = jax.shard_map(add_up_apart, mesh=mesh, in_specs=(P(), P(), rows),
+                                  out_specs=P(), check_vma=False)
+    (total, sums), grads = compute_all(state.params, frozen, batch)
 
     norm = sums.pop('norm')
     loss = loss_lib.divide_or_zero(total, norm)
