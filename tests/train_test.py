@@ -452,12 +452,12 @@ def test_changed_data_is_noticed(tmp_path, cache, use_devices):
 DIES = '''
 import os, signal, sys
 from rim_jax import main
-from rim_jax.training import checkpoint
-real = checkpoint.seal
+from rim_jax.training import manifest
+real = manifest.seal
 def seal(folder, *rest):
   real(folder, *rest)
   os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.seal = seal
+manifest.seal = seal
 main.cli(sys.argv)
 '''
 

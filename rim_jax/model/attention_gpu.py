@@ -292,7 +292,7 @@ def _compute_dq(q_ref, k_ref, v_ref, query_ref, key_ref, order_ref, count_ref, d
       order_ref, count_ref, jnp.zeros((own, kernel.width), jnp.float32), add))
 
 
-# 14 parameters: Pallas gives a kernel its arrays one by one.
+# 13 parameters: Pallas gives a kernel its arrays one by one.
 def _compute_dkv(q_ref, k_ref, v_ref, query_ref, key_ref, order_ref, count_ref, do_ref, lse_ref,
                  delta_ref, dk_ref, dv_ref, *, kernel):
   own, other = kernel.block.own, kernel.block.other

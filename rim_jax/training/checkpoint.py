@@ -1,16 +1,13 @@
-"""Orbax checkpoints of a run, and the manifest that makes a damaged one visible.
+"""Orbax checkpoints of a run: what is saved and kept, and which one is taken.
 
 A checkpoint is WORKDIR/checkpoints/STEP/: the items `params` (the trainable
 set), `optim` (everything else an update changes) and `card` (JSON: data
-position, shapes, metrics), and `manifest.json`, the size and sha256 of every
-file. Orbax restores a flipped byte without a word; a checkpoint is used here
-only after its manifest has been checked. One without a manifest was never
-finished.
+position, shapes, metrics), and the manifest by which damage is seen
+(`manifest.py`). One without a manifest was never finished.
 """
 
 import concurrent.futures
 import dataclasses
-import hashlib
 import typing
 
 from etils import epath
@@ -21,17 +18,10 @@ from rim_jax import reader
 from rim_jax.config import CheckpointConfig
 from rim_jax.errors import UserError, refuse
 from rim_jax.runtime import hosts, run_folder, storage
+from rim_jax.training import manifest
 
-CHECKPOINT_VERSION = 1
-_MANIFEST = 'manifest.json'
-_CHUNK_BYTES, _NUM_READERS = 1 << 20, 8
 _SLOW_BYTES_PER_SEC = 20e6
 _POLICIES = ocp.checkpoint_managers
-
-
-class Manifest(typing.TypedDict):
-  format: int
-  files: dict[str, list[int | str]]  # name -> size, sha256
 
 
 class Card(typing.TypedDict):
@@ -58,60 +48,7 @@ def is_of_network(name: str) -> bool:
   return not name.startswith('optim/')
 
 
-def is_any(name: str) -> bool:
-  return True
-
-
-def _digest(path) -> list:
-  """Size and sha256. By `read` alone: TensorFlow's files, by which epath may read buckets, have
-  nothing else."""
-  sha, size = hashlib.sha256(), 0
-  with epath.Path(path).open('rb') as f:
-    while chunk := f.read(_CHUNK_BYTES):
-      sha.update(chunk)
-      size += len(chunk)
-  return [size, sha.hexdigest()]
-
-
-def _digest_all(paths) -> list[list]:
-  """Of several files at a time: a bucket, or a network's disk, serves one reader slowly."""
-  with concurrent.futures.ThreadPoolExecutor(_NUM_READERS) as pool:
-    return list(pool.map(_digest, paths))
-
-
-def seal(folder) -> None:
-  """Writes the manifest of a finished checkpoint; the last act of a save."""
-  files = {name: path for name, path in sorted(storage.list_files(folder).items())
-           if name != _MANIFEST}
-  storage.write_json(folder / _MANIFEST, {
-      'format': CHECKPOINT_VERSION,
-      'files': dict(zip(files, _digest_all(files.values()), strict=True))})
-
-
-def find_damage(folder, is_read=is_any) -> str | None:
-  """What is wrong with a checkpoint on disk, or None; every byte of the files is read that
-  `is_read`, by their names.
-  """
-  if not (folder / _MANIFEST).exists():
-    return 'its save was never finished'
-  try:
-    manifest = reader.load_json(
-        folder / _MANIFEST, 'nothing else says what was saved', Manifest)
-  except UserError as e:
-    return str(e)
-  if manifest['format'] != CHECKPOINT_VERSION:
-    raise UserError(f'{folder}: checkpoint format {manifest["format"]} is not '
-                    f'{CHECKPOINT_VERSION}, which this version of rim_jax reads; use the version '
-                    'that wrote it')
-  files = storage.list_files(folder)
-  told = {name: digest for name, digest in manifest['files'].items() if is_read(name)}
-  for name in told:
-    if name not in files:
-      return f'{name} is missing'
-  for name, found in zip(told, _digest_all(files[name] for name in told), strict=True):
-    if found != told[name]:
-      return f'{name} differs from what was saved'
-  return None
+# ---- What is saved ----
 
 
 def estimate_save_secs(*trees) -> float:
@@ -208,7 +145,7 @@ class Checkpointer:
     self._folder.mkdir(parents=True, exist_ok=True)
     whole = list_whole(self._folder)
     for path in self._folder.iterdir() if self._folder.exists() else ():  # not in an empty bucket
-      sealed = (path / _MANIFEST).exists()
+      sealed = manifest.is_sealed(path)
       if path.is_dir() and not (sealed and (not _is_step(path.name) or int(path.name) in whole)):
         self._say(f'{path}: removing a {"checkpoint whose removal" if sealed else "save that"} was '
                   'cut off')
@@ -223,7 +160,7 @@ class Checkpointer:
     """
     self.poll(wait=True)
     self._wait_for_seals()  # this save may remove a checkpoint, and none that is being read
-    card = dict(card, format=CHECKPOINT_VERSION, step=step, valid_final_acc=metric,
+    card = dict(card, format=manifest.VERSION, step=step, valid_final_acc=metric,
                 params=describe_tree(params), optim=describe_tree(optim))
     scheduled = card.get('scheduled', True)
     rank = metric if card.get('counts', True) and scheduled else (metric or 0.0) - 2.0
@@ -242,7 +179,7 @@ class Checkpointer:
     step, self._pending = self._pending, None  # a save that fails below is not sealed later
     self._manager.wait_until_finished()
     if hosts.is_leader():
-      self._seals.append(self._sealer.submit(seal, self._folder / str(step)))
+      self._seals.append(self._sealer.submit(manifest.seal, self._folder / str(step)))
 
   def finish(self) -> None:
     """Waits until every save is committed and sealed; raises what went wrong."""
@@ -268,7 +205,8 @@ class Checkpointer:
     """
     damaged, found = [], None
     for step in list_steps(self._folder):
-      problem = find_damage(self._folder / str(step), is_told if found else is_any)
+      problem = manifest.find_damage(
+          self._folder / str(step), is_told if found else manifest.is_any)
       if problem is None:
         found = found or step
       else:
@@ -302,16 +240,8 @@ def list_whole(folder) -> list[int]:
   Only what a newer checkpoint has replaced is ever removed, so files that the newest one lacks are
   damage, which whoever wants it will name.
   """
-  sealed = [s for s in list_steps(folder) if (folder / str(s) / _MANIFEST).exists()]
-  return sealed[:1] + [s for s in sealed[1:] if not _lacks_files(folder / str(s))]
-
-
-def _lacks_files(folder) -> bool:
-  try:
-    return bool(reader.load_json(folder / _MANIFEST, '', Manifest)['files'].keys()
-                - storage.list_files(folder).keys())
-  except UserError:
-    return False  # a damaged manifest is damage
+  sealed = [s for s in list_steps(folder) if manifest.is_sealed(folder / str(s))]
+  return sealed[:1] + [s for s in sealed[1:] if not manifest.lacks_files(folder / str(s))]
 
 
 def get_folder(workdir):
@@ -324,7 +254,7 @@ def load_checkpoint(folder, step: int) -> Checkpoint:
 
   Raises: UserError where that is damaged.
   """
-  damage = find_damage(folder / str(step), is_told)
+  damage = manifest.find_damage(folder / str(step), is_told)
   if damage:
     raise UserError(f'{folder / str(step)}: damaged ({damage}), so it cannot be told which '
                     f'checkpoint is best; train on, or move it out of {folder}')
@@ -374,18 +304,18 @@ def _lead_to(folder, find) -> Checkpoint:
     return [found.step, found.card]
   step, card = hosts.lead(lead)
   found = Checkpoint(step, folder / str(step), card)
-  if blind := hosts.find_blind(found.folder / _MANIFEST, 3 * hosts.SEEN_SECS):
+  if blind := hosts.find_blind(found.folder / manifest.NAME, 3 * hosts.SEEN_SECS):
     raise UserError(f'{found.folder}: process {", ".join(map(str, blind))} does not see it, and '
                     'process 0 does; look at the file system that they share, then start all again')
   return found
 
 
-def lead_choice(workdir, which: str | int, is_read=is_any) -> Checkpoint:
+def lead_choice(workdir, which: str | int, is_read=manifest.is_any) -> Checkpoint:
   """`choose_checkpoint` by process 0 for all."""
   return _lead_to(get_folder(workdir), lambda: choose_checkpoint(workdir, which, is_read))
 
 
-def choose_checkpoint(workdir, which: str | int, is_read=is_any) -> Checkpoint:
+def choose_checkpoint(workdir, which: str | int, is_read=manifest.is_any) -> Checkpoint:
   """The 'last' checkpoint of a run, a step's, or the 'best' on valid (the later of equals).
 
   One that counts and was scheduled goes before one that is not both.
@@ -413,7 +343,7 @@ def choose_checkpoint(workdir, which: str | int, is_read=is_any) -> Checkpoint:
                       'again, or take one with --config.eval.checkpoint=last')
     best = max(rated, key=lambda step: (rated[step][0], step))
     found = [c for c in found if c.step == best]
-  damage = find_damage(found[0].folder, is_read)
+  damage = manifest.find_damage(found[0].folder, is_read)
   if damage:
     other = 'last' if which == 'best' else 'best'
     raise UserError(f'{found[0].folder}: damaged ({damage}); take another with '
@@ -437,7 +367,7 @@ def save_base(workdir, frozen) -> None:
   folder = storage.get_absolute(workdir) / 'base'
 
   def is_there():
-    if not (folder / _MANIFEST).exists():
+    if not manifest.is_sealed(folder):
       storage.remove(folder)
       return False
     return True
@@ -445,7 +375,7 @@ def save_base(workdir, frozen) -> None:
     return
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder, frozen)
-  hosts.lead(lambda: seal(folder))
+  hosts.lead(lambda: manifest.seal(folder))
 
 
 def load_base(workdir, abstract):
@@ -453,7 +383,7 @@ def load_base(workdir, abstract):
   if not jax.tree.leaves(abstract):
     return abstract
   folder = storage.get_absolute(workdir) / 'base'
-  damage = hosts.lead(lambda: find_damage(folder) if folder.exists() else 'it is missing')
+  damage = hosts.lead(lambda: manifest.find_damage(folder) if folder.exists() else 'it is missing')
   if damage:
     raise UserError(f'{folder}: the frozen parameters cannot be used ({damage}); restore the '
                     'directory from a copy, or train anew')

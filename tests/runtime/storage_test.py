@@ -337,12 +337,12 @@ DIES = '''
 import os, signal, sys
 from rim_jax import main
 from rim_jax import reader
-from rim_jax.training import checkpoint
-real = checkpoint.seal
+from rim_jax.training import manifest
+real = manifest.seal
 def seal(folder):
   real(folder)
   os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.seal = seal
+manifest.seal = seal
 main.cli(sys.argv)
 '''
 

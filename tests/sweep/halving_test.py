@@ -9,7 +9,7 @@ from rim_jax.errors import UserError
 from rim_jax.results import judge
 from rim_jax.runtime import point_run
 from rim_jax.sweep import halving
-from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import manifest
 from tests import support
 
 
@@ -25,7 +25,7 @@ def leave(folder, num_steps, saved, valid, **rule):
   (found / 'card').mkdir(parents=True)
   (found / 'card/metadata').write_text(json.dumps({
       'valid_final_acc': 0.5, 'params': {}, 'optim': {}, 'num_steps': num_steps}))
-  checkpoint_lib.seal(found)
+  manifest.seal(found)
   (folder / 'metrics.jsonl').write_text(''.join(
       json.dumps({'step': step, 'valid/final_acc': acc, **rule}) + '\n'
       for step, acc in valid.items()))
