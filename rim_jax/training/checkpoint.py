@@ -160,7 +160,7 @@ class Checkpointer:
     """
     self.poll(wait=True)
     self._wait_for_seals()  # this save may remove a checkpoint, and none that is being read
-    card = dict(card, format=manifest.VERSION, step=step, valid_final_acc=metric,
+    card = dict(card, format=manifest.CHECKPOINT_VERSION, step=step, valid_final_acc=metric,
                 params=describe_tree(params), optim=describe_tree(optim))
     scheduled = card.get('scheduled', True)
     rank = metric if card.get('counts', True) and scheduled else (metric or 0.0) - 2.0

@@ -14,7 +14,7 @@ from rim_jax import reader
 from rim_jax.errors import UserError
 from rim_jax.runtime import storage
 
-VERSION = 1
+CHECKPOINT_VERSION = 1
 NAME = 'manifest.json'
 _CHUNK_BYTES, _NUM_READERS = 1 << 20, 8
 
@@ -54,7 +54,7 @@ def seal(folder) -> None:
   """Writes the manifest of a finished checkpoint; the last act of a save."""
   files = {name: path for name, path in sorted(storage.list_files(folder).items()) if name != NAME}
   storage.write_json(folder / NAME, {
-      'format': VERSION,
+      'format': CHECKPOINT_VERSION,
       'files': dict(zip(files, _digest_all(files.values()), strict=True))})
 
 
@@ -68,9 +68,10 @@ def find_damage(folder, is_read=is_any) -> str | None:
     manifest = reader.load_json(folder / NAME, 'nothing else says what was saved', Manifest)
   except UserError as e:
     return str(e)
-  if manifest['format'] != VERSION:
-    raise UserError(f'{folder}: checkpoint format {manifest["format"]} is not {VERSION}, which '
-                    'this version of rim_jax reads; use the version that wrote it')
+  if manifest['format'] != CHECKPOINT_VERSION:
+    raise UserError(f'{folder}: checkpoint format {manifest["format"]} is not '
+                    f'{CHECKPOINT_VERSION}, which this version of rim_jax reads; use the version '
+                    'that wrote it')
   files = storage.list_files(folder)
   told = {name: digest for name, digest in manifest['files'].items() if is_read(name)}
   for name in told:
