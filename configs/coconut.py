@@ -9,7 +9,7 @@ Stage 0 writes the whole chain; the last stage keeps all the thoughts and writes
   python -m rim_jax.main --config=configs/coconut.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
-      but for a variant of prosqa_small (docs/results.md).
+      but for prosqa_small (docs/results.md).
 """
 
 from configs import presets

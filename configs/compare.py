@@ -6,7 +6,7 @@
       and chain of thought 100.0, RiM 99.9 % (means over seeds; docs/results.md).
   python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET --jobs=2
       Any preset of configs/presets.py. Cost: --dry_run estimates it. Score: not measured, but
-      for a part of chain_harder and a variant of prosqa_small (docs/results.md).
+      for a part of chain_harder and prosqa_small (docs/results.md).
   python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET,DIR --jobs=2
       The methods that a search in DIR tried, each at its best setting there
       (configs/sweeps/tuning.py).

@@ -6,10 +6,9 @@
   python -m rim_jax.main --config=configs/cot.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: there for
-      chain_harder, in docs/results.md for a variant of prosqa_small; else not measured.
-  python -m rim_jax.main --config=configs/cot.py:prosqa_reading
-      Practice in reading, to begin prosqa_small with. Cost: 14 minutes of 1 CPU core.
-      Score: not measured.
+      chain_harder, in docs/results.md for prosqa_small; else not measured.
+  python -m rim_jax.main --config=configs/cot.py:prosqa_reading (then :prosqa_walk)
+      Practice that prosqa_small begins with (configs/presets.py).
 """
 
 from configs import presets

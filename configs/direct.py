@@ -6,7 +6,7 @@
   python -m rim_jax.main --config=configs/direct.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: there for
-      chain_harder, in docs/results.md for a variant of prosqa_small; else not measured.
+      chain_harder, in docs/results.md for prosqa_small; else not measured.
 """
 
 from configs import presets

@@ -10,7 +10,7 @@
       Another task or model: chain_harder, gsm8k_perturbed, prosqa_small, prosqa, smollm2,
       gpt2, llama3_2_1b, llama3_2_3b.
       Cost: in configs/presets.py. Score: there for chain_harder and smollm2, in docs/results.md
-      for a variant of prosqa_small; else not measured.
+      for prosqa_small; else not measured.
 
 gpt2 and llama3_2_* look for their model in models/, or in --config.model.init_from=DIR
 (docs/tutorials/llama_on_slurm.md).

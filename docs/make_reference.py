@@ -69,8 +69,9 @@ a preset of `configs/rim.py` sets to another value than [the default](configurat
 the default. Other methods get nearly the same values, and `configs/presets.py` has what is theirs
 alone (the groups {left_out}). Most values were not searched for:
 [results](../results.md) has what was measured, [reproduction](../reproduction.md) what is the
-paper's. `data.dir` and `model.init_from` name files of yours. Without `data.dir` GSM8K
-is downloaded, and `smollm2` finds its own model.
+paper's. `data.dir` and `model.init_from` name files of yours; `gpt2` and `llama3_2_*` look for
+their model in `models/`. Without `data.dir` GSM8K is downloaded, and `smollm2` finds its own
+model.
 '''
 # What only other methods read.
 _OTHERS = ('coconut', 'icot', 'lotus', 'distill', 'aux')

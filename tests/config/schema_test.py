@@ -86,7 +86,7 @@ def test_every_recipe_is_a_config(name, preset):
 
 
 @pytest.mark.parametrize('preset', ['chain', 'chain_harder', 'gsm8k', 'gsm8k_perturbed',
-                                    'prosqa_small', 'prosqa_reading', 'prosqa'])
+                                    'prosqa_small', 'prosqa_reading', 'prosqa_walk', 'prosqa'])
 def test_the_recipes_of_the_stages_are_what_rim_runs(preset):
   """So that a stage can be done again alone: same config, to the last key."""
   stages = stages_lib.make_stages(config_lib.parse_config(load_recipe('rim').get_config(preset)))

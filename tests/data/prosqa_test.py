@@ -338,7 +338,7 @@ def test_a_preset_has_room_for_what_it_draws(preset, method):
       assert judge.parse_answer(codec.tokenizer.decode(answer.target), config) == record.answer
 
 
-@pytest.mark.parametrize('preset', ['prosqa_small', 'prosqa'])
+@pytest.mark.parametrize('preset', ['prosqa_small', 'prosqa_walk', 'prosqa'])
 def test_icot_has_a_good_part_of_its_budget_without_a_chain(preset):
   config = config_lib.parse_config(presets.make('icot', preset))
   codec = support.make_codec(config)

@@ -148,8 +148,8 @@ def test_the_typical_record_of_the_chain_task_is_a_real_one(method):
 
 
 @pytest.mark.parametrize('preset, kind', [
-    ('prosqa_small', 'words'), ('prosqa_reading', 'words'), ('prosqa', 'words'),
-    ('prosqa', 'bytes')])
+    ('prosqa_small', 'words'), ('prosqa_walk', 'words'), ('prosqa_reading', 'words'),
+    ('prosqa', 'words'), ('prosqa', 'bytes')])
 def test_the_typical_record_of_prosqa_is_near_the_drawn_ones(preset, kind):
   tree = presets.make('rim_stage1', preset)
   tree.tokenizer.kind = kind
