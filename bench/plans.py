@@ -91,11 +91,11 @@ def format_row(key, found):
   head, hbm = f'| {model} | {stage} | {trained} | {machine} | {found["chips"]} |', found['hbm_gib']
   if not found['fits']:
     needed = f'needs {hbm["needed"]:.1f}' if hbm['needed'] else 'does not fit'
-    return f'{head} **{needed}** of {hbm["chip"]} | | | | | |'
+    return f'{head} **{needed}** of {hbm["chip"]:g} | | | | | |'
   secs = found['roofline_secs']
   dcn = f' + {1000 * secs["dcn"]:.0f}' if 'dcn' in secs else ''
   assert not found['unknown']['kernels'], found['unknown']['names']
-  return (f'{head} {hbm["peak"]:.2f} of {hbm["chip"]} | '
+  return (f'{head} {hbm["peak"]:.2f} of {hbm["chip"]:g} | '
           f'{hbm["arguments"]:.2f} + {hbm["temporaries"]:.2f} | '
           f'{found["flops"]["per_device"] / 1e12:.1f} | '
           f'{1000 * secs["compute"]:.0f} / {1000 * secs["hbm"]:.0f} / '
