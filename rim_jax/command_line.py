@@ -31,7 +31,7 @@ _OF_FILES = ('report', 'compare')  # these need no model
 PATH_FLAGS = ('config', 'workdir', 'with', 'sweep_dir')
 # Name -> default and meaning, of all but `config` and `mode`; the default's type is the flag's.
 FLAGS = {
-    'workdir': ('', 'Where the run lives.'), 'debug': (False, 'Show tracebacks.'),
+    'workdir': ('', 'The directory of the run.'), 'debug': (False, 'Show tracebacks.'),
     'question': ('', 'generate: the question.'),
     'json': (False, 'generate: a JSON object a question, for programs.'),
     'with': ('', 'compare: the WORKDIR of the other run.'),
@@ -40,16 +40,20 @@ FLAGS = {
     'num_slices': (1, 'plan: how many of them.'),
     'fastest': (False, 'plan: look for the fastest setting.'),
     'latency': (False, 'plan: an answer in place of a step.'),
-    'point': ('', 'One run of a recipe of many.'),
-    'sweep_dir': ('', 'The WORKDIR of the sweep of --point.'),
-    'identity': ('', 'What the run of --point must be.'),
-    'coordinator': ('', 'HOST:PORT of process 0.'), 'num_processes': (0, 'How many there are.'),
-    'process_id': (-1, 'Which one this is.'), 'distributed': (False, 'Find the others.'),
-    'start_secs': (300, 'Wait so long for them.'), 'help': (False, 'Show this help.')}
+    'point': ('', 'The name of one run of a sweep, which is done alone.'),
+    'sweep_dir': ('', '--point: the directory of its sweep.'),
+    'identity': ('', '--point: what the run must be; launchers name it.'),
+    'coordinator': ('', 'HOST:PORT of process 0, if there are several.'),
+    'num_processes': (0, 'Number of processes.'), 'process_id': (-1, 'Number of this one, from 0.'),
+    'distributed': (False, 'Find the other processes by SLURM, MPI or the cloud.'),
+    'start_secs': (300, 'Seconds to wait for the other processes.'),
+    'help': (False, 'Show this help.')}
 SWEEP_FLAGS = {
-    'jobs': (1, 'Runs at a time.'), 'retry_failed': (False, 'Failed ones too.'),
-    'conclude': (False, 'Run nothing.'), 'controls': (False, 'Ask the memory of each.'),
-    'dry_run': (False, 'Show the runs.'), 'halve_at': ('', 'Drop the worst at these shares.'),
+    'jobs': (1, 'Runs at a time.'), 'retry_failed': (False, 'Run again what failed.'),
+    'conclude': (False, 'Run nothing; write the tables of the runs that are there.'),
+    'controls': (False, 'Ask each run whether its memory does the work.'),
+    'dry_run': (False, 'Only show the runs and what they cost.'),
+    'halve_at': ('', 'Drop the worst at these shares of the budget.'),
     'halve_keep': (0.5, 'The part that goes on.'), 'hardware': ('h100', '--dry_run: hours on it.'),
     'utilization': (0.4, '--dry_run: assumed share of its peak.')}
 _DEFINE = {str: flags.DEFINE_string, bool: flags.DEFINE_bool, int: flags.DEFINE_integer,
