@@ -9,8 +9,8 @@ As coconut.py, and answering is the same; the thoughts of a step are also read a
       (seeds 0 / 1 / 2; chance is 10).
   python -m rim_jax.main --config=configs/sim_cot.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
-      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score:
-      chain_harder 100.0 % (seed 0); others not measured.
+      smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
+      100.0 % (seed 0); others not measured.
 """
 
 from configs import presets
