@@ -312,7 +312,7 @@ def test_a_sweep_is_an_array_and_a_conclusion_after_it(tmp_path):
   done = run_script('sweep_slurm.sh', '--nodes=2', '--', *command, DRY_RUN='1', AT_ONCE='3',
                     PYTHONPATH=str(ROOT))
   points, conclude = map(shlex.split, done.stdout.splitlines())
-  assert points == ['sbatch', '--parsable', '--array=0-5%3',
+  assert points == ['sbatch', '--parsable', '--array=0-11%3',
                     f'--output={tmp_path}/a b/slurm-%A_%a.out', '--nodes=2',
                     'launch/slurm.sh', *command[:-1],
                     f'--sweep_dir={tmp_path}/a b'], done.stderr
@@ -327,7 +327,7 @@ def test_a_sweep_is_an_array_and_a_conclusion_after_it(tmp_path):
 def test_the_workdir_of_a_point_is_known_by_its_number():
   command = ['python', '-m', 'rim_jax.main', '--config=configs/sweeps/targets.py', '--point=1']
   assert supervise.find_workdir([*command, '--sweep_dir=d', '--process_id=0']) == (
-      'd/points/depth0=False,seed=1')
+      'd/points/depth0=False,hold=0.75,seed=0')
 
 
 def test_the_tpu_script_prints_every_command():
@@ -521,11 +521,11 @@ def test_a_sweep_on_gke_is_a_jobset_a_point():
 def test_the_points_of_a_sweep_on_gke_are_those_of_its_recipe():
   """Counted where it is here; a point that is no run is told before anything is submitted."""
   command = ('python', '-m', 'rim_jax.main', '--config=configs/sweeps/targets.py', '--sweep_dir=d')
-  for flags in ((), ('--points=6',)):
-    assert len(make_gke_manifest(*flags, command=command)['items']) == 6
+  for flags in ((), ('--points=12',)):
+    assert len(make_gke_manifest(*flags, command=command)['items']) == 12
   assert make_gke_manifest(command=(*command, '--point=3'))['kind'] == 'JobSet'
   for flags, asked, told in (
-      (['--points=7'], command, '--points=7: configs/sweeps/targets.py has 6; leave --points out'),
+      (['--points=13'], command, '--points=13: configs/sweeps/targets.py has 12; leave --points out'),
       ([], ('--config=x.py', '--sweep_dir=d'), '--config=x.py: is not here; say with --points=N'),
       (['--points=2'], command[:-1], 'name its directory with --sweep_dir=DIR'),
       ([], (*command, '--config.train.batch_examples=-1'), 'batch_examples=-1')):
