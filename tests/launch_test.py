@@ -525,7 +525,8 @@ def test_the_points_of_a_sweep_on_gke_are_those_of_its_recipe():
     assert len(make_gke_manifest(*flags, command=command)['items']) == 12
   assert make_gke_manifest(command=(*command, '--point=3'))['kind'] == 'JobSet'
   for flags, asked, told in (
-      (['--points=13'], command, '--points=13: configs/sweeps/targets.py has 12; leave --points out'),
+      (['--points=13'], command,
+       '--points=13: configs/sweeps/targets.py has 12; leave --points out'),
       ([], ('--config=x.py', '--sweep_dir=d'), '--config=x.py: is not here; say with --points=N'),
       (['--points=2'], command[:-1], 'name its directory with --sweep_dir=DIR'),
       ([], (*command, '--config.train.batch_examples=-1'), 'batch_examples=-1')):
