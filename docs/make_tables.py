@@ -4,9 +4,9 @@
   python -m docs.make_tables                                             # makes the tables again
 
 A kept run is one JSON file: its configuration without paths, the code's commit, versions and
-hardware, its results on test (of stage 1 too, where that was asked for steps) and its controls. A
-table has a row for each setting of its recipe that has a run, and names the runs that it lacks. A
-test holds the page to the files.
+hardware, its results on test (of stage 1 too, where that was asked for steps; of the chain task
+also modulo 2 and 5) and its controls. A table has a row for each setting of its recipe that has a
+run, and names the runs that it lacks. A test holds the page to the files.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import pathlib
 import statistics
 
 from configs import compare
-from configs.sweeps import hidden, passes, stories, tuning
+from configs.sweeps import hidden, passes, stories, targets, tuning
 from rim_jax import reader
 from rim_jax.config import PATH_KEYS, flatten, grid
 from rim_jax.planning import cost
@@ -28,12 +28,14 @@ SEEDS = range(3)
 SWEEPS = {'compare_chain': compare.get_config(),  # of each table
           'compare_chain_harder': compare.get_config('chain_harder'),
           'hidden': hidden.get_config(), 'passes': passes.get_config(),
-          'stories_cpu': stories.get_config('cpu'),
+          'stories_cpu': stories.get_config('cpu'), 'targets': targets.get_config(),
           'tuning_chain': tuning.get_config(),
           'tuning_chain_whole': tuning.get_config('chain,,1')}
 SEARCHES = ('tuning_chain', 'tuning_chain_whole')  # a row of their tables has a method's settings
 # Whose questions are longer than what their trunks were padded to, so that times say something.
 TIMED = ('stories_cpu',)
+# Where networks learned a part of the arithmetic: the answer modulo 5, or modulo 2.
+PARTLY = ('hidden', 'targets')
 MISSING = '–'
 
 
@@ -66,6 +68,7 @@ def keep(sweep: pathlib.Path, name: str) -> list[str]:
         'data': card['data'], 'config': config,
         'test': results.pop('test'), **({'sets': results} if results else {}),
         **({'steps': steps} if steps else {}),
+        **({'modulo': _count_modulo(last)} if card['config']['data']['source'] == 'chain' else {}),
         'controls': controls}, indent=1) + '\n')
   if name in SEARCHES:
     keep_choices(sweep, name)
@@ -96,6 +99,15 @@ def _find_steps(stages) -> list[float] | None:
   return None
 
 
+def _count_modulo(run: RunFolder) -> dict[str, float]:
+  """Share of test's answers that are right modulo 2 and 5: a network may know a part of a digit."""
+  predictions = run.load_predictions('test')
+
+  def is_right(p, by):
+    return p.prediction.isdecimal() and (int(p.prediction) - int(p.answer)) % by == 0
+  return {str(by): statistics.mean(is_right(p, by) for p in predictions) for by in (2, 5)}
+
+
 def load(name: str) -> dict[tuple[str, int], dict]:
   """(setting, seed) -> the kept run of that name."""
   runs = [json.loads(path.read_text()) for path in sorted((RUNS / name).glob('*=*.json'))]
@@ -119,8 +131,10 @@ def make_table(name: str) -> str:
   runs, settings = load(name), list_settings(name)
   sets = sorted({key for run in runs.values() for key in run.get('sets', ())})
   with_steps = len({setting for (setting, _), run in runs.items() if 'steps' in run}) > 1
+  with_modulo = name in PARTLY
   head = ['setting' if '=' in settings[0] else 'method', 'final answer by seed, %', 'mean (s.e.)',
-          'after block 1, 2, ...: mean', *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
+          *(['right modulo 5, modulo 2, by seed'] * with_modulo), 'after block 1, 2, ...: mean',
+          *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
           *(['first answer token, x direct (median)'] * (name in TIMED)),
           *(f'`{key}` by seed, %' for key in sets)]
   rows = []
@@ -131,7 +145,8 @@ def make_table(name: str) -> str:
     tests = [run['test'] for run in there]
     others = (_list_seeds(runs, setting, lambda run, key=key: run['sets'][key]) for key in sets)
     rows.append([f'`{setting}`', _list_seeds(runs, setting, lambda run: run['test']),
-                 _average(tests), _list_means([test['block_acc'] for test in tests]),
+                 _average(tests), *([_list_modulo(runs, setting)] if with_modulo else []),
+                 _list_means([test['block_acc'] for test in tests]),
                  *([_list_means([run.get('steps', []) for run in there])] * with_steps),
                  *([_time(tests)] * (name in TIMED)), *others])
   return '\n'.join([*_draw(head, rows), '', *_list_missing(runs, settings)])
@@ -236,6 +251,11 @@ def _draw(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def _list_seeds(runs, setting, get_result, key='final_acc') -> str:
   return ' / '.join(f'{100 * get_result(runs[setting, seed])[key]:.1f}'
+                    if (setting, seed) in runs else MISSING for seed in SEEDS)
+
+
+def _list_modulo(runs, setting) -> str:
+  return ' / '.join(', '.join(f"{100 * runs[setting, seed]['modulo'][by]:.0f}" for by in '52')
                     if (setting, seed) in runs else MISSING for seed in SEEDS)
 
 
