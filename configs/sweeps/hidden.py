@@ -6,8 +6,7 @@
       afterwards. Coconut, SIM-CoT on it and LOTUS are left out: their first stages have no latents
       to read. Cost: 18 runs of about five minutes of 1 CPU core. Score: RiM
       99.9 / 99.8 / 99.8 % (seeds 0, 1, 2), looped 99.9 / 99.9 / 100.0, paired 99.9 / 48.2 / 19.7,
-      PCCoT 9.8 / 41.4 / 100.0, CODI 8.7 / 8.9,
-      pause 11.1 / 9.1 / 9.1.
+      PCCoT 9.8 / 41.4 / 100.0, CODI 8.7 / 8.9 / 99.9, pause 11.1 / 9.1 / 9.1.
 """
 
 from configs import presets
