@@ -184,8 +184,10 @@ def test_the_readme_tells_the_papers_figures_as_they_are_known():
           'CoT': 'chain of thought'}
   for i, method in enumerate(paper.METHODS):
     (line,) = [x for x in text.split('\n') if x.startswith(f'| {rows[method]} ')]
-    told = [cell.strip(' *') for cell in line.split('|')[-3:-1]]
-    assert told == [str(paper.REPORTED['test'][model][i]) for model in ('GPT-2', 'Llama-3.2-1B')]
+    for model, cell in zip(('GPT-2', 'Llama-3.2-1B'), line.split('|')[-3:-1], strict=True):
+      figure = paper.REPORTED['test'][model][i]
+      told = [float(x) for x in re.findall(r'[\d.]+', cell)]  # one, or from and to, of many papers
+      assert told == [figure] or len(told) == 2 and told[0] <= figure <= told[1], (method, model)
 
 
 def test_the_quick_start_and_the_curves_are_of_one_run():
