@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+import types
 import tarfile
 
 import jax
@@ -183,6 +184,13 @@ def test_costs_of_an_answer_are_counted_tokens(method, thoughts, passes, monkeyp
            'generated_to_first': 3} | ({'num_passes': passes} if passes > 1 else {})
   assert make_tables.count_to_first(entry, config.layout.block_tokens) == (
       len(counted) + 2, sum(counted) + 2)  # two tokens more are written first
+
+
+def test_what_is_right_modulo_2_and_5_is_counted():
+  said = [('3', '8'), ('9', '4'), ('7', '5'), ('4', '4'), ('+2', '2')]  # the last is no number
+  run = types.SimpleNamespace(load_predictions=lambda name: [
+      types.SimpleNamespace(prediction=p, answer=a) for p, a in said if name == 'test'])
+  assert make_tables._count_modulo(run) == {'2': 2 / 5, '5': 3 / 5}
 
 
 def test_kept_runs_are_of_known_sweeps_and_name_no_path():

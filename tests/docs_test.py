@@ -187,7 +187,7 @@ def test_the_readme_tells_the_papers_figures_as_they_are_known():
     for model, cell in zip(('GPT-2', 'Llama-3.2-1B'), line.split('|')[-3:-1], strict=True):
       figure = paper.REPORTED['test'][model][i]
       told = [float(x) for x in re.findall(r'[\d.]+', cell)]  # one, or from and to, of many papers
-      assert told == [figure] or len(told) == 2 and told[0] <= figure <= told[1], (method, model)
+      assert told == [figure] or (len(told) == 2 and told[0] <= figure <= told[1]), (method, model)
 
 
 def test_the_quick_start_and_the_curves_are_of_one_run():
