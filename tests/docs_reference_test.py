@@ -5,8 +5,8 @@ import json
 import pathlib
 import re
 import shutil
-import types
 import tarfile
+import types
 
 import jax
 import pytest
