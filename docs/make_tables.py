@@ -16,7 +16,7 @@ import pathlib
 import statistics
 
 from configs import compare
-from configs.sweeps import hidden, passes, stories, targets, tuning
+from configs.sweeps import hidden, latents, passes, stories, targets, tuning
 from rim_jax import reader
 from rim_jax.config import PATH_KEYS, flatten, grid
 from rim_jax.planning import cost
@@ -28,6 +28,7 @@ SEEDS = range(3)
 SWEEPS = {'compare_chain': compare.get_config(),  # of each table
           'compare_chain_harder': compare.get_config('chain_harder'),
           'hidden': hidden.get_config(), 'passes': passes.get_config(),
+          'latents': latents.get_config(),
           'stories_cpu': stories.get_config('cpu'), 'targets': targets.get_config(),
           'tuning_chain': tuning.get_config(),
           'tuning_chain_whole': tuning.get_config('chain,,1')}

@@ -182,16 +182,17 @@ PCCOT = Facts(
 
 
 def _make_lotus_stages(config: Config) -> Stages:
-  """Stage 0 writes the chain; stage k has latents for k steps, which it reads k + 1 times.
+  """Stage 0 writes the chain; stage k has latents for k steps, which it reads k + 1 times, or once.
 
   Source: arXiv 2606.31779, whose code ties the loops to the steps that are removed.
   """
   lotus, replace = config.lotus, dataclasses.replace
 
   def change(k):
-    return {'loop': replace(config.loop, num_passes=k + 1), 'layout': replace(
-        config.layout, num_blocks=int(k > 0), skip_steps=k,
-        block_tokens=k * lotus.latents_per_step or config.layout.block_tokens)}
+    return {'loop': replace(config.loop, num_passes=1 if lotus.one_pass else k + 1),
+            'layout': replace(
+                config.layout, num_blocks=int(k > 0), skip_steps=k,
+                block_tokens=k * lotus.latents_per_step or config.layout.block_tokens)}
   return _make_numbered(config, LOTUS_STAGE, lotus.stage_frac, lotus.num_stages + 1, change)
 
 

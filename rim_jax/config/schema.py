@@ -323,6 +323,8 @@ class LotusConfig:
   # Weight of the mean loss of the steps' tokens that latents predict.
   step_weight: Amount = 0.05
   stage_frac: float = 1 / 30  # Share of the budget of each stage but the last.
+  # Every stage reads its latents once. False: stage k reads them k + 1 times, as published.
+  one_pass: bool = later(False)
 
 
 @dataclasses.dataclass(frozen=True)

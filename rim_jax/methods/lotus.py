@@ -13,6 +13,8 @@ Departures from the source:
 - Means are over tokens with `curriculum.reduction='token'`, as in the source and in the presets;
   with 'readout' each record counts alike.
 - Every pass also reads `<b>` and `</b>`, which costs two tokens a pass and changes nothing.
+- `lotus.one_pass` reads latents once in every stage; with no weight on what they predict, this is
+  "pause as thought" of arXiv 2412.06769.
 - The new rows begin as `model.memory_init` says, not as copies of `<<`.
 
 Source: arXiv 2606.31779; github.com/yingfan-bot/lotus.

@@ -393,7 +393,7 @@ def probe_mesh(config, tools):
 
 
 def probe_stages(config, tools):
-  return [(s.train, s.model, s.optim, s.layout) for _, s in stages_lib.make_stages(config)]
+  return [(s.train, s.model, s.optim, s.layout, s.loop) for _, s in stages_lib.make_stages(config)]
 
 
 def probe_stage1(config, tools):
@@ -756,6 +756,7 @@ LIVE = {
     'lotus.latents_per_step': ('stages', 4, {'method': 'lotus'}),
     'lotus.step_weight': ('loss', 0.5, {'method': 'lotus_stage'}),
     'lotus.stage_frac': ('stages', 0.1, {'method': 'lotus'}),
+    'lotus.one_pass': ('stages', True, {'method': 'lotus'}),
     'aux.decoder': ('batch', 'shared', CODI),
     'aux.weight': ('loss', 2.0, CODI | AUX),
     'aux.group_tokens': ('batch', 2, CODI | AUX | {'layout.block_tokens': 2}),

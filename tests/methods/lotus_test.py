@@ -63,9 +63,13 @@ def test_it_is_shown_what_latents_predict():
   assert lines[-1].pieces[0].text == '2\n3\n'
 
 
-def test_logits_and_both_means_are_those_by_hand():
-  """Three whole forwards of each sequence, without a cache; means over tokens of the batch."""
-  config = make_config(lotus__step_weight=0.25)
+@pytest.mark.parametrize('num_passes, weight', [(3, 0.25), (1, 0.0)])
+def test_logits_and_both_means_are_those_by_hand(num_passes, weight):
+  """As many whole forwards of each sequence, without a cache; means over tokens of the batch.
+
+  With one and no weight it is the chain behind constant tokens (`configs/sweeps/latents.py`).
+  """
+  config = make_config(num_passes=num_passes, lotus__step_weight=weight)
   batch, model = support.make_batch(config, ROWS), support.make_model(config)
   found = {batch_lib.SLOT_ANSWER: [], batch_lib.SLOT_PARALLEL: []}
   codec = support.make_codec(config)
@@ -75,7 +79,7 @@ def test_logits_and_both_means_are_those_by_hand():
     place = jnp.arange(48)[None]
     mask, inputs = jnp.tril(jnp.ones((1, 48, 48), bool)), model.embed(ids[None])
     embedded, is_latent = inputs, (ids == model.vocab_size + 1)[None, :, None]
-    for _ in range(2):
+    for _ in range(num_passes - 1):
       x, _ = model(None, place, mask, inputs_btd=inputs)
       inputs = jnp.where(is_latent, embedded + x, embedded)
     return jax.nn.log_softmax(model.compute_logits(
@@ -90,10 +94,10 @@ def test_logits_and_both_means_are_those_by_hand():
     found[batch_lib.SLOT_PARALLEL] += [-logp[i, t] for i, t in example.parallel]
   means = {kind: np.mean(nll) for kind, nll in found.items()}
   total, sums = compute_loss(model, batch, config)
-  expected = means[batch_lib.SLOT_ANSWER] + 0.25 * means[batch_lib.SLOT_PARALLEL]
+  expected = means[batch_lib.SLOT_ANSWER] + weight * means[batch_lib.SLOT_PARALLEL]
   np.testing.assert_allclose(total / sums['norm'], expected, rtol=1e-5)
   np.testing.assert_allclose(sums['added']['parallel'] / sums['norm'],
-                             0.25 * means[batch_lib.SLOT_PARALLEL], rtol=1e-5)
+                             weight * means[batch_lib.SLOT_PARALLEL], rtol=1e-5)
   # Micro-batches of one example and of three add up to the four.
   whole = loss_lib.compute_scales(jax.tree.map(jnp.asarray, batch), 0, 10, config)
   parts = [compute_loss(model, support.make_batch(config, rows), config, whole)[0]
@@ -137,15 +141,18 @@ def test_a_later_step_and_the_answer_change_nothing_for_the_first_latents():
   np.testing.assert_array_equal(*logits)
 
 
-def test_stages_by_hand():
+@pytest.mark.parametrize('one_pass, passes', [(False, (1, 2, 3)), (True, (1, 1, 1))])
+def test_stages_by_hand(one_pass, passes):
   config = support.make_config('lotus', lotus__num_stages=2, lotus__latents_per_step=3,
-                               lotus__stage_frac=0.25, train__num_examples=1000)
+                               lotus__stage_frac=0.25, train__num_examples=1000,
+                               lotus__one_pass=one_pass)
   stages = stages_lib.make_stages(config)
   assert [(name, s.method, s.layout.num_blocks, s.layout.block_tokens, s.layout.skip_steps,
-           s.loop.num_passes, s.train.num_examples) for name, s in stages] == [
-               ('stage0', 'lotus_stage', 0, 1, 0, 1, 250),
-               ('stage1', 'lotus_stage', 1, 3, 1, 2, 250),
-               ('stage2', 'lotus_stage', 1, 6, 2, 3, 500)]
+           s.train.num_examples) for name, s in stages] == [
+               ('stage0', 'lotus_stage', 0, 1, 0, 250),
+               ('stage1', 'lotus_stage', 1, 3, 1, 250),
+               ('stage2', 'lotus_stage', 1, 6, 2, 500)]
+  assert tuple(s.loop.num_passes for _, s in stages) == passes
   for _, stage in stages:
     assert config_lib.find_problems(stage) == []
 

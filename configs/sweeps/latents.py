@@ -1,0 +1,25 @@
+"""What of LOTUS teaches: that latents are read again, that they predict their step, or the stages.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/latents.py --jobs=2
+
+With `one_pass=True` latents are constant tokens that nothing is fed to, as RiM's blocks. With
+`step_weight=0.0` nothing says what they stand for, either: then only the stages teach, each of
+which writes one step less. That is the ablation "pause as thought" of Coconut's authors
+(arXiv 2412.06769), with as many tokens for a step as LOTUS has. LOTUS itself is in
+configs/compare.py.
+
+Cost: 9 runs of five to eight minutes of 1 CPU core. Score: in docs/results.md.
+"""
+
+from configs import presets
+from rim_jax.config import grid
+
+
+def get_config(preset: str = 'chain'):
+  base = presets.make('lotus', preset)
+  cells = [(True, base.lotus.step_weight), (True, 0.0), (False, 0.0)]
+  points = [({'one_pass': one_pass, 'step_weight': weight},
+             {'lotus.one_pass': one_pass, 'lotus.step_weight': weight})
+            for one_pass, weight in cells]
+  return grid.make_sweep_dict(base, sorted(
+      grid.cross(points, grid.vary_seeds(3)), key=lambda point: point[1]['seed']))
