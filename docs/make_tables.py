@@ -36,7 +36,7 @@ SEARCHES = ('tuning_chain', 'tuning_chain_whole')  # a row of their tables has a
 # Whose questions are longer than what their trunks were padded to, so that times say something.
 TIMED = ('stories_cpu',)
 # Where networks learned a part of the arithmetic: the answer modulo 5, or modulo 2.
-PARTLY = ('hidden', 'targets')
+PARTLY = ('hidden', 'latents', 'targets')
 MISSING = '–'
 
 
