@@ -6,7 +6,8 @@
 readout before block 1, which configs/rim.py has, r_1 is one too. `hold=0.0` is the paper's fading,
 from the first update on; configs/rim.py holds the weights for three quarters of stage 1.
 
-Cost: 12 runs of about five minutes of 1 CPU core. Score: in docs/results.md.
+Cost: 12 runs of about four minutes of 1 CPU core. Score: 9.1 % with the paper's targets and fading,
+83.1 and 82.8 with either alone, 100.0 with neither (means).
 """
 
 from configs import presets
