@@ -8,7 +8,8 @@ which writes one step less. That is the ablation "pause as thought" of Coconut's
 (arXiv 2412.06769), with as many tokens for a step as LOTUS has. LOTUS itself is in
 configs/compare.py.
 
-Cost: 9 runs of five to eight minutes of 1 CPU core. Score: in docs/results.md.
+Cost: 9 runs of four to nine minutes of 1 CPU core. Score: one pass 100.0 / 48.6 / 100.0 %, one pass
+without the loss 99.9 / 91.8 / 20.9, passes without the loss 97.9 / 15.8 / 99.9 (seeds 0 / 1 / 2).
 """
 
 from configs import presets
