@@ -180,7 +180,8 @@ with hosts.Watchdog(3.0) as dog:
 """
 
 
-@pytest.mark.parametrize('hangs, code', [(0.5, 0), (30, hosts.EXIT_STALLED)])
+@pytest.mark.parametrize('hangs, code', [
+    (0.5, 0), pytest.param(30, hosts.EXIT_STALLED, marks=pytest.mark.slow)])
 def test_a_process_that_was_suspended_has_not_stalled(hangs, code):
   """It still ends one that hangs, counted from when it went on."""
   process = subprocess.Popen(
