@@ -132,10 +132,9 @@ def make_table(name: str) -> str:
   runs, settings = load(name), list_settings(name)
   sets = sorted({key for run in runs.values() for key in run.get('sets', ())})
   with_steps = len({setting for (setting, _), run in runs.items() if 'steps' in run}) > 1
-  with_modulo = name in PARTLY
   head = ['setting' if '=' in settings[0] else 'method', 'final answer by seed, %', 'mean (s.e.)',
-          *(['right modulo 5, modulo 2, by seed'] * with_modulo), 'after block 1, 2, ...: mean',
-          *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
+          *(['right modulo 5, modulo 2, by seed'] * (name in PARTLY)),
+          'after block 1, 2, ...: mean', *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
           *(['first answer token, x direct (median)'] * (name in TIMED)),
           *(f'`{key}` by seed, %' for key in sets)]
   rows = []
@@ -146,7 +145,7 @@ def make_table(name: str) -> str:
     tests = [run['test'] for run in there]
     others = (_list_seeds(runs, setting, lambda run, key=key: run['sets'][key]) for key in sets)
     rows.append([f'`{setting}`', _list_seeds(runs, setting, lambda run: run['test']),
-                 _average(tests), *([_list_modulo(runs, setting)] if with_modulo else []),
+                 _average(tests), *([_list_modulo(runs, setting)] if name in PARTLY else []),
                  _list_means([test['block_acc'] for test in tests]),
                  *([_list_means([run.get('steps', []) for run in there])] * with_steps),
                  *([_time(tests)] * (name in TIMED)), *others])

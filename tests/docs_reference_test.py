@@ -15,7 +15,7 @@ from configs import presets
 from configs.sweeps import tuning
 from docs import make_reference, make_tables
 from rim_jax import config as config_lib
-from rim_jax.evaluation import decode, latency
+from rim_jax.evaluation import decode
 from rim_jax.results import judge
 from tests import support
 
@@ -171,7 +171,7 @@ def test_the_best_of_a_kept_search_is_what_methods_are_compared_at(name):
 
 @pytest.mark.parametrize('method, thoughts, passes', [
     ('rim_stage2', 0, 1), ('rim_stage2', 0, 3), ('coconut_stage', 3, 1), ('pccot', 3, 2),
-    ('lotus_stage', 3, 2), ('lotus_stage', 3, 1)])
+    ('pccot', 3, 1), ('lotus_stage', 3, 2), ('lotus_stage', 3, 1)])
 def test_costs_of_an_answer_are_counted_tokens(method, thoughts, passes, monkeypatch):
   config = support.make_config(method, layout__block_tokens=thoughts or 1, loop__num_passes=passes)
   count = config.layout.num_blocks
@@ -181,7 +181,7 @@ def test_costs_of_an_answer_are_counted_tokens(method, thoughts, passes, monkeyp
   jax.jit(lambda: decode.prefill(model, config, trunks, (count,))[0])()
   jax.effects_barrier()
   entry = {'prompt_tokens': 5, 'num_blocks': count, 'prefix_tokens': 0, 'generated_to_first': 3,
-           'num_thoughts': latency.count_thoughts(config, count),
+           'num_thoughts': thoughts * config.has_thoughts,
            } | ({'num_passes': passes} if passes > 1 else {})
   assert make_tables.count_to_first(entry, config.layout.block_tokens) == (
       len(counted) + 2, sum(counted) + 2)  # two tokens more are written first

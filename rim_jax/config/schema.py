@@ -532,6 +532,11 @@ class Config:
     return self.facts.feeds_back or self.loop.num_passes > 1
 
   @property
+  def has_thoughts(self):
+    """Whether hidden states are found before an answer; latents that are read once are none."""
+    return self.facts.has_thoughts and self.at_evaluation.feeds_back
+
+  @property
   def at_evaluation(self):
     """With as many passes over blocks as answering takes."""
     return dataclasses.replace(self, loop=dataclasses.replace(

@@ -173,7 +173,7 @@ def make_timed(name: str, network: Network, questions, writing: Writing, parts: 
       'prompt_tokens': max(map(len, questions)), 'trunk_tokens': trunks.tokens.shape[1],
       'num_blocks': num_blocks, 'num_readouts': len(writing.blocks),
       'num_passes': count_passes(config, num_blocks),
-      'num_thoughts': count_thoughts(config, num_blocks),
+      'num_thoughts': num_blocks * config.layout.block_tokens * config.has_thoughts,
       'prefix_tokens': len(writing.prefix), 'generated_to_first': writing.num_chain + 1,
       'generated_in_full': writing.num_chain + writing.num_answer})
 
@@ -185,12 +185,6 @@ def count_passes(config: Config, num_blocks: int) -> int | None:
   """Passes over the blocks, where there are several; else None."""
   count = config.at_evaluation.loop.num_passes if config.loop_rule and num_blocks else 1
   return count if count > 1 else None
-
-
-def count_thoughts(config: Config, num_blocks: int) -> int:
-  """Hidden states that are found first; latents that are read once are none."""
-  fed = config.facts.has_thoughts and config.at_evaluation.feeds_back
-  return num_blocks * config.layout.block_tokens * fed
 
 
 def measure_passes(network: Network, records, results, num_runs: int, say=None):

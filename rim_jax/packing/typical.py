@@ -82,7 +82,7 @@ def make_typical_record(config: Config) -> tuple[layout_lib.Encoded, layout_lib.
     prosqa, (step, answer) = config.data.prosqa, (
         (6, 5) if config.tokenizer.kind == 'words' else (26, 18))
     parents = prosqa.parent_rate / (1 - math.exp(-prosqa.parent_rate))
-    parents = min(parents, prosqa.max_children or parents)  # as many in all as there are children
+    parents = min(parents, prosqa.max_children or parents)  # of all: no more than children
     concepts = (prosqa.min_nodes + prosqa.max_nodes) / 2 - 2
     facts = round(parents * concepts)
     steps, question = prosqa.min_hops + 1 if prosqa.steps == 'path' else facts, step * (1 + facts)
