@@ -66,14 +66,15 @@ def make_mesh(config: MeshConfig, devices=None) -> Mesh:
 def _arrange(devices, sizes) -> np.ndarray:
   """Devices in the mesh's shape, neighbours in it close to each other in the network.
 
-  Raises: UserError where mesh.slice is not the number of slices.
+  Raises: UserError where mesh.slice is not the number of slices of a TPU.
   """
+  # A GPU has a slice_index too, which is its host's: one network joins them all.
+  if devices[0].platform != 'tpu':
+    return np.asarray(devices).reshape(sizes)
   num_slices = len({getattr(d, 'slice_index', 0) for d in devices})
   if num_slices > 1 and sizes[0] != num_slices:
     raise UserError(f'mesh.slice={sizes[0]}: the {len(devices)} devices are in {num_slices} '
                     f'slices; use --config.mesh.slice={num_slices}')
-  if devices[0].platform != 'tpu':
-    return np.asarray(devices).reshape(sizes)
   # An axis of 8 on a torus of 4 x 4 takes one of its sides and half of the other.
   if num_slices == 1:
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)

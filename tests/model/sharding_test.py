@@ -1,6 +1,7 @@
 """Golden placements of the small model on 2x2x2, and what is refused."""
 
 import re
+import types
 
 import jax
 from jax.sharding import PartitionSpec as P
@@ -166,3 +167,11 @@ def test_a_mesh_that_does_not_fill_the_devices_is_refused(mesh):
 def test_one_axis_takes_the_rest():
   assert dict(sharding.make_mesh(MeshConfig(-1, 2, 2)).shape) == {
       'slice': 1, 'data': 2, 'fsdp': 2, 'tensor': 2}
+
+
+@pytest.mark.parametrize('sizes', [(1, 2, 8, 1), (1, 1, 16, 1), (2, 1, 8, 1)])
+def test_gpus_of_several_hosts_form_any_mesh_in_their_order(sizes):
+  """XLA gives each host's GPUs a slice_index of their own; only a TPU's slices are an axis."""
+  gpus = [types.SimpleNamespace(id=i, slice_index=i // 8, platform='gpu') for i in range(16)]
+  arranged = sharding._arrange(gpus, sizes)
+  assert arranged.shape == sizes and [d.id for d in arranged.ravel()] == list(range(16))

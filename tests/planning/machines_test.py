@@ -44,7 +44,7 @@ def test_what_libtpu_refuses_is_told_in_one_line(monkeypatch, told, fragment):
 
 
 def test_slices_have_an_axis_of_their_own():
-  devices = [types.SimpleNamespace(id=i, slice_index=i // 4, platform='cpu') for i in range(8)]
+  devices = [types.SimpleNamespace(id=i, slice_index=i // 4, platform='tpu') for i in range(8)]
   machine = dataclasses.replace(make_machine(2), devices=devices)
   with pytest.raises(UserError, match=r'in 2 slices; use --config.mesh.slice=2'):
     machines.make_mesh(MeshConfig(2, 4, 1), machine)
