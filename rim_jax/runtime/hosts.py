@@ -156,7 +156,46 @@ def lead_first(fn):
   """fn() of every process, once process 0 is done: it prepares the files that the others find."""
   mine = []
   lead(lambda: mine.append(fn()))
-  return mine[0] if mine else fn()
+  return together(lambda: mine[0] if mine else fn())
+
+
+def together(fn) -> Any:
+  """fn() of every process, which waits for no other; what is wrong with one of them ends all.
+
+  One that ended alone would leave the others waiting until JAX ends them without a word.
+  Raises: fn's UserError or OSError where it was raised, UserError elsewhere.
+  """
+  value, problem = None, None
+  try:
+    value = fn()
+  except (UserError, OSError) as e:
+    problem = e
+  failed = [str(i) for i, wrong in enumerate(_gather(int(problem is not None))) if wrong]
+  if problem:
+    raise problem
+  if failed:
+    raise UserError(f'process {", ".join(failed)} could not begin; its log says why')
+  return value
+
+
+def check_alike(parts: dict[str, str]) -> None:
+  """Checks that all processes have the same; all of them must ask.
+
+  Args:
+    parts: what it is called -> what it is.
+  Raises: UserError, in all of them, with the parts that are not those of process 0.
+  """
+  if jax.process_count() == 1:
+    return
+  # Names first: other code may have other parts, and then there is nothing to compare them with.
+  for names, told in ((['rim_jax'], [' '.join(parts)]), (list(parts), list(parts.values()))):
+    first, *others = multihost_utils.process_allgather(
+        np.array([zlib.crc32(x.encode()) for x in told], np.uint32))
+    for process, other in enumerate(others, 1):
+      differ = [name for name, same in zip(names, other == first) if not same]
+      if differ:
+        raise UserError(f'process {process} has another {", ".join(differ)} than process 0; give '
+                        'all processes one command, one version of the code, and the same files')
 
 
 def _broadcast(data: bytes) -> bytes:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 
 import jax
 import numpy as np
@@ -134,6 +135,33 @@ def test_exit_codes_are_the_documented_ones(monkeypatch, capsys):
 def test_one_process_leads_itself():
   assert hosts.lead(lambda: {'a': 1}) == {'a': 1} and hosts.is_leader()
   assert hosts.lead_first(lambda: 3) == 3
+
+
+def test_what_is_wrong_with_one_process_ends_all(monkeypatch):
+  def fail():
+    raise UserError('mine')
+  monkeypatch.setattr(hosts, '_gather', lambda value: [value, 0, 0])
+  assert hosts.together(lambda: 3) == 3
+  with pytest.raises(UserError, match='mine'):
+    hosts.together(fail)
+  monkeypatch.setattr(hosts, '_gather', lambda value: [value, 1, 1])
+  with pytest.raises(UserError, match='process 1, 2 could not begin; its log says why'):
+    hosts.together(lambda: 3)
+
+
+@pytest.mark.parametrize('theirs, fragment', [
+    ({'rate': '1', 'data': 'a'}, ''),
+    ({'rate': '2', 'data': 'b'}, 'process 1 has another rate, data than process 0'),
+    ({'rate': '1', 'data': 'a', 'later': ''}, 'process 1 has another rim_jax than process 0')])
+def test_processes_that_differ_are_refused(theirs, fragment, monkeypatch):
+  asked = iter([[' '.join(theirs)], list(theirs.values())])
+
+  def gather(mine):
+    return np.stack([mine, np.array([zlib.crc32(x.encode()) for x in next(asked)], np.uint32)])
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(hosts.multihost_utils, 'process_allgather', gather)
+  with pytest.raises(UserError, match=fragment) if fragment else contextlib.nullcontext():
+    hosts.check_alike({'rate': '1', 'data': 'a'})
 
 
 def test_sigterm_is_noticed_and_the_handler_given_back():
@@ -448,6 +476,29 @@ def test_a_directory_that_not_all_processes_see_is_refused_by_all(tmp_path):
   assert code == 0, out
   assert out.count('all see []') == 2 and out.count('refused') == 2, out
   assert out.count('process 1 of 2 does not see what process 0 writes there') == 2
+
+
+# Process 1 is given a flag more.
+ONE_DIFFERS = '''
+import os, sys
+from rim_jax import main
+if '--process_id=1' in sys.argv:
+  sys.argv.append(os.environ['MORE'])
+main.main()
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('flag, fragment', [
+    ('--config.optim.learning_rate=0.03', 'process 1 has another optim.learning_rate than'),
+    ('--config.data.cache_dir=/proc/nowhere', 'process 1 could not begin; its log says why')])
+def test_a_process_that_is_not_as_the_others_ends_all_of_them(tmp_path, flag, fragment):
+  """With the exit code of a user's mistake, and before anything is trained."""
+  recipe = support_runs.write_recipe(tmp_path)
+  code, out = support_runs.finish(launch(recipe, tmp_path / 'run', 2, program=ONE_DIFFERS,
+                                         MORE=flag))
+  assert code == 2 and f'[0] error: {fragment}' in out, out
+  assert not (tmp_path / 'run/config.json').exists()
 
 
 # A file system that tells process 1 an older list of files; a report that takes longer than JAX
