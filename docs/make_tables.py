@@ -193,10 +193,10 @@ def count_to_first(entry: dict, block_tokens: int) -> tuple[int, int]:
   assert not entry['prefix_tokens'], 'a forced prefix is not counted here'
   thoughts, rounds = entry['num_thoughts'], entry.get('num_passes', 1)
   blocks = entry['num_blocks'] * ((thoughts or block_tokens) + 2)
-  # Thoughts that are found one by one: a pass for each, and one for what stands behind them.
-  more = thoughts + 1 if thoughts and rounds == 1 else 0
-  more += entry['generated_to_first'] - 1
-  return rounds + more, entry['prompt_tokens'] + rounds * blocks + more
+  written = entry['generated_to_first'] - 1
+  # Thoughts that are found one by one: a pass for each, whose tokens are the block's.
+  turns = thoughts if thoughts and rounds == 1 else 0
+  return rounds + turns + written, entry['prompt_tokens'] + rounds * blocks + written
 
 
 def make_controls(name: str, setting: str) -> str:

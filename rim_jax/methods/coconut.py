@@ -96,9 +96,9 @@ def count_inputs(row_tokens: int, limits: batch_lib.RowLimits, config: Config) -
 
 
 def prefill(model, trunks, start_br, config: Config, tail):
-  """Reads trunks for decoding: the question and `<b>` at once, a token for each thought, the rest.
+  """Reads trunks for decoding: `[x <b>]` at once, a token for each thought but the last, the rest.
 
-  The rest is `</b>` and the tail.
+  The rest is the last thought, `</b>` and the tail. So J thoughts take J + 1 passes.
 
   Shapes: start_br i32[b, 1], the position behind the block.
   Returns: (x [b, 1, d] at the last of them, keys and values [l, b, c, n, k], Fields of those c
@@ -106,19 +106,23 @@ def prefill(model, trunks, start_br, config: Config, tail):
   """
   num_thoughts = config.layout.block_tokens
   there_b1 = trunks.fields.example[:, :1]
-  x_btd, kv, known = _read(model, trunks.tokens, trunks.fields, config)
+  # No question reaches into the room that a trunk has behind `<b>`.
+  tokens, fields = jax.tree.map(
+      lambda x: x[:, :-(num_thoughts + 1)], (trunks.tokens, trunks.fields))
+  x_btd, kv, known = _read(model, tokens, fields, config)
   start = batch_lib.Fields(start_br - num_thoughts - 2, there_b1, jnp.ones_like(there_b1),
                            jnp.zeros_like(there_b1))
   x_b1d = jnp.take_along_axis(x_btd, start.positions[..., None], 1)
-  _, _, part, fields = _think(model, x_b1d, start, kv, known, num_thoughts, config)
-  rest = _join(_advance(start, num_thoughts + 1), tail.fields)
-  tokens = jnp.concatenate([jnp.full_like(there_b1, model.vocab_size + 2), tail.tokens], 1)
+  _, x_b1d, part, fields = _think(model, x_b1d, start, kv, known, num_thoughts - 1, config)
+  rest = _join(_advance(start, num_thoughts), _advance(start, num_thoughts + 1), tail.fields)
+  given = jnp.concatenate([jnp.full_like(there_b1, model.vocab_size + 2), tail.tokens], 1)
+  inputs_btd = jnp.concatenate([make_thought(model, x_b1d), model.embed(given)], 1)
   cache = jax.tree.map(lambda *x: jnp.pad(jnp.concatenate(x, 2), (
-      (0, 0), (0, 0), (0, tokens.shape[1]), (0, 0), (0, 0))), kv, part)
+      (0, 0), (0, 0), (0, inputs_btd.shape[1]), (0, 0), (0, 0))), kv, part)
   offset = fields.positions.shape[1]
   fields = _join(fields, rest)
-  x_btd, cache = model(tokens, rest.positions, find_visible(rest, fields, config), cache=cache,
-                       offset=offset)
+  x_btd, cache = model(None, rest.positions, find_visible(rest, fields, config), cache=cache,
+                       offset=offset, inputs_btd=inputs_btd)
   return x_btd[:, -1:], cache, fields
 
 

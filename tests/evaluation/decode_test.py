@@ -52,7 +52,7 @@ def test_logits_equal_those_of_the_training_forward(prefix, network, switches, m
     *(pytest.param(*case, 1, marks=pytest.mark.slow) for case in (
         ('direct', {}), ('rim_stage2', {}))),
     ('rim_stage2', HIDDEN | BIDIRECTIONAL, 1), ('rim_stage2', {'loop__num_passes': 3}, 3),
-    ('coconut_stage', {'layout__num_blocks': 1, 'layout__block_tokens': 2}, 4)])
+    ('coconut_stage', {'layout__num_blocks': 1, 'layout__block_tokens': 2}, 3)])
 def test_a_prefix_is_read_in_the_pass_over_the_trunk(method, changes, passes, monkeypatch):
   """Its states, keys and values are those of a pass of its own; the network is called no more."""
   config = support.make_config(method, layout__answer_prefix='+-', **changes)
