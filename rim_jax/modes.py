@@ -34,9 +34,11 @@ def keep_compiled(config) -> None:
 
   JAX_COMPILATION_CACHE_DIR names another place. A program for a CPU runs on others of its kind
   alone, so it is kept by kind. Several processes must run the same program, and one that is kept on
-  one host may order its collectives otherwise than one that another host compiles: they keep none.
+  one host may order its collectives otherwise than one that another host compiles: they keep none,
+  and use none that the variable names.
   """
   if jax.process_count() > 1:
+    jax.config.update('jax_enable_compilation_cache', False)
     return
   # JAX adds its options to this object as it is imported, which its stubs do not tell.
   kept = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]

@@ -315,6 +315,7 @@ def _make_save(run: StageRun, state, tools: Instruments):
 
   A save because the run was asked to stop, or by the clock, is there to go on from: it takes no
   time to evaluate, and is never the best, so that an interrupted run ends as an undisturbed one.
+  Before the first update one batch of valid is asked, the longest.
   """
   task, stage = run_scores_lib.ask_valid_as_begun(run.task, run.workdir, run.say), run.stage
   config, blocks = task.config, task.config.eval_blocks
@@ -322,11 +323,14 @@ def _make_save(run: StageRun, state, tools: Instruments):
       run.program.graphdef, state.params, run.frozen, config, task.codec, task.mesh))
   records = run_scores_lib.get_records(task, 'valid', config.eval.num_valid_examples)
 
-  def evaluate(step, state, counts) -> float:
+  def ask(state, records, counts, tell=None) -> values.EvalResult:
     with tools.goodput.measure('evaluate'):
       # What is left of a chain is written freely.
-      result, _ = scores.evaluate(decoder.with_params(state.params), records, blocks,
-                                  lambda count: tools.watchdog.beat(step), None if counts else ())
+      return scores.evaluate(decoder.with_params(state.params), records, blocks, tell,
+                             None if counts else ())[0]
+
+  def evaluate(step, state, counts) -> float:
+    result = ask(state, records, counts, lambda count: tools.watchdog.beat(step))
     tools.writer.write(step, {values.VALID_ACC: result.final_acc,
                               values.VALID_RULE: judge.RULE_VERSION, **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
@@ -348,6 +352,11 @@ def _make_save(run: StageRun, state, tools: Instruments):
            'batch_rows': stage.batch_rows, 'method': config.method, 'counts': counts,
            'scheduled': scheduled, 'rule_version': judge.RULE_VERSION}, acc)
     tools.watchdog.beat(step)
+
+  if int(state.step) == 0:
+    # What has no room, or does not compile, ends the run now, and not in place of its first save.
+    longest = sorted(records, key=lambda record: len(record.question))
+    ask(state, longest[-decoder.choose_batch_size(len(records)):], stage.counted_from <= 0)
   return save
 
 
@@ -370,7 +379,7 @@ def _stop_unhealthy(run: StageRun, compiled, state):
   def show(x):  # strict JSON has no nan
     return float(x) if np.isfinite(x) else str(x)
   me = jax.process_index()
-  path = run.workdir / ('nonfinite.json' if me == 0 else f'nonfinite-{me}.json')
+  path = run.workdir / (run_folder.NONFINITE if me == 0 else f'nonfinite-{me}.json')
   storage.write_json(path, {
       'step': bad + 1, 'loss': show(metrics['loss']), 'grad_norm': show(metrics['grad_norm']),
       'block_nll': [show(x) for x in metrics['block_nll'] / np.maximum(metrics['block_count'], 1)],
@@ -378,8 +387,9 @@ def _stop_unhealthy(run: StageRun, compiled, state):
   raise NonFiniteError(
       f'{run.workdir}: step {bad + 1} has loss {metrics["loss"]} and gradient norm '
       f'{metrics["grad_norm"]}; the update was withheld, its rows and losses per block are in '
-      f'{path}; lower optim.learning_rate or look at those records, then run again from the last '
-      'checkpoint')
+      f'{path}, and the same command would meet it again; look at those records, or lower '
+      'optim.learning_rate in another --workdir, which can begin with the last checkpoint here: '
+      f'--config.train.init_from={run.workdir}')
 
 
 def _keep_whole(config: Config, workdir) -> None:

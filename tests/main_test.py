@@ -1056,8 +1056,13 @@ def test_compiled_programs_are_kept_unless_told_where(monkeypatch, tmp_path):
     # By kind of CPU: another kind would run into instructions that it has not got.
     assert re.fullmatch(f'{tmp_path}/compiled/cpu-[0-9a-f]{{8}}',
                         jax.config.jax_compilation_cache_dir)
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/elsewhere')
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)  # whose programs must be the same
+    modes.keep_compiled(config)
+    assert not jax.config.jax_enable_compilation_cache
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
+    jax.config.update('jax_enable_compilation_cache', True)
 
 
 def test_control_characters_are_shown_as_text(monkeypatch, capsys):

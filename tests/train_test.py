@@ -273,7 +273,7 @@ def test_icot_s_best_checkpoint_is_one_without_a_chain(tmp_path, cache, use_devi
   best = max((s for s in found if found[s]['counts']), key=lambda s: found[s]['valid_final_acc'])
   assert results['test'].step == best and not found.get(2, {'counts': False})['counts']
   free = [rest == ((),) for rest in seen]
-  assert free[0] and not free[-1] and free == sorted(free, reverse=True)
+  assert all(free[:2]) and not free[-1] and free == sorted(free, reverse=True)
   assert found.keys() >= {best} and max(found) == checkpoint_lib.choose_checkpoint(
       tmp_path / 'run', 'last').step
 
@@ -417,6 +417,18 @@ def test_a_run_leaves_its_files(tmp_path, cache, use_devices):
   assert f'{workdir}: this run is complete' in told
 
 
+def test_valid_that_cannot_be_asked_ends_a_run_before_its_first_update(
+    tmp_path, cache, use_devices, monkeypatch):
+  use_devices(1)
+
+  def fail(*args):
+    raise MemoryError('no room to decode')
+  monkeypatch.setattr(train_lib.scores, 'evaluate', fail)
+  monkeypatch.setattr(train_lib, '_make_step', lambda run: pytest.fail('an update was begun'))
+  with pytest.raises(MemoryError, match='no room to decode'):
+    train_lib.train(make_config(cache), tmp_path / 'run', say=QUIET)
+
+
 def test_a_step_that_is_not_finite_stops_the_run_and_says_which_rows(
     tmp_path, cache, use_devices, monkeypatch):
   use_devices(1)
@@ -436,6 +448,16 @@ def test_a_step_that_is_not_finite_stops_the_run_and_says_which_rows(
   assert 'nan' in report['block_nll'] and report['loss'] == 'nan'
   _, card = support_runs.read_checkpoint(tmp_path / 'run')
   assert card['step'] == 3  # no state after the culprit was ever saved
+  # Another run can begin there, with what may help.
+  told = []
+  config = support.set_keys(config, {'train.init_from': str(tmp_path / 'run'),
+                                     'optim.learning_rate': 1e-4})
+  with pytest.raises(NonFiniteError):  # these rows are poisoned for every run
+    train_lib.train_curriculum(config, tmp_path / 'other', say=told.append)
+  assert f'parameters from step 3 of {tmp_path / "run"}' in told
+  (tmp_path / 'run/nonfinite.json').unlink()
+  with pytest.raises(UserError, match='run: is not complete'):
+    train_lib.train_curriculum(config, tmp_path / 'third', say=QUIET)
 
 
 def test_changed_data_is_noticed(tmp_path, cache, use_devices):

@@ -12,6 +12,7 @@ import numpy as np
 from rim_jax.config import Config
 from rim_jax.errors import RunError, UserError, check
 from rim_jax.packing import layout as layout_lib
+from rim_jax.packing import source
 from rim_jax.pretrained import prompts
 from rim_jax.runtime import hosts
 
@@ -49,10 +50,16 @@ def iterate_references(decoder, questions):
   texts, _ = decoder.decode_texts(encoded, config.eval_blocks, prefix, (config.eval_blocks,))
   compute = network.jit(_compute_logits, 1)
 
+  _, most = source.find_reach(config.model)
+
   def get_logits(dtype, prompt):
+    # Few widths, so that few are compiled; no token sees the padding behind it.
+    width = 1 << (len(prompt) - 1).bit_length()
+    ids_t = np.zeros(min(width, most or width), np.int32)
+    ids_t[:len(prompt)] = prompt
     with jax.default_matmul_precision('float32'):
-      return hosts.fetch(compute(*network.arrays, dtype, np.asarray([prompt])))[0].astype(
-          np.float32)[:, :codec.tokenizer.vocab_size]
+      return hosts.fetch(compute(*network.arrays, dtype, ids_t[None]))[0].astype(
+          np.float32)[:len(prompt), :codec.tokenizer.vocab_size]
   for question, ids, (text,) in zip(questions, encoded, texts):
     trunk, _ = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
     prompt = [*trunk, *prefix]

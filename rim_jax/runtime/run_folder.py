@@ -19,6 +19,7 @@ from rim_jax.results import judge, stats, values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
 
+NONFINITE = 'nonfinite.json'  # of a run that met a loss or gradient which is not finite
 _EVALUATE = 'evaluate the run with --mode=eval'
 _REMOVE = f'move it away, and {_EVALUATE}'
 _MOST_TOLD = 3  # damaged lines of a file that are named one by one

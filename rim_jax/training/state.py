@@ -124,7 +124,9 @@ def initialize(task, program, init_from, say):
           peft_lib.load_adapters(peft, task.config, task.base.family, state.params, say))
     return state, frozen
   card = card_lib.load_card(init_from)
-  if not hosts.lead(lambda: is_complete(init_from)):
+  # A run that met what is not finite would meet it again: others may begin where it had to end.
+  if not hosts.lead(lambda: is_complete(init_from)
+                    or (epath.Path(init_from) / run_folder.NONFINITE).exists()):
     raise UserError(f'{init_from}: is not complete; run its command again to finish it')
   model, theirs = (config_lib.flatten(c) for c in (
       dataclasses.asdict(task.config.model), card['config']['model']))

@@ -347,6 +347,25 @@ def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has
                              make_records(questions), references, say)
 
 
+def test_a_reference_is_of_its_prompt_alone_and_few_widths_are_compiled(monkeypatch):
+  config = make_config(GOLDEN / 'gpt2')
+  program, params, frozen = make_model(config)
+  network = Network(program.graphdef, params, frozen, config, support.make_codec(config),
+                    sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+  traced, real = [], verification._compute_logits
+
+  def compute(model, config, dtype, ids_bt):
+    traced.append(ids_bt.shape)
+    return real(model, config, dtype, ids_bt)
+  monkeypatch.setattr(verification, '_compute_logits', compute)
+  found = list(verification.iterate_references(decode.Decoder(network), ('1+1?', '12+1?', '1+2')))
+  assert len({len(reference.ids) for reference in found}) > 1 and len(traced) == 1
+  alone = network.jit(real, 1)
+  for reference in found:
+    want_tv = alone(*network.arrays, 'float32', np.asarray([reference.ids]))[0]
+    support.assert_close(reference.logits_tv, want_tv[:, :reference.logits_tv.shape[1]])
+
+
 @needs_hf
 @pytest.mark.parametrize('family', [*FAMILIES, 'mistral', 'padded', 'short'])
 def test_transformers_computes_the_same_from_an_export(family, tmp_path):
