@@ -10,6 +10,9 @@ Stage 0 writes the whole chain; the last stage keeps all the thoughts and writes
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
       but for prosqa_small (docs/results.md).
+      On pretrained models adapters train at the preset's rate for 8 epochs; its authors train all
+      of GPT-2 at 1e-4, from a network that writes chains. Each stage warms up anew, and falls to 0
+      where the preset's rate does; theirs is constant.
 """
 
 from configs import presets

@@ -11,8 +11,8 @@ code stands in rim_jax/methods/codi.py). Else as rim.py.
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
       9.7 % (seed 0, chance); others not measured.
       On GPT-2 and the 1B model learning rates are its authors', on the 3B one SIM-CoT's; the
-      weight of distances, 20 on Llama, is its authors' too. They train for 40 epochs (GPT-2) and
-      10 (1B); the presets train all for 8.
+      weight of distances is as theirs, 1 and on Llama 20, which they divide over one layer more.
+      They train for 40 epochs (GPT-2) and 10 (1B); the presets train all for 8.
 """
 
 from configs import presets

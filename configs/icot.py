@@ -11,6 +11,7 @@ network answers directly.
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
       but for prosqa_small (docs/results.md).
+      On pretrained models adapters train at the preset's rate; its authors train all parameters.
 """
 
 from configs import presets

@@ -11,8 +11,9 @@ stands in rim_jax/methods/lotus.py). Else as rim.py.
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
       100.0 % (seed 0); others not measured.
-      On the last three adapters train at the preset's rate, where its authors train all parameters
-      at 1e-4 and 5e-5 from a network that writes chains; --config.train.init_from names such a run.
+      On the last three adapters train at the preset's rate for 8 epochs, with a warm-up in every
+      stage. Its authors train all parameters at a constant 1e-4 and 5e-5 for 30 epochs (GPT-2, 3B)
+      to 100 (1B), from a network that writes chains; --config.train.init_from names such a run.
 """
 
 from configs import presets

@@ -277,6 +277,9 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
     config.distill.weight = 1.0 if is_gpt2 else 20.0
   if method == 'codi':
     config.optim.clip_norm = 2.0
+    # There the embeddings, whose distance is 0, are a layer too.
+    num_layers = {'models/gpt2': 12, 'models/Llama-3.2-1B': 16, 'models/Llama-3.2-3B': 28}[folder]
+    config.distill.weight *= num_layers / (num_layers + 1)
   if method == 'lotus':
     config.lotus.latents_per_step = 13 if is_gpt2 else 25
   config.checkpoint.every_steps = 1000
@@ -409,6 +412,8 @@ def make(method: str, preset: str) -> Any:
     host, keys = VARIANTS[method]
     config = make(host, preset)
     config.aux.group_tokens = config.coconut.thoughts_per_step if host == 'coconut' else 1
+    if host == 'coconut' and config.model.init_from.startswith('models/'):
+      config.coconut.num_stages = 5  # its authors'
     config.update_from_flattened_dict(keys)
     if config.layout.paired_readout:  # room for the chain without its last step, and the answer
       config.layout.depth0_readout = False  # the chain begins with r_1, in the readout's place

@@ -355,6 +355,7 @@ def _make_save(run: StageRun, state, tools: Instruments):
 
   if int(state.step) == 0:
     # What has no room, or does not compile, ends the run now, and not in place of its first save.
+    tools.progress.update(0, 'answering questions of valid, to see that it can')
     longest = sorted(records, key=lambda record: len(record.question))
     ask(state, longest[-decoder.choose_batch_size(len(records)):], stage.counted_from <= 0)
   return save

@@ -3,17 +3,18 @@
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/hidden.py --jobs=2
       The chain task. A line break is forced before every answer, so that no answer is read at a
       token that sees the question, and readouts see the blocks or thoughts alone, in training and
-      afterwards. Coconut, SIM-CoT on it and LOTUS are left out: their first stages have no latents
-      to read. Cost: 18 runs of about five minutes of 1 CPU core. Score: RiM
+      afterwards. Coconut, SIM-CoT and LOTUS write steps in their first stages: these steps, too,
+      have to do without the question, once there are latents.
+      Cost: 27 runs of about five minutes of 1 CPU core. Score: RiM
       99.9 / 99.8 / 99.8 % (seeds 0, 1, 2), looped 99.9 / 99.9 / 100.0, paired 99.9 / 48.2 / 19.7,
-      PCCoT 9.8 / 41.4 / 100.0, CODI 8.7 / 8.9 / 99.9, pause 11.1 / 9.1 / 9.1.
+      PCCoT 9.8 / 41.4 / 100.0, CODI 8.7 / 8.9 / 99.9, pause 11.1 / 9.1 / 9.1; others not run.
 """
 
 from configs import presets
 from rim_jax.config import grid
 from rim_jax.errors import UserError
 
-METHODS = ('rim', 'rim_paired', 'looped', 'pause', 'codi', 'pccot')
+METHODS = ('rim', 'rim_paired', 'looped', 'pause', 'codi', 'pccot', 'coconut', 'sim_cot', 'lotus')
 
 
 def get_config(preset: str = 'chain'):

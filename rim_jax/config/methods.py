@@ -49,11 +49,6 @@ class Facts:
     """Whether there are memory blocks, more or fewer of which can be read, or others put there."""
     return self.has_blocks and not self.has_thoughts
 
-  @property
-  def can_hide_question(self) -> bool:
-    """Whether layout.readout_sees_question has a meaning, in every stage."""
-    return self.has_blocks and not (self.has_thoughts and self.make_stages)
-
 
 # ---- RiM ----
 

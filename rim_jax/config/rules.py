@@ -123,7 +123,7 @@ def _find_data_problems(config):
           (layout.num_blocks == 0 and config.facts.needs_blocks,
            f"layout.num_blocks=0 leaves method '{config.method}' no block; use 1 or more, or "
            "method 'direct'"),
-          (not layout.readout_sees_question and not config.facts.can_hide_question,
+          (not layout.readout_sees_question and not config.facts.has_blocks,
            'layout.readout_sees_question=False changes nothing for method '
            f"'{config.method}', which has no blocks; set it to True"),
           (config.facts.learns_steps and not layout.step_separator and not layout.answer_prefix,

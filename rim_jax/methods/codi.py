@@ -14,6 +14,8 @@ Departures from the source:
   means are over tokens, as in the source.
 - Distances have the spread of each example and count no embeddings (methods/paired.py): to have the
   source's gamma in L layers, set `distill.weight` to L / (L + 1) of it.
+- With an empty `layout.answer_prefix`, as on the chain task, the two states that are compared are
+  not of the same token (methods/paired.py).
 - The rows of `<b>` and `</b>` train, as RiM's do; in the source new rows stay as they begin.
 - Positions and visibility do not know of padding: what shares a batch changes no logit.
 - There is no seventh thought, which the source computes and never reads.

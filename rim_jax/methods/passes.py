@@ -2,8 +2,9 @@
 
 The first pass reads trunks. Each later one reads block tokens alone, behind the keys and values
 that the question has from the first: a question never sees a block, so its states are the same in
-every pass. What follows the blocks reads the last pass alone. So no readout is read by the states
-that are fed, packed rows stay what their examples are alone, and one prefill serves every block.
+every pass (under dropout, the first and the last draw masks of their own). What follows the blocks
+reads the last pass alone. So no readout is read by the states that are fed, packed rows stay what
+their examples are alone, and one prefill serves every block.
 
 Tokens through the stack, with q of the question, B of blocks, A of readouts, and R passes: a
 forward for training takes 2q + R B + A, as the last pass is the ordinary one over whole rows, and a

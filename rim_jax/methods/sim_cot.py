@@ -63,7 +63,8 @@ def spell(host: Method, config: Config) -> Method:
     return hand_over(inputs_btd, tokens_bt - model.vocab_size, fields, limits.examples, size)
   spelling = dataclasses.replace(host, layout=lay_out, weight=weigh, means=share_means,
                                  inputs=find_inputs)
-  if config.aux.decoder == 'shared':
+  # A stage without thoughts has nothing to spell: the decoder is to copy what it trains.
+  if config.aux.decoder == 'shared' or not config.layout.num_blocks:
     return spelling
 
   def make_added(config: Config, key) -> nnx.Module:

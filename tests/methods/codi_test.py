@@ -257,59 +257,12 @@ def test_updates_of_micro_batches_of_one_and_three_examples_are_those_of_four(re
 # ---- Decoding ----
 
 
-@pytest.mark.slow
-def test_decoding_s_logits_are_those_of_the_training_forward(monkeypatch):
-  config = make_config(2, 'rope')
-  model, decoder = support.make_decoder(config)
-  codec = support.make_codec(config)
-  questions = [codec.encode(r).question for r in support.RECORDS[:3]]
-  ids, seen = support.decode_and_record(
-      decoder, questions, 1, codec.template.answer_prefix, (1,), monkeypatch)
-  count = config.eval.max_new_tokens
-  batch = support.write_decoded_row(codec, config, questions, ids, 96)
-  trained = codi.CODI.forward(model, batch, config, LIMITS)[0]
-  support.assert_decoded_logits(ids, seen, np.asarray(trained).reshape(3, 1, count, -1),
-                                codec.tokenizer.eos_id)
-
-
-@pytest.mark.slow
-def test_neither_the_batch_nor_the_mesh_nor_padding_changes_an_answer():
-  """Batch 1 and 8, one device and eight; questions of several lengths; few programs."""
-  results = []
-  for size, devices in ((1, 1), (8, 8)):
-    config = make_config(2, 'rope', eval__batch_size=size)
-    codec = support.make_codec(config)
-    questions = [codec.encode(r).question for r in support.RECORDS]
-    _, decoder = support.make_decoder(config, devices)
-    results.append(decoder.decode_texts(questions, 1, codec.template.answer_prefix, (1,))[0])
-    assert decoder._decode._cache_size() <= 2  # these questions have two widths
-  assert results[0] == results[1]
-  assert len({text for text, in results[0]}) > 1
-
-
-@pytest.mark.slow
-def test_thoughts_in_bfloat16_are_near_those_in_float32():
-  config = make_config(3, 'rope')
-  batch, model = make_batch(config), support.make_model(config)
-  fed = codi.CODI.feed(model, batch.tokens, batch_lib.get_fields(batch), config, LIMITS)
-  narrow = dataclasses.replace(config, model=dataclasses.replace(
-      config.model, compute_dtype='bfloat16'))
-  model.config = narrow.model
-  model.blocks.config = narrow.model
-  other = codi.CODI.feed(model, batch.tokens, batch_lib.get_fields(batch), narrow, LIMITS)
-  at = np.nonzero(np.asarray(batch.tokens) == model.vocab_size + 1)
-  assert len(at[0]) == 15 and other.dtype == jnp.bfloat16
-  wide, other = fed[at], other.astype(jnp.float32)[at]
-  # bfloat16 has 8 bits: a few of them are lost over layers and turns, no more.
-  assert 0 < np.abs(wide - other).max() < 2**-4 * np.abs(wide).max()
-
-
 # ---- A step, and what cannot be ----
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('std, meshes', [
-    ('example', [(8, MeshConfig(2, 2, 2)), (4, MeshConfig(2, 1, 1, 2))]),
+    ('example', [(4, MeshConfig(2, 1, 1, 2))]),
     ('all', [(4, MeshConfig(2, 1, 1, 2))])])  # the spread over a part, wherever its rows are
 def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(std, meshes):
   config = make_config(2, 'adapters', train__batch_rows=8, optim__eps=1.0, model__lora__rank=0,

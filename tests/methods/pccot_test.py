@@ -58,14 +58,3 @@ def test_with_as_many_iterations_as_thoughts_it_is_codi(projected, thoughts):
   assert abs(compute(fewer, batch) - expected) > 1e-4
 
 
-@pytest.mark.slow
-def test_decoding_reads_the_last_pass():
-  """Its answers come from the states that training has at </b>, whatever the batch."""
-  config = make_config(layout__answer_prefix='+')
-  _, decoder = support.make_decoder(config)
-  codec = support.make_codec(config)
-  questions = [codec.encode(r).question for r in support.RECORDS]
-  together = decoder.decode_texts(questions, 1, codec.template.answer_prefix, (1,))[0]
-  alone = [decoder.decode_texts([q], 1, codec.template.answer_prefix, (1,))[0][0]
-           for q in questions]
-  assert together == alone and len({t for t, in together}) > 1
