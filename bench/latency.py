@@ -111,7 +111,8 @@ def measure(timed, num_runs):
       entry |= {f'{part}_flops': count,
                 f'{part}_flops_ratio': count / theirs if count and theirs else None}
   every = next(e for e in entries if e['method'] == 'rim_all')
-  every['to_one_readout'] = latency.compute_ratio(times['rim_all', 'full'], times['rim', 'full'])
+  every['to_one_readout'] = latency.summarize([
+      a / b for a, b in zip(times['rim_all', 'full'], times['rim', 'full'])])
   return entries
 
 

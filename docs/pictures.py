@@ -22,7 +22,7 @@ import numpy as np
 from rim_jax.config import Config, LayoutConfig, TokenizerConfig
 from rim_jax.data.records import Record
 from rim_jax.data.tokenizer import load_tokenizer
-from rim_jax.methods import METHODS, paired, rim, sim_cot
+from rim_jax.methods import METHODS, make_codec, paired, rim, sim_cot
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import rows as rows_lib
@@ -58,7 +58,7 @@ def make_row(lay_out, layout=LAYOUT, *more):
   """One record as a row of its own under a layout: (batch of one row, label of each id)."""
   tokenizer = load_tokenizer(TokenizerConfig(kind='bytes'))
   template = layout_lib.make_template(tokenizer, layout)
-  encoded = layout_lib.encode_record(RECORD, tokenizer, template)
+  encoded = make_codec(Config(layout=layout), tokenizer).encode(RECORD)
   example = lay_out(encoded, template, layout, *more)
   rows = rows_lib.make_rows([[example]], layout.row_tokens, layout.row_slots, layout,
                             tokenizer.vocab_size)

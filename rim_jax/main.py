@@ -190,21 +190,11 @@ def cli(argv, console=None) -> int:
           file=sys.stderr)
     return 130
   except Exception as e:  # pylint: disable=broad-except
-    if _list_full(e) and not debug:
-      where = ', '.join(map(terminal.show, _find_full(e, argv))) or 'none that is known'
-      print(f'error: the disk is full ({where}); the checkpoints that were finished are whole: '
-            'make room, and the same command goes on from the last one', file=sys.stderr)
-      return 1
-    if _lacks_memory(e) and not debug:
-      print('error: there is no memory left for this process; free some, or raise the limit of '
-            'ulimit -v or -u, and the same command goes on from the last checkpoint',
-            file=sys.stderr)
-      return 1
-    refused = _find_refused(e)
-    if refused and not debug:
-      print(f'error: {terminal.show(refused)}', file=sys.stderr)
-      return 2
-    raise
+    told, code = _describe_refused(e, argv)
+    if debug or not told:
+      raise
+    print(f'error: {terminal.show(told)}', file=sys.stderr)
+    return code
   return 0
 
 
@@ -228,19 +218,23 @@ def _list_full(error) -> list[BaseException]:
   return [e for e in _list_causes(error) if any(_is_number(e, number) for number in _FULL)]
 
 
-def _lacks_memory(error) -> bool:
-  return any(isinstance(e, MemoryError) or _is_number(e, errno.ENOMEM)
-             or any(words in str(e) for words in _NO_MEMORY) for e in _list_causes(error))
-
-
-def _find_refused(error) -> str:
-  """What the system refused, and the fix, in one line; '' where it was not the system."""
+def _describe_refused(error, argv) -> tuple[str, int]:
+  """What the system refused, and the fix, in one line, and its exit code; '' where it was not the
+  system."""
+  if _list_full(error):
+    where = ', '.join(_find_full(error, argv)) or 'none that is known'
+    return (f'the disk is full ({where}); the checkpoints that were finished are whole: make room, '
+            'and the same command goes on from the last one'), 1
+  if any(isinstance(e, MemoryError) or _is_number(e, errno.ENOMEM)
+         or any(words in str(e) for words in _NO_MEMORY) for e in _list_causes(error)):
+    return ('there is no memory left for this process; free some, or raise the limit of ulimit -v '
+            'or -u, and the same command goes on from the last checkpoint'), 1
   for cause in _list_causes(error):
     for number, fix in _REFUSED.items():
       named = getattr(cause, 'filename2', None) or getattr(cause, 'filename', None)
       if _is_number(cause, number) and (named or number in (errno.EMFILE, errno.EFBIG)):
-        return f'{named or "a file of this run"}: {os.strerror(number)}; {fix}'
-  return ''
+        return f'{named or "a file of this run"}: {os.strerror(number)}; {fix}', 2
+  return '', 0
 
 
 def _hear_dropped(unraisable) -> None:
@@ -287,8 +281,8 @@ def main() -> None:
   signal.signal(signal.SIGUSR1, _tell_no_profile)  # the loop has its own
   # Orbax logs a traceback from each of its threads; what they tell is told once, in a line.
   logging.getLogger('absl').addFilter(
-      lambda record: not (record.exc_info and (
-          _list_full(e := record.exc_info[1]) or _find_refused(e) or _lacks_memory(e))))
+      lambda record: not (
+          record.exc_info and _describe_refused(record.exc_info[1], sys.argv)[0]))
   try:
     code = cli(sys.argv)
   except Exception:  # pylint: disable=broad-except  (a failure of ours, which is shown whole)

@@ -63,12 +63,12 @@ def train(config, workdir, say, console) -> None:
 
 def _show_run(config, workdir, say, console) -> None:
   folder = stages_lib.get_last(config, epath.Path(workdir))[1]
-  path = _write_summary(config, workdir)
+  path, asked = _write_summary(config, workdir), run_page.load_predictions(folder)
   run_page.show_results(console, folder, config.eval.num_shown)
   say(f'files: {folder}/ (config.json, metrics.jsonl, checkpoints/, results.json, predictions/)')
   say(f'report: {path}')
   say('next: ask it something, ' + _make_command(
-      config, workdir, 'generate', f'--question={_get_example_question(folder)}'))
+      config, workdir, 'generate', f'--question={asked[0].question if asked else "..."}'))
 
 
 def _make_command(config, workdir, mode: str, *more) -> str:
@@ -106,19 +106,12 @@ def write_report(config, workdir, say) -> None:
 
 def _write_summary(config, workdir):
   """The report, and for a curriculum its stages' results in one results.json."""
-  stages = [name for name, _ in stages_lib.make_stages(config) if name]
-  found = {name: epath.Path(workdir) / name / 'results.json' for name in stages}
-  if stages:
-    storage.write_json(epath.Path(workdir) / 'results.json', {
+  workdir = epath.Path(workdir)
+  if stages := [name for name, _ in stages_lib.make_stages(config) if name]:
+    storage.write_json(workdir / 'results.json', {
         name: reader.load_json(path, 'evaluate again with --mode=eval')
-        for name, path in found.items()
-        if path.exists()})
+        for name in stages if (path := workdir / name / 'results.json').exists()})
   return run_page.write_report(workdir, config)
-
-
-def _get_example_question(folder):
-  predictions = run_page.load_predictions(folder)
-  return predictions[0].question if predictions else '...'
 
 
 def evaluate(config, workdir, say, console) -> None:
@@ -163,7 +156,6 @@ def controls(config, workdir, say, console) -> None:
   task, folder = ask.open_run(config, workdir, say)
   config = task.config
   records = run_scores_lib.get_records(task, config.eval.split, config.eval.num_examples)
-  set_name = config.eval_set
   prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,
             'tokenizer_earlier': task.codec.tokenizer.same_fingerprint,
             'base': task.base and task.base.fingerprint, **_find_start(whole, workdir)}
@@ -182,7 +174,7 @@ def controls(config, workdir, say, console) -> None:
   if config.controls.probes:
     found['probes'], points = _run_probes(task, folder, network, say)
   found = reader.from_tree(values.ControlsResult, {
-      'format': interventions_lib.CONTROLS_VERSION, 'method': config.method, 'set': set_name,
+      'format': interventions_lib.CONTROLS_VERSION, 'method': config.method, 'set': config.eval_set,
       'n': len(records), 'num_blocks': config.eval_blocks, 'step': step,
       'checkpoint': config.eval.checkpoint, 'answer_rule': judge.ANSWER_RULE,
       'rule_version': judge.RULE_VERSION,

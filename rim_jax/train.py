@@ -230,40 +230,28 @@ def _run_steps(run: StageRun, state) -> None:
       run.checkpointer.poll()
       tools.watchdog.beat(step)
       tools.profiler.step(step, metrics)
-      due = _ask_due(config, tools, step, end, saved_at)
-      if due.line and not metrics['healthy']:
+      stopped, is_told = tools.stop.is_set(), step % config.log.every_steps == 0
+      is_saved = (step == end or stopped or step % config.checkpoint.every_steps == 0
+                  or (is_told and _is_save_due(config.checkpoint, saved_at)))
+      is_told |= is_saved
+      if is_told and not metrics['healthy']:
         _stop_unhealthy(run, compiled, state)
-      if due.line:
+      if is_told:
         more = tools.machine.read() | tools.watchdog.compare(own_secs / (step - told_at))
         own_secs, told_at = 0.0, step
         note = tools.write(tools.meter.push(step, metrics, more)) or _describe_loss(metrics)
-      if due.save:
+      if is_saved:
         # Now, not one step behind: a stop right after the save must not cost its line.
         note = tools.write(tools.meter.flush()) or note
         save(step, state)
         saved_at = time.monotonic()
-      if due.line or tools.progress.is_due(step):
-        tools.progress.update(step, note if due.line else _describe_loss(metrics))
-      if due.stop:
+      if is_told or tools.progress.is_due(step):
+        tools.progress.update(step, note if is_told else _describe_loss(metrics))
+      if stopped and step < end:
         _end_saves(run, tools, state)
         raise Stopped(f'{run.workdir}: asked to end; step {step} of {stage.num_steps} is saved, '
                       'the same command goes on')
     _finish(run, tools, state, start, end)
-
-
-@dataclasses.dataclass(frozen=True)
-class Due:
-  """What is to be done once an update has been taken."""
-  line: bool  # of metrics; before each save, too
-  save: bool
-  stop: bool  # asked to end before the last update
-
-
-def _ask_due(config: Config, tools: Instruments, step: int, end: int, saved_at: float) -> Due:
-  stopped, line = tools.stop.is_set(), step % config.log.every_steps == 0
-  save = (step == end or stopped or step % config.checkpoint.every_steps == 0
-          or (line and _is_save_due(config.checkpoint, saved_at)))
-  return Due(line or save, save, stopped and step < end)
 
 
 def _describe_loss(metrics) -> str:
@@ -418,15 +406,11 @@ def _check_later_stages(config: Config, workdir):
     return
   for name, stage in later:
     try:
-      _check_stage(stage)
+      task = make_task(stage, lambda line: None)
+      _plan_stage(task, lambda line: None)
+      run_scores_lib.check_questions(task)
     except UserError as e:
       raise UserError(f'{name}, before anything is trained: {e}') from None
-
-
-def _check_stage(config: Config, say=lambda line: None):
-  task = make_task(config, say)
-  _plan_stage(task, say)
-  run_scores_lib.check_questions(task)
 
 
 def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:

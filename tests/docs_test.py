@@ -257,7 +257,7 @@ from rim_jax.packing import layout
 config = parse_config(own_step.get_config())
 tokenizer = load_tokenizer(config.tokenizer)
 template = layout.make_template(tokenizer, config.layout)
-encoded = layout.encode_record(Record('7+3+5', ('0', '5'), '5', ''), tokenizer, template)
+encoded = methods.make_codec(config, tokenizer).encode(Record('7+3+5', ('0', '5'), '5', ''))
 example = methods.get_method(config).layout(encoded, template, config.layout)
 print(example.num_blocks, [(r.block, tokenizer.decode(r.target)) for r in example.readouts])
 """], cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True,

@@ -22,7 +22,7 @@ GATED = ('swiglu', 'geglu')  # activations of a gate, which multiplies what goes
 def find_problems(config) -> list[str]:
   """What does not agree in a Config whose single values are within their limits."""
   return (_find_size_problems(config) + _find_data_problems(config) + _find_model_problems(config)
-          + _find_training_problems(config) + _find_stage_problems(config)
+          + _find_training_problems(config)
           + _find_aux_problems(config)
           + config.facts.find_problems(config))
 
@@ -184,14 +184,6 @@ def _find_aux_problems(config):
        'use a number that does'))
 
 
-def _find_stage_problems(config):
-  frac, num_stages = config.coconut.stage_frac, config.coconut.num_stages + 1
-  return list_broken((
-      not 0 < frac * num_stages < 1,
-      f'coconut.stage_frac={frac:g}: {num_stages} stages leave the last one nothing, or have none '
-      f'themselves; set it between 0 and {1 / num_stages:.3g}'))
-
-
 def _find_prosqa_problems(data):
   prosqa = data.prosqa
   least, needed = 2 + 2 * prosqa.min_hops, prosqa.max_nodes - 2
@@ -274,7 +266,11 @@ def _find_training_problems(config):
   train, axes, method = config.train, dataclasses.asdict(config.mesh), config.method
   pieces = train.num_micro_batches
   low = train.batch_rows // pieces * pieces
+  frac, num_stages = config.coconut.stage_frac, config.coconut.num_stages + 1
   return list_broken(
+      (not 0 < frac * num_stages < 1,
+       f'coconut.stage_frac={frac:g}: {num_stages} stages leave the last one nothing, or have none '
+       f'themselves; set it between 0 and {1 / num_stages:.3g}'),
       ((train.num_examples > 0) == (train.num_epochs > 0),
        f'set one of train.num_examples={train.num_examples} and '
        f'train.num_epochs={train.num_epochs:g}, the other 0'),

@@ -4,7 +4,6 @@ import hashlib
 import http.client
 import os
 import pathlib
-import time
 import urllib.request
 
 from rim_jax import reader
@@ -34,19 +33,6 @@ def hold_out(records, num_valid, path):
   return train, sorted(valid, key=lambda r: (hashes[r.question], r.steps, r.answer))
 
 
-def _download(url, most, fix):
-  """At most so many bytes, within a total time beside that of each read."""
-  ends, parts, left = time.monotonic() + hub.get_deadline(most), [], most
-  with urllib.request.urlopen(url, timeout=60) as response:
-    while left and (part := response.read1(min(left, 1 << 16))):
-      parts.append(part)
-      left -= len(part)
-      if time.monotonic() > ends:
-        raise UserError(f'{url}: {most - left:,} of {most - 1:,} bytes came in '
-                        f'{hub.get_deadline(most):.0f} s; {fix}')
-  return b''.join(parts)
-
-
 def download_gsm8k(config: DataConfig, say=print) -> pathlib.Path:
   """The folder with OpenAI's files, each fetched where it is not there with the right sha256.
 
@@ -63,7 +49,8 @@ def download_gsm8k(config: DataConfig, say=print) -> pathlib.Path:
     say(f'rim_gsm8k: downloading {url} ({size / 1e6:.1f} MB)')
     fix = 'download it yourself and pass --config.data.dir=DIR'
     with report(url, fix, (OSError, ValueError, http.client.HTTPException)):
-      content = _download(url, size + 1, fix)
+      content = hub.run_with_deadline(url, size, lambda tell, url=url, size=size: (
+          urllib.request.urlopen(url, timeout=60).read(size + 1)), say, fix)
     if len(content) < size:
       raise UserError(f'{url}: cut off after {len(content)} of {size} bytes; {fix}')
     if hashlib.sha256(content).hexdigest() != sha256:

@@ -116,8 +116,9 @@ def _fetch(name, repo, part, revision, kind, say):
     raise UserError(f'{name}: has no file that is read here')
   origin = f"hf:{repo}{f'/{part}' if part else ''}@{info.sha}"
   num_bytes = sum(f.size or 0 for f in files)
-  paths = _with_deadline(name, num_bytes, lambda tell: [
-      _fetch_file(name, repo, file, info.sha, kind, tell) for file in files], say)
+  paths = run_with_deadline(name, num_bytes, lambda tell: [
+      _fetch_file(name, repo, file, info.sha, kind, tell) for file in files], say,
+                             f'run again, which goes on where it stopped, or {_FIX}')
   snapshot = paths[0].parents[len(pathlib.PurePath(files[0].rfilename).parts) - 1]
   _write_ref(snapshot, revision or 'main', info.sha)
   say(f'{origin}: {len(files)} files, {num_bytes / 1e6:,.1f} MB')
@@ -151,7 +152,7 @@ def _write_ref(snapshot, revision, sha):
     ref.write_text(sha)
 
 
-def _with_deadline(name, num_bytes, work, say):
+def run_with_deadline(name, num_bytes, work, say, fix):
   """What `work` returns; it runs in a thread, whose reads alone have a time limit of their own."""
   outcome, told, begun = futures.Future(), {'done': ''}, time.monotonic()
 
@@ -165,8 +166,7 @@ def _with_deadline(name, num_bytes, work, say):
   while not outcome.done():
     left = limit - (time.monotonic() - begun)
     if left <= 0:
-      raise UserError(f'{name}: {num_bytes / 1e6:,.1f} MB took more than {limit:.0f} s; run again, '
-                      f'which goes on where it stopped, or {_FIX}')
+      raise UserError(f'{name}: {num_bytes / 1e6:,.1f} MB took more than {limit:.0f} s; {fix}')
     futures.wait([outcome], min(left, _TELL_SECONDS))
     if not outcome.done():
       say(f"{name}: downloading {told['done']}, {time.monotonic() - begun:.0f} s")

@@ -75,11 +75,6 @@ def summarize(values) -> dict:
   return {'median': middle, 'q1': low, 'q3': high, 'runs': len(values)}
 
 
-def compute_ratio(times, base_times) -> dict:
-  """Median and quartiles of the ratios of runs that stood side by side."""
-  return summarize([a / b for a, b in zip(times, base_times, strict=True)])
-
-
 def measure(timed: list[Timed], num_runs: int, base: str = DIRECT.name,
             clock=time.perf_counter, say=None) -> list[dict]:
   """Times some ways to answer against each other in this process: `describe` of `time_runs`."""
@@ -97,7 +92,8 @@ def describe(timed: list[Timed], times: dict, base: str = DIRECT.name) -> list[d
   """
   return [{'method': t.name, **t.facts,
            **{f'{part}_ms': summarize(times[t.name, part]) for part in t.parts},
-           **{f'{part}_ratio': compute_ratio(times[t.name, part], times[base, part])
+           **{f'{part}_ratio': summarize([
+               a / b for a, b in zip(times[t.name, part], times[base, part], strict=True)])
               for part in t.parts if (base, part) in times}} for t in timed]
 
 

@@ -90,14 +90,11 @@ def is_evaluated(task, workdir) -> bool:
   results = run_folder.RunFolder(workdir).load_written()  # by whichever rule they were judged
   return all((result := results.get(one.config.eval_set)) is not None
              and result.checkpoint == one.config.eval.checkpoint
-             and state_lib.is_of_today(result, workdir) and _has_same_questions(one, result)
+             and state_lib.is_of_today(result, workdir)
+             # Earlier versions did not tell of which questions it is.
+             and (result.data_fingerprint is None or result.data_fingerprint == fingerprint_set(
+                 one, get_records(one, one.config.eval.split, one.config.eval.num_examples)))
              for one in list_sets(task))
-
-
-def _has_same_questions(task, result: values.EvalResult) -> bool:
-  """Whether a result is of the questions that the task asks; earlier versions did not tell."""
-  return result.data_fingerprint is None or result.data_fingerprint == fingerprint_set(
-      task, get_records(task, task.config.eval.split, task.config.eval.num_examples))
 
 
 def evaluate_run(task, workdir, say=print) -> dict[str, values.EvalResult]:

@@ -193,14 +193,12 @@ def group_by_steps(predictions, records) -> dict:
 
   Returns: fields of a result, by T: accuracy and questions; {} where all have as many.
   """
-  groups = {}
-  for p, record in zip(predictions, records, strict=True):
-    groups.setdefault(len(record.steps), []).append(p.correct)
+  groups = stats.group(sorted((len(record.steps), p.correct) for p, record in zip(
+      predictions, records, strict=True)))
   if len(groups) < 2:
     return {}
-  groups = {str(t): groups[t] for t in sorted(groups)}
-  return dict(steps_acc={t: sum(correct) / len(correct) for t, correct in groups.items()},
-              num_by_steps={t: len(correct) for t, correct in groups.items()})
+  return dict(steps_acc={str(t): sum(correct) / len(correct) for t, correct in groups.items()},
+              num_by_steps={str(t): len(correct) for t, correct in groups.items()})
 
 
 def score_splits(correct_cnr, seed: int) -> values.EvalResult:

@@ -5,8 +5,9 @@ Start with method.py, which says what a method is, then rim.py; METHODS is the o
 """
 
 import dataclasses
+from typing import Any
 
-import jax
+from flax import traverse_util
 import jax.numpy as jnp
 
 from rim_jax.config import Config
@@ -71,19 +72,14 @@ def begin_decoder(params: dict, *others: dict) -> dict:
   Args:
     others: where the rest of the network is, e.g. what is frozen.
   """
-  added = params.get('added', {})
-  if 'decoder' not in added:
+  if 'decoder' not in params.get('added', {}):
     return params
-
-  def copy(path, value):
-    for tree in (params, *others):
-      for key in path:
-        tree = tree.get(key.key, {})
-      if not isinstance(tree, dict):
-        return jnp.array(tree, value.dtype)
-    raise ValueError(f'{jax.tree_util.keystr(path)}: the network has no such parameter')
-  decoder = jax.tree_util.tree_map_with_path(copy, added['decoder'])
-  return params | {'added': added | {'decoder': decoder}}
+  known = {path: value for tree in (*others, params)
+           for path, value in traverse_util.flatten_dict(tree).items()}
+  flat: dict[tuple, Any] = traverse_util.flatten_dict(params)
+  for path in [path for path in flat if path[:2] == ('added', 'decoder')]:
+    flat[path] = jnp.array(known[path[2:]], flat[path].dtype)
+  return traverse_util.unflatten_dict(flat)
 
 
 def make_codec(config: Config, tokenizer) -> source.Codec:

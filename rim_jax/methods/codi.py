@@ -27,13 +27,13 @@ import dataclasses
 
 from flax import nnx
 import jax
-import jax.numpy as jnp
 
 from rim_jax.config import Config, LayoutConfig
 from rim_jax.methods import coconut, paired
 from rim_jax.methods.method import AddedParam, Method
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.sharding import EMBED, MLP
+from rim_jax.model.transformer import Norm, widen
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing.layout import (
   Encoded,
@@ -76,28 +76,22 @@ class Dense(nnx.Module):
     self.bias = draw('bias', shape[1:], axes[1:])
 
   def __call__(self, x):
-    return x @ self.kernel[...].astype(x.dtype) + _widen(self.bias, x)
+    return x @ self.kernel[...].astype(x.dtype) + widen(self.bias[...].astype(x.dtype), x)
 
 
-class Projection(nnx.Module):
-  """What a thought passes before it is fed: Linear, exact GELU, Linear, LayerNorm; one width."""
+class Projection(Norm):
+  """What a thought passes before it is fed: Linear, exact GELU, Linear, LayerNorm; one width.
+
+  The norm is this module itself: so its parameters are called as they always were.
+  """
 
   def __init__(self, embed_dim: int, key):
+    super().__init__('layernorm', 1e-5, embed_dim, EMBED, param=AddedParam)
     self.first = Dense((embed_dim, embed_dim), (EMBED, MLP), fold_in_name(key, 'first'))
     self.second = Dense((embed_dim, embed_dim), (MLP, EMBED), fold_in_name(key, 'second'))
-    self.scale = AddedParam(jnp.ones(embed_dim), axes=(EMBED,))
-    self.bias = AddedParam(jnp.zeros(embed_dim), axes=(EMBED,))
 
   def __call__(self, x_bed):
-    y = self.second(jax.nn.gelu(self.first(x_bed), approximate=False)).astype(jnp.float32)
-    y = y - y.mean(-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5)
-    return (y * _widen(self.scale, y) + _widen(self.bias, y)).astype(x_bed.dtype)
-
-
-def _widen(param, like):
-  """A vector of a parameter, of as many axes and of the type of `like`."""
-  return param[...].astype(like.dtype).reshape((1,) * (like.ndim - 1) + (-1,))
+    return super().__call__(self.second(jax.nn.gelu(self.first(x_bed), approximate=False)))
 
 
 class Added(nnx.Module):

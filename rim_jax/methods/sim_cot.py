@@ -24,6 +24,7 @@ Source: arXiv 2509.20317; github.com/InternLM/SIM-CoT.
 """
 
 import dataclasses
+import functools
 
 from flax import nnx
 import jax.numpy as jnp
@@ -80,10 +81,8 @@ def make_decoder(config: Config, key) -> Transformer:
   decoder = Transformer(shape, config.model.vocab_size, key)
   for path, variable in nnx.to_flat_state(nnx.state(decoder, nnx.Param)):
     *where, name = path
-    owner = decoder
-    for part in where:
-      owner = getattr(owner, str(part))
-    setattr(owner, str(name), AddedParam(variable.get_value(), **variable.get_metadata()))
+    setattr(functools.reduce(getattr, map(str, where), decoder), str(name),
+            AddedParam(variable.get_value(), **variable.get_metadata()))
   return decoder
 
 

@@ -64,12 +64,13 @@ class Norm(nnx.Module):
   # its input once, not first for the means.
   NAME = 'norm'
 
-  def __init__(self, kind: str, eps: float, size: int, axis: str, leading=()):
+  def __init__(self, kind: str, eps: float, size: int, axis: str, leading=(),
+               param=nnx.Param):
     axes = (LAYERS,) * len(leading) + (axis,)
     self.eps = eps
     self.added = 1.0 if kind == 'rmsnorm_1p' else 0.0  # a scale near 1 would be coarse in bfloat16
-    self.scale = nnx.Param(jnp.full((*leading, size), 1.0 - self.added), axes=axes)
-    self.bias = (nnx.Param(jnp.zeros((*leading, size)), axes=axes)
+    self.scale = param(jnp.full((*leading, size), 1.0 - self.added), axes=axes)
+    self.bias = (param(jnp.zeros((*leading, size)), axes=axes)
                  if kind == 'layernorm' else None)
 
   def __call__(self, x_in):
@@ -78,9 +79,9 @@ class Norm(nnx.Module):
       x = x - checkpoint_name(x.mean(-1, keepdims=True), self.NAME)
     square = checkpoint_name(jnp.square(x).mean(-1, keepdims=True), self.NAME)
     x = x * jax.lax.rsqrt(square + self.eps)
-    x = x * (_wide(self.scale[...], x).astype(jnp.float32) + self.added)
+    x = x * (widen(self.scale[...], x).astype(jnp.float32) + self.added)
     if self.bias is not None:
-      x = x + _wide(self.bias[...], x).astype(jnp.float32)
+      x = x + widen(self.bias[...], x).astype(jnp.float32)
     return x.astype(x_in.dtype)
 
 
@@ -128,7 +129,7 @@ def apply_linears(linears, x, dropout_key=None):
     parts = lora.project(x_pi, linear.kernel[...], linear.num_inputs)
     if linear.bias is not None:
       bias = linear.bias[...].astype(x.dtype)
-      parts = [y + _wide(b, y) for y, b in zip(parts, [bias] if len(parts) == 1 else bias)]
+      parts = [y + widen(b, y) for y, b in zip(parts, [bias] if len(parts) == 1 else bias)]
     if extra is not None:
       parts = [y + more for y, more in zip(parts, extra)]
     found += [checkpoint_name(y.reshape(*x.shape[:2], *y.shape[1:]), lora.NAME) for y in parts]
@@ -397,7 +398,7 @@ def apply_rope(x_bthk, rotary):
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x_bthk.dtype)
 
 
-def _wide(y, like):
+def widen(y, like):
   """y with leading ones up to the rank of `like`: no silent rank promotion."""
   return y.reshape((1,) * (like.ndim - y.ndim) + y.shape)
 

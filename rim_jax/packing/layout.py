@@ -84,24 +84,9 @@ def make_template(tokenizer, config: LayoutConfig) -> Template:
           'answer_suffix')})
 
 
-def encode_question(text, tokenizer, template: Template) -> list[int]:
-  ids = tokenizer.encode(text, is_first=not template.question_prefix)
-  return wrap_question(ids, template)
-
-
 def wrap_question(ids: Sequence[int], template: Template) -> list[int]:
   """A question's ids with all that stands around them in every trunk."""
   return [*template.bos, *template.question_prefix, *ids, *template.separator]
-
-
-def encode_record(record, tokenizer, template: Template) -> Encoded:
-  """Segments are tokenised one by one, so that ids do not depend on their neighbours.
-
-  All of them together decode to the texts joined.
-  """
-  return Encoded(encode_question(record.question, tokenizer, template),
-                 tuple(tokenizer.encode(s) for s in record.steps),
-                 tokenizer.encode(record.answer))
 
 
 def count_steps(encoded: Encoded) -> int:

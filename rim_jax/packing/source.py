@@ -33,10 +33,17 @@ class Codec:
   removal: order.Removal | None = None
 
   def encode_question(self, text: str) -> list[int]:
-    return layout_lib.encode_question(text, self.tokenizer, self.template)
+    return layout_lib.wrap_question(
+        self.tokenizer.encode(text, is_first=not self.template.question_prefix), self.template)
 
   def encode(self, record) -> layout_lib.Encoded:
-    return layout_lib.encode_record(record, self.tokenizer, self.template)
+    """Segments are tokenised one by one, so that ids do not depend on their neighbours.
+
+    All of them together decode to the texts joined.
+    """
+    return layout_lib.Encoded(
+        self.encode_question(record.question), tuple(map(self.tokenizer.encode, record.steps)),
+        self.tokenizer.encode(record.answer))
 
   def lay_out(self, encoded: layout_lib.Encoded, removed: int = 0) -> layout_lib.Example:
     """`removed`: tokens that its chain has lost, where the method removes any."""
@@ -227,14 +234,11 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
           f'the budget of {num_examples:,} examples, {num_examples / len(usable):.2f} epochs, ends '
           f'before the written chain is gone, and {config.method} is judged without it; raise the '
           f'budget, or {key}={flatten(config)[key]:g} (chains of up to {longest} tokens)')
+  most = np.add.reduceat(sizes[plan.records, 4:], plan.starts[:-1]).max(0).tolist()
   return StagePlan(encoded, plan, batch_rows, num_steps, num_examples,
                    max(int(sizes[usable, 3].max()), blocks), dropped,
-                   _find_limits(plan, sizes), resets, counted, skip)
-
-
-def _find_limits(plan: order.Plan, sizes: np.ndarray) -> batch_lib.RowLimits:
-  trunks, blocks = np.add.reduceat(sizes[plan.records, 4:], plan.starts[:-1]).max(0).tolist()
-  return batch_lib.RowLimits(int(np.diff(plan.starts).max()), trunks, blocks)
+                   batch_lib.RowLimits(int(np.diff(plan.starts).max()), *most), resets, counted,
+                   skip)
 
 
 def check_rows(batch_rows, origin, pieces):

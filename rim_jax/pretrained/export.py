@@ -15,7 +15,9 @@ import dataclasses
 import os
 import pathlib
 import tempfile
+from typing import Any
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,8 +136,10 @@ def write_export(out, network: Network, origin: Origin, records, references=None
       if not config.export.adapters:
         texts = [prompts.make_prompt(r.question, config) for r in records]
         lm_eval_task.write_task(folder, config, texts, records)
-      (folder / 'README.md').write_text(
-          _describe(config, card, _is_sentencepiece(folder, network.codec.tokenizer)))
+      model = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')).model
+      # What marks spaces as SentencePiece does is not byte-level.
+      (folder / 'README.md').write_text(_describe(config, card, (
+          network.codec.tokenizer.marks_start or getattr(model, 'byte_fallback', False))))
   return card
 
 
@@ -155,18 +159,16 @@ def _verify(folder, config, codec, references, say):
 def iterate_tensors(config: Config, base: weights.Base, params, frozen):
   """(stored name, array as it is stored, in f32) of every base parameter, adapters merged."""
   merge = jax.jit(lora.merge, static_argnums=3)
+  flat: dict[tuple, Any] = traverse_util.flatten_dict(frozen) | traverse_util.flatten_dict(params)
   for path, tensor in tensors_lib.list_tensors(base.family).items():
-    value = tensors_lib.get_leaf(params, path)
-    value = tensors_lib.get_leaf(frozen, path) if value is None else value
-    if value is None:  # of a setting that this model has not got
+    if path not in flat:  # of a setting that this model has not got
       continue
-    adapter = path[-1] == 'kernel' and tensors_lib.get_leaf(params, (*path[:-1], 'adapter'))
+    value, adapter = flat[path], (*path[:-1], 'adapter')
     for i in range(len(value) if path[0] == 'blocks' else 1):
       # Layer by layer: no host holds a whole stack in f32.
       part = value[i] if path[0] == 'blocks' else value
-      if adapter:
-        part = merge(part[None], adapter['a'][i:i + 1], adapter['b'][i:i + 1],
-                     config.model.lora)[0]
+      if path[-1] == 'kernel' and (*adapter, 'a') in flat:
+        part = merge(part[None], *(flat[*adapter, k][i:i + 1] for k in 'ab'), config.model.lora)[0]
       part = hosts.fetch(part.astype(jnp.float32))
       order = [d for dims in tensor.stored for d in dims]
       yield tensor.name.format(i), part.transpose(order).reshape(
@@ -223,12 +225,6 @@ def place_rows(matrix_vd, rows, ids):
   grown[:len(matrix_vd)] = matrix_vd
   grown[list(ids)] = rows
   return grown
-
-
-def _is_sentencepiece(folder, tokenizer) -> bool:
-  """Whether the tokenizer marks spaces as SentencePiece does, and so is not byte-level."""
-  model = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json')).model
-  return tokenizer.marks_start or getattr(model, 'byte_fallback', False)
 
 
 def _describe(config, card, is_sentencepiece):

@@ -36,12 +36,11 @@ _HARMLESS = re.compile(
 _INITS = (True, False, 'gaussian', 'eva', 'orthogonal')
 
 
-def _list_modules(family: str, params):
-  """(path of the adapter, stored module) of every adapter of a model."""
-  for path, tensor in tensors_lib.list_tensors(family).items():
-    adapter = (*path[:-1], 'adapter')
-    if path[-1] == 'kernel' and tensors_lib.get_leaf(params, adapter) is not None:
-      yield adapter, tensor.module
+def _list_modules(family: str, flat: dict):
+  """(path of the adapter, stored module) of every adapter of a model, whose parameters are flat."""
+  return [((*path[:-1], 'adapter'), tensor.module)
+          for path, tensor in tensors_lib.list_tensors(family).items()
+          if path[-1] == 'kernel' and (*path[:-1], 'adapter', 'a') in flat]
 
 
 def _get_rows_name(family: str) -> str:
@@ -55,8 +54,9 @@ def write_adapters(folder: pathlib.Path, config: Config, base: weights.Base, par
   Every process takes part; those without a `folder` (None) write nothing.
   """
   rank, tensors, modules = config.model.lora.rank, {}, set()
-  for path, module in _list_modules(base.family, params):
-    a_lir, b_lro = (hosts.fetch(tensors_lib.get_leaf(params, (*path, k))) for k in 'ab')
+  flat = traverse_util.flatten_dict(params)
+  for path, module in _list_modules(base.family, flat):
+    a_lir, b_lro = (hosts.fetch(flat[*path, k]) for k in 'ab')
     for i, (a, b) in enumerate(zip(a_lir, b_lro)):
       name = _PREFIX + module.format(i)
       tensors[f'{name}.lora_A.weight'] = np.ascontiguousarray(
@@ -127,7 +127,7 @@ def load_adapters(folder, config: Config, family: str, params, say=print):
       return stored[name].T
     return np.zeros(shape[::-1], np.float32)
 
-  for path, module in _list_modules(family, params):
+  for path, module in _list_modules(family, loaded):
     for key, part in (('a', 'lora_A'), ('b', 'lora_B')):
       like = loaded[*path, key]
       one = like.shape[1:]

@@ -86,13 +86,6 @@ def list_tensors(family: str) -> dict[tuple[str, ...], Tensor]:
   return traverse_util.flatten_dict(TENSORS[family])
 
 
-def get_leaf(tree, path):
-  """The value at a path of nested dictionaries, or None: a model has not got every tensor."""
-  for key in path:
-    tree = tree.get(key) if isinstance(tree, dict) else None
-  return tree
-
-
 # Stored tensors that are no parameters, by name; a tied `lm_head` is one of them too.
 BUFFERS = re.compile(r'.*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq')
 # A prefix that some checkpoints have and others lack.

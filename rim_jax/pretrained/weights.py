@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import pathlib
+import types
 from typing import Any
 
 from flax import traverse_util
@@ -52,21 +53,11 @@ class Base:
     return next((n for n in names if n in self.files), None)
 
 
-class _GgufFile:
-  """A GGUF file, asked as a safetensors file is."""
-
-  def __init__(self, path):
-    self._tensors = gguf.list_tensors(path)
-
-  def get_slice(self, name):
-    return self._tensors[name]
-
-
 @contextlib.contextmanager
 def open_file(path) -> Iterator[Any]:
   """A file of tensors; UserError where it cannot be read or is damaged."""
   if gguf_lib.is_gguf(path):
-    yield _GgufFile(path)
+    yield types.SimpleNamespace(get_slice=gguf.list_tensors(path).__getitem__)
     return
   reader.check_regular(path, 'fetch it again')
   try:

@@ -33,7 +33,9 @@ def load_asked(folder: RunFolder, set_name: str, result: EvalResult
   asked, told = (found.step, found.set), (result.step, set_name)
   prints = (found.data_fingerprint, result.data_fingerprint)
   if asked == told and (None in prints or prints[0] == prints[1]):
-    rule, told_by = _get_rule(found), result.rule_version or 1
+    # The first files of version 2 tell it by the rule's words alone.
+    rule, told_by = found.rule_version or 1 + (found.answer_rule or '').startswith(
+        'a whole gold answer'), result.rule_version or 1
     if rule == told_by:
       return found, ''
     # A control's answers are not kept, so that they cannot be judged again.
@@ -42,12 +44,6 @@ def load_asked(folder: RunFolder, set_name: str, result: EvalResult
   others = 'other data' if asked == told else f'step {asked[0]} on {asked[1]}'
   return None, (f'controls.json is of {others}, the result of step {told[0]} on {told[1]}; ask it '
                 'again with --mode=controls')
-
-
-def _get_rule(found: ControlsResult) -> int:
-  """The version of the rule; the first files of version 2 tell it by the rule's words alone."""
-  in_words = 2 if (found.answer_rule or '').startswith('a whole gold answer') else 1
-  return found.rule_version or in_words
 
 
 def get_probes(found: ControlsResult | None) -> ProbesResult | None:

@@ -7,7 +7,6 @@ from rim_jax.errors import UserError
 from rim_jax.report import page, pairwise
 from rim_jax.report.tables import clean, name, number, table
 from rim_jax.results import stats
-from rim_jax.runtime import run_folder
 
 _NUM_SHOWN = 6
 
@@ -24,7 +23,7 @@ def make_examples(runs) -> page.Blocks:
     try:
       if not pairwise.has_predictions(state):
         raise UserError('several of its checkpoints were scored, so it has no one answer')
-      predictions = run_folder.load_predictions(state.predictions)
+      predictions = state.last[1].load_predictions(state.last[0].eval_set)
     except UserError as e:
       left_out.append(f'{state.point.name}: {e}')
       continue

@@ -28,7 +28,6 @@ from rim_jax.errors import HostError, UserError, check
 from rim_jax.runtime import devices, roll_call
 from rim_jax.runtime.roll_call import EXIT_STALLED
 
-EXIT_STOPPED = 75  # asked to end: saved, and the same command goes on
 # JAX ends a process that misses another; the watchdog comes first, because it knows whom.
 _HEARTBEAT_SECS, _SHUTDOWN_SECS = 50, 20
 _BEAT_SECS, _SILENT_SECS, _WATCH_SECS = 2.0, 40.0, 0.5
@@ -247,12 +246,6 @@ def check_shared(folder) -> None:
   if blind:
     raise UserError(f'{folder}: process {", ".join(map(str, blind))} of {jax.process_count()} does '
                     'not see what process 0 writes there; name a directory that all machines share')
-
-
-def sync(name: str) -> None:
-  """Waits until every process is here."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
 
 
 # ---- End ----

@@ -155,9 +155,21 @@ class RunFolder:
   def load_predictions(self, set_name: str) -> list[values.Prediction]:
     """Under today's rule of judging.
 
-    Raises: UserError where they are missing or damaged, or cannot be judged again.
+    Raises: UserError where the file is missing or holds anything else, or where answers that were
+      judged by another version of the rule cannot be judged again.
     """
-    return load_predictions(self.get_predictions(set_name))
+    result = self.load_written().get(set_name)
+    rows = list(_read_predictions(self.get_predictions(set_name), result))
+    theirs = result.rule_version or 1 if result else judge.RULE_VERSION
+    if theirs == judge.RULE_VERSION:
+      return rows
+    card = self.load_card()['config']
+    config = config_lib.Config(method=card['method'],
+                               layout=config_lib.LayoutConfig(**card['layout']))
+    again = [found for row in rows if (found := judge.judge_again(row, config)) is not None]
+    if len(again) < len(rows):
+      raise _tell_rule(self.results, set_name, theirs, 'of a version that kept no decoded text')
+    return again
 
   def _judge_again(self, name: str, result: values.EvalResult) -> values.EvalResult:
     theirs = result.rule_version or 1
@@ -263,27 +275,6 @@ def _check_answers(result: values.EvalResult, rows: tuple[values.Prediction, ...
     raise ValueError(f'{right:.2%} of them are right, and results.json says {result.final_acc:.2%}')
 
 
-def load_predictions(path) -> list[values.Prediction]:
-  """A set's predictions, as evaluation writes them, under today's rule of judging.
-
-  Raises: UserError where the file is missing or holds anything else, or where answers that were
-    judged by another version of the rule cannot be judged again.
-  """
-  path = epath.Path(path)
-  folder, result = RunFolder(path.parent.parent), _find_result(path)
-  rows = list(_read_predictions(path, result))
-  theirs = result.rule_version or 1 if result else judge.RULE_VERSION
-  if theirs == judge.RULE_VERSION:
-    return rows
-  card = folder.load_card()['config']
-  config = config_lib.Config(method=card['method'],
-                             layout=config_lib.LayoutConfig(**card['layout']))
-  again = [found for row in rows if (found := judge.judge_again(row, config)) is not None]
-  if len(again) < len(rows):
-    raise _tell_rule(folder.results, path.stem, theirs, "of a version that kept no decoded text")
-  return again
-
-
 def _tell_rule(path, name: str, version: int, why: str) -> UserError:
   return UserError(
       f'{path}: {name} was judged by version {version} of the rule, now it is '
@@ -322,19 +313,15 @@ def _digest(raw: bytes) -> str:
   return hashlib.sha256(raw).hexdigest()[:16]
 
 
-def _find_result(path: epath.Path) -> values.EvalResult | None:
-  """What the results.json of its run says of a prediction file."""
-  return RunFolder(path.parent.parent).load_written().get(path.stem)
-
-
 def compare_files(path_a, path_b, confidence: float = 0.95) -> stats.Comparison:
   """`stats.compare` on two runs' predictions/<set>.jsonl, which must be of the same questions.
 
   Raises: UserError where a file is missing or damaged, or the two are of different data.
   """
-  a, b = (load_predictions(path) for path in (path_a, path_b))
-  prints = [result and result.data_fingerprint
-            for result in map(_find_result, map(epath.Path, (path_a, path_b)))]
+  runs = [(RunFolder(path.parent.parent), path.stem) for path in map(epath.Path, (path_a, path_b))]
+  a, b = (folder.load_predictions(name) for folder, name in runs)
+  prints = [(result := folder.load_written().get(name)) and result.data_fingerprint
+            for folder, name in runs]
   if None not in prints and prints[0] != prints[1]:
     raise UserError(f'{path_b}: of another data set than {path_a} (fingerprints {prints[1]} and '
                     f'{prints[0]}); evaluate both runs on the same data')

@@ -4,7 +4,6 @@ What --mode=controls leaves beside a run is all that there is: a run that has be
 same checkpoint and set and beside the same runs, is not asked again.
 """
 
-import dataclasses
 import time
 
 from rim_jax.config import methods
@@ -16,16 +15,7 @@ from rim_jax.runtime import storage
 from rim_jax.runtime.point_run import PointRun
 from rim_jax.sweep import jobs, matched_runs
 
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-  """A run to ask: the command, and where its words go."""
-  run: PointRun
-  command: list[str]
-
-  @property
-  def output(self):
-    return self.run.folder / 'controls.txt'
+_OUTPUT = 'controls.txt'  # where the words of a command go, in the run's folder
 
 
 def check(points) -> None:
@@ -58,7 +48,7 @@ def ask(runs: list[PointRun], make_command, places, say) -> list[str]:
     elif (flags := list_flags(run, result, done)) is None:
       num_before += 1
     else:
-      waiting.append(Question(run, make_command(run.point, ['--mode=controls', *flags])))
+      waiting.append((run, make_command(run.point, ['--mode=controls', *flags])))
   say(f'controls: {num_before} runs with memory asked before, {len(waiting)} to ask, '
       f'{len(places)} at a time')
   return problems + _run_all(waiting, places, say)
@@ -94,19 +84,20 @@ def _run_all(waiting, places, say) -> list[str]:
   total, began, ends, problems = len(waiting), time.monotonic(), [], []
 
   def start(question, place):
-    question.output.unlink(missing_ok=True)
-    return jobs.Job(question.command, place, question.output)
+    output = question[0].folder / _OUTPUT
+    output.unlink(missing_ok=True)
+    return jobs.Job(question[1], place, output)
 
   def finish(question, end, is_stopped):
     if is_stopped:
       return
     ends.append(end)
     if end.code:
-      problems.append(f'{question.output}: exit code {end.code}: {end.told}; --controls again '
-                      'asks what was not answered')
+      problems.append(f'{question[0].folder / _OUTPUT}: exit code {end.code}: {end.told}; '
+                      '--controls again asks what was not answered')
     left = total - len(ends)
     mins = (time.monotonic() - began) / len(ends) * left / 60
-    say(f'controls of {question.run.point.name}: {len(ends)} of {total}'
+    say(f'controls of {question[0].point.name}: {len(ends)} of {total}'
         + (f', about {mins:.0f} min left' if left else ''))
   jobs.run_all(waiting, places, start, finish)
   return problems

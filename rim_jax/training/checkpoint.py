@@ -185,7 +185,7 @@ class Checkpointer:
     """Waits until every save is committed and sealed; raises what went wrong."""
     self.poll(wait=True)
     self._wait_for_seals()
-    hosts.sync('sealed')
+    hosts.lead(lambda: None)  # where all have come
 
   def _wait_for_seals(self):
     while self._seals:
@@ -366,13 +366,9 @@ def save_base(workdir, frozen) -> None:
   """Saves the frozen parameters of a run once, sealed like a checkpoint."""
   folder = storage.get_absolute(workdir) / 'base'
 
-  def is_there():
-    if not manifest.is_sealed(folder):
-      storage.remove(folder)
-      return False
-    return True
-  if hosts.lead(is_there):
+  if hosts.lead(lambda: manifest.is_sealed(folder)):
     return
+  hosts.lead(lambda: storage.remove(folder))
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(folder, frozen)
   hosts.lead(lambda: manifest.seal(folder))

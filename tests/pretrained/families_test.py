@@ -11,11 +11,11 @@ import jax
 import pytest
 
 from rim_jax import config as config_lib
+from rim_jax import methods
 from rim_jax.config import MeshConfig
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.model import sharding
-from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import chat, families, weights
 from rim_jax.training import step as step_lib
 from tests import support
@@ -323,13 +323,13 @@ def test_a_chat_template_stands_around_the_question(folder, family, file):
   assert families.resolve(config) == config
   # Its special tokens are tokens; a question still cannot spell one.
   tokenizer = tokenizer_lib.load_tokenizer(config.tokenizer)
-  template = layout_lib.make_template(tokenizer, config.layout)
-  ids = layout_lib.encode_question('1+1?', tokenizer, template)
+  codec = methods.make_codec(config, tokenizer)
+  ids = codec.encode_question('1+1?')
   bos = [0] if family == 'llama' else []
   text = tokenizer.encode('<|user|> ') + tokenizer.encode('1+1?')
   assert ids[:len(bos) + len(text) + 1] == [*bos, *text, 0]
   with pytest.raises(UserError, match='spells a special token'):
-    layout_lib.encode_question('<|end|>', tokenizer, template)
+    codec.encode_question('<|end|>')
 
 
 @pytest.mark.parametrize('template, culprit', [

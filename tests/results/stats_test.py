@@ -132,7 +132,8 @@ def test_files_of_different_data_are_refused_in_one_line(tmp_path):
       'others': (write(tmp_path / 'c', [1, 0, 1], ['0?\u2028', 'x?', 'y?'], 'f1'),
                  f'other questions than {a}: 3 and 3, of which 1 are the same, and line 2'),
       'fewer': (write(tmp_path / 'd', [1, 0]), '2 and 3, of which 2 are the same, and line 3'),
-      'missing': (tmp_path / 'e' / 'test.jsonl', 'no predictions (No such file or directory)'),
+      'missing': (tmp_path / 'e' / 'predictions' / 'test.jsonl',
+                  'no predictions (No such file or directory)'),
   }
   for path, what in cases.values():
     with pytest.raises(UserError) as error:
@@ -140,7 +141,7 @@ def test_files_of_different_data_are_refused_in_one_line(tmp_path):
     assert str(error.value).startswith(f'{path}: ') and what in str(error.value)
     assert '; evaluate ' in str(error.value) and len(str(error.value).split('\n')) == 1
   for i, content in enumerate((' ', 'nonsense', '[]', '{"question": "q"}')):
-    path = tmp_path / f'{i}.jsonl'
+    path = a.with_name(f'{i}.jsonl')
     path.write_text(a.read_text() + content + '\n')
     with pytest.raises(UserError, match=f'^{path}:4: not a prediction .*; ') as error:
       run_folder.compare_files(a, path)

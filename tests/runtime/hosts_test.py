@@ -124,7 +124,7 @@ def test_exit_codes_are_the_documented_ones(monkeypatch, capsys):
     monkeypatch.setattr(main_lib, '_run', fail)
     return main_lib.cli(['main.py'])
   assert raises(HostError('who')) == 1
-  assert raises(Stopped('saved')) == hosts.EXIT_STOPPED == 75
+  assert raises(Stopped('saved')) == 75
   assert capsys.readouterr().err == 'error: who\nstopped: saved\n'
   assert str(hosts.EXIT_STALLED) in main_lib.__doc__
 
@@ -397,7 +397,7 @@ def test_two_processes_that_are_asked_to_end_go_on_as_four(tmp_path, by_two, use
   support_runs.wait_for(tmp_path / 'many/checkpoints/5/manifest.json', run)
   run.send_signal(signal.SIGTERM)
   code, out = support_runs.finish(run)
-  assert code == hosts.EXIT_STOPPED and 'asked to end' in out, out
+  assert code == Stopped.exit_code and 'asked to end' in out, out
   at = checkpoint_lib.list_steps(storage.get_absolute(tmp_path / 'many/checkpoints'))[0]
   code, out = support_runs.finish(launch(recipe, tmp_path / 'many', 4))
   assert code == 0, out
