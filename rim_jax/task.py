@@ -70,7 +70,7 @@ def _list_parts(task: Task) -> dict[str, str]:
     code.update(path.read_bytes())
   # The same files may lie in other places.
   keys = {key: repr(value) for key, value in flatten(task.config).items() if key not in PATH_KEYS}
-  return {'code of rim_jax': code.hexdigest(), **keys,
+  return {'code of rim_jax': code.hexdigest(), 'version of jax': jax.__version__, **keys,
           'data': task.data.fingerprint if task.data else '',
           'tokenizer': task.codec.tokenizer.fingerprint,
           'pretrained model': task.base.fingerprint if task.base else ''}
