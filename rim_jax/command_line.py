@@ -45,7 +45,7 @@ FLAGS = {
     'identity': ('', '--point: what the run must be; launchers name it.'),
     'coordinator': ('', 'HOST:PORT of process 0, if there are several.'),
     'num_processes': (0, 'Number of processes.'), 'process_id': (-1, 'Number of this one, from 0.'),
-    'distributed': (False, 'Find the other processes by SLURM, MPI or the cloud.'),
+    'distributed': (False, 'Find the other processes by what the cloud says (TPU VMs, GKE).'),
     'start_secs': (300, 'Seconds to wait for the other processes.'),
     'help': (False, 'Show this help.')}
 SWEEP_FLAGS = {

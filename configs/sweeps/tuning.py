@@ -1,4 +1,4 @@
-"""The same small search for every method, before methods are compared: untuned, no row says much.
+"""One small search, the same for every method, before a comparison: untuned methods prove little.
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py --jobs=2
       The chain task. Three learning rates times two values of one key of the method's own, at a

@@ -366,7 +366,7 @@ class TrainConfig:
   # Examples that are left out at the beginning of the order in which the seed draws the data. With
   # curriculum.continue_data a later stage leaves out what the stages before it have read.
   skip_examples: Count = later(0)
-  skip_epochs: Amount = later(0.0)  # The same in passes over the data, beside those examples.
+  skip_epochs: Amount = later(0.0)  # As skip_examples, in epochs; both are added.
   num_micro_batches: AtLeastOne = 1  # Parts of one update, computed one after the other.
   # WORKDIR of a finished run whose last parameters this one begins with. It must have the same
   # model, tokenizer and base. rim_stage2: its stage 1; '' finds the one beside it.
@@ -389,7 +389,7 @@ class CheckpointConfig:
   # Also save after so many minutes without a save; 0: never. Such a save is not evaluated, and is
   # never the best.
   every_minutes: Amount = 0.0
-  # How many of the last checkpoints are kept of those of every_steps.
+  # How many of the newest checkpoints are kept, of those that every_steps asked for.
   keep_last: Annotated[int, Limit(
       'must be at least 2: the next to last stays until the last has been verified',
       lambda v: v >= 2)] = 2
