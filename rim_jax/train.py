@@ -344,7 +344,7 @@ def _make_save(run: StageRun, state, tools: Instruments):
   if int(state.step) == 0:
     # What has no room, or does not compile, ends the run now, and not in place of its first save.
     tools.progress.update(0, 'answering questions of valid, to see that it can')
-    longest = sorted(records, key=lambda record: len(record.question))
+    longest = sorted(records, key=lambda record: len(task.codec.encode_question(record.question)))
     ask(state, longest[-decoder.choose_batch_size(len(records)):], stage.counted_from <= 0)
   return save
 
@@ -377,8 +377,9 @@ def _stop_unhealthy(run: StageRun, compiled, state):
       f'{run.workdir}: step {bad + 1} has loss {metrics["loss"]} and gradient norm '
       f'{metrics["grad_norm"]}; the update was withheld, its rows and losses per block are in '
       f'{path}, and the same command would meet it again; look at those records, or lower '
-      'optim.learning_rate in another --workdir, which can begin with the last checkpoint here: '
-      f'--config.train.init_from={run.workdir}')
+      'optim.learning_rate in another --workdir' + (
+          f', which can begin with the last checkpoint here: --config.train.init_from={run.workdir}'
+          if checkpoint_lib.list_steps(run.workdir / 'checkpoints') else ''))
 
 
 def _keep_whole(config: Config, workdir) -> None:

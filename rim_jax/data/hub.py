@@ -154,7 +154,7 @@ def _write_ref(snapshot, revision, sha):
 
 def run_with_deadline(name, num_bytes, work, say, fix):
   """What `work` returns; it runs in a thread, whose reads alone have a time limit of their own."""
-  outcome, told, begun = futures.Future(), {'done': ''}, time.monotonic()
+  outcome, told, begun = futures.Future(), {'done': f'{num_bytes / 1e6:,.1f} MB'}, time.monotonic()
 
   def run():
     try:

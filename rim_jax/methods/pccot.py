@@ -5,8 +5,8 @@ pass reads `<m>` as it is. In each later one an `<m>` is fed the last state of t
 (rule `shift` of methods/passes.py), so that after N of them the first N thoughts are those that
 would be found one by one. `loop.num_passes` is N + 1; with 1 there are no thoughts, as in `pause`.
 
-Departures from the source, beside CODI's distances, prefix and shared dropout (both read the chain
-in the same forward):
+Departures from the source, beside CODI's spread of distances, prefix and shared dropout (both read
+the chain in the same forward):
 
 - Every pass also reads `<b>` and `</b>`, which costs two tokens a pass and changes nothing.
 - The trained projection of states is off, as in its GPT-2 configuration; `loop.projection` has it.

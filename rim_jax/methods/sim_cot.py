@@ -14,7 +14,8 @@ Departures from the source:
 - With `aux.decoder='shared'` the decoder is the network itself, in the same pass. As a second one,
   which begins as a copy of it without its adapters (`copy`), it has the network's own shape, and
   reads whole rows, the rest as padding, and embeds steps by its own table; theirs may be another
-  model, and on Coconut embeds by the host's table.
+  model, and on Coconut embeds by the host's table. It copies the network that the whole run begins
+  with, before any stage; from scratch it has learned nothing when thoughts first come.
 - The loss is the mean over readouts of their mean token loss, of the whole update; there it is, on
   Coconut, a sum over tokens.
 - It is there in each stage of a curriculum that has thoughts; there in the last alone.
@@ -64,8 +65,7 @@ def spell(host: Method, config: Config) -> Method:
     return hand_over(inputs_btd, tokens_bt - model.vocab_size, fields, limits.examples, size)
   spelling = dataclasses.replace(host, layout=lay_out, weight=weigh, means=share_means,
                                  inputs=find_inputs)
-  # A stage without thoughts has nothing to spell: the decoder is to copy what it trains.
-  if config.aux.decoder == 'shared' or not config.layout.num_blocks:
+  if config.aux.decoder == 'shared':
     return spelling
 
   def make_added(config: Config, key) -> nnx.Module:

@@ -5,12 +5,13 @@
 
 import dataclasses
 import math
+import typing
 
 from etils import epath
 import jax
 
 from rim_jax import config as config_lib
-from rim_jax import methods
+from rim_jax import methods, reader
 from rim_jax.config import Config
 from rim_jax.errors import NoStart, UserError, list_broken, refuse
 from rim_jax.model.network import Network
@@ -28,6 +29,11 @@ _MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'scan_layers', 'attention_tile_tokens
                        'compute_dtype', 'frozen_dtype', 'memory_init', 'memory_token',
                        'memory_noise', 'init_from', 'lora.dropout', 'lora.shared_dropout',
                        'lora.init_from')
+
+
+class _Nonfinite(typing.TypedDict):
+  """What is read of a nonfinite.json."""
+  step: int
 
 
 def is_complete(workdir) -> bool:
@@ -48,6 +54,16 @@ def is_complete(workdir) -> bool:
     return False
   results = run_folder.RunFolder(workdir).load_written()  # by whichever rule they were judged
   return any(is_of_today(result, workdir) for result in results.values())
+
+
+def _had_to_end(workdir) -> bool:
+  """Whether a run met a loss that is not finite after its last checkpoint, and would meet it again.
+
+  Others, that name it, may begin with that checkpoint.
+  """
+  path = epath.Path(workdir) / run_folder.NONFINITE
+  return path.exists() and checkpoint_lib.choose_checkpoint(workdir, 'last').step < (
+      reader.load_json(path, 'remove it', _Nonfinite)['step'])
 
 
 def is_of_today(result: values.EvalResult, workdir) -> bool:
@@ -124,9 +140,8 @@ def initialize(task, program, init_from, say):
           peft_lib.load_adapters(peft, task.config, task.base.family, state.params, say))
     return state, frozen
   card = card_lib.load_card(init_from)
-  # A run that met what is not finite would meet it again: others may begin where it had to end.
-  if not hosts.lead(lambda: is_complete(init_from)
-                    or (epath.Path(init_from) / run_folder.NONFINITE).exists()):
+  if not hosts.lead(lambda: is_complete(init_from) or (
+      task.config.train.init_from and _had_to_end(init_from))):
     raise UserError(f'{init_from}: is not complete; run its command again to finish it')
   model, theirs = (config_lib.flatten(c) for c in (
       dataclasses.asdict(task.config.model), card['config']['model']))

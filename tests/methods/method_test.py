@@ -18,7 +18,10 @@ ROWS = [support.RECORDS[:3], support.RECORDS[3:]]
 LIMITS = batch_lib.RowLimits(examples=3)
 # Latents that are found one by one, and together: a method, its keys.
 LATENTS = {
-    'coconut': ('coconut_stage', {'layout__block_tokens': 2, 'layout__skip_steps': 1}),
+    'coconut': ('coconut_stage', {
+        'layout__block_tokens': 2, 'layout__skip_steps': 1, 'model__positions': 'learned',
+        'model__norm': 'layernorm', 'model__bias': 'all', 'model__fused_qkv': True,
+        'model__num_kv_heads': 0, 'model__attention_tile_tokens': 16}),
     'codi': ('codi', {'layout__block_tokens': 2}),
     'pccot': ('pccot', {'layout__block_tokens': 3, 'loop__num_passes': 3}),
     'lotus': ('lotus_stage', {'layout__block_tokens': 2, 'layout__skip_steps': 2,
@@ -64,9 +67,11 @@ def test_the_tokens_that_enter_the_layers_are_those_of_its_count(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('latents', LATENTS)
-def test_decoding_s_logits_are_those_of_the_training_forward(latents, monkeypatch):
-  config = make_config(latents)
+@pytest.mark.parametrize('latents, more', [
+    *((latents, {}) for latents in LATENTS), ('codi', {'layout__block_tokens': 1}),
+    ('coconut', {'layout__readout_sees_question': False})])
+def test_decoding_s_logits_are_those_of_the_training_forward(latents, more, monkeypatch):
+  config = make_config(latents, **more)
   model, decoder = support.make_decoder(config)
   codec = support.make_codec(config)
   questions = [codec.encode(r).question for r in support.RECORDS[:3]]
@@ -91,7 +96,7 @@ def test_neither_the_batch_nor_the_mesh_nor_padding_changes_an_answer(latents):
     codec = support.make_codec(config)
     questions = [codec.encode(r).question for r in support.RECORDS]
     _, decoder = support.make_decoder(config, devices)
-    results.append(decoder.decode_texts(questions, 1, codec.template.answer_prefix, (1,))[0])
+    results.append(decoder.decode_texts(questions, 1, (), (1,))[0])
     assert decoder._decode._cache_size() <= 2  # these questions have two widths
   assert results[0] == results[1] == results[2]
   assert len({text for text, in results[0]}) > 1
@@ -118,14 +123,16 @@ def test_latents_in_bfloat16_are_near_those_in_float32(latents):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('latents', LATENTS)
-def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(latents):
-  config = make_config(latents, train__batch_rows=8, optim__eps=1.0, model__num_kv_heads=2,
-                       train__num_micro_batches=2)
+@pytest.mark.parametrize('latents, devices, mesh_config', [
+    *((latents, 8, MeshConfig(2, 2, 2)) for latents in LATENTS),
+    ('coconut', 4, MeshConfig(2, 1, 1, 2))])
+def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(latents, devices, mesh_config):
+  config = make_config(latents, train__batch_rows=8, optim__eps=1.0, train__num_micro_batches=2,
+                       model__num_kv_heads=2)
   rows = [*ROWS, support.RECORDS[:1], [], *ROWS, [], support.RECORDS[2:4]]
   found = []
-  for devices, mesh_config in ((1, MeshConfig()), (8, MeshConfig(2, 2, 2))):
-    mesh = sharding.make_mesh(mesh_config, jax.devices()[:devices])
+  for count, asked in ((1, MeshConfig()), (devices, mesh_config)):
+    mesh = sharding.make_mesh(asked, jax.devices()[:count])
     program = step_lib.make_program(config, support.make_codec(config).memory_start, 10, mesh)
     step = step_lib.make_train_step(program, config, 10, 4, mesh, limits=LIMITS)
     batch = sharding.place_batch(support.make_batch(config, rows), mesh)

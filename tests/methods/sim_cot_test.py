@@ -186,14 +186,6 @@ def test_a_second_network_trains_with_adapters_and_begins_as_their_base():
   assert np.abs(grads['memory'][0] - held['memory'][0]).max() > 0  # through the thoughts
 
 
-def test_a_stage_without_thoughts_has_no_second_network():
-  """Else the first stage with thoughts would find one that has learned nothing."""
-  config = make_config('coconut_stage', aux__decoder='copy')
-  assert 'decoder' in nnx.to_pure_dict(nnx.state(support.make_model(config)))['added']
-  config = support.set_keys(config, {'layout.num_blocks': 0, 'layout.skip_steps': 0})
-  assert 'added' not in nnx.to_pure_dict(nnx.state(support.make_model(config)))
-
-
 def test_a_decoder_begins_as_the_network_that_is_started_from():
   params = {'a': {'b': jnp.ones(2)}, 'added': {'gate': 1, 'decoder': {'a': {'b': jnp.zeros(2)},
                                                                       'c': jnp.zeros(3)}}}
