@@ -16,7 +16,7 @@ import pathlib
 import statistics
 
 from configs import compare
-from configs.sweeps import hidden, latents, passes, stories, targets, tuning
+from configs.sweeps import aligned, hidden, latents, passes, stories, targets, tuning
 from rim_jax import reader
 from rim_jax.config import PATH_KEYS, flatten, grid
 from rim_jax.planning import cost
@@ -25,18 +25,20 @@ from rim_jax.runtime.run_folder import RunFolder
 RUNS = pathlib.Path(__file__).parent / 'kept'
 PAGE = RUNS.parent / 'results.md'
 SEEDS = range(3)
-SWEEPS = {'compare_chain': compare.get_config(),  # of each table
+SWEEPS = {'aligned': aligned.get_config(),  # of each table
+          'compare_chain': compare.get_config(),
           'compare_chain_harder': compare.get_config('chain_harder'),
           'hidden': hidden.get_config(), 'passes': passes.get_config(),
           'latents': latents.get_config(),
           'stories_cpu': stories.get_config('cpu'), 'targets': targets.get_config(),
+          'targets_written': targets.get_config(),
           'tuning_chain': tuning.get_config(),
           'tuning_chain_whole': tuning.get_config('chain,,1')}
 SEARCHES = ('tuning_chain', 'tuning_chain_whole')  # a row of their tables has a method's settings
 # Whose questions are longer than what their trunks were padded to, so that times say something.
 TIMED = ('stories_cpu',)
 # Where networks learned a part of the arithmetic: the answer modulo 5, or modulo 2.
-PARTLY = ('hidden', 'latents', 'targets')
+PARTLY = ('aligned', 'hidden', 'latents', 'targets', 'targets_written')
 MISSING = '–'
 
 

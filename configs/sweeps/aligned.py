@@ -12,7 +12,8 @@ that at `</b>`, the teacher's that at a line break. Here a line break is forced 
 so that both are read at one, as in the sources (methods/paired.py). With `weight=0.0` no distance
 is counted: CODI's thoughts and its written chain share a row, and nothing else.
 
-Cost: 12 runs of about six minutes of 1 CPU core. Score: not measured.
+Cost: 12 runs of about six minutes of 1 CPU core. Score: with seed 0 CODI 12.3 %, PCCoT 10.7, paired
+RiM 100.0; else not measured.
 """
 
 from configs import presets
