@@ -41,7 +41,7 @@ def test_every_method_is_compiled_and_compared_with_direct_answering(here):
   assert found['direct']['first_token']['turns'] == 0
   flops = {name: entry['first_token']['flops'] for name, entry in found.items()}
   assert flops['direct'] < flops['rim'] < flops['rim_all']
-  assert flops['direct'] < flops['cot'] and flops['rim'] < flops['coconut']
+  assert flops['direct'] < min(flops['cot'], flops['coconut'])
   _, *table = tables.to_markdown(plans.make_latency(entries))
   assert len(table) == 2 + len(entries) and '| rim_all | 1 |' in '\n'.join(table)
 
