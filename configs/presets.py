@@ -61,7 +61,7 @@ def make_chain_harder(method: str):
   Beside the data and a fifth block, two things differ from `chain`: three times the examples, and
   weights of stage 1 that do not fade, as later steps are learned long after the first.
 
-  Cost: 10 to 26 minutes of 1 CPU core, by method. Score: RiM 100.0 / 10.3 / 100.0 %, with two
+  Cost: 10 to 40 minutes of 1 CPU core, by method. Score: RiM 100.0 / 10.3 / 100.0 %, with two
   passes over its blocks or 1,392,000 examples 100.0 / 100.0 / 100.0; seed 0 alone: chain of
   thought, LOTUS and SIM-CoT 100.0, RiM with a paired state 49.8, direct 10.9 (chance is 10).
   """
