@@ -178,14 +178,12 @@ def together(fn) -> Any:
 
 
 def check_alike(parts: dict[str, str]) -> None:
-  """Checks that all processes have the same; all of them must ask.
+  """Checks that several processes have the same; all of them must ask.
 
   Args:
     parts: what it is called -> what it is.
   Raises: UserError, in all of them, with the parts that are not those of process 0.
   """
-  if jax.process_count() == 1:
-    return
   # Names first: other code may have other parts, and then there is nothing to compare them with.
   for names, told in ((['rim_jax'], [' '.join(parts)]), (list(parts), list(parts.values()))):
     first, *others = multihost_utils.process_allgather(

@@ -247,9 +247,6 @@ def test_without_blocks_a_trained_stage_decodes_as_direct_does():
   assert answers[0] == answers[1]
 
 
-# ---- A step ----
-
-
 # ---- Stages, and what cannot be ----
 
 

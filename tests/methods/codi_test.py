@@ -254,34 +254,7 @@ def test_updates_of_micro_batches_of_one_and_three_examples_are_those_of_four(re
   jax.tree.map(support.assert_close, *found)
 
 
-# ---- Decoding ----
-
-
-# ---- A step, and what cannot be ----
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('std, meshes', [
-    ('example', [(4, MeshConfig(2, 1, 1, 2))]),
-    ('all', [(4, MeshConfig(2, 1, 1, 2))])])  # the spread over a part, wherever its rows are
-def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(std, meshes):
-  config = make_config(2, 'adapters', train__batch_rows=8, optim__eps=1.0, model__lora__rank=0,
-                       model__num_kv_heads=2, train__num_micro_batches=2, distill__std=std)
-  rows = [*ROWS, support.RECORDS[:1], [], *ROWS, [], support.RECORDS[2:4]]
-  found = []
-  for devices, mesh_config in [(1, MeshConfig()), *meshes]:
-    mesh = sharding.make_mesh(mesh_config, jax.devices()[:devices])
-    program = step_lib.make_program(config, support.make_codec(config).memory_start, 10, mesh)
-    step = step_lib.make_train_step(program, config, 10, 4, mesh, limits=LIMITS)
-    batch = sharding.place_batch(support.make_batch(config, rows), mesh)
-    with jax.set_mesh(mesh):
-      state, frozen = program.init(jax.random.key(0))
-      for _ in range(2):
-        state, metrics = step(state, frozen, batch)
-    assert step._cache_size() == 1 and metrics['healthy']
-    found.append(jax.device_get((state.params, metrics['loss'], metrics['added'])))
-  for other in found[1:]:
-    jax.tree.map(support.assert_close, other, found[0])
+# ---- What cannot be ----
 
 
 @pytest.mark.parametrize('changes, told', [

@@ -123,12 +123,15 @@ def test_latents_in_bfloat16_are_near_those_in_float32(latents):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('latents, devices, mesh_config', [
-    *((latents, 8, MeshConfig(2, 2, 2)) for latents in LATENTS),
-    ('coconut', 4, MeshConfig(2, 1, 1, 2))])
-def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(latents, devices, mesh_config):
+@pytest.mark.parametrize('latents, devices, mesh_config, more', [
+    *((latents, 8, MeshConfig(2, 2, 2), {}) for latents in LATENTS),
+    ('coconut', 4, MeshConfig(2, 1, 1, 2), {}),
+    # The spread is over a part, wherever its rows are.
+    ('codi', 4, MeshConfig(2, 1, 1, 2), {'distill__std': 'all', 'model__remat': 'full'})])
+def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(
+    latents, devices, mesh_config, more):
   config = make_config(latents, train__batch_rows=8, optim__eps=1.0, train__num_micro_batches=2,
-                       model__num_kv_heads=2)
+                       model__num_kv_heads=2, **more)
   rows = [*ROWS, support.RECORDS[:1], [], *ROWS, [], support.RECORDS[2:4]]
   found = []
   for count, asked in ((1, MeshConfig()), (devices, mesh_config)):
