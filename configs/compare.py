@@ -11,7 +11,7 @@
       The methods that a search in DIR tried, each at its best setting there
       (configs/sweeps/tuning.py).
   ... --controls
-      And then, of each run with memory, whether it does the work (docs/controls.md).
+      And then, of each run with blocks or thoughts, whether they do the work (docs/controls.md).
 
 The same command again runs what is left. One of its runs, by hand: --point=method=rim,seed=0 in
 place of --mode=sweep.

@@ -18,7 +18,7 @@
   --mode=generate          answer --question=TEXT, or each line of standard input (--json)
   --mode=sweep             every run of a recipe of many (configs/compare.py), --jobs at a time, and
                            what they say together; again: what is left, --retry_failed.
-                           --controls: when they are done, every run with memory is asked what it
+                           --controls: when they are done, every run with blocks is asked what it
                            does, as by --mode=controls, beside direct and pause runs that match it.
                            --halve_at=0.25,0.5 drops settings (all seeds of one together) that
                            are worse on valid than others after these shares of their budget;
@@ -144,7 +144,7 @@ def _run_sweep(command: Command, overrides: list[str], say, console) -> None:
     return
   driver.show_dry(sweep, values.hardware, values.utilization, say)
   if values.controls:
-    say('--controls: then the command of every run with memory again, with --mode=controls')
+    say('--controls: then the command of every run with blocks again, with --mode=controls')
 
 
 def _keep_point(command: Command, say):

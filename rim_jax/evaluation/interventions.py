@@ -9,7 +9,8 @@ block k's closing token, whose state the prefill made from the blocks as they we
 token is run again, on the changed cache, in place of its copy there; with nothing changed it
 comes to the same state. What a readout writes after it sees the changed cache, that copy included.
 
-Donors and means are of questions of equal length, so that every position agrees.
+Donors and means are of questions of equal length, so that every position agrees. Thoughts and
+latents, which a method finds for each question, are a block, too: the only one.
 """
 
 import dataclasses
@@ -82,18 +83,18 @@ class Pairs:
 # ---- The controls, on (keys, values) [l, b, t, n, k] ----
 
 
-def swap(kv, trunks, pairs: Pairs, *unused):
+def swap(kv, fields: batch_lib.Fields, pairs: Pairs, *unused):
   """The blocks in `pairs.swapped` come from each row's donor."""
-  changed = pairs.swapped[trunks.fields.block][None, :, :, None, None]
+  changed = pairs.swapped[fields.block][None, :, :, None, None]
   return jax.tree.map(lambda x: jnp.where(changed, x[:, pairs.donor], x), kv)
 
 
-def average(kv, trunks, pairs: Pairs, *unused):
+def average(kv, fields: batch_lib.Fields, pairs: Pairs, *unused):
   """Every block is its mean over the other rows of equal length, position by position.
 
   Without the own row: in a mean of few, its own part would still answer.
   """
-  changed = (trunks.fields.block > 0)[None, :, :, None, None]
+  changed = (fields.block > 0)[None, :, :, None, None]
 
   def mix(x):
     mean = jnp.einsum('ij,ljtnk->litnk', pairs.others, x.astype(jnp.float32),
@@ -102,7 +103,7 @@ def average(kv, trunks, pairs: Pairs, *unused):
   return jax.tree.map(mix, kv)
 
 
-def permute(kv, trunks, pairs: Pairs, config: Config):
+def permute(kv, fields: batch_lib.Fields, pairs: Pairs, config: Config):
   """Block k's values stand under block k + 1's keys, the last block's under block 1's.
 
   Keys stay: a readout attends to a set, so that moving both would change nothing for it.
@@ -110,9 +111,9 @@ def permute(kv, trunks, pairs: Pairs, config: Config):
   keys, values = kv
   size = layout_lib.get_block_size(config.layout)
   index = jnp.arange(values.shape[2])[None]
-  begin = trunks.num_question[:, None]
+  begin = ((fields.example > 0) & (fields.block == 0)).sum(1, keepdims=True)  # after the question
   source = begin + (index - begin - size) % (size * (pairs.swapped.shape[0] - 1))
-  source = jnp.where(trunks.fields.block > 0, source, index)
+  source = jnp.where(fields.block > 0, source, index)
   return keys, jnp.take_along_axis(values, source[None, :, :, None, None], axis=2)
 
 
@@ -121,22 +122,24 @@ _CHANGES = {'swapped': (swap, True), 'averaged': (average, True), 'permuted': (p
             'question_hidden': (lambda kv, *unused: kv, False)}
 
 
-def close_again(model, config: Config, blocks: tuple, trunks, kv, sees_question=True):
-  """The states [b, r, d] of the closing tokens of `blocks` as the cache kv has them.
+# 7 parameters: the trunks, and what their cache holds after a change.
+def close_again(model, config: Config, blocks: tuple, trunks, kv, fields: batch_lib.Fields,
+                sees_question=True):
+  """The states [b, r, d] of the closing tokens of `blocks` as the cache kv of `fields` has them.
 
   Each sees what it saw in the trunk, but for its own copy there, in whose place it stands.
   """
   position_br = decode_lib.get_starts(blocks, trunks, config) - 1
-  num_rows, width = trunks.tokens.shape
+  num_rows, width = fields.positions.shape
 
   def spread(x):
     return jnp.broadcast_to(x, position_br.shape)
   query = batch_lib.Fields(position_br, spread(trunks.fields.example[:, :1]),
                            spread(jnp.asarray(blocks, jnp.int32)[None]), spread(0))
-  visible = batch_lib.visible(query, trunks.fields, True, config.layout.bidirectional_blocks)
-  visible &= position_br[:, :, None] != trunks.fields.positions[:, None, :]
+  visible = batch_lib.visible(query, fields, True, config.layout.bidirectional_blocks)
+  visible &= position_br[:, :, None] != fields.positions[:, None, :]
   if not sees_question:
-    visible &= (trunks.fields.block > 0)[:, None, :]
+    visible &= (fields.block > 0)[:, None, :]
   itself = jnp.broadcast_to(jnp.eye(len(blocks), dtype=bool)[None],
                             (num_rows, len(blocks), len(blocks)))
   cache = jax.tree.map(
@@ -157,9 +160,9 @@ def decode_changed(model, config: Config, change, sees_question: bool,
   Shapes: -> i32[b, r, max_new_tokens], as there.
   """
   x_brd, kv, fields = decode_lib.prefill(model, config, trunks, readouts.blocks)
-  kv = change(kv, trunks, pairs, config)
+  kv = change(kv, fields, pairs, config)
   if not readouts.prefix:
-    x_brd = close_again(model, config, readouts.blocks, trunks, kv, sees_question)
+    x_brd = close_again(model, config, readouts.blocks, trunks, kv, fields, sees_question)
   layout = dataclasses.replace(config.layout, readout_sees_question=(
       config.layout.readout_sees_question and sees_question))
   config = dataclasses.replace(config, layout=layout)
@@ -305,9 +308,9 @@ class Scorer:
 
 def check_method(config: Config) -> None:
   """Raises: UserError where there is no memory to ask about."""
-  check((not config.facts.has_memory,
-         f"--mode=controls: method '{config.method}' has no blocks; give the config of a run that "
-         'has, e.g. configs/rim.py or configs/pause.py'),
+  check((not config.facts.has_blocks,
+         f"--mode=controls: method '{config.method}' has no blocks or thoughts; give the config of "
+         'a run that has, e.g. configs/rim.py or configs/coconut.py'),
         (config.eval_blocks == 0,
          '--mode=controls: eval.num_blocks=0 leaves no block to change; K = 0 is one of the '
          'controls'))
@@ -360,6 +363,8 @@ def run_controls(network: Network, records, say=print) -> dict:
   sweeps = {
       'swapped_block': {k: [k] for k in blocks},
       'swapped_from_block': {k: list(range(k, num_blocks + 1)) for k in blocks}}
+  if num_blocks == 1:  # what `swapped` has said
+    sweeps = {}
   return {
       'pairing': {'num_pairs': len(scorer.telling),
                   'num_equal_answers': len(scorer.paired) - len(scorer.telling),

@@ -283,14 +283,15 @@ def _show_time(entry: LatencyResult, part: str) -> Cell:
 def _make_questions(name, stage, folder, sets, is_last) -> list[Section]:
   """What can be asked of blocks; an earlier stage is shown what is there, and asked nothing."""
   budgets = _make_budgets(name, stage, sets)
-  asked = is_last and stage.facts.has_memory
   parts = [section('Accuracy with more and fewer blocks', budgets,
                    'not asked yet: --mode=eval --config.eval.budget_blocks=-1')] if (
-                       asked or budgets) else []
+                       budgets or (is_last and stage.facts.has_memory)) else []
+  controls = control_sections.make_parts(name, folder) if (
+      is_last and stage.facts.has_blocks) else []
   return [*parts,
           *optional('Accuracy and time with more and fewer passes', _make_passes(name, sets)),
           *optional('Accuracy with more and fewer tokens in a block', _make_tokens(name, sets)),
-          *(control_sections.make_parts(name, folder) if asked else ())]
+          *controls]
 
 
 def _make_budgets(name, stage, sets: dict[str, EvalResult]) -> Blocks:

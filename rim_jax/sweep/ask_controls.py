@@ -29,7 +29,7 @@ def check(points) -> None:
 
 
 def ask(runs: list[PointRun], make_command, places, say) -> list[str]:
-  """Asks each run that is done and has memory; the matched runs of the same sweep stand beside it.
+  """Asks each run that is done and has blocks; the matched runs of the same sweep stand beside it.
 
   Args:
     make_command: (point, flags) -> the command of a run.
@@ -40,7 +40,7 @@ def ask(runs: list[PointRun], make_command, places, say) -> list[str]:
   waiting, problems, num_before = [], [], 0
   for run, result in done.values():
     config, told = run.last[0], result.checkpoint
-    if not config.facts.has_memory or not config.eval_blocks:
+    if not config.facts.has_blocks or not config.eval_blocks:
       continue
     if told != config.eval.checkpoint:
       problems.append(f'{run.folder}: its result is of the {told} checkpoint, now it is '
@@ -49,7 +49,7 @@ def ask(runs: list[PointRun], make_command, places, say) -> list[str]:
       num_before += 1
     else:
       waiting.append((run, make_command(run.point, ['--mode=controls', *flags])))
-  say(f'controls: {num_before} runs with memory asked before, {len(waiting)} to ask, '
+  say(f'controls: {num_before} runs with blocks asked before, {len(waiting)} to ask, '
       f'{len(places)} at a time')
   return problems + _run_all(waiting, places, say)
 

@@ -1,4 +1,4 @@
-"""Every run with memory is asked once, beside the runs that match it, by the command of its own."""
+"""Every run with blocks is asked once, beside the runs that match it, by the command of its own."""
 
 import dataclasses
 import json
@@ -81,7 +81,7 @@ def test_runs_with_memory_are_asked_beside_those_that_match(tmp_path, ask):
       make_state(tmp_path, 'rim', seed=1, eval__num_blocks=0)]  # no block to change
   problems, said = ask(states)
   assert problems == [] and count(states) == [0, 0, 1, 1, 1, 0, 0]
-  assert said[0] == 'controls: 0 runs with memory asked before, 3 to ask, 2 at a time'
+  assert said[0] == 'controls: 0 runs with blocks asked before, 3 to ask, 2 at a time'
   assert [line.rpartition(': ')[2].partition(',')[0] for line in said[1:]] == [
       '1 of 3', '2 of 3', '3 of 3']
   assert read_beside(rim) == {'direct': str(direct.folder), 'pause': str(pause.folder)}
@@ -95,7 +95,7 @@ def test_what_was_asked_is_not_asked_again_until_something_is_new(tmp_path, ask)
   direct, rim = states = [make_state(tmp_path, 'direct', 'waiting'), make_state(tmp_path, 'rim')]
   ask(states)
   assert ask(states)[1] == [
-      'controls: 1 runs with memory asked before, 0 to ask, 2 at a time']
+      'controls: 1 runs with blocks asked before, 0 to ask, 2 at a time']
   assert count(states) == [0, 1]
   direct.status = 'done'  # there is more to stand beside it
   ask(states)

@@ -627,7 +627,7 @@ def test_real_runs_one_of_which_cannot_be(tmp_path, capsys, one_device):
   assert main_lib.cli([*command, '--controls']) == 2
   assert 'max_positions' in capsys.readouterr().err
   assert main_lib.cli([*command, '--controls']) == 2
-  assert '1 runs with memory asked before, 0 to ask' in capsys.readouterr().out
+  assert '1 runs with blocks asked before, 0 to ask' in capsys.readouterr().out
   asked = json.loads((tmp_path / 'run/points/method=pause,blocks=2/controls.json').read_text())
   assert asked['controls']['direct']['run'] == str(tmp_path / 'run/points/method=direct,blocks=2')
   assert asked['controls']['direct']['differs'] == [] and asked['controls']['swapped']['n']
@@ -724,7 +724,7 @@ def test_flags_of_halving_that_do_not_go_together_are_refused_and_its_cost_is_to
   assert not (tmp_path / 'run').exists()
   assert main_lib.cli([*command, '--halve_at=0.25', '--controls', '--dry_run']) == 0
   told = capsys.readouterr().out
-  assert 'of every run with memory again, with --mode=controls' in told
+  assert 'of every run with blocks again, with --mode=controls' in told
   assert 'with --halve_at about 62% of that' in told and 'of 2 settings 1 go on after 25%' in told
 
 
