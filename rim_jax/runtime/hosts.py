@@ -136,16 +136,23 @@ def is_leader() -> bool:
 
 
 def lead(fn):
-  """What fn() gives on process 0, for every process: JSON, or its UserError."""
+  """What fn() gives on process 0, for every process: JSON, or its UserError.
+
+  Raises: fn's OSError on process 0, which ends the others, too: they would wait for it.
+  """
   if jax.process_count() == 1:
     return fn()
-  told = {}
+  told, refused = {}, None
   if is_leader():
     try:
       told = {'value': fn()}
     except UserError as e:
       told = {'error': str(e), 'kind': type(e).__name__}
+    except OSError as e:
+      told, refused = {'error': f'process 0 cannot go on: {e}', 'kind': HostError.__name__}, e
   told = reader.parse_json(_broadcast(json.dumps(told).encode()))
+  if refused:
+    raise refused
   if 'error' in told:
     raise getattr(errors, told['kind'])(told['error'])
   return told['value']

@@ -137,6 +137,21 @@ def test_one_process_leads_itself():
   assert hosts.lead_first(lambda: 3) == 3
 
 
+def test_what_the_system_refuses_process_0_ends_the_others(monkeypatch):
+  sent = []
+
+  def fail():
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(hosts, '_broadcast', lambda data: sent.append(data) or data)
+  with pytest.raises(OSError, match='No space'):
+    hosts.lead(fail)
+  monkeypatch.setattr(hosts, 'is_leader', lambda: False)
+  monkeypatch.setattr(hosts, '_broadcast', lambda data: sent[0])
+  with pytest.raises(HostError, match='process 0 cannot go on: .*No space'):
+    hosts.lead(fail)
+
+
 def test_what_is_wrong_with_one_process_ends_all(monkeypatch):
   def fail():
     raise UserError('mine')
