@@ -269,6 +269,9 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   config.optim.update({'trainable': 'lora', 'learning_rate': learning_rate, 'b2': 0.999})
   config.train.update({'num_epochs': 8.0, 'batch_examples': 128})
   is_gpt2 = folder == 'models/gpt2'
+  # Right behind a question's full stop "The" would have other tokens in a prompt of one text.
+  if method in ('direct', 'icot'):
+    config.layout.answer_prefix = f' {config.layout.answer_prefix}'
   # Their authors' optimizers, and weights of distances; of PCCoT, those of a later run of Llama.
   if method in ('codi', 'pccot'):
     config.optim.update({'decay': 'cosine', 'warmup_frac': 0.03,
@@ -283,7 +286,7 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   if method == 'lotus':
     config.lotus.latents_per_step = 13 if is_gpt2 else 25
   config.checkpoint.every_steps = 1000
-  config.eval.max_new_tokens = 256 if method in _WRITTEN else 16
+  config.eval.update({'max_new_tokens': 256 if method in _WRITTEN else 16, 'valid_loss': True})
   return config
 
 
@@ -295,6 +298,7 @@ def make_gpt2(method: str):
 
   Without init_from, models/gpt2. Cost: one 80 GB GPU or one v5e host; by --dry_run 1.9e17 FLOPs
   for RiM's 8 epochs of GSM8K-Aug, 0.13 hours of an H100 at 40 % of its peak. Score: not measured.
+  GPT-2's own dropout of 0.1, which transformers has in training, is left out (model.dropout=0).
   The paper (arXiv 2605.30343) reports 33.6 % on GSM8K; direct 15.4, Coconut 31.1. CoT has 42.9 in
   Coconut's paper.
   """

@@ -31,6 +31,7 @@ from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import recorder as recorder_lib
 from rim_jax.training import state as state_lib
 from rim_jax.training import step as step_lib
+from rim_jax.training import validation
 
 
 def train(config: Config, workdir, init_from=None, say=print, console=None,
@@ -310,6 +311,8 @@ def _make_save(run: StageRun, state, tools: Instruments):
   decoder = decode.Decoder(Network(
       run.program.graphdef, state.params, run.frozen, config, task.codec, task.mesh))
   records = run_scores_lib.get_records(task, 'valid', config.eval.num_valid_examples)
+  valid_loss = validation.ValidLoss(
+      task, stage, run.program, run.frozen, records, run.say) if config.eval.valid_loss else None
 
   def ask(state, records, counts, tell=None) -> values.EvalResult:
     with tools.goodput.measure('evaluate'):
@@ -322,8 +325,12 @@ def _make_save(run: StageRun, state, tools: Instruments):
     tools.writer.write(step, {values.VALID_ACC: result.final_acc,
                               values.VALID_RULE: judge.RULE_VERSION, **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
-            scores.get_blocks(blocks), result.block_acc)}})
+            scores.get_blocks(blocks), result.block_acc)}, **lose(state, counts)})
     return result.final_acc
+
+  def lose(state, counts) -> dict:
+    with tools.goodput.measure('evaluate'):
+      return valid_loss.compute(state) if valid_loss and counts else {}
 
   save_secs = checkpoint_lib.estimate_save_secs(state.params, state.opt_state)
 
@@ -346,6 +353,7 @@ def _make_save(run: StageRun, state, tools: Instruments):
     tools.progress.update(0, 'answering questions of valid, to see that it can')
     longest = sorted(records, key=lambda record: len(task.codec.encode_question(record.question)))
     ask(state, longest[-decoder.choose_batch_size(len(records)):], stage.counted_from <= 0)
+    lose(state, True)
   return save
 
 

@@ -304,4 +304,11 @@ def list_doubts(config) -> list[str]:
        'them; for the weights alone set model.lora.rank=0 and a lower optim.learning_rate'),
       (trainable != 'all' and model.dropout,
        f"model.dropout={model.dropout:g} takes parts of the frozen model's own states away (stage "
-       '2 has curriculum.stage2_dropout); model.lora.dropout is that of its adapters')) if is_so]
+       '2 has curriculum.stage2_dropout); model.lora.dropout is that of its adapters'),
+      (model.lora.dropout and not model.drops,
+       f'model.lora.dropout={model.lora.dropout:g} is of adapters, and model.lora.rank=0 leaves '
+       'none: nothing is dropped; model.dropout is of all weights (stage 2 has '
+       'curriculum.stage2_dropout)'),
+      (config.facts.blocks_are_steps and model.dropout > config.curriculum.stage2_dropout,
+       f'stage 2 will have curriculum.stage2_dropout={config.curriculum.stage2_dropout:g}, less '
+       f'than model.dropout={model.dropout:g} here; the paper has more in stage 2')) if is_so]

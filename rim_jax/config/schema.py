@@ -226,7 +226,8 @@ class ModelConfig:
   tie_embeddings: bool = True  # The output matrix is the embedding.
   scale_embeddings: bool = later(False)  # Embedded tokens are multiplied by the root of embed_dim.
   dropout: BelowOne = 0.0  # Share of activations that is dropped while training.
-  # Number format of activations and products.
+  # Number format of activations. Products of float32 are JAX's: exact on CPUs, of bfloat16 on TPUs
+  # and of TF32 on GPUs unless JAX_DEFAULT_MATMUL_PRECISION=highest is in the environment.
   compute_dtype: Literal['float32', 'bfloat16'] = 'float32'
   # Number format of parameters that do not train (see optim.trainable).
   frozen_dtype: Literal['float32', 'bfloat16'] = 'bfloat16'
@@ -244,6 +245,11 @@ class ModelConfig:
   memory_token: Count = 0  # memory_init=token: the id whose row is copied.
   memory_noise: Amount = 0.02  # Standard deviation of the noise.
   lora: LoraConfig = LoraConfig()
+
+  @property
+  def drops(self) -> bool:
+    """Whether training drops anything: activations, or inputs of adapters where there are any."""
+    return bool(self.dropout or (self.lora.rank and self.lora.dropout))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -430,8 +436,11 @@ class EvalConfig:
   temperature: Positive = 1.0  # Temperature at which they are drawn.
   batch_size: AtLeastOne = 250  # Questions decoded together.
   max_new_tokens: AtLeastOne = 16  # Most tokens that are generated; a written chain counts too.
-  num_examples: Count = 0  # Questions of the split; 0: all.
-  num_valid_examples: AtLeastOne = 250  # Questions of valid that are answered at each save.
+  num_examples: Count = 0  # Questions of the split, its first ones; 0: all.
+  # Questions of valid, its first ones, that are answered at each save.
+  num_valid_examples: AtLeastOne = 250
+  # Also compute the stage's loss on these questions at each save, as in training.
+  valid_loss: bool = later(False)
   num_shown: Count = 4  # Questions shown on the terminal, with the answer after each block.
   num_latency_runs: Count = 20  # Timed runs behind ttft_ms, ttft_ratio and latency; 0: no timing.
   # Numbers of questions answered at once in those runs, with commas; the first is that of ttft_ms.

@@ -47,8 +47,10 @@ def check_questions(task):
   asked = [(task, 'valid', task.config.eval.num_valid_examples)] + [
       (one, one.config.eval.split, one.config.eval.num_examples) for one in list_sets(task)]
   for one, split, limit in asked:
-    scores.encode_questions(get_records(one, split, limit), one.config, one.codec,
-                            one.config.eval_blocks)
+    records = get_records(one, split, limit)
+    scores.encode_questions(records, one.config, one.codec, one.config.eval_blocks)
+    if one.config.facts.blocks_are_steps and split != 'valid':
+      scores.check_steps(records, one.config, one.codec)
 
 
 def fingerprint_set(task, records) -> str:

@@ -1,6 +1,7 @@
 """Accuracy of what is decoded: per block, final, any block, majority."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -231,31 +232,59 @@ def score_splits(correct_cnr, seed: int) -> values.EvalResult:
       chosen={str(c): chosen.count(c) for c in sorted(set(chosen))})
 
 
+def check_steps(records, config: Config, codec) -> None:
+  """Asks whether the steps of every record can be asked for, as `evaluate_steps` does.
+
+  Raises: UserError where one runs beyond a learned position table.
+  """
+  for record in records:
+    if num_blocks := max(len(record.steps) - 1, 0):
+      encode_questions([record], config, codec, num_blocks, codec.template.step_prefix,
+                       _count_longest(record, codec))
+
+
+def _count_longest(record, codec) -> int:
+  """Tokens of a record's longest step, and its eos."""
+  return 1 + max(map(len, codec.encode(record).steps))
+
+
 def evaluate_steps(decoder: decode_lib.Decoder, records, say=None) -> dict:
   """Stage 1's own task: readout t against r_{t+1}, with as many blocks as the gold steps.
 
-  The trunk is causal, so block t reads the same whether blocks follow it or not:
-  one decode with the largest n serves every record.
+  The trunk is causal, so block t reads the same whether blocks follow it or not: one decode serves
+  records of several n. Those of many more steps, or longer ones, are decoded apart: room for them
+  in every row would be more than a device has.
 
   Returns: fields of a result: shares of right steps, of all and by block; exact text. Block t
     counts records with t < n: the last block's readout is the answer.
   """
   config, codec = decoder.network.config, decoder.network.codec
-  most = max(len(r.steps) for r in records)
-  if most < 2:
+  # Steps have no limit of their own; those of answers and of K would cut them.
+  asked, usual, groups, done = config.eval.max_new_tokens, config.layout.num_blocks, {}, 0
+  for record in records:
+    if num_blocks := max(len(record.steps) - 1, 0):
+      longest = max(asked, _count_longest(record, codec))
+      key = (num_blocks.bit_length() * (num_blocks > usual),
+             longest.bit_length() * (longest > asked))
+      groups.setdefault(key, []).append((longest, record))
+  if not groups:
     return {}
-  blocks = tuple(range(1, most))
-  prefix = codec.template.step_prefix
-  # Steps have no limit of their own; that of answers would cut them.
-  longest = 1 + max(len(step) for r in records for step in codec.encode(r).steps)
-  if longest > config.eval.max_new_tokens:
-    decoder = decode_lib.Decoder(decoder.network, longest)
-  questions = encode_questions(records, config, codec, most - 1, prefix, longest)
-  texts, _ = decoder.decode_texts(questions, most - 1, prefix, blocks, say)
-  right, count = np.zeros((2, most - 1))
-  for record, row in zip(records, texts):
-    for t in range(1, len(record.steps)):
-      right[t - 1] += row[t - 1] == record.steps[t]
-      count[t - 1] += 1
+  right, count = np.zeros((2, max(len(record.steps) for record in records) - 1))
+  for _, group in sorted(groups.items()):
+    longest, num_blocks = max(n for n, _ in group), max(len(r.steps) for _, r in group) - 1
+    one = decode_lib.Decoder(decoder.network, longest) if longest > asked else decoder
+    texts, _ = one.decode_texts(
+        [codec.encode_question(r.question) for _, r in group], num_blocks,
+        codec.template.step_prefix, tuple(range(1, num_blocks + 1)),
+        say and functools.partial(_add_done, say, done))
+    done += len(group)
+    for (_, record), row in zip(group, texts):
+      for t in range(1, len(record.steps)):
+        right[t - 1] += row[t - 1] == record.steps[t]
+        count[t - 1] += 1
   return dict(step_acc_gold_count=float(right.sum() / count.sum()),
               step_acc_by_block=(right / np.maximum(count, 1)).tolist())
+
+
+def _add_done(say, before: int, done: int) -> None:
+  say(before + done)

@@ -94,23 +94,26 @@ def describe_misjudged(name: str, chunks: Iterable[list], codec: source_lib.Code
   tokenizer cannot write.
   """
   wrong, cut, template, most = [], [], codec.template, codec.config.eval.max_new_tokens
-  count = 0
+  count, writes_steps = 0, codec.config.facts.writes_steps
   for records in chunks:
     count += len(records)
     for record in records:
       try:
         ids = [*codec.tokenizer.encode(record.answer), *template.answer_suffix]
+        length = len(codec.lay_out(codec.encode(record)).readouts[-1].target) - len(
+            template.eos) if writes_steps else len(ids)
       except UserError:
         wrong.append(record)
         continue
-      if len(ids) > most and not codec.config.facts.writes_steps:
-        cut.append((record, len(ids)))
+      if length > most:
+        cut.append((record, length))
       written = codec.config.layout.answer_prefix * codec.config.facts.learns_steps
       written += codec.tokenizer.decode(ids)
       if not judge.answers_match(judge.parse_answer(written, codec.config) or '', record.answer):
         wrong.append(record)
-  lines = [f'{name}: {len(cut)} of {count} gold answers are longer than '
-           f'eval.max_new_tokens={most} and can never be right; the longest has '
+  what = 'gold chains with their answers' if writes_steps else 'gold answers'
+  lines = [f'{name}: {len(cut)} of {count} {what} are longer than eval.max_new_tokens={most}'
+           f'{"" if writes_steps else " and can never be right"}; the longest has '
            f'{max(length for _, length in cut)} tokens, the first is {cut[0][0].answer[:40]!r} '
            f'({cut[0][0].origin})'] if cut else []
   return lines if not wrong else [

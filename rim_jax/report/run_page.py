@@ -353,6 +353,8 @@ def _make_curves(name, stage, folder) -> Blocks:
   caption = f'{name}: training loss after each block' + '; below, its weight λ' * bool(lambdas)
   return figures([
       draw(caption, 'loss, nats a token', 'step', losses, lambdas),
+      draw(f'{name}: loss on valid after each block', 'loss, nats a token', 'step',
+           _get_series(metrics, 'valid/nll_block_')),
       draw(f'{name}: accuracy on valid after each block', 'accuracy, %', 'step', accuracies)])
 
 

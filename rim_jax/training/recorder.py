@@ -123,6 +123,12 @@ class NoWriter:
   flush = close = write
 
 
+def list_by_block(split: str, name: str, sums: dict) -> dict:
+  """'<split>/<name>_block_<k>' of `training.step.compute_loss`'s sums, for blocks that are read."""
+  return {f'{split}/{name}_block_{k}': sums[f'block_{name}'][k] / sums['block_count'][k]
+          for k in np.flatnonzero(sums['block_count'])}
+
+
 class Meter:
   """Turns device metrics of single steps into scalars and rates, one log step behind."""
 
@@ -153,9 +159,8 @@ class Meter:
     rate = num_steps / max(secs, 1e-9)
     scalars = {f'train/{k}': values[k] for k in ('loss', 'grad_norm', 'learning_rate', 'norm')}
     scalars |= {f'train/added_{name}': value for name, value in values['added'].items()}
-    for k in np.flatnonzero(values['block_count']):
-      for name in ('nll', 'weight'):
-        scalars[f'train/{name}_block_{k}'] = values[f'block_{name}'][k] / values['block_count'][k]
+    for name in ('nll', 'weight'):
+      scalars |= list_by_block('train', name, values)
     scalars |= {'perf/steps_per_sec': rate,
                 'perf/examples_per_sec': rate * values['num_examples'],
                 'perf/tokens_per_sec': rate * values['num_tokens']}

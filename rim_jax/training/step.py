@@ -171,8 +171,7 @@ def _is_summed_once(config: Config, mesh) -> bool:
   """
   return (config.train.num_micro_batches > 1 and mesh.size > 1
           and mesh.shape['fsdp'] == mesh.shape['tensor'] == 1
-          and not config.model.dropout and not config.model.lora.dropout
-          and config.distill.std == 'example')
+          and not config.model.drops and config.distill.std == 'example')
 
 
 # Long, with 7 parameters: the step closes over all that is fixed while a stage compiles once.
@@ -187,7 +186,6 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
   it applied. After `reset_steps` completed updates the optimizer begins anew, but for its schedule.
   """
   schedule = optim.make_schedule(config.optim, num_steps)
-  drops = config.model.dropout or config.model.lora.dropout
   stage_key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(config.method.encode()))
 
   def train_step(state: TrainState, frozen, batch: batch_lib.Batch):
@@ -197,7 +195,7 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
 
     def compute_sums(params, frozen, micro, index):
       model = transformer_lib.merge_model(program.graphdef, params, frozen)
-      key = jax.random.fold_in(step_key, index) if drops else None
+      key = jax.random.fold_in(step_key, index) if config.model.drops else None
       return compute_loss(model, micro, state.step, num_steps, num_blocks, config, key,
                           limits, scales)
 

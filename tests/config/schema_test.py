@@ -50,7 +50,7 @@ from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts, run_folder
 from rim_jax.sweep import matched_runs
 from rim_jax.training import checkpoint as checkpoint_lib
-from rim_jax.training import recorder
+from rim_jax.training import recorder, validation
 from rim_jax.training import state as state_lib
 from rim_jax.training import step as step_lib
 from tests import support
@@ -501,6 +501,8 @@ def probe_loop(config, tools):
     seen.append(('stall', stall_secs))
     return make_watchdog(stall_secs)
   tools.patch.setattr(hosts, 'Watchdog', record_watchdog)
+  tools.patch.setattr(validation, 'ValidLoss', lambda *args: types.SimpleNamespace(
+      compute=lambda state: seen.append('valid loss') or {}))
 
   def record_profiler(workdir, at_step, num_steps, say):
     seen.append(('profile', at_step, num_steps))
@@ -804,6 +806,7 @@ LIVE = {
     'eval.max_new_tokens': ('decode', 5, {}),
     'eval.num_examples': ('evaluation', 3, {}),
     'eval.num_valid_examples': ('loop', 3, SHORT),
+    'eval.valid_loss': ('loop', True, SHORT),
     'eval.num_shown': ('shown', 1, {}),
     'eval.num_latency_runs': ('evaluation', 2, {}),
     'eval.latency_batch_sizes': ('evaluation', '2,3', {'eval.num_latency_runs': 2}),

@@ -245,6 +245,35 @@ def test_step_accuracy_by_hand():
   assert result['step_acc_by_block'] == [1.0, 0.5]
 
 
+def test_a_record_of_many_steps_is_decoded_apart(monkeypatch):
+  """Room for its readouts in every row would be more than a device has."""
+  config, calls = support.make_config('rim_stage1', layout__num_blocks=3), []
+  record = support.RECORDS[0]
+  records = [dataclasses.replace(record, question=f'{i}+1', steps=steps) for i, steps in enumerate(
+      [('1', '2', '3'), ('1',) * 12, ('1', '2'), ('5',), ('1', '2' * 7)])]
+  codec = support.make_codec(config)
+  steps = {tuple(codec.encode_question(r.question)): r.steps for r in records}
+
+  class Decoder:
+    network = support.make_network(config)
+
+    def __init__(self, network=None, max_new_tokens=config.eval.max_new_tokens):
+      self._longest = max_new_tokens
+
+    def decode_texts(self, questions, num_blocks, prefix, blocks, say=None):
+      calls.append((len(questions), num_blocks, self._longest))
+      say(len(questions))
+      return [[*steps[tuple(q)][1:], *['-'] * num_blocks][:num_blocks] for q in questions], None
+  monkeypatch.setattr(decode, 'Decoder', Decoder)
+  said = []
+  result = scores.evaluate_steps(Decoder(), records, said.append)
+  assert calls == [(2, 2, 4), (1, 1, 8), (1, 11, 4)] and said == [2, 3, 4]
+  assert result['step_acc_gold_count'] == 1.0 and result['step_acc_by_block'] == [1.0] * 11
+  scores.check_steps(records, config, codec)
+  with pytest.raises(UserError, match='needs .* positions'):
+    scores.check_steps([dataclasses.replace(record, steps=('1',) * 30)], config, codec)
+
+
 def test_steps_are_not_cut_at_the_length_of_answers(monkeypatch):
   config = support.make_config('rim_stage1', eval__max_new_tokens=2)
   steps, asked = ('1', '123456'), []

@@ -95,5 +95,16 @@ def test_gold_answers_longer_than_what_is_written_are_told():
   [line] = describe_misjudged(records, support.make_codec(config))
   assert line.startswith('test: 1 of 3 gold answers are longer than eval.max_new_tokens=2')
   assert "has 4 tokens, the first is '1234'" in line
-  chain = support.make_config('cot', eval__max_new_tokens=2)  # what it writes has steps, too
-  assert describe_misjudged(records, support.make_codec(chain)) == []
+
+
+def test_gold_chains_longer_than_what_is_written_are_told():
+  records = [dataclasses.replace(support.RECORDS[0], steps=steps, answer='7')
+             for steps in (('1', '2'), ('1', '23456789'))]  # 4 and 11 tokens, with line breaks
+
+  def describe(most):
+    return describe_misjudged(records, support.make_codec(
+        support.make_config('cot', eval__max_new_tokens=most)))
+  [line] = describe(11)
+  assert line.startswith('test: 1 of 2 gold chains with their answers are longer than eval.max')
+  assert 'has 12 tokens' in line and 'never' not in line
+  assert describe(12) == []

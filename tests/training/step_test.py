@@ -75,7 +75,8 @@ def test_parts_on_a_mesh_equal_parts_on_one_device(mesh, extra):
 def test_parts_are_summed_over_the_network_once():
   sent = {}
   for num in (1, 4):
-    config = support.make_config(train__batch_rows=8, train__num_micro_batches=num)
+    config = support.make_config(train__batch_rows=8, train__num_micro_batches=num,
+                                 model__lora__dropout=0.1)  # of adapters, which it has not
     mesh, step, *args = start(config, jax.devices()[:2], MeshConfig(2, 1, 1))
     with jax.set_mesh(mesh):
       costs = hlo.compute_costs(step.lower(*args).compile().as_text(), unknown_trips=1)
