@@ -19,6 +19,7 @@ from rim_jax.config import stages as stages_lib
 from rim_jax.errors import NonFiniteError, ShareDone, Stopped, UserError
 from rim_jax.evaluation import decode, scores
 from rim_jax.evaluation import run_scores as run_scores_lib
+from rim_jax.evaluation import valid_loss as valid_loss_lib
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import preview, stream
@@ -31,7 +32,6 @@ from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import recorder as recorder_lib
 from rim_jax.training import state as state_lib
 from rim_jax.training import step as step_lib
-from rim_jax.training import validation
 
 
 def train(config: Config, workdir, init_from=None, say=print, console=None,
@@ -311,7 +311,7 @@ def _make_save(run: StageRun, state, tools: Instruments):
   decoder = decode.Decoder(Network(
       run.program.graphdef, state.params, run.frozen, config, task.codec, task.mesh))
   records = run_scores_lib.get_records(task, 'valid', config.eval.num_valid_examples)
-  valid_loss = validation.ValidLoss(
+  valid_loss = valid_loss_lib.ValidLoss(
       task, stage, run.program, run.frozen, records, run.say) if config.eval.valid_loss else None
 
   def ask(state, records, counts, tell=None) -> values.EvalResult:

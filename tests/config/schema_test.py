@@ -37,6 +37,7 @@ from rim_jax.evaluation import (
   probes,
   run_scores,
   scores,
+  valid_loss,
 )
 from rim_jax.model import network, sharding
 from rim_jax.model import transformer as transformer_lib
@@ -50,7 +51,7 @@ from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import hosts, run_folder
 from rim_jax.sweep import matched_runs
 from rim_jax.training import checkpoint as checkpoint_lib
-from rim_jax.training import recorder, validation
+from rim_jax.training import recorder
 from rim_jax.training import state as state_lib
 from rim_jax.training import step as step_lib
 from tests import support
@@ -501,7 +502,7 @@ def probe_loop(config, tools):
     seen.append(('stall', stall_secs))
     return make_watchdog(stall_secs)
   tools.patch.setattr(hosts, 'Watchdog', record_watchdog)
-  tools.patch.setattr(validation, 'ValidLoss', lambda *args: types.SimpleNamespace(
+  tools.patch.setattr(valid_loss, 'ValidLoss', lambda *args: types.SimpleNamespace(
       compute=lambda state: seen.append('valid loss') or {}))
 
   def record_profiler(workdir, at_step, num_steps, say):

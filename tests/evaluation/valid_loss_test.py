@@ -8,13 +8,12 @@ import pytest
 
 from rim_jax import task as task_lib
 from rim_jax.config import MeshConfig
-from rim_jax.evaluation import run_scores
+from rim_jax.evaluation import run_scores, valid_loss
 from rim_jax.model import transformer
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import order
 from rim_jax.packing import source as source_lib
 from rim_jax.training import step as step_lib
-from rim_jax.training import validation
 from tests import support
 
 
@@ -35,7 +34,7 @@ def make(tmp_path, method, use_devices, devices=1, **changes):
 
 def compute(task, stage, program, state, frozen, records, say=lambda line: None):
   with jax.set_mesh(task.mesh):
-    return validation.ValidLoss(task, stage, program, frozen, records, say).compute(state)
+    return valid_loss.ValidLoss(task, stage, program, frozen, records, say).compute(state)
 
 
 @pytest.mark.parametrize('method, changes', [
