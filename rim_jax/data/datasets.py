@@ -22,7 +22,7 @@ from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
-from rim_jax import reader
+from rim_jax import locks, reader
 from rim_jax.config import DataConfig, list_identity
 from rim_jax.data import chain as chain_lib
 from rim_jax.data import files as files_lib
@@ -36,6 +36,8 @@ from rim_jax.errors import UserError
 _VERSIONS = {'rim_chain': '1.0.0', 'rim_gsm8k': '1.0.0', 'rim_gsm8k_perturbed': '1.0.0',
              'rim_prosqa': '1.0.0'}
 _ROWS_VERSION = 2  # goes up when more rows are read, or fewer
+_DROPPED = 'dropped.txt'  # of a prepared copy: a line for each bad row that was dropped
+_NUM_BETWEEN = 50_000  # records from one line that tells of them to the next
 
 
 class Split:
@@ -132,38 +134,49 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
   root = pathlib.Path(config.cache_dir).expanduser() / 'prepared'
   directory = root / source.name / source.fingerprint / _VERSIONS[source.name]
   if not directory.exists():
-    say(f'{source.name}: preparing {directory}')
     with records_lib.report_unwritable(config):
-      _prepare(source, root, directory, say)
+      root.mkdir(parents=True, exist_ok=True)
+      # One process at a time prepares; the others wait, and find what it made.
+      with locks.hold(root.with_suffix('.lock'), waits=True):
+        if not directory.exists():
+          say(f'{source.name}: preparing {directory}')
+          _prepare(source, root, directory, say)
   with _report_damage(directory):
     card = reader.load_json(directory / 'card.json', f'delete {directory} and run again', Card)
     splits = {name: Split(str(directory), name, card['fingerprints'][name]) for name in SPLITS}
+    dropped = directory / _DROPPED  # earlier versions wrote none
+    listed = [f'all bad rows that were dropped: {dropped}'] if dropped.exists() else []
     # Files that were not read are of today's directory, not of the one that was prepared: they are
     # in no fingerprint.
     return Dataset(name=source.name, fingerprint=source.fingerprint, splits=splits,
-                   num_dropped=card['num_dropped'], notes=(*card['notes'], *source.unread),
-                   origin=origin)
+                   num_dropped=card['num_dropped'],
+                   notes=(*card['notes'], *listed, *source.unread), origin=origin)
 
 
 def _prepare(source, root, directory, say):
   """Writes a prepared copy, which appears under its name complete or not at all."""
-  root.mkdir(parents=True, exist_ok=True)
   with records_lib.make_scratch(root) as temporary:
     with _quiet(say) as say_aloud:
       made = source.make(say_aloud)
-      builder = Builder(source, {name: made.splits[name] for name in SPLITS}, temporary)
+      builder = Builder(source, {name: made.splits[name] for name in SPLITS}, temporary,
+                        say_aloud)
       builder.download_and_prepare()
     card = {
         'fingerprints': {name: tally.get_fingerprint() for name, tally in builder.tallies.items()},
         'num_dropped': {name: len(made.dropped.get(name, ())) for name in SPLITS},
         'notes': _describe(builder.tallies) + made.notes,
     }
-    (pathlib.Path(builder.data_dir) / 'card.json').write_text(json.dumps(card, indent=1))
+    folder = pathlib.Path(builder.data_dir)
+    (folder / 'card.json').write_text(json.dumps(card, indent=1))
+    dropped = [' '.join(line.split()) for name in SPLITS for line in made.dropped.get(name, ())]
+    if dropped:
+      (folder / _DROPPED).write_bytes(
+          ''.join(f'{line}\n' for line in dropped).encode(errors='backslashreplace'))
     directory.parent.mkdir(parents=True, exist_ok=True)
     try:
-      os.rename(builder.data_dir, directory)
-    except OSError:
-      if not directory.exists():  # otherwise another process was first, with the same content
+      os.rename(folder, directory)
+    except OSError:  # where there are no locks, another process may have been first
+      if not directory.exists():
         raise
 
 
@@ -213,12 +226,13 @@ class _Tally:
 
   def __init__(self):
     self.counts = collections.Counter()  # number of steps -> records
-    self.questions = []  # a hash of each
+    self.questions = []  # a hash of each, whatever its case and spaces
     self._digest = hashlib.sha256()
 
   def add(self, record):
     self.counts[len(record.steps)] += 1
-    self.questions.append(hashlib.sha256(record.question.encode()).digest()[:12])
+    question = ' '.join(record.question.split()).casefold()
+    self.questions.append(hashlib.sha256(question.encode()).digest()[:12])
     self._digest.update(_to_line([record.question, record.steps, record.answer]))
 
   def get_fingerprint(self):
@@ -236,10 +250,10 @@ def fingerprint_records(records) -> str:
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """Writes the records of a source in their order, as they come."""
 
-  def __init__(self, source, splits, folder):
+  def __init__(self, source, splits, folder, say):
     self.name = source.name  # pyright: ignore[reportAttributeAccessIssue]
     self.VERSION = tfds.core.Version(_VERSIONS[source.name])
-    self._fields, self._splits = source.fields, splits
+    self._fields, self._splits, self._say = source.fields, splits, say
     self.tallies = {name: _Tally() for name in splits}
     super().__init__(data_dir=folder, file_format='array_record',
                      config=tfds.core.BuilderConfig(name=source.fingerprint))
@@ -257,22 +271,29 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, records, tally):
     for i, record in enumerate(records):
+      if i and i % _NUM_BETWEEN == 0:
+        self._say(f'{self.name}: {i:,} records written')
       tally.add(record)
       yield i, {**vars(record), 'steps': list(record.steps)}
 
 
 def _describe(tallies) -> list[str]:
-  """Notes on every split: rows by number of steps, and questions it shares with train."""
-  notes = []
-  in_train = set(tallies['train'].questions)
+  """Notes on every split: rows by number of steps, and questions that are there before."""
+  notes, earlier = [], {}  # split -> its questions
   for name, tally in tallies.items():
     counts = sorted(tally.counts.items())
     steps = ', '.join(f'{t}: {n}' for t, n in counts)
     notes.append(f'{name}: {tally.counts.total()} rows, {tally.counts[0]} without steps '
                  f'(rows by number of steps {steps})')
-    num_shared = sum(q in in_train for q in tally.questions)
-    if name != 'train' and num_shared:
-      notes.append(f'{name}: {num_shared} of its questions are also in train')
+    questions = set(tally.questions)
+    num_repeated = len(tally.questions) - len(questions)
+    if name == 'train' and num_repeated:
+      notes.append(f'train: {num_repeated} rows repeat the question of an earlier row')
+    for other, found in earlier.items():
+      num_shared = sum(q in found for q in tally.questions)
+      if num_shared:
+        notes.append(f'{name}: {num_shared} of its questions are also in {other}')
+    earlier[name] = questions
   return notes
 
 

@@ -188,12 +188,16 @@ def _read_table(content, extension) -> list[dict]:
     table = pyarrow.ipc.open_file(source).read_all()
   else:  # what `datasets` writes
     table = pyarrow.ipc.open_stream(source).read_all()
+  # Of what no shape reads only its name becomes a row's: a column of vectors would fill the memory.
+  unread = [name for name in table.column_names if name not in formats.KEYS]
+  table = table.select([i for i, name in enumerate(table.column_names) if name in formats.KEYS])
   # A number of a short type is the shortest decimal that reads as it: 4.9, not 4.900000095367432.
   short = {field.name: field.type.to_pandas_dtype() for field in table.schema
            if pyarrow.types.is_float16(field.type) or pyarrow.types.is_float32(field.type)}
   # A table has every column in every row: one that is empty there is not in the row.
-  return [{key: float(str(short[key](value))) if key in short else value
-           for key, value in row.items() if value is not None} for row in table.to_pylist()]
+  return [dict.fromkeys(unread) | {
+      key: float(str(short[key](value))) if key in short else value
+      for key, value in row.items() if value is not None} for row in table.to_pylist()]
 
 
 def _read_csv(content) -> list[dict]:

@@ -24,6 +24,12 @@ _WITH_COMMAS = re.compile(r'[-+]?\d{1,3}(,\d{3})+(\.\d*)?')
 # The end of a sentence. What may stand in each part differs from the next, so this is linear.
 _SENTENCE_END = re.compile(r'[.!?]["\')\]]*\s+')
 _NUMBER_ALONE = re.compile(r'\s*\d+\s*')
+# What stands between two characters that are looked for holds neither, so these are linear, too.
+_MARK = re.compile(r'<<([^<>\n=]+=[^<>\n]*)>>')
+_MARKS_ALONE = re.compile(r'\s*(?:<<(?:(?!<<|>>).)*+>>\s*)*+')
+# What may be half a mark, or a mark without an equation; in code a space mostly stands beside a <<.
+_BAD_MARK = re.compile(r'<<(?![\s=])[^<>\n]*(?:=|(?<!\s)>>)|=[^<>\n=]*[^\s<>=]>>')
+_IF_CODE = '; if it is code, read it as text with --config.data.steps=sentences'
 _ABBREVIATIONS = frozenset(
     'mr mrs ms dr prof st mt vs no approx e.g i.e etc inc jr sr fig eq'.split())
 _EQUATION_CHARACTERS = frozenset('0123456789.,+-*/()=%$ ')
@@ -108,8 +114,6 @@ def _check_row(question, steps, answer):
   for i, step in enumerate(steps, 1):
     if not step.strip():
       raise ValueError(f'step {i} is empty')
-    if '<<' in step or '>>' in step:
-      raise ValueError(f'step {i} has a stray << or >>')
   try:
     ''.join([question, *steps, answer]).encode()
   except UnicodeEncodeError:
@@ -147,23 +151,45 @@ def _show(value):
   return json.dumps(value, default=str)[:40]
 
 
-def _split_marks(text) -> tuple[list[str], list[str]]:
-  """'text <<step>> text' -> the steps, and the texts around them."""
-  parts = re.split('<<|>>', text)
+def _split_marks(text, reading: Reading) -> tuple[list[str], list[str]]:
+  """'text <<a*b=c>> text' -> the steps, and the texts around them; any other << or >> is text.
+
+  In a text of marks and nothing else, as iCoT writes steps, each is a step, whatever it holds.
+  """
+  if _MARKS_ALONE.fullmatch(text):
+    return re.findall('<<(.*?)>>', text), []
+  parts = _MARK.split(text)
   steps, around = parts[1::2], parts[::2]
-  if re.findall('<<|>>', text) != ['<<', '>>'] * len(steps) or any('\n' in s for s in steps):
-    raise ValueError('a << without its >>, or a >> without its <<')
+  # Where marks say what the steps are, a bad one would be a step that is missing in silence.
+  bad = next(filter(None, map(_BAD_MARK.search, around)), None)
+  if bad and (steps or _needs_marks(reading)):
+    raise ValueError(f'{bad[0][:40]!r}: a << without its >>, a >> without its <<, or no equation '
+                     f"between them{'' if steps else _IF_CODE}")
   return steps, around
 
 
+def _needs_marks(reading: Reading) -> bool:
+  return reading.steps == 'equations' and reading.needs_steps
+
+
 def _split_answer(text) -> tuple[str, str]:
-  solution, mark, answer = text.partition('####')
-  if not mark:
+  """What stands before the last '####', and the line after it; others begin headings."""
+  *parts, answer = text.split('####')
+  if not parts:
     raise ValueError("no '####' before the answer")
-  if len(lines := answer.strip().splitlines()) > 1:
-    raise ValueError(f"more text after the answer's line: {lines[1][:40]!r}; end the solution with "
+  if len(told := answer.strip().splitlines()) > 1:
+    raise ValueError(f"more text after the answer's line: {told[1][:40]!r}; end the solution with "
                      "'#### ANSWER'")
+  *lines, last = (solution := '####'.join(parts)).split('\n')
+  if '####' in last or not all(map(_is_text_or_heading, lines)):
+    raise ValueError("a second '####', which begins no heading")
   return solution, answer
+
+
+def _is_text_or_heading(line) -> bool:
+  """Whether a line has no '####', or begins with it and goes on with a word; '#### 6' does not."""
+  return '####' not in line or (
+      '####' not in line.lstrip('# \t') and any(map(str.isalpha, line)))
 
 
 def _read_sentences(steps, around) -> list[str]:
@@ -199,7 +225,7 @@ def split_sentences(text: str) -> list[str]:
 
 def _read_solution(text, reading: Reading, key: str) -> list[str]:
   """Steps of a solution that stands apart from its answer."""
-  steps, around = _split_marks(text)
+  steps, around = _split_marks(text, reading)
   if reading.steps == 'sentences' and any(map(str.strip, around)):
     return _read_sentences(steps, around)
   if steps:
@@ -223,13 +249,19 @@ def _read_steps(row, key, reading: Reading, in_lines: bool) -> list[str]:
       except ValueError:
         raise ValueError(f"'{key}' begins with [ and is no JSON list, as json.dumps writes one; "
                          'write it so, or one step a line') from None
-    elif '<<' in steps or not in_lines:
+    elif not in_lines or _split_marks(steps, reading)[0]:
       return _read_solution(steps, reading, key)
     else:
       return [line.strip() for line in steps.split('\n') if line.strip()]
   if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
     raise ValueError(f"'{key}' should be a list of strings, or a string with a step on each line")
-  return [s[2:-2] if s.startswith('<<') and s.endswith('>>') else s for s in steps]
+  steps = [s[2:-2] if s.startswith('<<') and s.endswith('>>')
+           and not re.search('<<|>>', s[2:-2]) else s for s in steps]
+  for i, step in enumerate(steps, 1):
+    is_mark = _MARK.search(step)
+    if is_mark or (_needs_marks(reading) and _BAD_MARK.search(step)):
+      raise ValueError(f"step {i} has a stray << or >>{'' if is_mark else _IF_CODE}")
+  return steps
 
 
 def find_boxed(text: str) -> str | None:
@@ -254,14 +286,14 @@ def _parse_text_answer(text, reading) -> tuple[list[str], str]:
   r"""An answer with or without its solution before it: 'text #### 6', '... \boxed{6}', '6'."""
   if '####' in text:
     solution, answer = _split_answer(text)
-    steps, around = _split_marks(solution)
+    steps, around = _split_marks(solution, reading)
     if reading.steps == 'sentences':
       steps = _read_sentences(steps, around)
     return steps, answer
   boxed = find_boxed(text)
   if boxed is not None:
     return _read_solution(text, reading, 'answer'), boxed
-  if '\n' in text.strip() or '<<' in text:
+  if '\n' in text.strip() or _split_marks(text, reading)[0]:
     raise ValueError("no '####' before the answer")
   return [], text
 
@@ -328,7 +360,7 @@ def _parse_asdiv(row, reading):
 def _parse_marked(text, reading):
   question, _, rest = text.partition('||')
   solution, answer = _split_answer(rest)
-  steps, around = _split_marks(solution)
+  steps, around = _split_marks(solution, reading)
   outside = ' '.join(around).strip()
   if reading.steps == 'sentences':
     return question, _read_sentences(steps, around), answer
@@ -388,6 +420,7 @@ SHAPES = (
     Shape(('sQuestion', 'lSolutions'), '{"sQuestion": "...", "lSolutions": [4.0]}',
           'MultiArith, AddSub, SingleOp, SingleEq', _parse_solutions),
 )
+KEYS = frozenset(key for shape in SHAPES for key in (*shape.keys, *shape.optional))
 # Not an object: a line of text.
 TEXT_SHAPE = Shape((), 'question||<<step>> ... #### answer',
                    "iCoT's text form, which GSM8K-Aug has; sentences with `data.steps=sentences`",

@@ -247,7 +247,8 @@ def check_rows(batch_rows, origin, pieces):
     raise UserError(
         f'train.batch_rows={batch_rows}{origin} is not divisible by slice x data x fsdp '
         f'x train.num_micro_batches = {pieces}; use --config.train.batch_examples=0 '
-        f'--config.train.batch_rows={low or pieces}{f" or {low + pieces}" if low else ""}')
+        f'--config.train.batch_rows={low or pieces}{f" or {low + pieces}" if low else ""}; a run '
+        'that has begun keeps its rows: give it a number of devices that divides them')
 
 
 class BatchSource:

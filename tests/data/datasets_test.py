@@ -1,8 +1,10 @@
 """Records mean what their source says, and nothing bad is kept, served stale or half written."""
 
 import collections
+from concurrent import futures
 import contextlib
 import dataclasses
+import errno
 import gzip
 import hashlib
 import http.server
@@ -12,6 +14,7 @@ import pathlib
 import pickle
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +25,12 @@ import time
 import grain
 import pytest
 
+from rim_jax import locks
 from rim_jax.config import ChainConfig, DataConfig
 from rim_jax.config.schema import later
 from rim_jax.data import datasets, gsm8k, hub
 from rim_jax.errors import UserError
+from tests import support_locks
 
 
 def quiet(_):
@@ -270,16 +275,22 @@ def test_bad_row_stops_and_is_named(tmp_path, line, what):
 
 def test_bad_rows_are_dropped_and_counted_when_asked(tmp_path):
   good = b'{"question": "good", "steps": [], "answer": "1"}\n'
+  bad = [*BAD, b'{"\\ud800\\n": 1}']  # which no file holds as it is
   folder = write_rows(tmp_path / 'in', train=make_rows(5),
-                      test=good + b''.join(line + b'\n' for line in BAD) + good)
+                      test=good + b''.join(line + b'\n' for line in bad) + good)
   for _ in range(2):  # prepared, then reused
     dataset = load_files(folder, tmp_path, on_bad_rows='drop')
-    assert dataset.num_dropped == {'train': 0, 'valid': 0, 'test': len(BAD)}
+    assert dataset.num_dropped == {'train': 0, 'valid': 0, 'test': len(bad)}
     assert [r.origin for r in dataset.splits['test']] == [
-        'test.jsonl:1', f'test.jsonl:{len(BAD) + 2}']
-    [note] = [n for n in dataset.notes if 'dropped' in n]
-    assert note.startswith(f'test: dropped {len(BAD)} bad rows: test.jsonl:2: an empty line; '
+        'test.jsonl:1', f'test.jsonl:{len(bad) + 2}']
+    note, listed = [n for n in dataset.notes if 'dropped' in n]
+    assert note.startswith(f'test: dropped {len(bad)} bad rows: test.jsonl:2: an empty line; '
                            'test.jsonl:3: neither') and note.endswith('; ...')
+    text, _, path = listed.partition(': ')
+    assert text == 'all bad rows that were dropped'
+    lines = pathlib.Path(path).read_text('utf-8').split('\n')
+    assert lines[0] == 'test.jsonl:2: an empty line' and lines[-1] == ''
+    assert [int(line.split(':')[1]) for line in lines[:-1]] == [*range(2, len(bad) + 2)]
   with pytest.raises(UserError, match='test.jsonl:2'):  # what 'drop' prepared is not 'stop'
     load_files(folder, tmp_path)
 
@@ -305,6 +316,19 @@ def test_bad_directory_is_told_in_one_line(tmp_path, files, what):
   message = str(error.value)
   assert what in message and str(tmp_path / 'in') in message
   assert '\n' not in message and '; ' in message
+
+
+def test_questions_that_stand_in_two_splits_are_told_whatever_their_case_and_spaces(tmp_path):
+  def load(name, *questions):
+    dataset = load_files(write_rows(tmp_path / name, **{
+        split: [{'question': q, 'steps': [], 'answer': '1'} for q in asked]
+        for split, asked in zip(('train', 'valid', 'test'), questions)}), tmp_path)
+    return [n for n in dataset.notes if 'question' in n]
+  assert load('apart', ['a b?', 'c?'], ['d?'], ['e?', 'e?']) == []
+  assert load('shared', ['a b?', 'A  b? ', 'a\nB?', 'c?'], ['d?', ' A b?'], ['D?', 'C?', 'c?']) == [
+      'train: 2 rows repeat the question of an earlier row',
+      'valid: 1 of its questions are also in train', 'test: 2 of its questions are also in train',
+      'test: 1 of its questions are also in valid']
 
 
 def test_held_out_questions_do_not_depend_on_row_order(tmp_path):
@@ -436,7 +460,29 @@ def test_killed_preparation_leaves_nothing_that_is_read(tmp_path):
   assert len(said) == 1
 
 
-def test_another_process_may_prepare_the_same_first(tmp_path, monkeypatch):
+def test_a_process_waits_for_the_one_that_prepares_and_takes_what_it_made(tmp_path):
+  made = tmp_path / 'other'
+  records = list(datasets.load_dataset(make_chain_data(made), quiet).splits['test'])
+  root, said = tmp_path / 'cache' / 'prepared', []
+  root.mkdir(parents=True)
+  with futures.ThreadPoolExecutor(1) as pool:
+    with locks.hold(root.with_suffix('.lock'), waits=True):
+      waiting = pool.submit(datasets.load_dataset, make_chain_data(tmp_path), said.append)
+      time.sleep(0.5)
+      shutil.copytree(made / 'cache' / 'prepared', root, dirs_exist_ok=True)
+    assert list(waiting.result(60).splits['test']) == records
+  assert said == []
+
+
+def test_a_long_preparation_says_how_far_it_is(tmp_path, monkeypatch):
+  monkeypatch.setattr(datasets, '_NUM_BETWEEN', 25)
+  said = []
+  datasets.load_dataset(make_chain_data(tmp_path), said.append)
+  assert said[1:] == [f'rim_chain: {n} records written' for n in (25, 50)]
+
+
+def test_another_process_may_prepare_the_same_first_where_there_are_no_locks(tmp_path, monkeypatch):
+  support_locks.refuse_locks(monkeypatch, errno.ENOLCK)
   config = make_chain_data(tmp_path)
   rename, renamed = os.rename, []
 

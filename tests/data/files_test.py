@@ -7,6 +7,7 @@ import dataclasses
 import gzip
 import io
 import json
+import tracemalloc
 
 import pyarrow
 from pyarrow import parquet
@@ -177,6 +178,24 @@ def test_numbers_and_empty_cells_of_tables(tmp_path):
   assert records[0].answer == '12345678901234567890123456789012.0'  # text, as it is written
   records, _, _ = files.parse_files([(path, b'question,answer,,\na?,2,,\n')], FIELDS)
   assert records[0].answer == '2'
+
+
+def test_columns_that_are_not_read_are_named_and_take_no_memory(tmp_path):
+  count = 2_000
+  table = pyarrow.table({'question': ['a?'] * count, 'embedding': [[0.5] * 256] * count,
+                         'id': [None] * count, 'answer': ['1'] * count})
+  path = tmp_path / 'x.parquet'
+  parquet.write_table(table, path)
+  content = path.read_bytes()
+  tracemalloc.start()
+  parsed = files.parse_files([(path, content)], FIELDS)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert len(parsed.records) == count and parsed.unread == ['embedding', 'id']
+  assert peak < 8 * 256 * count  # a list of each would have a pointer for each number
+  parquet.write_table(table.select(['embedding', 'id']), path)
+  with pytest.raises(UserError, match='x.parquet:1: its keys are embedding, id; a row needs'):
+    files.parse_files([(path, path.read_bytes())], FIELDS)
 
 
 def test_short_floats_of_a_table_are_the_decimals_that_were_meant(tmp_path):

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import time
 
 import pytest
@@ -125,6 +126,74 @@ def test_sentences_of_icot_s_text_form():
     formats.parse_row(b'q||<<1+1=2>> #### 2', formats.Reading('sentences'))
 
 
+CODE = 'Compute (1 << 3) + (64 >> 2) = 24.\nSo x <<= 1, y >>= 2.'
+
+
+def test_shifts_in_code_are_text():
+  def parse(row, *reading):
+    return formats.parse_row(row, formats.Reading(*reading))
+  lines = tuple(CODE.split('\n'))
+  rows = [{'question': 'q', 'answer': f'{CODE}\n#### 24'},
+          {'question': 'q', 'cot': CODE, 'answer': 24},
+          {'question': 'q', 'steps': CODE, 'answer': 24},
+          {'question': 'q', 'steps': ['cout << x', 'y=64>>2'], 'answer': 24}]
+  assert [parse(row, 'sentences')[1] for row in rows] == [lines] * 3 + [('cout << x', 'y=64>>2')]
+  assert parse(rows[0]) == ('q', (), '24') and parse(rows[2])[1] == lines
+  assert parse({'question': 'q', 'answer': '1 << 3'}) == ('q', (), '1 << 3')
+  assert parse({'question': 'q', 'steps': ['cout << x'], 'answer': '1'})[1] == ('cout << x',)
+  marked = {'question': 'q', 'answer': f'{CODE}\n2*3=<<2*3=6>>6\n#### 6'}
+  assert parse(marked)[1] == ('2*3=6',)
+  assert parse(marked, 'sentences')[1] == (*lines, '2*3=6')
+  with pytest.raises(ValueError, match="'Compute .* stands outside << >>"):
+    parse(b'q||Compute (1 << 3) + (64 >> 2) = 24. #### 24')
+
+
+def test_marks_and_nothing_else_are_steps_whatever_they_hold():
+  for row in (b'q||<<Tom is a cat.>> <<5>> #### 6',
+              {'question': 'q', 'cot': '<<Tom is a cat.>> <<5>>', 'answer': '6'}):
+    assert formats.parse_row(row) == ('q', ('Tom is a cat.', '5'), '6')
+
+
+@pytest.mark.parametrize('text, found', [
+    ('Tom has <<48/2=24> 24.', "'<<48/2='"), ('Tom has 48/2=24>>24.', "'=24>>'"),
+    ('Tom has <<48 / 2 = 24.', "'<<48 / 2 ='"), ('Tom has <<5>>5.', "'<<5>>'")])
+def test_a_broken_mark_is_told_where_marks_are_the_steps(text, found):
+  row = {'question': 'q', 'answer': f'{text}\n#### 24'}
+  with pytest.raises(ValueError, match=re.escape(found)) as error:
+    formats.parse_row(row)
+  assert str(error.value).endswith('read it as text with --config.data.steps=sentences')
+  assert formats.parse_row(row, formats.Reading('sentences'))[1] == (text,)
+  assert formats.parse_row(row, formats.Reading(needs_steps=False)) == ('q', (), '24')
+  row['answer'] = 'He has <<1+1=2>>2.\n' + row['answer']
+  for steps in ('equations', 'sentences'):
+    with pytest.raises(ValueError, match=re.escape(found)):
+      formats.parse_row(row, formats.Reading(steps))
+
+
+def test_a_mark_within_a_step_of_a_list_is_told():
+  for step in ('He has <<2*3=6>>6.', '<<1=1>> and <<2=2>>'):
+    for steps in ('equations', 'sentences'):
+      with pytest.raises(ValueError, match='step 1 has a stray << or >>$'):
+        formats.parse_row({'question': 'q', 'steps': [step], 'answer': '6'}, formats.Reading(steps))
+
+
+def test_headings_before_the_answer_are_text():
+  text = '#### Step 1\nTom has <<2*3=6>>6.\n  ##### So\n####\tThe end\nIt is 6. #### 6 '
+  row = {'question': 'q', 'answer': text}
+  assert formats.parse_row(row) == ('q', ('2*3=6',), '6')
+  assert formats.parse_row(row, formats.Reading('sentences')) == ('q', (
+      '#### Step 1', 'Tom has 6.', '##### So', '####\tThe end', 'It is 6.'), '6')
+
+
+@pytest.mark.parametrize('text, what', [
+    ('He has 3.\n#### 3\n#### 4', "a second '####'"), ('#### Step 1 #### 4', "a second '####'"),
+    ('So #### 3 cats\n#### 4', "a second '####'"),
+    ('#### Step 1\nTom has 6.\n#### Step 2\nIt is 6.', "more text after the answer's line")])
+def test_two_answers_or_none_are_told(text, what):
+  with pytest.raises(ValueError, match=what):
+    formats.parse_row({'question': 'q', 'answer': text})
+
+
 @pytest.mark.parametrize('text, boxed', [
     (r'\boxed{1} and \boxed{\frac{1}{2}}.', r'\frac{1}{2}'), (r'\boxed{\{1\}}', r'\{1\}'),
     (r'\boxed{1', None), ('1', None), (r'\fbox{3}', '3')])
@@ -145,6 +214,11 @@ HOSTILE = {
     'half marks': lambda n: b'q||' + '<\u2039'.encode() * n + b' #### 1',
     'closing marks': lambda n: b'q||' + b'>>' * n + b' #### 1',
     'steps': lambda n: b'q||' + b'<<1=1>> ' * n + b'#### 1',
+    'steps in text': lambda n: b'q||a' + b'<<1=1>> ' * n + b'#### 1',
+    'one mark': lambda n: b'q||a<< ' + b'=' * n + b'#### 1',
+    'equals signs': lambda n: b'q||a' + b'= a' * n + b'>> #### 1',
+    'a shift': lambda n: b'q||a' + b'<< =a ' * n + b'#### 1',
+    'headings': lambda n: b'{"question": "q", "answer": "%s#### 1"}' % (b'#### a\\n' * n),
     'answers': lambda n: b'q||' + b'####' * n,
     'commas': lambda n: b'{"question": "q", "steps": [], "answer": "%s"}' % (b'1,' * n),
     'stops': lambda n: b'q||' + b'. ' * n + b'#### 1',
