@@ -5,6 +5,8 @@ import json
 
 import pytest
 
+from configs import presets
+from rim_jax import config as config_lib
 from rim_jax.errors import UserError
 from rim_jax.results import judge
 from rim_jax.sweep import matched_runs
@@ -41,6 +43,14 @@ def test_matched_runs_stand_beside_the_controls(tmp_path):
       tmp_path / 'pause', 'pause', sets=('test-k2',)))
   found = matched_runs.load_matched(config, PRINTS, SETS)['pause']
   assert found['final_acc'] == 0.25 and found['differs'] == []
+
+
+@pytest.mark.parametrize('preset', ['chain', 'gsm8k', 'gpt2', 'llama3_2_1b'])
+def test_direct_and_pause_of_a_preset_are_its_matched_runs(preset):
+  rim, *others = (config_lib.parse_config(presets.make(method, preset))
+                  for method in ('rim', 'direct', 'pause'))
+  assert matched_runs.find_matched(rim, {o.method: o for o in others}) == {
+      'direct': 'direct', 'pause': 'pause'}
 
 
 def test_of_other_runs_the_first_that_differs_in_its_method_alone_is_found():
