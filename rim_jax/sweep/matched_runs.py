@@ -21,8 +21,8 @@ _OF_OTHERS = (
     'lotus.', 'distill.', 'aux.',
     'layout.paired_readout', 'layout.teacher_last_step', 'layout.supervise_prefix', 'layout.row_',
     'layout.pack_window_rows')
-# Of blocks, which `direct` has not: its answer's prefix stands right behind the question.
-_OF_BLOCKS = ('layout.answer_prefix', 'layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',
+# Of blocks, which `direct` has not.
+_OF_BLOCKS = ('layout.num_blocks', 'layout.block_tokens', 'layout.readout_sees_question',
               'layout.bidirectional_blocks', 'layout.stage2_depth0_readout', 'curriculum.alpha',
               'model.memory_', 'loop.')
 # A stage that is a run by itself has its own budget, rate and dropout; the whole's are not in it.
@@ -113,6 +113,9 @@ def _list_changed(theirs: dict, config: Config, left_out=()) -> list[str]:
   left_out += _OF_OTHERS
   if not methods.get_facts(theirs['method']).has_blocks:
     left_out += _OF_BLOCKS
+    # Right behind a question a prefix may begin with a space, which it needs not behind a block.
+    if theirs['layout.answer_prefix'].lstrip() == config.layout.answer_prefix.lstrip():
+      left_out += ('layout.answer_prefix',)
   if config.facts.stage:
     left_out += _OF_A_STAGE
   if config.facts.after:
