@@ -203,9 +203,12 @@ def parse(argv) -> Command:
     raise UserError(f'{path}: get_config returns {type(config).__name__}; return the ConfigDict '
                     'that rim_jax.config.make_config_dict makes')
   if 'points' in config and values.mode == 'sweep':
+    _check_heard(argv, config, path)
     return Command(values, grid_lib.load_points(config, path), path)
   if 'points' in config:
-    config = _take_point(values, path)
+    tree, config = config, _take_point(values, path)
+    if not values.identity:  # a sweep has asked this of all its points together
+      _check_heard(argv, tree, path, values.point)
   elif values.mode == 'sweep' or values.point or values.sweep_dir:
     raise UserError(f'{path}: is one run, not many; --mode=sweep, --point and --sweep_dir are for '
                     'recipes such as configs/compare.py')
@@ -281,6 +284,20 @@ def _check_flags(values, rest, path: str | None) -> str:
       (values.conclude and values.controls,
        '--conclude runs nothing, so it asks nothing: leave out --controls'))
   return path or ''
+
+
+def _check_heard(argv, recipe, path, only: str = '') -> None:
+  """Refuses --config.KEY=VALUE where each run of a recipe, or the one named, sets KEY itself."""
+  tree = recipe.to_dict()
+  runs = [(name, entry['set']) for name, entry in zip(grid_lib.list_names(recipe, path), tree.pop(
+      'points')) if only in ('', name)]
+  given = config_lib.flatten(tree)
+  for key in (arg.lstrip('-').partition('=')[0].removeprefix('config.') for arg in argv
+              if arg.lstrip('-').startswith('config.')):
+    if all(own.get(key, given[key]) != given[key] for _, own in runs):
+      name, own = runs[0]
+      raise UserError(f'--config.{key}={given[key]}: {path} sets this key itself ({own[key]} in '
+                      f'{name}), so that nothing would change; leave it out, or change the recipe')
 
 
 def _take_point(values, path) -> config_lib.Config:

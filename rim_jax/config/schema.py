@@ -59,9 +59,9 @@ class ProsqaConfig:
   max_nodes: int = 25  # Most names and concepts in one problem.
   min_hops: AtLeastOne = 3  # Fewest steps of the chain to either alternative, right or wrong.
   max_hops: int = 6  # Most steps of the chain to either alternative.
-  # Rate of the Poisson number (zeros are drawn again) of sentences that end in one concept.
+  # How many sentences end in one concept: Poisson with this rate, and never none.
   parent_rate: Positive = 1.45
-  extra_names: Amount = 0.6  # Rate of the Poisson number of names that nobody asks about.
+  extra_names: Amount = 0.6  # How many names nobody asks about: Poisson with this rate.
   max_facts: int = 54  # Most sentences of one problem.
   # Most sentences that begin with one word; 0: any number; 1: there is never a fork to choose at.
   max_children: Count = 0
@@ -286,8 +286,8 @@ class IcotConfig:
   """How method `icot` takes the written chain away, token by token from the left."""
   remove_per_epoch: Positive = 8.0  # Tokens removed in one epoch; 0.5: one in two epochs.
   remove_all_beyond_tokens: AtLeastOne = 39  # Once so many are due, all that is left is removed.
-  # Now and then an example loses more tokens than are due: o more with a probability that falls as
-  # exp(-smoothing o). 0: never.
+  # An example may lose more tokens than are due: at least o more with probability
+  # exp(-smoothing * o). 0: never more.
   smoothing: Amount = 4.0
   hold_epochs: Amount = 0.0  # Epochs with the whole chain, before removal begins.
   reset_optimizer: bool = True  # Fresh optimizer moments whenever more is removed.

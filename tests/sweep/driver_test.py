@@ -586,6 +586,21 @@ def test_a_run_that_a_sweep_starts_is_the_point_that_it_began(tmp_path):
     command_line.parse(['main', *command[3:]])
 
 
+@pytest.mark.parametrize('flags, heard', [
+    (['--mode=sweep', '--config.seed=7'], False), (['--mode=sweep', '--config.seed=1'], True),
+    (['--point=method=rim,seed=0', '--config.seed=3'], False),
+    (['--point=method=rim,seed=0', '--config.seed=0'], True),
+    (['--point=method=rim,seed=0', '--config.method=pause'], False),
+    (['--mode=sweep', '--config.layout.row_tokens=32'], True)])
+def test_a_key_that_the_recipe_sets_itself_is_not_given_in_vain(tmp_path, flags, heard):
+  argv = ['rim', '--config=configs/compare.py', f'--workdir={tmp_path}', *flags]
+  if heard:
+    command_line.parse(argv)
+  else:
+    with pytest.raises(UserError, match='sets this key itself .*so that nothing would change'):
+      command_line.parse(argv)
+
+
 def test_a_number_is_a_point_in_the_recipe_s_order(tmp_path):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(RECIPE.format(base=support_sweep.make_base().to_dict(), last=4))
