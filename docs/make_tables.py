@@ -16,7 +16,16 @@ import pathlib
 import statistics
 
 from configs import compare
-from configs.sweeps import aligned, hidden, latents, passes, stories, targets, tuning
+from configs.sweeps import (
+  aligned,
+  hidden,
+  latents,
+  passes,
+  stories,
+  targets,
+  tuning,
+  wrong_steps,
+)
 from rim_jax import reader
 from rim_jax.config import PATH_KEYS, flatten, grid
 from rim_jax.planning import cost
@@ -26,6 +35,7 @@ RUNS = pathlib.Path(__file__).parent / 'kept'
 PAGE = RUNS.parent / 'results.md'
 SEEDS = range(3)
 SWEEPS = {'aligned': aligned.get_config(),  # of each table
+          'aligned_written': aligned.get_config(),
           'compare_chain': compare.get_config(),
           'compare_chain_harder': compare.get_config('chain_harder'),
           'hidden': hidden.get_config(), 'passes': passes.get_config(),
@@ -33,12 +43,13 @@ SWEEPS = {'aligned': aligned.get_config(),  # of each table
           'stories_cpu': stories.get_config('cpu'), 'targets': targets.get_config(),
           'targets_written': targets.get_config(),
           'tuning_chain': tuning.get_config(),
-          'tuning_chain_whole': tuning.get_config('chain,,1')}
+          'tuning_chain_whole': tuning.get_config('chain,,1'),
+          'wrong_steps': wrong_steps.get_config()}
 SEARCHES = ('tuning_chain', 'tuning_chain_whole')  # a row of their tables has a method's settings
 # Whose questions are longer than what their trunks were padded to, so that times say something.
 TIMED = ('stories_cpu',)
 # Where networks learned a part of the arithmetic: the answer modulo 5, or modulo 2.
-PARTLY = ('aligned', 'hidden', 'latents', 'targets', 'targets_written')
+PARTLY = ('aligned', 'aligned_written', 'hidden', 'latents', 'targets', 'targets_written')
 MISSING = '–'
 
 
@@ -231,8 +242,11 @@ def make_swaps(name: str, settings=None) -> str:
 
   def tell(setting, *keys):
     return ' / '.join(', '.join(
-        f"{100 * runs[setting, seed]['controls']['controls'][control][key]:.0f}"
+        show(runs[setting, seed]['controls']['controls'][control].get(key))
         for control, key in keys) if (setting, seed) in runs else MISSING for seed in SEEDS)
+
+  def show(share):  # one block has no other order
+    return MISSING if share is None else f'{100 * share:.0f}'
   right = 'final_acc'
   head = ['% right after the last block', 'as trained', 'no blocks',
           'all blocks from another question: own, donor', 'averaged', 'in another order',
@@ -296,7 +310,8 @@ def write_tables(page: str) -> str:
   tables = {f'table {name}': make_table(name) for name in SWEEPS if name not in SEARCHES}
   tables |= {f'settings in {name}': make_search(name) for name in SEARCHES}
   tables['costs of compare_chain'] = make_costs('compare_chain')
-  tables['swaps in compare_chain'] = make_swaps('compare_chain', ('rim', 'rim_paired', 'looped'))
+  tables['swaps in compare_chain'] = make_swaps(
+      'compare_chain', ('rim', 'rim_paired', 'looped', 'lotus', 'sim_cot'))
   tables['swaps in passes'] = make_swaps('passes')
   tables['controls of rim in stories_cpu'] = make_controls('stories_cpu', 'rim')
   for name, table in tables.items():
