@@ -252,9 +252,9 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   """The paper's own setting on a pretrained model (docs/reproduction.md).
 
   GSM8K-Aug (--config.data.dir=DIR with train, valid and test files), 128 examples an update, 6
-  epochs of stage 1 and 2 of stage 2, LoRA of rank 128 on every projection, a constant rate after 4
-  % of warm-up. The rate found by the paper's search in [1e-5, 1e-3] is not known; alpha and dropout are
-  those of the CODI lineage.
+  epochs of stage 1 and 2 of stage 2, LoRA of rank 128 on every projection, a constant rate after
+  4 % of warm-up. The rate found by the paper's search in [1e-5, 1e-3] is not known; alpha and
+  dropout are those of the CODI lineage.
   """
   config = _begin(method)
   config.data.source = 'gsm8k'

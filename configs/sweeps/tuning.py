@@ -3,9 +3,9 @@
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py --jobs=2
       The chain task. Three learning rates times two values of one key of the method's own, at a
       quarter of the budget, with seed 3, which the comparison has not. A method's best is the
-      setting with the highest accuracy on valid; of equals, the usual one. Cost: 72 runs of about a minute
-      and a half of 1 CPU core. Score: direct, pause, iCoT, Coconut, CODI and PCCoT: 7 to 14 % of
-      valid in each of 36 runs, near chance (docs/results.md); the others were not run.
+      setting with the highest accuracy on valid; of equals, the usual one. Cost: 72 runs of about
+      a minute and a half of 1 CPU core. Score: direct, pause, iCoT, Coconut, CODI and PCCoT: 7 to
+      14 % of valid in each of 36 runs, near chance (docs/results.md); the others were not run.
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py:PRESET,METHOD,1
       One method (all, where METHOD is empty), on any preset, at the whole budget: for where a
       quarter is too little to choose by. PRESET,METHOD alone takes a quarter.
