@@ -14,7 +14,7 @@ class UserError(RunError):
 class NoStart(UserError):
   """There is no run of the stage before, `after`, to start from in `folder`."""
 
-  def __init__(self, message: str, after: str, folder: str):
+  def __init__(self, message: str, after: str = '', folder: str = ''):
     super().__init__(message)
     self.after, self.folder = after, folder
 

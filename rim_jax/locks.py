@@ -34,9 +34,11 @@ def take(file, waits: bool) -> str:
 
 
 @contextlib.contextmanager
-def hold(path, waits: bool):
+def hold(path, waits: bool, say=print):
   """Makes a file and has its lock inside the context; gives whether there are locks here.
 
+  Args:
+    say: told where it waits.
   Raises: Taken, where it is not to wait.
   """
   try:
@@ -44,4 +46,11 @@ def hold(path, waits: bool):
   except PermissionError:
     file = open(path)  # another user's: local file systems lock it all the same
   with file:
-    yield not take(file, waits)
+    try:
+      problem = take(file, waits=False)
+    except Taken:
+      if not waits:
+        raise
+      say(f'{path}: waiting for the process that has this lock')
+      problem = take(file, waits)
+    yield not problem

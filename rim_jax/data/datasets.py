@@ -137,7 +137,7 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
     with records_lib.report_unwritable(config):
       root.mkdir(parents=True, exist_ok=True)
       # One process at a time prepares; the others wait, and find what it made.
-      with locks.hold(root.with_suffix('.lock'), waits=True):
+      with locks.hold(root.with_suffix('.lock'), waits=True, say=say):
         if not directory.exists():
           say(f'{source.name}: preparing {directory}')
           _prepare(source, root, directory, say)

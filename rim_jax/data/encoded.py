@@ -96,7 +96,7 @@ def load_encoded(split, tokenizer, is_first: bool, config: DataConfig, say=print
   with records_lib.report_unwritable(config):
     root.mkdir(parents=True, exist_ok=True)
     # One process at a time encodes; the others wait, and find what it made.
-    with locks.hold(root.with_suffix('.lock'), waits=True), (
+    with locks.hold(root.with_suffix('.lock'), waits=True, say=say), (
         records_lib.make_scratch(root)) as scratch:
       found = _open(folder, len(split))  # another process was first
       if found:

@@ -25,7 +25,10 @@ _WITH_COMMAS = re.compile(r'[-+]?\d{1,3}(,\d{3})+(\.\d*)?')
 _SENTENCE_END = re.compile(r'[.!?]["\')\]]*\s+')
 _NUMBER_ALONE = re.compile(r'\s*\d+\s*')
 # What stands between two characters that are looked for holds neither, so these are linear, too.
-_MARK = re.compile(r'<<([^<>\n=]+=[^<>\n]*)>>')
+# A mark has a = and is tight, or has nothing but an equation's characters, or is a number: `cout <<
+# a; b = c >> d` is none of these.
+_MARK = re.compile(r'<<((?=\S)[^<>\n=]+=[^<>\n]*(?<=\S)|[\d.,+\-*/()%$ ]+=[\d.,+\-*/()=%$ ]*'
+                   r'|[\d.,]+)>>')
 _MARKS_ALONE = re.compile(r'\s*(?:<<(?:(?!<<|>>).)*+>>\s*)*+')
 # What may be half a mark, or a mark without an equation; in code a space mostly stands beside a <<.
 _BAD_MARK = re.compile(r'<<(?![\s=])[^<>\n]*(?:=|(?<!\s)>>)|=[^<>\n=]*[^\s<>=]>>')

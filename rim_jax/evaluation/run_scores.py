@@ -151,7 +151,8 @@ def _evaluate_set(task, decoder: decode.Decoder, step: int, workdir, say
                    for p, n in zip(predictions, num_right)]
   more |= scores.group_by_steps(predictions, records)
   if config.facts.blocks_are_steps:
-    more |= scores.evaluate_steps(decoder, records, tick('evaluating steps'))
+    more |= scores.evaluate_steps(decoder, records, status.Ticker(
+        'evaluating steps', sum(len(r.steps) > 1 for r in records), 'questions', say))
   if config.eval.split == evaluation_sets.GSM_HARD:
     more |= scores.group_gsm_hard(
         predictions, [r.question for r in get_records(task, 'test', 0)])

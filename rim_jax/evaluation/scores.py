@@ -257,8 +257,10 @@ def evaluate_steps(decoder: decode_lib.Decoder, records, say=None) -> dict:
 
   Returns: fields of a result: shares of right steps, of all and by block; exact text. Block t
     counts records with t < n: the last block's readout is the answer.
+  Raises: UserError where a record's steps run beyond a learned position table.
   """
   config, codec = decoder.network.config, decoder.network.codec
+  check_steps(records, config, codec)
   # Steps have no limit of their own; those of answers and of K would cut them.
   asked, usual, groups, done = config.eval.max_new_tokens, config.layout.num_blocks, {}, 0
   for record in records:

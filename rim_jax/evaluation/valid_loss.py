@@ -52,9 +52,12 @@ class ValidLoss:
     if not self._batches:
       return {}
     step = np.maximum(int(state.step) - 1, 0)
-    found = [self._add_up(state.params, self._frozen, batch, step) for batch in self._batches]
-    total, sums = jax.tree.map(lambda *x: sum(map(np.asarray, x)), *found)
-    return {'valid/loss': total / sums['norm']} | list_by_block('valid', 'nll', sums)
+    # Fetched one by one: several of them under way at once wait for each other on CPUs.
+    found = [jax.tree.map(np.asarray, self._add_up(state.params, self._frozen, batch, step))
+             for batch in self._batches]
+    total, sums = jax.tree.map(lambda *x: sum(x), *found)
+    loss = {'valid/loss': total / sums['norm']} if sums['norm'] else {}  # 0: all have faded
+    return loss | list_by_block('valid', 'nll', sums)
 
 
 def _fill_rows(codec: source_lib.Codec, stage: source_lib.StagePlan, records):

@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from rim_jax.errors import UserError
+from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 from rim_jax.packing import source as source_lib
 from rim_jax.results import judge
@@ -86,6 +87,16 @@ def list_chunks(split) -> Iterator[list]:
     yield split.__getitems__(range(first, min(first + 1000, len(split))))
 
 
+def _count_chain(record, codec: source_lib.Codec) -> int:
+  """Tokens of what is written before a record's eos; 0 where its steps cannot be encoded."""
+  try:
+    readouts = codec.lay_out(codec.encode(record)).readouts
+  except UserError:
+    return 0
+  return next(len(r.target) for r in readouts if r.kind == batch_lib.SLOT_ANSWER) - len(
+      codec.template.eos)
+
+
 def describe_misjudged(name: str, chunks: Iterable[list], codec: source_lib.Codec) -> list[str]:
   """A line where gold answers of a split are wrong by the run's own rule; none where all are right.
 
@@ -94,17 +105,16 @@ def describe_misjudged(name: str, chunks: Iterable[list], codec: source_lib.Code
   tokenizer cannot write.
   """
   wrong, cut, template, most = [], [], codec.template, codec.config.eval.max_new_tokens
-  count, writes_steps = 0, codec.config.facts.writes_steps
+  count, writes_steps = 0, codec.config.writes_steps
   for records in chunks:
     count += len(records)
     for record in records:
       try:
         ids = [*codec.tokenizer.encode(record.answer), *template.answer_suffix]
-        length = len(codec.lay_out(codec.encode(record)).readouts[-1].target) - len(
-            template.eos) if writes_steps else len(ids)
       except UserError:
         wrong.append(record)
         continue
+      length = _count_chain(record, codec) if writes_steps else len(ids)
       if length > most:
         cut.append((record, length))
       written = codec.config.layout.answer_prefix * codec.config.facts.learns_steps

@@ -114,7 +114,7 @@ def _list_changed(theirs: dict, config: Config, left_out=()) -> list[str]:
   if not methods.get_facts(theirs['method']).has_blocks:
     left_out += _OF_BLOCKS
     # Right behind a question a prefix may begin with a space, which it needs not behind a block.
-    if theirs['layout.answer_prefix'].lstrip() == config.layout.answer_prefix.lstrip():
+    if theirs['layout.answer_prefix'].lstrip(' ') == config.layout.answer_prefix.lstrip(' '):
       left_out += ('layout.answer_prefix',)
   if config.facts.stage:
     left_out += _OF_A_STAGE

@@ -471,7 +471,7 @@ def test_a_process_waits_for_the_one_that_prepares_and_takes_what_it_made(tmp_pa
       time.sleep(0.5)
       shutil.copytree(made / 'cache' / 'prepared', root, dirs_exist_ok=True)
     assert list(waiting.result(60).splits['test']) == records
-  assert said == []
+  assert said == [f'{root}.lock: waiting for the process that has this lock']
 
 
 def test_a_long_preparation_says_how_far_it_is(tmp_path, monkeypatch):

@@ -126,7 +126,8 @@ def test_sentences_of_icot_s_text_form():
     formats.parse_row(b'q||<<1+1=2>> #### 2', formats.Reading('sentences'))
 
 
-CODE = 'Compute (1 << 3) + (64 >> 2) = 24.\nSo x <<= 1, y >>= 2.'
+CODE = ('Compute (1 << 3) + (64 >> 2) = 24.\nSo x <<= 1, y >>= 2.\ncout << a; b = c; cin >> d;\n'
+        'x = (1 << 3) | (y == 64 >> 2)')
 
 
 def test_shifts_in_code_are_text():
@@ -148,6 +149,12 @@ def test_shifts_in_code_are_text():
     parse(b'q||Compute (1 << 3) + (64 >> 2) = 24. #### 24')
 
 
+def test_numbers_and_wide_equations_in_marks_are_steps():
+  row = {'question': 'q', 'answer': 'Tom has <<5>>5, then << 5 * 2 = 10 >>10.\n#### 10'}
+  assert formats.parse_row(row)[1] == ('5', ' 5 * 2 = 10 ')
+  assert formats.parse_row(row, formats.Reading('sentences'))[1] == ('Tom has 5, then 10.',)
+
+
 def test_marks_and_nothing_else_are_steps_whatever_they_hold():
   for row in (b'q||<<Tom is a cat.>> <<5>> #### 6',
               {'question': 'q', 'cot': '<<Tom is a cat.>> <<5>>', 'answer': '6'}):
@@ -156,7 +163,7 @@ def test_marks_and_nothing_else_are_steps_whatever_they_hold():
 
 @pytest.mark.parametrize('text, found', [
     ('Tom has <<48/2=24> 24.', "'<<48/2='"), ('Tom has 48/2=24>>24.', "'=24>>'"),
-    ('Tom has <<48 / 2 = 24.', "'<<48 / 2 ='"), ('Tom has <<5>>5.', "'<<5>>'")])
+    ('Tom has <<48 / 2 = 24.', "'<<48 / 2 ='"), ('Tom has <<half>>5.', "'<<half>>'")])
 def test_a_broken_mark_is_told_where_marks_are_the_steps(text, found):
   row = {'question': 'q', 'answer': f'{text}\n#### 24'}
   with pytest.raises(ValueError, match=re.escape(found)) as error:
