@@ -19,6 +19,7 @@ from configs import compare
 from configs.sweeps import (
   aligned,
   hidden,
+  inside,
   latents,
   passes,
   stories,
@@ -38,7 +39,8 @@ SWEEPS = {'aligned': aligned.get_config(),  # of each table
           'aligned_written': aligned.get_config(),
           'compare_chain': compare.get_config(),
           'compare_chain_harder': compare.get_config('chain_harder'),
-          'hidden': hidden.get_config(), 'passes': passes.get_config(),
+          'hidden': hidden.get_config(), 'inside': inside.get_config(),
+          'passes': passes.get_config(),
           'latents': latents.get_config(),
           'stories_cpu': stories.get_config('cpu'), 'targets': targets.get_config(),
           'targets_written': targets.get_config(),
@@ -312,6 +314,7 @@ def write_tables(page: str) -> str:
   tables['costs of compare_chain'] = make_costs('compare_chain')
   tables['swaps in compare_chain'] = make_swaps(
       'compare_chain', ('rim', 'rim_paired', 'looped', 'lotus', 'sim_cot'))
+  tables['swaps in inside'] = make_swaps('inside')
   tables['swaps in passes'] = make_swaps('passes')
   tables['controls of rim in stories_cpu'] = make_controls('stories_cpu', 'rim')
   for name, table in tables.items():

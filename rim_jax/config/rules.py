@@ -6,6 +6,7 @@ Sees a config's values and nothing else: no data, no device.
 import dataclasses
 import re
 
+from rim_jax.config import methods
 from rim_jax.config.limits import SET_NAME, parse_sets
 from rim_jax.errors import list_broken
 
@@ -108,6 +109,10 @@ def _find_data_problems(config):
            'data')),
       *_find_set_problems(config.eval),
       *list_broken(
+          (config.curriculum.inside_weight and config.facts not in (
+              methods.RIM, methods.RIM_STAGE1, methods.RIM_STAGE2),
+           f'curriculum.inside_weight={config.curriculum.inside_weight:g}: method '
+           f"'{config.method}' has no blocks that stand for steps; use 0"),
           (layout.paired_readout and not config.facts.has_memory,
            f"layout.paired_readout=True: method '{config.method}' has no memory block whose answer "
            'could be held to a chain; set it to False'),

@@ -17,6 +17,7 @@ from rim_jax.methods import (
   cot,
   direct,
   icot,
+  inside,
   lotus,
   paired,
   passes,
@@ -47,6 +48,8 @@ METHODS = {
 def get_method(config: Config) -> Method:
   """The method of a run, modified as its config asks; of a curriculum, each stage has its own."""
   method, num_passes = METHODS[config.method], config.loop.num_passes
+  if config.curriculum.inside_weight:
+    method = inside.predict_inside(method)
   if num_passes > 1 and config.loop_rule:
     method = passes.loop(method, passes.get_rule(config), num_passes)
   if config.layout.paired_readout:

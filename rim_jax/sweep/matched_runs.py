@@ -17,8 +17,8 @@ from rim_jax.runtime import run_folder
 _OF_OTHERS = (
     'method', 'data.', 'layout.depth0_readout', 'layout.skip_steps', 'layout.step_',
     'curriculum.schedule', 'curriculum.hold_frac', 'curriculum.absolute_steps', 'curriculum.stage',
-    'curriculum.reset_optimizer', 'curriculum.continue_data', 'icot.', 'coconut.', 'codi.',
-    'lotus.', 'distill.', 'aux.',
+    'curriculum.reset_optimizer', 'curriculum.continue_data', 'curriculum.inside_weight', 'icot.',
+    'coconut.', 'codi.', 'lotus.', 'distill.', 'aux.',
     'layout.paired_readout', 'layout.teacher_last_step', 'layout.supervise_prefix', 'layout.row_',
     'layout.pack_window_rows')
 # Of blocks, which `direct` has not.

@@ -738,6 +738,7 @@ LIVE = {
     'curriculum.stage2_learning_rate_scale': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_dropout': ('stages', 0.5, {'method': 'rim'}),
     'curriculum.stage2_lora_dropout': ('stages', 0.5, {'method': 'rim'}),
+    'curriculum.inside_weight': ('batch', 0.5, {}),
     'curriculum.reset_optimizer': ('start', False, {}),
     'curriculum.continue_data': ('stages', True, {'method': 'rim'}),
     'loop.num_passes': ('loss', 2, {}),

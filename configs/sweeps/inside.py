@@ -1,0 +1,20 @@
+"""Whether targets inside the blocks make RiM's blocks hold the answer: the chain task.
+
+  python -m rim_jax.main --mode=sweep --config=configs/sweeps/inside.py --jobs=2 --controls
+
+With `inside=1.0` the `<m>` of block k also predicts step k (methods/inside.py), in both stages;
+without, this is configs/rim.py. Controls say whether the blocks hold the answer (docs/controls.md).
+
+Cost: 6 runs of about five minutes of 1 CPU core. Score: with `inside=1.0` 100.0 %
+(seeds 0 and 1); the blocks hold the answer in part with seed 0, not with seed 1. Others not run.
+"""
+
+from configs import presets
+from rim_jax.config import grid
+
+
+def get_config(preset: str = 'chain'):
+  points = grid.cross(grid.vary('curriculum.inside_weight', (1.0, 0.0), 'inside'),
+                      grid.vary_seeds(3))
+  return grid.make_sweep_dict(presets.make('rim', preset),
+                              sorted(points, key=lambda point: point[1]['seed']))
