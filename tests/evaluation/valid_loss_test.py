@@ -63,13 +63,15 @@ def test_it_is_the_loss_of_each_record_by_itself(tmp_path, use_devices, method, 
 
 
 def test_it_is_the_same_on_a_mesh_and_leaves_out_what_has_no_room(tmp_path, use_devices):
-  task, stage, program, state, frozen = make(tmp_path, 'rim_stage1', use_devices)
+  wide = {'model__max_positions': 256}  # so that rows alone have no room
+  task, stage, program, state, frozen = make(tmp_path, 'rim_stage1', use_devices, **wide)
   records, said = run_scores.get_records(task, 'valid', 0), []
   found = compute(task, stage, program, state, frozen, records)
-  long = dataclasses.replace(records[0], steps=('1',) * 12)
-  assert compute(task, stage, program, state, frozen, [long, *records], said.append) == found
-  assert said == ['valid: valid/loss leaves out 1 of 9 records, which need more room than any row '
+  long = [dataclasses.replace(records[0], steps=('1',) * 12),  # more blocks, more tokens
+          dataclasses.replace(records[0], question='1+' * 60 + '1')]
+  assert compute(task, stage, program, state, frozen, [*long, *records], said.append) == found
+  assert said == ['valid: valid/loss leaves out 2 of 10 records, which need more room than any row '
                   'of training has']
-  assert compute(task, stage, program, state, frozen, [long], said.append) == {}
-  on_four = compute(*make(tmp_path, 'rim_stage1', use_devices, 2), records)
-  assert on_four == pytest.approx(found, rel=1e-5)
+  assert compute(task, stage, program, state, frozen, long, said.append) == {}
+  on_two = compute(*make(tmp_path, 'rim_stage1', use_devices, 2, **wide), records)
+  assert on_two == pytest.approx(found, rel=1e-5)
