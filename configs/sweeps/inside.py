@@ -5,8 +5,9 @@
 With `inside=1.0` the `<m>` of block k also predicts step k (methods/inside.py), in both stages;
 without, this is configs/rim.py. Controls say whether the blocks hold the answer (docs/controls.md).
 
-Cost: 6 runs of about five minutes of 1 CPU core. Score: with `inside=1.0` 100.0 %
-(seeds 0 and 1); the blocks hold the answer in part with seed 0, not with seed 1. Others not run.
+Cost: 6 runs of about five minutes of 1 CPU core. Score: with
+`inside=1.0` 100.0 % on all seeds; the blocks hold the answer in part with seed 0, not with seeds 1
+and 2. Without: as configs/rim.py; not run with controls here.
 """
 
 from configs import presets
