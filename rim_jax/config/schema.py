@@ -274,8 +274,8 @@ class CurriculumConfig:
   stage2_learning_rate_scale: Positive = 0.2  # rim: stage 2's learning rate over stage 1's.
   stage2_dropout: BelowOne = 0.2  # rim: model.dropout in stage 2.
   stage2_lora_dropout: BelowOne = 0.1  # rim: model.lora.dropout in stage 2.
-  # rim: what tokens of the block's own step add to the loss, each predicted at an `<m>` of it; 0:
-  # nothing.
+  # rim: each `<m>` of a block also predicts a token of the block's own step, with this weight. 0:
+  # it does not.
   inside_weight: Amount = later(0.0)
   # A run that starts from another one begins with fresh optimizer moments; False: with that one's.
   reset_optimizer: bool = True
