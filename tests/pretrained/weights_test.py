@@ -145,7 +145,8 @@ def test_the_golden_files_are_what_transformers_gives_today(tmp_path):
     old, new = (np.load(d / family / 'golden.npz') for d in (GOLDEN, tmp_path))
     assert set(old) == set(new)
     for name in old:
-      np.testing.assert_allclose(new[name], old[name], atol=2e-5)
+      # Another kind of CPU adds in another order: 3e-5 has been seen, of logits up to 4.
+      np.testing.assert_allclose(new[name], old[name], rtol=1e-5, atol=1e-4)
 
 
 # ---- Onto the mesh ----
