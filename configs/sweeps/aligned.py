@@ -13,8 +13,8 @@ so that both are read at one, as in the sources (methods/paired.py). With `weigh
 is counted: CODI's thoughts and its written chain share a row, and nothing else.
 
 Cost: 12 runs of about six minutes of 1 CPU core. Score: from scratch, seed 0: CODI 12.3 %, PCCoT
-10.7, paired RiM 100.0. From a network that writes chains, seeds 0 and 1: CODI 10.2 and 12.6,
-PCCoT 100.0 and 20.1. Others not run.
+10.7, paired RiM 100.0. From a network that writes chains: CODI 10.2 and 12.6 (seeds 0 and 1),
+PCCoT 100.0, 20.1 and 100.0. Others not run.
 """
 
 from configs import presets
