@@ -207,8 +207,9 @@ def parse(argv) -> Command:
     return Command(values, grid_lib.load_points(config, path), path)
   if 'points' in config:
     tree, config = config, _take_point(values, path)
-    if not values.identity:  # a sweep has asked this of all its points together
-      _check_heard(argv, tree, path, values.point)
+    # In a sweep a key is for those of its points that do not set it; alone, for this one.
+    in_sweep = values.identity or values.sweep_dir
+    _check_heard(argv, tree, path, '' if in_sweep else values.point)
   elif values.mode == 'sweep' or values.point or values.sweep_dir:
     raise UserError(f'{path}: is one run, not many; --mode=sweep, --point and --sweep_dir are for '
                     'recipes such as configs/compare.py')

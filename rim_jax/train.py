@@ -325,10 +325,10 @@ def _make_save(run: StageRun, state, tools: Instruments):
     tools.writer.write(step, {values.VALID_ACC: result.final_acc,
                               values.VALID_RULE: judge.RULE_VERSION, **{
         f'valid/acc_block_{k}': acc for k, acc in zip(
-            scores.get_blocks(blocks), result.block_acc)}, **lose(state, counts)})
+            scores.get_blocks(blocks), result.block_acc)}, **measure_loss(state, counts)})
     return result.final_acc
 
-  def lose(state, counts) -> dict:
+  def measure_loss(state, counts) -> dict:
     with tools.goodput.measure('evaluate'):
       return valid_loss.compute(state) if valid_loss and counts else {}
 
@@ -353,7 +353,7 @@ def _make_save(run: StageRun, state, tools: Instruments):
     tools.progress.update(0, 'answering questions of valid, to see that it can')
     longest = sorted(records, key=lambda record: len(task.codec.encode_question(record.question)))
     ask(state, longest[-decoder.choose_batch_size(len(records)):], stage.counted_from <= 0)
-    lose(state, True)
+    measure_loss(state, True)
   return save
 
 

@@ -1,7 +1,6 @@
 """Accuracy of what is decoded: per block, final, any block, majority."""
 
 import dataclasses
-import functools
 import math
 
 import numpy as np
@@ -278,7 +277,7 @@ def evaluate_steps(decoder: decode_lib.Decoder, records, say=None) -> dict:
     texts, _ = one.decode_texts(
         [codec.encode_question(r.question) for _, r in group], num_blocks,
         codec.template.step_prefix, tuple(range(1, num_blocks + 1)),
-        say and functools.partial(_add_done, say, done))
+        say and (lambda count, before=done: say(before + count)))
     done += len(group)
     for (_, record), row in zip(group, texts):
       for t in range(1, len(record.steps)):
@@ -286,7 +285,3 @@ def evaluate_steps(decoder: decode_lib.Decoder, records, say=None) -> dict:
         count[t - 1] += 1
   return dict(step_acc_gold_count=float(right.sum() / count.sum()),
               step_acc_by_block=(right / np.maximum(count, 1)).tolist())
-
-
-def _add_done(say, before: int, done: int) -> None:
-  say(before + done)

@@ -591,9 +591,12 @@ def test_a_run_that_a_sweep_starts_is_the_point_that_it_began(tmp_path):
     (['--point=method=rim,seed=0', '--config.seed=3'], False),
     (['--point=method=rim,seed=0', '--config.seed=0'], True),
     (['--point=method=rim,seed=0', '--config.method=pause'], False),
-    (['--mode=sweep', '--config.layout.row_tokens=32'], True)])
-def test_a_key_that_the_recipe_sets_itself_is_not_given_in_vain(tmp_path, flags, heard):
-  argv = ['rim', '--config=configs/compare.py', f'--workdir={tmp_path}', *flags]
+    (['--mode=sweep', '--config.layout.row_tokens=32'], True),
+    # A key that some points set: ignored by them in a sweep, refused where one of them runs alone.
+    (['--point=method=looped,seed=0', '--sweep_dir=a', '--config.loop.num_passes=3'], True),
+    (['--point=method=looped,seed=0', '--config.loop.num_passes=3'], False)])
+def test_a_key_that_the_recipe_sets_itself_is_not_given_in_vain(flags, heard):
+  argv = ['rim', '--config=configs/compare.py', *flags]
   if heard:
     command_line.parse(argv)
   else:
