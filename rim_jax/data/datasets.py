@@ -37,6 +37,8 @@ _VERSIONS = {'rim_chain': '1.0.0', 'rim_gsm8k': '1.0.0', 'rim_gsm8k_perturbed': 
              'rim_prosqa': '1.0.0'}
 _ROWS_VERSION = 2  # goes up when more rows are read, or fewer
 _DROPPED = 'dropped.txt'  # of a prepared copy: a line for each bad row that was dropped
+_QUESTIONS = 'questions.bin'  # of a prepared copy: a hash for each row of train
+_HASH_BYTES = 12
 _NUM_BETWEEN = 50_000  # records from one line that tells of them to the next
 
 
@@ -90,6 +92,18 @@ class Dataset:
   num_dropped: dict[str, int]  # bad rows dropped from each split's file
   notes: tuple[str, ...]  # counts, dropped rows, a held-out split, questions in two splits
   origin: str = ''  # name and revision on the hub of what it was made from
+  directory: str = ''  # of the prepared copy
+
+  def describe_shared(self, name: str, records: Iterable[Record]) -> list[str]:
+    """A line where questions of the set `name` are also in train, whatever case and spaces."""
+    path = pathlib.Path(self.directory) / _QUESTIONS
+    if not path.exists():
+      return [f'{name}: not compared with train, which an earlier version prepared in '
+              f'{self.directory}; delete this directory to have it compared']
+    hashes = path.read_bytes()
+    train = {hashes[i:i + _HASH_BYTES] for i in range(0, len(hashes), _HASH_BYTES)}
+    num_shared = sum(_hash_question(record.question) in train for record in records)
+    return [f'{name}: {num_shared} of its questions are also in train'] if num_shared else []
 
 
 class Card(typing.TypedDict):
@@ -150,7 +164,8 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
     # in no fingerprint.
     return Dataset(name=source.name, fingerprint=source.fingerprint, splits=splits,
                    num_dropped=card['num_dropped'],
-                   notes=(*card['notes'], *listed, *source.unread), origin=origin)
+                   notes=(*card['notes'], *listed, *source.unread), origin=origin,
+                   directory=str(directory))
 
 
 def _prepare(source, root, directory, say):
@@ -168,6 +183,7 @@ def _prepare(source, root, directory, say):
     }
     folder = pathlib.Path(builder.data_dir)
     (folder / 'card.json').write_text(json.dumps(card, indent=1))
+    (folder / _QUESTIONS).write_bytes(b''.join(builder.tallies['train'].questions))
     dropped = [' '.join(line.split()) for name in SPLITS for line in made.dropped.get(name, ())]
     if dropped:
       (folder / _DROPPED).write_bytes(
@@ -221,18 +237,22 @@ class _LocalInfo(tfds.core.DatasetInfo):
     """Nothing: TFDS's own leaves an empty temporary directory behind, and finds no bucket."""
 
 
+def _hash_question(text):
+  """The same for questions that differ in case and spaces alone."""
+  return hashlib.sha256(' '.join(text.split()).casefold().encode()).digest()[:_HASH_BYTES]
+
+
 class _Tally:
   """What is known of a split once its records have passed by, in their order."""
 
   def __init__(self):
     self.counts = collections.Counter()  # number of steps -> records
-    self.questions = []  # a hash of each, whatever its case and spaces
+    self.questions = []  # a hash of each
     self._digest = hashlib.sha256()
 
   def add(self, record):
     self.counts[len(record.steps)] += 1
-    question = ' '.join(record.question.split()).casefold()
-    self.questions.append(hashlib.sha256(question.encode()).digest()[:12])
+    self.questions.append(_hash_question(record.question))
     self._digest.update(_to_line([record.question, record.steps, record.answer]))
 
   def get_fingerprint(self):

@@ -71,15 +71,17 @@ def list_sets(task) -> list:
 def check_sets(task, say) -> None:
   """Reads every file that will be evaluated: before training, not after it.
 
-  Tells which rows were dropped, which keys are not read and which answers can never be right.
+  Tells which rows were dropped, which keys are not read, which answers can never be right and
+  how many questions are also in train.
   Raises: UserError.
   """
   for one in list_sets(task):
     name = one.config.eval.split
     if name not in task.dataset.splits:
       parsed = _load_set(one, name)
-      for line in files.describe_parsed(name, parsed) + preview.describe_misjudged(
-          name, [parsed.records], one.codec):
+      for line in (files.describe_parsed(name, parsed)
+                   + preview.describe_misjudged(name, [parsed.records], one.codec)
+                   + task.dataset.describe_shared(name, parsed.records)):
         say(line)
 
 

@@ -132,6 +132,28 @@ def test_a_set_tells_what_was_dropped_and_what_can_never_be_right(tmp_path):
   assert dropped == 'own: dropped 1 bad rows: own.jsonl:2: an empty line'
 
 
+def test_a_set_tells_how_many_of_its_questions_are_also_in_train(tmp_path):
+  task = train_lib.make_task(support.make_config(
+      'rim_stage2', data__cache_dir=str(tmp_path / 'cache')), QUIET)
+
+  def tell(*questions):
+    (tmp_path / 'own.jsonl').write_text(''.join(
+        json.dumps({'question': q, 'answer': '3'}) + '\n' for q in questions))
+    config = dataclasses.replace(task.config, eval=dataclasses.replace(
+        task.config.eval, sets=f'own={tmp_path}/own.jsonl'))
+    told = []
+    run_scores_lib.check_sets(dataclasses.replace(task, config=config), told.append)
+    return told
+  train, test = (task.dataset.splits[name][0].question for name in ('train', 'test'))
+  assert tell(test, 'Who?') == []
+  assert tell(f' {train}\n', test, train) == ['own: 2 of its questions are also in train']
+  [hashes] = (tmp_path / 'cache').rglob('questions.bin')
+  hashes.unlink()  # as earlier versions left a prepared copy
+  [line] = tell(train)
+  assert line.startswith(f'own: not compared with train, which an earlier version prepared in '
+                         f'{hashes.parent}; delete ')
+
+
 def test_runs_on_different_gsm_hard_files_are_told_apart_by_their_fingerprints(tmp_path,
                                                                                monkeypatch):
   """They are of the records read, wherever those lie; a split has that of the whole."""
