@@ -88,14 +88,16 @@ def check_sets(task, say) -> None:
 def is_evaluated(task, workdir) -> bool:
   """Whether a complete run has the results that `evaluate_run` would add now.
 
-  Of each set that is asked for: by the same choice of a checkpoint, and of the same questions.
+  Of each set that is asked for: by the same choice of a checkpoint, with answers as long, and of
+  the same questions.
   Raises: UserError where the file of a set is damaged, or is not there to compare.
   """
   results = run_folder.RunFolder(workdir).load_written()  # by whichever rule they were judged
   return all((result := results.get(one.config.eval_set)) is not None
              and result.checkpoint == one.config.eval.checkpoint
              and state_lib.is_of_today(result, workdir)
-             # Earlier versions did not tell of which questions it is.
+             # Earlier versions told neither how long answers could be nor of which questions it is.
+             and result.max_new_tokens in (None, one.config.eval.max_new_tokens)
              and (result.data_fingerprint is None or result.data_fingerprint == fingerprint_set(
                  one, get_records(one, one.config.eval.split, one.config.eval.num_examples)))
              for one in list_sets(task))
@@ -161,7 +163,8 @@ def _evaluate_set(task, decoder: decode.Decoder, step: int, workdir, say
   more |= _count_cost(task, decoder.network, records, say)
   result = dataclasses.replace(
       result, **more, data_fingerprint=fingerprint_set(task, records), step=step,
-      checkpoint=config.eval.checkpoint, method=config.method, format=scores.RESULTS_VERSION)
+      checkpoint=config.eval.checkpoint, max_new_tokens=config.eval.max_new_tokens,
+      method=config.method, format=scores.RESULTS_VERSION)
   return _write(run_folder.RunFolder(workdir), config.eval_set, result, predictions)
 
 
@@ -288,7 +291,8 @@ def _evaluate_splits(task, workdir, say) -> dict[str, values.EvalResult]:
       result, n=len(records), num_blocks=config.eval_blocks, chosen=chosen, chosen_on=touched,
       answer_rule=judge.ANSWER_RULE, rule_version=judge.RULE_VERSION,
       data_fingerprint=fingerprint_set(task, records),
-      step=int(max(chosen, key=chosen.__getitem__)), checkpoint='splits', method=config.method,
+      step=int(max(chosen, key=chosen.__getitem__)), checkpoint='splits',
+      max_new_tokens=config.eval.max_new_tokens, method=config.method,
       format=scores.RESULTS_VERSION))
 
 

@@ -14,10 +14,8 @@ predicted at the token before its latent; here `<b>` and `</b>` predict nothing.
 
 import dataclasses
 
-import jax.numpy as jnp
-
-from rim_jax.config import Config, LayoutConfig
-from rim_jax.methods.method import Method
+from rim_jax.config import LayoutConfig
+from rim_jax.methods.method import Method, weigh_apart
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing.layout import Encoded, Example, Template, get_block_size
 
@@ -32,10 +30,6 @@ def predict_inside(host: Method) -> Method:
         for k, step in enumerate(encoded.steps[:example.num_blocks])
         for j, token in enumerate(step[:layout.block_tokens]))))
 
-  def weigh(batch, *args):
-    return jnp.where(batch.slot_kind == batch_lib.SLOT_PARALLEL, 1.0, host.weight(batch, *args))
-
-  def share_means(config: Config) -> dict[int, float]:
-    return {**(host.means(config) if host.means else {}),
-            batch_lib.SLOT_PARALLEL: config.curriculum.inside_weight}
-  return dataclasses.replace(host, layout=lay_out, weight=weigh, means=share_means)
+  return dataclasses.replace(
+      weigh_apart(host, batch_lib.SLOT_PARALLEL, lambda config: config.curriculum.inside_weight),
+      layout=lay_out)

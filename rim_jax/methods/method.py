@@ -117,6 +117,16 @@ class Method:
     return self.inputs and self.inputs(model, tokens_bt, fields, config, limits, dropout_key)
 
 
+def weigh_apart(host: Method, kind: int, share: Callable[[Config], float]) -> Method:
+  """The host, whose slots of one kind weigh 1 and count as a mean of their own, times a share."""
+  def weigh(batch, *args):
+    return jnp.where(batch.slot_kind == kind, 1.0, host.weight(batch, *args))
+
+  def share_means(config: Config) -> dict[int, float]:
+    return {**(host.means(config) if host.means else {}), kind: share(config)}
+  return dataclasses.replace(host, weight=weigh, means=share_means)
+
+
 def _find_pairs(batch: batch_lib.Batch, count: int):
   """(slots' tokens, their pairs' tokens, whether they are pairs): [b, count] each."""
   paired_bs = batch.slot_pair >= 0

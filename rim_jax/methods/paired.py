@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from rim_jax.config import Config, LayoutConfig
-from rim_jax.methods.method import Method, Read
+from rim_jax.methods.method import Method, Read, weigh_apart
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing.layout import Encoded, Example, Readout, Template, read_chain
 
@@ -84,10 +84,6 @@ def pair_blocks(host: Method) -> Method:
     return dataclasses.replace(example, readouts=(
         *others, student, read_teacher(encoded, template, config)))
 
-  def weigh(batch, *args):
-    """A chain counts 1: it is no block's, and does not fade."""
-    return jnp.where(batch.slot_kind == batch_lib.SLOT_TEACHER, 1.0, host.weight(batch, *args))
-
-  def share_means(config: Config) -> dict[int, float]:
-    return {batch_lib.SLOT_TEACHER: config.distill.teacher_weight}
-  return dataclasses.replace(host, layout=lay_out, weight=weigh, means=share_means, losses=distill)
+  # A chain is no block's, and does not fade.
+  host = weigh_apart(host, batch_lib.SLOT_TEACHER, lambda config: config.distill.teacher_weight)
+  return dataclasses.replace(host, layout=lay_out, losses=distill)

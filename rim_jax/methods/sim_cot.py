@@ -31,7 +31,7 @@ from flax import nnx
 import jax.numpy as jnp
 
 from rim_jax.config import Config, LayoutConfig
-from rim_jax.methods.method import AddedParam, Method
+from rim_jax.methods.method import AddedParam, Method, weigh_apart
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.sharding import BATCH, constrain
 from rim_jax.model.transformer import Transformer
@@ -50,21 +50,15 @@ def spell(host: Method, config: Config) -> Method:
     return dataclasses.replace(example, readouts=(*example.readouts, *(
         Readout(-1, batch_lib.SLOT_DECODED, (), target, num_latents=size) for target in said)))
 
-  def weigh(batch, *args):
-    return jnp.where(batch.slot_kind == batch_lib.SLOT_DECODED, 1.0, host.weight(batch, *args))
-
-  def share_means(config: Config) -> dict[int, float]:
-    return {**(host.means(config) if host.means else {}),
-            batch_lib.SLOT_DECODED: config.aux.weight}
-
   # 6 parameters, as `inputs` has.
   def find_inputs(model, tokens_bt, fields, config, limits, dropout_key=None):
     inputs_btd = host.feed(model, tokens_bt, fields, config, limits, dropout_key)
     if inputs_btd is None:
       return None
     return hand_over(inputs_btd, tokens_bt - model.vocab_size, fields, limits.examples, size)
-  spelling = dataclasses.replace(host, layout=lay_out, weight=weigh, means=share_means,
-                                 inputs=find_inputs)
+  spelling = dataclasses.replace(
+      weigh_apart(host, batch_lib.SLOT_DECODED, lambda config: config.aux.weight),
+      layout=lay_out, inputs=find_inputs)
   if config.aux.decoder == 'shared':
     return spelling
 

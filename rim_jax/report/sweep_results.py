@@ -43,7 +43,7 @@ def conclude(states, workdir) -> Conclusion:
   conclusion = Conclusion(
       format=CONCLUSION_VERSION, best=best, entries=entries,
       pairs=pairwise.compare_pairs(entries, by_name), effects=find_effects(states),
-      warnings=find_mixtures(states) + find_touched(states) + doubts)
+      warnings=find_mixtures(states) + find_touched(states) + find_otherwise(states) + doubts)
   workdir = pathlib.Path(workdir)
   storage.write_json(workdir / 'sweep.json',
                      reader.to_tree(conclusion) | ({} if best else {'best': {}}))
@@ -98,7 +98,7 @@ def choose_best(entries: list[SettingResult]) -> BestSetting | None:
   """The entry with the highest mean on valid, and every other with the same; None if none has any.
 
   Of equals the recipe's first: test has no say. `doubtful` are those that the seeds do not tell
-  from it: the difference on valid is within two standard errors, or has none, for want of seeds.
+  from it on valid: `stats.is_apart`, with as many comparisons as there are others.
   `dropped` counts the runs that ended early (sweep/halving.py): nobody knows what they would
   have had.
   """
@@ -110,7 +110,8 @@ def choose_best(entries: list[SettingResult]) -> BestSetting | None:
   return BestSetting(
       name=best, valid_acc=valid, final_acc=final,
       equal=[name for name, theirs in others.items() if theirs.mean == valid.mean],
-      doubtful=[name for name, theirs in others.items() if not stats.is_apart(valid, theirs)],
+      doubtful=[name for name, theirs in others.items()
+                if not stats.is_apart(valid, theirs, len(others))],
       dropped={e.name: len(e.dropped) for e in entries if e.dropped})
 
 
@@ -164,6 +165,20 @@ def find_touched(states) -> list[str]:
                       if s.result and s.result.chosen_on)
   return [f"checkpoints of {', '.join(names)} were chosen on {told}"
           for told, names in found.items()]
+
+
+def find_otherwise(states) -> list[str]:
+  """Runs that were evaluated otherwise than their points ask: beside others they say nothing."""
+  lines = []
+  for state in states:
+    asked, found = state.point.config.eval, state.result
+    for key in ('checkpoint', 'max_new_tokens') if found else ():
+      told, wanted = getattr(found, key), getattr(asked, key)
+      if told not in (None, wanted):  # earlier versions did not tell
+        lines.append(f'{state.point.name} was evaluated with eval.{key}={told}, and this sweep '
+                     f'asks for {wanted}; evaluate it so with --point={state.point.name} '
+                     '--mode=eval')
+  return lines
 
 
 def find_rules(states) -> list[str]:
@@ -289,7 +304,7 @@ def describe_best(conclusion: Conclusion) -> str:
     told += f" Equal on valid: {', '.join(best.equal)}."
   doubtful = [name for name in best.doubtful if name not in best.equal]
   if doubtful:
-    told += f" Less than two standard errors from it: {', '.join(doubtful)}."
+    told += f" The seeds do not tell these from it: {', '.join(doubtful)}."
   missing = [f'{e.name} ({e.num_done} of {e.num_points} done)' for e in conclusion.entries
              if e.num_done < e.num_points and not e.dropped]
   if missing:
@@ -306,8 +321,12 @@ def describe_best(conclusion: Conclusion) -> str:
 def _find_ends(entries: list[SettingResult], best: str):
   """The numbers of the best that are the lowest or highest of three or more values of a factor."""
   chosen = next(entry.factors for entry in entries if entry.name == best)
+
+  def is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  alike = [e.factors for e in entries if e.valid_acc and e.factors.keys() == chosen.keys() and all(
+      is_number(value) or e.factors[key] == value for key, value in chosen.items())]
   for factor, value in chosen.items():
-    tried = {e.factors[factor] for e in entries if e.valid_acc and factor in e.factors}
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in tried)
-    if numbers and len(tried) > 2 and value in (min(tried), max(tried)):
+    tried = {factors[factor] for factors in alike}  # by the same method, say
+    if all(map(is_number, tried)) and len(tried) > 2 and value in (min(tried), max(tried)):
       yield factor, value, 'lowest' if value == min(tried) else 'highest', len(tried)

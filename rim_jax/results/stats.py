@@ -43,11 +43,20 @@ def summarize(values, keep: bool = False) -> Summary:
                  values if keep else None)
 
 
-def is_apart(high: Summary, low: Summary) -> bool:
-  """Whether seeds support that one summary is above another: by two standard errors."""
-  if high.stderr is None or low.stderr is None:
+def is_apart(high: Summary, low: Summary, num_compared: int = 1) -> bool:
+  """Whether seeds support that one mean is above another: by Welch's t test, two-sided.
+
+  A spread of zero over a few runs is no knowledge of others: such seeds support nothing.
+
+  Args:
+    num_compared: of how many comparisons this is one; their levels add up (Bonferroni).
+  """
+  if not (high.stderr and low.stderr) or high.mean <= low.mean:
     return False
-  return high.mean - low.mean > 2 * (high.stderr**2 + low.stderr**2)**0.5
+  p_value = scipy.stats.ttest_ind_from_stats(
+      high.mean, high.stderr * high.count**0.5, high.count,
+      low.mean, low.stderr * low.count**0.5, low.count, equal_var=False).pvalue
+  return bool(p_value < (1 - CONFIDENCE) / num_compared)
 
 
 def compute_stderr(share: float, count: int) -> float:

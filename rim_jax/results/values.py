@@ -187,6 +187,7 @@ class EvalResult(Value):
   num_unparsed: int | None = measure(
       'unparsed answers', 'empty, or without the suffix that closes an answer: never right')
   num_unfinished: int | None = measure('unfinished answers', 'cut off at eval.max_new_tokens')
+  max_new_tokens: int | None = None  # None: of an earlier version
   ttft_ms: float | None = measure(
       'time to first token', 'of the answer, after its chain where one is written',
       form='{:,.2f} ms')

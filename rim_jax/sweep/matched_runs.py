@@ -5,7 +5,7 @@ Reads what those runs have left (card, results), never a model.
 
 import dataclasses
 
-from rim_jax.config import Config, flatten, is_runtime, methods
+from rim_jax.config import Config, flatten, is_runtime, methods, stages
 from rim_jax.errors import UserError, list_broken, refuse
 from rim_jax.evaluation import interventions
 from rim_jax.runtime import card as card_lib
@@ -111,6 +111,8 @@ def _find_differences(card, config: Config, prints) -> list[str]:
 def _list_changed(theirs: dict, config: Config, left_out=()) -> list[str]:
   """Keys that both methods have and that change what is computed, where another run's differ."""
   left_out += _OF_OTHERS
+  # Stages may set blocks of their own: those that answer are compared.
+  config = dataclasses.replace(config, layout=stages.make_stages(config)[-1][1].layout)
   if not methods.get_facts(theirs['method']).has_blocks:
     left_out += _OF_BLOCKS
     # Right behind a question a prefix may begin with a space, which it needs not behind a block.

@@ -33,6 +33,15 @@ def test_each_m_predicts_a_token_of_its_block_s_step(method, num_blocks, paralle
   assert found.num_blocks == num_blocks
 
 
+@pytest.mark.parametrize('changes', [
+    {'layout__paired_readout': True}, {'layout__paired_readout': True, 'loop__num_passes': 2}, {}])
+def test_whatever_else_modifies_the_method_its_share_stays(changes):
+  config = support.make_config('rim_stage1', curriculum__inside_weight=0.5,
+                               distill__teacher_weight=0.25, **changes)
+  assert methods.get_method(config).means(config) == {batch_lib.SLOT_PARALLEL: 0.5} | (
+      {batch_lib.SLOT_TEACHER: 0.25} if changes else {})
+
+
 @pytest.mark.parametrize('method, changes', [
     ('rim_stage1', {'curriculum__schedule': 'absolute', 'curriculum__absolute_steps': 4}),
     pytest.param('rim_stage2', {'loop__num_passes': 2},

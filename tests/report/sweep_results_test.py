@@ -55,9 +55,39 @@ def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(t
     ((0.4, 0.5, 0.3), ''), ((0.5, 0.4), '')])
 def test_a_best_at_an_end_of_what_was_tried_is_told(accs, told, tmp_path):
   support_sweep.conclude(make_states(tmp_path, [
-      ({'a': 2**i, 'b': 'xyz'[i]}, acc, 0.9) for i, acc in enumerate(accs)]), tmp_path)
+      ({'a': 2**i, 'b': 'x'}, acc, 0.9) for i, acc in enumerate(accs)]), tmp_path)
   text = (tmp_path / 'sweep.md').read_text()
   assert told in text and text.count('may lie beyond') == bool(told)
+
+
+def test_an_end_is_one_of_what_the_best_s_own_method_was_tried_with(tmp_path):
+  def tell(name, *rows):
+    support_sweep.conclude(make_states(tmp_path / name, [
+        ({'method': method, 'lr': lr, **more}, acc, 0.9) for method, lr, acc, more in rows]),
+                           tmp_path / name)
+    return (tmp_path / name / 'sweep.md').read_text()
+  rim = [('rim', lr, 0.1 * lr, {}) for lr in (1, 2, 3)]
+  others = [('codi', lr, 0.01, {'weight': 20}) for lr in (4, 5, 6)]
+  assert 'Its lr=3 is the highest of 3 that were tried' in tell('end', *rim, *others)
+  two = [('codi', 4, 0.9, {'weight': 20}), ('codi', 4, 0.8, {'weight': 1})]
+  assert 'may lie beyond' not in tell('none', *rim, *two)  # two weights are no row of values
+
+
+def test_a_run_that_was_evaluated_otherwise_than_asked_is_told(tmp_path):
+  states = make_states(tmp_path, [({'a': 1}, 0.5, 0.9), ({'a': 2}, 0.4, 0.9), ({'a': 3}, 0.4, 0.9)])
+  for state, changes in zip(states, ({'max_new_tokens': 3}, {'checkpoint': 'last'},
+                                     {'max_new_tokens': None, 'checkpoint': 'best'})):
+    folder = state.last[1]
+    tree = json.loads(folder.results.read_text())
+    tree[state.last[0].eval_set] |= changes
+    folder.results.write_text(json.dumps(tree))
+  asked = states[0].point.config.eval
+  assert asked.checkpoint == 'best' and asked.max_new_tokens != 3
+  assert support_sweep.conclude(states, tmp_path)['warnings'] == [
+      f'a=1 was evaluated with eval.max_new_tokens=3, and this sweep asks for '
+      f'{asked.max_new_tokens}; evaluate it so with --point=a=1 --mode=eval',
+      'a=2 was evaluated with eval.checkpoint=last, and this sweep asks for best; evaluate it so '
+      'with --point=a=2 --mode=eval']
 
 
 def test_runs_that_are_missing_are_named_beside_the_best(tmp_path):

@@ -25,6 +25,28 @@ def test_a_mean_and_its_standard_error():
     stats.summarize([])
 
 
+def test_means_are_apart_as_welch_s_test_says_whatever_number_is_compared():
+  a, b = [0.90, 0.95, 0.91], [0.80, 0.86, 0.77]
+  p_value = scipy_stats.ttest_ind(a, b, equal_var=False).pvalue
+  high, low = map(stats.summarize, (a, b))
+  most = int(0.05 / p_value)
+  assert most >= 1 and stats.is_apart(high, low, most) and not stats.is_apart(high, low, most + 1)
+  assert not stats.is_apart(low, high)
+  assert not stats.is_apart(high, stats.summarize([0.1]))  # one seed tells nothing of others
+  assert not stats.is_apart(stats.summarize([1.0] * 3), stats.summarize([0.9] * 3))
+
+
+@pytest.mark.parametrize('num_settings', [2, 7])
+def test_of_equal_settings_the_best_is_seldom_called_apart_from_another(num_settings):
+  rng = np.random.default_rng(0)
+  wrong = 0
+  for _ in range(400):
+    found = sorted((stats.summarize(rng.normal(size=3)) for _ in range(num_settings)),
+                   key=lambda s: s.mean)
+    wrong += any(stats.is_apart(found[-1], s, num_settings - 1) for s in found[:-1])
+  assert wrong <= 0.08 * 400
+
+
 def make_pair(both, only_a, only_b, neither):
   pairs = [(1, 1)] * both + [(1, 0)] * only_a + [(0, 1)] * only_b + [(0, 0)] * neither
   return tuple(zip(*pairs))

@@ -79,6 +79,19 @@ def test_of_other_runs_the_first_that_differs_in_its_method_alone_is_found():
       'direct': 'begun'}
 
 
+def test_blocks_are_compared_with_those_of_the_stage_that_answers():
+  """Coconut's stages set one block of thoughts, whatever the whole run's config has."""
+  coconut = support.make_config('coconut', coconut__num_stages=2, coconut__thoughts_per_step=1)
+  blocks = {'layout__num_blocks': coconut.layout.num_blocks,
+            'layout__block_tokens': coconut.layout.block_tokens}
+  assert blocks != {'layout__num_blocks': 1, 'layout__block_tokens': 2}
+  own = support.make_config('pause', layout__num_blocks=1, layout__block_tokens=2)
+  others = {'direct': support.make_config('direct'),
+            'pause': support.make_config('pause', **blocks)}
+  assert matched_runs.find_matched(coconut, others) == {'direct': 'direct'}
+  assert matched_runs.find_matched(coconut, others | {'own': own})['pause'] == 'own'
+
+
 # changes of the matched run -> what it differs in from rim, from rim's second stage alone; direct
 # and pause
 STEPS = {'layout__depth0_readout': True, 'layout__step_separator': '*', 'layout__step_prefix': '+',
