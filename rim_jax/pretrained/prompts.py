@@ -68,8 +68,7 @@ def _write_settings(folder, config, base, tokenizer, is_whole) -> None:
   """The files that engines read beside tokenizer.json, with the run's bos and eos.
 
   Args:
-    is_whole: whether tokenizer.json alone has the run's ids. The class of some models makes parts
-      of it anew, e.g. what puts a space or bos before a text.
+    is_whole: whether tokenizer.json alone has the run's ids, or something else adds a bos.
   """
   added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
 
@@ -87,8 +86,11 @@ def _write_settings(folder, config, base, tokenizer, is_whole) -> None:
   is_gguf = gguf_lib.is_gguf(base.folder)
   settings = families.read_tokenizer_config(base.folder) if is_gguf else read(_SETTINGS)
   put_ends(settings)
-  if is_whole or 'tokenizer_class' not in settings:
-    settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
+  # tokenizer.json has all. The class of some models makes parts of it anew, e.g. what puts a space
+  # or bos before a text; and a list of added tokens here, which knows no block tokens, would count
+  # for more than that of tokenizer.json.
+  settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
+  settings.pop('added_tokens_decoder', None)
   if is_whole:  # left open, llama.cpp has its own mind
     settings |= {'add_bos_token': bool(config.tokenizer.bos_token), 'add_eos_token': False}
   write_json(folder / _SETTINGS, settings)

@@ -79,15 +79,41 @@ def load_transformers(out):
   return transformers.AutoTokenizer.from_pretrained(out)
 
 
-def test_a_tokenizer_that_marks_beginnings_is_not_left_to_the_class_of_a_model(tmp_path):
-  named = {'tokenizer_class': 'LlamaTokenizer', 'legacy': True}
-  settings = write(tmp_path / 'spaced', make_spaced(tmp_path / 'a', **named))[2]
+def name_class(folder, name):
+  """Settings as a model of that class is published with: its added tokens stand there, too."""
+  tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  path = folder / 'tokenizer_config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {
+      'tokenizer_class': name, 'legacy': True, 'added_tokens_decoder': {
+          str(i): {key: getattr(token, key) for key in (
+              'content', 'lstrip', 'normalized', 'rstrip', 'single_word', 'special')}
+          for i, token in tokenizer.get_added_tokens_decoder().items()}}))
+  return folder
+
+
+@pytest.mark.parametrize('make', [make_folder, make_spaced])
+def test_an_exported_tokenizer_is_not_left_to_the_class_of_a_model(make, tmp_path):
+  """Some classes make parts of it anew, or take no added token from tokenizer.json."""
+  base = name_class(make(tmp_path / 'base'), 'LlamaTokenizer')
+  settings = write(tmp_path / 'out', base)[2]
   assert settings['tokenizer_class'] == 'PreTrainedTokenizerFast'
-  plain = make_folder(tmp_path / 'b', **named)  # its own class is left where nothing is marked
-  assert write(tmp_path / 'plain', plain)[2] == json.loads(
-      (plain / 'tokenizer_config.json').read_text())
-  (plain / 'tokenizer_config.json').unlink()
-  assert write(tmp_path / 'bare', plain)[2]['tokenizer_class'] == 'PreTrainedTokenizerFast'
+  assert settings['legacy'] and 'added_tokens_decoder' not in settings
+  (base / 'tokenizer_config.json').unlink()
+  assert write(tmp_path / 'bare', base)[2]['tokenizer_class'] == 'PreTrainedTokenizerFast'
+
+
+@needs_hf
+@pytest.mark.parametrize('family, name', [
+    ('qwen2', 'Qwen2Tokenizer'), ('qwen3', 'Qwen2Tokenizer'), ('gemma3', 'GemmaTokenizer'),
+    ('gpt2', 'GPT2Tokenizer'), ('llama', 'GPT2Tokenizer'), ('llama3', 'PreTrainedTokenizerFast'),
+    ('llama', 'LlamaTokenizer')])
+def test_transformers_reads_the_blocks_whatever_class_a_model_names(family, name, tmp_path):
+  base = name_class(make_folder(tmp_path / 'base', family), name)
+  config, tokenizer, _ = write(tmp_path / 'out', base)
+  text = prompts.make_prompt(QUESTION, config)
+  found = load_transformers(tmp_path / 'out')(text).input_ids
+  assert found == tokenizer.encode(text).ids
+  assert set(map(tokenizer.token_to_id, prompts.BLOCK_TOKENS)) <= set(found)
 
 
 @needs_hf
