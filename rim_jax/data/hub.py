@@ -113,7 +113,11 @@ def _fetch(name, repo, part, revision, kind, say):
       f.rfilename, part, 'model') for f in there):
     files += _find_gguf(name, there, part)
   if not files:
-    raise UserError(f'{name}: has no file that is read here')
+    folders = sorted({str(pathlib.PurePath(f.rfilename).parent) for f in there if _WANTED[
+        kind].fullmatch(pathlib.PurePath(f.rfilename).name)} - {'.'})
+    raise UserError(f'{name}: has no file that is read here' + (
+        f"; name one of its folders: {', '.join(f'hf:{repo}/{x}' for x in folders[:5])}"
+        if folders else ''))
   origin = f"hf:{repo}{f'/{part}' if part else ''}@{info.sha}"
   num_bytes = sum(f.size or 0 for f in files)
   paths = run_with_deadline(name, num_bytes, lambda tell: [

@@ -22,13 +22,19 @@ try:
   resource.setrlimit(resource.RLIMIT_CPU, ({_SECONDS}, {_SECONDS}))
 except (ImportError, ValueError, OSError):
   pass  # the parent's clock is left
-from jinja2 import sandbox
+from jinja2 import ext, sandbox
 asked = json.load(sys.stdin)
 class Refused(Exception):
   pass
 def refuse(message):
   raise Refused(message)
-environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+class Generation(ext.Extension):  # marks what a model writes; transformers makes a mask of it
+  tags = {{'generation'}}
+  def parse(self, parser):
+    next(parser.stream)
+    return parser.parse_statements(['name:endgeneration'], drop_needle=True)
+environment = sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols', Generation])
 try:
   found = dict(text=environment.from_string(asked['template']).render(
       messages=[dict(role='user', content=asked['question'])], add_generation_prompt=True,

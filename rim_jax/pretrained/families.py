@@ -27,7 +27,10 @@ _HARMLESS = re.compile(
     r'|output_past|_attn_implementation|reorder_and_upcast_attn|is_llama_config'
     r'|max_window_layers|transformers\.js_config|resid_dropout'
     r'|keys_to_ignore_at_inference|problem_type|return_dict|tokenizer_class|unsloth_\w+'
-    r'|cache_implementation')
+    r'|cache_implementation|n_special|predict_special_tokens|_num_labels'
+    # What old files say of generating.
+    r'|(max|min)_length|top_[kp]|temperature|num_beams|do_sample|repetition_penalty|length_penalty'
+    r'|chunk_size_feed_forward')
 
 
 class _Reader:

@@ -114,7 +114,7 @@ def open_base(folder) -> Base:
     with open_file(path) as f:
       for name in f.keys():
         part = f.get_slice(name)
-        if part.get_dtype() not in _DTYPES:
+        if part.get_dtype() not in _DTYPES and not tensors_lib.BUFFERS.fullmatch(name):
           raise UserError(f'{path}: {name} is {part.get_dtype()}; supported: {", ".join(_DTYPES)}')
         files[name], shapes[name] = path, tuple(part.get_shape())
     _update_digest(digest, path)

@@ -176,11 +176,20 @@ def test_a_repository_of_gguf_files_gives_one(hub_at, monkeypatch):
     hub.fetch('hf:org/name', 'model', lambda line: None)
 
 
+def test_where_folders_alone_hold_what_is_read_they_are_named(hub_at):
+  """As openai/gsm8k has its two data sets."""
+  hub_at.files = {'README.md': b'r', 'main/train-0.parquet': b'1', 'main/test-0.parquet': b'1',
+                  'socratic/train-0.parquet': b'2'}
+  with pytest.raises(UserError, match='has no file that is read here; name one of its folders: '
+                                      'hf:org/name/main, hf:org/name/socratic$'):
+    hub.fetch('hf:org/name', 'dataset', lambda line: None)
+
+
 def test_a_part_is_a_folder_and_no_beginning_of_a_name(hub_at):
   hub_at.files = {'small/x.gguf': b'8', 'smaller/y.gguf': b'4'}
   path = hub.fetch('hf:org/name/small', 'model', lambda line: None).path
   assert path.read_bytes() == b'8'
-  with pytest.raises(UserError, match='has no file that is read here'):
+  with pytest.raises(UserError, match='hf:org/name/sma: has no file that is read here$'):
     hub.fetch('hf:org/name/sma', 'model')
   hub_at.files['small/z.gguf'] = b'z'
   hub._fetched.clear()

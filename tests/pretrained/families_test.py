@@ -259,6 +259,10 @@ def test_harmless_and_switched_off_keys_pass(folder):
   path = folder('llama', _name_or_path='x', _model_name_or_path='x', unk_token_id=0,
                 new_switch=False, new_list=[], torch_dtype='float16')
   assert families.resolve(make_config(path)).model.embed_dim == 16
+  # As gpt2-medium and distilgpt2 were published.
+  path = folder('gpt2', n_special=0, predict_special_tokens=True, _num_labels=1, top_k=50,
+                max_length=20)
+  assert families.resolve(make_config(path)).model.embed_dim == 16
 
 
 def test_a_shape_key_that_disagrees_is_refused():
@@ -330,6 +334,16 @@ def test_a_chat_template_stands_around_the_question(folder, family, file):
   assert ids[:len(bos) + len(text) + 1] == [*bos, *text, 0]
   with pytest.raises(UserError, match='spells a special token'):
     codec.encode_question('<|end|>')
+
+
+def test_a_chat_template_may_have_the_tags_that_transformers_knows(folder):
+  path = folder('llama')
+  (path / 'chat_template.jinja').write_text(
+      "{% for m in messages %}{% if m['role'] == 'system' %}{% continue %}{% endif %}"
+      "Q: {{ m['content'] }}{% generation %} A:{% endgeneration %}{% break %}{% endfor %}")
+  layout = families.resolve(support.set_keys(
+      make_config(path), {'layout.chat_template': True})).layout
+  assert (layout.question_prefix, layout.separator) == ('Q: ', ' A:')
 
 
 @pytest.mark.parametrize('template, culprit', [

@@ -245,11 +245,12 @@ def get_frozen(folder):
   return load(folder)[3]
 
 
-def test_gpt2_without_its_prefix_and_with_its_buffers(folder):
+@pytest.mark.parametrize('dtype', [np.float32, np.uint8, np.bool_])
+def test_gpt2_without_its_prefix_and_with_its_buffers(folder, dtype):
   def edit(tensors):
     tensors = {k.removeprefix('transformer.'): v for k, v in tensors.items()}
     for layer in (0, 1):
-      tensors[f'h.{layer}.attn.bias'] = np.ones((1, 1, 4, 4), np.float32)
+      tensors[f'h.{layer}.attn.bias'] = np.ones((1, 1, 4, 4), dtype)
       tensors[f'h.{layer}.attn.masked_bias'] = np.ones((), np.float32)
     return tensors | {'lm_head.weight': tensors['wte.weight'].copy()}
   jax.tree.map(np.testing.assert_array_equal, get_frozen(folder('gpt2', edit)),
