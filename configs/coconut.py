@@ -1,7 +1,7 @@
-"""Coconut: stage by stage, hidden states fed back as inputs take the place of written steps.
+"""Coconut: stage by stage, thoughts (states that are fed back) replace the written steps.
 
-Stage 0 writes the whole chain; the last stage keeps all the thoughts and writes the answer alone
-(arXiv 2412.06769; every stage is a run of its own in WORKDIR/stage<k>). Else as rim.py.
+Stage 0 writes the whole chain. The last stage has all thoughts and writes only the answer. Every
+stage is a run of its own in WORKDIR/stage<k>. Method: arXiv 2412.06769. All else is as in rim.py.
 
   python -m rim_jax.main --config=configs/coconut.py
       The chain task. Cost: not measured alone; about 5 minutes of 1 CPU core in a sweep.
@@ -10,9 +10,9 @@ Stage 0 writes the whole chain; the last stage keeps all the thoughts and writes
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
       but for prosqa_small (docs/results.md).
-      On pretrained models adapters train at the preset's rate for 8 epochs; its authors train all
-      of GPT-2 at 1e-4, from a network that writes chains. Each stage warms up anew, and falls to 0
-      where the preset's rate does; theirs is constant.
+      On pretrained models adapters train at the preset's rate for 8 epochs. Coconut's authors train
+      all of GPT-2 at 1e-4, from a network that writes chains. Here each stage has its own warm-up,
+      and its rate falls to 0 if the preset's rate does; the authors' rate is constant.
 """
 
 from configs import presets

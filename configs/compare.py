@@ -1,4 +1,4 @@
-"""Every method at equal network, data, examples and seeds, and what they say together.
+"""All methods with equal network, data, examples and seeds, in one report.
 
   python -m rim_jax.main --mode=sweep --config=configs/compare.py --jobs=2
       The chain task, three seeds. Cost: 36 runs of about five minutes of 1 CPU core.
@@ -10,11 +10,11 @@
   python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET,DIR --jobs=2
       The methods that a search in DIR tried, each at its best setting there
       (configs/sweeps/tuning.py).
-  ... --controls
-      And then, of each run with blocks or thoughts, whether they do the work (docs/controls.md).
+  ... --controls Then also tests whether the blocks or thoughts of each run do the work
+  (docs/controls.md).
 
-The same command again runs what is left. One of its runs, by hand: --point=method=rim,seed=0 in
-place of --mode=sweep.
+The same command again does the runs that are left. With --point=method=rim,seed=0 in place of
+--mode=sweep it does only this run.
 """
 
 from configs import presets

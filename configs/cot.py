@@ -1,4 +1,4 @@
-"""Chain of thought: the steps are written out, then the answer; else as rim.py.
+"""Chain of thought: the steps are written out, then the answer. All else is as in rim.py.
 
   python -m rim_jax.main --config=configs/cot.py
       The chain task. Cost: 3 minutes of 2 CPU cores.
@@ -8,7 +8,7 @@
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: there for
       chain_harder, in docs/results.md for prosqa_small; else not measured.
   python -m rim_jax.main --config=configs/cot.py:prosqa_reading (then :prosqa_walk)
-      Practice that prosqa_small begins with (configs/presets.py).
+      Practice from which prosqa_small begins (configs/presets.py).
 """
 
 from configs import presets

@@ -1,8 +1,8 @@
 """iCoT: the written steps are taken away token by token, until the answer alone is left.
 
-Stepwise internalization (arXiv 2405.14838); else as rim.py. While steps are still
-written, accuracy on valid is that with them. Results are of the end, when none is left and the
-network answers directly.
+Stepwise internalization (arXiv 2405.14838). All else is as in rim.py. While steps are still
+written, accuracy on valid is measured with written steps. Results are of the end, when no step is
+left and the network answers directly.
 
   python -m rim_jax.main --config=configs/icot.py
       The chain task. Cost: not measured alone; about 5 minutes of 1 CPU core in a sweep.
@@ -11,7 +11,7 @@ network answers directly.
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: not measured,
       but for prosqa_small (docs/results.md).
-      On pretrained models adapters train at the preset's rate; its authors train all parameters.
+      On pretrained models adapters train at the preset's rate; iCoT's authors train all parameters.
 """
 
 from configs import presets

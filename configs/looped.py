@@ -1,8 +1,8 @@
-"""Looped RiM: blocks are read R times, each pass fed the states of the one before through a gate.
+"""Looped RiM: blocks are read R times; a gate feeds the states of one pass to the next pass.
 
-The gate begins closed, so that a network trained by rim.py can be gone on with:
---config.train.init_from=WORKDIR/stage2. Else as rim.py, with --config.loop.num_passes=R (2 here;
-1 is rim.py itself).
+The gate begins at 0. So training can begin with a network of rim.py:
+--config.train.init_from=WORKDIR/stage2. All else is as in rim.py. --config.loop.num_passes=R is 2
+here; with 1 it is rim.py itself.
 
   python -m rim_jax.main --config=configs/looped.py
       The chain task. Cost: not measured alone. Score: 99.9 / 100.0 / 99.9 %
@@ -14,7 +14,7 @@ The gate begins closed, so that a network trained by rim.py can be gone on with:
       more examples in docs/appendix/prosqa.md; others not measured.
   python -m rim_jax.main --config=configs/looped.py --mode=eval --config.eval.budget_passes=4 \\
       --config.eval.budget_blocks=-1
-      And then accuracy and time to the first token for each number of passes and blocks.
+      Then also measures accuracy and time to the first token for each number of passes and blocks.
 """
 
 from configs import presets

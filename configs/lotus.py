@@ -1,8 +1,8 @@
-"""LOTUS: latents read several times together take the place of steps, whose tokens they predict.
+"""LOTUS: latents replace the steps, predict the tokens of these steps, and are read several times.
 
-Stage 0 writes the whole chain; stage k has latents for the first k steps and reads them k + 1 times
-(arXiv 2606.31779; every stage is a run of its own in WORKDIR/stage<k>; what differs from its code
-stands in rim_jax/methods/lotus.py). Else as rim.py.
+Stage 0 writes the whole chain. Stage k has latents for the first k steps and reads them k + 1
+times. Every stage is a run of its own in WORKDIR/stage<k>. Method: arXiv 2606.31779;
+rim_jax/methods/lotus.py lists the differences from its authors' code. All else is as in rim.py.
 
   python -m rim_jax.main --config=configs/lotus.py
       The chain task. Cost: not measured alone. Score: 100.0 / 100.0 / 100.0 %
@@ -11,9 +11,10 @@ stands in rim_jax/methods/lotus.py). Else as rim.py.
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
       100.0 % (seed 0); others not measured.
-      On the last three adapters train at the preset's rate for 8 epochs, with a warm-up in every
-      stage. Its authors train all parameters at a constant 1e-4 and 5e-5 for 30 epochs (GPT-2, 3B)
-      to 100 (1B), from a network that writes chains; --config.train.init_from names such a run.
+      On the last three models adapters train at the preset's rate for 8 epochs, with a warm-up in
+      every stage. LOTUS's authors train all parameters at a constant 1e-4 and 5e-5 for 30 epochs
+      (GPT-2, 3B) to 100 (1B), from a network that writes chains; --config.train.init_from names
+      such a run.
 """
 
 from configs import presets

@@ -1,4 +1,4 @@
-"""Pause: RiM's blocks, supervised with the answer only: stage 2's layout without a stage 1.
+"""Pause: RiM's blocks with answers as the only targets: stage 2's layout without a stage 1.
 
   python -m rim_jax.main --config=configs/pause.py
       The chain task. Cost: 4 minutes of 2 CPU cores.

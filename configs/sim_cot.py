@@ -1,8 +1,9 @@
-"""SIM-CoT: Coconut, each of whose thoughts must spell its step while it trains.
+"""SIM-CoT: Coconut, and in training each step must also be written from its thoughts.
 
-As coconut.py, and answering is the same; the thoughts of a step are also read alone, to say it
-(arXiv 2509.20317; what differs from its code stands in rim_jax/methods/sim_cot.py). On CODI:
---config=configs/codi.py --config.aux.decoder=shared --config.aux.last_step=False.
+As coconut.py, and it answers in the same way. In training the network also reads the thoughts of
+each step alone and writes the step. Method: arXiv 2509.20317; rim_jax/methods/sim_cot.py lists the
+differences from its authors' code. With CODI in place of Coconut: --config=configs/codi.py
+--config.aux.decoder=shared --config.aux.last_step=False.
 
   python -m rim_jax.main --config=configs/sim_cot.py
       The chain task. Cost: not measured alone. Score: 100.0 / 100.0 / 100.0 %
@@ -11,9 +12,10 @@ As coconut.py, and answering is the same; the thoughts of a step are also read a
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
       100.0 % (seed 0); others not measured.
-      The last three have its authors' five groups of two thoughts. These start from a network that
-      writes chains, train all of it at 1e-4, and add the decoder to a trained Coconut; the presets
-      train adapters at their own rate for 8 epochs, with the decoder in every stage.
+      The last three models have five groups of two thoughts, as SIM-CoT's authors have. The authors
+      start from a network that writes chains, train all of it at 1e-4, and add the decoder to a
+      trained Coconut. The presets train adapters at their own rate for 8 epochs, with the decoder
+      in every stage.
 """
 
 from configs import presets

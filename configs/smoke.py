@@ -1,4 +1,4 @@
-"""Everything of `rim.py` in about a minute: is the installation sound? Learns nothing.
+"""All that `rim.py` does, in about a minute, to check the installation. It learns nothing.
 
   python -m rim_jax.main --config=configs/smoke.py
       Cost: 1 minute of 2 CPU cores. Score: chance, as it should be.

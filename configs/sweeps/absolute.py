@@ -1,4 +1,4 @@
-"""Stage 1's weights fade by each example's own number of steps, or by the longest example's.
+"""Fading in stage 1 by each example's own number of steps, or by that of the longest example.
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/absolute.py:gpt2 --jobs=1 \\
       --config.model.init_from=DIR --config.data.dir=GSM8K_AUG

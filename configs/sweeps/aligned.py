@@ -1,4 +1,4 @@
-"""What paired states teach where teacher and student are compared at the same token: chain task.
+"""What paired states teach if teacher and student are compared at the same token: chain task.
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/aligned.py --jobs=2
   python -m rim_jax.main --config=configs/cot.py --workdir=runs/cot
@@ -7,10 +7,11 @@
       From scratch, and from a network that already writes chains, as the authors of CODI and PCCoT
       begin with a pretrained one.
 
-In configs/compare.py the chain task forces nothing before an answer. The student's state is then
-that at `</b>`, the teacher's that at a line break. Here a line break is forced before every answer,
-so that both are read at one, as in the sources (methods/paired.py). With `weight=0.0` no distance
-is counted: CODI's thoughts and its written chain share a row, and nothing else.
+In configs/compare.py the chain task has no prefix before an answer. The student's state is then
+taken at `</b>`, and the teacher's state at a line break. Here a line break stands before every
+answer. So both states are taken at a line break, as in the authors' code (methods/paired.py). With
+`weight=0.0` no distance is counted: CODI's thoughts and its written chain share a row, and nothing
+else.
 
 Cost: 12 runs of about six minutes of 1 CPU core. Score: from scratch, seed 0: CODI 12.3 %, PCCoT
 10.7, paired RiM 100.0. From a network that writes chains: CODI 10.2 and 12.6 (seeds 0 and 1),

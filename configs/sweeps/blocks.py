@@ -2,8 +2,8 @@
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/blocks.py --jobs=2
 
-The chain has four steps. Stage 1 has a block a step whatever K is, so K below 4 asks stage 2 to
-answer from fewer blocks than stage 1 used.
+The chain has four steps. Stage 1 has one block for each step, whatever K is. So with K below 4,
+stage 2 must answer from fewer blocks than stage 1 had.
 
 Cost: 21 runs of about five minutes of 1 CPU core.
 Score: 82.9 % with K = 1, 99.7 to 100.0 with 2, 4 or 8 blocks of 1 to 3 tokens

@@ -1,14 +1,14 @@
-"""One detail of the method changed at a time, against the preset as it is: the chain, three seeds.
+"""One detail of the method changed at a time, compared with the preset: the chain, three seeds.
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/details.py --jobs=2
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/details.py:gpt2 \\
       --config.model.init_from=DIR --config.data.dir=DATA
 
-How much each block's answer counts (alpha), whether readouts see the question, whether tokens of a
-block see each other, where the memory rows begin, whether stage 2 goes on with stage 1's moments of
-the optimizer. Each level is compared with `none`. Readouts that
-do not see the question need a text in front of the answer (`layout.answer_prefix`). The chain's
-preset has none, so this level is left out there; reading.py tries it.
+The details are: the weights of the blocks' answers (alpha), whether readouts see the question,
+whether tokens of a block see each other, the first values of the memory rows, and whether stage 2
+keeps stage 1's optimizer moments. Each level is compared with `none`. Readouts that do not see the
+question need a `layout.answer_prefix`. The chain's preset has none, so this level is left out
+there; reading.py tries it.
 
 Cost: 21 runs of about five minutes of 1 CPU core; 24 on a preset. Score: not measured.
 """

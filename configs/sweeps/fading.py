@@ -2,7 +2,7 @@
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/fading.py --jobs=2
 
-A constant weight has nothing to hold.
+With a constant weight `hold` has no effect, so it is not varied there.
 
 Cost: 27 runs of about five minutes of 1 CPU core.
 Score: 82 to 83 % when fading begins at once, 99.7 to 100.0 otherwise (means; earlier code).

@@ -1,13 +1,13 @@
-"""Which methods still answer when readouts cannot see the question: whose latents hold the answer.
+"""Which methods still answer when readouts cannot see the question: do their latents hold it?
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/hidden.py --jobs=2
-      The chain task. A line break is forced before every answer, so that no answer is read at a
-      token that sees the question, and readouts see the blocks or thoughts alone, in training and
-      afterwards. Coconut, SIM-CoT and LOTUS write steps in their first stages: these steps, too,
-      have to do without the question, once there are latents.
-      Cost: 27 runs of about five minutes of 1 CPU core. Score: RiM
-      99.9 / 99.8 / 99.8 % (seeds 0, 1, 2), looped 99.9 / 99.9 / 100.0, paired 99.9 / 48.2 / 19.7,
-      PCCoT 9.8 / 41.4 / 100.0, CODI 8.7 / 8.9 / 99.9, pause 11.1 / 9.1 / 9.1; others not run.
+      The chain task. A line break stands before every answer, so that no answer is read at a token
+      that sees the question. Readouts see only the blocks or thoughts, in training and afterwards.
+      Coconut, SIM-CoT and LOTUS write steps in their first stages. As soon as there are latents,
+      these steps cannot see the question either. Cost: 27 runs of about five minutes of 1 CPU core.
+      Score: RiM 99.9 / 99.8 / 99.8 % (seeds 0, 1, 2), looped 99.9 / 99.9 / 100.0, paired 99.9 /
+      48.2 / 19.7, PCCoT 9.8 / 41.4 / 100.0, CODI 8.7 / 8.9 / 99.9, pause 11.1 / 9.1 / 9.1; others
+      not run.
 """
 
 from configs import presets

@@ -3,7 +3,8 @@
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/inside.py --jobs=2 --controls
 
 With `inside=1.0` the `<m>` of block k also predicts step k (methods/inside.py), in both stages;
-without, this is configs/rim.py. Controls say whether the blocks hold the answer (docs/controls.md).
+without, this is configs/rim.py. Controls test whether the blocks hold the answer
+(docs/controls.md).
 
 Cost: 6 runs of about five minutes of 1 CPU core. Score: with
 `inside=1.0` 100.0 % on all seeds; the blocks hold the answer in part with seed 0, not with seeds 1

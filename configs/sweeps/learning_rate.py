@@ -3,8 +3,8 @@
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/learning_rate.py:gpt2,direct \\
       --config.model.init_from=DIR --config.data.dir=DATA
 
-PRESET,METHOD; rim without a method. Twelve rates, log-uniform, one seed. Without a preset: the
-chain task, as a dry run of the way.
+After the colon stand PRESET,METHOD; without a METHOD it is rim. It tries twelve rates, drawn
+log-uniformly, with one seed. Without a preset it runs the chain task, to try the commands.
 
 Cost: 12 runs of the preset. Score: not measured.
 """

@@ -3,8 +3,9 @@
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/lora.py:gpt2 \\
       --config.model.init_from=DIR --config.data.dir=DATA
 
-`model.lora.alpha` stays, so an adapter's output is scaled by alpha / rank. Without a preset: the
-chain task, whose base is random then and stays so: a dry run of the way, which learns little.
+`model.lora.alpha` stays the same, so an adapter's output is scaled by alpha / rank. Without a
+preset it runs the chain task, to try the commands. Its base is random and stays frozen, so it
+learns little.
 
 Cost: 15 runs of the preset. Score: not measured.
 """

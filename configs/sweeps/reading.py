@@ -1,13 +1,12 @@
-"""Where an answer is read, and whether what reads it sees the question: the chain task.
+"""Where an answer is read, and whether its readout sees the question: the chain task.
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/reading.py --jobs=2
 
-`read_at=block` is what configs/rim.py runs: with nothing forced before an answer it is read at a
-block's closing token, which is part of the memory and sees the question. `read_at=own` forces a
-line break before every answer, as GSM8K's template forces a prefix; `question=False` hides the
-question from it, so that it has the blocks alone. `depth0=False` are the paper's targets, without
-a readout before block 1.
-`--controls` asks each run whether its memory does the work.
+`read_at=block` is what configs/rim.py runs. An answer has no prefix, so it is read at a block's
+closing token. This token is part of the memory and sees the question. `read_at=own` puts a line
+break before every answer, as GSM8K's template puts a prefix. `question=False` hides the question
+from the readout, which then has only the blocks. `depth0=False` are the paper's targets, without a
+readout before block 1. `--controls` tests whether each run's memory does the work.
 
 Cost: 12 runs of about five minutes of 1 CPU core.
 Score: 100.0, 100.0 and 100.0 %; with the question hidden and the paper's targets

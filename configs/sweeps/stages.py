@@ -1,9 +1,9 @@
-"""How much of the budget stage 1 gets, none of it, or all: the chain task, three seeds.
+"""Stage 1's share of the budget, from none to all of it: the chain task, three seeds.
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/stages.py --jobs=2
 
 Stage 2 alone is `pause`: the same blocks, answers only, at stage 1's learning rate and dropout.
-Stage 1 alone is asked for the answer as any run is, after `eval.num_blocks` blocks.
+Stage 1 alone answers as any run does, after `eval.num_blocks` blocks.
 
 Cost: 18 runs of about five minutes of 1 CPU core.
 Score: 9.0 % without stage 1, 51.0, 82.8, 100.0, 99.8 and 100.0 with more of it

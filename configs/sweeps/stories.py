@@ -6,9 +6,9 @@
       --config.model.init_from=MODEL --config.data.dir=STORIES
 
 MODEL is a Hugging Face directory of SmolLM2-135M-Instruct. All its weights train, in fp32 with
-products in bf16; every method sees the same problems once, with the same learning rate, which was
-not tuned. RiM has the chain task's curriculum: also a readout before block 1, and no fading before
-three quarters of stage 1. With --jobs=4 on one GPU, give each run a share of its memory:
+products in bf16. Every method sees the same problems once, with the same learning rate, which was
+not tuned. RiM has the chain task's curriculum: a readout before block 1, and no fading before three
+quarters of stage 1. With --jobs=4 on one GPU, give each run a share of its memory:
 XLA_PYTHON_CLIENT_MEM_FRACTION=0.22.
 
 Cost: 12 runs; 0.2 hours of one H100 by --dry_run at an assumed 15 % of its peak, more in truth.
@@ -21,8 +21,9 @@ Score: not measured.
       --config.data.dir=SHORT \\
       --config.eval.sets=new_stories=SHORT/new_stories.jsonl,gsm8k_test=SHORT/gsm8k_test.jsonl
 
-What two CPU cores can train: 88 short stories of two or three steps with numbers up to 99, 1,600
-problems of them a run, and the preset smollm2 (LoRA of rank 16, fp32) in place of all weights.
+The second pair of commands is for two CPU cores. It has 88 short stories of two or three steps with
+numbers up to 99. A run trains on 1,600 problems made from them, with the preset smollm2 (LoRA of
+rank 16, fp32) in place of all weights.
 
 Cost: 12 runs of about 15 minutes of 1 CPU core. Score: docs/results.md.
 """

@@ -1,15 +1,16 @@
-"""What of the paper's recipe learns from scratch: its targets, its fading, both: the chain task.
+"""The paper's targets and its fading, each alone and both: which learn? The chain task.
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/targets.py --jobs=2
       From scratch; with --config.train.init_from=runs/cot from a network that writes chains.
 
-`depth0=False` are the paper's targets: block t predicts r_{t+1}, and r_1 is never one. With the
-readout before block 1, which configs/rim.py has, r_1 is one too. `hold=0.0` is the paper's fading,
-from the first update on; configs/rim.py holds the weights for three quarters of stage 1.
+`depth0=False` are the paper's targets: block t predicts r_{t+1}, and r_1 is never a target. With
+the readout before block 1, which configs/rim.py has, r_1 is a target too. `hold=0.0` is the paper's
+fading, from the first update on. configs/rim.py keeps the weights at 1 for three quarters of stage
+1.
 
 Cost: 12 runs of about four minutes of 1 CPU core. Score: 9.1 % with the paper's targets and fading,
-83.1 and 82.8 with either alone, 100.0 with neither; from a network that writes chains 8.5 with
-both, 100.0 with either alone (means).
+83.1 % with its targets alone, 82.8 % with its fading alone, 100.0 % with neither. From a network
+that writes chains 8.5 % with both, 100.0 % with either alone (means).
 """
 
 from configs import presets

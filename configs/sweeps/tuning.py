@@ -1,22 +1,22 @@
-"""One small search, the same for every method, before a comparison: untuned methods prove little.
+"""The same small search for every method, to tune the methods before they are compared.
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py --jobs=2
-      The chain task. Three learning rates times two values of one key of the method's own, at a
-      quarter of the budget, with seed 3, which the comparison has not. A method's best is the
-      setting with the highest accuracy on valid; of equals, the usual one. Cost: 72 runs of about
-      a minute and a half of 1 CPU core. Score: direct, pause, iCoT, Coconut, CODI and PCCoT: 7 to
-      14 % of valid in each of 36 runs, near chance (docs/results.md); the others were not run.
+      The chain task. Three learning rates times two values of one key of the method, at a quarter
+      of the budget, with seed 3, which the comparison does not use. A method's best setting has the
+      highest accuracy on valid; of equal settings, the usual one is taken. Cost: 72 runs of about a
+      minute and a half of 1 CPU core. Score: direct, pause, iCoT, Coconut, CODI and PCCoT: 7 to 14
+      % of valid in each of 36 runs, near chance (docs/results.md); the others were not run.
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py:PRESET,METHOD,1
-      One method (all, where METHOD is empty), on any preset, at the whole budget: for where a
-      quarter is too little to choose by. PRESET,METHOD alone takes a quarter.
-      Cost: six runs of METHOD's own cost. Score: CODI 100 % of valid in one run of six, at its
-      usual rate, and chance in the others (docs/results.md).
+      One method (all methods if METHOD is empty), on any preset, at the whole budget, if a quarter
+      of it is too little to choose by. PRESET,METHOD alone takes a quarter. Cost: six runs of
+      METHOD's own cost. Score: CODI 100 % of valid in one run of six, at its usual rate, and chance
+      in the others (docs/results.md).
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/tuning.py:PRESET,METHOD,1,4
-      And a rate of 4 times the usual one, where the highest of the three was the best; 0.25, where
-      the lowest was. With the same --workdir only the two new settings run.
+      Also tries 4 times the usual rate, if the highest of the three was the best. Give 0.25 if the
+      lowest was the best. With the same --workdir only the two new settings run.
   python -m rim_jax.main --mode=sweep --config=configs/compare.py:PRESET,DIR
-      And then the comparison of the methods that were searched, each at its best: DIR is the
-      --workdir of a search, or has those of several in it.
+      Then compares the methods that were searched, each at its best setting. DIR is the --workdir
+      of a search, or a directory with those of several searches.
 """
 
 import pathlib

@@ -1,11 +1,11 @@
 """What a method loses when a tenth of its training questions have wrong steps: the chain task.
 
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/wrong_steps.py --jobs=2
-      Of 500 of the 5,000 training questions every step but the last, which is the answer, is
-      another digit than the right one. Every method that learns from steps, with and without them.
-      Cost: 60 runs of about five minutes of 1 CPU core. Score: with wrong steps, seed 0: LOTUS and
-      SIM-CoT 100.0 %, looped RiM 99.7, paired RiM 98.9, chain of thought 97.7, RiM 96.0; others not
-      run.
+      500 of the 5,000 training questions have wrong steps: every step except the last (the answer)
+      is another digit than the right one. Every method that learns from steps is trained with and
+      without wrong steps. Cost: 60 runs of about five minutes of 1 CPU core. Score: with wrong
+      steps, seed 0: LOTUS and SIM-CoT 100.0 %, looped RiM 99.7, paired RiM 98.9, chain of thought
+      97.7, RiM 96.0; others not run.
 """
 
 from configs import compare, presets
