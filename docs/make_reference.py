@@ -43,7 +43,7 @@ each, before anything is compiled. Some keys must also agree with each other (fo
 words used here.
 
 A run that goes on in its directory must have the same configuration as before. Only these may
-change. They say where and how a run computes, and leave what it computes the same up to rounding:
+change. They say where and how a run computes. They do not change its results, up to rounding:
 the groups
 {sections},
 and the keys

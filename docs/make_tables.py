@@ -253,7 +253,7 @@ def make_swaps(name: str, settings=None) -> str:
   head = ['% right after the last block', 'as trained', 'no blocks',
           'all blocks from another question: own, donor', 'averaged', 'in another order',
           'rows drawn anew', 'question hidden in this test, not in training']
-  rows = [['expected, if the memory does the work', '', '', '0, 100', '10', '100', '10', '100'], *(
+  rows = [['expected, if the memory does the work', '', '', '0, 100', '10', '', '', '100'], *(
       [f'`{setting}`', tell(setting, ('as_trained', right)), tell(setting, ('no_blocks', right)),
        tell(setting, ('swapped', right), ('swapped', 'final_donor_acc')),
        *(tell(setting, (control, right))
