@@ -32,12 +32,13 @@ class HostError(RunError):
 
 
 class Stopped(RunError):
-  """The run was asked to end, or has done its share, and has saved; the same command goes on."""
+  """The run was asked to end, and has saved; the same command goes on."""
   exit_code = 75
 
 
 class ShareDone(Stopped):
   """The run has done as much of its budget as checkpoint.stop_frac asks for."""
+  exit_code = 0  # it did as it was told: a queue must not start it again
 
 
 def list_broken(*rules: tuple[object, str]) -> list[str]:

@@ -72,6 +72,7 @@ PLAN_ENVIRONMENT = {
     'TPU_WORKER_HOSTNAMES': 'localhost', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
     'TPU_MIN_LOG_LEVEL': '3', 'TPU_STDERR_LOG_LEVEL': '3'}
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILED = (errno.EIO, errno.ESTALE)
 # What the loader of libraries and Python's threads say where memory lacks, in words alone.
 _NO_MEMORY = ('failed to map segment from shared object', "can't start new thread")
 # What the system around a run refuses, and what a person can do: no repetition mends these.
@@ -230,6 +231,9 @@ def _describe_refused(error, argv) -> tuple[str, int]:
     return ('there is no memory left for this process; free some, or raise the limit of ulimit -v '
             'or -u, and the same command goes on from the last checkpoint'), 1
   for cause in _list_causes(error):
+    if isinstance(cause, OSError) and cause.errno in _FAILED:
+      return (f'{cause.filename or "a file of this run"}: {cause.strerror}; look at the file '
+              'system that holds it, and the same command goes on from the last checkpoint'), 1
     for number, fix in _REFUSED.items():
       named = getattr(cause, 'filename2', None) or getattr(cause, 'filename', None)
       if _is_number(cause, number) and (named or number in (errno.EMFILE, errno.EFBIG)):

@@ -180,11 +180,13 @@ class Instruments:
 
 def _open_instruments(run: StageRun, start: int, stack: contextlib.ExitStack) -> Instruments:
   """They close, the last one first, with the stack."""
-  log, workdir = run.task.config.log, run.workdir
+  log, workdir, opened = run.task.config.log, run.workdir, []
+  # What keeps process 0 from writing ends the others, too.
+  hosts.lead(lambda: opened.append(
+      recorder_lib.MetricsWriter(workdir, start, log.tensorboard, log.wandb)))
   return Instruments(
       writer=stack.enter_context(contextlib.closing(
-          recorder_lib.MetricsWriter(workdir, start, log.tensorboard, log.wandb)
-          if hosts.is_leader() else recorder_lib.NoWriter())),
+          opened[0] if opened else recorder_lib.NoWriter())),
       progress=stack.enter_context(contextlib.closing(
           recorder_lib.Progress(workdir.name, run.stage.num_steps, start, run.console))),
       watchdog=stack.enter_context(hosts.Watchdog(log.stall_secs)),
@@ -277,7 +279,7 @@ def _end_saves(run: StageRun, tools: Instruments, state) -> None:
 def _finish(run: StageRun, tools: Instruments, state, start: int, end: int) -> None:
   """Waits for the last save, and tells where the time went.
 
-  Raises: ShareDone where the run was to end before its last step.
+  Raises: ShareDone where the run was to end before its last step, Stopped once asked to end.
   """
   num_steps = run.stage.num_steps
   _end_saves(run, tools, state)
@@ -289,6 +291,9 @@ def _finish(run: StageRun, tools: Instruments, state, start: int, end: int) -> N
   if num_steps > start:
     tools.writer.write(num_steps, spent)
   run.say(f'{run.workdir.name}: {num_steps} steps done; {_describe_time(spent)}')
+  if tools.stop.is_lost:  # it came while the last step was evaluated, or saved
+    raise Stopped(f'{run.workdir}: asked to end; all {num_steps} steps are saved, the same command '
+                  'goes on')
 
 
 def _describe_time(spent) -> str:

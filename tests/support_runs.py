@@ -87,16 +87,17 @@ def read_run(workdir):
           checkpoint_lib.restore(found, 'params', tree), found.card)
 
 
-# 7 parameters: what differs between the checkpoints of one run.
+# 8 parameters: what differs between the checkpoints of one run.
 def save_checkpoints(folder, accuracies, keep_last=2, say=lambda line: None, counted_from=0,
-                     rules=(), done=0, **more):
+                     rules=(), done=0, unscheduled=(), **more):
   """One checkpoint a step, done + 1, done + 2, ...; parameters hold the step."""
   config = CheckpointConfig(keep_last=keep_last, **more)
   with checkpoint_lib.Checkpointer(folder, config, say) as checkpointer:
     for step, accuracy in enumerate(accuracies, done + 1):
       checkpointer.save(step, {'w': jnp.full(3, step, jnp.float32)},
                         {'step': jnp.int32(step)},
-                        {'rows': step, 'counts': step >= counted_from} | (
+                        {'rows': step, 'counts': step >= counted_from,
+                         'scheduled': step not in unscheduled} | (
                             {'rule_version': rules[step - done - 1]} if rules else {}), accuracy)
 
 

@@ -403,7 +403,8 @@ class TrainConfig:
   skip_epochs: Amount = later(0.0)  # As skip_examples, in epochs; the two are added.
   num_micro_batches: AtLeastOne = 1  # Parts of one update, computed one after the other.
   # WORKDIR of a run that is finished, or that ended at a loss that is not finite. This run begins
-  # with its last parameters, and must have the same model, tokenizer and base. rim_stage2: the run of stage 1; '' finds the one beside this run.
+  # with its last parameters, and must have the same model, tokenizer and base. rim_stage2: the run
+  # of stage 1; '' finds the one beside this run.
   init_from: str = ''
 
 

@@ -285,6 +285,11 @@ class StopSignal:
   def _ask(self, *unused):
     self._asked = True
 
+  @property
+  def is_lost(self) -> bool:
+    """Whether the run was asked, and nothing keeps the notice for a loop to come."""
+    return self._asked
+
   def is_set(self) -> bool:
     if not self._is_jax_s:
       return self._asked

@@ -202,11 +202,12 @@ def _tell_end(run: PointRun, end: jobs.End, share: float) -> bool:
   """Tells how a run ended; returns whether another process has its folder, for now."""
   # One that was stopped, or whose folder the run of a killed driver still holds, has not failed.
   taken = end.kind == FolderTaken.__name__
-  again = taken or end.code in (Stopped.exit_code, -signal.SIGTERM)
-  status = 'done' if end.code == 0 else 'waiting' if again else 'failed'
+  is_share = end.kind == ShareDone.__name__
+  again = taken or is_share or end.code in (Stopped.exit_code, -signal.SIGTERM)
+  status = 'waiting' if again else 'done' if end.code == 0 else 'failed'
   error = f'exit code {end.code}: {end.told}' if end.code not in (
       0, Stopped.exit_code) else ''
-  if share < 1 and end.kind == ShareDone.__name__ and (
+  if share < 1 and is_share and (
       halving_lib.read_score(run, share) is None):  # or it would be started again for ever
     status, error = 'failed', (
         f'ended at {share:.0%} of its budget without an accuracy on valid of that step; is '

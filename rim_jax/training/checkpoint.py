@@ -16,7 +16,7 @@ import orbax.checkpoint as ocp
 
 from rim_jax import reader
 from rim_jax.config import CheckpointConfig
-from rim_jax.errors import UserError, refuse
+from rim_jax.errors import NonFiniteError, Stopped, UserError, refuse
 from rim_jax.runtime import hosts, run_folder, storage
 from rim_jax.training import manifest
 
@@ -75,17 +75,29 @@ def _get_acc(metrics: dict) -> float:
 
 @dataclasses.dataclass
 class _KeepLatest(_POLICIES.PreservationPolicy):
-  """Keeps the newest checkpoint, and the newest `num` of those that were scheduled.
+  """Keeps the newest two checkpoints, and the newest `num` of those that were scheduled.
 
-  One that was saved because the run was asked to stop takes no other's place: what is kept in the
-  end is what an undisturbed run keeps.
+  Two, because Orbax asks before the newest has its manifest: a run that is killed then goes on from
+  the one before. One that was saved because the run was asked to stop takes no other's place: what
+  is kept in the end is what an undisturbed run keeps (`Checkpointer.finish`).
   """
   num: int
 
   def should_preserve(self, checkpoints, *, context):
     scheduled = [i for i, c in enumerate(checkpoints) if (c.metrics or {}).get('scheduled', True)]
-    kept = {len(checkpoints) - 1, *scheduled[-self.num:]}
+    kept = {len(checkpoints) - 1, len(checkpoints) - 2, *scheduled[-self.num:]}
     return [i in kept for i in range(len(checkpoints))]
+
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, which leaves the question of a preemption to `hosts.StopSignal`.
+
+  JAX agrees on one number a process at which all stop. Orbax asks by the step, `StopSignal` by a
+  count of its own: a notice that was agreed on by the one would not be heard by the other.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    return False
 
 
 def _show(entry):
@@ -119,7 +131,8 @@ class Checkpointer:
     hosts.lead(self._clear_unfinished)
     # Before Orbax looks at them: it reads some of their files, and would fail with a traceback.
     self._latest = hosts.lead(self._put_damaged_aside)
-    self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(
+    self._keep_every = config.keep_every_steps
+    self._manager = _Manager(self._folder, options=ocp.CheckpointManagerOptions(
         # Without it Orbax keeps metrics in memory alone, and BestN, after a restart, every step
         # whose metrics it does not know.
         best_fn=_get_acc,
@@ -132,9 +145,11 @@ class Checkpointer:
   def __enter__(self):
     return self
 
-  def __exit__(self, *unused):
-    self.finish()
-    self._manager.close()
+  def __exit__(self, kind, *unused):
+    # One process that fails alone must not wait for the others, who take steps and would wait, too.
+    if kind is None or issubclass(kind, (Stopped, NonFiniteError)) or jax.process_count() == 1:
+      self.finish()
+      self._manager.close()
     self._sealer.shutdown()
 
   def _clear_unfinished(self):
@@ -185,7 +200,15 @@ class Checkpointer:
     """Waits until every save is committed and sealed; raises what went wrong."""
     self.poll(wait=True)
     self._wait_for_seals()
-    hosts.lead(lambda: None)  # where all have come
+    for step in hosts.lead(self._list_replaced):  # where all have come
+      self._manager.delete(step)
+
+  def _list_replaced(self) -> list[int]:
+    """An unscheduled checkpoint that was kept until the scheduled one after it was sealed."""
+    steps = list_whole(self._folder)[:2]
+    is_scheduled = [load_checkpoint(self._folder, s).card.get('scheduled', True) for s in steps]
+    is_kept = self._keep_every and steps[-1:] and steps[-1] % self._keep_every == 0
+    return steps[1:] if is_scheduled == [True, False] and not is_kept else []
 
   def _wait_for_seals(self):
     while self._seals:

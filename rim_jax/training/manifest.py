@@ -64,10 +64,11 @@ def find_damage(folder, is_read=is_any) -> str | None:
   """
   if not is_sealed(folder):
     return 'its save was never finished'
+  raw = (folder / NAME).read_bytes()  # what cannot be read is not damaged: an OSError is raised
   try:
-    manifest = reader.load_json(folder / NAME, 'nothing else says what was saved', Manifest)
-  except UserError as e:
-    return str(e)
+    manifest = reader.from_tree(Manifest, reader.parse_json(raw))
+  except ValueError as e:
+    return f'{folder / NAME}: is damaged ({e}); nothing else says what was saved'
   if manifest['format'] != CHECKPOINT_VERSION:
     raise UserError(f'{folder}: checkpoint format {manifest["format"]} is not '
                     f'{CHECKPOINT_VERSION}, which this version of rim_jax reads; use the version '

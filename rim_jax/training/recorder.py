@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from typing import Any
 import zlib
 
 from etils import epath
@@ -21,7 +22,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 
 from rim_jax import reader, terminal
-from rim_jax.errors import UserError
+from rim_jax.errors import RunError, UserError
 from rim_jax.runtime import run_folder, status, storage
 
 BEGAN = time.monotonic()  # near enough to the process's start
@@ -100,15 +101,29 @@ class Events:
         self._scratch.name if self._scratch else str(self._target), purge_step=start_step + 1)
 
   def add(self, step: int, values: dict) -> None:
+    self._check()
     for key, value in values.items():
       self._writer.add_scalar(key, value, step)
 
   def flush(self) -> None:
+    self._check()
     self._writer.flush()
     if self._scratch:
       storage.copy(self._scratch.name, self._target)
 
+  def _is_writing(self) -> bool:
+    """Whether the thread that writes lives: a write that fails ends it, and nobody is told."""
+    files: Any = self._writer.file_writer
+    return files.event_writer._worker.is_alive()
+
+  def _check(self):
+    if not self._is_writing():  # it would wait for ever for room in the queue of that thread
+      raise RunError(f'{self._target}: a write of TensorBoard has failed; make room there, or set '
+                     '--config.log.tensorboard=False, and the same command goes on')
+
   def close(self) -> None:
+    if not self._is_writing():
+      return
     self._writer.close()
     if self._scratch:
       storage.copy(self._scratch.name, self._target)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from rim_jax import main as main_lib
-from rim_jax.errors import HostError, Stopped, UserError
+from rim_jax.errors import HostError, ShareDone, Stopped, UserError
 from rim_jax.runtime import hosts, roll_call, run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from tests import support, support_runs
@@ -125,7 +125,8 @@ def test_exit_codes_are_the_documented_ones(monkeypatch, capsys):
     return main_lib.cli(['main.py'])
   assert raises(HostError('who')) == 1
   assert raises(Stopped('saved')) == 75
-  assert capsys.readouterr().err == 'error: who\nstopped: saved\n'
+  assert raises(ShareDone('half')) == 0  # or a queue would start it again for ever
+  assert capsys.readouterr().err == 'error: who\nstopped: saved\nstopped: half\n'
   assert str(hosts.EXIT_STALLED) in main_lib.__doc__
 
 

@@ -1,6 +1,8 @@
 """Checkpoints: sealed, verified, never silently wrong; on real Orbax."""
 
+import errno
 import json
+import os
 
 from etils import epath
 import jax
@@ -13,6 +15,7 @@ from rim_jax.errors import UserError
 from rim_jax.results import values
 from rim_jax.runtime import run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
+from rim_jax.training import manifest
 from tests import support_runs
 
 
@@ -43,6 +46,46 @@ def test_restarts_leave_no_other_checkpoints_than_a_run_without_them(tmp_path):
   kept = [checkpoint_lib.list_steps(epath.Path(tmp_path) / run / 'checkpoints')
           for run in ('whole', 'parts')]
   assert kept == [[7, 6, 2]] * 2
+
+
+def test_a_run_that_is_killed_before_a_manifest_is_written_goes_on_from_the_save_before(
+    tmp_path, monkeypatch):
+  """Also where both were unscheduled, and nothing older is kept."""
+  seal = manifest.seal
+
+  def seal_but_the_last(folder):
+    if folder.name != '4':
+      seal(folder)
+  monkeypatch.setattr(manifest, 'seal', seal_but_the_last)
+  support_runs.save_checkpoints(tmp_path, [None] * 4, unscheduled=range(5))
+  assert support_runs.find_latest(tmp_path).step == 3
+
+
+def test_what_is_kept_for_a_while_goes_once_the_save_after_it_is_whole(tmp_path):
+  for kept, every in (([6, 4], 0), ([6, 5, 4], 5)):
+    support_runs.save_checkpoints(tmp_path / str(every), [0.5] * 6, unscheduled=(3, 5),
+                                  keep_every_steps=every)
+    steps = checkpoint_lib.list_steps(checkpoint_lib.get_folder(tmp_path / str(every)))
+    assert steps == kept
+
+
+@pytest.mark.parametrize('damage', [OSError(errno.EIO, os.strerror(errno.EIO)), None])
+def test_a_manifest_that_cannot_be_read_for_now_is_no_damage(tmp_path, monkeypatch, damage):
+  support_runs.save_checkpoints(tmp_path, [0.5, 0.6])
+  folder = checkpoint_lib.get_folder(tmp_path)
+  read = type(folder).read_bytes
+
+  def fail(self):
+    if damage and self.name == manifest.NAME:
+      raise damage
+    return read(self)
+  monkeypatch.setattr(type(folder), 'read_bytes', fail)
+  if damage:
+    with pytest.raises(OSError, match='Input/output error'):
+      support_runs.find_latest(tmp_path)
+  else:
+    assert support_runs.find_latest(tmp_path).step == 2
+  assert checkpoint_lib.list_steps(folder) == [2, 1]
 
 
 @pytest.mark.parametrize('part, is_read', [
