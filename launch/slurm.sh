@@ -11,7 +11,7 @@
 #   --ntasks-per-node=8 --gpus-per-task=1
 # Say with --cpus-per-task how many cores each process gets: by itself SLURM may give it one.
 # DIR must be on a file system that all nodes see. With CONTAINER=IMAGE the processes run in it (needs
-# pyxis). Two minutes before the job's time is over SLURM sends SIGTERM: the run saves and ends with
+# pyxis); they see the directory of submission, and what CONTAINER_MOUNTS=/shared,/scratch names. Two minutes before the job's time is over SLURM sends SIGTERM: the run saves and ends with
 # 75, and the job goes back into the queue, to go on from there; so it does when its nodes are taken.
 # A run that has not ended after 90 s is killed, for the same end. Where a save takes longer:
 #   RIM_JAX_GRACE_SECS=570 sbatch --signal=TERM@600 ...
@@ -48,8 +48,21 @@ export RIM_JAX_TOKEN
 # Hosts of a pod are found by name, GPUs of a node by CUDA_VISIBLE_DEVICES, which srun sets.
 # --kill-on-bad-exit=0: each supervisor starts its own process again, and they meet anew.
 run=(srun --kill-on-bad-exit=0 --label)
-[ -z "${CONTAINER:-}" ] || run+=("--container-image=$CONTAINER" "--container-mounts=$here:$here"
-                                 "--container-workdir=$here")
+if [ -n "${CONTAINER:-}" ]; then
+  mounts=()
+  IFS=, read -ra seen <<< "$here${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}"
+  for mount in "${seen[@]}"; do mounts+=("$mount:$mount"); done
+  # What is written elsewhere would be gone with the container, without a word.
+  for word; do
+    path=${word#--*=}
+    [[ $word == --*=/* ]] || continue
+    for mount in "${seen[@]}"; do [[ $path/ == "${mount%/}"/* ]] && continue 2; done
+    echo "error: $word: the container does not see it; name a directory above it in CONTAINER_MOUNTS" >&2
+    exit 2
+  done
+  run+=("--container-image=$CONTAINER" "--container-mounts=$(IFS=,; echo "${mounts[*]}")"
+        "--container-workdir=$here")
+fi
 # shellcheck disable=SC2016  # the task's own SLURM_PROCID, not this script's
 run+=(bash -c 'exec python launch/supervise.py -- "$@" --process_id="$SLURM_PROCID"' task
       "$@" "--coordinator=$first:$port" "--num_processes=${SLURM_NTASKS:-1}")

@@ -225,9 +225,24 @@ def test_the_slurm_script_starts_one_supervised_process_a_task():
   assert line[:2] == ['srun', '--kill-on-bad-exit=0'] and '--config=a b' in line, done.stderr
   assert line[-2:] == ['--coordinator=localhost:15007', '--num_processes=4']
   assert 'launch/supervise.py -- "$@" --process_id="$SLURM_PROCID"' in line[line.index('-c') + 1]
-  boxed = run_script('slurm.sh', 'python', DRY_RUN='1', CONTAINER='image', SLURM_JOB_ID='1')
-  assert '--container-image=image' in boxed.stdout
   assert run_script('slurm.sh').returncode == 2
+
+
+def test_a_container_sees_what_a_command_names_or_the_job_is_refused(tmp_path):
+  def run(*args, mounts=''):
+    return run_script('slurm.sh', 'python', *args, DRY_RUN='1', CONTAINER='image', SLURM_JOB_ID='1',
+                      SLURM_SUBMIT_DIR=str(tmp_path), CONTAINER_MOUNTS=mounts)
+  line = shlex.split(run(f'--workdir={tmp_path}/run', '--config.data.dir=data').stdout)
+  assert {'--container-image=image', f'--container-mounts={tmp_path}:{tmp_path}',
+          f'--container-workdir={tmp_path}'} <= set(line)
+  for mounts in ('', '/scratch', '/shared/runs', '/shar'):
+    refused = run('--workdir=/shared/run', mounts=mounts)
+    assert refused.returncode == 2 and not refused.stdout
+    assert refused.stderr == ('error: --workdir=/shared/run: the container does not see it; name a '
+                              'directory above it in CONTAINER_MOUNTS\n')
+  line = shlex.split(run('--workdir=/shared/run', '--config.data.dir=/scratch/d',
+                         mounts='/shared,/scratch/').stdout)
+  assert f'--container-mounts={tmp_path}:{tmp_path},/shared:/shared,/scratch/:/scratch/' in line
 
 
 def list_flags():

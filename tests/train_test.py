@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -159,6 +160,24 @@ def test_what_a_run_ends_with_does_not_depend_on_where_it_was_asked_to_stop(
   assert read_choice(tmp_path / 'parts') == read_choice(undisturbed)
   asked = run_folder.RunFolder(tmp_path / 'parts').load_valid()
   assert set(asked) == {3, 6} == set(run_folder.RunFolder(undisturbed).load_valid())
+
+
+def test_a_notice_that_comes_after_a_stage_s_last_step_is_no_stage_late(
+    tmp_path, cache, whole, use_devices):
+  config = make_two_stages(cache)
+  undisturbed, end_saves = whole(config, use_devices), train_lib._end_saves
+
+  def ask(*args):
+    os.kill(os.getpid(), signal.SIGTERM)
+    end_saves(*args)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train_lib, '_end_saves', ask)
+    with pytest.raises(Stopped, match='stage1: asked to end; all 5 steps are saved'):
+      train_lib.train_curriculum(config, tmp_path / 'parts', QUIET)
+  assert not (tmp_path / 'parts/stage2').exists()
+  train_lib.train_curriculum(config, tmp_path / 'parts', QUIET)
+  for name in ('stage1', 'stage2'):
+    support_runs.assert_same_run(undisturbed / name, tmp_path / 'parts' / name)
 
 
 def test_valid_is_asked_as_when_the_run_began(tmp_path, cache, whole, use_devices):

@@ -23,6 +23,7 @@ class Board:
     self._runs, self._console = runs, console
     self._live = live.Live(console=console, auto_refresh=False) if console.is_terminal else None
     self._told, self._at = {}, 0.0
+    self._ends = {}  # point -> what its result says, which takes long to load and changes no more
 
   def __enter__(self):
     if self._live:
@@ -38,7 +39,7 @@ class Board:
     now = time.monotonic()
     if self._live:  # every table reads the metrics of what runs
       if last or now - self._at >= _SHOW_SECS:
-        self._live.update(_draw(self._runs, self._console), refresh=True)
+        self._live.update(self._draw(), refresh=True)
         self._at = now
       return
     for run in self._runs:
@@ -52,13 +53,17 @@ class Board:
     if now - self._at >= _TELL_SECS:
       self._at = now
 
-
-def _draw(runs: list[PointRun], console):
-  """Where each run stands."""
-  return tables.to_rich(tables.table(['point', 'state', 'where it is'], [
-      [run.point.name, run.status, f'{run.result.final_acc:.1%} after {run.result.step} steps'
-       if run.result else run.error or (read_progress(run) if run.status == 'running' else '')]
-      for run in runs]), console)
+  def _draw(self):
+    """Where each run stands."""
+    for run in self._runs:
+      if run.status == 'done' and run.point.name not in self._ends:
+        result = run.result
+        self._ends[run.point.name] = result and (
+            f'{result.final_acc:.1%} after {result.step} steps')
+    return tables.to_rich(tables.table(['point', 'state', 'where it is'], [
+        [run.point.name, run.status, self._ends.get(run.point.name) or run.error or (
+            read_progress(run) if run.status == 'running' else '')]
+        for run in self._runs]), self._console)
 
 
 def read_progress(run: PointRun) -> str:

@@ -1,13 +1,34 @@
 """What is shown of a run under way is what it has left, and what it says itself."""
 
+import io
 import json
 
 from rich import console as rich_console
 
-from rim_jax.runtime import point_run, status
+from rim_jax.runtime import point_run, run_folder, status
 from rim_jax.sweep import jobs, live_table
 from rim_jax.training import recorder
 from tests import support_sweep
+
+
+def test_a_result_is_loaded_once(tmp_path, monkeypatch):
+  """With its predictions, which is work: a table of many done points is drawn every 3 s."""
+  states = support_sweep.make_states(tmp_path, [({'a': 1}, 0.5, 0.88), ({'a': 2}, 0.4, 0.75)])
+  states[1].status = 'waiting'
+  loads, load = [], run_folder.RunFolder.load_results
+  monkeypatch.setattr(run_folder.RunFolder, 'load_results',
+                      lambda self: loads.append(self.path.name) or load(self))
+  console = rich_console.Console(file=io.StringIO(), force_terminal=True, width=80)
+  board = live_table.Board(states, console)
+  monkeypatch.setattr(live_table, '_SHOW_SECS', 0.0)
+  with board:
+    board.update()
+    board.update()
+    assert len(loads) == 1
+    states[1].status = 'done'
+  assert len(loads) == 2
+  shown = console.file.getvalue()
+  assert '88.0% after' in shown and '75.0% after' in shown
 
 
 def test_where_a_run_is_comes_from_its_metrics_and_what_it_tells(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Checkpoints: sealed, verified, never silently wrong; on real Orbax."""
 
+import contextlib
 import errno
 import json
 import os
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from rim_jax.config import CheckpointConfig
-from rim_jax.errors import UserError
+from rim_jax.errors import NonFiniteError, RunError, Stopped, UserError
 from rim_jax.results import values
 from rim_jax.runtime import run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
@@ -59,6 +60,21 @@ def test_a_run_that_is_killed_before_a_manifest_is_written_goes_on_from_the_save
   monkeypatch.setattr(manifest, 'seal', seal_but_the_last)
   support_runs.save_checkpoints(tmp_path, [None] * 4, unscheduled=range(5))
   assert support_runs.find_latest(tmp_path).step == 3
+
+
+@pytest.mark.parametrize('error, waits', [
+    (None, True), (Stopped('asked'), True), (NonFiniteError('bad'), True),
+    (OSError('full'), False)])
+def test_a_process_that_fails_alone_waits_for_no_other(tmp_path, monkeypatch, error, waits):
+  checkpointer = checkpoint_lib.Checkpointer(tmp_path, CheckpointConfig(), lambda line: None)
+  waited = []
+  monkeypatch.setattr(checkpointer, 'finish', lambda: waited.append('seals'))
+  monkeypatch.setattr(checkpointer._manager, 'close', lambda: waited.append('Orbax'))
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  with contextlib.suppress(RunError, OSError), checkpointer:
+    if error:
+      raise error
+  assert waited == ['seals', 'Orbax'] * waits
 
 
 def test_what_is_kept_for_a_while_goes_once_the_save_after_it_is_whole(tmp_path):

@@ -1,5 +1,6 @@
 """What was written is strict and whole, and nothing waits for it."""
 
+import errno
 import io
 import json
 import math
@@ -15,7 +16,7 @@ import pytest
 from rich import console as rich_console
 
 from rim_jax import reader
-from rim_jax.errors import UserError
+from rim_jax.errors import RunError, UserError
 from rim_jax.runtime import run_folder, status
 from rim_jax.training import recorder as recorder_lib
 
@@ -100,6 +101,24 @@ def test_tensorboard_has_its_events(tmp_path):
   writer.close()
   path, = (tmp_path / 'tensorboard').iterdir()
   assert b'train/loss' in path.read_bytes()
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnhandledThreadExceptionWarning')
+def test_a_writer_of_tensorboard_that_has_died_ends_the_run_and_hangs_nothing(tmp_path):
+  writer = make_writer(tmp_path, tensorboard=True)
+  events = writer._events._writer.file_writer.event_writer
+
+  def fail(*unused):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  events._ev_writer.write_event = fail
+  writer.write(1, {'train/loss': 2.0})
+  events._worker.join(20)
+  with pytest.raises(RunError, match='a write of TensorBoard has failed; make room there, or set'):
+    writer.write(2, {'train/loss': 2.0})
+  with pytest.raises(RunError, match='a write of TensorBoard has failed'):
+    writer.flush()
+  writer.close()
+  assert [x['step'] for x in run_folder.RunFolder(tmp_path).load_metrics()] == [1, 2]
 
 
 def test_tensorboard_is_optional(tmp_path):
