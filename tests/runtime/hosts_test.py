@@ -581,24 +581,35 @@ print(f'first {any(first)}, second {any(second)} at {len(second)}', flush=True)
 ASK_ALONE = '''
 import os, signal, sys, time
 import jax
+from rim_jax.config import CheckpointConfig
 from rim_jax.runtime import hosts
+from rim_jax.training import checkpoint
 
 jax.distributed.initialize(f'127.0.0.1:{sys.argv[1]}', 1, 0)
+if sys.argv[2]:  # a save of a later step than the loop comes to
+  with checkpoint.Checkpointer(sys.argv[2], CheckpointConfig()) as checkpointer:
+    checkpointer.save(1000, {'w': jax.numpy.ones(3)}, {'step': jax.numpy.int32(1)}, {}, None)
 os.kill(os.getpid(), signal.SIGTERM)  # before the loop
+time.sleep(2 * bool(sys.argv[2]))  # JAX looks once a second
 with hosts.StopSignal() as stop:
-  deadline = time.monotonic() + 30
+  deadline = time.monotonic() + 15
   while not stop.is_set():
     assert time.monotonic() < deadline, 'the notice is lost'
     time.sleep(0.1)
 '''
 
 
-def test_a_notice_before_the_loop_of_one_launched_process_is_kept():
-  """As of every job of one node: JAX takes the signal from its start on, also for one process."""
+@pytest.mark.parametrize('saves', [False, True])
+def test_a_notice_before_the_loop_of_one_launched_process_is_kept(saves, tmp_path):
+  """As of every job of one node: JAX takes the signal from its start on, also for one process.
+
+  Orbax asks JAX, too, at a save: by the step, which is beyond what the loop counts.
+  """
   with socket.create_server(('127.0.0.1', 0)) as server:
     port = server.getsockname()[1]
-  done = subprocess.run([sys.executable, '-c', ASK_ALONE, str(port)], capture_output=True,
-                        text=True, timeout=300, env=support_runs.ENVIRONMENT)
+  done = subprocess.run([sys.executable, '-c', ASK_ALONE, str(port), str(tmp_path) * saves],
+                        capture_output=True, text=True, timeout=300,
+                        env=support_runs.ENVIRONMENT)
   assert done.returncode == 0, done.stderr
 
 
