@@ -11,9 +11,9 @@ rim_jax/methods/codi.py lists the differences from its authors' code. All else i
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
       9.7 % (seed 0, chance); others not measured.
       On GPT-2 and the 1B model the learning rate is that of CODI's authors, on the 3B model that of
-      SIM-CoT's. The weight of distances is theirs too: 1, and 20 on Llama, which they divide over
-      one layer more. They train for 40 epochs (GPT-2) and 10 (1B); the presets train all models for
-      8.
+      SIM-CoT's. The weight of the distance is their 1, and 20 on Llama. (They take the mean over
+      one layer more, the embeddings.) They train for 40 epochs (GPT-2) and 10 (1B); the presets
+      train all models for 8.
 """
 
 from configs import presets

@@ -1,8 +1,8 @@
 """PCCoT: thoughts found together in three iterations, and paired with the written chain as in CODI.
 
-It has as many thoughts as Coconut's last stage, and no curriculum. Pretrained models have 24
-thoughts, as PCCoT's authors give GPT-2; Llama has 6 thoughts in six iterations, as in their run.
-Method:
+It has as many thoughts as Coconut's last stage, and no curriculum. GPT-2 and
+SmolLM2 have 24 thoughts, which PCCoT's authors gave GPT-2. Llama has 6 thoughts in six iterations,
+as in a run of one of them. Method:
 arXiv 2506.18582; rim_jax/methods/pccot.py lists the differences from its authors' code. All else is
 as in rim.py.
 

@@ -43,8 +43,8 @@ each, before anything is compiled. Some keys must also agree with each other (fo
 words used here.
 
 A run that goes on in its directory must have the same configuration as before. Only these may
-change. They say where and how a run computes. They do not change its results, up to rounding:
-the groups
+change. They say where and how a run computes, or what is evaluated. They do not change what is
+trained, up to rounding: the groups
 {sections},
 and the keys
 {keys}.

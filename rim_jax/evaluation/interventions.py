@@ -55,8 +55,8 @@ CONTROLS = {
         'hold the answer, as stage 2 asks'),
     'untrained_rows': (
         'fresh rows of <b>, <m>, </b>, as they are before training; all else as trained',
-        'chance if these rows carry the work; no change says neither that the memory works nor '
-        'that it does not'),
+        'chance if the work depends on these rows; no change: it does not, and the memory may '
+        'still do it'),
     'question_hidden': (
         'readouts see the blocks, not the question',
         'no change: the blocks hold what is needed; chain: 100'),
