@@ -1221,7 +1221,17 @@ def test_a_mistake_is_2_whatever_became_of_the_streams(how):
 
 def test_another_failure_keeps_its_traceback(monkeypatch):
   def fail(*args):
-    raise OSError(5, 'Input/output error')
+    raise OSError(errno.ENOTCONN, 'not connected')
   monkeypatch.setattr(main, '_run', fail)
-  with pytest.raises(OSError, match='Input/output'):
+  with pytest.raises(OSError, match='not connected'):
     main.cli(['main.py'])
+
+
+def test_a_file_system_that_fails_is_told_in_a_line_and_worth_another_start(monkeypatch, capsys):
+  def fail(*args):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), '/shared/run/manifest.json')
+  monkeypatch.setattr(main, '_run', fail)
+  assert main.cli(['main.py']) == 1
+  assert capsys.readouterr().err == (
+      'error: /shared/run/manifest.json: Stale file handle; look at the file system that holds it, '
+      'and the same command goes on from the last checkpoint\n')
