@@ -5,6 +5,7 @@ for its imports each time; the cheapest are also made as real commands.
 """
 
 import ast
+import errno
 import io
 import json
 import os
