@@ -234,7 +234,3 @@ def make_entry(*results, **factors) -> settings.SettingResult:
   return dataclasses.replace(
       read_setting(name='method=' + factors['method'], factors=factors),
       **timings.summarize([read_result(r) for r in results]))
-
-
-def relate(*entries):
-  return timings.relate(list(entries))

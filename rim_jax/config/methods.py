@@ -38,7 +38,6 @@ class Facts:
   make_stages: Callable[[Config], Stages] | None = None  # of a curriculum
   stage: str = ''  # its folder's name as a stage of a curriculum
   after: str = ''  # the stage whose run it begins with, beside its own
-  is_baseline: bool = False  # direct answering, which times are compared with
   # (what is done, what it should give if the memory does the work): its run stands beside the
   # controls of another, at --config.controls.NAME_dir.
   control: tuple[str, str] | tuple[()] = ()
@@ -110,7 +109,7 @@ PAUSE = Facts(
 # ---- Without blocks ----
 
 DIRECT = Facts(
-    'direct', 'the answer right after the question', 'direct', has_blocks=False, is_baseline=True,
+    'direct', 'the answer right after the question', 'direct', has_blocks=False,
     control=('another run: the answer right after the question, trained on nothing else',
              'chance: the question alone is not enough; chain: 10'))
 COT = Facts(
@@ -234,8 +233,3 @@ def get_facts(name: str) -> Facts:
     raise UserError(f"method '{name}' is not one of {', '.join(FACTS)}; another version of rim_jax "
                     'has it')
   return FACTS[name]
-
-
-def is_baseline(name) -> bool:
-  """Whether a factor's value names direct answering; it may be no method's name at all."""
-  return name in FACTS and FACTS[name].is_baseline

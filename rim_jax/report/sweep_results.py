@@ -26,7 +26,7 @@ from rim_jax.results.settings import (
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
 
-CONCLUSION_VERSION = 5  # counted up where a key changes its meaning or goes
+CONCLUSION_VERSION = 6  # counted up where a key changes its meaning or goes
 
 
 def conclude(states, workdir) -> Conclusion:
@@ -35,7 +35,7 @@ def conclude(states, workdir) -> Conclusion:
   Writes WORKDIR/sweep.json, sweep.csv and sweep.md.
   """
   settings = stats.group((name_setting(state.point), state) for state in states)
-  entries = timings.relate([_make_entry(name, members) for name, members in settings.items()])
+  entries = [_make_entry(name, members) for name, members in settings.items()]
   doubts = find_rules(states) + find_damaged(states)
   best = None if doubts else choose_best(entries)
   by_name = {s.point.name: s for s in states}

@@ -18,7 +18,7 @@ from rim_jax.report.tables import (
   table,
 )
 from rim_jax.results import stats, timings
-from rim_jax.results.settings import Conclusion, EffectResult, SettingResult
+from rim_jax.results.settings import Conclusion, EffectResult, LatencyOverSeeds, SettingResult
 from rim_jax.results.values import list_measures
 
 UNLIKE = 'not all measured alike; only those that were can be compared'
@@ -58,7 +58,7 @@ def _show_first_token(entry: SettingResult) -> Cell:
     return cell(timings.UNLIKE if entry.measured_on else MISSING)
   told = mean(entry.ttft_ms, 1, '')
   return told.note(number(entry.ttft_ratio, f'{entry.ttft_ratio:.2f}'),
-                   f' x direct, {entry.ttft_ratio_how}') if entry.ttft_ratio else told
+                   ' x direct') if entry.ttft_ratio else told
 
 
 def _show_chance(value):
@@ -135,10 +135,10 @@ def tabulate_blocks(entries: list[SettingResult]) -> Table:
 
 def tabulate_times(entries: list[SettingResult]) -> Table:
   """Times beside what they were measured on, a row a batch size."""
-  rows = [[name(e.name), number(row.means.batch) if row.means.batch else MISSING,
-           *(_show_time(row, part) for part, _ in timings.PARTS),
-           cell(clean(row.conditions), long=True, wide=True)]
-          for e in entries for row in timings.list_rows(e)]
+  rows = [[name(e.name), number(means.batch),
+           *(_show_time(means, part) for part, _ in timings.PARTS),
+           cell(clean(timings.describe(means)), long=True, wide=True)]
+          for e in entries for means in e.latency or ()]
   notes = [timings.TIMES_MEAN, *[UNLIKE] * (len(list_machines(entries)) > 1)]
   head = ['', 'questions at once', *((label, 'ms, and x direct') for _, label in timings.PARTS),
           'measured on']
@@ -150,15 +150,10 @@ def list_machines(entries: list[SettingResult]) -> list[str]:
   return list(dict.fromkeys(m['machine'] for e in entries for m in e.measured_on))
 
 
-def _show_time(row: timings.TimesRow, part: str) -> Cell:
+def _show_time(means: LatencyOverSeeds, part: str) -> Cell:
   """A mean time, and its ratio to direct answering's."""
-  first = part == 'first_token'
-  if not row.means.first_token_ms:
-    return cell(timings.UNLIKE if first else MISSING)
-  told = mean(getattr(row.means, f'{part}_ms'), 1, '')
-  ratio = getattr(row.means, f'{part}_ratio')
-  return told.note(mean(ratio, 1, ' x'), f', {row.how}' if first and row.how else '') if (
-      ratio) else told
+  told, ratio = mean(getattr(means, f'{part}_ms'), 1, ''), getattr(means, f'{part}_ratio')
+  return told.note(mean(ratio, 1, ' x')) if ratio else told
 
 
 def tabulate_runs(states) -> Table:

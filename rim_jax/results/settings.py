@@ -89,8 +89,7 @@ class SettingResult(Value):
   measured_on: list[dict[str, str]] = dataclasses.field(default_factory=list)
   ttft_ms: Summary | None = None
   latency: list[LatencyOverSeeds] | None = None
-  ttft_ratio: float | None = None
-  ttft_ratio_how: str | None = None
+  ttft_ratio: float | None = None  # mean time to the first token / direct answering's
   controls: dict[str, ControlOverSeeds] | None = None
   probes: ProbesOverSeeds | None = None
   # Run -> why its controls are not of its result.

@@ -1,4 +1,4 @@
-"""What runs say together about time: means of what was measured alike, and ratios by hand."""
+"""What runs say together about time: means of what was measured alike."""
 
 import dataclasses
 
@@ -10,11 +10,9 @@ from rim_jax.results import timings, values
 from tests.support_report import (
   FACTS,
   PARTS,
-  make_entry,
   make_latency,
   make_timed,
   read_result,
-  relate,
 )
 
 
@@ -35,6 +33,7 @@ def test_times_and_ratios_are_means_over_seeds_for_each_batch_and_part():
   found = summarize(*results)
   assert found['ttft_ms'] == {'mean': 4.0, 'stderr': pytest.approx(2 / 3**0.5), 'count': 3,
                               'values': [2.0, 4.0, 6.0]}
+  assert found['ttft_ratio'] == 1.5
   one, eight = found['latency']
   for entry, batch in ((one, 1), (eight, 8)):
     assert {k: v for k, v in entry.items() if not isinstance(v, dict)} == FACTS | {'batch': batch}
@@ -62,44 +61,11 @@ def test_times_that_differ_in_any_one_condition_have_no_mean(other):
   alike = summarize(one, two)
   assert alike['ttft_ms']['mean'] == 2.5 and len(alike['latency']) == len(alike['measured_on']) == 1
   unlike = summarize(one, make_timed(make_latency(3.0, **other)))
-  assert 'ttft_ms' not in unlike and len(unlike['measured_on']) == 2
+  assert not {'ttft_ms', 'ttft_ratio'} & set(unlike) and len(unlike['measured_on']) == 2
   assert [(e['full_ms']['mean'], e['full_ms']['count']) for e in unlike['latency']] == [
       (3.0, 1), (4.0, 1)]
   key, = other
   assert [e[key] for e in unlike['latency']] == [FACTS[key], other[key]]
-
-
-def test_older_results_are_told_by_their_words():
-  words = {'ttft_ms': 2.0, 'ttft_conditions': 'here'}
-  alike = summarize(words, words)
-  assert alike['ttft_ms']['count'] == 2 and 'latency' not in alike
-  assert alike['measured_on'] == [{'machine': 'here', 'conditions': 'here'}]
-  for other in (words | {'ttft_conditions': 'there'}, make_timed(make_latency(2.0))):
-    found = summarize(words, other)
-    assert 'ttft_ms' not in found and len(found['measured_on']) == 2
-  assert summarize({}) == {}
-
-
-def test_a_ratio_that_was_timed_side_by_side_goes_before_one_of_means():
-  """Of means, pause's would be 8 / 2; its runs say 1.25 and 1.75. rim's are older results."""
-  direct, pause, rim, other = relate(
-      make_entry(make_timed(make_latency(2.0)), method='direct', rate=1),
-      make_entry(make_timed(make_latency(7.0, 1.25), make_latency(20.0, 9.0, batch=8)),
-                 make_timed(make_latency(9.0, 1.75)), method='pause', rate=1),
-      make_entry(make_timed(make_latency(3.0)), method='rim', rate=1),
-      make_entry(make_timed(make_latency(3.0)), method='rim', rate=2))
-  assert (pause.ttft_ratio, pause.ttft_ratio_how) == (1.5, 'side by side')
-  assert (rim.ttft_ratio, rim.ttft_ratio_how) == (1.5, 'of means')
-  assert direct.ttft_ratio == 1.0 and other.ttft_ratio is None  # its rate has no direct
-
-
-def test_a_ratio_of_means_is_to_direct_on_a_like_machine():
-  _, rim = relate(make_entry(make_timed(make_latency(2.0)), method='direct'),
-                  make_entry(make_timed(make_latency(3.0, device='b')), method='rim'))
-  assert rim.ttft_ratio is None
-  _, rim = relate(make_entry(make_timed(make_latency(2.0)), method='direct'),
-                  make_entry(make_timed(make_latency(3.0, 1.25, device='b')), method='rim'))
-  assert rim.ttft_ratio == 1.25  # side by side needs no other run
 
 
 def test_thoughts_are_among_the_conditions():
