@@ -10,7 +10,6 @@ import sys
 from typing import Any, NamedTuple
 
 from absl import flags
-from etils import epath
 import ml_collections
 from ml_collections import config_flags
 
@@ -220,18 +219,7 @@ def parse(argv) -> Command:
   config = _expand_keys(config)
   if values.mode == 'plan':  # needs no tokenizer, no data
     return Command(values, families.resolve_shape(config), path)
-  command = Command(values, config, path)
-  begun = _load_tokenizer(command) if config.model.init_from else None
-  return command._replace(config=families.resolve(config, begun))
-
-
-def _load_tokenizer(command: Command) -> dict | None:
-  """`tokenizer` of the run that goes on, in its WORKDIR or from another one; None where neither
-  is there."""
-  for folder in (command.workdir, command.config.train.init_from):
-    if folder and (epath.Path(folder) / 'config.json').exists():
-      return card_lib.load_whole(folder)['config']['tokenizer']
-  return None
+  return Command(values, families.resolve(config), path)
 
 
 def _read_flags(argv, path, card) -> tuple[flags.FlagValues, list[str]]:

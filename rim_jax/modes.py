@@ -157,7 +157,6 @@ def controls(config, workdir, say, console) -> None:
   config = task.config
   records = run_scores_lib.get_records(task, config.eval.split, config.eval.num_examples)
   prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,
-            'tokenizer_earlier': task.codec.tokenizer.same_fingerprint,
             'base': task.base and task.base.fingerprint, **_find_start(whole, workdir)}
   matched = matched_runs_lib.load_matched(whole, prints, {
       facts.name: dataclasses.replace(config, method=facts.name).eval_set

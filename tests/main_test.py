@@ -24,9 +24,8 @@ from rich import console as rich_console
 from rim_jax import command_line, main, reader, train
 from rim_jax import config as config_lib
 from rim_jax.errors import NoStart
-from rim_jax.runtime import card as card_lib
 from rim_jax.training import state as state_lib
-from tests import support, support_pretrained, support_report, support_runs
+from tests import support, support_report, support_runs
 from tests.support_cli import RECIPE, check_refused, run_cli
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -943,22 +942,6 @@ def test_the_home_directory_is_found_in_every_path(run_copy, tmp_path, monkeypat
   for flag in ('--workdir=', '--sweep_dir=', '--with=', '--config=',
                '--config.data.cache_dir='):
     check_refused(capsys, [T, f'{flag}~nosuch/x'], ('~nosuch/x', "no user 'nosuch'"))
-
-
-def test_the_same_command_goes_on_with_a_run_whose_bos_an_earlier_version_did_not_find(tmp_path):
-  path = support_pretrained.write_gguf(
-      tmp_path / 'model.gguf', support_pretrained.GOLDEN / 'llama3', pre='llama-bpe',
-      says_bos=False)
-  argv = ['main.py', f'--config={ROOT}/configs/rim.py:llama3_2_1b',
-          f'--config.model.init_from={path}', f'--workdir={tmp_path}/run']
-  now = command_line.parse(argv).config
-  assert now.tokenizer.bos_token == '<|end|>'
-  old = support.set_key(now, 'tokenizer.bos_token', '')
-  (tmp_path / 'run').mkdir()
-  card_lib.write_card(tmp_path / 'run', card_lib.make_whole(old, ['stage1', 'stage2']))
-  assert command_line.parse(argv).config == old
-  argv = [*argv[:-1], f'--workdir={tmp_path}/new', f'--config.train.init_from={tmp_path}/run']
-  assert command_line.parse(argv).config.tokenizer == old.tokenizer
 
 
 def test_every_key_that_names_a_path_is_one_of_the_paths():

@@ -117,15 +117,9 @@ def begins_with_bos(header: Header) -> bool:
   said = header.metadata.get('tokenizer.ggml.add_bos_token')
   if said is not None:
     return bool(said)
-  return header.metadata.get('tokenizer.ggml.model') == 'llama' or begins_by_split(header)
-
-
-def begins_by_split(header: Header) -> bool:
-  """Whether only how it splits text tells that a text begins with bos, unheeded by earlier
-  versions."""
-  return (header.metadata.get('tokenizer.ggml.add_bos_token') is None
-          and header.metadata.get('tokenizer.ggml.pre') in _BEGIN_WITH_BOS
-          and header.metadata.get('tokenizer.ggml.model') == 'gpt2')
+  model = header.metadata.get('tokenizer.ggml.model')
+  return model == 'llama' or (
+      model == 'gpt2' and header.metadata.get('tokenizer.ggml.pre') in _BEGIN_WITH_BOS)
 
 
 def describe_tokenizer(path) -> bytes:

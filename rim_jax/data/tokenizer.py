@@ -28,14 +28,8 @@ class Tokenizer(abc.ABC):
   """What all have in common: no text begins otherwise than it would go on."""
   marks_start = False  # whether a text that is first has other ids
   fingerprint: str
-  earlier_fingerprint = None  # of this tokenizer under a version that gave other ids
-  same_fingerprint = None  # of this tokenizer under a version that gave the same ids
   vocab_size: int  # 1 + the largest id
   num_text_ids: int  # 1 + the largest that a text, bos or eos can have; a model has a row for each
-
-  def has_fingerprint(self, fingerprint: str) -> bool:
-    """Whether what a run was begun with is this tokenizer."""
-    return fingerprint in (self.fingerprint, self.same_fingerprint)
 
   @abc.abstractmethod
   def encode(self, text: str, allow_special: bool = False, is_first: bool = False) -> list[int]:
@@ -166,18 +160,10 @@ class FileTokenizer(Tokenizer):
     self._inside = make_inside(self._tokenizer)
     self.marks_start = self._inside is not self._tokenizer
     ends = f'{config.bos_token}\0{config.eos_token}'.encode()
-
-    def hash_with_ends(raw, more=b''):
-      return hashlib.sha256(raw + ends + more).hexdigest()[:16]
     raw = gguf.describe_tokenizer(path) if gguf.is_gguf(path) else reader.read_bytes(
         path, 'restore it')
-    inside = b'\0inside' * self.marks_start
-    self.fingerprint = hash_with_ends(raw, inside)
-    if gguf.is_gguf(path):  # earlier it was of how the library writes it, as only one version does
-      raw = _write_as_earlier(self._tokenizer, path)
-      self.same_fingerprint = hash_with_ends(raw, inside)
-    if self.marks_start:  # every segment once began with its own mark
-      self.earlier_fingerprint = hash_with_ends(raw)
+    inside = b'\0inside' * self.marks_start  # every segment once began with its own mark
+    self.fingerprint = hashlib.sha256(raw + ends + inside).hexdigest()[:16]
 
   def _find_id(self, text, key):
     i = self._tokenizer.token_to_id(text)
@@ -202,14 +188,6 @@ class FileTokenizer(Tokenizer):
 
   def decode(self, ids):
     return self._inside.decode(list(ids), skip_special_tokens=True)
-
-
-def _write_as_earlier(tokenizer, path) -> bytes:
-  """How earlier versions would have written the tokenizer of a GGUF file: some with no bos."""
-  if gguf.begins_by_split(gguf.read_header(path)):
-    tree = reader.parse_json(tokenizer.to_str()) | {'post_processor': None}
-    tokenizer = tokenizer.from_str(json.dumps(tree))
-  return tokenizer.to_str().encode()
 
 
 def list_added(tokenizer) -> tuple[list[str], list[str]]:

@@ -389,13 +389,10 @@ def render_chat(folder: pathlib.Path, tokenizer: TokenizerConfig) -> tuple[str, 
   return before.removeprefix(tokenizer.bos_token), after
 
 
-def resolve(config: Config, begun: dict | None = None) -> Config:
+def resolve(config: Config) -> Config:
   """The config with its model's shape, its tokenizer and its chat template read from
   `model.init_from`.
 
-  Args:
-    begun: `tokenizer` of the run that goes on. An earlier version found no bos in some models
-      that have one: such a run goes on without it.
   Raises: UserError as `resolve_shape` does, and where a tokenizer or template cannot be told.
   """
   if not config.model.init_from:
@@ -409,8 +406,6 @@ def resolve(config: Config, begun: dict | None = None) -> Config:
   if (tokenizer.kind, tokenizer.path) == (unset.kind, unset.path):
     said = {key: text for key in ('bos_token', 'eos_token') if (text := getattr(tokenizer, key))}
     tokenizer = dataclasses.replace(find_tokenizer(folder), **said)
-    if 'bos_token' not in said and begun == dataclasses.asdict(tokenizer) | {'bos_token': ''}:
-      tokenizer = dataclasses.replace(tokenizer, bos_token='')
   layout = config.layout
   if layout.chat_template:
     before, after = render_chat(folder, tokenizer)

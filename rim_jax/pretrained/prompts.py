@@ -44,7 +44,7 @@ def write_tokenizer(folder, config, base) -> list[int]:
   if min(ids) < free:  # the library counts tokens, so a vocabulary with holes collides
     raise UserError(f'{path}: its ids have holes, so the added tokens would take ids {ids}, some '
                     'of them in use; renumber tokenizer.json')
-  used = _begin_as_run(tokenizer, path, config.tokenizer.bos_token)
+  used = _begin_as_run(tokenizer, config.tokenizer.bos_token)
   if tokenizer_lib.make_inside(used) is not used:
     used = tokenizer_lib.make_first_only(used)
   used.save(str(folder / 'tokenizer.json'))
@@ -52,16 +52,13 @@ def write_tokenizer(folder, config, base) -> list[int]:
   return ids
 
 
-def _begin_as_run(tokenizer, path, bos):
+def _begin_as_run(tokenizer, bos):
   """The tokenizer, or where it adds something else to a text than the run's bos, one that adds it.
 
-  Where the run has none and the tokenizer adds some, it stays: `check_prompts` tells it. But
-  earlier versions found none in some GGUF files, and a run of theirs is as it was.
+  Where the run has none and the tokenizer adds some, it stays: `check_prompts` tells it.
   """
-  is_earlier = (not bos and gguf_lib.is_gguf(path)
-                and gguf_lib.begins_by_split(gguf_lib.read_header(path)))
   is_other = bos and tokenizer_lib.list_added(tokenizer) != ([bos], [])
-  return tokenizer_lib.make_begin(tokenizer, bos) if is_earlier or is_other else tokenizer
+  return tokenizer_lib.make_begin(tokenizer, bos) if is_other else tokenizer
 
 
 def _write_settings(folder, config, base, tokenizer, is_whole) -> None:

@@ -13,7 +13,6 @@ import pathlib
 from rim_jax import reader
 from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import get_setting, name_setting
-from rim_jax.data import gguf
 from rim_jax.report import control_results, control_sections, pairwise, sweep_tables, tables
 from rim_jax.results import stats, timings, values
 from rim_jax.results.settings import (
@@ -132,31 +131,11 @@ def find_mixtures(states) -> list[str]:
     for what, digest in (('bases', card['base'] and card['base']['fingerprint']),
                          ('starts', (card.get('start') or {}).get('fingerprint')),
                          ('tokenizers', card['tokenizer'])):
-      found.setdefault((what, asked), {}).setdefault(digest, []).append((state.point.name, card))
-  return [line for (what, _), digests in found.items() if (line := _tell_mixture(what, digests))]
-
-
-def _tell_mixture(what: str, digests: dict) -> str:
-  """A line on runs of which one thing has several digests; '' where it is one all the same.
-
-  Earlier versions wrote other digests of a GGUF file's tokenizer. A later card tells its own as
-  they would have; where it cannot, and the file is the same, no difference is claimed.
-  """
-  cards = [card for runs in digests.values() for _, card in runs]
-  now = {card['tokenizer_earlier']: card['tokenizer'] for card in cards
-         if card.get('tokenizer_earlier')} if what == 'tokenizers' else {}
-  united = stats.group((now.get(digest, digest), name)
-                       for digest, runs in digests.items() for name, _ in runs)
-  if len(united) < 2:
-    return ''
-  told = '; '.join(f"{', '.join(names)} on {digest}" for digest, names in united.items())
-  bases = {card['base'] and card['base']['fingerprint'] for card in cards}
-  if what == 'tokenizers' and len(bases) == 1 and None not in bases and any(
-      'tokenizer_earlier' not in card and gguf.is_gguf(card['config']['tokenizer']['path'])
-      for card in cards):
-    return (f'tokenizers that cannot be compared: {told}; an earlier version wrote the fingerprint '
-            "of a GGUF file's tokenizer otherwise, and the file is the same")
-  return f'runs of different {what}: {told}; run them again in another --workdir'
+      found.setdefault((what, asked), {}).setdefault(digest, []).append(state.point.name)
+  return [f'runs of different {what}: ' + '; '.join(
+      f"{', '.join(names)} on {digest}" for digest, names in digests.items())
+      + '; run them again in another --workdir'
+          for (what, _), digests in found.items() if len(digests) > 1]
 
 
 def find_touched(states) -> list[str]:

@@ -37,7 +37,6 @@ class Card(typing.TypedDict):
   stages: typing.NotRequired[list[str]]
   data: typing.NotRequired[Print]
   tokenizer: typing.NotRequired[str]
-  tokenizer_earlier: typing.NotRequired[str | None]
   base: typing.NotRequired[Print | None]
   start: typing.NotRequired[Print | None]
   command: typing.NotRequired[list[str]]
@@ -62,8 +61,6 @@ def make_card(task, versions: dict, start=None, num_hosts: int = 1) -> dict:
                'num_records': {k: len(v) for k, v in task.dataset.splits.items()},
                'num_dropped': dict(task.dataset.num_dropped)},
       'tokenizer': task.codec.tokenizer.fingerprint,
-      # What earlier versions wrote of this tokenizer, where that was something else.
-      'tokenizer_earlier': task.codec.tokenizer.same_fingerprint,
       'base': task.base and {'path': str(task.base.folder), 'fingerprint': task.base.fingerprint},
       # Names on the hub with the revision that was used; they decide nothing, fingerprints do.
       'origins': [o for o in (task.dataset.origin, task.base and task.base.origin) if o],
@@ -224,15 +221,11 @@ def check_card(card: dict, task, where, with_data: bool = True) -> None:
   Raises: UserError naming every key that differs, with both values.
   """
   refuse(find_differences(card, task.config, where))
-  tokenizer = task.codec.tokenizer
   for name, mine in (*([('data', task.dataset.fingerprint)] if with_data else []),
-                     ('tokenizer', tokenizer.fingerprint),
+                     ('tokenizer', task.codec.tokenizer.fingerprint),
                      ('base', task.base and task.base.fingerprint)):
     theirs = card[name]
     theirs = theirs['fingerprint'] if isinstance(theirs, dict) else theirs
-    if name == 'tokenizer' and theirs == tokenizer.earlier_fingerprint:
-      raise UserError(f'{where}: was begun by a version that put a space before every segment '
-                      'with this tokenizer; go on with that version, or use another --workdir')
-    if theirs != mine and not (name == 'tokenizer' and tokenizer.has_fingerprint(theirs)):
+    if theirs != mine:
       raise UserError(f'{where}: the {name} changed since this run began (fingerprint {theirs}, '
                       f'now {mine}); restore it, or use another --workdir')

@@ -39,8 +39,7 @@ def load_matched(config: Config, prints: dict, set_names: dict) -> dict:
   Args:
     config: of the whole run, a curriculum's own and not its last stage's.
     prints: fingerprints of this run: data, tokenizer, base and start (None without one). Where its
-      card is too old to tell the start, there is none, and its path is compared. With
-      `tokenizer_earlier`, what earlier versions wrote of the same tokenizer.
+      card is too old to tell the start, there is none, and its path is compared.
     set_names: what results.json calls this set, by method.
   Raises: UserError for a directory without such a run, on other data, or without this set.
   """
@@ -97,9 +96,7 @@ def find_matched(config: Config, others: dict) -> dict:
 
 def _find_differences(card, config: Config, prints) -> list[str]:
   """Keys in which a matched run's card is not as this run, and fingerprints that are others."""
-  earlier = card['tokenizer'] == prints.get('tokenizer_earlier')  # hashed otherwise, the same
-  found = {'tokenizer': prints['tokenizer'] if earlier else card['tokenizer'],
-           'base': (card['base'] or {}).get('fingerprint')}
+  found = {'tokenizer': card['tokenizer'], 'base': (card['base'] or {}).get('fingerprint')}
   # A second stage begins with its stage 1, whatever that began with. A path is no identity.
   told = 'start' in prints and 'start' in card
   if told and not config.facts.after:

@@ -154,7 +154,7 @@ def initialize(task, program, init_from, say):
       (task.base and (card['base'] or {}).get('fingerprint') != task.base.fingerprint,
        f'was trained on another base than {task.base and task.base.folder}; set '
        '--config.model.init_from to the same model'),
-      (not task.codec.tokenizer.has_fingerprint(card['tokenizer']),
+      (card['tokenizer'] != task.codec.tokenizer.fingerprint,
        f'was trained with another tokenizer ({card["tokenizer"]}); use the same '
        '--config.tokenizer'))
   refuse([f'{init_from}: {problem}' for problem in problems])

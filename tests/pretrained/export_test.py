@@ -6,7 +6,6 @@ import json
 import pathlib
 import shutil
 
-import gguf
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +29,6 @@ from tests.support_pretrained import (
     make_mistral,
     make_model,
     make_records,
-    write_gguf,
 )
 from tests.support_pretrained import write_export as write
 
@@ -246,17 +244,6 @@ def test_a_bos_that_was_not_trained_with_is_told(tmp_path):
   _, params, frozen = make_model(config)
   with pytest.raises(UserError, match='begins texts with .*<|end|>.*trained without'):
     write(tmp_path / 'out', config, params, frozen)
-
-
-def test_a_run_without_bos_is_exported_where_an_earlier_version_found_none(tmp_path):
-  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / 'llama3', pre='llama-bpe', says_bos=False)
-  config = make_config(path, tokenizer__bos_token='')
-  _, params, frozen = make_model(config)
-  write(tmp_path / 'out', config, params, frozen)
-  found = tokenizers.Tokenizer.from_file(str(tmp_path / 'out/tokenizer.json'))
-  assert found.encode('1').ids == found.encode('1', add_special_tokens=False).ids
-  # As llama.cpp's converter reads it.
-  assert gguf.SpecialVocab(tmp_path / 'out').add_special_token['bos'] is False
 
 
 def test_ids_with_holes_are_refused(tmp_path):

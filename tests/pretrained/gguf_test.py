@@ -1,7 +1,5 @@
 """GGUF files: the same model as the directory they were made from, and what is refused."""
 
-import dataclasses
-import hashlib
 import importlib.util
 import json
 import pathlib
@@ -15,7 +13,6 @@ import pytest
 from rim_jax.data import tokenizer as tokenizer_lib
 from rim_jax.errors import UserError
 from rim_jax.pretrained import families, gguf, weights
-from tests import support
 from tests.support_pretrained import (
   compute_logits,
   load_plain,
@@ -154,22 +151,6 @@ def test_a_file_that_does_not_say_whether_texts_begin_with_bos_is_as_llama_cpp_h
   assert config.tokenizer.bos_token == ('<|end|>' if has_bos else '')
   path = write_gguf(tmp_path / 'says.gguf', GOLDEN / 'qwen3', pre=pre)  # it says that none do
   assert families.resolve(make_plain_config(path)).tokenizer.bos_token == ''
-
-
-def test_a_run_that_an_earlier_version_began_without_bos_goes_on_without_it(tmp_path):
-  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / 'llama3', pre='llama-bpe', says_bos=False)
-  config = make_plain_config(path)
-  theirs = dataclasses.replace(families.resolve(config).tokenizer, bos_token='')
-  assert families.resolve(config, dataclasses.asdict(theirs)).tokenizer == theirs
-  tokenizer = tokenizer_lib.load_tokenizer(theirs)
-  earlier = tokenizer_lib.read_file(path)
-  earlier.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
-  raw = earlier.to_str().encode() + f'\0{theirs.eos_token}'.encode()
-  assert tokenizer.has_fingerprint(hashlib.sha256(raw).hexdigest()[:16])
-  # Whoever asks for bos now, or has another tokenizer, begins another run.
-  asked = support.set_key(config, 'tokenizer.bos_token', '<|end|>')
-  for one, begun in ((asked, theirs), (config, dataclasses.replace(theirs, eos_token='a'))):
-    assert families.resolve(one, dataclasses.asdict(begun)).tokenizer.bos_token == '<|end|>'
 
 
 def write_text(text):

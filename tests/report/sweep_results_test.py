@@ -142,30 +142,6 @@ def test_runs_on_other_weights_under_the_same_path_are_told(tmp_path):
   assert sweep_results.find_mixtures(states[:2]) == []
 
 
-def test_tokenizers_that_two_versions_hashed_otherwise_are_no_difference(tmp_path):
-  states = make_states(tmp_path, [({'a': i}, 0.5, 0.9) for i in (1, 2, 3)])
-  config = dataclasses.asdict(support.make_config(
-      'direct', tokenizer__kind='file', tokenizer__path='m.gguf', tokenizer__eos_token='e'))
-  base = {'config': config, 'base': {'fingerprint': 'x'}}
-  for state, new in zip(states, (
-      {'tokenizer': 'old'}, {'tokenizer': 'new', 'tokenizer_earlier': 'old'},
-      {'tokenizer': 'new', 'tokenizer_earlier': 'as another library writes it'})):
-    write_card(state.folder, **base, **new)
-  assert sweep_results.find_mixtures(states) == []
-  # Without a card that knows both: said as what it is, and once.
-  assert sweep_results.find_mixtures([states[0], states[2]]) == [
-      'tokenizers that cannot be compared: a=1 on old; a=3 on new; an earlier version wrote the '
-      "fingerprint of a GGUF file's tokenizer otherwise, and the file is the same"]
-  # Another tokenizer stays one: two versions that know of both, another file, no GGUF file.
-  for change, card in ((0, {'tokenizer': 'odd', 'tokenizer_earlier': 'even'} | base),
-                       (0, {'tokenizer': 'old', 'base': {'fingerprint': 'y'}, 'config': config}),
-                       (2, {'tokenizer': 'new', 'tokenizer_earlier': None})):
-    write_card(states[0].folder, **base, tokenizer='old')
-    write_card(states[change].folder, **card)
-    told = sweep_results.find_mixtures([states[0], states[2]])
-    assert any(line.startswith('runs of different tokenizers: a=1 on o') for line in told), told
-
-
 def test_runs_that_began_with_another_run_under_the_same_path_are_told(tmp_path):
   """Of a curriculum its first stage's card says it: the later ones begin with those before."""
   states = make_states(tmp_path, [({'a': i}, 0.5, 0.9) for i in (1, 2)])

@@ -123,14 +123,6 @@ def test_a_matched_run_differs_in_what_it_shares_and_not_in_what_it_must(
           'both', method) else set()), (whole, method)
 
 
-def test_a_matched_run_s_tokenizer_may_have_been_hashed_otherwise(tmp_path):
-  config = support.make_config('rim', controls__direct_dir=write_run(
-      tmp_path / 'direct', 'direct', tokenizer='old'))
-  for earlier, told in (('old', []), (None, ['tokenizer']), ('other', ['tokenizer'])):
-    prints = PRINTS | {'tokenizer_earlier': earlier}
-    assert matched_runs.load_matched(config, prints, SETS)['direct']['differs'] == told
-
-
 @pytest.mark.parametrize('method, told', [
     ('rim', ['train.init_from']), ('rim_stage1', ['train.init_from']), ('rim_stage2', [])])
 def test_a_matched_run_begins_as_the_whole_does(tmp_path, method, told):
