@@ -1,4 +1,4 @@
-"""Figures over factors hold the means and points that they should."""
+"""Figures over factors hold the means that they should."""
 
 import csv
 
@@ -33,19 +33,10 @@ def test_a_heat_map_is_the_mean_over_all_else(tmp_path):
   assert 'currentColor' in svg and ' id="' not in svg.split('<defs>')[0]
 
 
-def test_parallel_coordinates_have_a_line_a_point(tmp_path):
-  keep(tmp_path, sweep_figures.draw_parallel(ROWS, LEVELS))
-  head, *rows = read(tmp_path, 'accuracy-of-each-point-over-its-factors')
-  assert head == ['a', 'b', 'accuracy']
-  assert rows == [[str(f['a']), f['b'], str(acc)] for f, acc in ROWS]
-  assert sweep_figures.draw_parallel(ROWS[:1], LEVELS) is None
-  assert sweep_figures.draw_parallel(ROWS, {}) is None
-
-
 def test_numbers_stand_by_size_and_names_as_given():
-  assert sweep_figures.place_levels([10, 9, 30]) == {9: 0.0, 10: 0.5, 30: 1.0}
-  assert sweep_figures.place_levels(['v', 'u']) == {'v': 0.0, 'u': 1.0}
-  assert sweep_figures.place_levels([True]) == {True: 0.5}
+  assert sweep_figures.order_levels([10, 9, 30]) == [9, 10, 30]
+  assert sweep_figures.order_levels(['v', 'u']) == ['v', 'u']
+  assert sweep_figures.order_levels([True, False]) == [True, False]
 
 
 @pytest.mark.parametrize('rows, found', [
