@@ -184,7 +184,7 @@ BAD_CONFIGS = {
     'too many ids': ({'model.vocab_size': 10**9},
                      ('model.vocab_size=1000000000', 'would take 256.0 GB', '16,777,216 ids')),
     'too many layers': ({'model.num_layers': 10**10},
-                        ('model.num_layers=10000000000', 'parameters would take', 'the most is')),
+                        ('model.num_layers=10000000000', 'the most is 1,000')),
     'modulus': ({'data.chain.modulus': 1}, ('modulus=1', 'at least 2')),
     'operators': ({'data.chain.operators': '+/'}, ("operators='+/'", '+ - *')),
     'repeated operators': ({'data.chain.operators': '++'}, ("operators='++'", "use '+'")),

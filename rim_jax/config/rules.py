@@ -14,7 +14,7 @@ SPLITS = ('train', 'valid', 'test')
 _OTHER_SPLITS = ('validation', 'val', 'dev')  # how files of data.dir may name one
 # The most that may be asked for: beyond what was ever trained, and within what a machine can hold.
 MOST_EXAMPLES, MOST_MADE, MOST_STEPS, MOST_IDS = 10**9, 10**8, 10_000, 2**24
-MOST_PARAMS = 10**12
+MOST_PARAMS, MOST_LAYERS = 10**12, 1_000
 # Names of a layer's projections, as `model.lora.targets` means them.
 LINEARS = ('query', 'key', 'value', 'qkv', 'out', 'up', 'gate', 'down')
 GATED = ('swiglu', 'geglu')  # activations of a gate, which multiplies what goes up
@@ -51,8 +51,10 @@ def _find_size_problems(config):
   train, data, chain, model = config.train, config.data, config.data.chain, config.model
   made = {'chain': chain, 'prosqa': data.prosqa}.get(data.source)
   count = made.num_train + made.num_valid + made.num_test if made else 0
-  params = (model.vocab_size * model.embed_dim + model.num_layers * model.embed_dim * (
-      2 * model.embed_dim + 2 * model.mlp_dim))  # at least: of heads the output alone
+  positions = model.max_positions if model.positions == 'learned' else 0
+  heads_dim = model.num_heads * model.head_dim or model.embed_dim
+  params = model.embed_dim * (model.vocab_size + positions + model.num_layers * (
+      2 * heads_dim + 2 * model.mlp_dim))  # at least: of heads the queries and the output
   budgets = (
       describe_budget(f'train.num_examples={train.num_examples}', train.num_examples),
       # An epoch has one example at least; with the data at hand it is asked again.
@@ -69,10 +71,12 @@ def _find_size_problems(config):
       (model.vocab_size > MOST_IDS,
        f'model.vocab_size={model.vocab_size}: with gradients and moments the embedding would take '
        f'{describe_bytes(16 * model.vocab_size * model.embed_dim)}; the most is {MOST_IDS:,} ids'),
-      (params > MOST_PARAMS and model.vocab_size <= MOST_IDS,
-       f'model.num_layers={model.num_layers}, model.embed_dim={model.embed_dim}, model.mlp_dim='
-       f'{model.mlp_dim}: {params:.3g} parameters would take {describe_bytes(16 * params)} with '
-       f'gradients and moments; the most is {MOST_PARAMS:,}'))]
+      (model.num_layers > MOST_LAYERS,
+       f'model.num_layers={model.num_layers}: the most is {MOST_LAYERS:,}'),
+      (params > MOST_PARAMS and model.vocab_size <= MOST_IDS and model.num_layers <= MOST_LAYERS,
+       f'model.num_layers={model.num_layers}, model.embed_dim={model.embed_dim}, model.num_heads='
+       f'{model.num_heads}, model.mlp_dim={model.mlp_dim}: {params:.3g} parameters would take '
+       f'{describe_bytes(16 * params)} with gradients and moments; the most is {MOST_PARAMS:,}'))]
 
 
 def _find_data_problems(config):

@@ -407,16 +407,25 @@ def test_an_error_of_a_template_is_one_line(folder):
 
 
 @pytest.mark.parametrize('changes, culprit', [
-    ({'num_hidden_layers': 10 ** 9}, 'num_layers would be 1,000,000,000; the limit is 1,000'),
-    ({'vocab_size': 10 ** 12}, 'vocab_size would be'),
+    ({'num_hidden_layers': 10 ** 9}, 'num_layers=1000000000: the most is 1,000'),
+    ({'vocab_size': 10 ** 12}, 'the most is 16,777,216 ids'),
+    ({'num_attention_heads': 10 ** 10, 'num_key_value_heads': 1, 'head_dim': 8},
+     'parameters would take'),
+    ({'head_dim': 10 ** 12}, 'parameters would take'),
     ({'hidden_size': 2 ** 17, 'intermediate_size': 2 ** 20, 'num_hidden_layers': 999,
-      'num_attention_heads': 2 ** 12, 'num_key_value_heads': 1}, 'parameters; the limit is 1e+13'),
+      'num_attention_heads': 2 ** 12, 'num_key_value_heads': 1}, 'parameters would take'),
     ({'rms_norm_eps': 10 ** 400}, 'has more than 300 digits'),
 ])
 def test_a_size_that_no_model_has_is_refused_before_anything_is_built(folder, changes, culprit):
   with pytest.raises(UserError) as e:
     families.resolve(make_config(folder('llama', **changes)))
   assert culprit in str(e.value)
+
+
+def test_layers_that_no_model_has_are_refused_before_they_are_listed(folder):
+  with pytest.raises(UserError, match='num_layers=1000000000000: the most is 1,000'):
+    families.resolve(make_config(folder(
+        'gemma3', num_hidden_layers=10 ** 12, layer_types=None, sliding_window_pattern=6)))
 
 
 @pytest.mark.parametrize('name', ['config.json', 'tokenizer.json', 'tokenizer_config.json',
