@@ -22,7 +22,7 @@ from rim_jax.model import attention, sharding
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
-from rim_jax.packing import source
+from rim_jax.packing import rows, source
 
 
 @jax.tree_util.register_dataclass
@@ -63,15 +63,12 @@ def make_trunks(questions, num_blocks: int, width: int | None, batch_size: int, 
   if width is None:
     width = choose_width(
         max(map(len, questions)) + layout_lib.get_block_size(config.layout) * num_blocks)
-  tokens, positions, example, block, readout = np.zeros((5, batch_size, width), np.int32)
+  examples = [[layout_lib.Example(question, num_blocks, 1, ())] for question in questions]
+  batch = rows.make_rows(examples + [[]] * (batch_size - len(examples)), width, 0, config.layout,
+                         memory_start)
   num_question = np.ones(batch_size, np.int32)
-  for i, question in enumerate(questions):
-    ids, blocks = layout_lib.make_trunk(question, num_blocks, config.layout, memory_start)
-    to = slice(0, len(ids))
-    tokens[i, to], positions[i, to], example[i, to], block[i, to] = ids, range(len(ids)), 1, blocks
-    num_question[i] = len(question)
-  return Trunks(tokens, batch_lib.Fields(positions, example, block, readout), num_question,
-                num_blocks)
+  num_question[:len(examples)] = list(map(len, questions))
+  return Trunks(batch.tokens, batch_lib.get_fields(batch), num_question, num_blocks)
 
 
 def choose_width(num_tokens: int) -> int:

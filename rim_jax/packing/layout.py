@@ -126,14 +126,10 @@ def get_block_size(config: LayoutConfig) -> int:
   return config.block_tokens + 2
 
 
-def make_trunk(question, num_blocks: int, config: LayoutConfig, memory_start: int):
-  """`[x | m_1 | ... | m_K]` -> (ids, block of each id); memory ids begin at `memory_start`."""
+def make_trunk(question, num_blocks: int, config: LayoutConfig, memory_start: int) -> list[int]:
+  """The ids of `[x | m_1 | ... | m_K]`; those of memory begin at `memory_start`."""
   begin, memory, end = range(memory_start, memory_start + NUM_MEMORY_ROWS)
-  ids, blocks = list(question), [0] * len(question)
-  for k in range(1, num_blocks + 1):
-    ids += [begin] + [memory] * config.block_tokens + [end]
-    blocks += [k] * get_block_size(config)
-  return ids, blocks
+  return [*question, *[begin, *[memory] * config.block_tokens, end] * num_blocks]
 
 
 def _find_start(num_question: int, block: int, config: LayoutConfig) -> int:

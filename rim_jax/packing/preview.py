@@ -51,7 +51,7 @@ def list_lines(record, codec: source_lib.Codec) -> list[Line]:
   def piece(kind, ids):
     text = tokenizer.decode(ids) + ('<end>' if list(ids[-1:]) == [tokenizer.eos_id] else '')
     return Piece(kind, text, tuple(ids))
-  ids, _ = layout_lib.make_trunk((), 1, config, codec.memory_start)
+  ids = layout_lib.make_trunk((), 1, config, codec.memory_start)
   block = Piece(BLOCK, '<b>' + '<m>' * config.block_tokens + '</b>', tuple(ids))
   lines = [Line('question' + (' and blocks' if example.num_blocks else ''), (
       piece(QUESTION, example.question), *[block] * example.num_blocks))]

@@ -118,8 +118,8 @@ def check_prompts(folder, config: Config, codec, ids, questions) -> None:
         f'the tokenizer {f"begins texts with {before}" if before else f"ends texts with {behind}"}'
         ', which the run was trained without; train with --config.tokenizer.bos_token set')
   for question in questions:
-    trunk, _ = layout_lib.make_trunk(codec.encode_question(question), config.eval_blocks,
-                                     config.layout, codec.memory_start)
+    trunk = layout_lib.make_trunk(codec.encode_question(question), config.eval_blocks,
+                                    config.layout, codec.memory_start)
     want = [to_export.get(i, i) for i in trunk] + list(prefix)
     # As engines do, with the bos that the tokenizer itself adds.
     found = tokenizer.encode(make_prompt(question, config)).ids

@@ -61,7 +61,7 @@ def iterate_references(decoder, questions):
       return hosts.fetch(compute(*network.arrays, dtype, ids_t[None]))[0].astype(
           np.float32)[:len(prompt), :codec.tokenizer.vocab_size]
   for question, ids, (text,) in zip(questions, encoded, texts):
-    trunk, _ = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
+    trunk = layout_lib.make_trunk(ids, config.eval_blocks, config.layout, codec.memory_start)
     prompt = [*trunk, *prefix]
     rounded = get_logits('bfloat16', prompt) if config.export.dtype == 'bfloat16' else None
     yield Reference(question, prompt, get_logits('float32', prompt), rounded, text)

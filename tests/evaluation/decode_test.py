@@ -101,7 +101,7 @@ def test_greedy_answers_agree_with_decoding_without_a_cache(method, prefix):
     return model.compute_logits(x).argmax(-1)
   for question, row, done in zip(questions, texts, ended):
     for i, k in enumerate(blocks):
-      ids = [*layout_lib.make_trunk(question, k, config.layout, codec.memory_start)[0], *forced]
+      ids = [*layout_lib.make_trunk(question, k, config.layout, codec.memory_start), *forced]
       out = []
       for _ in range(config.eval.max_new_tokens):
         padded = jnp.zeros((1, 40), jnp.int32).at[0, :len(ids)].set(jnp.asarray(ids))
@@ -169,7 +169,7 @@ def test_first_tokens_are_drawn_from_the_softmax(temperature):
   trunks = decoder.place([question] * 4000, 1, 4000)
   draw = np.arange(4000, dtype=np.int32), 0
   ids = np.asarray(decoder.run(trunks, (), (1,), draw))[:, 0, 0]
-  tokens, _ = layout_lib.make_trunk(question, 1, config.layout, codec.memory_start)
+  tokens = layout_lib.make_trunk(question, 1, config.layout, codec.memory_start)
   t = len(tokens)
   x, _ = model(jnp.asarray(tokens)[None], jnp.arange(t)[None],
                jnp.tril(jnp.ones((1, t, t), bool)))

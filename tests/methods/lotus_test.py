@@ -86,7 +86,7 @@ def test_logits_and_both_means_are_those_by_hand(num_passes, weight):
         model(None, place, mask, inputs_btd=inputs)[0][0]))
   for record in [r for row in ROWS for r in row]:
     example = codec.lay_out(codec.encode(record))
-    trunk, _ = layout_lib.make_trunk(example.question, 1, config.layout, codec.memory_start)
+    trunk = layout_lib.make_trunk(example.question, 1, config.layout, codec.memory_start)
     target = example.readouts[0].target
     ids = [*trunk, *target[:-1]]
     logp = read(jnp.asarray(ids + [0] * (48 - len(ids))), len(ids))

@@ -68,13 +68,13 @@ def list_sequences(config):
   for record in [r for row in ROWS for r in row]:
     example = codec.lay_out(codec.encode(record))
     for readout in example.readouts:
-      trunk, blocks = layout_lib.make_trunk(example.question, readout.block, config.layout,
-                                            codec.memory_start)
+      trunk = layout_lib.make_trunk(example.question, readout.block, config.layout,
+                                    codec.memory_start)
       ids = [*trunk, *readout.prefix, *readout.target[:-1]]
       first = len(ids) - len(readout.target)
       found.append((ids, support.make_plain_mask(
           config, len(ids), len(example.question), len(ids) - len(trunk)),
-          np.flatnonzero(blocks), range(first, len(ids)), readout.target))
+          np.arange(len(example.question), len(trunk)), range(first, len(ids)), readout.target))
   return found
 
 

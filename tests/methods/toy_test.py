@@ -119,8 +119,8 @@ def test_packed_rows_equal_sequences_read_alone_by_hand(network):
     for record in records:
       example, marked = codec.lay_out(codec.encode(record)), []
       for readout in example.readouts:
-        trunk, _ = layout_lib.make_trunk(example.question, readout.block, config.layout,
-                                         codec.memory_start)
+        trunk = layout_lib.make_trunk(example.question, readout.block, config.layout,
+                                       codec.memory_start)
         states = read_alone(trunk, readout)
         count = len(readout.target)
         support.assert_close(logits[r, slot:slot + count], model.compute_logits(states[-1]))

@@ -14,7 +14,7 @@ def test_the_pieces_of_an_example_are_its_ids_in_their_order():
   record = support.RECORDS[0]
   lines = preview.list_lines(record, codec)
   example = codec.lay_out(codec.encode(record))
-  trunk, _ = layout_lib.make_trunk(example.question, 2, config.layout, codec.memory_start)
+  trunk = layout_lib.make_trunk(example.question, 2, config.layout, codec.memory_start)
   assert [i for piece in lines[0].pieces for i in piece.ids] == trunk
   assert [piece.kind for piece in lines[0].pieces] == ['question', 'block', 'block']
   assert lines[0].pieces[0].text.startswith(record.question)

@@ -46,8 +46,9 @@ def write_example(batch, row, token, slot, number, example, config, memory_start
         index, target, block, example.num_steps, kind, count)):
       getattr(batch, name)[row, slot] = value
     slot += 1
-  trunk = list(zip(*layout_lib.make_trunk(
-      example.question, example.num_blocks, config, memory_start)))
+  ids = layout_lib.make_trunk(example.question, example.num_blocks, config, memory_start)
+  trunk = [(i, max(0, (place - len(example.question)) // (config.block_tokens + 2) + 1))
+           for place, i in enumerate(ids)]
   for position, (i, block) in enumerate(trunk):
     put(i, position, block, 0)
   for ordinal, readout in enumerate(example.readouts, 1):
