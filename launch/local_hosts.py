@@ -1,11 +1,12 @@
 """Several hosts on one machine: N real processes with D fake CPU devices each, joined as one run.
 
-  python launch/local_hosts.py --processes=2 [--devices=1] [--restart] -- \
+  python launch/local_hosts.py --processes=2 [--devices=1] -- \
       python -m rim_jax.main --config=configs/smoke.py
 
 What a pod does, without a pod: a dry run for users, the test bed of this project. Lines of process
 i begin with [i]. Where one process fails, the others are given --grace_secs to notice, then ended.
-With --restart the whole is run again as launch/supervise.py says. --dry-run prints the commands.
+--dry-run prints the commands. To run the whole again where it fails, put launch/supervise.py before
+it: python launch/supervise.py -- python launch/local_hosts.py --processes=2 -- python -m ...
 
 More than one device a process can hang in JAX's CPU collectives; for tests take processes.
 """
@@ -97,7 +98,6 @@ def main(argv):
   parser.add_argument('--devices', type=parse_count, default=1, help='of each process')
   parser.add_argument('--port', type=int, default=0, help='of the coordinator; 0: a free one')
   parser.add_argument('--grace_secs', type=float, default=60)
-  parser.add_argument('--restart', action='store_true')
   parser.add_argument('--dry-run', action='store_true')
   args = parser.parse_args(own)
   environment = make_environment(args.devices)
@@ -108,24 +108,16 @@ def main(argv):
     return 0
   supervise.check_program(command)
   supervise.ignore_profile()
-  children, ending = [], []
+  children = []
 
   def pass_on(signum, frame):
-    ending.append(signum)
     for child in children:
       if child.poll() is None:
         child.send_signal(signum)
   signal.signal(signal.SIGTERM, pass_on)
   signal.signal(signal.SIGINT, pass_on)
-
-  def attempt():
-    commands = make_commands(command, args.processes, args.port or find_port())
-    return run_all(commands, environment, args.grace_secs, children)
-  if not args.restart:
-    return attempt()
-  workdir = supervise.find_workdir(command)
-  return supervise.run_again(lambda: supervise.STOPPED if ending else attempt(),
-                             lambda: supervise.find_step(workdir))
+  commands = make_commands(command, args.processes, args.port or find_port())
+  return run_all(commands, environment, args.grace_secs, children)
 
 
 if __name__ == '__main__':

@@ -299,10 +299,10 @@ sys.exit(main.cli(sys.argv))
 """
 
 
-def launch(recipe, workdir, processes, *flags, more=(), program=SLOWLY, **environment):
+def launch(recipe, workdir, processes, *flags, before=(), more=(), program=SLOWLY, **environment):
   return subprocess.Popen(
-      [sys.executable, ROOT / 'launch/local_hosts.py', f'--processes={processes}', *flags, '--',
-       sys.executable, '-c', program, f'--config={recipe}', f'--workdir={workdir}', *more],
+      [*before, sys.executable, ROOT / 'launch/local_hosts.py', f'--processes={processes}', *flags,
+       '--', sys.executable, '-c', program, f'--config={recipe}', f'--workdir={workdir}', *more],
       env=support_runs.ENVIRONMENT | environment, cwd=ROOT, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT, text=True)
 
@@ -424,8 +424,9 @@ def test_two_processes_that_are_asked_to_end_go_on_as_four(tmp_path, by_two, use
 
 def test_a_killed_process_ends_the_others_and_the_launcher_goes_on(tmp_path, by_two):
   recipe, whole = by_two
-  code, out = support_runs.finish(launch(recipe, tmp_path / 'run', 2, '--restart', '--grace_secs=5',
-                                         DIES_ONCE=str(tmp_path / 'died')))
+  supervise = (sys.executable, ROOT / 'launch/supervise.py', '--')
+  code, out = support_runs.finish(launch(recipe, tmp_path / 'run', 2, '--grace_secs=5',
+                                         before=supervise, DIES_ONCE=str(tmp_path / 'died')))
   assert (tmp_path / 'died').exists()
   assert code == 0 and 'supervise: it ended with' in out and 'continuing from step' in out, out
   losses, params, _ = support_runs.read_run(tmp_path / 'run')
