@@ -19,7 +19,6 @@ from rim_jax.report import (
 from rim_jax.report.figures import draw
 from rim_jax.results.settings import Conclusion
 
-_MANY = 8  # notes that are shown at once
 _MOST_LINES = 8  # in one figure
 
 
@@ -77,19 +76,14 @@ def _make_pairs(conclusion) -> page.Blocks:
 
 
 def _make_notes(entries) -> page.Blocks:
-  """What the table cannot say: what failed or was dropped, and which order seeds do not support."""
+  """What the table cannot say: what failed, was dropped, or was not compared."""
   events = [f'{name}: failed, {error}' for e in entries for name, error in e.failed.items()]
   events += [f'{name}: dropped {why}' for e in entries for name, why in e.dropped.items()]
   done = [e for e in entries if e.num_done]
   if len(done) > pairwise.MOST_PAIRED:  # else the table of pairs has them
     events += [f'{e.name}: not compared with the best, {told}' for e in done
                for told in (e.against_best or {}).get('not_compared', {}).values()]
-  doubts = sweep_tables.list_doubts(entries)
-  shown = page.items(doubts)
-  if len(doubts) > _MANY:
-    shown = page.optional(f'{len(doubts)} neighbours by final accuracy whose order the seeds do '
-                          'not support', shown, folded=True)
-  return [*page.items(events), *shown]
+  return page.items(events)
 
 
 def _draw_factors(states) -> page.Blocks:

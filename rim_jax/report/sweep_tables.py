@@ -1,7 +1,5 @@
 """The tables of a sweep: made once from sweep.json's content, for its page and for sweep.md."""
 
-import itertools
-
 from rim_jax.report import pairwise
 from rim_jax.report.tables import (
   MISSING,
@@ -163,16 +161,3 @@ def tabulate_runs(states) -> Table:
        number(result.final_acc, f'{result.final_acc:.1%}') if result else MISSING,
        cell(clean(state.folder), long=True)]
       for state, result in ((state, state.result) for state in states)])
-
-
-def list_doubts(entries: list[SettingResult]) -> list[str]:
-  """Which order of settings by final accuracy the seeds do not support."""
-  ranked = sorted(((e.name, e.final_acc) for e in entries if e.final_acc),
-                  key=lambda found: -found[1].mean)
-  single = [name for name, accuracy in ranked if accuracy.stderr is None]
-  doubts = [f'one seed does not support an order: {", ".join(single)}'] * (
-      len(ranked) > 1 and bool(single))
-  return doubts + [
-      f'{better} above {worse}: within two standard errors of the difference; the seeds do not '
-      'support this order' for (better, a), (worse, b) in itertools.pairwise(ranked)
-      if None not in (a.stderr, b.stderr) and not stats.is_apart(a, b)]
