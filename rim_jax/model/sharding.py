@@ -147,6 +147,18 @@ def make_state_shardings(abstract_state, mesh: Mesh):
   return nnx.to_pure_dict(nnx.from_flat_state(flat))
 
 
+def count_params(tree) -> tuple[int, int]:
+  """Numbers in placed or abstract arrays: (in all, on one device)."""
+  leaves = jax.tree.leaves(tree)
+  return (sum(x.size for x in leaves),
+          sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves))
+
+
+def count_bytes(tree) -> int:
+  """Bytes of such arrays on one device."""
+  return sum(count_params(x)[1] * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def get_batch_sharding(mesh: Mesh) -> NamedSharding:
   """Rows over slice x data x fsdp; tokens and slots of a row stay together."""
   return NamedSharding(mesh, make_spec((BATCH,)))

@@ -13,7 +13,6 @@ forecast.
 from collections.abc import Iterator
 import dataclasses
 import importlib.metadata
-import math
 import time
 
 import jax
@@ -82,18 +81,6 @@ def _lower(topology: str, num_slices: int, config: Config):
   """The train step of a run on a machine, lowered."""
   mesh, rows, program = _prepare(config, make_machine(topology, num_slices))
   return _lower_step(config, program, rows, mesh)
-
-
-def _get_shard_bytes(tree):
-  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-             for x in jax.tree.leaves(tree))
-
-
-def _count_params(tree):
-  """(in all, on one device)."""
-  leaves = jax.tree.leaves(tree)
-  return (sum(x.size for x in leaves),
-          sum(math.prod(x.sharding.shard_shape(x.shape)) for x in leaves))
 
 
 def compute_model_flops(config: Config, program, rows: typical_lib.Rows) -> float:
@@ -177,7 +164,8 @@ def make_plan(config: Config, machine: Machine) -> dict:
   """
   mesh, rows, program = _prepare(config, machine)
   state, frozen = program.abstract
-  (trainable, trainable_here), (base, base_here) = map(_count_params, (state.params, frozen))
+  (trainable, trainable_here), (base, base_here) = map(
+      sharding.count_params, (state.params, frozen))
   plan = {
       'version': PLAN_VERSION, 'method': config.method, 'topology': machine.name,
       'num_slices': machine.num_slices, 'chips': machine.num_chips,
@@ -192,13 +180,14 @@ def make_plan(config: Config, machine: Machine) -> dict:
       'assumed': list(rows.assumed),
       'params': {'trainable': trainable, 'frozen': base},
       'params_per_device': {'trainable': trainable_here, 'frozen': base_here},
-      'state_gib': _get_shard_bytes((state, frozen)) / GIB,
+      'state_gib': sharding.count_bytes((state, frozen)) / GIB,
       'hbm_gib': {'chip': machine.chip.hbm_gib, 'usable': machine.usable_gib}, 'fits': False,
       'unknown_here': UNKNOWN[machine.is_gpu],
       'versions': {name: _get_version(name) for name in (
           'jax', 'jax-cuda13-plugin' if machine.is_gpu else 'libtpu')}}
   start = time.perf_counter()
-  least = _get_shard_bytes((state, frozen, state.params)) / GIB  # gradients are as large as params
+  # Gradients are as large as what trains.
+  least = sharding.count_bytes((state, frozen, state.params)) / GIB
   plan['compiled'] = least <= machine.usable_gib
   try:
     if not plan['compiled']:  # then compiling would only tell the same, a minute later

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import math
 import typing
 
 from etils import epath
@@ -14,6 +13,7 @@ from rim_jax import config as config_lib
 from rim_jax import methods, reader
 from rim_jax.config import Config
 from rim_jax.errors import NoStart, UserError, list_broken, refuse
+from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.pretrained import peft as peft_lib
 from rim_jax.pretrained import weights
@@ -194,15 +194,10 @@ def find_init(config: Config, workdir) -> epath.Path | None:
 
 def describe_params(state, frozen) -> str:
   """How many parameters train and do not, and the memory that one device holds of them."""
-  def count(tree):
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(tree))
-
-  def measure(tree):  # MiB of one device's part
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-               for x in jax.tree.leaves(tree)) / 2**20
-  trainable, base = count(state.params), count(frozen)
+  (trainable, _), (base, _) = map(sharding.count_params, (state.params, frozen))
   # Gradients have the shape and dtype of what trains.
-  parts = [measure(state.params), measure(state.opt_state), measure(state.params), measure(frozen)]
+  parts = [sharding.count_bytes(tree) / 2**20
+           for tree in (state.params, state.opt_state, state.params, frozen)]
   return (f'{trainable:,} trainable parameters, {base:,} frozen, {trainable + base:,} in all; a '
           f'device holds {sum(parts):,.1f} MiB: parameters {parts[0]:,.1f}, optimizer '
           f'{parts[1]:,.1f}, gradients {parts[2]:,.1f}, frozen {parts[3]:,.1f}; activations come '
