@@ -18,7 +18,7 @@ import numpy as np
 from rim_jax import methods
 from rim_jax.config import Config
 from rim_jax.errors import UserError
-from rim_jax.model import attention, sharding
+from rim_jax.model import attention, sharding, transformer
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
@@ -135,7 +135,7 @@ def _take_last(x_btd, start_br, num_prefix: int):
   """States at each readout's last token so far: of its prefix, or where its block ends."""
   if num_prefix:
     return x_btd[:, -start_br.shape[1]:]
-  return jnp.take_along_axis(x_btd, (start_br - 1)[..., None], axis=1)
+  return transformer.take_tokens(x_btd, start_br - 1)
 
 
 # 6 parameters: those of `prefill`, and what the pass over layers takes.
@@ -151,8 +151,8 @@ def _read_trunks(model, config, trunks, has_blocks=True, tail=None, **settings):
                                   (tail.tokens, tail.fields))
     if inputs_btd is not None:
       inputs_btd = jnp.concatenate([inputs_btd, model.embed(tail.tokens)], 1)
-  return *model(tokens, fields.positions, _see(fields, fields, config), inputs_btd=inputs_btd,
-                **settings), fields
+  return *model(tokens, fields.positions, attention.find_seen(fields, fields, config),
+                inputs_btd=inputs_btd, **settings), fields
 
 
 def find_inputs(model, config: Config, trunks: Trunks):
@@ -167,7 +167,7 @@ def compute_states(model, config: Config, blocks: tuple, trunks: Trunks):
   """States of the closing tokens of `blocks` before the last layer: f32[b, r, d]."""
   x_btd, *_ = _read_trunks(model, config, trunks, num_layers=config.model.num_layers - 1)
   last_br = get_starts(blocks, trunks, config) - 1
-  return jnp.take_along_axis(x_btd, last_br[..., None], axis=1).astype(jnp.float32)
+  return transformer.take_tokens(x_btd, last_br).astype(jnp.float32)
 
 
 def get_starts(blocks: tuple, trunks: Trunks, config: Config):
@@ -203,10 +203,6 @@ def _make_room(filled, blocks: tuple, start_br, first: int, count: int):
                           _make_fields(blocks, start_br, first, count))
 
 
-def _see(query, key, config):
-  return attention.find_visible(query, key, config.layout, config.model.attention_tile_tokens)
-
-
 def read_prefix(model, config: Config, readouts: Readouts, trunks: Trunks, filled):
   """What `prefill` gives with the readouts' prefix, from what it gave without: in a second pass.
 
@@ -217,8 +213,9 @@ def read_prefix(model, config: Config, readouts: Readouts, trunks: Trunks, fille
   start_br = get_starts(readouts.blocks, trunks, config)
   tail = make_tail(readouts.prefix, readouts.blocks, start_br)
   cache, fields = _make_room(filled, readouts.blocks, start_br, 0, len(readouts.prefix))
-  x_btd, cache = model(tail.tokens, tail.fields.positions, _see(tail.fields, fields, config),
-                       cache=cache, offset=filled[2].positions.shape[1])
+  x_btd, cache = model(tail.tokens, tail.fields.positions,
+                       attention.find_seen(tail.fields, fields, config), cache=cache,
+                       offset=filled[2].positions.shape[1])
   return _take_last(x_btd, start_br, len(readouts.prefix)), cache, fields
 
 
@@ -254,8 +251,9 @@ def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw
   def extend(carry):
     count, last_br, done_br, out, cache = carry
     fields = _make_fields(readouts.blocks, start_br, num_prefix + count - 1, 1)
-    x_brd, cache = model(last_br, fields.positions, _see(fields, cache_fields, config),
-                         cache=cache, offset=width + (count - 1) * num_readouts)
+    x_brd, cache = model(last_br, fields.positions,
+                         attention.find_seen(fields, cache_fields, config), cache=cache,
+                         offset=width + (count - 1) * num_readouts)
     next_br = jnp.where(done_br, eos_id, choose(x_brd, count))
     out = jax.lax.dynamic_update_index_in_dim(out, next_br, count, 2)
     return count + 1, next_br, done_br | (next_br == eos_id), out, cache

@@ -121,7 +121,7 @@ def prefill(model, trunks, start_br, config: Config, tail):
       (0, 0), (0, 0), (0, inputs_btd.shape[1]), (0, 0), (0, 0))), kv, part)
   offset = fields.positions.shape[1]
   fields = _join(fields, rest)
-  x_btd, cache = model(None, rest.positions, find_visible(rest, fields, config), cache=cache,
+  x_btd, cache = model(None, rest.positions, attention.find_seen(rest, fields, config), cache=cache,
                        offset=offset, inputs_btd=inputs_btd)
   return x_btd[:, -1:], cache, fields
 
@@ -134,7 +134,7 @@ def _read(model, tokens_bt, fields: batch_lib.Fields, config, dropout_key=None):
   known = (fields.readout == 0) & ((fields.block == 0) | (tokens_bt == model.vocab_size))
   fields = batch_lib.Fields(fields.positions, jnp.where(known, fields.example, 0), fields.block,
                             fields.readout)
-  x_btd, kv = model(tokens_bt, fields.positions, find_visible(fields, fields, config),
+  x_btd, kv = model(tokens_bt, fields.positions, attention.find_seen(fields, fields, config),
                     dropout_key=dropout_key, return_kv=True)
   return x_btd, kv, fields
 
@@ -159,8 +159,8 @@ def _think(model, x_bed, start: batch_lib.Fields, kv, known: batch_lib.Fields, n
         fold_in_name(dropout_key, 'thought'), turn)
     cache = jax.tree.map(lambda *x: jnp.concatenate(x, 2), kv, part)
     thought_bed = make_thought(model, x_bed)
-    y_bed, cache = model(None, now.positions, find_visible(now, fields, config), dropout_key=key,
-                         cache=cache, offset=num_tokens + turn * num_examples,
+    y_bed, cache = model(None, now.positions, attention.find_seen(now, fields, config),
+                         dropout_key=key, cache=cache, offset=num_tokens + turn * num_examples,
                          inputs_btd=thought_bed)
     return (y_bed, jax.tree.map(lambda x: x[:, :, num_tokens:], cache)), thought_bed
   part = jax.tree.map(lambda x: jnp.zeros(
@@ -174,11 +174,6 @@ def make_thought(model, x_bed):
   added = getattr(model, 'added', None)
   projection = getattr(added, 'projection', None)
   return projection(x_bed) if projection else x_bed
-
-
-def find_visible(query, key, config):
-  """As `attention.find_visible`, of a run's own layout."""
-  return attention.find_visible(query, key, config.layout, config.model.attention_tile_tokens)
 
 
 def _advance(fields: batch_lib.Fields, count):

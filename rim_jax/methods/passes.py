@@ -23,8 +23,10 @@ import jax.numpy as jnp
 from rim_jax.config import Config
 from rim_jax.methods import coconut, codi
 from rim_jax.methods.method import AddedParam, Method
+from rim_jax.model import attention
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.sharding import BATCH, EMBED, constrain
+from rim_jax.model.transformer import take_tokens
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 
@@ -126,15 +128,15 @@ class Passes:
 
     @jax.checkpoint  # computed again in a gradient, as each later pass is
     def read_trunks():
-      return _read(model, _take(embedded_btd, trunks.index), trunks.fields, config,
+      return _read(model, take_tokens(embedded_btd, trunks.index), trunks.fields, config,
                    _fold_key(dropout_key, 1))
     x_bud, kv = read_trunks()
     blocks = _gather(trunks.tokens, trunks.fields, trunks.fields.block > 0,
                      limits.block_tokens or trunks.tokens.shape[1])
     in_rows = dataclasses.replace(
         blocks, index=jnp.take_along_axis(trunks.index, blocks.index, 1))
-    embedded_bwd = _take(embedded_btd, in_rows.index)
-    fed_bwd = self._go_on(model, embedded_bwd, _take(x_bud, blocks.index), kv, trunks.fields,
+    embedded_bwd = take_tokens(embedded_btd, in_rows.index)
+    fed_bwd = self._go_on(model, embedded_bwd, take_tokens(x_bud, blocks.index), kv, trunks.fields,
                           blocks, config, dropout_key)
     return _put(embedded_btd, in_rows, constrain(fed_bwd, BATCH, None, None))
 
@@ -150,14 +152,14 @@ class Passes:
     blocks = _gather(trunks.tokens, trunks.fields, trunks.fields.block > 0,
                      trunks.num_blocks * layout_lib.get_block_size(config.layout))
     num_tokens, num_blocks = trunks.tokens.shape[1], blocks.tokens.shape[1]
-    embedded_bwd = _take(embedded_btd, blocks.index)
+    embedded_bwd = take_tokens(embedded_btd, blocks.index)
     fed_bwd = jnp.concatenate([
-        self._go_on(model, embedded_bwd, _take(x_btd, blocks.index), kv, trunks.fields, blocks,
-                    config), model.embed(tail.tokens)], 1)
+        self._go_on(model, embedded_bwd, take_tokens(x_btd, blocks.index), kv, trunks.fields,
+                    blocks, config), model.embed(tail.tokens)], 1)
     new, keys = _find_keys(trunks.fields, blocks.fields, tail.fields)
     cache = jax.tree.map(lambda x: jnp.pad(
         x, ((0, 0), (0, 0), (0, fed_bwd.shape[1]), (0, 0), (0, 0))), kv)
-    x_bwd, cache = model(None, new.positions, coconut.find_visible(new, keys, config),
+    x_bwd, cache = model(None, new.positions, attention.find_seen(new, keys, config),
                          inputs_btd=fed_bwd, cache=cache, offset=num_tokens)
 
     def move(x):  # the blocks to their places in the trunk
@@ -165,7 +167,7 @@ class Passes:
       return jnp.concatenate([jax.vmap(lambda x, y: _put(x, blocks, y))(x, y), rest], 2)
     fields = jax.tree.map(lambda *x: jnp.concatenate(x, 1), trunks.fields, tail.fields)
     x_btd = (x_bwd[:, -start_br.shape[1]:] if tail.tokens.shape[1] else
-             _take(_put(x_btd, blocks, x_bwd), start_br - 1))
+             take_tokens(_put(x_btd, blocks, x_bwd), start_br - 1))
     return x_btd, jax.tree.map(move, cache), fields
 
   # 9 parameters: what the first pass found, and over which tokens.
@@ -180,7 +182,7 @@ class Passes:
     if self.count == 2:
       return feed(x_bwd)
     num_tokens, num_new = fields.positions.shape[1], blocks.tokens.shape[1]
-    visible = coconut.find_visible(*_find_keys(fields, blocks.fields), config)
+    visible = attention.find_seen(*_find_keys(fields, blocks.fields), config)
 
     # Computed again in a gradient: or each pass would keep the activations of a whole forward.
     @jax.checkpoint
@@ -199,7 +201,7 @@ class Passes:
 
 def _read(model, inputs_btd, fields: batch_lib.Fields, config, dropout_key=None):
   """A first pass: (x [b, t, d], keys and values)."""
-  return model(None, fields.positions, coconut.find_visible(fields, fields, config),
+  return model(None, fields.positions, attention.find_seen(fields, fields, config),
                inputs_btd=inputs_btd, dropout_key=dropout_key, return_kv=True)
 
 
@@ -224,10 +226,6 @@ def _gather(tokens_bt, fields: batch_lib.Fields, which_bt, count: int) -> _Token
       lambda x: jnp.take_along_axis(x, index_bw, 1), (tokens_bt, which_bt, fields))
   return _Tokens(tokens_bw, dataclasses.replace(
       fields, example=jnp.where(there_bw, fields.example, 0)), index_bw)
-
-
-def _take(x_btd, index_bw):
-  return jnp.take_along_axis(x_btd, index_bw[..., None], axis=1)
 
 
 def _put(x, some: _Tokens, values):

@@ -23,7 +23,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 import jax.numpy as jnp
 
-from rim_jax.config import LayoutConfig
+from rim_jax.config import Config, LayoutConfig
 from rim_jax.model import attention_gpu, sharding
 from rim_jax.model.attention_gpu import LEAST, MASKED, NAME, pad, see
 from rim_jax.model.sharding import BATCH, HEAD_DIM, HEADS, KV_HEADS, make_spec
@@ -65,6 +65,11 @@ def find_visible(query: batch_lib.Fields, key: batch_lib.Fields, layout: LayoutC
                      jnp.arange(num_queries))
   return Tiles(query, key, *attention_gpu.sort_tiles(jnp.moveaxis(seen, -1, 0)), tile_tokens,
                layout)
+
+
+def find_seen(query: batch_lib.Fields, key: batch_lib.Fields, config: Config):
+  """`find_visible` of a run's own layout and tiles."""
+  return find_visible(query, key, config.layout, config.model.attention_tile_tokens)
 
 
 def _get_platform() -> str:

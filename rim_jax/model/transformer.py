@@ -275,7 +275,7 @@ class Transformer(nnx.Module):
       x_btd, kv = nnx.merge(graphdef, layer)(
           x_btd, get_rotary(index), visible, layer_key, cached, offset)
       if collect_bp is not None:
-        return x_btd, _take_tokens(x_btd, collect_bp)
+        return x_btd, take_tokens(x_btd, collect_bp)
       return x_btd, kv if return_kv or cached is not None else None
     if self.config.remat != 'none':
       # In a loop the compiler cannot find that something is computed twice.
@@ -287,7 +287,7 @@ class Transformer(nnx.Module):
       return x_btd, found
     x_btd = self.final_norm(x_btd)
     if collect_bp is not None:
-      found = found.at[-1].set(_take_tokens(x_btd, collect_bp))
+      found = found.at[-1].set(take_tokens(x_btd, collect_bp))
     return x_btd, found
 
   def compute_logits(self, x):
@@ -316,7 +316,7 @@ class Transformer(nnx.Module):
 
   def compute_logits_at(self, x_btd, index_bs):
     """Logits of some tokens of rows: f32[b, s, v]."""
-    x_bsd = _take_tokens(x_btd, index_bs)
+    x_bsd = take_tokens(x_btd, index_bs)
     kernel_dv = self._get_output()
     if not sharding.is_split_by_ids(kernel_dv.shape[1]):
       return self.compute_logits(x_bsd)
@@ -324,7 +324,8 @@ class Transformer(nnx.Module):
     return constrain(_multiply_logits(x_bsd, kernel_dv), BATCH, None, LOGITS)
 
 
-def _take_tokens(x_btd, index_bp):
+def take_tokens(x_btd, index_bp):
+  """The tokens of each row at these places: [b, p, d]."""
   return jnp.take_along_axis(x_btd, index_bp[..., None], axis=1)
 
 
