@@ -299,14 +299,8 @@ def show_dry(sweep: Sweep, hardware: str, utilization: float, say) -> None:
                             sum(c.flops or 0 for c in known))
   say(f'total: {len(sweep.points)} points'
       + (f', {cost_lib.describe(total, machine, utilization)}' if known else '')
-      + (f'; the FLOPs of {len(found) - len(known)} are not known' * (len(known) < len(found))))
-  halving = sweep.halving
-  if halving:
-    count = len({grid_lib.name_setting(point) for point in sweep.points})
-    say(f'with --halve_at about {halving_lib.estimate_share(halving, count):.0%} of that, and more '
-        f'where a share ends between two of checkpoint.every_steps: of {count} settings '
-        + ', '.join(f'{kept} go on after {share:.0%}' for share, kept in halving_lib.list_kept(
-            halving, count)))
+      + (f'; the FLOPs of {len(found) - len(known)} are not known' * (len(known) < len(found)))
+      + '; less with --halve_at, which drops some' * bool(sweep.halving))
   say(f'hours: one point after the other on {machine.name} ({machine.num_chips} x '
       f'{machine.flops_per_sec / machine.num_chips / 1e12:.0f} TFLOP/s bf16), at an assumed '
       f'{utilization:.0%} of the peak (--utilization); a small model gets far less')

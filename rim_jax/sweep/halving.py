@@ -9,7 +9,6 @@ by shares of a run.
 
 import collections
 import dataclasses
-import itertools
 import math
 import statistics
 from typing import NamedTuple
@@ -121,20 +120,6 @@ def describe(setting: dict, rung: dict) -> str:
   return (f"after {rung['share']:.0%} of its budget: {setting['valid_acc']:.1%} of valid over "
           f"{setting['seeds']} of {setting['of_seeds']} seed(s), place {setting['rank']} of "
           f"{len(rung['settings'])}, of which {kept} go on")
-
-
-def list_kept(halving: Halving, num_settings: int) -> list[tuple[float, int]]:
-  """(share, how many go on after it), if no two settings are equal."""
-  counts = itertools.accumulate(halving.shares, lambda count, _: _count_kept(halving.keep, count),
-                                initial=num_settings)
-  return list(zip(halving.shares, itertools.islice(counts, 1, None)))
-
-
-def estimate_share(halving: Halving, num_settings: int) -> float:
-  """The part of the whole sweep's budget that is spent, if no two settings are equal."""
-  rungs = [(0.0, num_settings), *list_kept(halving, num_settings), (1.0, 0)]
-  return sum((end - begin) * left / num_settings
-             for (begin, left), (end, _) in itertools.pairwise(rungs))
 
 
 def _count_kept(keep: float, count: int) -> int:

@@ -743,7 +743,7 @@ def test_flags_of_halving_that_do_not_go_together_are_refused_and_its_cost_is_to
   assert main_lib.cli([*command, '--halve_at=0.25', '--controls', '--dry_run']) == 0
   told = capsys.readouterr().out
   assert 'of every run with blocks again, with --mode=controls' in told
-  assert 'with --halve_at about 62% of that' in told and 'of 2 settings 1 go on after 25%' in told
+  assert 'less with --halve_at, which drops some' in told
 
 
 @pytest.mark.slow

@@ -95,14 +95,9 @@ def test_the_best_by_the_mean_of_their_seeds_go_on(scores, keep, kept, monkeypat
   assert len(rung['settings']) == sum(any(x is not None for x in s) for s in scores.values())
 
 
-def test_what_it_spends():
-  """By hand: 8 settings to a quarter, 4 to a half, 2 to the end."""
-  found = halving.Halving((0.25, 0.5), 0.5)
-  assert halving.list_kept(found, 8) == [(0.25, 4), (0.5, 2)]
-  assert halving.list_kept(halving.Halving((0.5,), 1e-9), 3) == [(0.5, 1)]
-  assert halving.list_kept(halving.Halving((0.5,), 0.4), 3) == [(0.5, 2)]  # rounded up
-  assert halving.list_kept(halving.Halving((0.5,), 0.07), 100) == [(0.5, 7)]  # 7.000000000000001
-  assert halving.estimate_share(found, 8) == pytest.approx((8 / 4 + 4 / 4 + 2 / 2) / 8)
+def test_how_many_go_on_is_rounded_up():
+  assert [halving._count_kept(*found) for found in (
+      (0.5, 8), (1e-9, 3), (0.4, 3), (0.07, 100))] == [4, 1, 2, 7]  # 7.000000000000001
 
 
 @pytest.mark.parametrize('at, keep, told', [
