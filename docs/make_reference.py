@@ -49,8 +49,8 @@ trained, up to rounding: the groups
 and the keys
 {keys}.
 {held} may change as long as the same rows are read: their fingerprint is compared.
-There are two exceptions. With `distill.std` other than `example`, `train.num_micro_batches` may
-not change. With dropout it may, but another number of parts draws other units to drop.
+`train.num_micro_batches` has two limits. It may not change with `distill.std` other than `example`.
+With dropout it may change, but then training drops other units than before.
 '''
 _FLAGS_HEAD = '''<!-- Made by `python -m docs.make_reference` from rim_jax/command_line.py. -->
 # Flags: what `python -m rim_jax.main` takes

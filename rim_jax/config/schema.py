@@ -308,8 +308,8 @@ class IcotConfig:
   remove_per_epoch: Positive = 8.0  # Tokens removed in one epoch; 0.5: one in two epochs.
   # When this many tokens are due to be removed, the whole rest is removed.
   remove_all_beyond_tokens: AtLeastOne = 39
-  # Each time it is read, an example may lose o tokens more than are due. The probability that o is
-  # n or more is exp(-smoothing * n). 0: never more.
+  # An example may lose more tokens than are due, anew each time it is read. The probability of at
+  # least n more is exp(-smoothing * n). The value 0 turns this off.
   smoothing: Amount = 4.0
   hold_epochs: Amount = 0.0  # Epochs with the whole chain, before removal begins.
   reset_optimizer: bool = True  # Fresh optimizer moments each time more tokens are removed.
