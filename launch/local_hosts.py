@@ -4,7 +4,8 @@
       python -m rim_jax.main --config=configs/smoke.py
 
 What a pod does, without a pod: a dry run for users, the test bed of this project. Lines of process
-i begin with [i]. Where one process fails, the others are given --grace_secs to notice, then ended.
+i begin with [i]. Where one process fails, or all are asked to end (SIGTERM, Ctrl-C), the others are
+given --grace_secs, then ended.
 --dry-run prints the commands. To run the whole again where it fails, put launch/supervise.py before
 it: python launch/supervise.py -- python launch/local_hosts.py --processes=2 -- python -m ...
 
@@ -62,8 +63,11 @@ def choose_code(codes) -> int:
   return next(c for c in codes if c not in (supervise.DONE, supervise.STOPPED))
 
 
-def run_all(commands, environment, grace_secs, children, out=sys.stdout) -> int:
-  """Starts every command, passes on their lines, and waits; `children` is filled for signals."""
+def run_all(commands, environment, grace_secs, children, ending, out=sys.stdout) -> int:
+  """Starts every command, passes on their lines, and waits.
+
+  `children` is filled for signals; `ending` is an Event, set once they are asked to end.
+  """
   children[:] = [subprocess.Popen(c, env=environment, stdout=subprocess.PIPE,
                                   stderr=subprocess.STDOUT, text=True, errors='replace')
                  for c in commands]
@@ -76,11 +80,11 @@ def run_all(commands, environment, grace_secs, children, out=sys.stdout) -> int:
              for pair in enumerate(children)]
   for reader in readers:
     reader.start()
-  failed_at = None
+  ends_from = None
   while any(c.poll() is None for c in children):
-    if failed_at is None and any(c.poll() not in (None, 0) for c in children):
-      failed_at = time.monotonic()
-    if failed_at is not None and time.monotonic() - failed_at > grace_secs:
+    if ends_from is None and (ending.is_set() or any(c.poll() not in (None, 0) for c in children)):
+      ends_from = time.monotonic()
+    if ends_from is not None and time.monotonic() - ends_from > grace_secs:
       for child in children:
         if child.poll() is None:
           child.kill()
@@ -108,16 +112,17 @@ def main(argv):
     return 0
   supervise.check_program(command)
   supervise.ignore_profile()
-  children = []
+  children, ending = [], threading.Event()
 
   def pass_on(signum, frame):
+    ending.set()
     for child in children:
       if child.poll() is None:
         child.send_signal(signum)
   signal.signal(signal.SIGTERM, pass_on)
   signal.signal(signal.SIGINT, pass_on)
   commands = make_commands(command, args.processes, args.port or find_port())
-  return run_all(commands, environment, args.grace_secs, children)
+  return run_all(commands, environment, args.grace_secs, children, ending)
 
 
 if __name__ == '__main__':

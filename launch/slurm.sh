@@ -53,9 +53,14 @@ if [ -n "${CONTAINER:-}" ]; then
   IFS=, read -ra seen <<< "$here${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}"
   for mount in "${seen[@]}"; do mounts+=("$mount:$mount"); done
   # What is written elsewhere would be gone with the container, without a word.
-  for word; do
-    path=${word#--*=}
-    [[ $word == --*=/* ]] || continue
+  for word in "${@:2}"; do  # the program itself may be the image's
+    path=${word#-*=}
+    case $path in
+      '~'*) path=$HOME${path#'~'} ;;
+      ..*) path=$(realpath -m "$here/$path") ;;
+      /*) ;;
+      *) continue ;;
+    esac
     for mount in "${seen[@]}"; do [[ $path/ == "${mount%/}"/* ]] && continue 2; done
     echo "error: $word: the container does not see it; name a directory above it in CONTAINER_MOUNTS" >&2
     exit 2

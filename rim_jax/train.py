@@ -291,7 +291,7 @@ def _finish(run: StageRun, tools: Instruments, state, start: int, end: int) -> N
   if num_steps > start:
     tools.writer.write(num_steps, spent)
   run.say(f'{run.workdir.name}: {num_steps} steps done; {_describe_time(spent)}')
-  if tools.stop.is_lost:  # it came while the last step was evaluated, or saved
+  if tools.stop.was_set:  # at the last step, or while that was evaluated or saved
     raise Stopped(f'{run.workdir}: asked to end; all {num_steps} steps are saved, the same command '
                   'goes on')
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import local_hosts
@@ -193,7 +194,7 @@ def test_scripts_that_the_docs_run_can_be_run():
 def test_a_hanging_process_is_ended_after_the_grace():
   sleeper = [sys.executable, '-c', 'import time; time.sleep(600)']
   failing = [sys.executable, '-c', 'raise SystemExit(76)']
-  assert local_hosts.run_all([sleeper, failing], None, 0.5, []) in (-9, 76)
+  assert local_hosts.run_all([sleeper, failing], None, 0.5, [], threading.Event()) in (-9, 76)
 
 
 def dry_run(script, *args):
@@ -235,6 +236,11 @@ def test_a_container_sees_what_a_command_names_or_the_job_is_refused(tmp_path):
   line = shlex.split(run(f'--workdir={tmp_path}/run', '--config.data.dir=data').stdout)
   assert {'--container-image=image', f'--container-mounts={tmp_path}:{tmp_path}',
           f'--container-workdir={tmp_path}'} <= set(line)
+  for words in (['--workdir', '/shared/run'], ['-workdir=/shared/run'], ['--workdir=~/run'],
+                ['--workdir=../run']):
+    refused = run(*words)
+    assert refused.returncode == 2 and 'the container does not see it' in refused.stderr, words
+  assert run('--workdir=runs/a', '--workdir=./a', f'--workdir={tmp_path}').returncode == 0
   for mounts in ('', '/scratch', '/shared/runs', '/shar'):
     refused = run('--workdir=/shared/run', mounts=mounts)
     assert refused.returncode == 2 and not refused.stdout

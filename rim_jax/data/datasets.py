@@ -100,9 +100,10 @@ class Dataset:
     if not path.exists():
       return [f'{name}: not compared with train, which an earlier version prepared in '
               f'{self.directory}; delete this directory to have it compared']
-    hashes = path.read_bytes()
-    train = {hashes[i:i + _HASH_BYTES] for i in range(0, len(hashes), _HASH_BYTES)}
-    num_shared = sum(_hash_question(record.question) in train for record in records)
+    asked = collections.Counter(_hash_question(record.question) for record in records)
+    with path.open('rb') as file:
+      shared = {x for x in iter(lambda: file.read(_HASH_BYTES), b'') if x in asked}
+    num_shared = sum(asked[x] for x in shared)
     return [f'{name}: {num_shared} of its questions are also in train'] if num_shared else []
 
 

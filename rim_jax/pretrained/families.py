@@ -276,8 +276,7 @@ def read_tokenizer_config(path: pathlib.Path) -> dict:
   if gguf_lib.is_gguf(path):
     header = gguf_lib.read_header(path)
     tree = {f'{name}_token': gguf_lib.get_token(header, name) for name in ('bos', 'eos')} | {
-        'chat_template': header.metadata.get('tokenizer.chat_template'),
-        'tokenizer_class': 'PreTrainedTokenizerFast'}
+        'chat_template': header.metadata.get('tokenizer.chat_template')}
     return {key: value for key, value in tree.items() if value is not None}
   file, template = path / 'tokenizer_config.json', path / 'chat_template.jinja'
   tree = load_json(file) if file.exists() else {}

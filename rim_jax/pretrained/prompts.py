@@ -48,7 +48,7 @@ def write_tokenizer(folder, config, base) -> list[int]:
   if tokenizer_lib.make_inside(used) is not used:
     used = tokenizer_lib.make_first_only(used)
   used.save(str(folder / 'tokenizer.json'))
-  _write_settings(folder, config, base, used, used is not tokenizer)
+  _write_settings(folder, config, base, used)
   return ids
 
 
@@ -61,12 +61,8 @@ def _begin_as_run(tokenizer, bos):
   return tokenizer_lib.make_begin(tokenizer, bos) if is_other else tokenizer
 
 
-def _write_settings(folder, config, base, tokenizer, is_whole) -> None:
-  """The files that engines read beside tokenizer.json, with the run's bos and eos.
-
-  Args:
-    is_whole: whether tokenizer.json alone has the run's ids, or something else adds a bos.
-  """
+def _write_settings(folder, config, base, tokenizer) -> None:
+  """The files that engines read beside tokenizer.json, with the run's bos and eos."""
   added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
 
   def put_ends(tree):
@@ -88,8 +84,8 @@ def _write_settings(folder, config, base, tokenizer, is_whole) -> None:
   # for more than that of tokenizer.json.
   settings['tokenizer_class'] = 'PreTrainedTokenizerFast'
   settings.pop('added_tokens_decoder', None)
-  if is_whole:  # left open, llama.cpp has its own mind
-    settings |= {'add_bos_token': bool(config.tokenizer.bos_token), 'add_eos_token': False}
+  # Left open, llama.cpp has its own mind.
+  settings |= {'add_bos_token': bool(config.tokenizer.bos_token), 'add_eos_token': False}
   write_json(folder / _SETTINGS, settings)
   if not is_gguf and (base.folder / _TOKENS).exists():
     tokens = read(_TOKENS)

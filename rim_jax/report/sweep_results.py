@@ -155,8 +155,8 @@ def find_otherwise(states) -> list[str]:
       told, wanted = getattr(found, key), getattr(asked, key)
       if told not in (None, wanted):  # earlier versions did not tell
         lines.append(f'{state.point.name} was evaluated with eval.{key}={told}, and this sweep '
-                     f'asks for {wanted}; evaluate it so with --point={state.point.name} '
-                     '--mode=eval')
+                     f'asks for {wanted}; evaluate it so with --workdir={state.folder} --mode=eval '
+                     f'--config.eval.{key}={wanted}')
   return lines
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import scipy  # `scipy.stats` itself is loaded when it is first needed: it takes a second
 
 CONFIDENCE = 0.95  # of an interval
+_NO_SPREAD = 1e-9  # a standard error of equal accuracies, which may differ in rounding
 
 
 def group(pairs) -> dict:
@@ -53,6 +54,8 @@ def is_apart(high: Summary, low: Summary, num_compared: int = 1) -> bool:
   """
   if not (high.stderr and low.stderr) or high.mean <= low.mean:
     return False
+  if min(high.stderr, low.stderr) <= _NO_SPREAD:
+    return False
   p_value = scipy.stats.ttest_ind_from_stats(
       high.mean, high.stderr * high.count**0.5, high.count,
       low.mean, low.stderr * low.count**0.5, low.count, equal_var=False).pvalue
@@ -88,7 +91,7 @@ def summarize_pairs(differences: list[tuple[object, float]]) -> Effect:
   """
   told = summarize([summarize(values).mean for values in group(differences).values()])
   interval = None
-  if told.stderr and told.stderr > 1e-9:  # differences of equal accuracies may differ in rounding
+  if told.stderr and told.stderr > _NO_SPREAD:
     reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, told.count - 1)) * told.stderr
     interval = (told.mean - reach, told.mean + reach)
   why = '' if interval else 'one seed' if told.count == 1 else 'every seed differs by the same'

@@ -286,14 +286,14 @@ class StopSignal:
     self._asked = True
 
   @property
-  def is_lost(self) -> bool:
-    """Whether the run was asked, and nothing keeps the notice for a loop to come."""
+  def was_set(self) -> bool:
+    """Whether the run was asked in this loop; nothing keeps such a notice for another one."""
     return self._asked
 
   def is_set(self) -> bool:
-    if not self._is_jax_s:
-      return self._asked
-    return multihost_utils.reached_preemption_sync_point(next(self._count))
+    if self._is_jax_s:
+      self._asked = multihost_utils.reached_preemption_sync_point(next(self._count))
+    return self._asked
 
 
 class Watchdog:

@@ -25,6 +25,7 @@ from rim_jax import reader, terminal
 from rim_jax.errors import RunError, UserError
 from rim_jax.runtime import run_folder, status, storage
 
+_MOST_SCALARS = 10_000  # of one line: none waits for room in the queue of a thread that died
 BEGAN = time.monotonic()  # near enough to the process's start
 
 
@@ -98,7 +99,8 @@ class Events:
     self._target = epath.Path(workdir) / 'tensorboard'
     self._scratch = tempfile.TemporaryDirectory() if storage.is_bucket(workdir) else None
     self._writer = tensorboardX.SummaryWriter(
-        self._scratch.name if self._scratch else str(self._target), purge_step=start_step + 1)
+        self._scratch.name if self._scratch else str(self._target), purge_step=start_step + 1,
+        max_queue=_MOST_SCALARS)
 
   def add(self, step: int, values: dict) -> None:
     self._check()

@@ -85,9 +85,10 @@ def test_a_run_that_was_evaluated_otherwise_than_asked_is_told(tmp_path):
   assert asked.checkpoint == 'best' and asked.max_new_tokens != 3
   assert support_sweep.conclude(states, tmp_path)['warnings'] == [
       f'a=1 was evaluated with eval.max_new_tokens=3, and this sweep asks for '
-      f'{asked.max_new_tokens}; evaluate it so with --point=a=1 --mode=eval',
+      f'{asked.max_new_tokens}; evaluate it so with --workdir={states[0].folder} --mode=eval '
+      f'--config.eval.max_new_tokens={asked.max_new_tokens}',
       'a=2 was evaluated with eval.checkpoint=last, and this sweep asks for best; evaluate it so '
-      'with --point=a=2 --mode=eval']
+      f'with --workdir={states[1].folder} --mode=eval --config.eval.checkpoint=best']
 
 
 def test_runs_that_are_missing_are_named_beside_the_best(tmp_path):

@@ -33,7 +33,9 @@ def test_means_are_apart_as_welch_s_test_says_whatever_number_is_compared():
   assert most >= 1 and stats.is_apart(high, low, most) and not stats.is_apart(high, low, most + 1)
   assert not stats.is_apart(low, high)
   assert not stats.is_apart(high, stats.summarize([0.1]))  # one seed tells nothing of others
-  assert not stats.is_apart(stats.summarize([1.0] * 3), stats.summarize([0.9] * 3))
+  for same in (0.7, 1.0):  # the standard error of three times 0.7 is 8e-17
+    assert not stats.is_apart(stats.summarize([same] * 3), stats.summarize([0.1] * 3))
+    assert not stats.is_apart(stats.summarize([same] * 3), stats.summarize([0.1, 0.2, 0.3]))
 
 
 @pytest.mark.parametrize('num_settings', [2, 7])

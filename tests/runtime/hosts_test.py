@@ -15,6 +15,7 @@ import zlib
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 import pytest
 
 from rim_jax import main as main_lib
@@ -186,6 +187,16 @@ def test_sigterm_is_noticed_and_the_handler_given_back():
     os.kill(os.getpid(), signal.SIGTERM)
     assert stop.is_set()
   assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_launched_run_knows_that_its_last_step_was_the_one_agreed_on(monkeypatch):
+  """JAX says so once: asked again, at the next stage's steps, it does not."""
+  answers = iter([False, True])
+  monkeypatch.setattr(jax.distributed, 'is_initialized', lambda: True)
+  monkeypatch.setattr(multihost_utils, 'reached_preemption_sync_point', lambda _: next(answers))
+  with hosts.StopSignal() as stop:
+    assert not stop.is_set() and not stop.was_set
+    assert stop.is_set() and stop.was_set
 
 
 def watch(stall_secs, beats, wait):

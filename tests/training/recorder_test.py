@@ -111,7 +111,7 @@ def test_a_writer_of_tensorboard_that_has_died_ends_the_run_and_hangs_nothing(tm
   def fail(*unused):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
   events._ev_writer.write_event = fail
-  writer.write(1, {'train/loss': 2.0})
+  writer.write(1, {f'train/{i}': 2.0 for i in range(40)})  # all of a line, whenever it dies
   events._worker.join(20)
   with pytest.raises(RunError, match='a write of TensorBoard has failed; make room there, or set'):
     writer.write(2, {'train/loss': 2.0})
