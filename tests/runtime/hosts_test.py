@@ -14,8 +14,8 @@ import time
 import zlib
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
+import numpy as np
 import pytest
 
 from rim_jax import main as main_lib
