@@ -195,6 +195,9 @@ def test_a_hanging_process_is_ended_after_the_grace():
   sleeper = [sys.executable, '-c', 'import time; time.sleep(600)']
   failing = [sys.executable, '-c', 'raise SystemExit(76)']
   assert local_hosts.run_all([sleeper, failing], None, 0.5, [], threading.Event()) in (-9, 76)
+  ending = threading.Event()
+  ending.set()  # asked to end: what does not would outlive its supervisor
+  assert local_hosts.run_all([sleeper, sleeper], None, 0.5, [], ending) == -9
 
 
 def dry_run(script, *args):
