@@ -312,9 +312,9 @@ def make_llama3_2_1b(method: str):
     python -m rim_jax.main --config=configs/rim.py:llama3_2_1b --config.model.init_from=DIR \\
         --config.data.dir=GSM8K_AUG --config.optim.learning_rate=RATE
 
-  Without init_from the model is read from models/Llama-3.2-1B. Cost: one 80 GB GPU or a v5e of 16
-  chips (`--mode=plan`: 2.4 GiB a chip for 32 rows); 1.8e18 FLOPs or 1.2 H100 hours, estimated as
-  for GPT-2. Score: not measured. The paper (arXiv 2605.30343) reports on GSM8K: RiM 42.1 %, direct
+  Without init_from the model is read from models/Llama-3.2-1B. Cost: one 80 GB GPU or a v5e of 8
+  chips (`--mode=plan`: 7.6 of 16 GiB for 32 rows); 1.8e18 FLOPs or 1.2 H100 hours, estimated as for
+  GPT-2. Score: not measured. The paper (arXiv 2605.30343) reports on GSM8K: RiM 42.1 %, direct
   23.9 %, Coconut 36.9 %, chain of thought 49.1 %.
   """
   return _make_pretrained(method, 'models/Llama-3.2-1B', 8e-4)
@@ -326,10 +326,10 @@ def make_llama3_2_3b(method: str):
     python -m rim_jax.main --config=configs/rim.py:llama3_2_3b --config.model.init_from=DIR \\
         --config.data.dir=GSM8K_AUG --config.optim.learning_rate=RATE
 
-  Without init_from the model is read from models/Llama-3.2-3B. Cost: a v5e of 32 chips, or one 80
-  GB GPU with micro-batches; 4.8e18 FLOPs or 3.4 H100 hours, estimated as for GPT-2. Score: not
-  measured. By the paper's figures (arXiv 2605.30343), on GSM8K: RiM 48.8 %, direct 36.2 %, Coconut
-  41.3 %.
+  Without init_from the model is read from models/Llama-3.2-3B. Cost: a v5e of 8 chips with
+  fsdp=8, or one 80 GB GPU with micro-batches; 4.8e18 FLOPs or 3.4 H100 hours, estimated as for
+  GPT-2. Score: not measured. By the paper's figures (arXiv 2605.30343), on GSM8K: RiM 48.8 %,
+  direct 36.2 %, Coconut 41.3 %.
   """
   return _make_pretrained(method, 'models/Llama-3.2-3B', 3e-4)
 

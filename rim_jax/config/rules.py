@@ -204,7 +204,7 @@ def _find_prosqa_problems(data):
        f'data.prosqa.min_nodes={prosqa.min_nodes} is below the {least} that two chains of '
        f'data.prosqa.min_hops={prosqa.min_hops} take'),
       (not needed <= prosqa.num_concepts <= 38,
-       f'data.prosqa.num_concepts={prosqa.num_concepts} must be {needed} to 38, that there are; '
+       f'data.prosqa.num_concepts={prosqa.num_concepts} must be {needed} to 38 (there are 38); '
        'max_nodes - 2 at least'),
       (data.step_marks,
        "data.step_marks=True is for arithmetic; data.source='prosqa' has none"))

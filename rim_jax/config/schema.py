@@ -71,7 +71,7 @@ class ProsqaConfig:
   # again, in another order; this is practice in reading.
   steps: Literal['path', 'facts'] = 'path'
   # Different names to draw from.
-  num_names: Annotated[int, Limit('must be 2 to 17, that there are', lambda v: 2 <= v <= 17)] = 17
+  num_names: Annotated[int, Limit('must be 2 to 17 (there are 17)', lambda v: 2 <= v <= 17)] = 17
   num_concepts: int = 38  # Different concepts to draw from: at most 38, at least max_nodes - 2.
   num_train: AtLeastOne = 18_000  # Training problems.
   num_valid: AtLeastOne = 300  # Validation problems, where data.dir has no valid file.

@@ -283,7 +283,7 @@ def describe_best(conclusion: Conclusion) -> str:
     told += f" Equal on valid: {', '.join(best.equal)}."
   doubtful = [name for name in best.doubtful if name not in best.equal]
   if doubtful:
-    told += f" The seeds do not tell these from it: {', '.join(doubtful)}."
+    told += f" On other seeds these may be as good: {', '.join(doubtful)}."
   missing = [f'{e.name} ({e.num_done} of {e.num_points} done)' for e in conclusion.entries
              if e.num_done < e.num_points and not e.dropped]
   if missing:
