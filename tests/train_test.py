@@ -370,6 +370,22 @@ def test_any_method_begins_with_the_run_that_is_named_and_its_card_says_which(
       make_config(cache, 'rim', train__init_from=str(mine)), tmp_path / 'rim', say=QUIET)
 
 
+def test_memory_rows_that_no_run_has_trained_begin_as_this_run_asks(cache, whole, use_devices):
+  asked = {'model__memory_init': 'token', 'model__memory_token': 3, 'model__memory_noise': 0.0}
+  config = make_config(cache, 'pause', **asked)
+  task = train_lib.make_task(config, QUIET)
+  program = step_lib.make_program(config, task.vocab_size, 5, task.mesh)
+  written = whole(make_config(cache, 'cot', train__num_examples=8), use_devices)
+  params = state_lib.initialize(task, program, written, QUIET)[0].params
+  arrays, _ = support_runs.read_checkpoint(written)
+  embedding = arrays["['params']['embedding']"]
+  np.testing.assert_array_equal(params['embedding'], embedding)
+  np.testing.assert_array_equal(params['memory'], np.tile(embedding[3], (3, 1)))
+  # Trained ones are kept, so nothing else can be asked for.
+  with pytest.raises(UserError, match="has model.memory_init='mean', this run has 'token'"):
+    state_lib.initialize(task, program, whole(make_config(cache), use_devices), QUIET)
+
+
 def test_stage_two_begins_with_stage_ones_parameters_and_a_fresh_optimizer(
     cache, whole, use_devices):
   config = make_two_stages(cache)

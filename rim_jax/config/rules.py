@@ -173,24 +173,32 @@ def _find_loop_problems(config):
         (loop.rule, f"loop.rule='{loop.rule}' changes nothing for method '{method}'; use ''"),
         *((value > 1, f"{key}={value}: method '{method}' has no blocks that could be read again; "
            'use 0') for key, value in asked.items()))
+  fed_by = 'gate' if config.loop_rule == 'gate' else 'projection' if loop.projection else ''
   return list_broken(*(
-      (value > 1 and loop.num_passes == 1 and config.loop_rule == 'gate',
-       f'{key}={value}: with loop.num_passes=1 no gate was trained that could feed a second pass; '
-       f'train with 2 or more, or use {key}=0') for key, value in asked.items()))
+      (value > 1 and loop.num_passes == 1 and fed_by,
+       f'{key}={value}: with loop.num_passes=1 no {fed_by} was trained that could feed a second '
+       f'pass; train with 2 or more, or use {key}=0') for key, value in asked.items()))
 
 
 def _find_aux_problems(config):
   """What is wrong with steps that thoughts spell."""
-  aux, facts = config.aux, config.facts
+  aux, facts, layout = config.aux, config.facts, config.layout
   one_by_one = facts.has_thoughts and facts.feeds_back
-  thoughts = config.coconut.thoughts_per_step if facts.make_stages else config.layout.block_tokens
+  replacing = config.coconut.thoughts_per_step  # thoughts of a curriculum that replace one step
+  skipped = layout.skip_steps if facts.skips_steps and layout.num_blocks else 0
   return [] if aux.decoder == 'none' else list_broken(
       (not one_by_one,
        f"aux.decoder='{aux.decoder}': method '{config.method}' has no thoughts, found one by one, "
        "that could spell a step; use 'none'"),
-      (one_by_one and thoughts % aux.group_tokens,
-       f'aux.group_tokens={aux.group_tokens} does not divide the {thoughts} thoughts of a block; '
-       'use a number that does'))
+      (facts.make_stages and one_by_one and replacing != aux.group_tokens,
+       f'aux.group_tokens={aux.group_tokens}: the coconut.thoughts_per_step={replacing} thoughts '
+       f'that replace a step together spell it; use {replacing}'),
+      (one_by_one and not facts.make_stages and layout.block_tokens % aux.group_tokens,
+       f'aux.group_tokens={aux.group_tokens} does not divide the {layout.block_tokens} thoughts of '
+       'a block; use a number that does'),
+      (one_by_one and skipped > 0 and layout.block_tokens != skipped * aux.group_tokens,
+       f'aux.group_tokens={aux.group_tokens}: layout.block_tokens={layout.block_tokens} thoughts '
+       f'are not so many for each of the layout.skip_steps={skipped} steps that they replace'))
 
 
 def _find_prosqa_problems(data):

@@ -323,15 +323,6 @@ def pick(result: values.EvalResult) -> dict:
               block_acc=result.block_acc)
 
 
-def reset_rows(network: Network) -> dict:
-  """The parameters with memory rows as the config initialises them, all else as it is."""
-  def make(model, config):
-    model.reset_memory(fold_in_name(jax.random.key(config.seed), 'controls'))
-    return model.memory[...].astype(network.params['memory'].dtype)
-  rows = network.jit(make, out_shardings=network.params['memory'].sharding)(*network.arrays)
-  return dict(network.params, memory=rows)
-
-
 def run_controls(network: Network, records, say=print) -> dict:
   """Every control that this checkpoint alone can answer, in the order of `CONTROLS`.
 
@@ -344,13 +335,17 @@ def run_controls(network: Network, records, say=print) -> dict:
   say(f"as trained: {base.final_acc:.1%}")
   reader = Reader(decoder, records)
   scorer = Scorer(records, reader.donors, [p.block_predictions for p in predictions])
-  trained = (not config.facts.blocks_are_steps
-             and config.layout.stage2_depth0_readout)
+  prefix = decoder.network.codec.template.answer_prefix  # also where a chain is written else
+  trained = {'readout_trained': (not config.facts.blocks_are_steps
+                                 and config.layout.stage2_depth0_readout),
+             'chain_trained': not prefix and (config.facts.learns_steps
+                                              or config.layout.paired_readout)}
   entries = {
       'as_trained': pick(base),
-      'no_blocks': pick(scores.evaluate(decoder, records, 0)[0]) | {'readout_trained': trained},
+      'no_blocks': pick(scores.evaluate(decoder, records, 0, prefix=prefix)[0]) | trained,
       'untrained_rows': pick(scores.evaluate(
-          decoder.with_params(reset_rows(network)), records, num_blocks)[0]),
+          decoder.with_params(network.draw_rows(fold_in_name(
+              jax.random.key(config.seed), 'controls'))), records, num_blocks)[0]),
   }
   for name, (change, sees_question) in _CHANGES.items():
     if name == 'permuted' and num_blocks == 1:

@@ -16,6 +16,10 @@ Departures from the source:
 - In the last stage the answer's prefix is given; where steps are still written before it, it is
   trained as their text.
 - The optimizer begins anew with each stage; there with each epoch.
+- Every record of a stage has as many thoughts, also one with fewer steps (there an option); the
+  rows of `<b>` and `</b>` train also where else adapters alone do.
+- Under dropout the pass over the whole row reads the thoughts by other masks than the turns that
+  found them: what later tokens see of a thought is not what the next thought was found from.
 
 Array suffixes beside model/transformer.py's: e examples of a row, j turns.
 

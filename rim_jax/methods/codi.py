@@ -19,6 +19,9 @@ Departures from the source:
 - The rows of `<b>` and `</b>` train, as RiM's do; in the source new rows stay as they begin.
 - Positions and visibility do not know of padding: what shares a batch changes no logit.
 - There is no seventh thought, which the source computes and never reads.
+- Under dropout thoughts are found and read by different masks (methods/coconut.py).
+- Steps are joined by `layout.step_separator`, and no record is left out for its answer or length.
+- Both losses are means, so `curriculum.normalize` changes nothing.
 
 Source: arXiv 2502.21074; github.com/zhenyi4/codi.
 """

@@ -3,8 +3,9 @@
 A modifier. Readouts alone teach RiM's blocks, and a readout may take what it likes from the
 question, so that a block need not hold what is read after it. Here token j of r_k is predicted at
 the j-th `<m>` of block k, too, of all blocks at once and without a readout. The loss grows by
-`curriculum.inside_weight` times the mean over these tokens, in both stages: in stage 2 the steps
-stay targets inside the blocks alone. Of a step longer than a block its first tokens are predicted;
+`curriculum.inside_weight` times the mean of their losses, in both stages: over records of the mean
+of each, or over tokens with `curriculum.reduction='token'`. In stage 2 the steps stay targets
+inside the blocks alone. Of a step longer than a block its first tokens are predicted;
 blocks beyond the last step predict nothing inside. Rows have no token more, and answering does not
 change.
 

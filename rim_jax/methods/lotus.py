@@ -16,6 +16,8 @@ Departures from the source:
 - `lotus.one_pass` reads latents once in every stage; with no weight on what they predict, this is
   "pause as thought" of arXiv 2412.06769.
 - The new rows begin as `model.memory_init` says, not as copies of `<<`.
+- What latents predict is asked after the last pass alone, of every step; the authors' recipe for 1B
+  models asks each step after a pass of its own. Their rule `replace` is not here.
 
 Source: arXiv 2606.31779; github.com/yingfan-bot/lotus.
 """

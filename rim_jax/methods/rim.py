@@ -5,6 +5,13 @@ come early; in stage 2 every block's readout says the answer, and alpha_k makes 
 more. Weights are traced and run on the device inside the train step, so a batch that was prefetched
 long ago cannot carry a stale one.
 
+Readings of the paper, where it leaves a choice (docs/reproduction.md has each key):
+
+- A readout's loss is the mean over its tokens, and the sum is divided by the total weight, so that
+  fading moves the emphasis and does not shrink the gradient.
+- With the schedule `relative` all steps of a record have faded at the end of the stage. `absolute`
+  has one n for all; its default, 10, is below GSM8K-Aug's 13 steps (configs/sweeps/absolute.py).
+
 Source: docs/concepts.md; arXiv 2605.30343.
 """
 

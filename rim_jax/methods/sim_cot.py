@@ -16,10 +16,11 @@ Departures from the source:
   reads whole rows, the rest as padding, and embeds steps by its own table; theirs may be another
   model, and on Coconut embeds by the host's table. It copies the network that the whole run begins
   with, before any stage; from scratch it has learned nothing when thoughts first come.
-- The loss is the mean over readouts of their mean token loss, of the whole update; there it is, on
-  Coconut, a sum over tokens.
+- The loss is the mean over readouts of their mean token loss, of the whole update (over tokens with
+  `curriculum.reduction='token'`); there it is, on Coconut, a sum over tokens.
 - It is there in each stage of a curriculum that has thoughts; there in the last alone.
-- On CODI there is no seventh vector, which nobody feeds.
+- On CODI there is no seventh vector, which nobody feeds, and by default (`aux.last_step`) thoughts
+  also spell the last step, which CODI's written chain leaves out.
 
 Source: arXiv 2509.20317; github.com/InternLM/SIM-CoT.
 """

@@ -216,9 +216,9 @@ def _attend_splash(q_bthk, k_bcnk, v_bcnk, tiles, interpret=False):
                                if f.name.startswith('block_')})
 
   def attend_row(q_ngtk, k_nck, v_nck, row):
-    # The kernel divides by zero where a query sees nothing: padding sees itself.
-    t, c = row.query.positions.shape[0], row.key.positions.shape[0]
-    mask_tc = see(row.query, row.key, row.layout) | (jnp.arange(t)[:, None] == jnp.arange(c)[None])
+    # The kernel divides by zero where a query sees nothing, as padding does: it sees the first key.
+    mask_tc = see(row.query, row.key, row.layout)
+    mask_tc |= ~mask_tc.any(1, keepdims=True) & (jnp.arange(mask_tc.shape[1])[None] == 0)
     kernel = splash.make_splash_mqa(mask_tc[None], block_sizes=sizes, head_shards=1,
                                     q_seq_shards=1, residual_checkpoint_name=NAME,
                                     interpret=interpret)

@@ -41,3 +41,12 @@ class Network:
     def run(params, frozen, *args):
       return function(merge_model(graphdef, params, frozen), config, *args)
     return jax.jit(run, static_argnums=range(2, 2 + num_static), out_shardings=out_shardings)
+
+  def draw_rows(self, key) -> dict:
+    """The parameters with memory rows as `model.memory_init` begins them, all else as it is."""
+    old = self.params['memory']
+
+    def make(model, config):
+      model.reset_memory(key)
+      return model.memory[...].astype(old.dtype)
+    return dict(self.params, memory=self.jit(make, out_shardings=old.sharding)(*self.arrays))

@@ -133,7 +133,8 @@ def _show_control(key, control: ControlResult, _) -> Cell:
     lines.append(f'not given: controls.{key}_dir')
   notes = [note for note in (
       control.n and cell(number(control.n), ' questions'),
-      control.readout_trained and 'a readout was trained there', clean(control.run or ''),
+      control.readout_trained and 'a readout was trained there',
+      control.chain_trained and 'trained to write a chain there', clean(control.run or ''),
       _tell_differences(control)) if note]
   told = stack(lines or [MISSING])
   return told.note(join(notes, '; ')) if notes else told

@@ -255,7 +255,8 @@ class ControlResult(Value):
   final_donor_model_acc_stderr: float | None = None
   block_donor_model_acc: list[float] | None = None
   differs: list[str] | None = None  # keys that a matched run has otherwise
-  readout_trained: bool | None = None
+  readout_trained: bool | None = None  # the answer, at the place where it is read
+  chain_trained: bool | None = None  # a written chain, at that place
   none: str | None = None
 
 

@@ -77,6 +77,8 @@ class Scales:
   """What turns sums over an update into means of their own, once the norm has divided them."""
   kinds: dict[int, jax.Array]  # by kind of slot, for those of `Method.means`
   pairs: jax.Array
+  # Norm of each supervised slot where every weight has faded: the means stay, and the norm is 1.
+  faded: jax.Array
 
 
 def compute_scales(batch: batch_lib.Batch, step, num_steps, config: Config) -> Scales:
@@ -84,10 +86,14 @@ def compute_scales(batch: batch_lib.Batch, step, num_steps, config: Config) -> S
   method = methods.get_method(config)
   weights, norm = _weigh(batch, step, num_steps, config)
   kinds = method.means(config) if method.means else {}
+  num_slots = (batch.slot_kind != batch_lib.SLOT_PAD).sum()
+  faded = jnp.where(norm > 0, 0.0, divide_or_zero(1.0, num_slots)) if (
+      kinds or method.losses) else jnp.zeros(())
+  norm = norm + faded * num_slots
   return Scales(
       {kind: share * divide_or_zero(norm, jnp.where(batch.slot_kind == kind, weights, 0.0).sum())
        for kind, share in kinds.items()},
-      divide_or_zero(norm, (batch.slot_pair >= 0).sum()))
+      divide_or_zero(norm, (batch.slot_pair >= 0).sum()), faded)
 
 
 def compute_slot_weights(batch: batch_lib.Batch, step, num_steps, config: Config,
@@ -110,7 +116,7 @@ def compute_slot_weights(batch: batch_lib.Batch, step, num_steps, config: Config
   scales = scales or compute_scales(batch, step, num_steps, config)
   for kind, scale in scales.kinds.items():
     weights = jnp.where(batch.slot_kind == kind, weights * scale, weights)
-  return weights, norm
+  return weights, norm + scales.faded * (batch.slot_kind != batch_lib.SLOT_PAD).sum()
 
 
 def _weigh(batch, step, num_steps, config):

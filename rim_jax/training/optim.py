@@ -1,5 +1,7 @@
 """AdamW, its schedule, and which parameters decay."""
 
+import functools
+
 import jax
 import optax
 
@@ -24,10 +26,10 @@ def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
   return optax.join_schedules([ramp, after], [warmup])
 
 
-def make_decay_mask(params):
-  """True where weight decay applies, by parameter name."""
+def make_decay_mask(params, idle=()):
+  """True where weight decay applies, by parameter name; nowhere in the trees named in `idle`."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, _: path[-1].key not in _NO_DECAY, params)
+      lambda path, _: path[-1].key not in _NO_DECAY and path[0].key not in idle, params)
 
 
 def swap_moments(state, other):
@@ -38,8 +40,10 @@ def swap_moments(state, other):
                       is_leaf=is_schedule)
 
 
-def make_optimizer(config: OptimConfig, num_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, num_steps: int, idle=()) -> optax.GradientTransformation:
+  """Args: idle: trees of parameters that no update of the stage reads, so that none decays."""
   return optax.chain(
       optax.clip_by_global_norm(config.clip_norm),
       optax.adamw(make_schedule(config, num_steps), b1=config.b1, b2=config.b2, eps=config.eps,
-                  weight_decay=config.weight_decay, mask=make_decay_mask))
+                  weight_decay=config.weight_decay,
+                  mask=functools.partial(make_decay_mask, idle=idle)))

@@ -12,6 +12,7 @@ import jax
 from rim_jax import config as config_lib
 from rim_jax import methods, reader
 from rim_jax.config import Config
+from rim_jax.config.methods import get_facts
 from rim_jax.errors import NoStart, UserError, list_broken, refuse
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
@@ -24,11 +25,11 @@ from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import optim as optim_lib
 from rim_jax.training import step as step_lib
 
-# A loaded model must agree on these; the rest of `model` may change between stages.
+# A loaded model must agree on all of `model` but these, which may change between stages.
 _MODEL_RUNTIME_KEYS = ('dropout', 'remat', 'scan_layers', 'attention_tile_tokens',
-                       'compute_dtype', 'frozen_dtype', 'memory_init', 'memory_token',
-                       'memory_noise', 'init_from', 'lora.dropout', 'lora.shared_dropout',
-                       'lora.init_from')
+                       'compute_dtype', 'frozen_dtype', 'init_from', 'lora.dropout',
+                       'lora.shared_dropout', 'lora.init_from')
+_ROW_KEYS = ('memory_init', 'memory_token', 'memory_noise')
 
 
 class _Nonfinite(typing.TypedDict):
@@ -145,10 +146,13 @@ def initialize(task, program, init_from, say):
     raise UserError(f'{init_from}: is not complete; run its command again to finish it')
   model, theirs = (config_lib.flatten(c) for c in (
       dataclasses.asdict(task.config.model), card['config']['model']))
+  # Rows that stood in no row yet are drawn, as this run asks and from the embedding as it is now.
+  has_rows = get_facts(card['config']['method']).has_blocks
+  free = _MODEL_RUNTIME_KEYS + (() if has_rows else _ROW_KEYS)
   trainable, trained = task.config.optim.trainable, card['config']['optim']['trainable']
   problems = [f'has model.{k}={theirs.get(k)!r}, this run has {v!r}; set --config.model.{k} to '
               'agree' for k, v in model.items()
-              if k not in _MODEL_RUNTIME_KEYS and theirs.get(k) != v] + list_broken(
+              if k not in free and theirs.get(k) != v] + list_broken(
       (trainable != trained, f'has optim.trainable={trained!r}, this run has {trainable!r}; set '
        '--config.optim.trainable to agree'),
       (task.base and (card['base'] or {}).get('fingerprint') != task.base.fingerprint,
@@ -159,7 +163,8 @@ def initialize(task, program, init_from, say):
        '--config.tokenizer'))
   refuse([f'{init_from}: {problem}' for problem in problems])
   network, step = load_network(task, init_from, 'last', is_start=True)
-  state = program.make_state(network.params)
+  state = program.make_state(network.params if has_rows else network.draw_rows(
+      jax.random.key(task.config.seed)))
   if not task.config.curriculum.reset_optimizer:
     theirs = checkpoint_lib.restore(checkpoint_lib.lead_choice(init_from, 'last'), 'optim',
                                     get_optim(program.abstract[0]))

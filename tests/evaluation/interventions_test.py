@@ -34,9 +34,9 @@ TOPICS = {QUESTION: 0, SINK: 1, MEMORY: 2, HOLDER: 3}  # head dimensions on whic
 COPIED = slice(4, 4 + NUM_IDS)  # head dimensions that carry ids
 
 
-def make_config(prefix, **changes):
+def make_config(prefix, method='rim_stage2', **changes):
   return support.make_config(
-      'rim_stage2', tokenizer__add_bos=True, layout__answer_prefix=prefix, model__num_heads=1,
+      method, tokenizer__add_bos=True, layout__answer_prefix=prefix, model__num_heads=1,
       model__embed_dim=WIDTH, model__tie_embeddings=False, model__memory_init='normal',
       eval__max_new_tokens=1, **changes)
 
@@ -113,6 +113,16 @@ def test_an_answer_that_lies_in_the_memory_follows_it(prefix):
   assert blocks['permuted'] == [1.0, 1.0, 1.0]  # every block holds the same
   assert max(blocks['untrained_rows']) <= 0.1  # one answer to every question
   assert blocks['question_hidden'] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize('prefix', PREFIXES)
+def test_without_latents_the_answer_is_read_also_where_a_chain_was_written(prefix):
+  config = make_config(prefix, 'lotus_stage', layout__num_blocks=1, layout__block_tokens=1,
+                       layout__skip_steps=1)
+  entry = ask(make_copier(config, QUESTION), config)['controls']['no_blocks']
+  # Without a prefix nothing but the question's last token could ask, which here copies nothing.
+  assert entry['block_acc'] == [1.0 if prefix else 0.1]
+  assert entry['chain_trained'] == (not prefix)
 
 
 @pytest.mark.parametrize('prefix', PREFIXES)
@@ -322,7 +332,7 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   monkeypatch.setattr(interventions, 'run_controls', lambda *args: {
       'pairing': {'num_pairs': 1, 'num_equal_answers': 2, 'num_without_partner': 3},
       'controls': {'no_blocks': {'expected': 'less', 'n': 10, 'block_acc': [0.125],
-                                 'readout_trained': True},
+                                 'readout_trained': True, 'chain_trained': True},
                    'swapped': entry, 'averaged': {'expected': '', 'n': 0, 'none': 'no reason'}},
       'sweeps': {'swapped_block': {'what': 'one', 'expected': 'x', 'by_block': [
           {'block': 1, **entry}]}}})
@@ -337,6 +347,7 @@ def test_a_curriculum_has_its_controls_in_both_places(tmp_path, monkeypatch):
   page = (tmp_path / 'report.html').read_text()  # written anew, with what was found
   assert 'what [should] come' in page and '<data value="0.125">' in page
   assert page.count('a readout was trained there') == 1
+  assert page.count('trained to write a chain there') == 1
   assert out.getvalue().count('a readout was') == 1
   for text in ('25.0 / 50.0', "donor's 75.0 / 12.5", 'what [should] come', 'not given', 'no reason',
                'swapped block 1', '1 pairs; 2 more have equal answers'):

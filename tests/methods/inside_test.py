@@ -11,6 +11,7 @@ from rim_jax import config as config_lib
 from rim_jax import methods
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.training import loss as loss_lib
 from rim_jax.training import step as step_lib
 from tests import support
 
@@ -44,6 +45,7 @@ def test_whatever_else_modifies_the_method_its_share_stays(changes):
 
 @pytest.mark.parametrize('method, changes', [
     ('rim_stage1', {'curriculum__schedule': 'absolute', 'curriculum__absolute_steps': 4}),
+    ('rim_stage1', {'curriculum__schedule': 'absolute', 'curriculum__absolute_steps': 10}),
     pytest.param('rim_stage2', {'loop__num_passes': 2},
                                      marks=pytest.mark.slow)])
 def test_the_loss_grows_by_the_weighted_mean_of_what_is_predicted_inside(method, changes):
@@ -54,7 +56,7 @@ def test_the_loss_grows_by_the_weighted_mean_of_what_is_predicted_inside(method,
     batch = jax.tree.map(jnp.asarray, support.make_batch(
         config, [support.RECORDS[:2], support.RECORDS[2:]]))
     limits = batch_lib.RowLimits(examples=3)
-    # Where the weights of most readouts have faded.
+    # Where the weights of most readouts have faded, or of all.
     total, sums = nnx.jit(lambda model, batch: step_lib.compute_loss(
         model, batch, 5, 10, 4, config, None, limits))(model, batch)
     logits = methods.get_method(config).forward(model, batch, config, limits, None)[0]
@@ -62,7 +64,8 @@ def test_the_loss_grows_by_the_weighted_mean_of_what_is_predicted_inside(method,
     # Each example counts alike, however many tokens its blocks say.
     share = jnp.where(batch.slot_kind == batch_lib.SLOT_PARALLEL, 1 / jnp.maximum(
         batch.slot_tokens, 1), 0)
-    return float(total / sums['norm']), float((nll * share).sum() / jnp.maximum(share.sum(), 1))
+    return float(loss_lib.divide_or_zero(total, sums['norm'])), float(
+        (nll * share).sum() / jnp.maximum(share.sum(), 1))
   (plain, none), (half, inside), (whole, _) = map(compute, (0.0, 0.5, 1.0))
   assert none == 0 and half - plain == pytest.approx(inside / 2, rel=1e-4)
   assert whole - plain == pytest.approx(inside, rel=1e-4) and inside > 1

@@ -14,6 +14,7 @@ from rim_jax.config import rules
 from rim_jax.methods import paired
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
+from rim_jax.training import loss as loss_lib
 from rim_jax.training import step as step_lib
 from tests import support
 
@@ -151,6 +152,26 @@ def test_the_loss_is_the_host_s_and_two_means_whatever_has_faded(method):
       config, batch_lib.RowLimits(2))[1]
   np.testing.assert_allclose(extra['distilled'] / sums['norm'], read['distilled'] / 4, rtol=1e-5)
   assert read['distilled'] > 0.1
+
+
+def test_both_means_stay_where_every_readout_has_faded():
+  """In one part or two: what is divided by the norm of 1 is as without fading."""
+  def compute(schedule, parts=(ROWS,)):
+    config = make_config('rim_stage1', curriculum__schedule=schedule)
+    graphdef, params = nnx.split(support.make_model(config))
+    whole, *parts = (jax.tree.map(jnp.asarray, support.make_batch(config, rows))
+                     for rows in (ROWS, *parts))
+    scales = loss_lib.compute_scales(whole, 7, 10, config)
+    found = [jax.jit(lambda params, part=part: step_lib.compute_loss(
+        nnx.merge(graphdef, params), part, 7, 10, 4, config, None, batch_lib.RowLimits(2),
+        scales))(params) for part in parts]
+    total, sums = jax.tree.map(lambda *x: sum(x), *found)
+    return float(total / sums['norm']), jax.tree.map(lambda x: x / sums['norm'], sums['added'])
+  _, there = compute('constant')
+  for parts in ((ROWS,), (ROWS[:1], ROWS[1:])):
+    total, added = compute('absolute', parts)  # over 10 steps: these have 3 at most
+    jax.tree.map(support.assert_close, added, there)
+    assert total == pytest.approx(sum(added.values())) and total > 1
 
 
 @pytest.mark.parametrize('method', ['direct', 'codi'])

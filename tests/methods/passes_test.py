@@ -402,7 +402,9 @@ def test_a_run_loops_a_network_that_never_did_and_gives_a_curve(tmp_path, use_de
     ({'method': 'cot', 'eval.num_passes': 2}, 'has no blocks that could be read again; use 0'),
     ({'method': 'coconut_stage', 'loop.rule': 'add'}, "changes nothing for method 'coconut_stage'"),
     ({'eval.num_passes': 2}, 'no gate was trained'),
-    ({'eval.budget_passes': 2}, 'no gate was trained')])
+    ({'eval.budget_passes': 2}, 'no gate was trained'),
+    ({'eval.num_passes': 2, 'loop.rule': 'shift', 'loop.projection': True},
+     'no projection was trained')])
 def test_what_cannot_be_is_told_in_one_line(changes, told):
   config = support.make_config('coconut_stage' if 'coconut' in str(changes) else 'pause')
   support.assert_one_problem(config, changes, told)

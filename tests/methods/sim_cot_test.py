@@ -186,6 +186,18 @@ def test_a_second_network_trains_with_adapters_and_begins_as_their_base():
   assert np.abs(grads['memory'][0] - held['memory'][0]).max() > 0  # through the thoughts
 
 
+@pytest.mark.parametrize('num_thoughts', [0, 2])
+def test_a_second_network_decays_only_where_there_are_thoughts(num_thoughts):
+  config = make_config(num_thoughts=num_thoughts, aux__decoder='copy', optim__weight_decay=0.1)
+  mesh = sharding.make_mesh(config_lib.MeshConfig(), jax.devices()[:1])
+  program = step_lib.make_program(config, support.make_codec(config).memory_start, 10, mesh)
+  state, _ = program.init(jax.random.key(0))
+  change, _ = program.tx.update(
+      jax.tree.map(jnp.zeros_like, state.params), state.opt_state, state.params)
+  assert bool(change['added']['decoder']['embedding'].any()) == bool(num_thoughts)
+  assert change['embedding'].any()
+
+
 def test_a_decoder_begins_as_the_network_that_is_started_from():
   params = {'a': {'b': jnp.ones(2)}, 'added': {'gate': 1, 'decoder': {'a': {'b': jnp.zeros(2)},
                                                                       'c': jnp.zeros(3)}}}
@@ -240,7 +252,9 @@ def test_answers_are_the_host_s(method):
     ('codi', {'aux.group_tokens': 3}, 'does not divide the 2 thoughts'),
     ('rim_stage2', {'aux.decoder': 'shared'}, 'has no thoughts, found one by one, that'),
     ('pccot', {'aux.decoder': 'shared'}, 'has no thoughts, found one by one, that'),
-    ('coconut', {'aux.decoder': 'shared', 'aux.group_tokens': 3}, 'does not divide the 2')])
+    ('coconut', {'aux.decoder': 'shared'}, 'thoughts_per_step=2 thoughts that replace a step'),
+    ('coconut_stage', {'aux.decoder': 'shared', 'layout.skip_steps': 2, 'layout.num_blocks': 1},
+     'thoughts are not so many for each of the layout.skip_steps=2')])
 def test_what_cannot_be_is_told_in_one_line(method, changes, told):
   config = make_config('codi') if method == 'codi' else support.make_config(method)
   support.assert_one_problem(config, changes, told)

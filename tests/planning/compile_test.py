@@ -14,7 +14,6 @@ import subprocess
 import sys
 
 import jax
-import numpy as np
 import pytest
 from rich import console as rich_console
 
@@ -109,7 +108,7 @@ def test_visible_tiles_are_those_of_rows_of_typical_records(platform, tile, tile
   fields = batch_lib.get_fields(row)
   mask = batch_lib.visible(fields, fields)[0]
   if platform == 'tpu':
-    mask = mask | np.eye(320, dtype=bool)
+    mask[~mask.any(1), 0] = True
   starts = range(0, 320, tiles)
   seen = [mask[i:i + tiles, j:j + tiles].any() for i in starts for j in starts]
   assert compile_lib.estimate_visible(config, platform) == sum(seen) / len(seen) < 0.8
