@@ -260,7 +260,7 @@ def test_updates_of_micro_batches_of_one_and_three_examples_are_those_of_four(re
 @pytest.mark.parametrize('changes, told', [
     ({'layout.bidirectional_blocks': True}, 'one after the other'),
     ({'layout.num_blocks': 2}, 'codi has one block'),
-    ({'layout.num_blocks': 0, 'layout.answer_prefix': ''}, 'asked for the first step and for the answer'),
+    ({'layout.num_blocks': 0, 'layout.answer_prefix': ''}, 'the first step and for the answer'),
     ({'eval.num_blocks': 1}, 'use -1 or 0')])
 def test_what_cannot_be_is_told_in_one_line(changes, told):
   support.assert_one_problem(make_config(), changes, told)
