@@ -62,9 +62,10 @@ def train(config, workdir, say, console) -> None:
 
 
 def _show_run(config, workdir, say, console) -> None:
-  folder = stages_lib.get_last(config, epath.Path(workdir))[1]
-  path, asked = _write_summary(config, workdir), run_page.load_predictions(folder)
-  run_page.show_results(console, folder, config.eval.num_shown)
+  stage, folder = stages_lib.get_last(config, epath.Path(workdir))
+  path, name = _write_summary(config, workdir), stage.eval_set
+  asked = run_page.load_predictions(folder, name)
+  run_page.show_results(console, folder, config.eval.num_shown, name)
   say(f'files: {folder}/ (config.json, metrics.jsonl, checkpoints/, results.json, predictions/)')
   say(f'report: {path}')
   say('next: ask it something, ' + _make_command(

@@ -21,7 +21,7 @@ import jax
 import pytest
 from rich import console as rich_console
 
-from rim_jax import command_line, main, reader, train
+from rim_jax import command_line, main, modes, reader, train
 from rim_jax import config as config_lib
 from rim_jax.errors import NoStart
 from rim_jax.training import state as state_lib
@@ -629,6 +629,20 @@ def test_eval_adds_a_budget_curve_and_pass_at_k(run_copy):
   right = [json.loads(line)['num_right_samples'] for line in lines]
   assert results['pass_at'] == {'1': sum(right) / 16, '2': sum(n > 0 for n in right) / 8}
   assert 'pass@k' in out and 'accuracy with K blocks' in out
+
+
+def test_training_shows_the_results_that_eval_asks_for(tmp_path, monkeypatch):
+  """Of a complete run asked for other sets, which stand last in results.json."""
+  config, shown = support.make_config('direct'), []
+  support_report.write_run(tmp_path, 'direct', 0, **{
+      name: support_report.make_result('direct', 0) for name in ('test', 'test-n7')})
+  monkeypatch.setattr(train, 'train_curriculum', lambda *args: None)
+  monkeypatch.setattr(modes, '_write_summary', lambda *args: 'report.html')
+  monkeypatch.setattr(modes, '_make_command', lambda *args: '')
+  monkeypatch.setattr(modes.run_page, 'show_results', lambda *args: shown.append(args[-1]))
+  for asked in (config, support.set_key(config, 'eval.num_examples', 7)):
+    modes.train(asked, tmp_path, lambda line: None, None)
+  assert shown == ['test', 'test-n7']
 
 
 @pytest.mark.slow

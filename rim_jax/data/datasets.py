@@ -93,6 +93,7 @@ class Dataset:
   notes: tuple[str, ...]  # counts, dropped rows, a held-out split, questions in two splits
   origin: str = ''  # name and revision on the hub of what it was made from
   directory: str = ''  # of the prepared copy
+  alike: str = ''  # its fingerprint with the other value of data.on_bad_rows, if no row is bad
 
   def describe_shared(self, name: str, records: Iterable[Record]) -> list[str]:
     """A line where questions of the set `name` are also in train, whatever case and spaces."""
@@ -130,6 +131,7 @@ class Source:
   make: Callable[[Callable[[str], None]], _Made]  # of `say`; the same every time
   fields: dict = dataclasses.field(default_factory=dict)  # of a record beside the usual ones
   unread: Sequence[str] = ()  # the line that names files which are not read
+  alike: str = ''
 
 
 def load_dataset(config: DataConfig, say=print) -> Dataset:
@@ -166,7 +168,7 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
     return Dataset(name=source.name, fingerprint=source.fingerprint, splits=splits,
                    num_dropped=card['num_dropped'],
                    notes=(*card['notes'], *listed, *source.unread), origin=origin,
-                   directory=str(directory))
+                   directory=str(directory), alike=source.alike)
 
 
 def _prepare(source, root, directory, say):
@@ -343,20 +345,24 @@ def make_gsm8k_source(config: DataConfig, say=print) -> Source:
   folder = (pathlib.Path(config.dir).expanduser() if config.dir
             else gsm8k.download_gsm8k(config, say))
   found = files_lib.find_files(folder)
-  options = {
-      'on_bad_rows': config.on_bad_rows, 'step_marks': config.step_marks,
-      'num_valid': 0 if 'valid' in found.splits else config.num_valid,
-      **({} if config.steps == 'equations' else {'steps': config.steps})}
-  parts = ['rim_gsm8k', _VERSIONS['rim_gsm8k'], _digest_files(found.splits), options,
-           *_list_rules(config)]
-  unread = found.describe_unread()
-  if config.source == 'gsm8k_perturbed':
-    parts += ['perturbed', _VERSIONS['rim_gsm8k_perturbed'], list_identity(config.perturbed)]
-    return Source('rim_gsm8k_perturbed', _compute_fingerprint(*parts),
+  files, unread = _digest_files(found.splits), found.describe_unread()
+  made = config.source == 'gsm8k_perturbed'
+
+  def list_parts(on_bad_rows):
+    options = {
+        'on_bad_rows': on_bad_rows, 'step_marks': config.step_marks,
+        'num_valid': 0 if 'valid' in found.splits else config.num_valid,
+        **({} if config.steps == 'equations' else {'steps': config.steps})}
+    return ['rim_gsm8k', _VERSIONS['rim_gsm8k'], files, options, *_list_rules(on_bad_rows), *(
+        ['perturbed', _VERSIONS['rim_gsm8k_perturbed'], list_identity(config.perturbed)]
+        if made else [])]
+  fingerprint, alike = _compute_both(config, list_parts)
+  if made:
+    return Source('rim_gsm8k_perturbed', fingerprint,
                   lambda say: _make_perturbed(config, found.splits, say),
-                  {'source_row': np.int64, 'variant': np.int64}, unread)
-  return Source('rim_gsm8k', _compute_fingerprint(*parts),
-                lambda say: _make_gsm8k(config, found.splits), unread=unread)
+                  {'source_row': np.int64, 'variant': np.int64}, unread, alike)
+  return Source('rim_gsm8k', fingerprint, lambda say: _make_gsm8k(config, found.splits),
+                unread=unread, alike=alike)
 
 
 def _make_gsm8k(config, files):
@@ -393,13 +399,13 @@ def make_prosqa_source(config: DataConfig, *unused) -> Source:
     if not found.splits:
       raise UserError(f"data.dir='{folder}': no train, valid or test file there; add one, or pass "
                       'no directory to draw all problems')
-  fingerprint = _compute_fingerprint(
-      'rim_prosqa', _VERSIONS['rim_prosqa'], _digest_files(found.splits), config.on_bad_rows,
-      list_identity(config.prosqa), *_list_rules(config))
+  files, drawn = _digest_files(found.splits), list_identity(config.prosqa)
+  fingerprint, alike = _compute_both(config, lambda on_bad_rows: [
+      'rim_prosqa', _VERSIONS['rim_prosqa'], files, on_bad_rows, drawn, *_list_rules(on_bad_rows)])
   # The fingerprint is of these two as they are by default.
   config = dataclasses.replace(config, steps='equations', step_marks=False)
   return Source('rim_prosqa', fingerprint, lambda say: _make_prosqa(config, found.splits),
-                unread=found.describe_unread())
+                unread=found.describe_unread(), alike=alike)
 
 
 def _make_prosqa(config, files):
@@ -434,13 +440,20 @@ def _digest_files(splits):
   return {split: files if len(files) > 1 else files[0] for split, files in digests.items()}
 
 
-def _list_rules(config):
+def _compute_both(config, list_parts) -> tuple[str, str]:
+  """Fingerprints with `data.on_bad_rows` as it is, and as it is not."""
+  other = {'stop': 'drop', 'drop': 'stop'}[config.on_bad_rows]
+  return (_compute_fingerprint(*list_parts(config.on_bad_rows)),
+          _compute_fingerprint(*list_parts(other)))
+
+
+def _list_rules(on_bad_rows):
   """What a fingerprint says of how rows are read, beyond what it always said.
 
   Where bad rows stop a run, a rule that reads more of them changes no run that there is. Where
   they are dropped, it reads other records of the same files.
   """
-  return ['rows', _ROWS_VERSION] if config.on_bad_rows == 'drop' else []
+  return ['rows', _ROWS_VERSION] if on_bad_rows == 'drop' else []
 
 
 # data.source -> what makes its source of (DataConfig, say)

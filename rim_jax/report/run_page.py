@@ -59,8 +59,8 @@ _MAX_POINTS = 250  # of one curve
 _EXAMPLES = 'Examples: as many right (✓) as wrong (✗) ones, as far as there are both'
 
 
-def load_predictions(folder, name=None) -> list[Prediction]:
-  """The predictions on a set, by default the first of results.json.
+def load_predictions(folder, name: str) -> list[Prediction]:
+  """The predictions on a set.
 
   [] where there should be none: no such set, or one whose result is of several checkpoints.
 
@@ -68,7 +68,6 @@ def load_predictions(folder, name=None) -> list[Prediction]:
   """
   folder = RunFolder(folder)
   results = folder.load_results()
-  name = name or next(iter(results), '')
   if name not in results or results[name].checkpoint == 'splits':
     return []
   return folder.load_predictions(name)
@@ -93,23 +92,23 @@ def _name_block(block: int, facts: methods.Facts) -> str:
   return 'after the written steps' if facts.writes_steps else 'after the question only'
 
 
-def _load_results(folder: RunFolder) -> dict[str, EvalResult]:
-  """results.json, with what a probe selects beside each set that controls.json is of."""
-  return {name: dataclasses.replace(result, selected_acc=control_results.get_selected(
-      control_results.load_asked(folder, name, result)[0], result))
-          for name, result in folder.load_results().items()}
+def _load_results(folder: RunFolder, first: str) -> dict[str, EvalResult]:
+  """results.json, one set first, with what a probe selects beside each that controls.json is of."""
+  results = folder.load_results()
+  return {name: dataclasses.replace(results[name], selected_acc=control_results.get_selected(
+      control_results.load_asked(folder, name, results[name])[0], results[name]))
+          for name in sorted(results, key=lambda name: name != first)}
 
 
 def _get_facts(result: EvalResult) -> methods.Facts:
   return methods.get_facts(result.method or '')
 
 
-def show_results(console, folder, num_shown: int, name=None) -> None:
+def show_results(console, folder, num_shown: int, name: str) -> None:
   """Shows the accuracies on a set, and `num_shown` of its questions with the answers read."""
-  results = _load_results(RunFolder(folder))
-  name = name or next(iter(results), '')
+  results = _load_results(RunFolder(folder), name)
   if name not in results:
-    console.print(Text(f'{folder}: no results to show'))
+    console.print(Text(f'{folder}: no results on {name} to show'))
     return
   result = results[name]
   examples = _choose_examples(load_predictions(folder, name), num_shown)
@@ -176,7 +175,7 @@ def write_report(workdir, config: Config) -> epath.Path:
   workdir = epath.Path(workdir)
   stages = [(name or config.method, stage, RunFolder(workdir / name))
             for name, stage in stages_lib.make_stages(config)]
-  results = {name: _load_results(folder) for name, _, folder in stages}
+  results = {name: _load_results(folder, stage.eval_set) for name, stage, folder in stages}
   rules = {result.answer_rule or '' for sets in results.values() for result in sets.values()}
   blocks = [paragraph(f'{config.facts.label}.'),
             section('Results', [_make_headline(results)]),
@@ -373,10 +372,10 @@ def _get_series(metrics, prefix, scale=1):
 
 def _make_examples(folder, sets, num_shown) -> Table:
   """Questions of the first set, with the answers read after each block."""
-  chosen = _choose_examples(load_predictions(folder), 2 * num_shown)
-  return table(['question', 'gold', 'answers read'], [
-      [cell(clean(p.question), long=True), clean(p.answer),
-       _show_read(p, next(iter(sets.values())))] for p in chosen], _EXAMPLES)
+  rows = [[cell(clean(p.question), long=True), clean(p.answer), _show_read(p, result)]
+          for name, result in [*sets.items()][:1]
+          for p in _choose_examples(load_predictions(folder, name), 2 * num_shown)]
+  return table(['question', 'gold', 'answers read'], rows, _EXAMPLES)
 
 
 def _make_card(folder) -> Blocks:

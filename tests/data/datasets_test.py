@@ -273,6 +273,19 @@ def test_bad_row_stops_and_is_named(tmp_path, line, what):
   assert '\n' not in message and not list((tmp_path / 'cache' / 'prepared').iterdir())
 
 
+@pytest.mark.parametrize('source', ['gsm8k', 'prosqa'])
+def test_whether_bad_rows_are_dropped_may_change_where_there_are_none(tmp_path, source):
+  files = dict(train=make_rows(5), test=make_rows(2))
+  prints = [[(s.fingerprint, s.alike) for s in (
+      datasets._SOURCES[source](DataConfig(source=source, dir=str(folder), num_valid=2,
+                                           on_bad_rows=rule), quiet) for rule in ('stop', 'drop'))]
+            for folder in (write_rows(tmp_path / 'a', **files),
+                           write_rows(tmp_path / 'b', **{**files, 'test': make_rows(3)}))]
+  for (mine, alike), other in prints:
+    assert other == (alike, mine) and mine != alike
+  assert not set(prints[0][0]) & set(prints[1][0])
+
+
 def test_bad_rows_are_dropped_and_counted_when_asked(tmp_path):
   good = b'{"question": "good", "steps": [], "answer": "1"}\n'
   bad = [*BAD, b'{"\\ud800\\n": 1}']  # which no file holds as it is

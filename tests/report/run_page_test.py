@@ -46,7 +46,7 @@ def write_curriculum(folder):
                                  'gsm_hard': make_result('rim_stage2', 4, **GSM_HARD)})}
 
 
-def show(folder, num_shown=4, name=None, encoding='utf-8', **settings):
+def show(folder, num_shown=4, name='test', encoding='utf-8', **settings):
   file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
   console = rich_console.Console(file=file, **{'width': 80, 'color_system': None, **settings})
   run_page.show_results(console, folder, num_shown, name)
@@ -382,8 +382,8 @@ def test_a_run_without_data_says_so(tmp_path, content):
         (folder / path).write_text(content)
   page = write_page(tmp_path, 'rim')
   assert page.text.count('no data') == 1 + 2 * 4
-  assert run_page.load_predictions(tmp_path / 'stage2') == []
-  assert 'no results to show' in show(tmp_path / 'stage2', width=500)
+  assert run_page.load_predictions(tmp_path / 'stage2', 'test') == []
+  assert 'no results on test to show' in show(tmp_path / 'stage2', width=500)
 
 
 def test_curves_are_the_logged_ones_and_lambda_is_stage_1s(tmp_path, monkeypatch):
@@ -429,7 +429,17 @@ def test_a_run_of_an_earlier_version_has_no_lambda(tmp_path, monkeypatch):
   assert 'λ' not in caption and not lambdas
 
 
-def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
+def test_the_set_that_the_run_is_judged_by_comes_first(tmp_path):
+  """Also if another one, or the same once more, was evaluated since."""
+  write_run(tmp_path, 'direct', 0, **{
+      'test-k0': make_result('direct', 0, final_acc=0.25), 'valid': make_result('direct', 0),
+      'test': make_result('direct', 0, final_acc=0.75)})
+  page = run_page.write_report(tmp_path, config_lib.Config(method='direct')).read_text()
+  heads = [page.index(f'direct: {name}<') for name in ('test', 'test-k0', 'valid')]
+  assert heads == sorted(heads)
+
+
+def test_predictions_are_those_of_the_named_set(tmp_path):
   results = write_run(tmp_path, 'direct', 0, test=make_result('direct', 0),
                       other=make_result('direct', 0))
   one = make_prediction(7, 0, True)
@@ -437,7 +447,7 @@ def test_predictions_are_those_of_the_named_or_the_first_set(tmp_path):
   results['other'] |= {'n': 1, 'final_acc': 1.0}
   results['chosen'] = make_result('direct', 0, checkpoint='splits')  # of many checkpoints: none
   (tmp_path / 'results.json').write_text(json.dumps(results))
-  assert len(run_page.load_predictions(tmp_path)) == 1319
+  assert len(run_page.load_predictions(tmp_path, 'test')) == 1319
   assert reader.to_tree(run_page.load_predictions(tmp_path, 'other')) == [one]
   assert run_page.load_predictions(tmp_path, 'absent') == []
   assert run_page.load_predictions(tmp_path, 'chosen') == []
