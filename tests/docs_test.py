@@ -236,13 +236,30 @@ def test_a_recipe_in_the_documentation_makes_its_points(page, tmp_path):
   assert len(found) == count
 
 
-def test_the_method_of_the_tutorial_is_added_by_its_diffs(tmp_path):
+def add_own_method(folder, *more):
+  """Applies the tutorial's diffs to a copy of the project. Returns: (its text, the diffs)."""
   text = (ROOT / 'docs/tutorials/add_a_method.md').read_text()
   diffs = [body for _, kind, body in FENCE.findall(text) if kind == 'diff']
-  for folder in ('rim_jax', 'configs'):
-    shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns('__pycache__'))
-  subprocess.run(['git', 'apply', '-C1', '-'], input=''.join(diffs), text=True, cwd=tmp_path,
+  for name in ('rim_jax', 'configs', *more):
+    shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns('__pycache__'))
+  subprocess.run(['git', 'apply', '-C1', '-'], input=''.join(diffs), text=True, cwd=folder,
                  check=True)
+  return text, diffs
+
+
+@pytest.mark.slow
+def test_the_method_of_the_tutorial_passes_the_tests_that_it_names(tmp_path):
+  text, _ = add_own_method(tmp_path, 'tests')
+  shutil.copy(ROOT / 'pyproject.toml', tmp_path)
+  command, = re.findall(r'^python -m (pytest tests/.*)$', text, re.M)
+  told = subprocess.run([sys.executable, '-m', *command.split(), '-k', 'own_step', '-n0'],
+                        cwd=tmp_path, env=os.environ | {'PYTHONPATH': str(tmp_path)},
+                        capture_output=True, text=True)
+  assert told.returncode == 0 and 'own_step' in told.stdout, told.stdout
+
+
+def test_the_method_of_the_tutorial_is_added_by_its_diffs(tmp_path):
+  text, diffs = add_own_method(tmp_path)
   added = [line for line in ''.join(diffs).split('\n') if re.match(r'\+(?!\+\+ )', line)]
   told = re.search(r'changes (\w+) files and (\d+) lines', ' '.join(text.split()))
   assert (len(diffs), len(added)) == ({'four': 4}[told[1]], int(told[2]))

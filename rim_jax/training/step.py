@@ -219,6 +219,9 @@ def make_train_step(program: Program, config: Config, num_steps: int, num_blocks
     loss = loss_lib.divide_or_zero(total, norm)
     sums['added'] = {k: loss_lib.divide_or_zero(v, norm) for k, v in sums['added'].items()}
     grads = jax.tree.map(lambda g: loss_lib.divide_or_zero(g, norm), grads)
+    # As their parameters and moments are split: an embedding's may arrive split by ids, and the
+    # compiler would move all three to and fro.
+    grads = jax.lax.with_sharding_constraint(grads, program.shardings[0].params)
     grad_norm = optax.global_norm(grads)
     healthy = state.healthy & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 

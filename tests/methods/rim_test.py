@@ -99,9 +99,9 @@ def test_readout_reduction_gives_a_readout_its_weight_whatever_its_length(method
   config = support.make_config(method)
   batch, weights, norm = weigh(config, step=0)
   assert norm == pytest.approx(weights.sum())
-  per_record = None if method == 'rim_stage1' else 1
-  expected = 4 * per_record if per_record else sum(
-      max(len(r.steps), 1) for r in support.RECORDS[:4])
+  codec = support.make_codec(config)
+  expected = 4 if config.facts.needs_blocks else sum(  # its alpha_k add up to 1
+      len(codec.lay_out(codec.encode(r)).readouts) for r in support.RECORDS[:4])
   assert weights.sum() == pytest.approx(expected, rel=1e-5)
   assert (weights[batch.slot_kind == batch_lib.SLOT_PAD] == 0).all()
   by_token = dataclasses.replace(

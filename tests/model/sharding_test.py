@@ -11,6 +11,7 @@ from rim_jax.config import MeshConfig
 from rim_jax.errors import UserError
 from rim_jax.model import sharding
 from rim_jax.packing import batch as batch_lib
+from rim_jax.runtime import hlo
 from rim_jax.training import step as step_lib
 from tests import support
 
@@ -142,6 +143,22 @@ def test_the_output_matrix_is_never_gathered_where_its_ids_can_be_split(capfd, t
   assert not [s for s in shapes if s[:2] in ((24, 64), (24, 40)) and len(s) > 2]
   assert not [s for s in shapes if s[-1] in (4096, 1024) and 64 in s]  # none for every token
   assert 'Involuntary full rematerialization' not in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_moments_stay_where_they_are_whatever_way_an_embedding_s_gradient_is_split():
+  """About three parts of an embedding are sent to be split otherwise, not those of moments, too."""
+  config = support.make_config('rim_stage2', model__tie_embeddings=True, model__embed_dim=64)
+  mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
+  program = step_lib.make_program(config, 4096, 10, mesh)
+  at = sharding.get_batch_sharding(mesh)
+  batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+                       batch_lib.make_empty_rows(8, 64, 40))
+  with jax.set_mesh(mesh):
+    text = step_lib.make_train_step(program, config, 10, 4, mesh).lower(
+        *program.abstract, batch).compile().as_text()
+  part = 4096 * 64 * 4 / 8
+  assert hlo.compute_costs(text).collectives['all-to-all'].bytes < 4 * part
 
 
 def test_a_mesh_axis_of_two_names_goes_to_the_later():
