@@ -253,7 +253,7 @@ def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw
     fields = _make_fields(readouts.blocks, start_br, num_prefix + count - 1, 1)
     x_brd, cache = model(last_br, fields.positions,
                          attention.find_seen(fields, cache_fields, config), cache=cache,
-                         offset=width + (count - 1) * num_readouts)
+                         in_place=True, offset=width + (count - 1) * num_readouts)
     next_br = jnp.where(done_br, eos_id, choose(x_brd, count))
     out = jax.lax.dynamic_update_index_in_dim(out, next_br, count, 2)
     return count + 1, next_br, done_br | (next_br == eos_id), out, cache

@@ -183,20 +183,17 @@ class Block(nnx.Module):
       q_bthk = q_bthk * (q_bthk.shape[-1] / self.config.query_scale_dim) ** 0.5
     return q_bthk, k_btnk, v_btnk
 
-  def __call__(self, x_btd, rotary, visible, dropout_key, cached, offset):
-    """One layer; `cached` is its (keys, values) [b, c, n, k], written at `offset`, or None.
+  def __call__(self, x_btd, rotary, visible, dropout_key, keep):
+    """One layer: (x [b, t, d], what is kept).
 
-    `rotary` is what `make_rotary` has for it.
+    `rotary` is what `make_rotary` has for it. `keep` gets these tokens' (keys, values) [b, t, n, k]
+    and gives those that are attended to, [b, c, n, k], and what is kept of them.
     """
     def end(h_btd, post_norm, name):  # of one part
       h_btd = h_btd if post_norm is None else post_norm(h_btd)
       return drop(h_btd, self.config.dropout, dropout_key, name)
     q_bthk, k_btnk, v_btnk = self.project(self.attention_norm(x_btd), rotary, dropout_key)
-    if cached is None:
-      k_bcnk, v_bcnk = k_btnk, v_btnk
-    else:
-      k_bcnk, v_bcnk = (jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), offset, 1)
-                        for old, new in zip(cached, (k_btnk, v_btnk)))
+    (k_bcnk, v_bcnk), kept = keep((k_btnk, v_btnk))
     a_bthk = attention.attend(q_bthk, k_bcnk, v_bcnk, visible)
     x_btd = x_btd + end(self.out(a_bthk, dropout_key), self.attention_post_norm, 'attention')
     x_btd = checkpoint_name(x_btd, lora.NAME)
@@ -208,7 +205,13 @@ class Block(nnx.Module):
       u_btf, gate_btf = apply_linears((self.up, self.gate), h_btd, dropout_key)
       u_btf = activate(gate_btf) * u_btf
     x_btd = x_btd + end(self.down(u_btf, dropout_key), self.mlp_post_norm, 'mlp')
-    return constrain(x_btd, BATCH, None, None), (k_bcnk, v_bcnk)
+    return constrain(x_btd, BATCH, None, None), kept
+
+
+def _write(old, new, start):
+  """Keys and values with new ones in the place of old ones, from `start` on."""
+  return jax.tree.map(
+      lambda x, y: jax.lax.dynamic_update_slice(x, y.astype(x.dtype), start), old, new)
 
 
 class Transformer(nnx.Module):
@@ -243,15 +246,17 @@ class Transformer(nnx.Module):
       return x_btd
     return x_btd * jnp.asarray(self.config.embed_dim ** 0.5, x_btd.dtype)
 
-  # 10 parameters: ways to read a row and to keep what is read, any of which can be left out.
+  # 11 parameters: ways to read a row and to keep what is read, any of which can be left out.
   def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None, cache=None, offset=0,
-               return_kv=False, num_layers: int | None = None, inputs_btd=None, collect_bp=None):
+               in_place=False, return_kv=False, num_layers: int | None = None, inputs_btd=None,
+               collect_bp=None):
     """Hidden states after the final norm, or as they leave the first `num_layers` layers.
 
     With a cache, a pair (keys, values), these tokens are written into it from
-    `offset` on, and all of it is attended to. `inputs_btd` stands in for the embedded tokens.
-    `collect_bp` are indices of tokens whose states are returned, as each layer leaves them and, for
-    the last one, after the final norm.
+    `offset` on, and all of it is attended to. `in_place` hands it from layer to layer, which saves
+    copies of it for each token that is decoded; a gradient would keep it once a layer. `inputs_btd`
+    stands in for the embedded tokens. `collect_bp` are indices of tokens whose states are returned,
+    as each layer leaves them and, for the last one, after the final norm.
 
     Shapes: tokens, positions i32[b, t]; visible (t by c) as `attention.attend` takes it,
       c = t without a cache; keys, values [l, b, c, n, k].
@@ -269,20 +274,33 @@ class Transformer(nnx.Module):
     if num_layers is not None:
       layers, indices = jax.tree.map(lambda x: x[:num_layers], (layers, indices))
 
-    def body(x_btd, xs):
-      layer, index, cached = xs
+    # Layers one by one have nothing to copy.
+    handed, given = (cache, None) if in_place and self.config.scan_layers else (None, cache)
+
+    def body(carry, xs):
+      (x_btd, handed), (layer, index, cached) = carry, xs
+
+      def keep(new):
+        if handed is not None:
+          kept = _write(handed, jax.tree.map(lambda x: x[None], new), (index, 0, offset, 0, 0))
+          return jax.tree.map(lambda x: x[index], kept), kept
+        kept = new if cached is None else _write(cached, new, (0, offset, 0, 0))
+        return kept, kept
       layer_key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-      x_btd, kv = nnx.merge(graphdef, layer)(
-          x_btd, get_rotary(index), visible, layer_key, cached, offset)
+      x_btd, kept = nnx.merge(graphdef, layer)(
+          x_btd, get_rotary(index), visible, layer_key, keep)
+      if handed is not None:
+        return (x_btd, kept), None
       if collect_bp is not None:
-        return x_btd, take_tokens(x_btd, collect_bp)
-      return x_btd, kv if return_kv or cached is not None else None
+        return (x_btd, None), take_tokens(x_btd, collect_bp)
+      return (x_btd, None), kept if return_kv or cached is not None else None
     if self.config.remat != 'none':
       # In a loop the compiler cannot find that something is computed twice.
       body = jax.checkpoint(body, policy=_REMAT[self.config.remat],
                             prevent_cse=not self.config.scan_layers)
-    x_btd, found = jax.lax.scan(body, x_btd, (layers, indices, cache),
-                                unroll=not self.config.scan_layers)
+    (x_btd, handed), found = jax.lax.scan(body, (x_btd, handed), (layers, indices, given),
+                                          unroll=not self.config.scan_layers)
+    found = found if handed is None else handed
     if num_layers is not None:
       return x_btd, found
     x_btd = self.final_norm(x_btd)

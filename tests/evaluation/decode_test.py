@@ -214,3 +214,32 @@ def test_positions_beyond_the_table_are_refused():
   decode.check_positions(10, 3, 45, config, 'here')
   with pytest.raises(UserError, match='here: a question of 10 tokens .* and the model has '):
     decode.check_positions(10, 3, 46, config, 'here')
+
+
+def list_equations(jaxpr, name):
+  """Every equation of a primitive, also within others."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == name:
+      yield equation
+    for value in equation.params.values():
+      for inner in value if isinstance(value, tuple | list) else [value]:
+        inner = getattr(inner, 'jaxpr', inner)
+        if hasattr(inner, 'eqns'):
+          yield from list_equations(inner, name)
+
+
+def test_a_token_that_is_decoded_copies_no_cache_of_all_layers():
+  """In a loop over layers the cache is carried: what is listed by layer is copied in and out."""
+  config = support.make_config('rim_stage2', model__scan_layers=True)
+  _, decoder = support.make_decoder(config)
+  trunks = decoder.place([[1, 2], [3, 4]], 3, 2)
+  with jax.set_mesh(decoder.network.mesh):
+    whole = jax.make_jaxpr(decoder._decode, static_argnums=2)(
+        *decoder.network.arrays, decoder.make_readouts((), (1, 2, 3)), trunks, None).jaxpr
+  (loop,) = [e for e in list_equations(whole, 'while') if list(
+      list_equations(e.params['body_jaxpr'].jaxpr, 'scan'))]
+  layers, = list_equations(loop.params['body_jaxpr'].jaxpr, 'scan')
+  carried = layers.params['num_carry']
+  assert any(v.aval.ndim == 5 for v in layers.outvars[:carried])
+  listed = layers.invars[layers.params['num_consts'] + carried:] + layers.outvars[carried:]
+  assert listed and not [v for v in listed if v.aval.ndim == 5]
