@@ -114,7 +114,7 @@ def main(argv):
   parser = argparse.ArgumentParser(description=__doc__,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)
   for name, default, words in (
-      ('name', '', ''), ('image', '', 'with rim_jax[tpu] installed'), ('accelerator', '', ''),
+      ('name', '', ''), ('image', '', 'with rim_jax[tpu,gcs] installed'), ('accelerator', '', ''),
       ('topology', '', ''), ('hosts', 0, 'of one slice'), ('chips', 4, 'of one host'),
       ('directory', '/rim_jax', 'of the checkout in the image'), ('slices', 1, ''),
       ('points', 0, 'of a sweep; 0: count them'), ('restarts', 20, '')):

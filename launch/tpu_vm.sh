@@ -52,7 +52,7 @@ make_env='is_new() { "$1" -c "import sys; sys.exit(sys.version_info < (3, 11))" 
 
 setup() {  # NAME ZONE GIT_URL
   everywhere "$1" "$2" "{ test -d rim_jax || git clone $(printf %q "$3") rim_jax; } && \
-cd rim_jax && { $make_env} && env/bin/pip install -q -e '.[tpu]'"
+cd rim_jax && { $make_env} && env/bin/pip install -q -e '.[tpu,gcs]'"
 }
 
 run() {  # NAME ZONE -- COMMAND

@@ -364,6 +364,7 @@ def test_the_tpu_script_prints_every_command():
       ['queued-resources', 'create'], ['tpu-vm', 'ssh'], ['tpu-vm', 'ssh']]
   assert '--accelerator-type=v5litepod-16' in calls[0] and '--spot' in calls[0]
   assert all('--worker=all' in c for c in calls[1:])
+  assert calls[1][-1].endswith("pip install -q -e '.[tpu,gcs]'")  # a WORKDIR there is a bucket
   inner = shlex.split(calls[2][-1].removeprefix('--command='))
   assert inner[-4:] == ['-m', 'rim_jax.main', '--config=a b', '--distributed']
   assert run_script('tpu_vm.sh', 'run', 'name').returncode == 2
