@@ -35,9 +35,9 @@ _PAUSES = (2, 4, 8, 16, 32, 60)
 
 def find_step(workdir) -> int:
   """How far a run has come: the last step that its metrics tell, over all stages; -1 at first."""
-  workdir = epath.Path(workdir)
-  folders = [workdir, *(p for p in workdir.iterdir() if p.is_dir())] if workdir.is_dir() else []
-  told = []
+  workdir, folders, told = epath.Path(workdir), [], []
+  with contextlib.suppress(OSError):  # a bucket that is out of reach, which the run itself tells
+    folders = [workdir, *(p for p in workdir.iterdir() if p.is_dir())] if workdir.is_dir() else []
   for folder in sorted(folders, key=str):
     with contextlib.suppress(UserError):  # which the run itself tells
       told += [lines] if (lines := run_folder.RunFolder(folder).load_metrics()) else []

@@ -92,7 +92,8 @@ def define_flags(argv, known=None) -> flags.FlagValues:
 def _expand_flags(argv) -> list[str]:
   """A command line whose paths are whole: `--workdir ~/x` is `--workdir=/home/me/x`.
 
-  Raises: UserError for the home directory of a user who is not there.
+  Raises: UserError for the home directory of a user who is not there, and for a bucket whose
+    package is not.
   """
   words, rest = [], iter(argv)
   for word in rest:
@@ -101,6 +102,7 @@ def _expand_flags(argv) -> list[str]:
     if word.startswith('-') and flag in PATH_FLAGS:
       found = value if equals else next(rest, None)
       word = word if found is None else f'--{flag}={storage.expand(found, f"--{flag}")}'
+      storage.check_package(found or '', f'--{flag}')
     words.append(word)
   return words
 
@@ -116,8 +118,10 @@ def find_flag(argv, name: str) -> str | None:
 
 
 def _expand_keys(config: config_lib.Config) -> config_lib.Config:
-  """A config whose paths are whole. Raises: UserError as `storage.expand` does."""
+  """A config whose paths are whole. Raises: UserError as `_expand_flags` does."""
   flat = config_lib.flatten(config)
+  for key in config_lib.PATH_KEYS:
+    storage.check_package(flat[key], key)
   return config_lib.replace_keys(config, {
       key: storage.expand(flat[key], key) for key in config_lib.PATH_KEYS})
 
@@ -387,6 +391,7 @@ def count_points(command) -> int:
 
   Raises: UserError as --mode=sweep would.
   """
-  words = [a for a in _expand_flags(command) if a.startswith('--')
-           and not a.startswith('--sweep_dir=')]
+  # Before they are looked at: its bucket need not be in reach from here.
+  words = [a for a in command if not a.startswith('--sweep_dir=')]
+  words = [a for a in _expand_flags(words) if a.startswith('--')]
   return len(parse(['main', *words, '--mode=sweep']).config)

@@ -12,10 +12,12 @@ import sys
 import threading
 import time
 
+from etils import epath
 import local_hosts
 import pytest
 import supervise
 
+from rim_jax import command_line
 from tests import support_runs
 from tests.support_gpu import needs_plugin
 
@@ -126,6 +128,19 @@ def test_progress_is_read_over_the_stages(tmp_path):
   assert supervise.find_step(tmp_path) == 10**9 + 9
 
 
+def test_a_bucket_that_does_not_answer_ends_no_supervisor(monkeypatch):
+  def fail(path):
+    raise ConnectionError
+  place = epath.Path('gs://lab/run')
+  monkeypatch.setattr(type(place), 'is_dir', fail)
+  assert supervise.find_step(place) == -1
+
+
+def test_points_are_counted_where_the_bucket_of_their_sweep_is_out_of_reach():
+  assert command_line.count_points(
+      [f'--config={ROOT}/configs/sweeps/targets.py', '--sweep_dir=az://b/sweep']) == 12
+
+
 def test_the_workdir_is_the_one_that_the_run_takes():
   assert supervise.find_workdir(['python', '-m', 'rim_jax.main', '--workdir=gs://b/x']) == 'gs://b/x'
   assert supervise.find_workdir(['--config=configs/rim.py:gsm8k']) == 'runs/rim-gsm8k'
@@ -138,6 +153,7 @@ def test_the_workdir_is_the_one_that_the_run_takes():
     (['supervise.py', '--', '/nonexistent'], '/nonexistent: there is no such program'),
     (['supervise.py', '--'], 'there is no command'), (['supervise.py'], 'there is no command'),
     (['supervise.py', '--', 'true', '--workdir=~nosuch/x'], "no user 'nosuch'"),
+    (['supervise.py', '--', 'true', '--workdir=az://b/r'], 'needs the package adlfs'),
     (['local_hosts.py', '--', '/nonexistent'], '/nonexistent: there is no such program'),
     (['local_hosts.py', '--processes=0', '--', 'true'], 'is not 1 or more'),
     (['local_hosts.py', '--processes=-3', '--dry-run', '--', 'true'], 'is not 1 or more'),

@@ -6,6 +6,7 @@ outside this module renames or appends.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from etils import epath
 from rim_jax import locks, reader
 from rim_jax.errors import FolderTaken, UserError
 
+_PACKAGES = {'gs': 'gcsfs', 's3': 's3fs', 'az': 'adlfs'}  # that reach a kind of bucket
 _PUT_SECS = 10.0  # between two writes of one growing object: stores refuse many a second
 _PART_LINES = 1000
 _LEASE_SECS = 20.0  # between two signs of life of the run that holds a bucket
@@ -50,6 +52,14 @@ def expand(path: str, where: str) -> str:
     raise UserError(f'{where}={path}: there is no user {path.partition("/")[0][1:]!r}; write the '
                     'whole path')
   return found
+
+
+def check_package(path: str, where: str) -> None:
+  """Raises: UserError for a bucket whose package is not installed; TensorFlow serves them all."""
+  package = _PACKAGES.get(path.partition('://')[0]) if is_bucket(path) else None
+  if package and not any(importlib.util.find_spec(name) for name in (package, 'tensorflow')):
+    raise UserError(f'{where}={path}: needs the package {package}; pip install {package}, or name '
+                    'a local directory')
 
 
 # ---- Whole files ----

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import importlib.util
 import json
 import os
 import pathlib
@@ -12,7 +13,9 @@ import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
+import aiohttp
 from etils import epath
 import jax.numpy as jnp
 import numpy as np
@@ -298,6 +301,38 @@ def test_of_two_that_come_at_once_one_stays(bucket, monkeypatch):
   with pytest.raises(UserError, match='process 8 on elsewhere is at work here'):
     with storage.hold(folder, lambda line: None):
       pass
+
+
+# ---- A bucket that is out of reach ----
+
+
+@pytest.mark.parametrize('flag, place, package', [
+    ('workdir', 's3://b/r', 's3fs'), ('workdir', 'gs://b/r', 'gcsfs'),
+    ('config.train.init_from', 's3://b/r', 's3fs')])
+def test_a_bucket_whose_package_is_missing_is_a_mistake_in_one_line(
+    flag, place, package, tmp_path, monkeypatch, capsys):
+  find_spec = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None if name in (
+      's3fs', 'gcsfs', 'tensorflow') else find_spec(name, *rest))
+  recipe = support_runs.write_recipe(tmp_path)
+  assert main_lib.cli(['main', f'--config={recipe}', f'--workdir={tmp_path}',
+                       f'--{flag}={place}']) == 2
+  line, = capsys.readouterr().err.splitlines()
+  assert f'{place}: needs the package {package}; pip install {package}, or' in line
+
+
+def test_a_bucket_that_does_not_answer_is_one_line(tmp_path, monkeypatch, capsys, use_devices):
+  use_devices(1)
+  folder = 'gs://lab/unreachable'
+
+  def fail(path):
+    raise aiohttp.ClientConnectorDNSError(
+        mock.Mock(host='storage.host', port=443, ssl=True), socket.gaierror(-2, 'Name not known'))
+  monkeypatch.setattr(type(epath.Path(folder)), 'exists', fail)
+  recipe = support_runs.write_recipe(tmp_path)
+  assert main_lib.cli(['main', f'--config={recipe}', f'--workdir={folder}']) == 1
+  line, = capsys.readouterr().err.splitlines()
+  assert f'error: {folder}: Cannot connect to host storage.host:443' in line
 
 
 # ---- Checkpoints and a whole run ----
