@@ -11,7 +11,8 @@
 #   --ntasks-per-node=8 --gpus-per-task=1
 # Say with --cpus-per-task how many cores each process gets: by itself SLURM may give it one.
 # DIR must be on a file system that all nodes see. With CONTAINER=IMAGE the processes run in it (needs
-# pyxis); they see the directory of submission, and what CONTAINER_MOUNTS=/shared,/scratch names. Two minutes before the job's time is over SLURM sends SIGTERM: the run saves and ends with
+# pyxis); they see the directory of submission, ~/.cache/rim_jax, and what CONTAINER_MOUNTS=/shared,/scratch
+# names. Two minutes before the job's time is over SLURM sends SIGTERM: the run saves and ends with
 # 75, and the job goes back into the queue, to go on from there; so it does when its nodes are taken.
 # A run that has not ended after 90 s is killed, for the same end. Where a save takes longer:
 #   RIM_JAX_GRACE_SECS=570 sbatch --signal=TERM@600 ...
@@ -50,8 +51,10 @@ export RIM_JAX_TOKEN
 run=(srun --kill-on-bad-exit=0 --label)
 if [ -n "${CONTAINER:-}" ]; then
   mounts=()
-  IFS=, read -ra seen <<< "$here${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}"
+  cache=$HOME/.cache/rim_jax  # prepared data and compiled programs, for the next start too
+  IFS=, read -ra seen <<< "$here${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS},$cache"
   for mount in "${seen[@]}"; do mounts+=("$mount:$mount"); done
+  mounts+=("$cache:/root/.cache/rim_jax")  # there the container looks where its home is root's
   # What is written elsewhere would be gone with the container, without a word.
   for word in "${@:2}"; do  # the program itself may be the image's
     path=${word#-*=}
@@ -78,6 +81,7 @@ if [ -n "${DRY_RUN:-}" ]; then
   exit 0
 fi
 cd "$here"
+[ -z "${CONTAINER:-}" ] || mkdir -p "$cache"
 trap : USR1  # scancel -s USR1 asks the run for a profile, and may be sent to this script too
 code=0
 "${run[@]}" || code=$?

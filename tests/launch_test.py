@@ -251,9 +251,11 @@ def test_the_slurm_script_starts_one_supervised_process_a_task():
 def test_a_container_sees_what_a_command_names_or_the_job_is_refused(tmp_path):
   def run(*args, mounts=''):
     return run_script('slurm.sh', 'python', *args, DRY_RUN='1', CONTAINER='image', SLURM_JOB_ID='1',
-                      SLURM_SUBMIT_DIR=str(tmp_path), CONTAINER_MOUNTS=mounts)
+                      SLURM_SUBMIT_DIR=str(tmp_path), CONTAINER_MOUNTS=mounts, HOME='/home/me')
+  cache = '/home/me/.cache/rim_jax'
+  kept = f',{cache}:{cache},{cache}:/root/.cache/rim_jax'  # whichever home the image has
   line = shlex.split(run(f'--workdir={tmp_path}/run', '--config.data.dir=data').stdout)
-  assert {'--container-image=image', f'--container-mounts={tmp_path}:{tmp_path}',
+  assert {'--container-image=image', f'--container-mounts={tmp_path}:{tmp_path}{kept}',
           f'--container-workdir={tmp_path}'} <= set(line)
   for words in (['--workdir', '/shared/run'], ['-workdir=/shared/run'], ['--workdir=~/run'],
                 ['--workdir=../run']):
@@ -267,7 +269,16 @@ def test_a_container_sees_what_a_command_names_or_the_job_is_refused(tmp_path):
                               'directory above it in CONTAINER_MOUNTS\n')
   line = shlex.split(run('--workdir=/shared/run', '--config.data.dir=/scratch/d',
                          mounts='/shared,/scratch/').stdout)
-  assert f'--container-mounts={tmp_path}:{tmp_path},/shared:/shared,/scratch/:/scratch/' in line
+  assert (f'--container-mounts={tmp_path}:{tmp_path},/shared:/shared,/scratch/:/scratch/{kept}'
+          in line)
+
+
+def test_what_a_container_keeps_in_its_cache_is_there_at_its_next_start(tmp_path):
+  (tmp_path / 'srun').write_text('#!/bin/sh\nls -d "$HOME/.cache/rim_jax"\n')  # mounted from there
+  (tmp_path / 'srun').chmod(0o755)
+  done = run_script('slurm.sh', 'python', CONTAINER='image', HOME=str(tmp_path / 'home'),
+                    PATH=f'{tmp_path}:{os.environ["PATH"]}')
+  assert done.returncode == 0 and 'home/.cache/rim_jax' in done.stdout, done.stderr
 
 
 def list_flags():
