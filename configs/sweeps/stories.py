@@ -8,8 +8,7 @@
 MODEL is a Hugging Face directory of SmolLM2-135M-Instruct. All its weights train, in fp32 with
 products in bf16. Every method sees the same problems once, with the same learning rate, which was
 not tuned. RiM has the chain task's curriculum: a readout before block 1, and no fading before three
-quarters of stage 1. With --jobs=4 on one GPU, give each run a share of its memory:
-XLA_PYTHON_CLIENT_MEM_FRACTION=0.22.
+quarters of stage 1. With --jobs=4 on one GPU each run gets 0.22 of its memory.
 
 Cost: 12 runs; 0.2 hours of one H100 by --dry_run at an assumed 15 % of its peak, more in truth.
 Score: not measured.

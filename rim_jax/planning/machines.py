@@ -48,7 +48,7 @@ GPU_CHIPS = {name: Chip(gpu.memory_bytes / 2**30, flops, gpu.bytes_per_sec, link
              for (name, gpu), (flops, link, network) in zip(gpus.GPUS.items(), (
                  (312e12, 300e9, 25e9), (989e12, 450e9, 50e9), (989e12, 450e9, 50e9),
                  (2250e12, 900e9, 50e9)), strict=True)}
-# What JAX takes of a card before a program runs, unless XLA_PYTHON_CLIENT_MEM_FRACTION says more.
+# What JAX takes of a card before a program runs, unless XLA_CLIENT_MEM_FRACTION says more.
 # Source: docs.jax.dev, "GPU memory allocation".
 PREALLOCATED = 0.75
 # Of a TPU chip's memory, what a plan leaves: the compiler keeps a quarter of a GiB, and while it

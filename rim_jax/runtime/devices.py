@@ -19,6 +19,9 @@ _TOOL_SECS = 60  # that nvidia-smi is given: some hang with their driver
 _FIRST_PORT = 8476  # that of a run's libtpu; one a run, by its first chip
 # How many GPUs a sweep gave this run: fewer than the launcher gave the node.
 _GIVEN = 'RIM_JAX_GPUS'
+# What says how much of a card's memory JAX takes: the name to set, and others that a user may.
+_MEMORY = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION',
+           'XLA_PYTHON_CLIENT_PREALLOCATE')
 # (chips here, chips of a run) -> the form that they have. Source: jax/_src/test_multiprocess.py,
 # whose 4 of 8 are a v6e's. What stands nowhere is not guessed: such a run gets one chip.
 _TPU_BOUNDS = {(4, 2): '1,2,1', (8, 4): '2,2,1'}
@@ -41,7 +44,7 @@ def divide(num_jobs: int, environ=os.environ) -> list[Place]:
   cores = sorted(os.sched_getaffinity(0)) if sys.platform == 'linux' else []
   gpus, chips = list_gpus(environ), list_chips(environ)
   return [Place(tuple(share(cores, slot, num_jobs)),
-                divide_gpus(gpus, slot, num_jobs) | divide_chips(chips, slot, num_jobs))
+                divide_gpus(gpus, slot, num_jobs, environ) | divide_chips(chips, slot, num_jobs))
           for slot in range(num_jobs)]
 
 
@@ -84,10 +87,16 @@ def list_gpus(environ) -> list[str]:
     return []
 
 
-def divide_gpus(gpus, slot: int, num_jobs: int) -> dict:
-  """The GPUs of one run; with fewer GPUs than runs they are shared."""
+def divide_gpus(gpus, slot: int, num_jobs: int, environ) -> dict:
+  """The GPUs of one run; with fewer GPUs than runs they are shared, and their memory is."""
+  if not gpus:
+    return {}
   mine = share(gpus, slot, num_jobs)
-  return {'CUDA_VISIBLE_DEVICES': ','.join(mine), _GIVEN: str(len(mine))} if gpus else {}
+  sharers = len(range(slot % len(gpus), num_jobs, len(gpus)))
+  # JAX takes three quarters of a card at its start, and refuses two of these names together.
+  memory = {} if sharers == 1 or any(name in environ for name in _MEMORY) else {
+      _MEMORY[0]: f'{90 // sharers / 100:.2f}'}
+  return {'CUDA_VISIBLE_DEVICES': ','.join(mine), _GIVEN: str(len(mine))} | memory
 
 
 def list_chips(environ) -> list[str]:

@@ -21,6 +21,19 @@ def test_gpus_are_divided_and_shared_where_they_are_few():
   assert visible('0,1', 1) == [None] and visible('', 2) == [None, None]
 
 
+def test_runs_that_share_a_gpu_share_its_memory():
+  """JAX takes three quarters of a card for the first that comes, unless it is told otherwise."""
+  def find_shares(gpus, jobs, **environ):
+    return [place.environ.get('XLA_CLIENT_MEM_FRACTION')
+            for place in divide(jobs, CUDA_VISIBLE_DEVICES=gpus, **environ)]
+  assert find_shares('4', 4) == ['0.22'] * 4
+  assert find_shares('4,5', 3) == ['0.45', None, '0.45']  # one has a card of its own
+  assert find_shares('0,1,2,3', 2) == find_shares('', 2) == [None, None]
+  for name in ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION',
+               'XLA_PYTHON_CLIENT_PREALLOCATE'):  # the user's own words stay
+    assert find_shares('4', 2, **{name: '0.3'}) == [None, None]
+
+
 def test_all_gpus_are_found_where_none_are_named(tmp_path, monkeypatch):
   tool = tmp_path / 'nvidia-smi'
   tool.write_text('#!/bin/sh\necho 0\necho 1\n')
