@@ -3,9 +3,10 @@
   PYTHONPATH=. python bench/gpu.py --out=runs/gpu              (within ten minutes on one H100)
   PYTHONPATH=. python bench/gpu.py --out=runs/gpu --small      (on a CPU: that it works)
 
-It was never run on a GPU. Each part is a process of its own with a deadline, and leaves
-OUT/PART.json; one that fails or takes too long loses nothing of the others. OUT/gpu.md is the table
-for docs/hardware.md.
+It was never run on a GPU. Each part is a process of its own with a deadline, and OUT/PART.json
+grows by each of its entries; what fails or takes too long loses nothing of the others. OUT/compiled
+has the compiled programs for a second try, whose compile_secs then tell nothing. OUT/gpu.md is the
+table for docs/hardware.md.
 
   kernel   the kernels against the whole score matrix, on packed rows: how far outputs and gradients
            are apart (both against float32 products in full precision), and milliseconds
@@ -25,10 +26,12 @@ import functools
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
 import time
+import traceback
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +46,7 @@ from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import compile as compile_lib
 from rim_jax.planning import machines
+from rim_jax.runtime import storage
 from rim_jax.training import step as step_lib
 
 # Nine and a half minutes in all at most; in small, on a busy CPU, each may take four times as long.
@@ -87,9 +91,10 @@ def run_kernel(small):
       (27, 1536, 12, 12, 64, 'bfloat16'), (4, 1024, 32, 8, 64, 'bfloat16'),
       (4, 1024, 32, 8, 128, 'bfloat16'), (4, 1024, 32, 8, 128, 'float32'),
       (32, 512, 12, 12, 64, 'bfloat16'), (32, 256, 12, 12, 64, 'bfloat16')]
-  layout, entries = config_lib.LayoutConfig(), []
+  layout = config_lib.LayoutConfig()
   attend = functools.partial(attention_gpu.attend, interpret=interpret)
-  for rows, tokens, heads, kv_heads, head_dim, dtype in sizes:
+
+  def measure(rows, tokens, heads, kv_heads, head_dim, dtype):
     fields = make_fields(rows, tokens, 128)
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, weight = (jax.random.normal(key, (rows, tokens, n, head_dim), dtype)
@@ -111,8 +116,9 @@ def run_kernel(small):
       runs = 1 if small else 20
       entry[f'{name}_forward_ms'] = time_calls(jax.jit(fn), q, k, v, visible, runs=runs)
       entry[f'{name}_both_ms'] = time_calls(both, q, k, v, visible, weight, runs=runs)
-    entries.append(entry)
-  return entries
+    return [entry]
+  names = ('rows', 'tokens', 'heads', 'kv_heads', 'head_dim', 'dtype')
+  return [(dict(zip(names, size)), functools.partial(measure, *size)) for size in sizes]
 
 
 def make_configs(small):
@@ -151,10 +157,16 @@ def make_batch(config, rows, vocab_size):
   return batch
 
 
-def find_kind():
-  """This GPU's kind as plans name it, or None."""
-  name = jax.devices()[0].device_kind.lower()
-  return next((kind for kind in machines.GPU_CHIPS if kind in name), None)
+def find_kind(name: str):
+  """A GPU's kind as plans name it, or None; some others have its name and are no such card."""
+  words = set(re.findall(r'\w+', name.lower()))
+  kinds = () if words & {'pcie', 'nvl', '40gb', 'mig'} else machines.GPU_CHIPS
+  return next((kind for kind in kinds if kind in words), None)
+
+
+def list_steps(measure, small):
+  return [({'step': name}, functools.partial(measure, name, config))
+          for name, config in make_configs(small).items()]
 
 
 def prepare(config, devices):
@@ -167,8 +179,7 @@ def prepare(config, devices):
 
 
 def run_step(small):
-  entries = []
-  for name, config in make_configs(small).items():
+  def measure(name, config):
     mesh, rows, vocab_size, program = prepare(config, jax.devices()[:1])
     state, frozen = program.init(jax.random.key(0))
     step = step_lib.make_train_step(program, config, 1000, max(config.layout.num_blocks, 1), mesh,
@@ -189,17 +200,16 @@ def run_step(small):
     secs = statistics.median(times[2:])
     flops = compile_lib.compute_model_flops(config, program, rows)
     _, costs = compile_lib.compute_costs(compiled, config, mesh)
-    kind = find_kind()
-    entries.append({
+    kind = find_kind(jax.devices()[0].device_kind)
+    return [{
         'step': name, 'rows': rows.batch_rows, 'tokens': config.layout.row_tokens,
         'ms': 1000 * secs, 'loss': float(metrics['loss']),
         'mfu': flops / secs / machines.GPU_CHIPS[kind].flops_per_sec if kind else None,
         'compile_secs': compile_secs, 'launches': costs.launches,
         'hbm_gb': costs.hbm_bytes / 1e9, 'unknown_kernels': len(costs.unknown_kernels),
         'temporaries_gib': memory.temp_size_in_bytes / 2**30,
-        'peak_gib': stats['peak_bytes_in_use'] / 2**30 if stats else None})
-    del state, frozen, compiled
-  return entries
+        'peak_gib': stats['peak_bytes_in_use'] / 2**30 if stats else None}]
+  return list_steps(measure, small)
 
 
 # ---- PyTorch ----
@@ -272,21 +282,21 @@ def make_torch_step(config, rows, vocab_size):
 
 def run_torch(small):
   import torch
-  entries = []
-  for name, config in make_configs(small).items():
+
+  def measure(name, config):
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+      torch.cuda.empty_cache()
+      torch.cuda.reset_peak_memory_stats()
     rows = typical_lib.estimate_rows(config, methods.get_method(config).layout,
                                 config.train.num_micro_batches)
     step = make_torch_step(config, rows, compile_lib.get_vocab_size(config))
     found = [step() for _ in range(3 if small else 12)]
-    on_gpu = torch.cuda.is_available()
-    entries.append({
+    return [{
         'step': name, 'rows': rows.batch_rows, 'torch': torch.__version__,
         'ms': 1000 * statistics.median(secs for _, secs in found[2:]), 'loss': found[-1][0],
-        'peak_gib': torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None})
-    if on_gpu:
-      torch.cuda.empty_cache()
-      torch.cuda.reset_peak_memory_stats()
-  return entries
+        'peak_gib': torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None}]
+  return list_steps(measure, small)
 
 
 # ---- Answers, and plans ----
@@ -299,17 +309,17 @@ def run_latency(small):
   args = argparse.Namespace(preset=preset, sizes=latency_bench.SIZES[preset],
                             dtype='float32' if small else 'bfloat16')
   mesh = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
-  entries = []
-  for batch in (1,) if small else (1, 32):
+
+  def measure(batch):
     made = latency_bench.make_methods(
         args, mesh, batch, ('direct', 'rim', 'rim_all', 'coconut', 'cot'))
     parts = ('prefill', 'first_token')
     made = [dataclasses.replace(m, parts={p: m.parts[p] for p in parts}) for m in made]
-    for found in latency.measure(made, 1 if small else 20):
-      entries.append({'method': found['method'], 'batch': batch, 'trunk': found['trunk_tokens']} | {
-          f'{part}_{what}': found[f'{part}_{what}']['median'] for part in parts
-          for what in ('ms', 'ratio')})
-  return entries
+    return [{'method': found['method'], 'batch': batch, 'trunk': found['trunk_tokens']} | {
+        f'{part}_{what}': found[f'{part}_{what}']['median'] for part in parts
+        for what in ('ms', 'ratio')} for found in latency.measure(made, 1 if small else 20)]
+  return [({'batch': batch}, functools.partial(measure, batch))
+          for batch in ((1,) if small else (1, 32))]
 
 
 def run_plan(small):
@@ -317,17 +327,18 @@ def run_plan(small):
   kind = os.environ.get('PLANNED_KIND')
   machine = machines.make_machine(f'{kind}:1') if kind else machines.Machine(
       'here', 1, jax.devices()[:1], machines.GPU_CHIPS['h100'])
-  entries = []
-  for name, config in make_configs(small).items():
+
+  def measure(name, config):
     found = compile_lib.make_plan(config, machine)
-    entries.append({
+    return [{
         'step': name, 'topology': machine.name, 'ms': 1000 * found['roofline_secs']['step'],
         'bound': found['bound'], 'mfu_at_most': found['mfu_ceiling'],
         'launches': found['launches'], 'hbm_gb': found['hbm_bytes_per_device'] / 1e9,
-        'temporaries_gib': found['hbm_gib']['temporaries'], 'peak_gib': found['hbm_gib']['peak']})
-  return entries
+        'temporaries_gib': found['hbm_gib']['temporaries'], 'peak_gib': found['hbm_gib']['peak']}]
+  return list_steps(measure, small)
 
 
+# Of each part: (what names some entries, the call that gives them), so that each can fail alone.
 PARTS = {'kernel': run_kernel, 'step': run_step, 'torch': run_torch, 'latency': run_latency,
          'plan': run_plan}
 
@@ -339,21 +350,22 @@ def format_table(found: dict) -> str:
     lines += [f'**{name}**' + (f": {part['error']}" if 'error' in part else ''), '']
     entries = part.get('entries', [])
     if entries:
-      columns = list(entries[0])
+      columns = list(dict.fromkeys(c for e in entries for c in e))  # one that failed has its error
       lines += ['| ' + ' | '.join(columns) + ' |', '|' + '---|' * len(columns)]
-      lines += ['| ' + ' | '.join(_show(e[c]) for c in columns) + ' |' for e in entries] + ['']
+      lines += ['| ' + ' | '.join(_show(e.get(c, '')) for c in columns) + ' |' for e in entries]
+      lines.append('')
   return '\n'.join(lines + compare_plan(found['parts']))
 
 
 def compare_plan(parts: dict) -> list[str]:
   """Lines of a table: what a plan said of each step, and what was found."""
-  plans, steps = ({e['step']: e for e in parts.get(name, {}).get('entries', ())}
+  plans, steps = ({e['step']: e for e in parts.get(name, {}).get('entries', ()) if 'error' not in e}
                   for name in ('plan', 'step'))
-  if not plans or not steps:
+  if not plans.keys() & steps.keys():
     return []
   lines = ['**plan against reality**', '', '| step | what | planned | found | found / planned |',
            '|---|---|---|---|---|']
-  for name, what in ((n, w) for n in plans for w in (
+  for name, what in ((n, w) for n in plans if n in steps for w in (
       'ms', 'launches', 'hbm_gb', 'temporaries_gib', 'peak_gib')):
     planned, found = plans[name][what], steps[name][what]
     ratio = _show(found / planned) if found and planned else ''
@@ -364,16 +376,23 @@ def compare_plan(parts: dict) -> list[str]:
 def _show(value):
   if isinstance(value, list):
     return ', '.join(map(_show, value))
-  return f'{value:.3g}' if isinstance(value, float) else str(value)
+  return f'{value:.3g}' if isinstance(value, float) else str(value).replace('|', '\\|')
 
 
-def run_part(name, out, small):
-  """In this process: OUT/NAME.json."""
-  start = time.perf_counter()
-  found = {'entries': PARTS[name](small), 'device': jax.devices()[0].device_kind,
-           'jax': jax.__version__, 'kind': find_kind()}
-  found['secs'] = time.perf_counter() - start
-  (out / f'{name}.json').write_text(json.dumps(found, indent=2) + '\n')
+def run_part(name, out, small) -> bool:
+  """In this process: OUT/NAME.json, written anew after each entry; whether none failed."""
+  start, entries, device = time.perf_counter(), [], jax.devices()[0].device_kind
+  for what, measure in PARTS[name](small):
+    try:
+      entries += measure()
+    except Exception as e:  # pylint: disable=broad-except  (the others are of use without it)
+      traceback.print_exc()
+      entries.append(what | {'error': f'{type(e).__name__}: {e}'.partition('\n')[0]})
+    found = {'entries': entries, 'device': device, 'jax': jax.__version__,
+             'kind': find_kind(device), 'secs': time.perf_counter() - start}
+    # Whole or not at all: the deadline may come at any moment.
+    storage.write_text(out / f'{name}.json', json.dumps(found, indent=2) + '\n')
+  return not any('error' in entry for entry in entries)
 
 
 def run_all(out, names, small):
@@ -383,11 +402,12 @@ def run_all(out, names, small):
     path, deadline = out / f'{name}.json', DEADLINE_SECS[name] * (4 if small else 1)
     path.unlink(missing_ok=True)
     command = [sys.executable, __file__, f'--out={out}', f'--part={name}'] + ['--small'] * small
-    env = dict(os.environ)
+    env = {'JAX_COMPILATION_CACHE_DIR': str(out / 'compiled'), **os.environ}
     if name == 'plan':  # for CPUs, so that it leaves the GPU alone
       env['JAX_PLATFORMS'] = 'cpu'
       told = next((p['kind'] for p in parts.values() if p.get('kind')), None)
       env |= {'PLANNED_KIND': told} if told else {}
+    code = None
     try:
       with (out / f'{name}.log').open('w') as log:
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env,
@@ -395,8 +415,9 @@ def run_all(out, names, small):
       error = f'ended with {code}; {name}.log says why'
     except subprocess.TimeoutExpired:
       error = f'took longer than {deadline} s'
-    parts[name] = json.loads(path.read_text()) if path.exists() else {'error': error}
-    print(f'{name}: {"done" if path.exists() else error}', flush=True)
+    parts[name] = (json.loads(path.read_text()) if path.exists() else {}) | (
+        {'error': error} if code != 0 else {})
+    print(f'{name}: {parts[name].get("error", "done")}', flush=True)
   return parts
 
 
@@ -410,8 +431,7 @@ def main():
   args = parser.parse_args()
   args.out.mkdir(parents=True, exist_ok=True)
   if args.part:
-    run_part(args.part, args.out, args.small)
-    return
+    sys.exit(not run_part(args.part, args.out, args.small))
   parts = run_all(args.out, args.parts.split(','), args.small)
   first = next((p for p in parts.values() if 'device' in p), {})
   found = {'device': first.get('device', 'nothing ran'), 'jax': first.get('jax'), 'parts': parts,
