@@ -286,10 +286,12 @@ def main() -> None:
   terminal.open_streams()
   sys.unraisablehook = _hear_dropped
   signal.signal(signal.SIGUSR1, _tell_no_profile)  # the loop has its own
-  # Orbax logs a traceback from each of its threads; what they tell is told once, in a line.
-  logging.getLogger('absl').addFilter(
-      lambda record: not (
-          record.exc_info and _describe_refused(record.exc_info[1], sys.argv)[0]))
+  # Orbax logs a traceback from each of its threads, and gcsfs one where it gives up; what they tell
+  # is told once, in a line.
+  for name in ('absl', 'gcsfs'):
+    logging.getLogger(name).addFilter(
+        lambda record: not (
+            record.exc_info and _describe_refused(record.exc_info[1], sys.argv)[0]))
   try:
     code = cli(sys.argv)
   except Exception:  # pylint: disable=broad-except  (a failure of ours, which is shown whole)

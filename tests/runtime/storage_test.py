@@ -335,6 +335,25 @@ def test_a_bucket_that_does_not_answer_is_one_line(tmp_path, monkeypatch, capsys
   assert f'error: {folder}: Cannot connect to host storage.host:443' in line
 
 
+LOGS = '''
+import logging
+import aiohttp
+from rim_jax import main
+def cli(argv):
+  for error in (aiohttp.ClientOSError(-2, 'Name not known'), ValueError('of ours')):
+    logging.getLogger('gcsfs').error('out of retries', exc_info=error)
+  return 1
+main.cli = cli
+main.main()
+'''
+
+
+def test_the_tracebacks_that_a_bucket_s_client_logs_are_not_shown_where_a_line_tells():
+  done = subprocess.run([sys.executable, '-c', LOGS], cwd=ROOT, capture_output=True, text=True,
+                        timeout=300)
+  assert 'of ours' in done.stderr and 'Name not known' not in done.stderr, done.stderr
+
+
 # ---- Checkpoints and a whole run ----
 
 
