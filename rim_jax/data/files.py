@@ -167,17 +167,24 @@ def read_rows(path: pathlib.Path, content: bytes) -> list:
       return _read_table(content, extension)
   content = content.removeprefix(_BOM)
   if extension == '.csv':
+    text = _decode(path, content)
     with report(path, 'give a header of keys, and a value of each in every row',
                 (csv.Error, ValueError)):
-      return _read_csv(content)
+      return _read_csv(text)
   if extension != '.txt' and content.lstrip().startswith(b'['):  # a question may begin so
+    text = _decode(path, content)
     with report(path, 'give a list of JSON objects, or one of them a line', ValueError):
-      return reader.parse_json(content, exact=True)
+      return reader.parse_json(text, exact=True)
   # Lines end at \n alone: str.splitlines would also cut questions at a U+2028.
   lines = content.split(b'\n')
   while lines and not lines[-1].strip():
     lines.pop()
   return lines
+
+
+def _decode(path, content) -> str:
+  with report(path, formats.SAVE_AS_UTF8, ValueError):
+    return reader.decode(content)
 
 
 def _read_table(content, extension) -> list[dict]:
@@ -200,11 +207,10 @@ def _read_table(content, extension) -> list[dict]:
       for key, value in row.items() if value is not None} for row in table.to_pylist()]
 
 
-def _read_csv(content) -> list[dict]:
+def _read_csv(text) -> list[dict]:
   # All values are text, so that a number stays as it is written.
   csv.field_size_limit(formats.MAX_ROW_BYTES)
-  table = csv.DictReader(
-      io.StringIO(reader.decode(content), newline=''), strict=True, restval='')
+  table = csv.DictReader(io.StringIO(text, newline=''), strict=True, restval='')
   rows, names = list(table), table.fieldnames or ()
   # Columns without a name, as spreadsheets leave them, hold nothing that is read.
   twice = next((name for name in names if name and names.count(name) > 1), None)
@@ -245,8 +251,12 @@ def parse_files(parts: Parts, config, needs_steps: bool = True,
           check(record)
       except ValueError as error:
         if config.on_bad_rows != 'drop':
-          raise UserError(f'{path}:{number}: {error}; fix the row, or drop bad rows with '
-                          '--config.data.on_bad_rows=drop') from None
+          shared = isinstance(error, formats.SharedFault)
+          fix = error.fix if shared else 'fix the row'
+          # Where the first row has a fault that the others share, dropping them leaves none.
+          if number > 1 or not shared:
+            fix += ', or drop bad rows with --config.data.on_bad_rows=drop'
+          raise UserError(f'{path}:{number}: {error}; {fix}') from None
         dropped.append(f'{path.name}:{number}: {error}')
       else:
         records.append(record)

@@ -36,6 +36,15 @@ _IF_CODE = '; if it is code, read it as text with --config.data.steps=sentences'
 _ABBREVIATIONS = frozenset(
     'mr mrs ms dr prof st mt vs no approx e.g i.e etc inc jr sr fig eq'.split())
 _EQUATION_CHARACTERS = frozenset('0123456789.,+-*/()=%$ ')
+SAVE_AS_UTF8 = 'save it as UTF-8'
+
+
+class SharedFault(ValueError):
+  """A fault of a row that others of its file have, too, so that the file is mended: `fix`."""
+
+  def __init__(self, what: str, fix: str):
+    super().__init__(what)
+    self.fix = fix
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +74,10 @@ def parse_row(row: bytes | dict[str, Any], reading: Reading = Reading()
 def _parse_line(line: bytes, reading):
   if len(line) > MAX_ROW_BYTES:
     raise ValueError(f'{len(line):,} bytes; a row may have {MAX_ROW_BYTES:,}')
-  text = reader.decode(line)  # a \r before the \n is stripped with the answer, or is space to JSON
+  try:
+    text = reader.decode(line)  # a \r before the \n is stripped with the answer, or space to JSON
+  except ValueError as error:
+    raise SharedFault(str(error), SAVE_AS_UTF8) from None
   if not text.strip():
     raise ValueError('an empty line')
   if text.startswith('\ufeff'):  # files begin with one, which is taken off there
