@@ -168,8 +168,9 @@ def read_rows(path: pathlib.Path, content: bytes) -> list:
   content = content.removeprefix(_BOM)
   if extension == '.csv':
     text = _decode(path, content)
-    with report(path, 'give a header of keys, and a value of each in every row',
-                (csv.Error, ValueError)):
+    with report(path, 'save it with commas', ValueError):
+      _check_separator(text.partition('\n')[0])
+    with report(path, 'give a header of keys, and a value of each in every row', ValueError):
       return _read_csv(text)
   if extension != '.txt' and content.lstrip().startswith(b'['):  # a question may begin so
     text = _decode(path, content)
@@ -207,11 +208,21 @@ def _read_table(content, extension) -> list[dict]:
       for key, value in row.items() if value is not None} for row in table.to_pylist()]
 
 
+def _check_separator(header):
+  """Refuses a header that for a reader of commas is one key: none that is read looks so."""
+  for separator, name in (';', "';'"), ('\t', 'tabs'):
+    if separator in header and ',' not in header and header.count('"') % 2 == 0:  # else it goes on
+      raise ValueError(f'its values are separated by {name}')
+
+
 def _read_csv(text) -> list[dict]:
   # All values are text, so that a number stays as it is written.
   csv.field_size_limit(formats.MAX_ROW_BYTES)
   table = csv.DictReader(io.StringIO(text, newline=''), strict=True, restval='')
-  rows, names = list(table), table.fieldnames or ()
+  try:
+    rows, names = list(table), table.fieldnames or ()
+  except csv.Error as error:
+    raise ValueError(f'line {table.reader.line_num}: {error}') from None
   # Columns without a name, as spreadsheets leave them, hold nothing that is read.
   twice = next((name for name in names if name and names.count(name) > 1), None)
   if twice:

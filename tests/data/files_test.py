@@ -241,7 +241,10 @@ def test_where_all_rows_were_dropped_the_first_says_why(tmp_path):
     ('test.jsonl.gz', gzip.compress(LINES, mtime=0)[:-9], 'replace it by a whole gzip file'),
     ('test.jsonl.zst', b'plain', 'replace it by a whole zstandard file'),
     ('test.csv', b'question,answer\nq,1,2\n', 'row 1 has more values than the header'),
-    ('test.csv', b'question,answer\nq,"1"2\n', 'give a header of keys'),
+    ('test.csv', b'question,answer\n"q\n?",1\nq,"1"2\n', "line 4: ',' expected after '\"'; give"),
+    ('test.csv', b'question;steps;answer\nq;;1\n', "separated by ';'; save it with commas"),
+    ('test.csv', b'"question";"answer"\n"a, b";"1"\n', "separated by ';'; save it with commas"),
+    ('test.csv', b'question\tanswer\nq\t1\n', 'separated by tabs; save it with commas'),
     ('test.csv', b'question,answer,answer\nq,1,2\n', "the header names 'answer' twice"),
     ('test.json', b'[' * 100_000, 'give a list of JSON objects'),
     ('test.json', b'[1]', 'not a JSON object')], ids=str)
