@@ -203,9 +203,10 @@ def _read_table(content, extension) -> list[dict]:
   short = {field.name: field.type.to_pandas_dtype() for field in table.schema
            if pyarrow.types.is_float16(field.type) or pyarrow.types.is_float32(field.type)}
   # A table has every column in every row: one that is empty there is not in the row.
-  return [dict.fromkeys(unread) | {
+  return [formats.TableRow(dict.fromkeys(unread) | {
       key: float(str(short[key](value))) if key in short else value
-      for key, value in row.items() if value is not None} for row in table.to_pylist()]
+      for key, value in row.items() if value is not None},
+      [key for key, value in row.items() if value is None]) for row in table.to_pylist()]
 
 
 def _check_separator(header):
@@ -230,7 +231,8 @@ def _read_csv(text) -> list[dict]:
   for number, row in enumerate(rows, 1):
     if None in row:
       raise ValueError(f'row {number} has more values than the header')
-  return [{key: value for key, value in row.items() if value} for row in rows]
+  return [formats.TableRow({key: value for key, value in row.items() if value},
+                           [key for key, value in row.items() if not value]) for row in rows]
 
 
 class Parsed(NamedTuple):

@@ -56,6 +56,15 @@ class Reading:
   needs_steps: bool = True
 
 
+class TableRow(dict):
+  """A row of a table: the cells that hold something, and the keys of those that are empty."""
+  __slots__ = ('empty',)
+
+  def __init__(self, cells: dict[str, Any], empty: list[str]):
+    super().__init__(cells)
+    self.empty = empty
+
+
 def parse_row(row: bytes | dict[str, Any], reading: Reading = Reading()
               ) -> tuple[str, tuple[str, ...], str]:
   """One line of a file, or one row of a table, in any of `SHAPES` -> (question, steps, answer).
@@ -99,6 +108,11 @@ def _parse_object(row, reading):
     raise ValueError(f'{size:,} characters; a row may have {MAX_ROW_BYTES:,}')
   shape = _find_shape(row)
   if shape is None:
+    empty = row.empty if isinstance(row, TableRow) else []
+    lacking = [[key for key in shape.keys if key in empty] for shape in SHAPES
+               if all(key in row or key in empty for key in shape.keys)]
+    if lacking:
+      raise ValueError(f"{' and '.join(map(repr, min(lacking, key=len)))} should not be empty")
     keys = ', '.join(sorted(map(str, row)))[:200] or 'none'
     needed = ', or '.join(shape.name for shape in SHAPES)
     raise ValueError(f'its keys are {keys}; a row needs {needed}')

@@ -289,3 +289,12 @@ def test_another_encoding_is_told_to_be_saved_as_utf_8(tmp_path, name, encoding)
           'x.jsonl': json.dumps(row, ensure_ascii=False)}[name]
   with pytest.raises(UserError, match=r'no UTF-8 \(.*\); save it as UTF-8$'):
     files.parse_files([(tmp_path / name, text.encode(encoding))], FIELDS)
+
+
+def test_empty_cells_of_keys_that_are_needed_are_named(tmp_path):
+  with pytest.raises(UserError, match="x.csv.*1: 'answer' should not be empty; fix the row, or"):
+    files.parse_files([(tmp_path / 'x.csv', b'question,steps,answer\na?,,\n')], FIELDS)
+  path = tmp_path / 'x.parquet'
+  write_table(path, [{'input': 'a?', 'target': 1, 'x': 1}, {'input': None, 'target': None}])
+  with pytest.raises(UserError, match="x.parquet.*2: 'input' and 'target' should not be empty; "):
+    files.parse_files([(path, path.read_bytes())], FIELDS)
