@@ -119,7 +119,7 @@ class Card(typing.TypedDict):
 class _Made:
   """The records of a source, checked before anything of them is written."""
   splits: dict[str, Iterable[Record]]
-  dropped: dict[str, list[str]]  # '<file>:<line>: <what>'
+  dropped: dict[str, list[str]]  # of each split, as files.parse_files tells them
   notes: list[str]
 
 

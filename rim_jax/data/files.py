@@ -238,7 +238,7 @@ def _read_csv(text) -> list[dict]:
 class Parsed(NamedTuple):
   """What files of rows hold."""
   records: list[Record]
-  dropped: list[str]  # bad rows, as '<file>:<line>: <what>'
+  dropped: list[str]  # bad rows, as '<file>:<line>: <what>', or '<file>: row <number>: <what>'
   unread: list[str]  # keys of the first rows of each file that are not read
 
 
@@ -256,6 +256,8 @@ def parse_files(parts: Parts, config, needs_steps: bool = True,
   for path, content in parts:
     for number, row in enumerate(read_rows(path, content), 1):
       count += 1
+      # A row of a table may have several lines, or none.
+      where = f': row {number}' if isinstance(row, formats.TableRow) else f':{number}'
       if number <= _NUM_LOOKED:
         unread |= formats.list_unread(row)
       try:
@@ -269,8 +271,8 @@ def parse_files(parts: Parts, config, needs_steps: bool = True,
           # Where the first row has a fault that the others share, dropping them leaves none.
           if number > 1 or not shared:
             fix += ', or drop bad rows with --config.data.on_bad_rows=drop'
-          raise UserError(f'{path}:{number}: {error}; {fix}') from None
-        dropped.append(f'{path.name}:{number}: {error}')
+          raise UserError(f'{path}{where}: {error}; {fix}') from None
+        dropped.append(f'{path.name}{where}: {error}')
       else:
         records.append(record)
   if not records:

@@ -194,7 +194,7 @@ def test_columns_that_are_not_read_are_named_and_take_no_memory(tmp_path):
   assert len(parsed.records) == count and parsed.unread == ['embedding', 'id']
   assert peak < 8 * 256 * count  # a list of each would have a pointer for each number
   parquet.write_table(table.select(['embedding', 'id']), path)
-  with pytest.raises(UserError, match='x.parquet:1: its keys are embedding, id; a row needs'):
+  with pytest.raises(UserError, match='x.parquet: row 1: its keys are embedding, id; a row needs'):
     files.parse_files([(path, path.read_bytes())], FIELDS)
 
 
@@ -289,6 +289,16 @@ def test_another_encoding_is_told_to_be_saved_as_utf_8(tmp_path, name, encoding)
           'x.jsonl': json.dumps(row, ensure_ascii=False)}[name]
   with pytest.raises(UserError, match=r'no UTF-8 \(.*\); save it as UTF-8$'):
     files.parse_files([(tmp_path / name, text.encode(encoding))], FIELDS)
+
+
+def test_bad_rows_of_a_table_are_told_by_their_row_and_good_ones_keep_their_origin(tmp_path):
+  content = b'question,answer\n"a\n?",1\n"b\n?",\n'
+  fields = dataclasses.replace(FIELDS, on_bad_rows='drop')
+  parsed = files.parse_files([(tmp_path / 'x.csv', content)], fields)
+  assert [r.origin for r in parsed.records] == ['x.csv:1']
+  assert [line.partition(" 'answer'")[0] for line in parsed.dropped] == ['x.csv: row 2:']
+  with pytest.raises(UserError, match='x.csv: row 2: '):
+    files.parse_files([(tmp_path / 'x.csv', content)], FIELDS)
 
 
 def test_empty_cells_of_keys_that_are_needed_are_named(tmp_path):
