@@ -283,7 +283,9 @@ def parse_files(parts: Parts, config, needs_steps: bool = True,
 
 def describe_parsed(name: str, parsed: Parsed) -> list[str]:
   """A line for keys that are not read, and one for bad rows that were dropped, with the first."""
-  lines = [f'{name}: keys that are not read: {", ".join(parsed.unread)}'] if parsed.unread else []
+  lines = []
+  if parsed.unread:
+    lines.append(f'{name}: keys that are not read: {formats.list_keys(parsed.unread)}')
   if parsed.dropped:
     shown = '; '.join(parsed.dropped[:3]) + ('; ...' if len(parsed.dropped) > 3 else '')
     lines.append(f'{name}: dropped {len(parsed.dropped)} bad rows: {shown}')

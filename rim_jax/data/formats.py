@@ -113,10 +113,15 @@ def _parse_object(row, reading):
                if all(key in row or key in empty for key in shape.keys)]
     if lacking:
       raise ValueError(f"{' and '.join(map(repr, min(lacking, key=len)))} should not be empty")
-    keys = ', '.join(sorted(map(str, row)))[:200] or 'none'
+    keys = list_keys(row)[:200] or 'none'
     needed = ', or '.join(shape.name for shape in SHAPES)
     raise ValueError(f'its keys are {keys}; a row needs {needed}')
   return shape.parse(row, reading)
+
+
+def list_keys(keys: Iterable[str]) -> str:
+  """Keys in one line, quoted where spaces would not be seen, or nothing would."""
+  return ', '.join(key if key.isidentifier() else repr(key) for key in sorted(keys))
 
 
 def _find_shape(row: dict) -> 'Shape | None':

@@ -291,6 +291,14 @@ def test_another_encoding_is_told_to_be_saved_as_utf_8(tmp_path, name, encoding)
     files.parse_files([(tmp_path / name, text.encode(encoding))], FIELDS)
 
 
+def test_keys_with_spaces_and_without_a_name_are_seen(tmp_path):
+  path = tmp_path / 'x.csv'
+  with pytest.raises(UserError, match="its keys are ' answer', question; a row needs"):
+    files.parse_files([(path, b'question, answer\na?,1\n')], FIELDS)
+  parsed = files.parse_files([(path, b',question,answer\n0,a?,1\n1,b?,2\n')], FIELDS)
+  assert files.describe_parsed('train', parsed) == ["train: keys that are not read: ''"]
+
+
 def test_bad_rows_of_a_table_are_told_by_their_row_and_good_ones_keep_their_origin(tmp_path):
   content = b'question,answer\n"a\n?",1\n"b\n?",\n'
   fields = dataclasses.replace(FIELDS, on_bad_rows='drop')
