@@ -92,7 +92,13 @@ def _parse_line(line: bytes, reading):
   if text.startswith('\ufeff'):  # files begin with one, which is taken off there
     raise ValueError('a byte order mark before the text')
   if text.lstrip().startswith('{'):
-    return _parse_object(reader.parse_json(text, exact=True), reading)
+    try:
+      row = reader.parse_json(text, exact=True)
+    except ValueError as error:
+      if text.rstrip().endswith('}'):
+        raise
+      raise SharedFault(str(error), 'give a list of rows alone, or each row on one line') from None
+    return _parse_object(row, reading)
   if '||' not in text:
     raise ValueError(f'neither a JSON object nor {TEXT_SHAPE.example!r}')
   return _parse_marked(text, reading)
@@ -113,9 +119,14 @@ def _parse_object(row, reading):
                if all(key in row or key in empty for key in shape.keys)]
     if lacking:
       raise ValueError(f"{' and '.join(map(repr, min(lacking, key=len)))} should not be empty")
+    for key, rows in row.items():
+      if isinstance(rows, list) and rows and isinstance(rows[0], dict) and _find_shape(rows[0]):
+        raise SharedFault(f'an object that holds a list of rows, {key[:40]!r}, and no row',
+                          'give the list alone, or one of its rows a line')
     keys = list_keys(row)[:200] or 'none'
     needed = ', or '.join(shape.name for shape in SHAPES)
-    raise ValueError(f'its keys are {keys}; a row needs {needed}')
+    raise SharedFault(f'its keys are {keys}; a row needs {needed}',
+                      'rename or add keys (docs/data.md shows rows that are read)')
   return shape.parse(row, reading)
 
 

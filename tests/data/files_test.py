@@ -291,6 +291,28 @@ def test_another_encoding_is_told_to_be_saved_as_utf_8(tmp_path, name, encoding)
     files.parse_files([(tmp_path / name, text.encode(encoding))], FIELDS)
 
 
+OTHER_KEYS = {'prompt': 'a?', 'response': '1'}
+SHARED_FAULTS = {
+    'other keys': (to_lines([OTHER_KEYS] * 2), 'its keys are prompt, response; a row needs .*; '
+                   r'rename or add keys \(docs/data.md shows rows that are read\)$'),
+    'a chat of other keys': (to_lines([{'conversations': [{'from': 'human', 'value': 'a?'}]}]),
+                             'its keys are conversations; .*; rename or add keys [^;]*$'),
+    'a list in an object': (json.dumps({'data': ROWS['test']}).encode(), 'an object that holds a '
+                            "list of rows, 'data', and no row; give the list alone, or [^;]*$"),
+    'the same in lines': (json.dumps({'data': ROWS['test']}, indent=1).encode(),
+                          'not JSON .*; give a list of rows alone, or each row on one line$'),
+}
+
+
+@pytest.mark.parametrize('content, what', SHARED_FAULTS.values(), ids=SHARED_FAULTS)
+def test_a_first_row_unlike_any_is_not_told_to_be_dropped_with_all_others(tmp_path, content, what):
+  with pytest.raises(UserError, match=f'x.json:1: {what}'):
+    files.parse_files([(tmp_path / 'x.json', content)], FIELDS)
+  with pytest.raises(UserError, match='x.json:2: its keys .*; rename .*, or drop bad rows with'):
+    files.parse_files([(tmp_path / 'x.json', LINES.splitlines(True)[0] + to_lines([OTHER_KEYS]))],
+                      FIELDS)
+
+
 def test_keys_with_spaces_and_without_a_name_are_seen(tmp_path):
   path = tmp_path / 'x.csv'
   with pytest.raises(UserError, match="its keys are ' answer', question; a row needs"):
