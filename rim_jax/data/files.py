@@ -76,11 +76,14 @@ def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Fo
       splits[split] = [(path, reader.read_bytes(
           path, 'make it a readable file', most=None)) for path in paths[split]]
     elif split in needed:
+      inner = None if paths else next((p for p in sorted(folder.glob('*/')) if any(
+          _NAME.fullmatch(file.name) for file in p.glob('*'))), None)
       there = ', '.join(sorted(p.name for p in folder.iterdir())[:_NUM_NAMED]) or 'nothing'
       raise UserError(
           f"{folder}: no {split} file (looked for {' or '.join(SPLIT_NAMES[split])} with "
-          f"{', '.join(EXTENSIONS)}, whole or in shards -00000-of-00001, here and in data/); "
-          f'there: {there}; add or rename one')
+          f"{', '.join(TEXT_EXTENSIONS)}, compressed or not, .parquet or .arrow, whole or in shards "
+          f'-00000-of-00001, here and in data/); there: {there}; '
+          + (f'pass --config.data.dir={inner}' if inner else 'add or rename one'))
   return Found(splits, tuple(unread))
 
 

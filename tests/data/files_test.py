@@ -110,6 +110,16 @@ def test_shards_of_a_hub_snapshot_in_their_order(tmp_path):
     files.find_files(tmp_path)
 
 
+def test_files_in_a_folder_of_another_name_are_pointed_at(tmp_path):
+  (tmp_path / '.cache').mkdir()
+  (tmp_path / 'a').mkdir()
+  for split in ('train', 'test'):
+    write_table(tmp_path / f'main/{split}-00000-of-00001.parquet', ROWS[split])
+  with pytest.raises(UserError, match=f'no train file .*; pass --config.data.dir={tmp_path}/main$'):
+    files.find_files(tmp_path)
+  assert read(tmp_path / 'main')[0] == {s: QUESTIONS[s] for s in ('train', 'test')}
+
+
 def test_a_folder_that_datasets_saved(tmp_path):
   folder = write_saved(tmp_path / 'saved', train=ROWS['train'], validation=ROWS['valid'],
                        test=ROWS['test'], other=ROWS['test'])
