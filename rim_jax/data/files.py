@@ -57,6 +57,8 @@ def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Fo
 
   Raises: UserError where the folder, the file of a split that is needed, or a shard is not there.
   """
+  if folder.is_file():
+    raise UserError(f"data.dir='{folder}': is a file; pass its directory, {folder.parent}")
   if not folder.is_dir():
     raise UserError(f"data.dir='{folder}': no such directory; pass one with "
                     f'{" and ".join(needed or SPLITS)} files, or none to {without}')

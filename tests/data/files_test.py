@@ -110,6 +110,12 @@ def test_shards_of_a_hub_snapshot_in_their_order(tmp_path):
     files.find_files(tmp_path)
 
 
+def test_a_file_in_place_of_its_directory_is_told(tmp_path):
+  (tmp_path / 'train.jsonl').write_bytes(LINES)
+  with pytest.raises(UserError, match=f'is a file; pass its directory, {tmp_path}$'):
+    files.find_files(tmp_path / 'train.jsonl')
+
+
 def test_files_in_a_folder_of_another_name_are_pointed_at(tmp_path):
   (tmp_path / '.cache').mkdir()
   (tmp_path / 'a').mkdir()
