@@ -193,7 +193,8 @@ def _get_answer(row, key) -> str:
 
 
 def _show(value):
-  return json.dumps(value, default=str)[:40]
+  return json.dumps(
+      value, default=lambda v: float(v) if isinstance(v, decimal.Decimal) else str(v))[:40]
 
 
 def _split_marks(text, reading: Reading) -> tuple[list[str], list[str]]:
@@ -299,7 +300,8 @@ def _read_steps(row, key, reading: Reading, in_lines: bool) -> list[str]:
     else:
       return [line.strip() for line in steps.split('\n') if line.strip()]
   if not isinstance(steps, list) or not all(isinstance(s, str) for s in steps):
-    raise ValueError(f"'{key}' should be a list of strings, or a string with a step on each line")
+    raise ValueError(f"'{key}' should be a list of strings, or a string with a step on each line, "
+                     f'not {_show(steps)}')
   steps = [s[2:-2] if s.startswith('<<') and s.endswith('>>')
            and not re.search('<<|>>', s[2:-2]) else s for s in steps]
   for i, step in enumerate(steps, 1):
