@@ -370,11 +370,11 @@ def _make_gsm8k(config, files):
   made = _read_files(config, files)
   splits = made.splits
   if 'valid' not in splits:
-    train_path = files['train'][0][0]
+    train_path, *others = [path for path, _ in files['train']]
     splits['train'], splits['valid'] = gsm8k.hold_out(
         splits['train'], config.num_valid, train_path)
-    made.notes.append(f"valid: {len(splits['valid'])} rows held out of {train_path.name} by "
-                      'question hash')
+    made.notes.append(f"valid: {len(splits['valid'])} rows held out of "
+                      f"{'train' if others else train_path.name} by question hash")
   return made
 
 

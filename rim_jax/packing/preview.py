@@ -37,7 +37,7 @@ class Line:
 class Sizes:
   """How large the examples of a split are, and which of them do not fit."""
   split: str
-  files: str  # from the first record's to the last's
+  files: str  # those of the first record and of the last
   num_records: int
   tokens: tuple[int, ...]  # mean, median, most; of those that can be encoded
   dropped: Sequence[str]  # one line for each record that does not fit
@@ -76,8 +76,8 @@ def measure_split(split, codec: source_lib.Codec, say=print) -> Sizes:
   known = sizes[sizes[:, 0] >= 0, 0]
   mean, median, most = (round(float(fn(known))) if len(known) else 0
                         for fn in (np.mean, np.median, np.max))
-  names = [split[i].origin.rpartition(':')[0] for i in (0, -1)]
-  return Sizes(split.name, ' to '.join(dict.fromkeys(names)), len(split),
+  names = {split[i].origin.rpartition(':')[0] for i in (0, -1)}
+  return Sizes(split.name, ' to '.join(sorted(names)), len(split),
                (mean, median, most), dropped)
 
 

@@ -126,6 +126,16 @@ def test_files_in_a_folder_of_another_name_are_pointed_at(tmp_path):
   assert read(tmp_path / 'main')[0] == {s: QUESTIONS[s] for s in ('train', 'test')}
 
 
+def test_valid_questions_of_shards_are_told_to_be_held_out_of_the_split(tmp_path):
+  for i in range(2):
+    write_table(tmp_path / f'train-0000{i}-of-00002.parquet', ROWS['train'][2 * i:2 * i + 2])
+  (tmp_path / 'test.jsonl').write_bytes(LINES)
+  config = dataclasses.replace(FIELDS, source='gsm8k', dir=str(tmp_path),
+                               cache_dir=str(tmp_path / 'cache'))
+  assert 'valid: 1 rows held out of train by question hash' in datasets.load_dataset(
+      config, lambda _: None).notes
+
+
 def test_a_folder_that_datasets_saved(tmp_path):
   folder = write_saved(tmp_path / 'saved', train=ROWS['train'], validation=ROWS['valid'],
                        test=ROWS['test'], other=ROWS['test'])

@@ -62,6 +62,14 @@ class Split(list):
     return [self[i] for i in indices]
 
 
+def test_files_of_a_split_are_shown_in_their_order_whatever_the_order_of_its_records():
+  codec = support.make_codec(support.make_config('rim_stage2'))
+  split = Split(dataclasses.replace(support.RECORDS[0], origin=f'train-0000{i}-of-00002.parquet:1')
+                for i in (1, 0))  # as valid questions that are held out
+  assert preview.measure_split(split, codec, lambda line: None).files == (
+      'train-00000-of-00002.parquet to train-00001-of-00002.parquet')
+
+
 def describe_misjudged(records, codec):
   return preview.describe_misjudged('test', preview.list_chunks(Split(records)), codec)
 
