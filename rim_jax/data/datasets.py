@@ -310,8 +310,8 @@ def _describe(tallies) -> list[str]:
                  f'(rows by number of steps {steps})')
     questions = set(tally.questions)
     num_repeated = len(tally.questions) - len(questions)
-    if name == 'train' and num_repeated:
-      notes.append(f'train: {num_repeated} rows repeat the question of an earlier row')
+    if num_repeated:
+      notes.append(f'{name}: {num_repeated} rows repeat the question of an earlier row')
     for other, found in earlier.items():
       num_shared = sum(q in found for q in tally.questions)
       if num_shared:

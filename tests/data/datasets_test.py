@@ -338,10 +338,15 @@ def test_questions_that_stand_in_two_splits_are_told_whatever_their_case_and_spa
         split: [{'question': q, 'steps': [], 'answer': '1'} for q in asked]
         for split, asked in zip(('train', 'valid', 'test'), questions)}), tmp_path)
     return [n for n in dataset.notes if 'question' in n]
-  assert load('apart', ['a b?', 'c?'], ['d?'], ['e?', 'e?']) == []
+  assert load('apart', ['a b?', 'c?'], ['d?'], ['e?', 'f?']) == []
+  assert load('repeated', ['a b?'], ['d?', 'd?'], ['e?', ' E?', 'e?']) == [
+      'valid: 1 rows repeat the question of an earlier row',
+      'test: 2 rows repeat the question of an earlier row']
   assert load('shared', ['a b?', 'A  b? ', 'a\nB?', 'c?'], ['d?', ' A b?'], ['D?', 'C?', 'c?']) == [
       'train: 2 rows repeat the question of an earlier row',
-      'valid: 1 of its questions are also in train', 'test: 2 of its questions are also in train',
+      'valid: 1 of its questions are also in train',
+      'test: 1 rows repeat the question of an earlier row',
+      'test: 2 of its questions are also in train',
       'test: 1 of its questions are also in valid']
 
 
