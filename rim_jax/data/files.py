@@ -83,8 +83,8 @@ def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Fo
       there = ', '.join(sorted(p.name for p in folder.iterdir())[:_NUM_NAMED]) or 'nothing'
       raise UserError(
           f"{folder}: no {split} file (looked for {' or '.join(SPLIT_NAMES[split])} with "
-          f"{', '.join(TEXT_EXTENSIONS)}, compressed or not, .parquet or .arrow, whole or in shards "
-          f'-00000-of-00001, here and in data/); there: {there}; '
+          f"{', '.join(TEXT_EXTENSIONS)}, compressed or not, .parquet or .arrow, whole or in "
+          f'shards -00000-of-00001, here and in data/); there: {there}; '
           + (f'pass --config.data.dir={inner}' if inner else 'add or rename one'))
   return Found(splits, tuple(unread))
 

@@ -233,6 +233,23 @@ def test_short_floats_of_a_table_are_the_decimals_that_were_meant(tmp_path):
   assert [r.answer for r in records] == ['4.9', '0.1']
 
 
+@pytest.mark.parametrize('steps, read', [
+    ('2*3=6, 6+4=10', ('2*3=6, 6+4=10',)), ('2*3=6\n6+4=10', ('2*3=6', '6+4=10')),
+    ('["2*3=6", "6+4=10"]', ('2*3=6', '6+4=10')), ('<<2*3=6>> <<6+4=10>>', ('2*3=6', '6+4=10'))])
+def test_a_cell_of_csv_has_the_steps_that_the_page_says(tmp_path, steps, read):
+  text = io.StringIO()
+  csv.writer(text).writerows([('question', 'steps', 'answer'), ('a?', steps, '1')])
+  records, _, _ = files.parse_files([(tmp_path / 'x.csv', text.getvalue().encode())], FIELDS)
+  assert records[0].steps == read
+
+
+@pytest.mark.parametrize('name', ['Valid.jsonl', 'eval.jsonl', 'valid.tsv'])
+def test_a_file_of_another_name_is_no_split(tmp_path, name):
+  for path in ('train.jsonl', 'test.jsonl', name):
+    (tmp_path / path).write_bytes(LINES)
+  assert read(tmp_path)[1] == [f'not read in data.dir: {name}']
+
+
 def test_a_null_is_an_empty_cell(tmp_path):
   rows = [b'{"question": "a?", "steps": null, "answer": "2"}']
   records, _, _ = files.parse_files([(tmp_path / 'x.jsonl', rows[0])], FIELDS)
