@@ -20,10 +20,12 @@ import time
 import jax
 
 from rim_jax import reader
+from rim_jax.errors import RunError
 
-# Written after the program and its allocations, so that these are whole once it is there.
+# Begun after the program and its allocations, so that these are whole once it is there. Versions
+# differ in what they write before it: the report on memory comes before the program in some.
 _LAST, _PROGRAM, _ALLOCATIONS = (f'*after_optimizations{end}.txt' for end in (
-    '-memory-usage-report', '', '-buffer-assignment'))
+    '_after_buffer_assignment', '', '-buffer-assignment'))
 _ALLOCATION = re.compile(r'^allocation \d+: size (\d+), (.*)', re.MULTILINE)
 # Versions tell more than these, and in another order. HBM is color 0, where it is told.
 _KIND = re.compile(r'\b(color(?= [1-9])|parameter|maybe-live-out|thread-local)\b')
@@ -95,7 +97,7 @@ def compile_apart(lower: Callable, *args) -> Program:
 
   Args:
     lower: a function of a module; it and `args` are sent to another process.
-  Raises: DoesNotFit; RuntimeError where the compiler fails otherwise.
+  Raises: DoesNotFit; RuntimeError where the compiler fails otherwise; as `read_program` does.
   """
   context = multiprocessing.get_context('spawn')
   receiver, sender = context.Pipe(duplex=False)
@@ -109,30 +111,38 @@ def compile_apart(lower: Callable, *args) -> Program:
     finally:
       process.kill()  # in the midst of its work: its compiler cannot be asked to stop
       process.join()
-    if list(pathlib.Path(folder).glob(_LAST)):
+    told = '' if list(pathlib.Path(folder).glob(_LAST)) else (
+        receiver.recv() if receiver.poll() else 'it was killed, perhaps for its memory')
+    if not told:
       return read_program(pathlib.Path(folder))
-  told = receiver.recv() if receiver.poll() else 'it was killed, perhaps for its memory'
   if isinstance(told, DoesNotFit):
     raise told
   raise RuntimeError(f'compiling failed: {told}')
 
 
 def _compile(folder, sender, lower, args):
-  """In a process of its own: compiles, and sends what was raised. Ends with who asked."""
+  """In a process of its own: compiles, and sends what was raised, or ''. Ends with who asked."""
   parent = multiprocessing.parent_process()
   if parent:
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
   jax.config.update('jax_enable_compilation_cache', False)  # of what it has, nothing is written
   try:
     compile_lowered(lower(*args), {'xla_dump_to': folder})
+    sender.send('')
   except Exception as e:  # the process that asked raises it
     sender.send(e if isinstance(e, DoesNotFit) else f'{type(e).__name__}: {e}')
 
 
 def read_program(folder: pathlib.Path) -> Program:
-  """What a TPU's compiler has written of a program: its text, and its allocations in HBM."""
-  texts = {kind: reader.read_text(max(folder.glob(kind), key=lambda path: path.stat().st_size),
-                                  'plan again') for kind in (_PROGRAM, _ALLOCATIONS)}
+  """What a TPU's compiler has written of a program: its text, and its allocations in HBM.
+
+  Raises: RunError where a part of it is missing: what it costs would be told wrong.
+  """
+  texts = {kind: reader.read_text(path, 'plan again') for kind in (_PROGRAM, _ALLOCATIONS)
+           for path in sorted(folder.glob(kind), key=lambda path: path.stat().st_size)[-1:]}
+  if _ALLOCATIONS not in texts or not texts.get(_PROGRAM, '').rstrip().endswith('}'):
+    raise RunError(f'{folder}: the compiler has not written all of the program; plan again, with '
+                   'another version of libtpu if that repeats')
   sizes = collections.Counter()  # (is an argument, is of the output) -> bytes
   for size, told in _ALLOCATION.findall(texts[_ALLOCATIONS]):
     kinds = set(_KIND.findall(told))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from rim_jax.errors import RunError
 from rim_jax.planning import program
 
 # Of a v6e: a result that takes its argument's place, one of its own, and memory of three kinds.
@@ -26,10 +27,17 @@ allocation 6: size 50, constant:
 '''
 
 
-def write_program(folder, name='jit_step'):
-  for end, text in (('', f'HloModule {name}'), ('-buffer-assignment', ALLOCATIONS),
-                    ('-memory-usage-report', 'all')):
-    (pathlib.Path(folder) / f'module_1.{name}.after_optimizations{end}.txt').write_text(text)
+TEXT = 'HloModule jit_step\n\nENTRY %main {\n  ROOT %x = f32[] parameter(0)\n}\n\n'
+
+
+def get_path(folder, end=''):
+  return pathlib.Path(folder) / f'module_1.jit_step.after_optimizations{end}.txt'
+
+
+def write_program(folder):
+  for end, text in (('', TEXT), ('-buffer-assignment', ALLOCATIONS),
+                    ('_after_buffer_assignment', '')):
+    get_path(folder, end).write_text(text)
 
 
 @pytest.mark.parametrize('more', ['', 'page 0, ', 'color 0, page 0, '])
@@ -39,10 +47,21 @@ def test_allocations_of_hbm_are_told_as_jax_tells_them(more, tmp_path, monkeypat
       r'(size \d+, )(?!color)(?=.*\n)', rf'\1{more}', ALLOCATIONS))
   write_program(tmp_path)
   found = program.read_program(tmp_path)
-  assert found.as_text() == 'HloModule jit_step'
+  assert found.as_text() == TEXT
   assert found.memory_analysis() == program.Sizes(
       argument_size_in_bytes=8400, output_size_in_bytes=416, alias_size_in_bytes=400,
       temp_size_in_bytes=750)
+
+
+@pytest.mark.parametrize('text', [None, '', TEXT[:30], TEXT.replace('}', '')])
+def test_a_part_of_a_program_is_refused(text, tmp_path):
+  """Its operations would be counted as if they were all."""
+  write_program(tmp_path)
+  get_path(tmp_path).unlink()
+  if text is not None:
+    get_path(tmp_path).write_text(text)
+  with pytest.raises(RunError, match='not written all of the program; plan again'):
+    program.read_program(tmp_path)
 
 
 @pytest.fixture
@@ -96,6 +115,21 @@ class Endless:
     time.sleep(600)
 
 
+class ReportFirst(Endless):
+  """As later versions of libtpu: the report on memory is there before the program is."""
+
+  def compile(self, compiler_options):
+    folder = compiler_options['xla_dump_to']
+    get_path(folder, '-memory-usage-report').write_text('all')
+    time.sleep(1)
+    with get_path(folder).open('w') as file:
+      for part in (TEXT[:30], TEXT[30:]):
+        file.write(part)
+        file.flush()
+        time.sleep(1)
+    super().compile(compiler_options)
+
+
 class Silent(Endless):
   """Decides without end."""
 
@@ -127,9 +161,13 @@ def test_a_compilation_ends_with_who_asked_for_it(tmp_path):
 
 def test_no_code_is_waited_for(tmp_path):
   found = program.compile_apart(Endless, str(tmp_path / 'pid'))
-  assert found.as_text() == 'HloModule jit_step'
+  assert found.as_text() == TEXT
   with pytest.raises(ProcessLookupError):
     os.kill(int((tmp_path / 'pid').read_text()), 0)
+
+
+def test_a_program_is_read_when_it_is_whole(tmp_path):
+  assert program.compile_apart(ReportFirst, str(tmp_path / 'pid')).as_text() == TEXT
 
 
 class Refused:
