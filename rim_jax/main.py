@@ -108,6 +108,8 @@ def _run(argv, console) -> None:
     return
   if values.mode == 'plan':  # before JAX is loaded, which reads them once
     os.environ.update(PLAN_ENVIRONMENT)
+  elif values.mode in ('data', 'report'):  # a training run may hold the accelerator
+    os.environ['JAX_PLATFORMS'] = 'cpu'
   from rim_jax.runtime import hosts  # late: a wrong flag is told before JAX is loaded
   hosts.start(values.coordinator, values.num_processes, values.process_id, values.distributed,
               values.start_secs)

@@ -227,7 +227,9 @@ _STYLES = {preview.QUESTION: '', preview.BLOCK: 'bold magenta', preview.GIVEN: '
 def show_data(config, say, console) -> None:
   """Shows what would be trained on, and trains nothing: splits, sizes, laid-out examples."""
   for nth, (name, stage) in enumerate(stages_lib.make_stages(config)):
-    task = train_lib.make_task(stage, say if not nth else lambda line: None)
+    task = train_lib.make_task(  # on no accelerator, so whatever mesh the run would have
+        dataclasses.replace(stage, mesh=config_lib.MeshConfig()),
+        say if not nth else lambda line: None)
     splits = task.dataset.splits
     found = [preview.measure_split(split, task.codec, say) for split in splits.values()]
     tables.show(

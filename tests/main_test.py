@@ -452,6 +452,17 @@ def test_a_report_is_written_anew_from_files_alone(run_copy, monkeypatch):
   assert (run_copy / 'report.html').read_bytes() == before
 
 
+@pytest.mark.parametrize('mode, more', [
+    ('report', []), ('data', ['--config=tiny.py', '--config.mesh.fsdp=64'])])
+def test_what_is_shown_of_files_opens_no_accelerator(run_copy, mode, more):
+  """A training run may hold it, and it may not be there: here no TPU is."""
+  done = subprocess.run(
+      [sys.executable, '-m', 'rim_jax.main', f'--workdir={run_copy}', f'--mode={mode}', *more],
+      capture_output=True, text=True, timeout=300,
+      env={**support_runs.ENVIRONMENT, 'JAX_PLATFORMS': 'tpu'})
+  assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize('mode', ['train', 'eval', 'generate', 'report'])
 def test_going_on_with_another_config(run_copy, mode, capsys):
   """Every key that differs, with its old and new value; where and when it runs may differ."""
