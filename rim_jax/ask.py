@@ -15,6 +15,7 @@ from rim_jax import command_line
 from rim_jax.config import Config
 from rim_jax.config import stages as stages_lib
 from rim_jax.data.records import Record
+from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, scores
 from rim_jax.model.network import Network
 from rim_jax.results import judge
@@ -53,6 +54,8 @@ class Run:
 
     Raises: UserError for a question that cannot be encoded, or leaves no room for its answer.
     """
+    if isinstance(questions, str):  # or each of its characters would be a question
+      raise UserError('answer: takes a list of questions, not one text; write answer([question])')
     config, codec = self.network.config, self.network.codec
     texts, _ = self._decoder.decode_texts(
         encode(questions, config, codec), config.eval_blocks,

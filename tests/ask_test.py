@@ -48,3 +48,8 @@ def test_keys_of_eval_may_be_given_and_others_may_not(workdir):
     ask.load_run(workdir / 'none')
   with pytest.raises(UserError, match=r"'who\?' holds 'w'"):
     ask.load_run(workdir).answer(['1+2', 'who?'])
+
+
+def test_one_text_is_no_list_of_questions(workdir):
+  with pytest.raises(UserError, match=r'takes a list of questions, not one text; write answer\('):
+    ask.load_run(workdir).answer('7+3+5')
