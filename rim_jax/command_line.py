@@ -271,6 +271,8 @@ def _check_flags(values, rest, path: str | None) -> str:
       (mode == 'sweep' and (values.point or values.sweep_dir),
        '--mode=sweep runs all points, in --workdir; --point and --sweep_dir are for one of them, '
        'without --mode=sweep'),
+      ((values['hardware'].present or values['utilization'].present) and not values.dry_run,
+       '--hardware, --utilization: are for --dry_run, which starts nothing; add it'),
       (values['halve_keep'].present and not values.halve_at, '--halve_keep: goes with --halve_at'),
       (values.conclude and values.halve_at,
        '--conclude runs nothing, so it drops nothing: leave out --halve_at'),

@@ -543,6 +543,8 @@ def test_a_stop_while_controls_are_asked_leaves_what_the_runs_said(cheap, monkey
     # A sweep and its runs would take these otherwise than one another, or not at all.
     (['--point=1', '--identity=0123456789abcdef'], 'is another run now than its sweep began'),
     (['--point=1', '--dry_run'], '--dry_run: is for --mode=sweep'),
+    (['--mode=sweep', '--hardware=h100:8'], '--utilization: are for --dry_run, which starts nothing'),
+    (['--mode=sweep', '--utilization=0.4'], '--utilization: are for --dry_run'),
     (['--point=1', '--controls'], 'is for --mode=sweep; one run is asked with --mode=con'),
     (['--point=1', '--halve_at=0.5'], '--halve_at: is for --mode=sweep'),
     (['--point=1', '--noconfig.layout.depth0_readout'], 'write --config.layout.depth0_readout=F'),
