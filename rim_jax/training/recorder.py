@@ -77,7 +77,7 @@ def start_wandb(workdir, project: str):
 
   Its own settings are its environment variables (WANDB_MODE=offline, WANDB_ENTITY, ...).
 
-  Raises: UserError where the package is not installed.
+  Raises: UserError where the package is not installed, or refuses, e.g. without a login.
   """
   try:
     import wandb
@@ -85,10 +85,14 @@ def start_wandb(workdir, project: str):
     raise UserError(f"log.wandb='{project}' needs a package: pip install -e '.[wandb]'") from None
   workdir = storage.get_absolute(workdir)
   text = reader.read_text(workdir / 'config.json', 'restore it from a copy')
-  return wandb.init(
-      project=project, id=f'{zlib.crc32(f"{workdir} {text}".encode()):08x}', resume='allow',
-      name=workdir.name, group=workdir.parent.name, config=reader.parse_json(text)['config'],
-      dir=tempfile.mkdtemp() if storage.is_bucket(workdir) else str(workdir))
+  try:
+    return wandb.init(
+        project=project, id=f'{zlib.crc32(f"{workdir} {text}".encode()):08x}', resume='allow',
+        name=workdir.name, group=workdir.parent.name, config=reader.parse_json(text)['config'],
+        dir=tempfile.mkdtemp() if storage.is_bucket(workdir) else str(workdir))
+  except wandb.errors.UsageError as e:
+    raise UserError(f"log.wandb='{project}': {' '.join(str(e).split())}; run wandb login, or set "
+                    'WANDB_MODE=offline') from None
 
 
 class Events:

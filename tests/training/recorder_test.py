@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +153,19 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', None)
   with pytest.raises(UserError, match="log.wandb='x' needs a package: pip install"):
     recorder_lib.MetricsWriter(tmp_path, 0, False, 'x')
+
+
+def test_a_missing_login_is_told(tmp_path, monkeypatch):
+  class UsageError(Exception):
+    pass
+
+  def refuse(**kwargs):
+    raise UsageError('No API key configured.\nUse `wandb login`.')
+  monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(
+      errors=types.SimpleNamespace(UsageError=UsageError), init=refuse))
+  (tmp_path / 'config.json').write_text('{"config": {}}')
+  with pytest.raises(UserError, match="^log.wandb='x': No API key .*; run wandb login, or set WAN"):
+    recorder_lib.start_wandb(tmp_path, 'x')
 
 
 def test_compilations_and_memory_are_told():
