@@ -15,7 +15,7 @@ from rim_jax import config as config_lib
 from rim_jax import methods
 from rim_jax.config import Config
 from rim_jax.config import stages as stages_lib
-from rim_jax.data import datasets
+from rim_jax.data import datasets, hub
 from rim_jax.errors import UserError
 from rim_jax.model import sharding
 from rim_jax.packing import typical as typical_lib
@@ -32,6 +32,7 @@ class Estimate:
   num_examples: float | None
   flops: float | None
   why: str = ''
+  faults: tuple[str, ...] = ()  # of `why`: what would end the run, too
 
 
 def estimate(config: Config) -> Estimate:
@@ -48,10 +49,12 @@ def estimate(config: Config) -> Estimate:
   if any(not train.num_examples for train in stages):
     size, lacks = _count_records(config.data)
   if size is None:
-    return Estimate(None, None, '; '.join(filter(None, (lacks, why))))
+    given = config.data.dir and not hub.is_name(config.data.dir)  # the rest is fetched by a run
+    return Estimate(None, None, '; '.join(filter(None, (lacks, why))),
+                    tuple(filter(None, (given and lacks, why))))
   examples = [train.num_examples or train.num_epochs * size for train in stages]
   flops = sum(n * f for n, f in zip(examples, per_example)) if per_example else None
-  return Estimate(sum(examples), flops, why)
+  return Estimate(sum(examples), flops, why, tuple(filter(None, (why,))))
 
 
 @functools.lru_cache
@@ -73,7 +76,8 @@ def _count_records(config) -> tuple[int | None, str]:
   if config.source == 'gsm8k_perturbed' and config.perturbed.total:
     return config.perturbed.total, ''
   if not config.dir or not os.path.exists(storage.expand(config.dir, 'data.dir')):
-    return None, (f"the budget is in epochs of data that are not here (data.dir='{config.dir}')")
+    return None, (f"the budget is in epochs of data that are not here (data.dir='{config.dir}')"
+                  + '; name their directory' * bool(config.dir))
   try:
     return len(datasets.load_dataset(config, say=lambda line: None).splits['train']), ''
   except UserError as e:
@@ -84,8 +88,8 @@ def describe(found: Estimate, machine: machines.Peak, utilization: float) -> str
   """One line: examples, FLOPs, hours, or what is not known."""
   parts = [] if found.num_examples is None else [f'{found.num_examples:,.0f} examples']
   if found.flops is not None:
-    parts += [f'{found.flops:.2e} FLOPs',
-              f'{compute_hours(found.flops, machine, utilization):.3g} h']
+    hours = compute_hours(found.flops, machine, utilization)
+    parts += [f'{found.flops:.2e} FLOPs', '< 0.001 h' if hours < 0.001 else f'{hours:.3g} h']
   return ', '.join(parts) + (f' ({found.why})' if found.why and parts else found.why)
 
 

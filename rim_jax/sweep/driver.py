@@ -283,7 +283,7 @@ def _conclude(runs: list[PointRun], sweep: Sweep) -> None:
 def show_dry(sweep: Sweep, hardware: str, utilization: float, say) -> None:
   """Every point's cost and command, and what all take together.
 
-  Raises: UserError for a machine that is not known.
+  Raises: UserError for a machine that is not known, and where points cannot run.
   """
   from rim_jax.planning import cost as cost_lib
   from rim_jax.planning import machines  # late: a driver needs no model
@@ -292,7 +292,9 @@ def show_dry(sweep: Sweep, hardware: str, utilization: float, say) -> None:
   machine = machines.parse_hardware(hardware)
   found = [cost_lib.estimate(point.config) for point in sweep.points]
   for point, cost in zip(sweep.points, found):
-    say(f'{point.name}: {cost_lib.describe(cost, machine, utilization)}')
+    # What ends many points is told once, at the end.
+    shown = dataclasses.replace(cost, why='it cannot run') if cost.faults else cost
+    say(f'{point.name}: {cost_lib.describe(shown, machine, utilization)}')
     say('  ' + terminal.join(sweep.make_command(point)))
   known = [cost for cost in found if cost.flops is not None]
   total = cost_lib.Estimate(sum(c.num_examples or 0 for c in known),
@@ -304,3 +306,4 @@ def show_dry(sweep: Sweep, hardware: str, utilization: float, say) -> None:
   say(f'hours: one point after the other on {machine.name} ({machine.num_chips} x '
       f'{machine.flops_per_sec / machine.num_chips / 1e12:.0f} TFLOP/s bf16), at an assumed '
       f'{utilization:.0%} of the peak (--utilization); a small model gets far less')
+  refuse(list(dict.fromkeys(fault for cost in found for fault in cost.faults)))

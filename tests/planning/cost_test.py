@@ -56,6 +56,11 @@ def test_what_is_not_here_is_said(changes, why):
   assert why in cost.describe(found, machines.parse_hardware('h100'), 0.4)
 
 
+def test_a_share_of_an_hour_that_nobody_counts_is_no_number():
+  told = cost.describe(cost.Estimate(64, 1e9), machines.parse_hardware('h100'), 0.4)
+  assert told == '64 examples, 1.00e+09 FLOPs, < 0.001 h'
+
+
 def test_hardware_is_counted_in_chips():
   assert machines.parse_hardware('v5e:2x4') == machines.Peak('v5e:2x4', 8, 8 * 197e12)
   assert machines.parse_hardware('h100').flops_per_sec == 989e12

@@ -22,6 +22,7 @@ from configs import compare, presets
 from rim_jax import command_line
 from rim_jax import main as main_lib
 from rim_jax.config import grid as grid_lib
+from rim_jax.config import replace_keys
 from rim_jax.errors import FolderTaken, Stopped, UserError
 from rim_jax.planning import cost
 from rim_jax.results import judge
@@ -341,13 +342,24 @@ def test_a_dry_run_starts_nothing_and_tells_the_cost(cheap):
   driver_lib.show_dry(sweep, 'v5e:2x4', 0.5, said.append)
   assert not (cheap.workdir / 'points').exists() and len(said) == 10
   flops = cost.estimate(cheap.points[0].config).flops
-  hours = flops / (8 * 197e12 * 0.5) / 3600
-  assert said[0] == f'rate=0.5,seed=0: 64 examples, {flops:.2e} FLOPs, {hours:.3g} h'
+  assert said[0] == f'rate=0.5,seed=0: 64 examples, {flops:.2e} FLOPs, < 0.001 h'
   assert '--point=rate=0.5,seed=0' in said[1] and said[1].endswith('--config.seed=3')
   assert said[8].startswith(f'total: 4 points, 256 examples, {4 * flops:.2e} FLOPs')
   assert 'v5e:2x4 (8 x 197 TFLOP/s bf16), at an assumed 50%' in said[9]
   with pytest.raises(UserError, match='kinds: v4, v5e'):
     driver_lib.show_dry(sweep, 'v5e:0x4', 0.5, said.append)
+
+
+def test_a_dry_run_tells_once_what_keeps_its_points_from_running(cheap):
+  said = []
+  points = [dataclasses.replace(p, config=replace_keys(p.config, {'model.init_from': '/nowhere'}))
+            for p in cheap.points]
+  with pytest.raises(UserError) as e:
+    driver_lib.show_dry(driver_lib.Sweep(points, cheap.workdir, 'recipe.py'), 'h100', 0.5,
+                        said.append)
+  assert '/nowhere' in str(e.value) and '\n' not in str(e.value)
+  assert len(said) == 10 and not any('/nowhere' in line for line in said)
+  assert [line for line in said if 'it cannot run' in line] == said[:8:2]
 
 
 def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
@@ -543,7 +555,7 @@ def test_a_stop_while_controls_are_asked_leaves_what_the_runs_said(cheap, monkey
     # A sweep and its runs would take these otherwise than one another, or not at all.
     (['--point=1', '--identity=0123456789abcdef'], 'is another run now than its sweep began'),
     (['--point=1', '--dry_run'], '--dry_run: is for --mode=sweep'),
-    (['--mode=sweep', '--hardware=h100:8'], '--utilization: are for --dry_run, which starts nothing'),
+    (['--mode=sweep', '--hardware=h100:8'], '--utilization: are for --dry_run, which'),
     (['--mode=sweep', '--utilization=0.4'], '--utilization: are for --dry_run'),
     (['--point=1', '--controls'], 'is for --mode=sweep; one run is asked with --mode=con'),
     (['--point=1', '--halve_at=0.5'], '--halve_at: is for --mode=sweep'),
