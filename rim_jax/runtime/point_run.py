@@ -11,6 +11,7 @@ from rim_jax.config import grid as grid_lib
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError, refuse
 from rim_jax.results import values
+from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import run_folder, storage
 
 SWEEP_VERSION = 1
@@ -63,8 +64,11 @@ class PointRun:
     if not told:
       return
     if told['identity'] != grid_lib.identify(self.point.config):
-      raise UserError(f'{self.folder}: holds a run of another config than {self.point.name} has '
-                      'now; use another --workdir, or remove that folder')
+      told = card_lib.find_differences(  # as it is told of all points that have these
+          card_lib.load_whole(self.folder), self.point.config, self.folder.parent) if (
+              self.folder / 'config.json').exists() else []
+      refuse(told or [f'{self.folder}: holds a run of another config than {self.point.name} has '
+                      'now; use another --workdir, or remove that folder'])
     self.status, self.error = told['status'], told['error']
 
   def set_status(self, status: str, error: str = '') -> None:
@@ -94,6 +98,6 @@ def load_point_runs(points, workdir) -> list[PointRun]:
     try:
       runs[-1].read_status()
     except UserError as e:
-      problems.append(str(e))
-  refuse(problems)
+      problems += str(e).split('\n')
+  refuse(list(dict.fromkeys(problems)))
   return runs

@@ -26,7 +26,7 @@ from rim_jax.config import replace_keys
 from rim_jax.errors import FolderTaken, Stopped, UserError
 from rim_jax.planning import cost
 from rim_jax.results import judge
-from rim_jax.runtime import hosts, point_run, run_folder, storage
+from rim_jax.runtime import card, hosts, point_run, run_folder, storage
 from rim_jax.sweep import ask_controls, jobs
 from rim_jax.sweep import driver as driver_lib
 from rim_jax.sweep import halving as halving_lib
@@ -360,6 +360,19 @@ def test_a_dry_run_tells_once_what_keeps_its_points_from_running(cheap):
   assert '/nowhere' in str(e.value) and '\n' not in str(e.value)
   assert len(said) == 10 and not any('/nowhere' in line for line in said)
   assert [line for line in said if 'it cannot run' in line] == said[:8:2]
+
+
+def test_another_key_of_all_points_is_told_once(cheap):
+  for point in cheap.points:
+    run = point_run.PointRun(point, cheap.workdir / 'points' / point.name)
+    run.set_status('done')
+    card.write_card(run.folder, card.make_whole(point.config, []))
+  other = [dataclasses.replace(p, config=replace_keys(p.config, {'optim.b1': 0.5}))
+           for p in cheap.points]
+  with pytest.raises(UserError) as e:
+    point_run.load_point_runs(other, cheap.workdir)
+  assert '\n' not in str(e.value)
+  assert 'was run with optim.b1=0.9, now it is 0.5' in str(e.value)
 
 
 def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
