@@ -117,7 +117,13 @@ def load_whole(workdir) -> dict:
   if not path.exists():
     stages = sorted(p.parent.name for p in path.parent.glob('*/config.json')) if (
         path.parent.is_dir()) else []
+    whole = path.parent.parent
+    before = sorted(p.parent.name for p in whole.glob('*/config.json')) if (
+        (whole / 'config.json').exists() and path.parent.name in load_whole(whole).get('stages', ())
+        ) else []
     raise UserError(f'{workdir}: ' + (
+        f'there is no run here yet, of this one there is {before[-1]}; name that, '
+        f'--workdir={whole / before[-1]}, or go on with the command that trained it' if before else
         'its stages were run by a version that kept their configuration alone; give --config, or '
         f'name one stage, --workdir={path.parent / stages[-1]}' if stages else
         f'is of a sweep; name one of its runs, --workdir={path.parent / "points"}/NAME' if (

@@ -53,6 +53,15 @@ def test_a_sweep_is_told_from_a_place_without_a_run(tmp_path):
     card.load_card(tmp_path)
 
 
+def test_a_stage_that_has_not_begun_names_the_one_before(tmp_path):
+  card.write_card(tmp_path, card.make_whole(support.make_config('rim'), ['stage1', 'stage2']))
+  (tmp_path / 'stage1').mkdir()
+  (tmp_path / 'stage1/config.json').write_text('{}')
+  with pytest.raises(UserError, match=f'^{tmp_path}/stage2: .*there is stage1; name that, '
+                     f'--workdir={tmp_path}/stage1, or go on with the command that trained it$'):
+    card.load_card(tmp_path / 'stage2')
+
+
 @pytest.mark.parametrize('std, free', [('example', True), ('layer', False), ('all', False)])
 def test_micro_batches_may_change_where_nothing_is_taken_over_one(std, free):
   config = support.make_config('codi', distill__std=std)
