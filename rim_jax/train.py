@@ -415,16 +415,21 @@ def _check_later_stages(config: Config, workdir):
 
   Raises: UserError, as the stage would.
   """
-  (first, _), *later = stages_lib.make_stages(config)
+  (first, first_stage), *later = stages_lib.make_stages(config)
   if hosts.lead(lambda: (workdir / first / 'config.json').exists()):
     return
-  for name, stage in later:
+
+  def find_fault(stage):
     try:
       task = make_task(stage, lambda line: None)
       _plan_stage(task, lambda line: None)
       run_scores_lib.check_questions(task)
     except UserError as e:
-      raise UserError(f'{name}, before anything is trained: {e}') from None
+      return str(e)
+  for name, stage in later:
+    if fault := find_fault(stage):
+      raise UserError(fault if find_fault(first_stage) == fault else
+                      f'{name}, before anything is trained: {fault}')
 
 
 def train_curriculum(config: Config, workdir, say=print, console=None) -> dict:

@@ -91,7 +91,10 @@ def make_two_stages(cache):
 
 @pytest.mark.parametrize('changes, told', [
     ({'layout__num_blocks': 40}, 'stage2, before anything is trained: rim_chain/train:'),
-    ({'eval__max_new_tokens': 99}, 'more to decode needs')])
+    ({'eval__max_new_tokens': 99}, 'more to decode needs'),
+    # What the first stage would say itself has nothing to do with a later one.
+    ({'data__source': 'gsm8k', 'data__dir': '/nowhere', 'tokenizer__kind': 'bytes'},
+     '^data.dir=./nowhere.')])
 def test_what_would_end_a_later_stage_is_told_before_the_first(tmp_path, cache, changes, told):
   config = make_config(cache, 'rim', train__num_examples=80, **changes)
   with pytest.raises(UserError, match=told):
