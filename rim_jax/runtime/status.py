@@ -58,7 +58,8 @@ class Ticker:
       return
     self._told = now
     left = (now - self._began) / done * (self._total - done)
-    self._say(f'{self._what}: {done:,} of {self._total:,} {self._unit}, {format_secs(left)} left')
+    self._say(f'{self._what}: {done:,} of {self._total:,} {self._unit}'
+              + f', {format_secs(left)} left' * (done > 1))  # the first one may have compiled
 
 
 def format_secs(secs: float) -> str:

@@ -1,0 +1,13 @@
+"""How far something is, as a person is told."""
+
+from rim_jax.runtime import status
+
+
+def test_one_that_may_have_compiled_says_nothing_of_the_rest(monkeypatch):
+  said, now = [], [0.0]
+  monkeypatch.setattr(status.time, 'monotonic', lambda: now[0])
+  tick = status.Ticker('timing', 22, 'rounds', said.append)
+  for done in (1, 2):
+    now[0] += 50
+    tick(done)
+  assert said == ['timing: 1 of 22 rounds', 'timing: 2 of 22 rounds, 16:40 left']
