@@ -126,7 +126,7 @@ def _tabulate_result(name, result: EvalResult) -> Table:
       rows += [(_name_block(block, facts), _show(acc), '█' * round(20 * acc))
                for block, acc in _by_block(result.block_acc, result.num_blocks).items()]
       value = _add_error(value, ' +- ', result).style('strong')
-    meaning = facts.label if measure.name == 'method' else measure.meaning
+    meaning = facts.label if measure.name == 'method' else _describe(measure, [result])
     if measure.long or isinstance(found, (dict, list)):  # in the wide column
       value, meaning = cell(''), value.text
     rows.append((measure.label, value, f'({meaning})' if meaning else ''))
@@ -207,12 +207,23 @@ def _show(value, form: str = '') -> Cell:
   return cell(number(value, shown))
 
 
+def _is_bounded(result: EvalResult) -> bool:
+  """Whether all or none are right: then the standard error is 0 and tells nothing."""
+  return result.final_acc in (0, 1) and bool(result.n)
+
+
+def _describe(measure, results) -> str:
+  """What a measure means, of the standard error only where one is shown."""
+  return measure.meaning.removesuffix(', +- one standard error') if all(
+      map(_is_bounded, results)) else measure.meaning
+
+
 def _add_error(accuracy: Cell, sign: str, result: EvalResult) -> Cell:
   """A final accuracy with its standard error, or with its bound where all or none are right.
 
-  There the standard error is 0 and tells nothing. The bound is that of a binomial, one-sided.
+  The bound is that of a binomial, one-sided.
   """
-  if result.final_acc not in (0, 1) or not result.n:
+  if not _is_bounded(result):
     return accuracy + sign + _show(result.final_acc_stderr)
   least = 0.05 ** (1 / result.n)
   bound = f'at most {1 - least:.1%}' if result.final_acc == 0 else f'at least {least:.1%}'
@@ -230,7 +241,8 @@ def _make_headline(results) -> Table:
       cells = [_add_error(c.style('strong'), ' ± ', result)
                for c, result in zip(cells, sets.values())]
     head = cell(Part(measure.label, style='bold'), long=True)
-    rows.append([head.note(measure.meaning) if measure.meaning else head, *cells])
+    meaning = _describe(measure, sets.values())
+    rows.append([head.note(meaning) if meaning else head, *cells])
   return table(['', *map(clean, sets)], rows)
 
 
