@@ -147,8 +147,10 @@ def _find_recipe(path: str) -> None:
   """
   recipe = pathlib.Path(path.split(':')[0]).absolute()
   if not recipe.is_file():
-    there = sorted(map(str, pathlib.Path(path.split(':')[0]).parent.glob('*.py'))) or sorted(
-        map(str, pathlib.Path('configs').glob('*.py')))
+    beside, ours = ([str(file) for pattern in ('*.py', 'sweeps/*.py') for file in sorted(
+        folder.glob(pattern)) if file.name != 'presets.py'] for folder in (
+            pathlib.Path(path.split(':')[0]).parent, pathlib.Path('configs')))
+    there = beside or ours
     raise UserError(f'--config={path}: there is no file {path.split(":")[0]}; ' + (
         f'there are the recipes {", ".join(there)}' if there else
         'recipes are not installed with the package: clone the repository and give the path of '
@@ -197,6 +199,8 @@ def parse(argv) -> Command:
     _find_recipe(path)
   elif workdir and find_flag(argv, 'mode') in RUN_MODES:
     card, path = card_lib.load_whole(workdir), f'{workdir}/config.json'
+  elif any(arg.lstrip('-').startswith('config.') for arg in argv):  # keys of no configuration
+    raise UserError(_describe_no_config(find_flag(argv, 'mode') or 'train'))
   refuse(_find_override_problems(argv))
   values, rest = _read_flags(argv, path, card)
   if values.help:
@@ -245,6 +249,12 @@ def _read_flags(argv, path, card) -> tuple[flags.FlagValues, list[str]]:
     raise UserError(f'{path or "command line"}: {_flatten_message(e)}') from e
 
 
+def _describe_no_config(mode: str) -> str:
+  return 'command line: --config is missing; try --config=configs/rim.py' + (
+      f', or name the run with --workdir=DIR: --mode={mode} asks it for its configuration'
+      if mode in RUN_MODES else '')
+
+
 def _check_flags(values, rest, path: str | None) -> str:
   """The path, which is known, then.
 
@@ -254,9 +264,7 @@ def _check_flags(values, rest, path: str | None) -> str:
   alone = [name for name in SWEEP_FLAGS if mode != 'sweep' and values[name].present]
   check(
       (rest, f'command line: {"".join(map(repr, rest[:1]))} is no flag; write --flag=value'),
-      (path is None, 'command line: --config is missing; try --config=configs/rim.py' + (
-          f', or name the run with --workdir=DIR: --mode={mode} asks it for its configuration'
-          if mode in RUN_MODES else '')),
+      (path is None, _describe_no_config(mode)),
       (alone, f'--{"".join(alone[:1])}: is for --mode=sweep' + (
           '; one run is asked with --mode=controls' if alone[:1] == ['controls'] else '')),
       (other and mode != 'compare', '--with: is for --mode=compare'),

@@ -104,6 +104,7 @@ def run_copy(trained, tmp_path, use_devices):
 T = '--config=tiny.py'
 BAD_COMMANDS = {
     'no config': ([], ('--config is missing', 'configs/rim.py')),
+    'keys without a config': (['--config.data.dir=x'], ('--config is missing', 'configs/rim.py')),
     'no such recipe': (['--config=nofile.py'], ('nofile.py', 'there is no file', 'recipe')),
     'syntax error': (['--config=syntax.py'], ('syntax.py', 'line 1')),
     'recipe raises': (['--config=raises.py'], ('raises.py', 'ZeroDivisionError', 'by zero')),
@@ -461,6 +462,13 @@ def test_what_is_shown_of_files_opens_no_accelerator(run_copy, mode, more):
       capture_output=True, text=True, timeout=300,
       env={**support_runs.ENVIRONMENT, 'JAX_PLATFORMS': 'tpu'})
   assert done.returncode == 0, done.stderr
+
+
+def test_a_recipe_that_is_not_there_is_told_with_all_that_are(capsys, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  check_refused(capsys, ['--config=configs/rmi.py'], ('configs/rim.py', 'configs/sweeps/lora.py'))
+  run_cli('--config=configs/rmi.py')
+  assert 'presets.py' not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('mode', ['train', 'eval', 'generate', 'report'])
