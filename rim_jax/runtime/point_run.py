@@ -64,10 +64,10 @@ class PointRun:
     if not told:
       return
     if told['identity'] != grid_lib.identify(self.point.config):
-      told = card_lib.find_differences(  # as it is told of all points that have these
+      others = card_lib.find_differences(  # as it is told of all points that have these
           card_lib.load_whole(self.folder), self.point.config, self.folder.parent) if (
               self.folder / 'config.json').exists() else []
-      refuse(told or [f'{self.folder}: holds a run of another config than {self.point.name} has '
+      refuse(others or [f'{self.folder}: holds a run of another config than {self.point.name} has '
                       'now; use another --workdir, or remove that folder'])
     self.status, self.error = told['status'], told['error']
 

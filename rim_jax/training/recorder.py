@@ -90,7 +90,7 @@ def start_wandb(workdir, project: str):
         project=project, id=f'{zlib.crc32(f"{workdir} {text}".encode()):08x}', resume='allow',
         name=workdir.name, group=workdir.parent.name, config=reader.parse_json(text)['config'],
         dir=tempfile.mkdtemp() if storage.is_bucket(workdir) else str(workdir))
-  except wandb.errors.UsageError as e:
+  except wandb.errors.UsageError as e:  # pyright: ignore[reportAttributeAccessIssue]
     raise UserError(f"log.wandb='{project}': {' '.join(str(e).split())}; run wandb login, or set "
                     'WANDB_MODE=offline') from None
 
