@@ -225,7 +225,7 @@ def _add_error(accuracy: Cell, sign: str, result: EvalResult) -> Cell:
   """
   if not _is_bounded(result):
     return accuracy + sign + _show(result.final_acc_stderr)
-  least = 0.05 ** (1 / result.n)
+  least = 0.05 ** (1 / (result.n or 1))
   bound = f'at most {1 - least:.1%}' if result.final_acc == 0 else f'at least {least:.1%}'
   return accuracy + f' (95% sure: {bound})'
 
