@@ -81,7 +81,7 @@ if [ -n "${DRY_RUN:-}" ]; then
   exit 0
 fi
 cd "$here"
-[ -z "${CONTAINER:-}" ] || mkdir -p "$cache"
+[ -z "${CONTAINER:-}" ] || srun "--ntasks=${SLURM_JOB_NUM_NODES:-1}" --ntasks-per-node=1 mkdir -p "$cache"
 trap : USR1  # scancel -s USR1 asks the run for a profile, and may be sent to this script too
 code=0
 "${run[@]}" || code=$?

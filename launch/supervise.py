@@ -39,7 +39,7 @@ def find_step(workdir) -> int:
   with contextlib.suppress(OSError):  # a bucket that is out of reach, which the run itself tells
     folders = [workdir, *(p for p in workdir.iterdir() if p.is_dir())] if workdir.is_dir() else []
   for folder in sorted(folders, key=str):
-    with contextlib.suppress(UserError):  # which the run itself tells
+    with contextlib.suppress(UserError, OSError):  # which the run itself tells
       told += [lines] if (lines := run_folder.RunFolder(folder).load_metrics()) else []
   return (len(told) - 1) * 10**9 + max(line['step'] for line in told[-1]) if told else -1
 

@@ -89,9 +89,11 @@ def define_flags(argv, known=None) -> flags.FlagValues:
   return values
 
 
-def _expand_flags(argv) -> list[str]:
+def _expand_flags(argv, opens: bool = True) -> list[str]:
   """A command line whose paths are whole: `--workdir ~/x` is `--workdir=/home/me/x`.
 
+  Args:
+    opens: whether this process will read and write there.
   Raises: UserError for the home directory of a user who is not there, and for a bucket whose
     package is not.
   """
@@ -102,7 +104,8 @@ def _expand_flags(argv) -> list[str]:
     if word.startswith('-') and flag in PATH_FLAGS:
       found = value if equals else next(rest, None)
       word = word if found is None else f'--{flag}={storage.expand(found, f"--{flag}")}'
-      storage.check_package(found or '', f'--{flag}')
+      if opens:
+        storage.check_package(found or '', f'--{flag}')
     words.append(word)
   return words
 
@@ -117,11 +120,17 @@ def find_flag(argv, name: str) -> str | None:
   return found
 
 
-def _expand_keys(config: config_lib.Config) -> config_lib.Config:
-  """A config whose paths are whole. Raises: UserError as `_expand_flags` does."""
-  flat = config_lib.flatten(config)
+def _expand_keys(config: config_lib.Config, known=None) -> config_lib.Config:
+  """A config whose paths are whole.
+
+  Args:
+    known: the config of a run that is there, whose other paths need not be read any more.
+  Raises: UserError as `_expand_flags` does.
+  """
+  flat, before = config_lib.flatten(config), config_lib.flatten(known or {})
   for key in config_lib.PATH_KEYS:
-    storage.check_package(flat[key], key)
+    if flat[key] != before.get(key):
+      storage.check_package(flat[key], key)
   return config_lib.replace_keys(config, {
       key: storage.expand(flat[key], key) for key in config_lib.PATH_KEYS})
 
@@ -137,7 +146,7 @@ def _finish_known(config: config_lib.Config, card: dict, workdir: str, mode: str
   if config.model.init_from and path == theirs['tokenizer']['path'] and mode not in _OF_FILES:
     config = config_lib.replace_keys(config, {'tokenizer.path': families.find_moved_tokenizer(
         path, theirs['model']['init_from'], config.model)})
-  return _expand_keys(config)
+  return _expand_keys(config, theirs)
 
 
 def _find_recipe(path: str) -> None:
@@ -221,7 +230,7 @@ def parse(argv) -> Command:
     raise UserError(f'{path}: is one run, not many; --mode=sweep, --point and --sweep_dir are for '
                     'recipes such as configs/compare.py')
   else:
-    config = config_lib.parse_config(config, path)
+    config = config_lib.parse_config(config, path, begins=card is None)
   if card and values.mode != 'plan':
     return Command(values, _finish_known(config, card, values.workdir, values.mode), path)
   config = _expand_keys(config)
@@ -401,7 +410,6 @@ def count_points(command) -> int:
 
   Raises: UserError as --mode=sweep would.
   """
-  # Before they are looked at: its bucket need not be in reach from here.
-  words = [a for a in command if not a.startswith('--sweep_dir=')]
-  words = [a for a in _expand_flags(words) if a.startswith('--')]
+  words = [a for a in _expand_flags(command, opens=False)
+           if a.startswith('--') and not a.startswith('--sweep_dir=')]
   return len(parse(['main', *words, '--mode=sweep']).config)

@@ -234,8 +234,8 @@ def _describe_refused(error, argv) -> tuple[str, int]:
             'or -u, and the same command goes on from the last checkpoint'), 1
   for cause in _list_causes(error):
     if isinstance(cause, OSError) and type(cause).__module__.startswith('aiohttp.'):  # a bucket's
-      return (f'{find_flag(argv, "workdir") or "a bucket"}: {cause}; look at the network and '
-              "at the bucket's address, and the same command goes on from the last checkpoint"), 1
+      return (f"a bucket of this run: {cause}; look at the network and at the bucket's address, "
+              'and the same command goes on from the last checkpoint'), 1
     if isinstance(cause, OSError) and cause.errno in _FAILED:
       return (f'{cause.filename or "a file of this run"}: {cause.strerror}; look at the file '
               'system that holds it, and the same command goes on from the last checkpoint'), 1

@@ -428,7 +428,9 @@ def _check_later_stages(config: Config, workdir):
       return str(e)
   for name, stage in later:
     if fault := find_fault(stage):
-      raise UserError(fault if find_fault(first_stage) == fault else
+      # Of several processes one may be gone by now, and the others would wait for it.
+      alone = jax.process_count() == 1
+      raise UserError(fault if alone and find_fault(first_stage) == fault else
                       f'{name}, before anything is trained: {fault}')
 
 

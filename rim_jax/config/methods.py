@@ -155,14 +155,6 @@ def _find_thought_problems(config: Config) -> list[str]:
       'of layout.block_tokens thoughts, or none'))
 
 
-def _find_pair_problems(config: Config) -> list[str]:
-  layout = config.layout
-  return _find_thought_problems(config) + list_broken((
-      not layout.num_blocks and not layout.answer_prefix,
-      f'layout.num_blocks=0: right after the question {config.method} is then asked for the first '
-      'step and for the answer; use 1, or give layout.answer_prefix'))
-
-
 COCONUT = Facts(
     'coconut', 'hidden states fed back as inputs in place of more and more written steps',
     'Coconut', feeds_back=True, has_thoughts=True, learns_steps=True,
@@ -174,13 +166,13 @@ COCONUT_STAGE = Facts(
 
 CODI = Facts(
     'codi', 'hidden states fed back as inputs, one by one, and held to those after a written chain',
-    feeds_back=True, has_thoughts=True, learns_steps=True, find_problems=_find_pair_problems)
+    feeds_back=True, has_thoughts=True, learns_steps=True, find_problems=_find_thought_problems)
 
 # ---- Latents that are read together, several times ----
 
 PCCOT = Facts(
     'pccot', 'thoughts found together in a few passes, and held to those after a written chain',
-    has_thoughts=True, learns_steps=True, loop_rule='shift', find_problems=_find_pair_problems)
+    has_thoughts=True, learns_steps=True, loop_rule='shift', find_problems=_find_thought_problems)
 
 
 def _make_lotus_stages(config: Config) -> Stages:

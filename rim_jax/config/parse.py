@@ -108,20 +108,22 @@ def _build(cls, tree, where, problems):
   return cls(**values)
 
 
-def parse_config(tree, name: str = 'config') -> Config:
+def parse_config(tree, name: str = 'config', begins: bool = True) -> Config:
   """ConfigDict or dictionary -> validated Config.
 
+  Args:
+    begins: False for a run that is there and is asked.
   Raises: UserError, one line for each problem, all of them at once.
   """
   tree = tree.to_dict() if isinstance(tree, ml_collections.ConfigDict) else tree
   problems = []
   config = _build(schema.Config, tree, '', problems)
-  problems = problems or find_problems(config)
+  problems = problems or find_problems(config, begins)
   refuse([f'{name}: {p}' for p in problems])
   return config
 
 
-def find_problems(config: Config) -> list[str]:
+def find_problems(config: Config, begins: bool = True) -> list[str]:
   """Everything wrong with a config that needs no data and no device to see.
 
   Rules between keys compute with values that are within their limits: a value that is not stands
@@ -132,7 +134,7 @@ def find_problems(config: Config) -> list[str]:
   if wrong:
     defaults = flatten(type(config)())
     config = replace_keys(config, {key: defaults[key] for key in wrong})
-  found = rules.find_problems(config)
+  found = rules.find_problems(config) + (rules.find_start_problems(config) if begins else [])
   return problems + [line for line in found if not any(key in line for key in wrong)]
 
 

@@ -28,6 +28,25 @@ def find_problems(config) -> list[str]:
           + config.facts.find_problems(config))
 
 
+def find_start_problems(config) -> list[str]:
+  """What no run begins with any more. Those that earlier versions let begin can still be asked."""
+  aux, facts, layout = config.aux, config.facts, config.layout
+  one_by_one = aux.decoder != 'none' and facts.has_thoughts and facts.feeds_back
+  replacing = config.coconut.thoughts_per_step  # thoughts of a curriculum that replace one step
+  skipped = layout.skip_steps if facts.skips_steps and layout.num_blocks else 0
+  return list_broken(
+      (one_by_one and facts.make_stages and replacing != aux.group_tokens,
+       f'aux.group_tokens={aux.group_tokens}: the coconut.thoughts_per_step={replacing} thoughts '
+       f'that replace a step together spell it; use {replacing}'),
+      (one_by_one and skipped > 0 and layout.block_tokens != skipped * aux.group_tokens,
+       f'aux.group_tokens={aux.group_tokens}: layout.block_tokens={layout.block_tokens} thoughts '
+       f'are not so many for each of the layout.skip_steps={skipped} steps that they replace'),
+      (facts in (methods.CODI, methods.PCCOT) and not layout.num_blocks
+       and not layout.answer_prefix,
+       f'layout.num_blocks=0: right after the question {config.method} is then asked for the first '
+       'step and for the answer; use 1, or give layout.answer_prefix'))
+
+
 def describe_bytes(count: float) -> str:
   """A number of bytes in words, e.g. '16.0 GB'."""
   for unit in ('kB', 'MB', 'GB', 'TB'):
@@ -182,23 +201,16 @@ def _find_loop_problems(config):
 
 def _find_aux_problems(config):
   """What is wrong with steps that thoughts spell."""
-  aux, facts, layout = config.aux, config.facts, config.layout
+  aux, facts = config.aux, config.facts
   one_by_one = facts.has_thoughts and facts.feeds_back
-  replacing = config.coconut.thoughts_per_step  # thoughts of a curriculum that replace one step
-  skipped = layout.skip_steps if facts.skips_steps and layout.num_blocks else 0
+  thoughts = config.coconut.thoughts_per_step if facts.make_stages else config.layout.block_tokens
   return [] if aux.decoder == 'none' else list_broken(
       (not one_by_one,
        f"aux.decoder='{aux.decoder}': method '{config.method}' has no thoughts, found one by one, "
        "that could spell a step; use 'none'"),
-      (facts.make_stages and one_by_one and replacing != aux.group_tokens,
-       f'aux.group_tokens={aux.group_tokens}: the coconut.thoughts_per_step={replacing} thoughts '
-       f'that replace a step together spell it; use {replacing}'),
-      (one_by_one and not facts.make_stages and layout.block_tokens % aux.group_tokens,
-       f'aux.group_tokens={aux.group_tokens} does not divide the {layout.block_tokens} thoughts of '
-       'a block; use a number that does'),
-      (one_by_one and skipped > 0 and layout.block_tokens != skipped * aux.group_tokens,
-       f'aux.group_tokens={aux.group_tokens}: layout.block_tokens={layout.block_tokens} thoughts '
-       f'are not so many for each of the layout.skip_steps={skipped} steps that they replace'))
+      (one_by_one and thoughts % aux.group_tokens,
+       f'aux.group_tokens={aux.group_tokens} does not divide the {thoughts} thoughts of a block; '
+       'use a number that does'))
 
 
 def _find_prosqa_problems(data):

@@ -78,7 +78,7 @@ def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Fo
       splits[split] = [(path, reader.read_bytes(
           path, 'make it a readable file', most=None)) for path in paths[split]]
     elif split in needed:
-      inner = None if paths else next((p for p in sorted(folder.glob('*/')) if any(
+      inner = None if paths else next((p for p in sorted(folder.glob('[!.]*/')) if any(
           _NAME.fullmatch(file.name) for file in p.glob('*'))), None)
       there = ', '.join(sorted(p.name for p in folder.iterdir())[:_NUM_NAMED]) or 'nothing'
       raise UserError(
@@ -273,7 +273,7 @@ def parse_files(parts: Parts, config, needs_steps: bool = True,
         if config.on_bad_rows != 'drop':
           shared = isinstance(error, formats.SharedFault)
           fix = error.fix if shared else 'fix the row'
-          # Where the first row has a fault that the others share, dropping them leaves none.
+          # Where all rows are as the first one, which is likely, dropping bad ones leaves none.
           if number > 1 or not shared:
             fix += ', or drop bad rows with --config.data.on_bad_rows=drop'
           raise UserError(f'{path}{where}: {error}; {fix}') from None

@@ -63,7 +63,7 @@ def compute_weights(model, config: Config, rows: batch_lib.Batch):
     q_bthk, k_btnk, _ = block.project(block.attention_norm(x_btd), rotary, None)
     q_bshk = jnp.take_along_axis(q_bthk, rows.slot_index[..., None, None], 1)
     weights_bst = weigh(q_bshk, k_btnk, at_slots)
-    return block(x_btd, rotary, visible, None, None, 0)[0], weights_bst
+    return block(x_btd, rotary, visible, None)[0], weights_bst
   return jax.lax.scan(body, x_btd, (layers, jnp.arange(config.model.num_layers)))[1]
 
 

@@ -183,7 +183,7 @@ class Block(nnx.Module):
       q_bthk = q_bthk * (q_bthk.shape[-1] / self.config.query_scale_dim) ** 0.5
     return q_bthk, k_btnk, v_btnk
 
-  def __call__(self, x_btd, rotary, visible, dropout_key, keep):
+  def __call__(self, x_btd, rotary, visible, dropout_key, keep=lambda new: (new, new)):
     """One layer: (x [b, t, d], what is kept).
 
     `rotary` is what `make_rotary` has for it. `keep` gets these tokens' (keys, values) [b, t, n, k]

@@ -141,7 +141,7 @@ def read_program(folder: pathlib.Path) -> Program:
   texts = {kind: reader.read_text(path, 'plan again') for kind in (_PROGRAM, _ALLOCATIONS)
            for path in sorted(folder.glob(kind), key=lambda path: path.stat().st_size)[-1:]}
   if _ALLOCATIONS not in texts or not texts.get(_PROGRAM, '').rstrip().endswith('}'):
-    raise RunError(f'{folder}: the compiler has not written all of the program; plan again, with '
+    raise RunError('the compiler has not written all of the program; plan again, with '
                    'another version of libtpu if that repeats')
   sizes = collections.Counter()  # (is an argument, is of the output) -> bytes
   for size, told in _ALLOCATION.findall(texts[_ALLOCATIONS]):

@@ -4,9 +4,11 @@ Reads what `--mode=controls` left (controls.json), never a model. What was asked
 checkpoint, set or data than a result is of, is never put beside it.
 """
 
+import dataclasses
 import itertools
 from typing import Any
 
+from rim_jax.config.methods import FACTS
 from rim_jax.errors import UserError
 from rim_jax.results import stats
 from rim_jax.results.settings import ControlOverSeeds, ProbesOverSeeds, StepsOverSeeds
@@ -37,13 +39,22 @@ def load_asked(folder: RunFolder, set_name: str, result: EvalResult
     rule, told_by = found.rule_version or 1 + (found.answer_rule or '').startswith(
         'a whole gold answer'), result.rule_version or 1
     if rule == told_by:
-      return found, ''
+      return _leave_out_chains(found), ''
     # A control's answers are not kept, so that they cannot be judged again.
     return None, (f'controls.json was judged by version {rule} of the rule, the result by version '
                   f'{told_by}; ask it again with --mode=controls')
   others = 'other data' if asked == told else f'step {asked[0]} on {asked[1]}'
   return None, (f'controls.json is of {others}, the result of step {told[0]} on {told[1]}; ask it '
                 'again with --mode=controls')
+
+
+def _leave_out_chains(found: ControlsResult) -> ControlsResult:
+  """Without `no_blocks` of a method that writes a chain, from before a prefix was forced there."""
+  facts, entry = FACTS.get(found.method or ''), found.controls.get('no_blocks')
+  if entry is None or entry.chain_trained is not None or not (facts and facts.learns_steps):
+    return found
+  return dataclasses.replace(
+      found, controls={k: v for k, v in found.controls.items() if k != 'no_blocks'})
 
 
 def get_probes(found: ControlsResult | None) -> ProbesResult | None:

@@ -3,6 +3,7 @@
 `task` is a `task.Task`: config, dataset, codec, mesh, base.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -117,10 +118,11 @@ def load_whole(workdir) -> dict:
   if not path.exists():
     stages = sorted(p.parent.name for p in path.parent.glob('*/config.json')) if (
         path.parent.is_dir()) else []
-    whole = path.parent.parent
-    before = sorted(p.parent.name for p in whole.glob('*/config.json')) if (
-        (whole / 'config.json').exists() and path.parent.name in load_whole(whole).get('stages', ())
-        ) else []
+    whole, before = path.parent.parent, []
+    with contextlib.suppress(UserError):  # what stands beside may be no run
+      if (whole / 'config.json').exists() and path.parent.name in load_whole(whole).get(
+          'stages', ()):
+        before = sorted(p.parent.name for p in whole.glob('*/config.json'))
     raise UserError(f'{workdir}: ' + (
         f'there is no run here yet, of this one there is {before[-1]}; name that, '
         f'--workdir={whole / before[-1]}, or go on with the command that trained it' if before else
@@ -232,8 +234,8 @@ def check_card(card: dict, task, where, with_data: bool = True) -> None:
                      ('base', task.base and task.base.fingerprint)):
     theirs = card[name]
     theirs = theirs['fingerprint'] if isinstance(theirs, dict) else theirs
-    # A run that stops at bad rows met none: with or without, it read the same files' rows.
-    alike = name == 'data' and task.dataset.alike
+    # Where no row is bad it makes no difference what happens to bad ones.
+    alike = name == 'data' and not any(task.dataset.num_dropped.values()) and task.dataset.alike
     if theirs not in (mine, alike):
       raise UserError(f'{where}: the {name} changed since this run began (fingerprint {theirs}, '
                       f'now {mine}); restore it, or use another --workdir')

@@ -64,8 +64,8 @@ class PointRun:
     if not told:
       return
     if told['identity'] != grid_lib.identify(self.point.config):
-      others = card_lib.find_differences(  # as it is told of all points that have these
-          card_lib.load_whole(self.folder), self.point.config, self.folder.parent) if (
+      others = card_lib.find_differences(
+          card_lib.load_whole(self.folder), self.point.config, self.folder) if (
               self.folder / 'config.json').exists() else []
       refuse(others or [f'{self.folder}: holds a run of another config than {self.point.name} has '
                       'now; use another --workdir, or remove that folder'])
@@ -92,12 +92,16 @@ def load_point_runs(points, workdir) -> list[PointRun]:
 
   Raises: UserError where a folder holds a point of the same name and another config.
   """
-  runs, problems = [], []
+  runs, problems = [], {}
+  folder = epath.Path(workdir) / 'points'
   for point in points:
-    runs.append(PointRun(point, epath.Path(workdir) / 'points' / point.name))
+    runs.append(PointRun(point, folder / point.name))
     try:
       runs[-1].read_status()
     except UserError as e:
-      problems += str(e).split('\n')
-  refuse(list(dict.fromkeys(problems)))
+      problems[f'{runs[-1].folder}: '] = str(e)
+  # What all have alike is told once.
+  alike = {text.replace(where, f'{folder}: ') for where, text in problems.items()}
+  refuse([line for text in (alike if len(alike) == 1 < len(problems) else problems.values())
+          for line in text.split('\n')])
   return runs

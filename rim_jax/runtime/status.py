@@ -50,16 +50,18 @@ class Ticker:
   def __init__(self, what: str, total: int, unit: str, say):
     self._what, self._total, self._unit, self._say = what, total, unit, say
     self._began = self._told = time.monotonic()
+    self._first = 0
 
   def __call__(self, done: int) -> None:
     """So many are done; the last one is not told, what follows tells it."""
     now = time.monotonic()
+    self._first = self._first or done
     if not self._say or not 0 < done < self._total or now - self._told < _TICK_SECS:
       return
     self._told = now
     left = (now - self._began) / done * (self._total - done)
     self._say(f'{self._what}: {done:,} of {self._total:,} {self._unit}'
-              + f', {format_secs(left)} left' * (done > 1))  # the first one may have compiled
+              + f', {format_secs(left)} left' * (done > self._first))  # which may have compiled
 
 
 def format_secs(secs: float) -> str:

@@ -293,7 +293,7 @@ def show_dry(sweep: Sweep, hardware: str, utilization: float, say) -> None:
   found = [cost_lib.estimate(point.config) for point in sweep.points]
   for point, cost in zip(sweep.points, found):
     # What ends many points is told once, at the end.
-    shown = dataclasses.replace(cost, why='it cannot run') if cost.faults else cost
+    shown = dataclasses.replace(cost, why='it cannot run here') if cost.faults else cost
     say(f'{point.name}: {cost_lib.describe(shown, machine, utilization)}')
     say('  ' + terminal.join(sweep.make_command(point)))
   known = [cost for cost in found if cost.flops is not None]

@@ -91,8 +91,8 @@ def start_wandb(workdir, project: str):
         name=workdir.name, group=workdir.parent.name, config=reader.parse_json(text)['config'],
         dir=tempfile.mkdtemp() if storage.is_bucket(workdir) else str(workdir))
   except wandb.errors.UsageError as e:  # pyright: ignore[reportAttributeAccessIssue]
-    raise UserError(f"log.wandb='{project}': {' '.join(str(e).split())}; run wandb login, or set "
-                    'WANDB_MODE=offline') from None
+    raise UserError(f"log.wandb='{project}': W&B says: {' '.join(str(e).split())}; without an "
+                    'account run wandb login, or set WANDB_MODE=offline') from None
 
 
 class Events:

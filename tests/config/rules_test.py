@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from rim_jax import config as config_lib
 from rim_jax.config import rules
 from tests import support
 
@@ -25,3 +26,17 @@ def test_doubts_about_a_pretrained_model(trainable, rank, dropout, told, more):
       config.model, init_from='model')))
   assert len(found) == len(told) and all(part in line for part, line in zip(told, found))
   assert rules.list_doubts(config) == []
+
+
+@pytest.mark.parametrize('method, changes', [
+    ('coconut', {'aux__decoder': 'shared'}),
+    ('coconut_stage', {'aux__decoder': 'shared', 'layout__num_blocks': 1, 'layout__skip_steps': 2}),
+    ('pccot', {'layout__num_blocks': 0})])
+def test_what_no_run_begins_with_any_more_is_no_fault_of_one_that_is_there(method, changes):
+  config = support.make_config(method)
+  for key, value in changes.items():
+    config = support.set_key(config, key.replace('__', '.'), value)
+  assert len(config_lib.find_problems(config)) == 1
+  assert not config_lib.find_problems(config, begins=False)
+  tree = dataclasses.asdict(config)
+  assert config_lib.parse_config(tree, begins=False) == config

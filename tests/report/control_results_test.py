@@ -41,6 +41,17 @@ def test_another_checkpoint_set_or_data_is_not_the_result_s(tmp_path, changes, s
   assert control_results.get_selected(asked, RESULT) == (None if told else 0.5)
 
 
+@pytest.mark.parametrize('method, trained, kept', [
+    ('lotus_stage', None, False), ('lotus_stage', False, True), ('rim_stage2', None, True)])
+def test_without_blocks_what_may_be_a_written_chain_stands_nowhere(tmp_path, method, trained, kept):
+  """Earlier versions let a method that writes a chain write it there."""
+  entry = {'n': 8, 'block_acc': [0.5]} | ({} if trained is None else {'chain_trained': trained})
+  support_report.write_findings(tmp_path, rule_version=2, method=method, controls={
+      'no_blocks': entry, 'as_trained': {'n': 8}})
+  asked, _ = control_results.load_asked(run_folder.RunFolder(tmp_path), 'test', RESULT)
+  assert ('no_blocks' in asked.controls) == kept and 'as_trained' in asked.controls
+
+
 def test_a_damaged_file_and_several_checkpoints_are_told_and_take_nothing_along(tmp_path):
   support_report.write_findings(tmp_path)
   folder = run_folder.RunFolder(tmp_path)

@@ -372,7 +372,10 @@ def test_another_key_of_all_points_is_told_once(cheap):
   with pytest.raises(UserError) as e:
     point_run.load_point_runs(other, cheap.workdir)
   assert '\n' not in str(e.value)
-  assert 'was run with optim.b1=0.9, now it is 0.5' in str(e.value)
+  assert 'points: was run with optim.b1=0.9, now it is 0.5' in str(e.value)
+  with pytest.raises(UserError) as e:  # of one alone its folder is named
+    point_run.load_point_runs([other[0], *cheap.points[1:]], cheap.workdir)
+  assert f'{other[0].name}: was run with optim.b1=0.9' in str(e.value)
 
 
 def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
