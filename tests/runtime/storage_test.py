@@ -332,7 +332,7 @@ def test_a_bucket_that_does_not_answer_is_one_line(tmp_path, monkeypatch, capsys
   recipe = support_runs.write_recipe(tmp_path)
   assert main_lib.cli(['main', f'--config={recipe}', f'--workdir={folder}']) == 1
   line, = capsys.readouterr().err.splitlines()
-  assert f'error: {folder}: Cannot connect to host storage.host:443' in line
+  assert 'error: a bucket of this run: Cannot connect to host storage.host:443' in line
 
 
 LOGS = '''

@@ -164,7 +164,7 @@ def test_a_missing_login_is_told(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'wandb', types.SimpleNamespace(
       errors=types.SimpleNamespace(UsageError=UsageError), init=refuse))
   (tmp_path / 'config.json').write_text('{"config": {}}')
-  with pytest.raises(UserError, match="^log.wandb='x': No API key .*; run wandb login, or set WAN"):
+  with pytest.raises(UserError, match="^log.wandb='x': W&B says: No API key .* run wandb login, "):
     recorder_lib.start_wandb(tmp_path, 'x')
 
 
