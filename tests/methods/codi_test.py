@@ -170,12 +170,10 @@ def find_slots(batch, kind):
   return np.nonzero(np.asarray(batch.slot_kind) == kind)
 
 
-@pytest.mark.parametrize('prefix', [pytest.param('', marks=pytest.mark.slow), '+-'])
-def test_without_thoughts_the_student_is_direct_and_the_teacher_cot(prefix):
+def test_without_thoughts_the_student_is_direct_and_the_teacher_cot():
   """The chain, which lacks its last step, bit for bit; the answer, which stands behind it in the
   row and so is summed in another order, to rounding."""
-  config = make_config(0, 'learned', layout__answer_prefix=prefix, distill__weight=0.0,
-                       model__attention_tile_tokens=0)
+  config = make_config(0, 'learned', distill__weight=0.0, model__attention_tile_tokens=0)
   model = support.make_model(config)
   for record in support.RECORDS:
     cut = dataclasses.replace(record, steps=record.steps[:-1])
