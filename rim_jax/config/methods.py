@@ -48,6 +48,10 @@ class Facts:
     """Whether there are memory blocks, more or fewer of which can be read, or others put there."""
     return self.has_blocks and not self.has_thoughts
 
+  def reads_rows(self, num_blocks: int) -> bool:
+    """Whether blocks stand in the rows; a curriculum may begin without, and RiM lays its own."""
+    return self.has_blocks and (self.blocks_are_steps or num_blocks > 0)
+
 
 # ---- RiM ----
 

@@ -147,9 +147,7 @@ def initialize(task, program, init_from, say):
   model, theirs = (config_lib.flatten(c) for c in (
       dataclasses.asdict(task.config.model), card['config']['model']))
   # Rows that stood in no row yet are drawn, as this run asks and from the embedding as it is now.
-  facts = get_facts(card['config']['method'])
-  has_rows = facts.has_blocks and (not facts.has_thoughts
-                                   or card['config']['layout']['num_blocks'] > 0)
+  has_rows = get_facts(card['config']['method']).reads_rows(card['config']['layout']['num_blocks'])
   free = _MODEL_RUNTIME_KEYS + (
       () if has_rows and task.config.facts.has_blocks else _ROW_KEYS)
   trainable, trained = task.config.optim.trainable, card['config']['optim']['trainable']

@@ -66,9 +66,8 @@ def make_program(config: Config, vocab_size: int, num_steps: int, mesh) -> Progr
 
   Raises: UserError where the mesh does not divide a parameter.
   """
-  # What a method adds is for blocks, which the first stage of a curriculum may not have yet.
-  has_blocks = config.facts.blocks_are_steps or config.layout.num_blocks
-  tx = optim.make_optimizer(config.optim, num_steps, () if has_blocks else ('added',))
+  reads = config.facts.reads_rows(config.layout.num_blocks)  # what a method adds is for blocks
+  tx = optim.make_optimizer(config.optim, num_steps, () if reads else ('added',))
   trainable = TRAINABLE[config.optim.trainable]
 
   def make_model(key):

@@ -80,3 +80,14 @@ def test_a_share_of_the_budget_is_each_stage_s_own(method, stop_frac, stops, bud
       checkpoint__stop_frac=stop_frac)
   stages = stages_lib.make_stages(config)
   assert [s.checkpoint.stop_frac for _, s in stages] == pytest.approx(stops)
+
+
+@pytest.mark.parametrize('method, reads', [
+    ('rim', [True, True]), ('coconut', [False, True, True]), ('lotus', [False, True]),
+    ('cot', [False]), ('codi', [True])])
+def test_a_stage_reads_memory_rows_where_blocks_stand_in_its_rows(method, reads):
+  config = support.make_config(method, layout__num_blocks=1, coconut__num_stages=1,
+                               lotus__num_stages=1, lotus__stage_frac=0.5)
+  found = [stage.facts.reads_rows(stage.layout.num_blocks)
+           for _, stage in stages_lib.make_stages(config)]
+  assert found == reads
