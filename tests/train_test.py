@@ -507,6 +507,10 @@ def test_changed_data_is_noticed(tmp_path, cache, use_devices):
   card['data']['fingerprint'] = 'other'
   alike = dataclasses.replace(task, data=dataclasses.replace(task.data, alike='other'))
   card_lib.check_card(card, alike, 'run')
+  alike = dataclasses.replace(task, data=dataclasses.replace(
+      alike.data, num_dropped={'train': 1, 'valid': 0, 'test': 0}))
+  with pytest.raises(UserError, match='run: the data changed since this run began'):
+    card_lib.check_card(card, alike, 'run')
   with pytest.raises(UserError, match='run: the data changed since this run began'):
     card_lib.check_card(card, task, 'run')
 

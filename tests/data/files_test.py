@@ -117,7 +117,7 @@ def test_a_file_in_place_of_its_directory_is_told(tmp_path):
 
 
 def test_files_in_a_folder_of_another_name_are_pointed_at(tmp_path):
-  (tmp_path / '.cache').mkdir()
+  write_table(tmp_path / '.cache/train.parquet', ROWS['train'])  # no place that is pointed at
   (tmp_path / 'a').mkdir()
   for split in ('train', 'test'):
     write_table(tmp_path / f'main/{split}-00000-of-00001.parquet', ROWS[split])

@@ -1,6 +1,7 @@
 """A run's files are whole, on a file system and in a bucket that neither renames nor appends."""
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import importlib.util
@@ -21,15 +22,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rim_jax import command_line, reader
 from rim_jax import main as main_lib
-from rim_jax import reader
 from rim_jax.config import CheckpointConfig
 from rim_jax.errors import FolderTaken, UserError
 from rim_jax.runtime import run_folder, storage
 from rim_jax.training import checkpoint as checkpoint_lib
 from rim_jax.training import recorder as recorder_lib
 from tests import bucket as bucket_lib
-from tests import support_locks, support_runs
+from tests import support, support_locks, support_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -319,6 +320,14 @@ def test_a_bucket_whose_package_is_missing_is_a_mistake_in_one_line(
                        f'--{flag}={place}']) == 2
   line, = capsys.readouterr().err.splitlines()
   assert f'{place}: needs the package {package}; pip install {package}, or' in line
+
+
+def test_a_path_that_a_run_was_trained_with_need_not_be_in_reach_any_more(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name, *rest: None)
+  config = support.make_config(train__init_from='gs://lab/start')
+  assert command_line._expand_keys(config, dataclasses.asdict(config)).train == config.train
+  with pytest.raises(UserError, match='needs the package gcsfs'):
+    command_line._expand_keys(config)
 
 
 def test_a_bucket_that_does_not_answer_is_one_line(tmp_path, monkeypatch, capsys, use_devices):
