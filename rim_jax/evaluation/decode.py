@@ -214,8 +214,8 @@ def read_prefix(model, config: Config, readouts: Readouts, trunks: Trunks, fille
   tail = make_tail(readouts.prefix, readouts.blocks, start_br)
   cache, fields = _make_room(filled, readouts.blocks, start_br, 0, len(readouts.prefix))
   x_btd, cache = model(tail.tokens, tail.fields.positions,
-                       attention.find_seen(tail.fields, fields, config), cache=cache,
-                       offset=filled[2].positions.shape[1])
+                       attention.find_seen(tail.fields, fields, config),
+                       cache=transformer.Cache(cache, filled[2].positions.shape[1]))
   return _take_last(x_btd, start_br, len(readouts.prefix)), cache, fields
 
 
@@ -252,8 +252,8 @@ def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw
     count, last_br, done_br, out, cache = carry
     fields = _make_fields(readouts.blocks, start_br, num_prefix + count - 1, 1)
     x_brd, cache = model(last_br, fields.positions,
-                         attention.find_seen(fields, cache_fields, config), cache=cache,
-                         in_place=True, offset=width + (count - 1) * num_readouts)
+                         attention.find_seen(fields, cache_fields, config),
+                         cache=transformer.Cache(cache, width + (count - 1) * num_readouts, True))
     next_br = jnp.where(done_br, eos_id, choose(x_brd, count))
     out = jax.lax.dynamic_update_index_in_dim(out, next_br, count, 2)
     return count + 1, next_br, done_br | (next_br == eos_id), out, cache

@@ -23,7 +23,7 @@ from rim_jax.config import Config, methods
 from rim_jax.errors import check
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
-from rim_jax.model import sharding
+from rim_jax.model import sharding, transformer
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.network import Network
 from rim_jax.packing import batch as batch_lib
@@ -149,8 +149,8 @@ def close_again(model, config: Config, blocks: tuple, trunks, kv, fields: batch_
   inputs_btd = decode_lib.find_inputs(model, config, trunks)  # of several passes the last one's
   if inputs_btd is not None:
     inputs_btd = jnp.take_along_axis(inputs_btd, position_br[..., None], axis=1)
-  return model(tokens_br, position_br, jnp.concatenate([visible, itself], -1), cache=cache,
-               offset=width, inputs_btd=inputs_btd)[0]
+  return model(tokens_br, position_br, jnp.concatenate([visible, itself], -1),
+               cache=transformer.Cache(cache, width), inputs_btd=inputs_btd)[0]
 
 
 # 7 parameters: jit takes what is static and what is traced apart.

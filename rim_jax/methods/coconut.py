@@ -34,6 +34,7 @@ from rim_jax.methods.method import Method
 from rim_jax.model import attention
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.sharding import BATCH, constrain
+from rim_jax.model.transformer import Cache
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing.layout import (
   Encoded,
@@ -125,8 +126,8 @@ def prefill(model, trunks, start_br, config: Config, tail):
       (0, 0), (0, 0), (0, inputs_btd.shape[1]), (0, 0), (0, 0))), kv, part)
   offset = fields.positions.shape[1]
   fields = _join(fields, rest)
-  x_btd, cache = model(None, rest.positions, attention.find_seen(rest, fields, config), cache=cache,
-                       offset=offset, inputs_btd=inputs_btd)
+  x_btd, cache = model(None, rest.positions, attention.find_seen(rest, fields, config),
+                       cache=Cache(cache, offset), inputs_btd=inputs_btd)
   return x_btd[:, -1:], cache, fields
 
 
@@ -164,8 +165,8 @@ def _think(model, x_bed, start: batch_lib.Fields, kv, known: batch_lib.Fields, n
     cache = jax.tree.map(lambda *x: jnp.concatenate(x, 2), kv, part)
     thought_bed = make_thought(model, x_bed)
     y_bed, cache = model(None, now.positions, attention.find_seen(now, fields, config),
-                         dropout_key=key, cache=cache, offset=num_tokens + turn * num_examples,
-                         inputs_btd=thought_bed)
+                         dropout_key=key, inputs_btd=thought_bed,
+                         cache=Cache(cache, num_tokens + turn * num_examples))
     return (y_bed, jax.tree.map(lambda x: x[:, :, num_tokens:], cache)), thought_bed
   part = jax.tree.map(lambda x: jnp.zeros(
       (*x.shape[:2], num_turns * num_examples, *x.shape[3:]), x.dtype), kv)

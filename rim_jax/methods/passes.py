@@ -26,7 +26,7 @@ from rim_jax.methods.method import AddedParam, Method
 from rim_jax.model import attention
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.sharding import BATCH, EMBED, constrain
-from rim_jax.model.transformer import take_tokens
+from rim_jax.model.transformer import Cache, take_tokens
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
 
@@ -160,7 +160,7 @@ class Passes:
     cache = jax.tree.map(lambda x: jnp.pad(
         x, ((0, 0), (0, 0), (0, fed_bwd.shape[1]), (0, 0), (0, 0))), kv)
     x_bwd, cache = model(None, new.positions, attention.find_seen(new, keys, config),
-                         inputs_btd=fed_bwd, cache=cache, offset=num_tokens)
+                         inputs_btd=fed_bwd, cache=Cache(cache, num_tokens))
 
     def move(x):  # the blocks to their places in the trunk
       x, y, rest = jnp.split(x, (num_tokens, num_tokens + num_blocks), 2)
@@ -190,7 +190,7 @@ class Passes:
       x_bwd, part = carry
       cache = jax.tree.map(lambda *x: jnp.concatenate(x, 2), kv, part)
       x_bwd, cache = model(None, blocks.fields.positions, visible, inputs_btd=feed(x_bwd),
-                           cache=cache, offset=num_tokens,
+                           cache=Cache(cache, num_tokens),
                            dropout_key=_fold_key(dropout_key, number))
       return (x_bwd, jax.tree.map(lambda x: x[:, :, num_tokens:], cache)), None
     part = jax.tree.map(

@@ -11,6 +11,7 @@ fields.
 """
 
 import math
+from typing import NamedTuple
 
 from flax import nnx
 import jax
@@ -214,6 +215,15 @@ def _write(old, new, start):
       lambda x, y: jax.lax.dynamic_update_slice(x, y.astype(x.dtype), start), old, new)
 
 
+class Cache(NamedTuple):
+  """Where tokens are written, so that they are attended to with what stands there."""
+  kv: tuple[jax.Array, jax.Array] | None  # keys and values of every layer [l, b, c, n, k]
+  offset: int | jax.Array = 0  # place of the first of these tokens
+  # Handed from layer to layer, which saves copies for each token that is decoded. In a gradient it
+  # would be kept once a layer.
+  in_place: bool = False
+
+
 class Transformer(nnx.Module):
   """Token ids to hidden states, and hidden states to logits over the base vocabulary."""
 
@@ -246,20 +256,18 @@ class Transformer(nnx.Module):
       return x_btd
     return x_btd * jnp.asarray(self.config.embed_dim ** 0.5, x_btd.dtype)
 
-  # 11 parameters: ways to read a row and to keep what is read, any of which can be left out.
-  def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None, cache=None, offset=0,
-               in_place=False, return_kv=False, num_layers: int | None = None, inputs_btd=None,
-               collect_bp=None):
+  # 9 parameters: ways to read a row and to keep what is read, any of which can be left out.
+  def __call__(self, tokens_bt, positions_bt, visible, *, dropout_key=None,
+               cache: Cache | None = None, return_kv=False, num_layers: int | None = None,
+               inputs_btd=None, collect_bp=None):
     """Hidden states after the final norm, or as they leave the first `num_layers` layers.
 
-    With a cache, a pair (keys, values), these tokens are written into it from
-    `offset` on, and all of it is attended to. `in_place` hands it from layer to layer, which saves
-    copies of it for each token that is decoded; a gradient would keep it once a layer. `inputs_btd`
-    stands in for the embedded tokens. `collect_bp` are indices of tokens whose states are returned,
-    as each layer leaves them and, for the last one, after the final norm.
+    With a cache these tokens are written into it, and all of it is attended to. `inputs_btd` stands
+    in for the embedded tokens. `collect_bp` are indices of tokens whose states are returned, as
+    each layer leaves them and, for the last one, after the final norm.
 
     Shapes: tokens, positions i32[b, t]; visible (t by c) as `attention.attend` takes it,
-      c = t without a cache; keys, values [l, b, c, n, k].
+      c = t without a cache.
     Returns: (x [b, t, d], (keys, values), or None unless there is a cache or `return_kv`); with
       `collect_bp` in place of those the states [l, b, p, d].
     """
@@ -274,8 +282,9 @@ class Transformer(nnx.Module):
     if num_layers is not None:
       layers, indices = jax.tree.map(lambda x: x[:num_layers], (layers, indices))
 
+    kv, offset, in_place = cache or Cache(None)
     # Layers one by one have nothing to copy.
-    handed, given = (cache, None) if in_place and self.config.scan_layers else (None, cache)
+    handed, given = (kv, None) if in_place and self.config.scan_layers else (None, kv)
 
     def body(carry, xs):
       (x_btd, handed), (layer, index, cached) = carry, xs

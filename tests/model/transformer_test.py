@@ -196,7 +196,8 @@ def test_layers_one_by_one_are_those_of_the_loop():
     def loss(p):
       model = nnx.merge(graphdef, p)
       x, kv = model(batch.tokens, batch.positions, visible, return_kv=True)
-      y, kv = model(batch.tokens[:, :3], batch.positions[:, :3], visible[:, :3], cache=kv)
+      y, kv = model(batch.tokens[:, :3], batch.positions[:, :3], visible[:, :3],
+                    cache=transformer_lib.Cache(kv))
       return jnp.square(x).sum() + jnp.square(y).sum(), (x, y, kv)
     lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params)
     found, grads = lowered.compile()(params)
