@@ -70,7 +70,8 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
   """Takes a stage's steps, those that are left."""
   config = task.config
   # ---- The plan of its rows ----
-  stage = _plan_stage(task, say)
+  # A run that is there goes on with the plan that it began with, whatever is the newest.
+  stage = _plan_stage(task, say, hosts.lead(lambda: _load_versions(workdir))['plan'])
   run_scores_lib.check_questions(task)
   say(stage.describe())
   for line in stage.dropped[:3]:
@@ -102,12 +103,19 @@ def _train_stage(task: Task, workdir, init_from, began, say, console) -> None:
                         console), state)
 
 
-def _plan_stage(task: Task, say) -> source_lib.StagePlan:
+def _load_versions(workdir) -> dict:
+  """What the rows of the run in WORKDIR are made by; of a new run, today's."""
+  has_card = (workdir / 'config.json').exists()
+  return source_lib.VERSIONS | (card_lib.load_card(workdir)['versions'] if has_card else {})
+
+
+def _plan_stage(task: Task, say, version: int = source_lib.VERSIONS['plan']
+                ) -> source_lib.StagePlan:
   """The stage's plan, which every process makes for itself; process 0 encodes the split first."""
   train = task.dataset.splits['train']
   hosts.lead_first(lambda: source_lib.load_encoded(train, task.codec, say) and None)
   return source_lib.make_stage_plan(
-      train, task.codec, sharding.count_shards(sharding.BATCH, task.mesh), say)
+      train, task.codec, sharding.count_shards(sharding.BATCH, task.mesh), say, version)
 
 
 def _check_workdir(task: Task, workdir):

@@ -24,6 +24,7 @@ from rim_jax.config import stages as stages_lib
 from rim_jax.errors import NonFiniteError, Stopped, UserError
 from rim_jax.evaluation import run_scores as run_scores_lib
 from rim_jax.model import sharding
+from rim_jax.packing import order as order_lib
 from rim_jax.packing import source as source_lib
 from rim_jax.packing import stream
 from rim_jax.pretrained import families
@@ -513,6 +514,15 @@ def test_changed_data_is_noticed(tmp_path, cache, use_devices):
     card_lib.check_card(card, alike, 'run')
   with pytest.raises(UserError, match='run: the data changed since this run began'):
     card_lib.check_card(card, task, 'run')
+
+
+def test_a_run_goes_on_with_the_plan_that_it_began_with(tmp_path, cache):
+  folder = epath.Path(tmp_path)
+  assert train_lib._load_versions(folder)['plan'] == order_lib.PLAN_VERSION
+  card = card_lib.make_card(train_lib.make_task(make_config(cache), QUIET),
+                            source_lib.VERSIONS | {'plan': 1})
+  card_lib.write_card(folder, card)
+  assert train_lib._load_versions(folder)['plan'] == 1
 
 
 DIES = '''

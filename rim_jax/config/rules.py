@@ -34,6 +34,8 @@ def find_start_problems(config) -> list[str]:
   one_by_one = aux.decoder != 'none' and facts.has_thoughts and facts.feeds_back
   replacing = config.coconut.thoughts_per_step  # thoughts of a curriculum that replace one step
   skipped = layout.skip_steps if facts.skips_steps and layout.num_blocks else 0
+  begins = facts.make_stages(config)[0][1] if facts.make_stages else config
+  fed_by = _find_fed_by(config)
   return list_broken(
       (one_by_one and facts.make_stages and replacing != aux.group_tokens,
        f'aux.group_tokens={aux.group_tokens}: the coconut.thoughts_per_step={replacing} thoughts '
@@ -44,7 +46,13 @@ def find_start_problems(config) -> list[str]:
       (facts in (methods.CODI, methods.PCCOT) and not layout.num_blocks
        and not layout.answer_prefix,
        f'layout.num_blocks=0: right after the question {config.method} is then asked for the first '
-       'step and for the answer; use 1, or give layout.answer_prefix'))
+       'step and for the answer; use 1, or give layout.answer_prefix'),
+      (layout.paired_readout and not layout.step_separator and not layout.answer_prefix,
+       'layout.paired_readout=True writes a chain, in which layout.step_separator or '
+       'layout.answer_prefix tells the answer from the steps; give one'),
+      (fed_by and not begins.layout.num_blocks and not config.curriculum.reset_optimizer,
+       f'curriculum.reset_optimizer=False: the first stage has no blocks and trains no {fed_by}, '
+       'of which a later stage would need moments; use True'))
 
 
 def describe_bytes(count: float) -> str:
@@ -180,6 +188,12 @@ def _find_set_problems(evaluation):
       for name in sets if name in (*SPLITS, *_OTHER_SPLITS, split)]
 
 
+def _find_fed_by(config) -> str:
+  """What is trained to feed a further pass over blocks; '' where nothing is."""
+  return 'gate' if config.loop_rule == 'gate' else (
+      'projection' if config.loop_rule and config.loop.projection else '')
+
+
 def _find_loop_problems(config):
   """What is wrong with the passes over blocks, in training and in answering."""
   loop, method = config.loop, config.method
@@ -192,7 +206,7 @@ def _find_loop_problems(config):
         (loop.rule, f"loop.rule='{loop.rule}' changes nothing for method '{method}'; use ''"),
         *((value > 1, f"{key}={value}: method '{method}' has no blocks that could be read again; "
            'use 0') for key, value in asked.items()))
-  fed_by = 'gate' if config.loop_rule == 'gate' else 'projection' if loop.projection else ''
+  fed_by = _find_fed_by(config)
   return list_broken(*(
       (value > 1 and loop.num_passes == 1 and fed_by,
        f'{key}={value}: with loop.num_passes=1 no {fed_by} was trained that could feed a second '
@@ -208,7 +222,9 @@ def _find_aux_problems(config):
       (not one_by_one,
        f"aux.decoder='{aux.decoder}': method '{config.method}' has no thoughts, found one by one, "
        "that could spell a step; use 'none'"),
-      (one_by_one and thoughts % aux.group_tokens,
+      # A first stage may have no thoughts yet.
+      (one_by_one and (facts.make_stages or config.layout.num_blocks)
+       and thoughts % aux.group_tokens,
        f'aux.group_tokens={aux.group_tokens} does not divide the {thoughts} thoughts of a block; '
        'use a number that does'))
 
@@ -323,11 +339,13 @@ def _find_training_problems(config):
 
 
 def list_doubts(config) -> list[str]:
-  """What a run with a pretrained model may do and is hardly meant to; a line each."""
-  model, trainable = config.model, config.optim.trainable
-  if not model.init_from:
-    return []
-  return [line for is_so, line in (
+  """What a run may do and is hardly meant to; a line each."""
+  model, trainable, layout = config.model, config.optim.trainable, config.layout
+  hidden = list_broken(
+      (not layout.readout_sees_question and not layout.answer_prefix,
+       'layout.readout_sees_question=False without layout.answer_prefix: the first token of an '
+       'answer is read at the last token of the blocks, which sees the question'))
+  return hidden if not model.init_from else hidden + [line for is_so, line in (
       (trainable == 'all' and model.lora.rank,
        f"optim.trainable='all' trains every weight and adapters of rank {model.lora.rank} beside "
        'them; for the weights alone set model.lora.rank=0 and a lower optim.learning_rate'),

@@ -24,6 +24,7 @@ import jax
 from rim_jax import reader
 from rim_jax.config import Config
 from rim_jax.config.methods import DIRECT
+from rim_jax.errors import UserError
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores
 from rim_jax.model import sharding
@@ -186,7 +187,7 @@ def count_passes(config: Config, num_blocks: int) -> int | None:
 def measure_passes(network: Network, records, results, num_runs: int, say=None):
   """`scores.evaluate_passes`' results, each with times to the first token, all timed in turn."""
   codec, shards = network.codec, sharding.count_shards(sharding.BATCH, network.mesh)
-  questions = [choose_typical([codec.encode(r) for r in records]).question] * shards
+  questions = [choose_typical(records, codec).question] * shards
   prefix = tuple(scores.get_answer_prefix(network.config, codec))
   timed = [make_timed(f'{r.num_passes} {k}',
                       scores.set_key(network, 'eval.num_passes', r.num_passes), questions,
@@ -198,8 +199,20 @@ def measure_passes(network: Network, records, results, num_runs: int, say=None):
       k: times[f'{r.num_passes} {k}'] for k in r.acc}) for r in results]
 
 
-def choose_typical(encoded: list[layout_lib.Encoded]) -> layout_lib.Encoded:
-  """Of records the one whose steps have the median number of tokens, the first of equals."""
+def choose_typical(records, codec) -> layout_lib.Encoded:
+  """Of records the one whose steps have the median number of tokens, the first of equals.
+
+  One whose steps or answer the tokenizer does not know is passed over: it is asked all the same.
+  Raises: UserError where there is no other.
+  """
+  encoded, fault = [], None
+  for record in records:
+    try:
+      encoded.append(codec.encode(record))
+    except UserError as e:
+      fault = e
+  if fault and not encoded:
+    raise fault
   by_length = sorted(encoded, key=lambda one: sum(map(len, one.steps)))
   median = sum(map(len, by_length[len(by_length) // 2].steps))
   return next(one for one in encoded if sum(map(len, one.steps)) == median)
@@ -224,7 +237,7 @@ def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_ru
   Units: milliseconds.
   """
   config, codec = network.config, network.codec
-  encoded, template = choose_typical([codec.encode(r) for r in records]), codec.template
+  encoded, template = choose_typical(records, codec), codec.template
   num_chain = 0
   if config.writes_steps:
     steps = encoded.steps[max(config.layout.skip_steps, 0):]

@@ -9,7 +9,7 @@ from etils import epath
 import numpy as np
 
 from rim_jax import reader
-from rim_jax.config import limits
+from rim_jax.config import limits, replace_keys
 from rim_jax.data import datasets as datasets_lib
 from rim_jax.data import evaluation_sets, files
 from rim_jax.errors import UserError
@@ -42,15 +42,25 @@ def check_questions(task):
   """Asks before a run begins what would end it at its first save, or after its last update.
 
   Raises: UserError for a question of valid, or of a set of results, that cannot be encoded or
-    leaves no room for its answer.
+    leaves no room for its answer, with any number of blocks or tokens that is asked for; and for
+    fewer questions than are needed to choose a checkpoint by.
   """
   asked = [(task, 'valid', task.config.eval.num_valid_examples)] + [
       (one, one.config.eval.split, one.config.eval.num_examples) for one in list_sets(task)]
   for one, split, limit in asked:
     records = get_records(one, split, limit)
-    scores.encode_questions(records, one.config, one.codec, one.config.eval_blocks)
-    if one.config.facts.blocks_are_steps and split != 'valid':
-      scores.check_steps(records, one.config, one.codec)
+    config = one.config
+    scores.encode_questions(records, config, one.codec, config.eval_blocks)
+    if split == 'valid':
+      continue
+    most = max(config.eval_blocks, config.eval_budget)
+    for num_tokens in {config.layout.block_tokens, config.eval.budget_tokens} - {0}:
+      scores.encode_questions(
+          records, replace_keys(config, {'layout.block_tokens': num_tokens}), one.codec, most)
+    if config.eval.checkpoint == 'splits':
+      scores.check_splits(records)
+    if config.facts.blocks_are_steps:
+      scores.check_steps(records, config, one.codec)
 
 
 def fingerprint_set(task, records) -> str:
@@ -267,9 +277,7 @@ def _evaluate_splits(task, workdir, say) -> dict[str, values.EvalResult]:
   """`evaluate_run` by the paper's protocol: every kept checkpoint, `scores.score_splits`."""
   config, correct = task.config, []
   records = get_records(task, config.eval.split, config.eval.num_examples)
-  if len(records) < scores.NUM_SPLITS:
-    raise UserError(f"eval.checkpoint='splits': {len(records)} questions are too few to choose by; "
-                    'take eval.num_examples=0, or best')
+  scores.check_splits(records)
   steps = hosts.lead(lambda: checkpoint_lib.list_counting(workdir))
   if not steps:
     raise UserError(f'{workdir}: has no checkpoint that counts; run its command again to finish it')

@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from rim_jax.config import Config, replace_keys
+from rim_jax.errors import UserError
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.model.network import Network
 from rim_jax.packing import layout as layout_lib
@@ -82,6 +83,13 @@ def evaluate_passes(decoder: decode_lib.Decoder, records, blocks: tuple, make_sa
   """The final answer's accuracy with R = 1 to eval.budget_passes passes and each K of `blocks`."""
   return [values.PassesResult(num_passes=r, acc=acc) for r, acc in _score_variants(
       decoder, records, blocks, ('R', 'eval.num_passes', 'budget_passes'), make_say)]
+
+
+def check_splits(records) -> None:
+  """Raises: UserError for fewer questions than `score_splits` can divide."""
+  if len(records) < NUM_SPLITS:
+    raise UserError(f"eval.checkpoint='splits': {len(records)} questions are too few to choose by; "
+                    'take eval.num_examples=0, or best')
 
 
 def evaluate_tokens(decoder: decode_lib.Decoder, records, blocks: tuple, make_say=None

@@ -11,7 +11,9 @@ import dataclasses
 
 import numpy as np
 
-PLAN_VERSION = 1
+# 1 permuted the records that a stage can use, 2 permutes all: where a layout has no room for one,
+# the others keep their order.
+PLAN_VERSION = 2
 ALL = 1 << 30  # more tokens than any chain has
 HELD = -1  # the level before removal begins: nothing is lost, by chance neither
 
@@ -104,9 +106,10 @@ def pack(order: np.ndarray, sizes: np.ndarray, row_tokens: int, row_slots: int,
   return rows
 
 
-# 10 parameters: the plan is a pure function, and these are all that it depends on.
+# 11 parameters: the plan is a pure function, and these are all that it depends on.
 def make_plan(usable: np.ndarray, sizes: np.ndarray, num_examples: int, row_tokens: int,
-              row_slots: int, window: int, seed: int, cut=None, least=None, skip=0) -> Plan:
+              row_slots: int, window: int, seed: int, cut=None, least=None, skip=0,
+              version: int = PLAN_VERSION) -> Plan:
   """The rows of a stage: epochs of freshly permuted records until the budget is spent.
 
   Where the layout changes within an epoch (`cut`), each part of it is packed and its rows are
@@ -119,15 +122,19 @@ def make_plan(usable: np.ndarray, sizes: np.ndarray, num_examples: int, row_toke
     cut: (epoch, order of its records) -> [(records, level, tokens that each of them has lost)];
       by default whole epochs, and nothing lost.
     least: like sizes, what is left of a record that has lost all it can.
-    skip: examples of the first epochs that are left out: the first ones of their order.
+    skip: examples of the first epochs that are left out: the first ones of their order. Records
+      that cannot be used have their share of them, so that a stage that uses others reads on there.
+    version: of a plan that an earlier version of this project began.
   """
   cut = cut or (lambda epoch, order: [(order, 0, np.zeros_like(order))])
   least = sizes if least is None else least
   records, removed, lengths, parts = [], [], [], []
-  epoch, skip = divmod(skip, len(usable))
+  ordered = usable if version == 1 else np.arange(len(sizes))
+  epoch, skip = divmod(round(skip * len(ordered) / len(usable)), len(ordered))
   num_tokens, left = 0, num_examples
   while left > 0:
-    order = usable[permute(len(usable), seed, epoch, 0)][skip:]
+    order = ordered[permute(len(ordered), seed, epoch, 0)][skip:]
+    order = order[np.isin(order, usable)]
     skip = 0
     for part, (members, level, lost) in enumerate(cut(epoch, order)):
       members, lost = members[:left], lost[:left]

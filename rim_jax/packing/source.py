@@ -186,11 +186,13 @@ class StagePlan:
                else ''))
 
 
-def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> StagePlan:
+def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print,
+                    version: int = order.PLAN_VERSION) -> StagePlan:
   """The packing plan of a stage over a training split.
 
   Args:
     num_shards: pieces that the mesh splits a batch's rows into.
+    version: of the plan, as the run began with it.
   Raises: UserError "train.batch_rows=... is not divisible by ...", or for bad rows.
   """
   config = codec.config
@@ -217,7 +219,7 @@ def make_stage_plan(split, codec: Codec, num_shards: int = 1, say=print) -> Stag
     longest = int((sizes - least)[usable, 0].max())
     cut = codec.removal.make_cut(len(sizes), longest, config)
   plan = order.make_plan(usable, sizes, num_examples, config.layout.row_tokens, row_slots,
-                         config.layout.pack_window_rows, config.seed, cut, least, skip)
+                         config.layout.pack_window_rows, config.seed, cut, least, skip, version)
   pieces = num_shards * config.train.num_micro_batches
   batch_rows, origin = config.train.batch_rows, ''
   if not batch_rows:

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from rim_jax import config as config_lib
-from rim_jax.config import rules
+from rim_jax.config import rules, stages
 from tests import support
 
 
@@ -31,7 +31,12 @@ def test_doubts_about_a_pretrained_model(trainable, rank, dropout, told, more):
 @pytest.mark.parametrize('method, changes', [
     ('coconut', {'aux__decoder': 'shared'}),
     ('coconut_stage', {'aux__decoder': 'shared', 'layout__num_blocks': 1, 'layout__skip_steps': 2}),
-    ('pccot', {'layout__num_blocks': 0})])
+    ('pccot', {'layout__num_blocks': 0}),
+    ('rim_stage2', {'layout__paired_readout': True, 'layout__answer_prefix': '',
+                    'layout__step_separator': ''}),
+    ('lotus', {'loop__rule': 'gate', 'curriculum__reset_optimizer': False}),
+    ('lotus', {'loop__projection': True, 'loop__rule': 'shift',
+               'curriculum__reset_optimizer': False})])
 def test_what_no_run_begins_with_any_more_is_no_fault_of_one_that_is_there(method, changes):
   config = support.make_config(method)
   for key, value in changes.items():
@@ -40,3 +45,17 @@ def test_what_no_run_begins_with_any_more_is_no_fault_of_one_that_is_there(metho
   assert not config_lib.find_problems(config, begins=False)
   tree = dataclasses.asdict(config)
   assert config_lib.parse_config(tree, begins=False) == config
+
+
+def test_a_first_stage_without_thoughts_has_none_that_a_group_must_divide():
+  config = support.make_config('coconut', aux__decoder='shared', aux__group_tokens=2,
+                               coconut__thoughts_per_step=2, layout__block_tokens=1)
+  for _, stage in stages.make_stages(config):
+    assert config_lib.find_problems(stage) == []
+
+
+def test_a_hidden_question_is_seen_by_an_answer_that_begins_at_the_blocks():
+  config = support.make_config('rim_stage2', layout__readout_sees_question=False)
+  assert rules.list_doubts(support.set_key(config, 'layout.answer_prefix', '#')) == []
+  [line] = rules.list_doubts(support.set_key(config, 'layout.answer_prefix', ''))
+  assert 'which sees the question' in line

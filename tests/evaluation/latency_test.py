@@ -14,6 +14,8 @@ import pytest
 from bench import latency as bench_latency
 from rim_jax import reader
 from rim_jax.config import MeshConfig
+from rim_jax.data.records import Record
+from rim_jax.errors import UserError
 from rim_jax.evaluation import decode, latency
 from rim_jax.model import sharding
 from rim_jax.packing import layout as layout_lib
@@ -174,7 +176,17 @@ def test_the_bench_times_what_finished_runs_of_each_recipe_decoded():
 def test_the_question_that_is_timed_has_steps_of_median_length(lengths, chosen):
   encoded = [layout_lib.Encoded(range(i), (range(n),) if n else (), ()) for i, n in
              enumerate(lengths)]
-  assert latency.choose_typical(encoded) is encoded[chosen]
+  codec = types.SimpleNamespace(encode=lambda record: record)
+  assert latency.choose_typical(encoded, codec) is encoded[chosen]
+
+
+def test_a_record_whose_steps_the_tokenizer_does_not_know_is_asked_and_not_timed():
+  codec, record = support.make_codec(support.make_config(tokenizer__kind='chain')), (
+      Record('7+3', ('0',), '0', 'own:1'))
+  unknown = dataclasses.replace(record, steps=('7 apples',))
+  assert latency.choose_typical([unknown, record], codec) == codec.encode(record)
+  with pytest.raises(UserError, match='7 apples'):
+    latency.choose_typical([unknown], codec)
 
 
 @pytest.fixture

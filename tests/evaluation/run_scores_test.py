@@ -1,5 +1,6 @@
 """What a run scores, by one checkpoint or by the paper's protocol."""
 
+import contextlib
 import dataclasses
 import json
 
@@ -115,6 +116,18 @@ def test_each_number_of_tokens_is_marked_for_itself(tmp_path, monkeypatch):
   # Blocks are of 3 tokens where they are of one <m>, and of 4 where they are of two.
   assert [(x.block_tokens, x.beyond_positions) for x in result.tokens] == [
       (1, [4, 5]), (2, [3, 4, 5])]
+
+
+@pytest.mark.parametrize('changes, told', [
+    ({}, ''), ({'eval__budget_blocks': 30}, 'positions'), ({'eval__budget_tokens': 20}, 'positions'),
+    ({'eval__checkpoint': 'splits', 'eval__num_examples': 10}, 'too few to choose by')])
+def test_what_would_end_a_run_after_its_last_update_is_told_before_its_first(
+    changes, told, tmp_path):
+  task = train_lib.make_task(support.make_config(
+      'rim_stage2', data__cache_dir=str(tmp_path / 'cache'), model__positions='learned',
+      model__max_positions=40, **changes), QUIET)
+  with pytest.raises(UserError, match=told) if told else contextlib.nullcontext():
+    run_scores_lib.check_questions(task)
 
 
 def test_a_set_tells_what_was_dropped_and_what_can_never_be_right(tmp_path):

@@ -67,6 +67,22 @@ def test_plans_one_after_the_other_hold_the_examples_of_one_plan(cuts):
       assert len(set(part)) == len(part)
 
 
+def test_records_that_one_stage_cannot_use_move_no_others():
+  """Stages with room for different records keep one order, and read on where the other ended."""
+  sizes = make_sizes()
+  kept = np.delete(np.arange(300), [7, 150, 299])
+  whole = make_plan(sizes, 300)
+  for version, moved in ((1, True), (order_lib.PLAN_VERSION, False)):
+    def make(usable, count, version=version, **changes):
+      plan = order_lib.make_plan(usable, sizes, count, 100, 12, 1, 0, version=version, **changes)
+      return plan.records[plan.removed == 0].tolist()
+    first, second = make(kept, 150), make(np.arange(300), 150, skip=150)
+    num_again = len(set(first) & set(second))
+    assert num_again > 30 if moved else num_again <= 3
+    assert (set(make(kept, 297)) == set(kept)) and (set(make(np.arange(300), 300)) == set(
+        whole.records))
+
+
 def test_permutation_is_pinned():
   """A saved run's order must be the same tomorrow: these are the words of Philox."""
   assert order_lib.permute(8, 0, 0, 0).tolist() == [0, 3, 7, 5, 1, 2, 6, 4]
