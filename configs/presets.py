@@ -13,6 +13,10 @@ from rim_jax.errors import UserError
 
 # These need room to write steps, at least while they train.
 _WRITTEN = ('cot', 'icot', 'coconut', 'lotus')
+# `model` of a network from scratch as large as GPT-2, in bfloat16 and by tiles
+_GPT2_SIZED = {'num_layers': 12, 'embed_dim': 768, 'num_heads': 12, 'mlp_dim': 3072,
+               'norm': 'layernorm', 'bias': 'all', 'activation': 'gelu_tanh', 'fused_qkv': True,
+               'compute_dtype': 'bfloat16', 'attention_tile_tokens': 256}
 
 
 def _begin(method: str):
@@ -28,28 +32,26 @@ def make_chain(method: str):
   Cost and Score: in the docstring of each recipe.
   """
   config = make_config_dict(method=method)  # every stage is longer than a pass over the data
-  config.data.source = 'chain'
-  config.tokenizer.kind = 'chain'
-  # A row is one example of RiM, exactly: 9 characters, 4 blocks of 3 tokens, 5 readouts.
-  config.layout.update({'num_blocks': 4, 'block_tokens': 1, 'separator': '', 'answer_prefix': '',
-                        'answer_suffix': '', 'row_tokens': 26})
-  config.model.update({'num_layers': 4, 'embed_dim': 64, 'num_heads': 4, 'mlp_dim': 256,
-                       'activation': 'gelu_tanh', 'max_positions': 64, 'remat': 'full'})
-  config.data.chain.num_train = 5_000
-  config.optim.update({'learning_rate': 1e-3, 'decay': 'cosine'})
-  config.train.update({'num_examples': 256_000, 'batch_examples': 64})
-  # From scratch, r_1 as a target too is what starts learning on every seed. Without it the first
-  # readout has to find a sum of three numbers at once (docs/results.md).
-  config.layout.depth0_readout = method == 'rim'
-  config.curriculum.hold_frac = 0.75  # fading waits until every block has learned
-  # So small a network has nothing to spare: dropout 0.2 in stage 2 costs it a third of the answers
-  config.curriculum.update({'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
-  # iCoT: of 51 epochs a quarter with the whole chain, half to remove its 8 tokens, the rest bare
-  config.icot.update({'hold_epochs': 12.8, 'remove_per_epoch': 0.3125})
-  # Coconut: a stage for each step, all of equal length
-  config.coconut.update({'num_stages': 4, 'thoughts_per_step': 1, 'stage_frac': 1 / 6})
-  config.lotus.latents_per_step = 2  # a step is a digit and a line break
-  config.eval.max_new_tokens = 12 if method in _WRITTEN else 2
+  config.update(
+      data={'source': 'chain', 'chain': {'num_train': 5_000}}, tokenizer={'kind': 'chain'},
+      # A row is one example of RiM, exactly: 9 characters, 4 blocks of 3 tokens, 5 readouts.
+      # From scratch, r_1 as a target too is what starts learning on every seed. Without it the
+      # first readout has to find a sum of three numbers at once (docs/results.md).
+      layout={'num_blocks': 4, 'block_tokens': 1, 'separator': '', 'answer_prefix': '',
+              'answer_suffix': '', 'row_tokens': 26, 'depth0_readout': method == 'rim'},
+      model={'num_layers': 4, 'embed_dim': 64, 'num_heads': 4, 'mlp_dim': 256,
+             'activation': 'gelu_tanh', 'max_positions': 64, 'remat': 'full'},
+      optim={'learning_rate': 1e-3, 'decay': 'cosine'},
+      train={'num_examples': 256_000, 'batch_examples': 64},
+      # Fading waits until every block has learned. So small a network has nothing to spare: dropout
+      # 0.2 in stage 2 costs it a third of the answers.
+      curriculum={'hold_frac': 0.75, 'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5},
+      # Of 51 epochs a quarter with the whole chain, half to remove its 8 tokens, the rest bare
+      icot={'hold_epochs': 12.8, 'remove_per_epoch': 0.3125},
+      # A stage for each step, all of equal length
+      coconut={'num_stages': 4, 'thoughts_per_step': 1, 'stage_frac': 1 / 6},
+      lotus={'latents_per_step': 2},  # a step is a digit and a line break
+      eval={'max_new_tokens': 12 if method in _WRITTEN else 2})
   return config
 
 
@@ -68,15 +70,14 @@ def make_chain_harder(method: str):
   10.9 % (chance is 10).
   """
   config = make_chain(method)
-  config.data.chain.update({'min_steps': 5, 'max_steps': 5, 'operators': '+-',
-                            'num_train': 40_000})
-  # A row is one example again: 11 characters, 5 blocks of 3 tokens, 6 readouts.
-  config.layout.update({'num_blocks': 5, 'row_tokens': 32})
-  config.train.num_examples = 768_000
-  config.curriculum.update({'schedule': 'constant', 'hold_frac': 0.0})
-  # Of 19.2 epochs as in `chain`: a quarter with the whole chain, half to remove its 10 tokens
-  config.icot.update({'hold_epochs': 4.8, 'remove_per_epoch': 10 / 9.6})
-  config.coconut.update({'num_stages': 5, 'stage_frac': 1 / 7})
+  config.update(
+      data={'chain': {'min_steps': 5, 'max_steps': 5, 'operators': '+-', 'num_train': 40_000}},
+      # A row is one example again: 11 characters, 5 blocks of 3 tokens, 6 readouts.
+      layout={'num_blocks': 5, 'row_tokens': 32}, train={'num_examples': 768_000},
+      curriculum={'schedule': 'constant', 'hold_frac': 0.0},
+      # Of 19.2 epochs as in `chain`: a quarter with the whole chain, half to remove its 10 tokens
+      icot={'hold_epochs': 4.8, 'remove_per_epoch': 10 / 9.6},
+      coconut={'num_stages': 5, 'stage_frac': 1 / 7})
   return config
 
 
@@ -90,16 +91,17 @@ def make_gsm8k(method: str):
   Cost: 15 minutes of 1 CPU core. Score: RiM 2.7 % (seed 0); other methods not measured.
   """
   config = _begin(method)
-  config.data.source = 'gsm8k'
-  config.layout.update({'row_tokens': 1152, 'answer_prefix': '### ', 'answer_suffix': ''})
-  config.model.update({'num_layers': 2, 'embed_dim': 64, 'num_heads': 2, 'mlp_dim': 256,
-                       'activation': 'gelu_tanh', 'max_positions': 1536, 'remat': 'full'})
-  config.train.update({'num_epochs': 1.34, 'batch_examples': 32})  # stage 1: one epoch
-  config.checkpoint.every_steps = 100
-  # A token that iCoT's 39 mean is about four bytes; all gone after two thirds of the budget
-  config.icot.update({'remove_per_epoch': 180.0, 'remove_all_beyond_tokens': 160})
-  config.eval.update({'max_new_tokens': 192 if method in _WRITTEN else 12, 'batch_size': 32,
-                      'num_valid_examples': 32})
+  config.update(
+      data={'source': 'gsm8k'},
+      layout={'row_tokens': 1152, 'answer_prefix': '### ', 'answer_suffix': ''},
+      model={'num_layers': 2, 'embed_dim': 64, 'num_heads': 2, 'mlp_dim': 256,
+             'activation': 'gelu_tanh', 'max_positions': 1536, 'remat': 'full'},
+      train={'num_epochs': 1.34, 'batch_examples': 32},  # stage 1: one epoch
+      checkpoint={'every_steps': 100},
+      # A token that iCoT's 39 mean is about four bytes; all gone after two thirds of the budget
+      icot={'remove_per_epoch': 180.0, 'remove_all_beyond_tokens': 160},
+      eval={'max_new_tokens': 192 if method in _WRITTEN else 12, 'batch_size': 32,
+            'num_valid_examples': 32})
   return config
 
 
@@ -116,20 +118,16 @@ def make_gsm8k_perturbed(method: str):
   --config.model.embed_dim=64 --config.model.num_heads=2 --config.model.mlp_dim=256.
   """
   config = _begin(method)
-  config.data.source = 'gsm8k_perturbed'
-  config.data.perturbed.total = 386_000
-  config.layout.update({'row_tokens': 1536, 'answer_prefix': '### ', 'answer_suffix': ''})
-  config.model.update({'num_layers': 12, 'embed_dim': 768, 'num_heads': 12, 'mlp_dim': 3072,
-                       'norm': 'layernorm', 'bias': 'all', 'activation': 'gelu_tanh',
-                       'max_positions': 1536, 'fused_qkv': True, 'scan_layers': False,
-                       'compute_dtype': 'bfloat16', 'attention_tile_tokens': 256})
-  config.optim.update({'learning_rate': 3e-4, 'decay': 'cosine'})
-  config.train.update({'num_epochs': 8.0, 'batch_examples': 128})  # stage 1: 6, as in the paper
-  # On one node the fastest by its plan: the optimizer's memory traffic is divided too.
-  config.mesh.update({'data': 1, 'fsdp': -1})
-  config.checkpoint.every_steps = 1000
-  config.icot.update({'remove_per_epoch': 32.0, 'remove_all_beyond_tokens': 160})  # of bytes
-  config.eval.max_new_tokens = 192 if method in _WRITTEN else 12
+  config.update(
+      data={'source': 'gsm8k_perturbed', 'perturbed': {'total': 386_000}},
+      layout={'row_tokens': 1536, 'answer_prefix': '### ', 'answer_suffix': ''},
+      model={**_GPT2_SIZED, 'max_positions': 1536, 'scan_layers': False},
+      optim={'learning_rate': 3e-4, 'decay': 'cosine'},
+      train={'num_epochs': 8.0, 'batch_examples': 128},  # stage 1: 6, as in the paper
+      # On one node the fastest by its plan: the optimizer's memory traffic is divided too.
+      mesh={'data': 1, 'fsdp': -1}, checkpoint={'every_steps': 1000},
+      icot={'remove_per_epoch': 32.0, 'remove_all_beyond_tokens': 160},  # of bytes
+      eval={'max_new_tokens': 192 if method in _WRITTEN else 12})
   return config
 
 
@@ -146,30 +144,27 @@ def make_prosqa_small(method: str):
   November 2026 (seeds 0 / 1 / 2; guessing gives 50). docs/results.md has the other methods.
   """
   config = _begin(method)
-  config.data.source = 'prosqa'
-  config.data.prosqa.update({
-      'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 1.0,
-      'extra_names': 3.0, 'max_facts': 15, 'max_children': 1, 'num_names': 5, 'num_concepts': 8,
-      'num_train': 30_000, 'num_valid': 500, 'num_test': 1_000})
-  config.tokenizer.kind = 'words'
-  config.layout.update({'num_blocks': 3, 'block_tokens': 1, 'separator': '', 'answer_prefix': '',
-                        'answer_suffix': '', 'row_tokens': 256})
-  config.model.update({'num_layers': 8, 'embed_dim': 64, 'num_heads': 4, 'mlp_dim': 256,
-                       'activation': 'gelu_tanh', 'positions': 'rope', 'rope_theta': 100.0,
-                       'bias': 'qkv'})
-  config.optim.update({'learning_rate': 2e-3, 'decay': 'cosine'})
-  config.train.update({'num_examples': 28_000, 'batch_examples': 16})
-  config.layout.depth0_readout = method == 'rim'
-  config.curriculum.hold_frac = 0.75
-  config.curriculum.update({'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
-  # A chain of h hops has 7 h - 1 tokens: 5 words and signs in its first step, 6 in the others, and
-  # a line break after each; at most 20 here. iCoT: of 0.93 epochs a quarter with the whole chain,
-  # 20 / 43 epochs, half, to remove it, and a quarter bare.
-  config.icot.update({'hold_epochs': 0.2333, 'remove_per_epoch': 43.0})
-  # Coconut: a thought for each of 3 hops; 4 stages of 17.5 %, and 30 % for the last, as in :prosqa
-  config.coconut.update({'num_stages': 3, 'thoughts_per_step': 1, 'stage_frac': 0.175})
-  config.lotus.latents_per_step = 7  # of a hop's tokens, the line break among them
-  config.eval.max_new_tokens = 32 if method in _WRITTEN else 8
+  config.update(
+      data={'source': 'prosqa', 'prosqa': {
+          'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 1.0,
+          'extra_names': 3.0, 'max_facts': 15, 'max_children': 1, 'num_names': 5,
+          'num_concepts': 8, 'num_train': 30_000, 'num_valid': 500, 'num_test': 1_000}},
+      tokenizer={'kind': 'words'},
+      layout={'num_blocks': 3, 'block_tokens': 1, 'separator': '', 'answer_prefix': '',
+              'answer_suffix': '', 'row_tokens': 256, 'depth0_readout': method == 'rim'},
+      model={'num_layers': 8, 'embed_dim': 64, 'num_heads': 4, 'mlp_dim': 256,
+             'activation': 'gelu_tanh', 'positions': 'rope', 'rope_theta': 100.0, 'bias': 'qkv'},
+      optim={'learning_rate': 2e-3, 'decay': 'cosine'},
+      train={'num_examples': 28_000, 'batch_examples': 16},
+      curriculum={'hold_frac': 0.75, 'stage2_dropout': 0.0, 'stage2_learning_rate_scale': 0.5},
+      # A chain of h hops has 7 h - 1 tokens: 5 words and signs in its first step, 6 in the others,
+      # and a line break after each; at most 20 here. iCoT: of 0.93 epochs a quarter with the whole
+      # chain, 20 / 43 epochs, half, to remove it, and a quarter bare.
+      icot={'hold_epochs': 0.2333, 'remove_per_epoch': 43.0},
+      # A thought for each of 3 hops; 4 stages of 17.5 %, and 30 % for the last, as in :prosqa
+      coconut={'num_stages': 3, 'thoughts_per_step': 1, 'stage_frac': 0.175},
+      lotus={'latents_per_step': 7},  # of a hop's tokens, the line break among them
+      eval={'max_new_tokens': 32 if method in _WRITTEN else 8})
   return config
 
 
@@ -186,12 +181,12 @@ def make_prosqa_reading(method: str):
   Cost: with prosqa_walk half an hour of 1 CPU core. Score: losses of 0.17 to 0.25 were seen.
   """
   config = make_prosqa_walk(method)
-  config.data.prosqa.steps = 'facts'
-  config.optim.learning_rate = 3e-3
-  config.train.num_examples = 50_000
-  # A chain of up to 15 sentences has 7 tokens each; iCoT removes it in half of its 1.67 epochs.
-  config.icot.update({'hold_epochs': 0.4167, 'remove_per_epoch': 126.0})
-  config.eval.max_new_tokens = 112 if method in _WRITTEN else 8
+  config.update(
+      data={'prosqa': {'steps': 'facts'}}, optim={'learning_rate': 3e-3},
+      train={'num_examples': 50_000},
+      # A chain of up to 15 sentences has 7 tokens each; iCoT removes it in half of its 1.67 epochs.
+      icot={'hold_epochs': 0.4167, 'remove_per_epoch': 126.0},
+      eval={'max_new_tokens': 112 if method in _WRITTEN else 8})
   return config
 
 
@@ -206,10 +201,11 @@ def make_prosqa_walk(method: str):
   Cost: with prosqa_reading half an hour of 1 CPU core. Score: 100.0 and 98.8 % on two machines.
   """
   config = make_prosqa_small(method)
-  config.data.prosqa.update({'parent_rate': 0.3, 'extra_names': 1.0, 'num_names': 3})
-  config.train.num_examples = 16_000
-  # iCoT: as prosqa_small, of 0.53 epochs.
-  config.icot.update({'hold_epochs': 0.1333, 'remove_per_epoch': 75.0})
+  config.update(
+      data={'prosqa': {'parent_rate': 0.3, 'extra_names': 1.0, 'num_names': 3}},
+      train={'num_examples': 16_000},
+      # As prosqa_small, of 0.53 epochs.
+      icot={'hold_epochs': 0.1333, 'remove_per_epoch': 75.0})
   return config
 
 
@@ -225,27 +221,21 @@ def make_prosqa(method: str):
   Score: not measured.
   """
   config = _begin(method)
-  config.data.source = 'prosqa'
-  config.tokenizer.kind = 'words'
-  config.layout.update({'num_blocks': 6, 'block_tokens': 2, 'separator': '', 'answer_prefix': '',
-                        'answer_suffix': '', 'row_tokens': 1024})
-  config.model.update({'num_layers': 12, 'embed_dim': 768, 'num_heads': 12, 'mlp_dim': 3072,
-                       'norm': 'layernorm', 'bias': 'all', 'activation': 'gelu_tanh',
-                       'positions': 'rope', 'fused_qkv': True, 'remat': 'full',
-                       'compute_dtype': 'bfloat16', 'attention_tile_tokens': 256})
-  config.optim.update({'learning_rate': 3e-4, 'decay': 'cosine'})
-  config.train.update({'num_epochs': 50.0, 'batch_examples': 128})
-  config.layout.depth0_readout = method == 'rim'
-  config.curriculum.hold_frac = 0.75
-  # Chains of up to 6 hops have at most 7 * 6 - 1 = 41 tokens (see prosqa_small). iCoT: of 50 epochs
-  # a quarter with the whole chain, 41 / 1.64 = 25 to remove it, and a quarter bare.
-  config.icot.update({'hold_epochs': 12.5, 'remove_per_epoch': 1.64,
-                      'remove_all_beyond_tokens': 41})
-  # Coconut's own schedule (arXiv 2412.06769): a thought for each of 6 hops; stages 0 to 6 have 5
-  # epochs each, the last one the 15 that are left.
-  config.coconut.update({'num_stages': 6, 'thoughts_per_step': 1, 'stage_frac': 0.1})
-  config.lotus.latents_per_step = 7
-  config.eval.max_new_tokens = 64 if method in _WRITTEN else 8
+  config.update(
+      data={'source': 'prosqa'}, tokenizer={'kind': 'words'},
+      layout={'num_blocks': 6, 'block_tokens': 2, 'separator': '', 'answer_prefix': '',
+              'answer_suffix': '', 'row_tokens': 1024, 'depth0_readout': method == 'rim'},
+      model={**_GPT2_SIZED, 'positions': 'rope', 'remat': 'full'},
+      optim={'learning_rate': 3e-4, 'decay': 'cosine'},
+      train={'num_epochs': 50.0, 'batch_examples': 128}, curriculum={'hold_frac': 0.75},
+      # Chains of up to 6 hops have at most 7 * 6 - 1 = 41 tokens (see prosqa_small). iCoT: of 50
+      # epochs a quarter with the whole chain, 41 / 1.64 = 25 to remove it, and a quarter bare.
+      icot={'hold_epochs': 12.5, 'remove_per_epoch': 1.64, 'remove_all_beyond_tokens': 41},
+      # Coconut's own schedule (arXiv 2412.06769): a thought for each of 6 hops; stages 0 to 6 have
+      # 5 epochs each, the last one the 15 that are left.
+      coconut={'num_stages': 6, 'thoughts_per_step': 1, 'stage_frac': 0.1},
+      lotus={'latents_per_step': 7},
+      eval={'max_new_tokens': 64 if method in _WRITTEN else 8})
   return config
 
 
@@ -258,27 +248,29 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   Alpha and dropout are those of CODI and its successors.
   """
   config = _begin(method)
-  config.data.source = 'gsm8k'
-  # Without a separator the blocks, special tokens in an export, divide the text exactly.
-  config.layout.update({'row_tokens': 1024, 'separator': ''})
-  # The fastest by its plan on v5e:2x4, with the default mesh (docs/appendix/plans.md).
-  config.model.update({'init_from': folder, 'compute_dtype': 'bfloat16', 'remat': 'dots',
-                       'attention_tile_tokens': 256})
-  config.model.lora.update({'rank': 128, 'alpha': 32.0, 'dropout': 0.1,
-                            'shared_dropout': True})
-  config.curriculum.update({'stage2_dropout': 0.0, 'stage2_lora_dropout': 0.2})
-  config.optim.update({'trainable': 'lora', 'learning_rate': learning_rate, 'b2': 0.999})
-  config.train.update({'num_epochs': 8.0, 'batch_examples': 128})
+  config.update(
+      data={'source': 'gsm8k'},
+      # Without a separator the blocks, special tokens in an export, divide the text exactly.
+      layout={'row_tokens': 1024, 'separator': ''},
+      # The fastest by its plan on v5e:2x4, with the default mesh (docs/appendix/plans.md).
+      model={'init_from': folder, 'compute_dtype': 'bfloat16', 'remat': 'dots',
+             'attention_tile_tokens': 256,
+             'lora': {'rank': 128, 'alpha': 32.0, 'dropout': 0.1, 'shared_dropout': True}},
+      curriculum={'stage2_dropout': 0.0, 'stage2_lora_dropout': 0.2},
+      optim={'trainable': 'lora', 'learning_rate': learning_rate, 'b2': 0.999},
+      train={'num_epochs': 8.0, 'batch_examples': 128}, checkpoint={'every_steps': 1000},
+      eval={'max_new_tokens': 256 if method in _WRITTEN else 16, 'valid_loss': True})
   is_gpt2 = folder == 'models/gpt2'
   # Right behind a question's full stop "The" would have other tokens in a prompt of one text.
   if method in ('direct', 'icot'):
     config.layout.answer_prefix = f' {config.layout.answer_prefix}'
   # Their authors' optimizers, and weights of distances; of PCCoT, those of a later run of Llama.
   if method in ('codi', 'pccot'):
-    config.optim.update({'decay': 'cosine', 'warmup_frac': 0.03,
-                         'weight_decay': 0.01 if method == 'pccot' and is_gpt2 else 0.1,
-                         'learning_rate': 3e-3 if is_gpt2 else learning_rate})
-    config.distill.weight = 1.0 if is_gpt2 else 20.0
+    config.update(
+        optim={'decay': 'cosine', 'warmup_frac': 0.03,
+               'weight_decay': 0.01 if method == 'pccot' and is_gpt2 else 0.1,
+               'learning_rate': 3e-3 if is_gpt2 else learning_rate},
+        distill={'weight': 1.0 if is_gpt2 else 20.0})
   if method == 'codi':
     config.optim.clip_norm = 2.0
     # There the embeddings, whose distance is 0, are a layer too.
@@ -286,8 +278,6 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
     config.distill.weight *= num_layers / (num_layers + 1)
   if method == 'lotus':
     config.lotus.latents_per_step = 13 if is_gpt2 else 25
-  config.checkpoint.every_steps = 1000
-  config.eval.update({'max_new_tokens': 256 if method in _WRITTEN else 16, 'valid_loss': True})
   return config
 
 
@@ -348,20 +338,19 @@ def make_smollm2(method: str):
   but not the right one.
   """
   config = _begin(method)
-  config.data.source = 'gsm8k'
-  config.data.on_bad_rows = 'drop'
-  config.layout.update({'num_blocks': 4, 'row_tokens': 512, 'separator': '',
-                        'answer_prefix': '### ', 'answer_suffix': ''})
-  config.model.update({'init_from': _find_smollm2(), 'frozen_dtype': 'float32'})
-  config.model.lora.update({'rank': 16, 'alpha': 32.0})
-  # Stage 2's usual dropout would take parts of the frozen network's own states away.
-  config.curriculum.update({'stage2_dropout': 0.0, 'stage2_lora_dropout': 0.0})
-  config.optim.update({'trainable': 'lora', 'learning_rate': 1e-3})
-  config.train.update({'num_examples': 1024, 'batch_examples': 16})
-  config.checkpoint.every_steps = 100
-  config.eval.update({'max_new_tokens': 128 if method in _WRITTEN else 8, 'batch_size': 8,
-                      'num_examples': 32, 'num_valid_examples': 8, 'num_latency_runs': 3})
-  config.export.num_verified = 4
+  config.update(
+      data={'source': 'gsm8k', 'on_bad_rows': 'drop'},
+      layout={'num_blocks': 4, 'row_tokens': 512, 'separator': '', 'answer_prefix': '### ',
+              'answer_suffix': ''},
+      model={'init_from': _find_smollm2(), 'frozen_dtype': 'float32',
+             'lora': {'rank': 16, 'alpha': 32.0}},
+      # Stage 2's usual dropout would take parts of the frozen network's own states away.
+      curriculum={'stage2_dropout': 0.0, 'stage2_lora_dropout': 0.0},
+      optim={'trainable': 'lora', 'learning_rate': 1e-3},
+      train={'num_examples': 1024, 'batch_examples': 16}, checkpoint={'every_steps': 100},
+      eval={'max_new_tokens': 128 if method in _WRITTEN else 8, 'batch_size': 8,
+            'num_examples': 32, 'num_valid_examples': 8, 'num_latency_runs': 3},
+      export={'num_verified': 4})
   return config
 
 

@@ -9,9 +9,8 @@ from configs import presets
 
 def get_config():
   config = presets.make('rim', 'chain')
-  config.data.chain.update({'num_train': 2000, 'num_valid': 100, 'num_test': 100})
-  config.train.num_examples = 6_400
-  config.checkpoint.every_steps = 25
-  config.log.every_steps = 5
-  config.eval.batch_size = 100
+  config.update(
+      data={'chain': {'num_train': 2000, 'num_valid': 100, 'num_test': 100}},
+      train={'num_examples': 6_400}, checkpoint={'every_steps': 25}, log={'every_steps': 5},
+      eval={'batch_size': 100})
   return config

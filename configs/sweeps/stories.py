@@ -36,23 +36,23 @@ METHODS = ('direct', 'pause', 'cot', 'rim')
 
 def _make(method: str):
   config = presets.make(method, 'gpt2')
-  config.layout.update({'row_tokens': 512, 'num_blocks': 4})
-  config.model.update({'init_from': 'models/SmolLM2-135M-Instruct', 'remat': 'none',
-                       'attention_tile_tokens': 0})
-  config.model.lora.rank = 0
-  config.optim.update({'trainable': 'all', 'learning_rate': 3e-4, 'decay': 'cosine', 'b2': 0.98})
-  config.curriculum.update({'stage2_lora_dropout': 0.0, 'stage2_learning_rate_scale': 0.5})
-  config.train.update({'num_epochs': 1.0, 'batch_examples': 64})
-  config.eval.max_new_tokens = 96 if method == 'cot' else 12
+  config.update(
+      layout={'row_tokens': 512, 'num_blocks': 4},
+      model={'init_from': 'models/SmolLM2-135M-Instruct', 'remat': 'none',
+             'attention_tile_tokens': 0, 'lora': {'rank': 0}},
+      optim={'trainable': 'all', 'learning_rate': 3e-4, 'decay': 'cosine', 'b2': 0.98},
+      curriculum={'stage2_lora_dropout': 0.0, 'stage2_learning_rate_scale': 0.5},
+      train={'num_epochs': 1.0, 'batch_examples': 64},
+      eval={'max_new_tokens': 96 if method == 'cot' else 12})
   return config
 
 
 def _make_for_cpu(method: str):
   config = presets.make(method, 'smollm2')
-  config.layout.num_blocks = 3
-  config.train.update({'num_examples': 1600, 'batch_examples': 8})
-  config.eval.update({'max_new_tokens': 48 if method == 'cot' else 6, 'batch_size': 25,
-                      'num_examples': 250, 'num_valid_examples': 50})
+  config.update(
+      layout={'num_blocks': 3}, train={'num_examples': 1600, 'batch_examples': 8},
+      eval={'max_new_tokens': 48 if method == 'cot' else 6, 'batch_size': 25,
+            'num_examples': 250, 'num_valid_examples': 50})
   return config
 
 
@@ -63,8 +63,7 @@ def get_config(machine: str = 'gpu'):
 
   def make(method):
     config = makers[machine](method)
-    config.layout.depth0_readout = method == 'rim'
-    config.curriculum.hold_frac = 0.75
+    config.update(layout={'depth0_readout': method == 'rim'}, curriculum={'hold_frac': 0.75})
     return config
   base = make(METHODS[0])
   methods = [({'method': method}, grid_lib.find_changes(base, make(method)))
