@@ -61,17 +61,12 @@ def compute_lambda(block, num_steps_n, step, num_steps, config: CurriculumConfig
   s = jnp.maximum(step - hold, 0.0) / (num_steps - hold)  # s / S after the hold
   t = jnp.asarray(block, jnp.float32)
   n = jnp.asarray(num_steps_n, jnp.float32)
-  if config.schedule == 'relative':
-    fade = jnp.maximum(0.0, 1.0 - s * n / t)
-  elif config.schedule == 'absolute':
-    fade = jnp.maximum(0.0, 1.0 - s * config.absolute_steps / t)
-  elif config.schedule == 'windowed':
-    fade = jnp.clip(t - s * n, 0.0, 1.0)
-  elif config.schedule == 'uniform':
-    fade = jnp.maximum(0.0, 1.0 - s) * jnp.ones_like(t * n)
-  else:  # constant
-    fade = jnp.ones_like(t * n)
-  return fade
+  return {
+      'relative': jnp.maximum(0.0, 1.0 - s * n / t),
+      'absolute': jnp.maximum(0.0, 1.0 - s * config.absolute_steps / t),
+      'windowed': jnp.clip(t - s * n, 0.0, 1.0),
+      'uniform': jnp.maximum(0.0, 1.0 - s) * jnp.ones_like(t * n),
+      'constant': jnp.ones_like(t * n)}[config.schedule]
 
 
 def compute_alpha(block, num_blocks: int, config: CurriculumConfig):
