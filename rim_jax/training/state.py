@@ -95,7 +95,9 @@ def load_network(task, workdir, which: str | int, is_start: bool = False, say=No
   wanted, fresh = dict(state.params), {}
   if is_start and 'added' in wanted and not any(
       name.startswith('added.') for name in found.card['params']):
-    fresh = {'added': _make_added(program, task.config.seed)}
+    make = jax.jit(lambda key: program.make_params(key, {})[0]['added'],  # and nothing else of it
+                   out_shardings=program.shardings[0].params['added'])
+    fresh = {'added': make(jax.random.key(task.config.seed))}
     del wanted['added']
   params = checkpoint_lib.restore(found, 'params', wanted) | fresh
   frozen = _load_frozen(task, workdir, frozen, say)
@@ -110,13 +112,6 @@ def load_params(network: Network, workdir, step: int) -> dict:
   found = checkpoint_lib.lead_choice(workdir, step, checkpoint_lib.is_of_network)
   return checkpoint_lib.restore(found, 'params', jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), network.params))
-
-
-def _make_added(program, seed: int):
-  """The part `added` of a fresh trainable set; nothing else of it is computed."""
-  make = jax.jit(lambda key: program.make_params(key, {})[0]['added'],
-                 out_shardings=program.shardings[0].params['added'])
-  return make(jax.random.key(seed))
 
 
 def _load_frozen(task, workdir, abstract, say=None):
