@@ -44,21 +44,15 @@ def write_tokenizer(folder, config, base) -> list[int]:
   if min(ids) < free:  # the library counts tokens, so a vocabulary with holes collides
     raise UserError(f'{path}: its ids have holes, so the added tokens would take ids {ids}, some '
                     'of them in use; renumber tokenizer.json')
-  used = _begin_as_run(tokenizer, config.tokenizer.bos_token)
-  if tokenizer_lib.make_inside(used) is not used:
-    used = tokenizer_lib.make_first_only(used)
-  used.save(str(folder / 'tokenizer.json'))
-  _write_settings(folder, config, base, used)
+  bos = config.tokenizer.bos_token
+  # Where the run has no bos and the tokenizer adds some, it stays: `check_prompts` tells it.
+  if bos and tokenizer_lib.list_added(tokenizer) != ([bos], []):
+    tokenizer = tokenizer_lib.make_begin(tokenizer, bos)
+  if tokenizer_lib.make_inside(tokenizer) is not tokenizer:
+    tokenizer = tokenizer_lib.make_first_only(tokenizer)
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  _write_settings(folder, config, base, tokenizer)
   return ids
-
-
-def _begin_as_run(tokenizer, bos):
-  """The tokenizer, or where it adds something else to a text than the run's bos, one that adds it.
-
-  Where the run has none and the tokenizer adds some, it stays: `check_prompts` tells it.
-  """
-  is_other = bos and tokenizer_lib.list_added(tokenizer) != ([bos], [])
-  return tokenizer_lib.make_begin(tokenizer, bos) if is_other else tokenizer
 
 
 def _write_settings(folder, config, base, tokenizer) -> None:
