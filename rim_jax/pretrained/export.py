@@ -243,7 +243,7 @@ def _describe(config, card, is_sentencepiece):
       'it for one. Refuse such questions, or break the name, for example by replacing `<|` with '
       '`< |` in a question before it is put into the prompt.']
   if card['kind'] == 'merged':
-    lines += ['', lm_eval_task.describe_task()]
+    lines += ['', lm_eval_task.README]
     if is_sentencepiece:
       lines += ['', 'llama.cpp may make other tokens of the prompt: with a tokenizer in '
                 "SentencePiece's manner it can put a space behind every special token, block "

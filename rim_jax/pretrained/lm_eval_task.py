@@ -15,6 +15,14 @@ from rim_jax.results import judge, rule
 
 NAME = 'rim'  # of the task, and of what it measures: `acc`
 FOLDER = 'lm_eval'
+# What the README of an export says of it.
+README = f'''`{FOLDER}/` is a task of lm-evaluation-harness, the questions that the run was \
+evaluated on. Run it from this directory:
+
+```
+lm_eval --model hf --model_args pretrained=.,dtype=auto --include_path {FOLDER} --tasks {NAME} \
+--batch_size 1
+```'''
 
 _YAML = '''# The questions that the run was evaluated on, as an export of it is asked them.
 task: {name}
@@ -81,10 +89,3 @@ def write_task(folder: pathlib.Path, config: Config, prompts, records) -> None:
   (task / 'questions.jsonl').write_text(''.join(
       json.dumps({'prompt': prompt, 'answer': record.answer}) + '\n'
       for prompt, record in zip(prompts, records, strict=True)), encoding='utf-8')
-
-
-def describe_task() -> str:
-  """What the README of an export says of it."""
-  return (f'`{FOLDER}/` is a task of lm-evaluation-harness, the questions that the run was '
-          'evaluated on. Run it from this directory:\n\n```\nlm_eval --model hf --model_args '
-          f'pretrained=.,dtype=auto --include_path {FOLDER} --tasks {NAME} --batch_size 1\n```')
