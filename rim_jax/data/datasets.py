@@ -345,7 +345,7 @@ def make_gsm8k_source(config: DataConfig, say=print) -> Source:
   folder = (pathlib.Path(config.dir).expanduser() if config.dir
             else gsm8k.download_gsm8k(config, say))
   found = files_lib.find_files(folder)
-  files, unread = _digest_files(found.splits), found.describe_unread()
+  files, unread = _digest_files(found.splits), found.unread
   made = config.source == 'gsm8k_perturbed'
 
   def list_parts(on_bad_rows):
@@ -392,7 +392,7 @@ def _make_perturbed(config, files, say):
 
 def make_prosqa_source(config: DataConfig, *unused) -> Source:
   """Problems of ProsQA's kind, and the files there are."""
-  found = files_lib.Found({}, ())
+  found = files_lib.Found({}, [])
   if config.dir:
     folder = pathlib.Path(config.dir).expanduser()
     found = files_lib.find_files(folder, (), 'draw all problems')
@@ -405,7 +405,7 @@ def make_prosqa_source(config: DataConfig, *unused) -> Source:
   # The fingerprint is of these two as they are by default.
   config = dataclasses.replace(config, steps='equations', step_marks=False)
   return Source('rim_prosqa', fingerprint, lambda say: _make_prosqa(config, found.splits),
-                unread=found.describe_unread(), alike=alike)
+                unread=found.unread, alike=alike)
 
 
 def _make_prosqa(config, files):

@@ -39,17 +39,10 @@ Parts = list[tuple[pathlib.Path, bytes]]  # a split's files, each with its conte
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What of a directory is read, by split, and what is not."""
+  """What of a directory is read, by split, and the line that names what is not; none for nothing.
+  """
   splits: dict[str, Parts]
-  unread: tuple[str, ...]
-
-  def describe_unread(self) -> list[str]:
-    """The line that names files which are not read; none where all are."""
-    if not self.unread:
-      return []
-    more = len(self.unread) - _NUM_NAMED
-    return ['not read in data.dir: ' + ', '.join(self.unread[:_NUM_NAMED])
-            + (f' and {more} more' if more > 0 else '')]
+  unread: list[str]
 
 
 def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Found:
@@ -86,7 +79,9 @@ def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Fo
           f"{', '.join(TEXT_EXTENSIONS)}, compressed or not, .parquet or .arrow, whole or in "
           f'shards -00000-of-00001, here and in data/); there: {there}; '
           + (f'pass --config.data.dir={inner}' if inner else 'add or rename one'))
-  return Found(splits, tuple(unread))
+  more = len(unread) - _NUM_NAMED
+  return Found(splits, ['not read in data.dir: ' + ', '.join(unread[:_NUM_NAMED])
+                        + (f' and {more} more' if more > 0 else '')] if unread else [])
 
 
 def _find_named(folder):

@@ -60,7 +60,7 @@ def read(folder, config=FIELDS):
   """(split -> question of each record, what is told of files that are not read)."""
   found = files.find_files(folder)
   return {split: [r.question for r in files.parse_files(parts, config)[0]]
-          for split, parts in found.splits.items()}, found.describe_unread()
+          for split, parts in found.splits.items()}, found.unread
 
 
 QUESTIONS = {name: [r['question'] for r in make_rows(3, name)] for name in ('train', 'valid',
