@@ -75,27 +75,28 @@ def _compute_logits(model, config, dtype, ids_bt):
   return model.compute_logits(x_btd)
 
 
-class Distances:
-  """How far an export's logits are from the run's in float32, over all questions so far."""
+def _measure(found_tv, reference: Reference) -> tuple:
+  """How far an export's logits of one prompt are from the run's in float32; a nan is kept in all.
 
-  def __init__(self):
-    self.worst = self.worst_of_rms = 0.0
-    self._squares = {'export': 0.0, 'own': 0.0, 'logits': 0.0}
+  Returns: (the largest distance; of a token's rms; and sums of the squares of the distances, of
+    those of the run's own bfloat16, and of the logits).
+  """
+  want_tv = reference.logits_tv
+  apart_t = np.abs(found_tv - want_tv).max(-1)
+  own_tv = want_tv if reference.rounded_tv is None else reference.rounded_tv
+  return (apart_t.max(), (apart_t / np.sqrt((want_tv**2).mean(-1))).max(), *(
+      np.square(x, dtype=np.float64).sum()
+      for x in (found_tv - want_tv, own_tv - want_tv, want_tv)))
 
-  def add(self, found_tv, reference: Reference) -> None:
-    """Takes the logits of one prompt; a nan is kept in all."""
-    want_tv = reference.logits_tv
-    apart_t = np.abs(found_tv - want_tv).max(-1)
-    self.worst = float(np.maximum(self.worst, apart_t.max()))
-    self.worst_of_rms = float(np.maximum(
-        self.worst_of_rms, (apart_t / np.sqrt((want_tv**2).mean(-1))).max()))
-    for name, x in (('export', found_tv - want_tv), ('logits', want_tv),
-                    ('own', 0 if reference.rounded_tv is None else reference.rounded_tv - want_tv)):
-      self._squares[name] += float(np.square(x, dtype=np.float64).sum())
 
-  def get_rms(self, name: str) -> float:
-    """Of what lies between an 'export', or the run's 'own' bfloat16, and its float32, in rms."""
-    return (self._squares[name] / self._squares['logits'])**0.5
+def _sum_up(measured: list[tuple]) -> dict[str, float]:
+  """The distances of all prompts, as export.json has them."""
+  worst, worst_of_rms, *squares = np.transpose(measured)
+  export, own, logits = map(sum, squares)
+  return {'max_logit_difference': float(worst.max()),
+          'max_difference_of_rms': float(worst_of_rms.max()),
+          'distance_of_rms': float(export / logits)**0.5,
+          'own_distance_of_rms': float(own / logits)**0.5}
 
 
 @contextlib.contextmanager
@@ -130,11 +131,10 @@ def compare_with_transformers(folder, config: Config, codec, references, say=pri
     import transformers
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype='auto').eval()
-  distances, num_equal, num_questions = Distances(), 0, 0
+  measured, num_equal = [], 0
   first = codec.tokenizer.vocab_size  # id of a block
   to_export = {codec.memory_start + i: first + i for i in range(len(prompts.BLOCK_TOKENS))}
   for reference in references:
-    num_questions += 1
     text = prompts.make_prompt(reference.question, config)
     with _tell_theirs(folder):
       prompt = tokenizer(text, return_tensors='pt').input_ids
@@ -146,10 +146,11 @@ def compare_with_transformers(folder, config: Config, codec, references, say=pri
       found = model(prompt).logits[0, :, :reference.logits_tv.shape[1]].float().numpy()
       out = model.generate(prompt, attention_mask=torch.ones_like(prompt),
                            max_new_tokens=config.eval.max_new_tokens)
-    distances.add(found, reference)
+    measured.append(_measure(found, reference))
     new = itertools.takewhile(lambda i: i != codec.tokenizer.eos_id,
                               out[0, prompt.shape[1]:].tolist())
     num_equal += codec.tokenizer.decode(list(new)) == reference.text
+  distances, num_questions = _sum_up(measured), len(measured)
   told, is_same = _judge_distances(distances, config)
   answers = f'{num_equal} of {num_questions} answers equal'
   say(f'transformers {transformers.__version__}: {told}; {answers}')
@@ -158,20 +159,16 @@ def compare_with_transformers(folder, config: Config, codec, references, say=pri
     raise UserError(f'{folder.name}: transformers computes other logits or answers from it than '
                     f'the run does ({told}; {answers}); nothing was written')
   return {'transformers': transformers.__version__, 'num_questions': num_questions,
-          'max_logit_difference': distances.worst,
-          'max_difference_of_rms': distances.worst_of_rms,
-          'distance_of_rms': distances.get_rms('export'),
-          'own_distance_of_rms': distances.get_rms('own'), 'num_answers_equal': num_equal,
-          'dtype': config.export.dtype, 'compute_dtype': config.model.compute_dtype}
+          **distances, 'num_answers_equal': num_equal, 'dtype': config.export.dtype,
+          'compute_dtype': config.model.compute_dtype}
 
 
-def _judge_distances(distances: Distances, config: Config) -> tuple[str, bool]:
+def _judge_distances(distances: dict[str, float], config: Config) -> tuple[str, bool]:
   """(what the logits of an export are, whether they are those of the run)."""
+  worst, worst_of_rms, mine, own = distances.values()
   if config.export.dtype == 'float32':
-    return (f'logits at most {distances.worst:.2g} apart, {distances.worst_of_rms:.2g} of a '
-            f"token's rms (float32, limit {FP32_TOLERANCE:g})",
-            distances.worst_of_rms <= FP32_TOLERANCE)
-  mine, own = distances.get_rms('export'), distances.get_rms('own')
+    return (f"logits at most {worst:.2g} apart, {worst_of_rms:.2g} of a token's rms (float32, "
+            f'limit {FP32_TOLERANCE:g})', worst_of_rms <= FP32_TOLERANCE)
   return (f"logits {mine:.2g} of their rms from the run's in float32, the run's own in bfloat16 "
           f'{own:.2g} (limit {BF16_FACTOR:g} times that)',
-          np.isfinite(distances.worst) and mine <= BF16_FACTOR * own)
+          np.isfinite(worst) and mine <= BF16_FACTOR * own)
