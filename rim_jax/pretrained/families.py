@@ -95,11 +95,6 @@ class _Reader:
     self.problems += inner.problems
     return fields
 
-  def require(self, key):
-    """For a key whose absence means something else than it does in other families."""
-    if self._tree.get(key) is None:
-      self.complain(f"lacks '{key}'")
-
   def refuse_unknown(self):
     """Complains about keys that nobody took, unless they are harmless or switched off."""
     for key, value in self._tree.items():
@@ -125,7 +120,8 @@ def _read_gpt2(reader: _Reader) -> dict:
       'tie_embeddings': reader.take('tie_word_embeddings', bool, True)}
 
 
-def _read_llama(reader: _Reader, *, bias='none', qk_norm=False) -> dict:
+def _read_llama(reader: _Reader, *, required=(), bias='none', qk_norm=False) -> dict:
+  """Also of families like it; the absence of a key may mean something else there: `required`."""
   for key, value in (('hidden_act', 'silu'), ('attention_bias', False), ('mlp_bias', False),
                      ('pretraining_tp', 1), ('rope_interleaved', False), ('is_causal', True)):
     reader.expect(key, value)
@@ -133,10 +129,12 @@ def _read_llama(reader: _Reader, *, bias='none', qk_norm=False) -> dict:
   if any(kind != 'full_attention' for kind in kinds):
     reader.complain(f'has layer_types={kinds}; only full_attention is supported')
   heads, width = reader.take('num_attention_heads', int), reader.take('hidden_size', int)
+  usual = {'num_key_value_heads': heads, 'head_dim': width // max(heads, 1)}
+  kv_heads, head_dim = (reader.take(key, int, None if key in required else value)
+                        for key, value in usual.items())
   return {
       'num_layers': reader.take('num_hidden_layers', int), 'embed_dim': width, 'num_heads': heads,
-      'num_kv_heads': reader.take('num_key_value_heads', int, heads),
-      'head_dim': reader.take('head_dim', int, width // max(heads, 1)),
+      'num_kv_heads': kv_heads, 'head_dim': head_dim,
       'mlp_dim': reader.take('intermediate_size', int),
       'vocab_size': reader.take('vocab_size', int), 'norm': 'rmsnorm',
       'norm_eps': reader.take('rms_norm_eps', float, 1e-6), 'activation': 'swiglu',
@@ -147,18 +145,14 @@ def _read_llama(reader: _Reader, *, bias='none', qk_norm=False) -> dict:
 
 def _read_mistral(reader: _Reader) -> dict:
   """Llama, but for a window in every layer."""
-  reader.require('num_key_value_heads')
   window = reader.take('sliding_window', int, 0)
-  return _read_llama(reader) | {'sliding_window': window}
+  return _read_llama(reader, required=('num_key_value_heads',)) | {'sliding_window': window}
 
 
-def _read_qwen(reader: _Reader, *, required=(), **settings) -> dict:
+def _read_qwen(reader: _Reader, **settings) -> dict:
   """Qwen says whether it uses its window, and what its defaults leave open is asked for."""
-  for key in required:
-    reader.require(key)
   reader.expect('use_sliding_window', False)
   reader.take('sliding_window', int, 0)  # unread unless it is used
-  reader.require('num_key_value_heads')
   return _read_llama(reader, **settings)
 
 
@@ -218,8 +212,10 @@ def _take_two_ropes(reader):
 
 
 _READERS = {'gpt2': _read_gpt2, 'llama': _read_llama, 'mistral': _read_mistral,
-            'qwen2': functools.partial(_read_qwen, bias='qkv'),
-            'qwen3': functools.partial(_read_qwen, required=('head_dim',), qk_norm=True),
+            'qwen2': functools.partial(
+                _read_qwen, required=('num_key_value_heads',), bias='qkv'),
+            'qwen3': functools.partial(
+                _read_qwen, required=('num_key_value_heads', 'head_dim'), qk_norm=True),
             'gemma3_text': _read_gemma3}
 
 
