@@ -141,29 +141,14 @@ class _Kernel:
   name: str
   q: jax.ShapeDtypeStruct  # [b, t, h, k]
   k: jax.ShapeDtypeStruct  # [b, c, n, k]
+  head_dim: int
+  width: int  # the power of two that holds it
+  scale: float  # of scores
+  group: int  # query heads of a key head
+  block: Block
   tile: int
   layout: LayoutConfig
   interpret: bool
-
-  @property
-  def head_dim(self):
-    return self.q.shape[3]
-
-  @property
-  def group(self):
-    return self.q.shape[2] // self.k.shape[2]
-
-  @property
-  def block(self):
-    return choose_block(self.name, self.head_dim, self.q.dtype, self.tile)
-
-  @property
-  def width(self):
-    return pl.next_power_of_2(self.head_dim)
-
-  @property
-  def scale(self):
-    return self.head_dim ** -0.5
 
   def load(self, ref, *index):
     """[tokens, width] of ref, zeros beyond the head's size."""
@@ -211,9 +196,8 @@ class _Kernel:
 
   def keys(self):
     """[c, width] of [b, c, n, k]: all keys of this query head."""
-    group = self.group
     return pl.BlockSpec((None, self.k.shape[1], None, self.width),
-                        lambda b, h, i: (b, 0, h // group, 0))
+                        lambda b, h, i: (b, 0, h // self.group, 0))
 
   def queries(self):
     """[t, g, width] of [b, t, h, k]: all queries of this key head."""
@@ -319,7 +303,10 @@ def _compute_dkv(q_ref, k_ref, v_ref, query_ref, key_ref, order_ref, count_ref, 
 
 def _make_kernel(name, q_bthk, k_bcnk, tiles, interpret) -> _Kernel:
   q, k = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (q_bthk, k_bcnk))
-  return _Kernel(name, q, k, tiles.tile, tiles.layout, interpret)
+  *_, heads, head_dim = q.shape
+  return _Kernel(name, q, k, head_dim, pl.next_power_of_2(head_dim), head_dim ** -0.5,
+                 heads // k.shape[2], choose_block(name, head_dim, q.dtype, tiles.tile),
+                 tiles.tile, tiles.layout, interpret)
 
 
 def _attend_forward(q_bthk, k_bcnk, v_bcnk, tiles, interpret):
