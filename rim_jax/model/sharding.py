@@ -129,9 +129,7 @@ def make_state_shardings(abstract_state, mesh: Mesh):
   def place(path, variable):
     name = '.'.join(map(str, path))
     shape, axes = variable.get_value().shape, variable.get_metadata('axes')
-    if len(shape) != len(axes):
-      raise ValueError(f'{name}: shape {shape} and axes {axes} differ in rank')
-    for size, axis in zip(shape, axes):
+    for size, axis in zip(shape, axes, strict=True):
       shards = count_shards(axis, mesh)
       if size % shards:
         low = size // shards * shards
