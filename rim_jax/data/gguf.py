@@ -53,9 +53,11 @@ class Header:
   path: pathlib.Path
   metadata: dict
   tensors: dict[str, Stored]
+  asked: set[str] = dataclasses.field(default_factory=set)  # keys that `get` was asked for
 
   def get(self, key, default=None):
     """A value of the model's own group: 'block_count' is 'llama.block_count' of a llama."""
+    self.asked.add(key)
     return self.metadata.get(f"{self.metadata.get('general.architecture')}.{key}", default)
 
 

@@ -5,6 +5,7 @@ rotation side by side), GPT-2's matrices ([out, in]), Gemma's norms (plus 1), an
 tensor). Values are dequantised as they are read, no more than was asked for.
 """
 
+import dataclasses
 import re
 
 import numpy as np
@@ -42,7 +43,7 @@ def read_config(path) -> dict:
   What is not known here and may change the arithmetic is in it under its own name.
   Raises: UserError for a family that is not read, and for what `read_header` refuses.
   """
-  header = _Asked(read_header(path))
+  header = dataclasses.replace(read_header(path), asked=set())
   family = header.metadata.get('general.architecture')
   tokens = header.metadata.get('tokenizer.ggml.tokens')
   embedding = header.tensors.get('token_embd.weight')
@@ -60,19 +61,7 @@ def read_config(path) -> dict:
   return {key: value for key, value in tree.items() if value is not None}
 
 
-class _Asked:
-  """A header that notes which keys of the model's own group were asked for."""
-
-  def __init__(self, header: Header):
-    self.path, self.metadata, self.tensors = header.path, header.metadata, header.tensors
-    self.keys, self._header = set(), header
-
-  def get(self, key, default=None):
-    self.keys.add(key)
-    return self._header.get(key, default)
-
-
-def _list_unknown(header: _Asked, family: str, tree: dict) -> dict:
+def _list_unknown(header: Header, family: str, tree: dict) -> dict:
   """Keys that nobody asked for and that may change the arithmetic, for config.json's reader to
   refuse."""
   rotated, head_dim = header.get('rope.dimension_count'), tree.get('head_dim')
@@ -80,7 +69,7 @@ def _list_unknown(header: _Asked, family: str, tree: dict) -> dict:
       rotated and head_dim and rotated != head_dim) else {}
   for name, value in header.metadata.items():
     group, _, key = name.partition('.')
-    if (group == family and key not in header.keys and value != _NEUTRAL.get(key, 0)
+    if (group == family and key not in header.asked and value != _NEUTRAL.get(key, 0)
         and not _HARMLESS.fullmatch(key)):
       found[name] = value
   return found
