@@ -241,8 +241,7 @@ def show_data(config, say, console) -> None:
       for line in sizes.dropped[:3]:
         say(f'does not fit: {line}')
     for split in splits.values():
-      for line in preview.describe_misjudged(
-          split.name, preview.list_chunks(split), task.codec):
+      for line in preview.describe_misjudged(split.name, split, task.codec):
         say(line)
     for record in splits['train'].__getitems__(range(min(2, len(splits['train'])))):
       try:

@@ -55,8 +55,7 @@ def train(config: Config, workdir, init_from=None, say=print, console=None,
     return run_folder.RunFolder(workdir).load_results()
   run_scores_lib.check_sets(task, say)
   for name in ('valid', 'test'):  # what choices and results stand on
-    for line in preview.describe_misjudged(
-        name, preview.list_chunks(task.dataset.splits[name]), task.codec):
+    for line in preview.describe_misjudged(name, task.dataset.splits[name], task.codec):
       say(line)
   for line in rules.list_doubts(config):
     say(line)

@@ -6,7 +6,7 @@ fingerprint of everything it was made from, and reads it by index from then on.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -73,6 +73,10 @@ class Split:
     indices = [range(len(self))[i] for i in indices]
     with _report_damage(self._directory):
       return [_decode(example) for example in self._source.__getitems__(indices)]
+
+  def __iter__(self) -> Iterator[Record]:
+    for first in range(0, len(self), 1000):  # several at a time, but not all
+      yield from self.__getitems__(range(first, min(first + 1000, len(self))))
 
 
 def _decode(example):

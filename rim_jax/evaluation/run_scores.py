@@ -90,7 +90,7 @@ def check_sets(task, say) -> None:
     if name not in task.dataset.splits:
       parsed = _load_set(one, name)
       for line in (files.describe_parsed(name, parsed)
-                   + preview.describe_misjudged(name, [parsed.records], one.codec)
+                   + preview.describe_misjudged(name, parsed.records, one.codec)
                    + task.dataset.describe_shared(name, parsed.records)):
         say(line)
 

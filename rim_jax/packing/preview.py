@@ -3,11 +3,12 @@
 Nothing here is trained on; the same functions lay out the rows of a run.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 
 import numpy as np
 
+from rim_jax.data.records import Record
 from rim_jax.errors import UserError
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing import layout as layout_lib
@@ -81,12 +82,6 @@ def measure_split(split, codec: source_lib.Codec, say=print) -> Sizes:
                (mean, median, most), dropped)
 
 
-def list_chunks(split) -> Iterator[list]:
-  """The records of a split, a thousand at a time."""
-  for first in range(0, len(split), 1000):
-    yield split.__getitems__(range(first, min(first + 1000, len(split))))
-
-
 def _count_chain(record, codec: source_lib.Codec) -> int:
   """Tokens of what is written before a record's eos; 0 where its steps cannot be encoded."""
   try:
@@ -97,7 +92,7 @@ def _count_chain(record, codec: source_lib.Codec) -> int:
       codec.template.eos)
 
 
-def describe_misjudged(name: str, chunks: Iterable[list], codec: source_lib.Codec) -> list[str]:
+def describe_misjudged(name: str, records: Iterable[Record], codec: source_lib.Codec) -> list[str]:
   """A line where gold answers of a split are wrong by the run's own rule; none where all are right.
 
   Each is written as a run is trained to write it, decoded, and judged against itself. One that the
@@ -106,21 +101,20 @@ def describe_misjudged(name: str, chunks: Iterable[list], codec: source_lib.Code
   """
   wrong, cut, template, most = [], [], codec.template, codec.config.eval.max_new_tokens
   count, writes_steps = 0, codec.config.writes_steps
-  for records in chunks:
-    count += len(records)
-    for record in records:
-      try:
-        ids = [*codec.tokenizer.encode(record.answer), *template.answer_suffix]
-      except UserError:
-        wrong.append(record)
-        continue
-      length = _count_chain(record, codec) if writes_steps else len(ids)
-      if length > most:
-        cut.append((record, length))
-      written = codec.config.layout.answer_prefix * codec.config.facts.learns_steps
-      written += codec.tokenizer.decode(ids)
-      if not judge.answers_match(judge.parse_answer(written, codec.config) or '', record.answer):
-        wrong.append(record)
+  for record in records:
+    count += 1
+    try:
+      ids = [*codec.tokenizer.encode(record.answer), *template.answer_suffix]
+    except UserError:
+      wrong.append(record)
+      continue
+    length = _count_chain(record, codec) if writes_steps else len(ids)
+    if length > most:
+      cut.append((record, length))
+    written = codec.config.layout.answer_prefix * codec.config.facts.learns_steps
+    written += codec.tokenizer.decode(ids)
+    if not judge.answers_match(judge.parse_answer(written, codec.config) or '', record.answer):
+      wrong.append(record)
   what = 'gold chains with their answers' if writes_steps else 'gold answers'
   lines = [f'{name}: {len(cut)} of {count} {what} are longer than eval.max_new_tokens={most}'
            f'{"" if writes_steps else " and can never be right"}; the longest has '

@@ -71,7 +71,7 @@ def test_files_of_a_split_are_shown_in_their_order_whatever_the_order_of_its_rec
 
 
 def describe_misjudged(records, codec):
-  return preview.describe_misjudged('test', preview.list_chunks(Split(records)), codec)
+  return preview.describe_misjudged('test', records, codec)
 
 
 def test_what_the_tokenizer_cannot_write_is_told_and_not_refused(tmp_path):
