@@ -19,11 +19,15 @@ _GPT2_SIZED = {'num_layers': 12, 'embed_dim': 768, 'num_heads': 12, 'mlp_dim': 3
                'compute_dtype': 'bfloat16', 'attention_tile_tokens': 256}
 
 
+def _change(config, **groups):
+  """The config with other values, group by group."""
+  config.update(groups)
+  return config
+
+
 def _begin(method: str):
   """For stages that may be shorter than a pass: each continues in the data after the one before."""
-  config = make_config_dict(method=method)
-  config.curriculum.continue_data = True
-  return config
+  return _change(make_config_dict(method=method), curriculum={'continue_data': True})
 
 
 def make_chain(method: str):
@@ -31,8 +35,9 @@ def make_chain(method: str):
 
   Cost and Score: in the docstring of each recipe.
   """
-  config = make_config_dict(method=method)  # every stage is longer than a pass over the data
-  config.update(
+  # Not `_begin`: every stage is longer than a pass over the data.
+  return _change(
+      make_config_dict(method=method),
       data={'source': 'chain', 'chain': {'num_train': 5_000}}, tokenizer={'kind': 'chain'},
       # A row is one example of RiM, exactly: 9 characters, 4 blocks of 3 tokens, 5 readouts.
       # From scratch, r_1 as a target too is what starts learning on every seed. Without it the
@@ -52,7 +57,6 @@ def make_chain(method: str):
       coconut={'num_stages': 4, 'thoughts_per_step': 1, 'stage_frac': 1 / 6},
       lotus={'latents_per_step': 2},  # a step is a digit and a line break
       eval={'max_new_tokens': 12 if method in _WRITTEN else 2})
-  return config
 
 
 def make_chain_harder(method: str):
@@ -69,8 +73,8 @@ def make_chain_harder(method: str):
   Seed 0 alone: chain of thought, LOTUS and SIM-CoT 100.0 %, RiM with paired states 49.8 %, direct
   10.9 % (chance is 10).
   """
-  config = make_chain(method)
-  config.update(
+  return _change(
+      make_chain(method),
       data={'chain': {'min_steps': 5, 'max_steps': 5, 'operators': '+-', 'num_train': 40_000}},
       # A row is one example again: 11 characters, 5 blocks of 3 tokens, 6 readouts.
       layout={'num_blocks': 5, 'row_tokens': 32}, train={'num_examples': 768_000},
@@ -78,7 +82,6 @@ def make_chain_harder(method: str):
       # Of 19.2 epochs as in `chain`: a quarter with the whole chain, half to remove its 10 tokens
       icot={'hold_epochs': 4.8, 'remove_per_epoch': 10 / 9.6},
       coconut={'num_stages': 5, 'stage_frac': 1 / 7})
-  return config
 
 
 def make_gsm8k(method: str):
@@ -90,8 +93,8 @@ def make_gsm8k(method: str):
 
   Cost: 15 minutes of 1 CPU core. Score: RiM 2.7 % (seed 0); other methods not measured.
   """
-  config = _begin(method)
-  config.update(
+  return _change(
+      _begin(method),
       data={'source': 'gsm8k'},
       layout={'row_tokens': 1152, 'answer_prefix': '### ', 'answer_suffix': ''},
       model={'num_layers': 2, 'embed_dim': 64, 'num_heads': 2, 'mlp_dim': 256,
@@ -102,7 +105,6 @@ def make_gsm8k(method: str):
       icot={'remove_per_epoch': 180.0, 'remove_all_beyond_tokens': 160},
       eval={'max_new_tokens': 192 if method in _WRITTEN else 12, 'batch_size': 32,
             'num_valid_examples': 32})
-  return config
 
 
 def make_gsm8k_perturbed(method: str):
@@ -117,8 +119,8 @@ def make_gsm8k_perturbed(method: str):
   commands with --config.data.perturbed.total=2000 --config.model.num_layers=2
   --config.model.embed_dim=64 --config.model.num_heads=2 --config.model.mlp_dim=256.
   """
-  config = _begin(method)
-  config.update(
+  return _change(
+      _begin(method),
       data={'source': 'gsm8k_perturbed', 'perturbed': {'total': 386_000}},
       layout={'row_tokens': 1536, 'answer_prefix': '### ', 'answer_suffix': ''},
       model={**_GPT2_SIZED, 'max_positions': 1536, 'scan_layers': False},
@@ -128,7 +130,6 @@ def make_gsm8k_perturbed(method: str):
       mesh={'data': 1, 'fsdp': -1}, checkpoint={'every_steps': 1000},
       icot={'remove_per_epoch': 32.0, 'remove_all_beyond_tokens': 160},  # of bytes
       eval={'max_new_tokens': 192 if method in _WRITTEN else 12})
-  return config
 
 
 def make_prosqa_small(method: str):
@@ -143,8 +144,8 @@ def make_prosqa_small(method: str):
   Cost: some 8 minutes of 1 CPU core after practice. Score: 69.9 / 69.3 / 49.5 % with the code of 27
   November 2026 (seeds 0 / 1 / 2; guessing gives 50). docs/results.md has the other methods.
   """
-  config = _begin(method)
-  config.update(
+  return _change(
+      _begin(method),
       data={'source': 'prosqa', 'prosqa': {
           'min_nodes': 8, 'max_nodes': 10, 'min_hops': 2, 'max_hops': 3, 'parent_rate': 1.0,
           'extra_names': 3.0, 'max_facts': 15, 'max_children': 1, 'num_names': 5,
@@ -165,7 +166,6 @@ def make_prosqa_small(method: str):
       coconut={'num_stages': 3, 'thoughts_per_step': 1, 'stage_frac': 0.175},
       lotus={'latents_per_step': 7},  # of a hop's tokens, the line break among them
       eval={'max_new_tokens': 32 if method in _WRITTEN else 8})
-  return config
 
 
 def make_prosqa_reading(method: str):
@@ -180,14 +180,13 @@ def make_prosqa_reading(method: str):
 
   Cost: with prosqa_walk half an hour of 1 CPU core. Score: losses of 0.17 to 0.25 were seen.
   """
-  config = make_prosqa_walk(method)
-  config.update(
+  return _change(
+      make_prosqa_walk(method),
       data={'prosqa': {'steps': 'facts'}}, optim={'learning_rate': 3e-3},
       train={'num_examples': 50_000},
       # A chain of up to 15 sentences has 7 tokens each; iCoT removes it in half of its 1.67 epochs.
       icot={'hold_epochs': 0.4167, 'remove_per_epoch': 126.0},
       eval={'max_new_tokens': 112 if method in _WRITTEN else 8})
-  return config
 
 
 def make_prosqa_walk(method: str):
@@ -200,13 +199,12 @@ def make_prosqa_walk(method: str):
 
   Cost: with prosqa_reading half an hour of 1 CPU core. Score: 100.0 and 98.8 % on two machines.
   """
-  config = make_prosqa_small(method)
-  config.update(
+  return _change(
+      make_prosqa_small(method),
       data={'prosqa': {'parent_rate': 0.3, 'extra_names': 1.0, 'num_names': 3}},
       train={'num_examples': 16_000},
       # As prosqa_small, of 0.53 epochs.
       icot={'hold_epochs': 0.1333, 'remove_per_epoch': 75.0})
-  return config
 
 
 def make_prosqa(method: str):
@@ -220,8 +218,8 @@ def make_prosqa(method: str):
   Cost: one 80 GB GPU; by --dry_run from 1.1e17 FLOPs (direct) to 2.7e17 FLOPs (LOTUS); RiM 1.3e17.
   Score: not measured.
   """
-  config = _begin(method)
-  config.update(
+  return _change(
+      _begin(method),
       data={'source': 'prosqa'}, tokenizer={'kind': 'words'},
       layout={'num_blocks': 6, 'block_tokens': 2, 'separator': '', 'answer_prefix': '',
               'answer_suffix': '', 'row_tokens': 1024, 'depth0_readout': method == 'rim'},
@@ -236,7 +234,6 @@ def make_prosqa(method: str):
       coconut={'num_stages': 6, 'thoughts_per_step': 1, 'stage_frac': 0.1},
       lotus={'latents_per_step': 7},
       eval={'max_new_tokens': 64 if method in _WRITTEN else 8})
-  return config
 
 
 def _make_pretrained(method: str, folder: str, learning_rate: float):
@@ -247,8 +244,8 @@ def _make_pretrained(method: str, folder: str, learning_rate: float):
   4 % of warm-up. The paper searched the rate in [1e-5, 1e-3]; the rate that it found is not known.
   Alpha and dropout are those of CODI and its successors.
   """
-  config = _begin(method)
-  config.update(
+  config = _change(
+      _begin(method),
       data={'source': 'gsm8k'},
       # Without a separator the blocks, special tokens in an export, divide the text exactly.
       layout={'row_tokens': 1024, 'separator': ''},
@@ -337,8 +334,8 @@ def make_smollm2(method: str):
   Cost: 9 minutes on 2 CPU cores. Score: 0 of 32 questions (seed 0): it learns to write a number,
   but not the right one.
   """
-  config = _begin(method)
-  config.update(
+  return _change(
+      _begin(method),
       data={'source': 'gsm8k', 'on_bad_rows': 'drop'},
       layout={'num_blocks': 4, 'row_tokens': 512, 'separator': '', 'answer_prefix': '### ',
               'answer_suffix': ''},
@@ -351,7 +348,6 @@ def make_smollm2(method: str):
       eval={'max_new_tokens': 128 if method in _WRITTEN else 8, 'batch_size': 8,
             'num_examples': 32, 'num_valid_examples': 8, 'num_latency_runs': 3},
       export={'num_verified': 4})
-  return config
 
 
 def _find_smollm2():
