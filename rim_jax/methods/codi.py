@@ -33,7 +33,7 @@ import jax
 
 from rim_jax.config import Config, LayoutConfig
 from rim_jax.methods import coconut, paired
-from rim_jax.methods.method import AddedParam, Method
+from rim_jax.methods.method import AddedParam, Method, count_examples
 from rim_jax.model.lora import fold_in_name
 from rim_jax.model.sharding import EMBED, MLP
 from rim_jax.model.transformer import Norm, widen
@@ -105,6 +105,6 @@ class Added(nnx.Module):
                        if config.codi.projection else None)
 
 
-CODI = Method(lay_out, norm=paired.count_pairs, means=share_means, inputs=coconut.find_inputs,
+CODI = Method(lay_out, norm=count_examples, means=share_means, inputs=coconut.find_inputs,
               count_inputs=coconut.count_inputs, losses=paired.distill, prefill=coconut.prefill,
               make_added=Added)

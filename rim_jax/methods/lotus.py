@@ -23,7 +23,7 @@ Source: arXiv 2606.31779; github.com/yingfan-bot/lotus.
 """
 
 from rim_jax.config import Config, LayoutConfig
-from rim_jax.methods.method import Method
+from rim_jax.methods.method import Method, count_examples
 from rim_jax.packing import batch as batch_lib
 from rim_jax.packing.layout import Encoded, Example, Template, count_steps, read_chain
 
@@ -45,11 +45,6 @@ def lay_out(encoded: Encoded, template: Template, config: LayoutConfig) -> Examp
 def share_means(config: Config) -> dict[int, float]:
   """What is written, and what latents predict."""
   return {batch_lib.SLOT_ANSWER: 1.0, batch_lib.SLOT_PARALLEL: config.lotus.step_weight}
-
-
-def count_examples(batch: batch_lib.Batch, config: Config):
-  """A norm, which no kind of slot depends on."""
-  return batch.example.max(1).sum().astype('float32')
 
 
 LOTUS_STAGE = Method(lay_out, norm=count_examples, means=share_means)

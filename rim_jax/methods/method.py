@@ -117,6 +117,11 @@ class Method:
     return self.inputs and self.inputs(model, tokens_bt, fields, config, limits, dropout_key)
 
 
+def count_examples(batch: batch_lib.Batch, config: Config) -> jax.Array:
+  """A norm, which no kind of slot depends on."""
+  return batch.example.max(1).sum().astype(jnp.float32)
+
+
 def weigh_apart(host: Method, kind: int, share: Callable[[Config], float]) -> Method:
   """The host, whose slots of one kind weigh 1 and count as a mean of their own, times a share."""
   def weigh(batch, *args):

@@ -39,11 +39,6 @@ def read_teacher(encoded: Encoded, template: Template, config: LayoutConfig) -> 
   return dataclasses.replace(chain, kind=batch_lib.SLOT_TEACHER)
 
 
-def count_pairs(batch: batch_lib.Batch, config: Config) -> jax.Array:
-  """A norm: examples, each of which has a pair."""
-  return (batch.slot_pair >= 0).sum().astype(jnp.float32)
-
-
 def distill(model, batch: batch_lib.Batch, read: Read, config: Config) -> dict[str, jax.Array]:
   """distill.weight times the distance of all pairs."""
   distance = compute_distance(read.student_lbpd, read.teacher_lbpd, read.paired_bp,
