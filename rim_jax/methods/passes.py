@@ -82,11 +82,9 @@ GATE = Rule(_feed_gate, Gate)
 
 def get_rule(config: Config) -> Rule:
   """What the blocks of a run's method are fed."""
-  if config.loop_rule == 'gate':
-    return GATE
-  if config.loop_rule == 'add':
-    return Rule(_feed_add)
-  return Rule(_feed_shift, Projected if config.loop.projection else None)
+  return {'gate': GATE, 'add': Rule(_feed_add),
+          'shift': Rule(_feed_shift, Projected if config.loop.projection else None),
+          }[config.loop_rule]
 
 
 def loop(host: Method, rule: Rule, num_passes: int) -> Method:
