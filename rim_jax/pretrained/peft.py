@@ -140,24 +140,20 @@ def load_adapters(folder, config: Config, family: str, params, say=print):
   rows = _get_rows_name(family)
   if rows in stored and stored[rows].shape == loaded['memory',].shape:
     loaded['memory',] = _place(stored[rows], loaded['memory',])
-  else:
-    problems += _find_why_no_rows(rows, stored.get(rows), settings)
-    if rows not in stored and not problems:
-      say(f'{folder}: has adapters and no memory rows; those stay as they are before training')
+  elif rows in stored:
+    problems.append(
+        f'{rows} is {list(stored[rows].shape)}; there are {NUM_MEMORY_ROWS} memory rows')
+  elif settings.get('trainable_token_indices'):
+    problems.append(
+        f'{rows} is missing, though adapter_config.json has trainable_token_indices: without their '
+        'memory rows these adapters compute something else; save them again with both')
+  elif not problems:
+    say(f'{folder}: has adapters and no memory rows; those stay as they are before training')
   used.add(rows)
   problems += [f'{name} belongs to no adapter of this model'
                for name in sorted(stored.keys() - used)]
   refuse([f'{folder}: {p}' for p in problems])
   return traverse_util.unflatten_dict(loaded)
-
-
-def _find_why_no_rows(name: str, found, settings: dict) -> list[str]:
-  """What is wrong where a file has no memory rows that fit; nothing where it never had any."""
-  if found is not None:
-    return [f'{name} is {list(found.shape)}; there are {NUM_MEMORY_ROWS} memory rows']
-  return [f'{name} is missing, though adapter_config.json has trainable_token_indices: without '
-          'their memory rows these adapters compute something else; save them again with both'
-          ] if settings.get('trainable_token_indices') else []
 
 
 def _place(value, like):
