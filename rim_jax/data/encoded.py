@@ -90,16 +90,14 @@ def load_encoded(split, tokenizer, is_first: bool, config: DataConfig, say=print
   key = [split.fingerprint, tokenizer.fingerprint, split.name,
          f'v{_VERSION}', f'tokenizers{metadata.version("tokenizers")}']
   folder = root / '-'.join(key + ['first'] * (is_first and tokenizer.marks_start))
-  found = _open(folder, len(split))
-  if found:
+  if found := _open(folder, len(split)):
     return found
   with records_lib.report_unwritable(config):
     root.mkdir(parents=True, exist_ok=True)
     # One process at a time encodes; the others wait, and find what it made.
     with locks.hold(root.with_suffix('.lock'), waits=True, say=say), (
         records_lib.make_scratch(root)) as scratch:
-      found = _open(folder, len(split))  # another process was first
-      if found:
+      if found := _open(folder, len(split)):  # another process was first
         return found
       if folder.exists():
         say(f'{folder}: damaged, made again')
