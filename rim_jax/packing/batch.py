@@ -19,10 +19,6 @@ BATCH_VERSION = 1
 SLOT_PAD, SLOT_STEP, SLOT_ANSWER, SLOT_PARALLEL, SLOT_DECODED, SLOT_TEACHER = range(6)
 SLOT_NAMES = ('', 'step', 'answer', 'parallel', 'decoded', 'teacher')
 
-ROW_FIELDS = ('tokens', 'positions', 'example', 'block', 'readout')
-SLOT_FIELDS = ('slot_index', 'slot_target', 'slot_block', 'slot_steps', 'slot_kind', 'slot_tokens',
-               'slot_pair')
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +82,12 @@ def get_fields(batch: Batch) -> Fields:
 
 def make_empty_rows(num_rows: int, row_tokens: int, row_slots: int) -> Batch:
   """Rows of padding, as numpy arrays to be filled."""
-  rows: dict[str, Any] = {f: np.zeros((num_rows, row_tokens), np.int32) for f in ROW_FIELDS}
-  slots: dict[str, Any] = {f: np.zeros((num_rows, row_slots), np.int32) for f in SLOT_FIELDS}
-  slots['slot_pair'] -= 1
-  return Batch(**rows, **slots)
+  sizes = {f.name: row_slots if f.name.startswith('slot_') else row_tokens
+           for f in dataclasses.fields(Batch)}
+  empty: dict[str, Any] = {
+      name: np.full((num_rows, size), -1 if name == 'slot_pair' else 0, np.int32)
+      for name, size in sizes.items()}
+  return Batch(**empty)
 
 
 def visible(query: Fields, key: Fields, sees_question: bool = True, bidirectional: bool = False):

@@ -18,6 +18,9 @@ from tests import support
 
 B = 90  # memory ids from here on
 
+ROW_FIELDS = ('tokens', 'positions', 'example', 'block', 'readout')
+SLOT_FIELDS = ('slot_index', 'slot_target', 'slot_block', 'slot_steps', 'slot_kind', 'slot_tokens')
+
 
 def write_reference(rows, row_tokens, row_slots, config, memory_start) -> batch_lib.Batch:
   """`rows.make_rows` one token and one slot at a time, as docs/concepts.md says it."""
@@ -36,13 +39,13 @@ def write_example(batch, row, token, slot, number, example, config, memory_start
 
   def put(i, position, block, readout):
     nonlocal token
-    for name, value in zip(batch_lib.ROW_FIELDS, (i, position, number, block, readout)):
+    for name, value in zip(ROW_FIELDS, (i, position, number, block, readout)):
       getattr(batch, name)[row, token] = value
     token += 1
 
   def predict(index, target, block, kind, count):
     nonlocal slot
-    for name, value in zip(batch_lib.SLOT_FIELDS, (
+    for name, value in zip(SLOT_FIELDS, (
         index, target, block, example.num_steps, kind, count)):
       getattr(batch, name)[row, slot] = value
     slot += 1
