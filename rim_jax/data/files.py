@@ -56,10 +56,8 @@ def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Fo
     raise UserError(f"data.dir='{folder}': no such directory; pass one with "
                     f'{" and ".join(needed or SPLITS)} files, or none to {without}')
   with report(folder, 'make it a readable directory', OSError):
-    if (folder / 'dataset_dict.json').is_file():
-      paths, read = _find_saved(folder)
-    else:
-      paths, read = _find_named(folder)
+    is_saved = (folder / 'dataset_dict.json').is_file()
+    paths, read = _find_saved(folder) if is_saved else _find_named(folder)
     unread = [f'{p.name}/' if p.is_dir() else p.name for p in sorted(folder.iterdir())
               if p not in read and not p.name.startswith('.')]
     if folder / 'data' in read:

@@ -15,10 +15,8 @@ def make_schedule(config: OptimConfig, num_steps: int) -> optax.Schedule:
   """Learning rate of update s (0-based): linear warm-up, then constant or cosine to 0."""
   warmup = round(config.warmup_frac * num_steps)
   rate = config.learning_rate
-  if config.decay == 'cosine':
-    after = optax.cosine_decay_schedule(rate, max(num_steps - warmup, 1))
-  else:
-    after = optax.constant_schedule(rate)
+  after = (optax.cosine_decay_schedule(rate, max(num_steps - warmup, 1))
+           if config.decay == 'cosine' else optax.constant_schedule(rate))
   if not warmup:
     return after
   # The first update counts: it takes rate / warmup, not 0.
