@@ -31,14 +31,10 @@ from rim_jax.packing.layout import (
 
 def lay_out_stage1(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
   """One block a step: block t's readout predicts r_{t+1}, the last block's the answer."""
-  num_steps = count_steps(encoded)
-  readouts = [read_step(encoded, template, t, t) for t in range(1, num_steps)]
-  readouts.append(read_answer(encoded, template, num_steps))
-  if config.depth0_readout:  # r_1 too, which is the answer itself where T = 0
-    first = read_step(encoded, template, 0, 0) if encoded.steps else read_answer(
-        encoded, template, 0)
-    readouts.insert(0, first)
-  return Example(encoded.question, num_steps, num_steps, tuple(readouts))
+  num_steps, first = count_steps(encoded), 0 if config.depth0_readout else 1
+  return Example(encoded.question, num_steps, num_steps, tuple(
+      read_step(encoded, template, t, t) if t < len(encoded.steps) else
+      read_answer(encoded, template, t) for t in range(first, num_steps + 1)))
 
 
 def lay_out_stage2(encoded: Encoded, template: Template, config: LayoutConfig) -> Example:
