@@ -166,8 +166,11 @@ def read_rows(path: pathlib.Path, content: bytes) -> list:
   content = content.removeprefix(_BOM)
   if extension == '.csv':
     text = _decode(path, content)
-    with report(path, 'save it with commas', ValueError):
-      _check_separator(text.partition('\n')[0])
+    header = text.partition('\n')[0]
+    other = "';'" if ';' in header else 'tabs' if '\t' in header else ''
+    # For a reader of commas it is one key, and none that is read looks so; an open quote goes on.
+    if other and ',' not in header and header.count('"') % 2 == 0:
+      raise UserError(f'{path}: its values are separated by {other}; save it with commas')
     with report(path, 'give a header of keys, and a value of each in every row', ValueError):
       return _read_csv(text)
   if extension != '.txt' and content.lstrip().startswith(b'['):  # a question may begin so
@@ -205,13 +208,6 @@ def _read_table(content, extension) -> list[dict]:
       key: float(str(short[key](value))) if key in short else value
       for key, value in row.items() if value is not None},
       [key for key, value in row.items() if value is None]) for row in table.to_pylist()]
-
-
-def _check_separator(header):
-  """Refuses a header that for a reader of commas is one key: none that is read looks so."""
-  for separator, name in (';', "';'"), ('\t', 'tabs'):
-    if separator in header and ',' not in header and header.count('"') % 2 == 0:  # else it goes on
-      raise ValueError(f'its values are separated by {name}')
 
 
 def _read_csv(text) -> list[dict]:
