@@ -12,16 +12,15 @@ The token is in the environment of all processes of a run (`launch/` puts it the
 command line, where everybody on the machine could read it.
 """
 
+import asyncio
 import atexit
 import collections
 import contextlib
-import dataclasses
 import hmac
 import ipaddress
 import os
 import re
 import secrets
-import selectors
 import socket
 import sys
 import threading
@@ -70,7 +69,8 @@ def call_roll(coordinator: str, num_processes: int, process_id: int, timeout_sec
   if process_id:
     verdict = _report_in((_get_host(coordinator), port), process_id, num_processes, deadline, token)
   else:
-    verdict = _Roll(num_processes, token).hear((find_bind_host(coordinator, token), port), deadline)
+    verdict = asyncio.run(_Roll(num_processes, token).hear(
+        (find_bind_host(coordinator, token), port), deadline))
   if verdict != 'go':
     raise HostError(f'{coordinator}: {verdict}')
 
@@ -110,16 +110,6 @@ def _warn(text):
   print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
-def _has_ended(line: socket.socket) -> bool:
-  """Whether the other side of a connection that does not block is gone; it says no more."""
-  try:
-    return not line.recv(1, socket.MSG_PEEK)
-  except BlockingIOError:
-    return False
-  except OSError:
-    return True
-
-
 def _open_listener(address) -> socket.socket:
   host, port = address
   if host == '::':
@@ -131,27 +121,17 @@ def _open_listener(address) -> socket.socket:
   return socket.create_server((host, port), family=family, backlog=_MOST_PENDING)
 
 
-@dataclasses.dataclass
-class _Peer:
-  """A connection that has not yet said who it is."""
-  socket: socket.socket
-  address: str
-  nonce: str
-  until: float
-  said: bytes = b''
-
-
 class _Roll:
-  """Process 0's side."""
+  """Process 0's side: a coroutine for each connection, and one that waits for all of them."""
 
   def __init__(self, num_processes: int, token: str):
     self._count, self._token = num_processes, token
-    self._there: dict[int, socket.socket] = {}
+    self._there: dict[int, asyncio.StreamWriter] = {}
+    self._num_pending = 0  # connections that have not yet said who they are
     self._strangers = collections.Counter()  # address -> connections of no process of this run
     self._refused: dict[str, None] = {}  # what processes said that cannot be right
-    self._selector = selectors.DefaultSelector()
 
-  def hear(self, address, deadline) -> str:
+  async def hear(self, address, deadline) -> str:
     """'go', or what is wrong; told to all who came."""
     try:
       listener = _open_listener(address)
@@ -162,110 +142,84 @@ class _Roll:
     if not self._token:
       _warn(f'the processes have no {TOKEN} in common, so any program that reaches port '
             f'{address[1]} may pass for one of them; the launchers in launch/ set it')
-    listener.setblocking(False)
-    self._selector.register(listener, selectors.EVENT_READ)
+    self._verdict = asyncio.get_running_loop().create_future()
+    server = await asyncio.start_server(
+        self._meet, sock=listener, limit=_LONGEST, backlog=_MOST_PENDING)
+    self._look()
     try:
-      verdict = self._wait(listener, deadline)
-      for peer in self._there.values():
-        with contextlib.suppress(OSError):
-          peer.sendall(verdict.encode())
-      self._tell_strangers()
-      if verdict == 'go':
-        _keep_lines(list(self._there.values()))
-    finally:
-      for key in list(self._selector.get_map().values()):
-        if key.data:
-          key.data.socket.close()
-      self._selector.close()
-      listener.close()
-    return verdict
-
-  def _wait(self, listener, deadline) -> str:
-    """'go' once all are there, or what is wrong."""
-    while self._list_missing():
-      for key, _ in self._selector.select(min(0.5, max(deadline - time.monotonic(), 0.01))):
-        try:
-          if key.data:
-            self._hear(key.data)
-          else:
-            self._accept(listener)
-        except HostError as e:
-          return str(e)
-      now = time.monotonic()
-      for key in list(self._selector.get_map().values()):
-        if key.data and now > key.data.until:
-          self._turn_away(key.data)
-      if now > deadline:
-        return self._name_missing()
-    return 'go'
-
-  def _accept(self, listener):
-    with contextlib.suppress(OSError):
-      connection, address = listener.accept()
-      peer = _Peer(connection, address[0], secrets.token_hex(16), time.monotonic() + _ANSWER_SECS)
-      self._selector.register(connection, selectors.EVENT_READ, peer)
-      if len(self._selector.get_map()) > 1 + _MOST_PENDING:  # and the listener
-        self._turn_away(peer)
-      else:
-        connection.settimeout(_ANSWER_SECS)  # 33 bytes, which the kernel takes at once
-        connection.sendall(f'{peer.nonce}\n'.encode())
-
-  def _hear(self, peer):
-    try:
-      part = peer.socket.recv(_LONGEST)
-    except OSError:
-      part = b''
-    peer.said += part
-    if part and b'\n' not in peer.said and len(peer.said) < _LONGEST:
-      return  # there is more to come
-    try:
-      number, count, proof = peer.said.split()
-      number, count = int(number), int(count)
-      # As bytes: of texts it refuses all but ASCII by a TypeError.
-      known = hmac.compare_digest(proof, _sign(self._token, peer.nonce, number, count).encode())
-    except ValueError:
-      known = False
-    if known:
-      self._welcome(peer, number, count)
-    else:
-      self._turn_away(peer)
-
-  def _welcome(self, peer, number, count):
-    """Raises: HostError for one of this run that was started wrongly."""
-    if count == self._count and 0 < number < count and number not in self._there:
-      self._selector.unregister(peer.socket)
-      peer.socket.setblocking(False)
-      self._there[number] = peer.socket
-      return
-    verdict = (f'process {number} at {peer.address} says it is one of {count}, twice or of another '
-               f'run; here are {self._count}; give every process its own --process_id and the same '
-               '--num_processes')
-    with contextlib.suppress(OSError):
-      peer.socket.sendall(verdict.encode())
-    self._close(peer)
-    if self._token:
-      raise HostError(verdict)
-    if verdict not in self._refused:  # it may be anyone: the real one can still come
-      self._refused[verdict] = None
-      _warn(verdict)
-
-  def _turn_away(self, peer):
-    self._strangers[peer.address] += 1
-    self._close(peer)
-
-  def _close(self, peer):
-    self._selector.unregister(peer.socket)
-    peer.socket.close()
-
-  def _tell_strangers(self):
+      async with asyncio.timeout_at(deadline):  # the loop's clock is time.monotonic
+        verdict = await self._verdict
+    except TimeoutError:
+      verdict = self._name_missing()
+    server.close()
+    for writer in self._there.values():
+      writer.write(verdict.encode())
     if self._strangers:
       told = ', '.join(f'{n} from {address}' for address, n in self._strangers.items())
       _warn(f'connections to the coordinator that were no process of this run: {told}; left alone')
+    if verdict == 'go':  # the loop closes its own
+      _keep_lines([w.get_extra_info('socket').dup() for w in self._there.values()])
+    return verdict
+
+  async def _meet(self, reader, writer) -> None:
+    """Hears one connection until it ends; anyone may have opened it."""
+    address = writer.get_extra_info('peername')[0]
+    # Those that are here at the end are cancelled, each of which Python 3.11 would show.
+    with contextlib.closing(writer), contextlib.suppress(asyncio.CancelledError):
+      said = await self._ask(reader, writer)
+      if said is None:
+        self._strangers[address] += 1
+        return
+      number, count = said
+      if count != self._count or not 0 < number < count or number in self._there:
+        self._refuse(writer, f'process {number} at {address} says it is one of {count}')
+        return
+      self._there[number] = writer
+      self._look()
+      with contextlib.suppress(OSError):
+        while await reader.read(_LONGEST):  # it says no more
+          pass
+      del self._there[number]
+
+  async def _ask(self, reader, writer) -> tuple[int, int] | None:
+    """(number, count) as one says who knows the token; None from anyone else."""
+    nonce = secrets.token_hex(16)
+    self._num_pending += 1
+    try:
+      if self._num_pending > _MOST_PENDING:
+        return None
+      writer.write(f'{nonce}\n'.encode())
+      async with asyncio.timeout(_ANSWER_SECS):
+        number, count, proof = (await reader.readline()).split()
+      number, count = int(number), int(count)
+      # As bytes: of texts it refuses all but ASCII by a TypeError.
+      known = hmac.compare_digest(proof, _sign(self._token, nonce, number, count).encode())
+    except (OSError, ValueError):
+      return None
+    finally:
+      self._num_pending -= 1
+    return (number, count) if known else None
+
+  def _refuse(self, writer, said: str) -> None:
+    """One that was started wrongly: it ends this run where it is known to be of it."""
+    verdict = (f'{said}, twice or of another run; here are {self._count}; give every process its '
+               'own --process_id and the same --num_processes')
+    writer.write(verdict.encode())
+    if self._token:
+      self._decide(verdict)
+    elif verdict not in self._refused:  # it may be anyone: the real one can still come
+      self._refused[verdict] = None
+      _warn(verdict)
+
+  def _look(self) -> None:
+    if not self._list_missing():
+      self._decide('go')
+
+  def _decide(self, verdict: str) -> None:
+    if not self._verdict.done():
+      self._verdict.set_result(verdict)
 
   def _list_missing(self) -> list[int]:
-    """Processes that are not there; one whose connection has ended is so no more."""
-    for number in [n for n, line in self._there.items() if _has_ended(line)]:
-      self._there.pop(number).close()
     return sorted(set(range(1, self._count)) - set(self._there))
 
   def _name_missing(self) -> str:

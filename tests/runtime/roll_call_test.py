@@ -47,8 +47,10 @@ def call_roll(count, present, timeout=20.0, claims=None, tokens=None, stranger=N
   return told
 
 
-def test_all_that_come_go():
-  assert call_roll(4, [3, 0, 2, 1]) == dict.fromkeys(range(4), '')
+def test_all_that_come_go(capfd, caplog):
+  tokens = dict.fromkeys(range(4), 'secret')
+  assert call_roll(4, [3, 0, 2, 1], tokens=tokens) == dict.fromkeys(range(4), '')
+  assert capfd.readouterr().err == '' and not caplog.records
 
 
 def test_everyone_who_came_hears_who_did_not():
