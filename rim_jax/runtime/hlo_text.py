@@ -9,8 +9,9 @@ import re
 _BYTES = {'pred': 1, 's4': 0.5, 'u4': 0.5, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'bf16': 2,
           'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8, 'u64': 8, 'f64': 8, 'c64': 8}
 _ARRAY = re.compile(r'\b([a-z]+\d*\w*)\[([\d,]*)\](\{[^{}]*\})?')
-_HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\{$')
-_LINE = re.compile(r'^  (ROOT )?%?([\w.\-]+) = ')
+_COMPUTATION = re.compile(
+    r'(?ms)^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}(?:$|, execution_thread=)')
+_BEGIN = re.compile(r'(?m)^  (ROOT )?%?([\w.\-]+) = ')
 _NAME = re.compile(r'%([\w.\-]+)')
 
 
@@ -56,26 +57,14 @@ class Instruction:
 
 def parse(text: str) -> tuple[dict[str, dict[str, Instruction]], str]:
   """A module's text -> (its computations by name, each by instruction; the entry's name)."""
-  computations, entry, current, pending = {}, '', '', ''
-
-  def finish():
-    if pending:
-      instruction = _parse_instruction(pending)
-      computations[current][instruction.name] = instruction
-  for line in text.splitlines():
-    head = _HEAD.match(line)
-    if head and not line.startswith(' '):
-      current, pending = head[2], ''
-      computations[current] = {}
-      entry = current if head[1] else entry
-    elif current and (line == '}' or line.startswith('}, execution_thread=')):
-      finish()
-      current = pending = ''
-    elif current and _LINE.match(line):
-      finish()
-      pending = line
-    elif pending:  # an attribute that holds a line break
-      pending += line
+  computations, entry = {}, ''
+  for is_entry, name, body in _COMPUTATION.findall(text):
+    starts = [head.start() for head in _BEGIN.finditer(body)]
+    # An attribute may hold a line break.
+    found = [_parse_instruction(body[start:end].replace('\n', ''))
+             for start, end in zip(starts, [*starts[1:], None])]
+    computations[name] = {i.name: i for i in found}
+    entry = name if is_entry else entry
   return computations, entry
 
 
@@ -90,7 +79,7 @@ def _find_close(text, start):
 
 
 def _parse_instruction(line):
-  head = _LINE.match(line)
+  head = _BEGIN.match(line)
   assert head is not None  # `parse` has asked
   at = head.end()
   end = _find_close(line, at) + 1 if line[at] == '(' else line.index(' ', at)
