@@ -49,12 +49,13 @@ def make_manifest(args, command) -> dict:
                        'cloud.google.com/gke-tpu-topology': args.topology},
       'containers': [container],
   }
-  job = {'parallelism': args.hosts, 'completions': args.hosts, 'backoffLimit': 0,
-         'completionMode': 'Indexed', 'template': {'spec': pod}}
-  # A user's mistake is not mended by another start.
-  job['podFailurePolicy'] = {'rules': [{
-      'action': 'FailJob', 'onExitCodes': {'containerName': 'rim', 'operator': 'In',
-                                           'values': [supervise.MISTAKE]}}]}
+  job = {
+      'parallelism': args.hosts, 'completions': args.hosts, 'backoffLimit': 0,
+      'completionMode': 'Indexed', 'template': {'spec': pod},
+      # A user's mistake is not mended by another start.
+      'podFailurePolicy': {'rules': [{
+          'action': 'FailJob', 'onExitCodes': {'containerName': 'rim', 'operator': 'In',
+                                               'values': [supervise.MISTAKE]}}]}}
   return {
       'apiVersion': 'jobset.x-k8s.io/v1alpha2', 'kind': 'JobSet',
       'metadata': {'name': args.name, 'annotations': {

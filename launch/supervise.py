@@ -25,7 +25,7 @@ from typing import NoReturn
 
 from etils import epath
 
-from rim_jax import terminal
+from rim_jax import command_line, terminal
 from rim_jax.errors import UserError
 from rim_jax.runtime import run_folder
 
@@ -67,15 +67,6 @@ def run_again(attempt, find_progress, max_failures=3, sleep=time.sleep,
     pause = _PAUSES[min(failures, len(_PAUSES)) - 1]
     say(f'supervise: it ended with {code}; again in {pause} s')
     sleep(pause)
-
-
-def find_workdir(command) -> str:
-  """--workdir of a command, or where it would be."""
-  from rim_jax import command_line, errors
-  try:
-    return command_line.find_workdir(command)
-  except errors.UserError as e:
-    refuse(str(e))
 
 
 def refuse(problem: str) -> NoReturn:
@@ -148,7 +139,10 @@ def main(argv):
     child = subprocess.Popen(command)
     code = child.wait()
     return STOPPED if ending and code else code
-  workdir = find_workdir(command)
+  try:
+    workdir = command_line.find_workdir(command)
+  except UserError as e:
+    refuse(str(e))
   return run_again(attempt, lambda: find_step(workdir), args.max_failures)
 
 

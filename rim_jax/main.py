@@ -119,8 +119,11 @@ def _run(argv, console) -> None:
   modes.keep_compiled(config)
   if values.mode == 'train':
     say(hosts.describe_machine())
-    with _keep_point(command, say), _tell_start(command, argv):
-      modes.train(config, workdir, say, console)
+    with _keep_point(command, say):
+      try:
+        modes.train(config, workdir, say, console)
+      except NoStart as e:
+        raise UserError(command_line.describe_start(command, argv, e)) from None
     return
   {'plan': lambda: modes.plan(config, workdir, values, say, console),
    'data': lambda: modes.show_data(config, say, console),
@@ -159,15 +162,6 @@ def _keep_point(command: Command, say):
   (point,) = grid_lib.load_points(values.config, source, values.point)
   return driver.keep_point(point, grid_lib.list_names(values.config, source), values.sweep_dir,
                            say)
-
-
-@contextlib.contextmanager
-def _tell_start(command: Command, argv):
-  """Around a run that may lack the one that it starts from: says which command makes that one."""
-  try:
-    yield
-  except NoStart as e:
-    raise UserError(command_line.describe_start(command, argv, e)) from None
 
 
 def cli(argv, console=None) -> int:

@@ -130,18 +130,13 @@ def _show_evaluated(config, workdir, results, say, console) -> None:
   for name in results:
     run_page.show_results(console, folder, config.eval.num_shown, name)
   if len(results) > 1:
-    _show_sets(console, results)
+    tables.show(console, ['set', 'n', '% right', '+- one standard error', '% unparsed'], [
+        [name, f'{r.n:,}', tables.share(r.final_acc), tables.share(r.final_acc_stderr or None),
+         '' if r.num_unparsed is None or not r.n else tables.share(r.num_unparsed / r.n)]
+        for name, r in results.items()], 'Sets')
   answers = [folder / 'predictions' / f'{name}.jsonl' for name in results]
   say(f'files: {folder}/results.json' + ''.join(  # the paper's protocol has no answers
       f', {path}' for path in answers if path.exists()))
-
-
-def _show_sets(console, results: dict[str, values.EvalResult]) -> None:
-  """One line a set, where several were evaluated."""
-  tables.show(console, ['set', 'n', '% right', '+- one standard error', '% unparsed'], [
-      [name, f'{r.n:,}', tables.share(r.final_acc), tables.share(r.final_acc_stderr or None),
-       '' if r.num_unparsed is None or not r.n else tables.share(r.num_unparsed / r.n)]
-      for name, r in results.items()], 'Sets')
 
 
 def controls(config, workdir, say, console) -> None:

@@ -144,11 +144,11 @@ def test_points_are_counted_where_the_bucket_of_their_sweep_is_out_of_reach(monk
 
 
 def test_the_workdir_is_the_one_that_the_run_takes():
-  assert supervise.find_workdir(['python', '-m', 'rim_jax.main', '--workdir=gs://b/x']) == 'gs://b/x'
-  assert supervise.find_workdir(['--config=configs/rim.py:gsm8k']) == 'runs/rim-gsm8k'
-  assert supervise.find_workdir(['--config', 'configs/rim.py', '--workdir', '/a b/x']) == '/a b/x'
-  assert supervise.find_workdir(['--config=configs/rim.py', '--workdir=~/x']) == str(
-      pathlib.Path('~/x').expanduser())
+  find = command_line.find_workdir
+  assert find(['python', '-m', 'rim_jax.main', '--workdir=gs://b/x']) == 'gs://b/x'
+  assert find(['--config=configs/rim.py:gsm8k']) == 'runs/rim-gsm8k'
+  assert find(['--config', 'configs/rim.py', '--workdir', '/a b/x']) == '/a b/x'
+  assert find(['--config=configs/rim.py', '--workdir=~/x']) == str(pathlib.Path('~/x').expanduser())
 
 
 @pytest.mark.parametrize('argv, told', [
@@ -383,7 +383,7 @@ def test_a_sweep_is_an_array_and_a_conclusion_after_it(tmp_path):
 
 def test_the_workdir_of_a_point_is_known_by_its_number():
   command = ['python', '-m', 'rim_jax.main', '--config=configs/sweeps/targets.py', '--point=1']
-  assert supervise.find_workdir([*command, '--sweep_dir=d', '--process_id=0']) == (
+  assert command_line.find_workdir([*command, '--sweep_dir=d', '--process_id=0']) == (
       'd/points/depth0=False,hold=0.75,seed=0')
 
 

@@ -131,7 +131,7 @@ def load_whole(workdir) -> dict:
         f'is of a sweep; name one of its runs, --workdir={path.parent / "points"}/NAME' if (
             (path.parent / 'points').is_dir()) else
         'there is no run here; train it first with --mode=train, or name another'))
-  card = _load(path)
+  card = reader.load_json(path, _FIX, Card)
   if card['format'] != CARD_VERSION:
     raise UserError(f'{path}: format {card["format"]} is not {CARD_VERSION}, which this version of '
                     'rim_jax reads; use another --workdir')
@@ -144,14 +144,10 @@ def load_whole(workdir) -> dict:
   return card | {'config': config}
 
 
-def _load(path) -> dict:
-  return reader.load_json(path, _FIX, Card)
-
-
 def get_seal(workdir) -> str | None:
   """The digest that a run's card carries; None without one, or without a card."""
   path = epath.Path(workdir) / 'config.json'
-  return _load(path).get(reader.SEAL) if path.exists() else None
+  return reader.load_json(path, _FIX, Card).get(reader.SEAL) if path.exists() else None
 
 
 def write_card(workdir, card: dict) -> None:

@@ -27,17 +27,11 @@ class Job:
         place, environ=place.environ | {status.VARIABLE: str(self._status)})
     with open(self._output, 'ab') as log:
       self._begin = log.tell()
-      self._process = devices.start(command, place, log)
-
-  def is_done(self) -> bool:
-    return self._process.poll() is not None
-
-  def terminate(self) -> None:
-    self._process.terminate()
+      self.process = devices.start(command, place, log)
 
   def wait(self) -> End:
     """Waits until it is done."""
-    code, told = self._process.wait(), status.load(self._status)
+    code, told = self.process.wait(), status.load(self._status)
     self._status.unlink(missing_ok=True)
     error = f'error: {told.error.splitlines()[-1]}' if told.error else self._read_last_line()
     return End(code, told.ended, error[:300])
@@ -73,7 +67,7 @@ def run_all(waiting: list, places, start, finish, is_ready=lambda task: True,
         waiting.remove(ready[0])
         place = free.pop(0)
         running.append((ready[0], start(ready[0], place), place))
-      for task, job, place in [u for u in running if u[1].is_done()]:
+      for task, job, place in [u for u in running if u[1].process.poll() is not None]:
         end = job.wait()
         running.remove((task, job, place))
         free.append(place)
@@ -82,6 +76,6 @@ def run_all(waiting: list, places, start, finish, is_ready=lambda task: True,
       time.sleep(_POLL_SECS)
   finally:
     for _, job, _ in running:
-      job.terminate()
+      job.process.terminate()
     for task, job, _ in running:
       finish(task, job.wait(), True)
