@@ -39,8 +39,12 @@ def make_manifest(args, command) -> dict:
       'resources': {'requests': {'google.com/tpu': args.chips},
                     'limits': {'google.com/tpu': args.chips}},
   }
-  if args.slices > 1:
-    container['env'] = make_slice_environment(args.name, args.slices)
+  if args.slices > 1:  # what libtpu needs to know of the others; the first pod of the first leads
+    container['env'] = [
+        {'name': 'MEGASCALE_NUM_SLICES', 'value': str(args.slices)},
+        {'name': 'MEGASCALE_SLICE_ID', 'valueFrom': {'fieldRef': {
+            'fieldPath': "metadata.labels['jobset.sigs.k8s.io/job-index']"}}},
+        {'name': 'MEGASCALE_COORDINATOR_ADDRESS', 'value': f'{args.name}-slice-0-0.{args.name}'}]
   pod = {
       'restartPolicy': 'Never',
       # SIGTERM comes first: the run saves within this time.
@@ -98,16 +102,6 @@ def make_sweep(args, command) -> dict:
   sets = [make_manifest(argparse.Namespace(**vars(args) | {'name': f'{args.name}-{i}'}),
                         [*command, f'--point={i}']) for i in range(args.points)]
   return {'apiVersion': 'v1', 'kind': 'List', 'items': sets}
-
-
-def make_slice_environment(name, slices):
-  """What libtpu needs to know of the other slices; the first pod of the first one leads."""
-  return [
-      {'name': 'MEGASCALE_NUM_SLICES', 'value': str(slices)},
-      {'name': 'MEGASCALE_SLICE_ID', 'valueFrom': {'fieldRef': {
-          'fieldPath': "metadata.labels['jobset.sigs.k8s.io/job-index']"}}},
-      {'name': 'MEGASCALE_COORDINATOR_ADDRESS', 'value': f'{name}-slice-0-0.{name}'},
-  ]
 
 
 def main(argv):

@@ -269,7 +269,7 @@ class StopSignal:
   _count = itertools.count(1)
 
   def __enter__(self):
-    self._asked = False
+    self.was_set = False  # in this loop; nothing keeps such a notice for another one
     self._before = None
     # JAX has a handler of its own from its start on, which tells all processes; also where it was
     # started as one of one.
@@ -283,17 +283,12 @@ class StopSignal:
       signal.signal(signal.SIGTERM, self._before)
 
   def _ask(self, *unused):
-    self._asked = True
-
-  @property
-  def was_set(self) -> bool:
-    """Whether the run was asked in this loop; nothing keeps such a notice for another one."""
-    return self._asked
+    self.was_set = True
 
   def is_set(self) -> bool:
     if self._is_jax_s:
-      self._asked = multihost_utils.reached_preemption_sync_point(next(self._count))
-    return self._asked
+      self.was_set = multihost_utils.reached_preemption_sync_point(next(self._count))
+    return self.was_set
 
 
 class Watchdog:
