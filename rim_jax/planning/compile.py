@@ -195,8 +195,8 @@ def make_plan(config: Config, machine: Machine) -> dict:
     compiled = (compile_apart(_lower, machine.name, machine.num_slices, config)
                 if machine.is_tpu else compile_step(config, program, rows, mesh))
   except DoesNotFit as e:
-    plan['hbm_gib']['needed'] = e.needed_gib
-    return plan | {'reason': str(e), 'compile_secs': round(time.perf_counter() - start, 1)}
+    reason, plan['hbm_gib']['needed'] = e.args
+    return plan | {'reason': reason, 'compile_secs': round(time.perf_counter() - start, 1)}
   visible, costs = compute_costs(compiled, config, mesh)
   return plan | _describe(compiled, costs, machine, compute_model_flops(config, program, rows)) | {
       'visible_tiles': visible, 'compile_secs': round(time.perf_counter() - start, 1)}

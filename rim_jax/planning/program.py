@@ -16,6 +16,7 @@ import re
 import tempfile
 import threading
 import time
+import types
 
 import jax
 
@@ -33,31 +34,14 @@ _POLL_SECS = 0.2
 
 
 class DoesNotFit(Exception):
-  """There is no allocation; `needed_gib` is how much was wanted, or None where nobody says."""
-
-  def __init__(self, reason, needed_gib):
-    super().__init__(reason)
-    self.needed_gib = needed_gib
-
-  def __reduce__(self):  # goes between processes
-    return DoesNotFit, (str(self), self.needed_gib)
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-  """Bytes of HBM that a program takes, under the names that JAX gives them."""
-  argument_size_in_bytes: int
-  output_size_in_bytes: int
-  alias_size_in_bytes: int  # of the output: what is written where an argument was
-  temp_size_in_bytes: int
-  generated_code_size_in_bytes: int = 0  # there is none yet
+  """There is no allocation; its arguments: why, and the GiB wanted, or None where nobody says."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
   """What a TPU's compiler decided, told as `jax.stages.Compiled` tells it."""
   text: str
-  sizes: Sizes
+  sizes: types.SimpleNamespace  # bytes of HBM, under the names that JAX gives them
 
   def as_text(self):
     return self.text
@@ -149,5 +133,8 @@ def read_program(folder: pathlib.Path) -> Program:
     if not kinds & {'color', 'thread-local'}:  # of a core's own memory; of one fusion
       sizes['parameter' in kinds, 'maybe-live-out' in kinds] += int(size)
   alias = sizes[True, True]
-  return Program(texts[_PROGRAM], Sizes(
-      sizes[True, False] + alias, sizes[False, True] + alias, alias, sizes[False, False]))
+  return Program(texts[_PROGRAM], types.SimpleNamespace(
+      argument_size_in_bytes=sizes[True, False] + alias,
+      output_size_in_bytes=sizes[False, True] + alias,
+      alias_size_in_bytes=alias,  # of the output: what is written where an argument was
+      temp_size_in_bytes=sizes[False, False], generated_code_size_in_bytes=0))  # there is none yet
