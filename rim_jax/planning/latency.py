@@ -9,7 +9,6 @@ There it is told twice: as if the card had no cache, and as if small arrays stay
 import dataclasses
 import functools
 import types
-import typing
 
 import jax
 
@@ -23,7 +22,7 @@ from rim_jax.model.network import Network
 from rim_jax.packing import source
 from rim_jax.packing import typical as typical_lib
 from rim_jax.planning import compile as compile_lib
-from rim_jax.planning.machines import Machine, make_machine
+from rim_jax.planning.machines import make_machine
 from rim_jax.planning.program import compile_apart, compile_lowered
 from rim_jax.runtime import hlo
 from rim_jax.training import step as step_lib
@@ -34,43 +33,22 @@ BATCH_SIZES = (1, 32)
 _CACHE_SHARE = 0.25
 
 
-@dataclasses.dataclass(frozen=True)
-class _Case:
-  """What is asked, and every way to answer it, on one device of a machine."""
-  machine: Machine
-  mesh: jax.sharding.Mesh
-  program: step_lib.Program
-  vocab_size: int
-  question: list[int]
-  template: typing.Any
-  kinds: list  # (name, its config, how it writes), the first of direct answering
-
-  def make_parts(self, number: int, size: int):
-    """(network, parts, trunks as shapes) of one kind and so many questions."""
-    _, own, writing = self.kinds[number]
-    network = Network(
-        self.program.graphdef, self.program.abstract[0].params, self.program.abstract[1], own,
-        source.Codec(types.SimpleNamespace(vocab_size=self.vocab_size), self.template, own,
-                     self.vocab_size, methods.get_method(own).layout), self.mesh)
-    trunks = decode.make_trunks([self.question] * size, writing.num_blocks, None, size, own,
-                                network.codec.memory_start)
-    at = sharding.get_batch_sharding(self.mesh)
-    return network, latency.make_parts(network, writing), jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), trunks)
-
-
 @functools.lru_cache(maxsize=1)  # each program is lowered of it, a TPU's in a process of its own
-def _make_case(topology: str, config: Config) -> _Case:
+def _make_case(topology: str, config: Config):
+  """(the machine, a network on one of its devices, a question, every way to answer it)."""
   machine = make_machine(topology)
   mesh = sharding.make_mesh(MeshConfig(1, 1, 1), machine.devices[:1])
   vocab_size = compile_lib.get_vocab_size(config)
+  program = step_lib.make_program(config, vocab_size, 1, mesh)
   encoded, template = typical_lib.make_typical_record(config)
+  codec = source.Codec(types.SimpleNamespace(vocab_size=vocab_size), template, config, vocab_size,
+                       methods.get_method(config).layout)
+  network = Network(program.graphdef, program.abstract[0].params, program.abstract[1], config,
+                    codec, mesh)
   num_chain = sum(len(step) + len(template.step_separator) for step in encoded.steps)
-  return _Case(
-      machine, mesh, step_lib.make_program(config, vocab_size, 1, mesh), vocab_size,
-      encoded.question, template, _list_kinds(
-          config, tuple(template.answer_prefix), num_chain + len(template.answer_prefix),
-          config.coconut.num_stages * config.coconut.thoughts_per_step))
+  return machine, network, encoded.question, _list_kinds(
+      config, tuple(template.answer_prefix), num_chain + len(template.answer_prefix),
+      config.coconut.num_stages * config.coconut.thoughts_per_step)
 
 
 def _list_kinds(config: Config, prefix: tuple, num_chain: int, num_thoughts: int
@@ -99,13 +77,13 @@ def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[
   if not config.facts.has_memory:
     raise UserError(f'--latency: method={config.method} has no memory blocks to compare with; use '
                     'a recipe of RiM, e.g. --config=configs/rim.py:gpt2')
-  case = _make_case(topology, config)
+  *_, question, kinds = _make_case(topology, config)
   entries = []
   for size in sizes:
     of_size = []  # the first is direct answering
-    for number, (name, *_) in enumerate(case.kinds):
+    for number, (name, *_) in enumerate(kinds):
       say(f'{name}, batch {size}: compiling')
-      of_size.append({'method': name, 'batch': size, 'question_tokens': len(case.question)}
+      of_size.append({'method': name, 'batch': size, 'question_tokens': len(question)}
                      | _measure(topology, config, number, size))
     for entry in of_size:
       for part in PARTS:
@@ -116,17 +94,27 @@ def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[
   return entries
 
 
+def _make_parts(topology: str, config: Config, number: int, size: int):
+  """(machine, network, its programs, trunks as shapes) of one way to answer so many questions."""
+  machine, network, question, kinds = _make_case(topology, config)
+  _, own, writing = kinds[number]
+  network = dataclasses.replace(network, config=own)
+  trunks = decode.make_trunks([question] * size, writing.num_blocks, None, size, own,
+                              network.codec.memory_start)
+  at = sharding.get_batch_sharding(network.mesh)
+  return machine, network, latency.make_parts(network, writing), jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), trunks)
+
+
 def _lower(topology: str, config: Config, number: int, size: int, name: str):
-  case = _make_case(topology, config)
-  network, parts, trunks = case.make_parts(number, size)
+  machine, network, parts, trunks = _make_parts(topology, config, number, size)
   with jax.set_mesh(network.mesh):
     return parts[name].program.trace(*network.arrays, parts[name].static, trunks).lower(
-        lowering_platforms=(case.machine.platform,))
+        lowering_platforms=(machine.platform,))
 
 
 def _measure(topology: str, config: Config, number: int, size: int) -> dict:
-  case = _make_case(topology, config)
-  machine, (_, parts, trunks) = case.machine, case.make_parts(number, size)
+  machine, _, parts, trunks = _make_parts(topology, config, number, size)
   found: dict = {'trunk_tokens': trunks.tokens.shape[1]}
   for name in PARTS:
     part = parts[name]
