@@ -7,8 +7,6 @@ nothing to fit, an entry is {'none': why}.
 Source: arXiv 2605.30343; docs/controls.md.
 """
 
-import csv
-import io
 import warnings
 
 import numpy as np
@@ -16,6 +14,7 @@ import numpy as np
 from rim_jax.errors import UserError
 from rim_jax.evaluation import decode as decode_lib
 from rim_jax.evaluation import scores as scores_lib
+from rim_jax.runtime import storage
 
 CHOICES_OF_C = (0.01, 0.1, 1.0, 10.0)
 NUM_POINTS = 200  # questions whose states are kept as points, for a plot
@@ -233,11 +232,7 @@ def project(states_by_step: dict, fitted_on: int):
 
 def format_points(points: dict, answers) -> str:
   """Points of `project` as CSV: step, question (1-based), block, x, y, the gold answer."""
-  out = io.StringIO()
-  writer = csv.writer(out, lineterminator='\n')
-  writer.writerow(('step', 'question', 'block', 'x', 'y', 'answer'))
-  for step, points_nk2 in sorted(points.items()):
-    for i, row in enumerate(points_nk2):
-      writer.writerows((step, i + 1, k, f'{x:.6g}', f'{y:.6g}', answers[i])
-                       for k, (x, y) in enumerate(row, 1))
-  return out.getvalue()
+  rows = [(step, i, k, f'{x:.6g}', f'{y:.6g}', answers[i - 1])
+          for step, points_nk2 in sorted(points.items())
+          for i, row in enumerate(points_nk2, 1) for k, (x, y) in enumerate(row, 1)]
+  return storage.format_csv([('step', 'question', 'block', 'x', 'y', 'answer'), *rows])

@@ -6,7 +6,6 @@ figure is drawn.
 
 from collections.abc import Sequence
 import contextlib
-import csv
 import dataclasses
 import io
 import math
@@ -44,9 +43,7 @@ class Figure:
     """Keeps it as NAME.png and NAME.csv in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f'{self.name}.png').write_bytes(self.png)
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows([self.head, *self.rows])
-    storage.write_text(folder / f'{self.name}.csv', text.getvalue())
+    storage.write_text(folder / f'{self.name}.csv', storage.format_csv([self.head, *self.rows]))
 
 
 # 7 parameters: what a figure of lines can have; all but four have a default.

@@ -5,9 +5,7 @@ beside it and chooses nothing. Reads what each run has left (results, metrics, p
 a model.
 """
 
-import csv
 import dataclasses
-import io
 import pathlib
 
 from rim_jax import reader
@@ -226,21 +224,18 @@ def find_effects(states) -> list[EffectResult]:
 
 
 def _make_csv(entries: list[SettingResult]) -> str:
-  out = io.StringIO()
-  rows = csv.writer(out, lineterminator='\n')
   keys = list(dict.fromkeys(k for e in entries for k in e.factors))
-  rows.writerow([*keys, 'measure', 'seeds', 'mean', 'stderr'])
+  rows = [[*keys, 'measure', 'seeds', 'mean', 'stderr']]
   for entry in entries:
     told = {measure: found for measure, found in vars(entry).items() if measure != 'latency'
             # No blocks, and the final accuracy itself.
             and not (found is entry.block_acc and len(found or ()) == 1)}
     for row in entry.latency or () if entry.ttft_ms else ():
       told |= {f'{k} batch {row.batch}': x for k, x in vars(row).items()}
-    for measure, found in told.items():
-      for name, x in _list_summaries(measure, found):
-        rows.writerow([*(entry.factors.get(k, '') for k in keys), name, x.count, x.mean,
-                       '' if x.stderr is None else x.stderr])
-  return out.getvalue()
+    rows += [[*(entry.factors.get(k, '') for k in keys), name, x.count, x.mean,
+              '' if x.stderr is None else x.stderr]
+             for measure, found in told.items() for name, x in _list_summaries(measure, found)]
+  return storage.format_csv(rows)
 
 
 def _list_summaries(name, found):

@@ -6,7 +6,9 @@ outside this module renames or appends.
 """
 
 import contextlib
+import csv
 import importlib.util
+import io
 import json
 import os
 import shutil
@@ -82,6 +84,13 @@ def _write(path, content: bytes) -> None:
   except OSError:
     scratch.unlink(missing_ok=True)
     raise
+
+
+def format_csv(rows) -> str:
+  """Rows as the text of a CSV file."""
+  out = io.StringIO()
+  csv.writer(out, lineterminator='\n').writerows(rows)
+  return out.getvalue()
 
 
 def write_json(path, tree) -> None:
