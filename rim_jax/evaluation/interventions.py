@@ -18,6 +18,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.linalg
 
 from rim_jax.config import Config, methods
 from rim_jax.errors import check
@@ -195,16 +196,12 @@ def make_batches(lengths, size: int, seed: int) -> list[list[list[int]]]:
 
 def make_pairs(groups, size: int, num_blocks: int) -> Pairs:
   """Each row's donor is the next of its group; rows beyond the groups are padding."""
-  donor, others = np.arange(size, dtype=np.int32), np.eye(size, dtype=np.float32)
-  first = 0
-  for group in groups:
-    count = len(group)
-    rows = np.arange(first, first + count)
-    donor[rows] = np.roll(rows, -1)
-    if count > 1:
-      others[np.ix_(rows, rows)] = (1 - np.eye(count)) / (count - 1)
-    first += count
-  return Pairs(donor, others, np.arange(num_blocks + 1) > 0)
+  counts = [*map(len, groups), *[1] * (size - sum(map(len, groups)))]
+  rows = np.split(np.arange(size, dtype=np.int32), np.cumsum(counts)[:-1])
+  others = scipy.linalg.block_diag(*(
+      (1 - np.eye(count)) / (count - 1) if count > 1 else np.eye(1) for count in counts))
+  return Pairs(np.concatenate([np.roll(r, -1) for r in rows]), others.astype(np.float32),
+               np.arange(num_blocks + 1) > 0)
 
 
 class Reader:
