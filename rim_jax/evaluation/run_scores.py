@@ -184,7 +184,7 @@ def _vary_memory(task, decoder, records, tick, say) -> dict:
   asked = tuple(range(config.eval_budget + 1)) if config.eval_budget else (config.eval_blocks,)
   if config.eval_budget:
     more |= dict(budget_acc=scores.evaluate_budgets(
-        decoder, records, config.eval_budget, tick('each number of blocks')))
+        decoder, records, asked, tick('each number of blocks')))
   if config.eval.budget_passes:
     more['passes'] = scores.evaluate_passes(decoder, records, asked, tick)
     if config.eval.num_latency_runs:

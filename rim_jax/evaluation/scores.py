@@ -66,16 +66,21 @@ def encode_questions(records, config: Config, codec, num_blocks: int, prefix=Non
   return questions
 
 
-def evaluate_budgets(decoder: decode_lib.Decoder, records, most: int, say=None
+def evaluate_budgets(decoder: decode_lib.Decoder, records, blocks: tuple, say=None
                      ) -> dict[str, float]:
-  """The final answer's accuracy with each number of blocks from 0 to `most`.
+  """The final answer's accuracy with each number of blocks K of `blocks`.
 
   The trunk is causal, so readout k of one decode is the final one with K = k.
 
   Returns: K -> accuracy.
   Raises: UserError where a question runs beyond a learned position table.
   """
-  return _score_blocks(decoder, records, tuple(range(most + 1)), say)
+  config, codec, most = decoder.network.config, decoder.network.codec, max(blocks)
+  texts, _ = decoder.decode_texts(encode_questions(records, config, codec, most), most,
+                                  get_answer_prefix(config, codec), blocks, say)
+  correct = [[judge.is_right(judge.parse_answer(text, config), record.answer) for text in row]
+             for record, row in zip(records, texts)]
+  return dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))
 
 
 def evaluate_passes(decoder: decode_lib.Decoder, records, blocks: tuple, make_say=None
@@ -111,22 +116,13 @@ def _score_variants(decoder, records, blocks, varied, make_say):
   name, key, most = varied
   for value in range(1, getattr(decoder.network.config.eval, most) + 1):
     other = decode_lib.Decoder(set_key(decoder.network, key, value))
-    yield value, _score_blocks(other, records, blocks,
-                               make_say and make_say(f'with {name} = {value}'))
+    yield value, evaluate_budgets(other, records, blocks,
+                                  make_say and make_say(f'with {name} = {value}'))
 
 
 def set_key(network: Network, key: str, value) -> Network:
   """The same network, which answers with another value of a key, e.g. eval.num_passes."""
   return dataclasses.replace(network, config=replace_keys(network.config, {key: value}))
-
-
-def _score_blocks(decoder, records, blocks, say):
-  config, codec, most = decoder.network.config, decoder.network.codec, max(blocks)
-  texts, _ = decoder.decode_texts(encode_questions(records, config, codec, most), most,
-                                  get_answer_prefix(config, codec), blocks, say)
-  correct = [[judge.is_right(judge.parse_answer(text, config), record.answer) for text in row]
-             for record, row in zip(records, texts)]
-  return dict(zip(map(str, blocks), np.mean(correct, axis=0).tolist()))
 
 
 def find_beyond(records, config: Config, codec, blocks, num_positions: int) -> list[int]:

@@ -109,8 +109,8 @@ def test_each_number_of_tokens_is_marked_for_itself(tmp_path, monkeypatch):
       support.make_network(task.config), 7))
   monkeypatch.setattr(scores, 'evaluate', lambda decoder, records, *args: (
       make_result(8), [values.Prediction(question='', answer='', correct=True)] * len(records)))
-  monkeypatch.setattr(scores, '_score_blocks', lambda decoder, records, blocks, say: dict.fromkeys(
-      map(str, blocks), 0.5))
+  monkeypatch.setattr(scores, 'evaluate_budgets', lambda decoder, records, blocks, say: (
+      dict.fromkeys(map(str, blocks), 0.5)))
   result = run_scores_lib.evaluate_run(
       train_lib.make_task(config, QUIET), tmp_path, QUIET)['test']
   # Blocks are of 3 tokens where they are of one <m>, and of 4 where they are of two.

@@ -150,7 +150,7 @@ def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
                                   (0, 1, 2))
   records = [dataclasses.replace(r, answer=row[i % 3].strip() or '?')
              for i, (r, row) in enumerate(zip(RECORDS, texts))]
-  found = scores.evaluate_budgets(decoder, records, config.eval_budget)
+  found = scores.evaluate_budgets(decoder, records, tuple(range(config.eval_budget + 1)))
   alone = [scores.evaluate(decoder, records, k)[0].final_acc for k in range(3)]
   assert found == dict(zip('012', alone))
   assert len(set(alone)) > 2
@@ -179,9 +179,9 @@ def test_other_numbers_of_tokens_in_a_block_are_other_layouts_of_the_same_networ
 def test_a_budget_beyond_the_position_table_is_told():
   config = support.make_config('rim_stage2', model__max_positions=24)
   _, decoder = support.make_decoder(config)
-  scores.evaluate_budgets(decoder, support.RECORDS[1:2], 6)
+  scores.evaluate_budgets(decoder, support.RECORDS[1:2], tuple(range(7)))
   with pytest.raises(UserError, match='r:2: a question of 1 tokens with 7 blocks .*budget_blocks'):
-    scores.evaluate_budgets(decoder, support.RECORDS[1:2], 7)
+    scores.evaluate_budgets(decoder, support.RECORDS[1:2], tuple(range(8)))
 
 
 @pytest.mark.parametrize('method, prefix, trained', [
