@@ -44,12 +44,6 @@ def list_measures(kind) -> list[Measure]:
           for f in dataclasses.fields(kind) if 'measure' in f.metadata]
 
 
-def list_made_of(kind, *made_of: str) -> list[str]:
-  """Names of a kind's fields that are made of more than one answer a question, as `measure` says.
-  """
-  return [measure.name for measure in list_measures(kind) if measure.made_of in made_of]
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Value:
   more: dict = dataclasses.field(default_factory=dict)  # what a file has that is not known here

@@ -180,7 +180,8 @@ class RunFolder:
     old = _read_predictions(self.get_predictions(name), result)
     new = self.load_predictions(name)
     same = [p.correct for p in old] == [p.correct for p in new]
-    gone = values.list_made_of(values.EvalResult, 'answers', *([] if same else ['groups']))
+    gone = [measure.name for measure in values.list_measures(values.EvalResult)
+            if measure.made_of in (('answers',) if same else ('answers', 'groups'))]
     return dataclasses.replace(
         result, **dict.fromkeys(gone), **judge.summarize(new) | {
             'answer_rule': f'{judge.ANSWER_RULE}; judged again, first by version {theirs}'})
