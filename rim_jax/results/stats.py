@@ -37,8 +37,6 @@ def summarize(values, keep: bool = False) -> Summary:
   Raises: ValueError where there are no values.
   """
   values = [float(v) for v in values]
-  if not values:
-    raise ValueError('no values')
   return Summary(statistics.fmean(values),
                  float(scipy.stats.sem(values)) if len(values) > 1 else None, len(values),
                  values if keep else None)
@@ -52,9 +50,8 @@ def is_apart(high: Summary, low: Summary, num_compared: int = 1) -> bool:
   Args:
     num_compared: of how many comparisons this is one; their levels add up (Bonferroni).
   """
-  if not (high.stderr and low.stderr) or high.mean <= low.mean:
-    return False
-  if min(high.stderr, low.stderr) <= _NO_SPREAD:
+  if not (high.stderr and low.stderr) or min(high.stderr, low.stderr) <= _NO_SPREAD or (
+      high.mean <= low.mean):
     return False
   p_value = scipy.stats.ttest_ind_from_stats(
       high.mean, high.stderr * high.count**0.5, high.count,

@@ -21,7 +21,7 @@ def test_a_mean_and_its_standard_error():
   values = [0.731, 0.702, 0.688]
   assert stats.summarize(values).stderr == pytest.approx(scipy_stats.sem(values))
   assert stats.summarize([0.25] * 3) == stats.Summary(0.25, 0.0, 3)
-  with pytest.raises(ValueError, match='no values'):
+  with pytest.raises(ValueError, match='at least one'):
     stats.summarize([])
 
 
