@@ -90,8 +90,7 @@ def _draw_factors(states) -> page.Blocks:
   """A map of each two factors that were crossed."""
   levels = sweep_results.list_levels([s.point for s in states])
   rows = [(s.point.factors, s.result.final_acc) for s in states if s.result]
-  return page.figures([sweep_figures.draw_heat_map(rows, levels, first, second)
-                       for first, second in sweep_figures.list_grids(rows, levels)])
+  return page.figures(sweep_figures.draw_heat_maps(rows, levels))
 
 
 def _draw_blocks(drawn, which) -> page.Blocks:

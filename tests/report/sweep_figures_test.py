@@ -26,7 +26,7 @@ def read(folder, name):
 
 
 def test_a_heat_map_is_the_mean_over_all_else(tmp_path):
-  svg = keep(tmp_path, sweep_figures.draw_heat_map(ROWS, LEVELS, 'a', 'b'))
+  svg = keep(tmp_path, *sweep_figures.draw_heat_maps(ROWS, LEVELS))
   assert read(tmp_path, 'accuracy-by-a-and-b') == [
       ['row', 'column', 'value'], ['9', 'u', '0.125'], ['10', 'u', '0.5'], ['10', 'v', '1.0']]
   assert all(f'>{text}</text>' in svg for text in ('12.5', '50.0', '100.0', '9', '10', 'u'))
@@ -40,7 +40,7 @@ def test_numbers_stand_by_size_and_names_as_given():
 
 
 @pytest.mark.parametrize('rows, found', [
-    (ROWS, [('a', 'b')]),  # three of four combinations
+    (ROWS, ['accuracy-by-a-and-b']),  # three of four combinations
     (ROWS[:3], []), (ROWS[2:], [])])  # on one line; each level once
 def test_a_grid_is_more_than_a_line(rows, found):
-  assert list(sweep_figures.list_grids(rows, LEVELS)) == found
+  assert [figure.name for figure in sweep_figures.draw_heat_maps(rows, LEVELS)] == found
