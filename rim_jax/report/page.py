@@ -9,6 +9,7 @@ import functools
 import itertools
 
 from etils import epath
+from rich.text import Text
 
 from rim_jax.report.figures import Figure
 from rim_jax.report.tables import Cell, Part, Table, cell, clean, to_rich
@@ -107,7 +108,6 @@ def write_page(path, title: str, blocks: Blocks) -> epath.Path:
 
 def show(console, blocks: Blocks) -> None:
   """What a terminal shows of some blocks: texts and tables."""
-  from rich.text import Text
   for block in keep(blocks):
     if isinstance(block, (Paragraph, Table)):
       console.print(to_rich(block, console) if isinstance(block, Table) else Text(block.cell.text))

@@ -7,6 +7,11 @@ its exact value beside the text that a person reads.
 import dataclasses
 import re
 
+from rich import box, columns
+from rich import table as rich_table
+from rich.console import Group
+from rich.text import Text
+
 from rim_jax.results.stats import Summary
 
 MISSING = '–'
@@ -200,9 +205,6 @@ def to_markdown(shown: Table) -> list[str]:
 
 def to_rich(shown: Table, console, most=100):
   """The table for a terminal of this width; signs that it cannot show are replaced."""
-  from rich import box
-  from rich import table as rich_table
-  from rich.text import Text
   made = rich_table.Table(title=Text(_encode(shown.title, console)) if shown.title else None,
                           title_justify='left', box=box.SIMPLE, show_header=shown.has_head,
                           width=min(console.width, most) if any(
@@ -224,9 +226,6 @@ _STYLES = {'strong': 'bold', 'bold': 'bold', 'right': 'green', 'wrong': 'red'}
 
 def _show_cell(shown: Cell, console):
   """A cell's lines, and its notes dimmed; answers that are marked stand in columns."""
-  from rich import columns
-  from rich.console import Group
-  from rich.text import Text
   made = []
   for line, style in [*((li, '') for li in shown.lines), *((n, 'dim') for n in shown.notes)]:
     texts = [Text(_encode(p.text, console), style or _STYLES.get(p.style, ''), overflow='fold')
