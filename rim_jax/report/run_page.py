@@ -48,7 +48,6 @@ from rim_jax.results import judge, stats, timings
 from rim_jax.results.values import (
   EvalResult,
   LatencyResult,
-  PassesResult,
   Prediction,
   list_measures,
 )
@@ -320,15 +319,17 @@ def _make_passes(name, sets: dict[str, EvalResult]) -> Blocks:
   return [block for key, result in sets.items() for block in _make_variants(
       f'{name}, {key}: accuracy with R passes over K blocks', 'R',
       ('passes R', 'ms to the first token'),
-      [(p.num_passes, p.acc, lambda k, p=p: _format_time(p, k)) for p in result.passes or ()])]
+      [(p.num_passes, p.acc, {k: number(time.median, f'{time.median:,.2f}')
+                              for k, time in (p.first_token_ms or {}).items()})
+       for p in result.passes or ()])]
 
 
 def _make_tokens(name, sets: dict[str, EvalResult]) -> Blocks:
   """Accuracy with M tokens in each of K blocks, from one trained model."""
   return [block for key, result in sets.items() for block in _make_variants(
       f'{name}, {key}: accuracy with K blocks of M tokens', 'M', ('tokens M', 'positions'),
-      [(t.block_tokens, t.acc, lambda k, t=t: 'not trained' if int(k) in (
-          t.beyond_positions or ()) else 'trained') for t in result.tokens or ()])]
+      [(t.block_tokens, t.acc, {k: 'not trained' if int(k) in (t.beyond_positions or ())
+                                else 'trained' for k in t.acc}) for t in result.tokens or ()])]
 
 
 def _make_variants(title, letter, heads, variants) -> Blocks:
@@ -336,22 +337,15 @@ def _make_variants(title, letter, heads, variants) -> Blocks:
 
   Args:
     heads: of the first column and the last.
-    variants: (value, accuracy by K, K -> the last column's cell) for each.
+    variants: (value, accuracy by K, the last column's cell by K) for each.
   """
   lines = {f'{letter} = {value}': (list(map(int, acc)), [100 * a for a in acc.values()])
            for value, acc, _ in variants}
   is_curve = any(len(acc) > 1 for _, acc, _ in variants)
   return [*figures([draw(title, 'accuracy, %', 'blocks K', lines)] if is_curve else []),
           table([heads[0], 'blocks K', '% right', heads[1]], [
-              [str(value), k, share(acc), tell(k)] for value, accs, tell in variants
+              [str(value), k, share(acc), told.get(k, MISSING)] for value, accs, told in variants
               for k, acc in accs.items()])]
-
-
-def _format_time(passes: PassesResult, k: str) -> Part | str:
-  if not passes.first_token_ms:
-    return MISSING
-  median = passes.first_token_ms[k].median
-  return number(median, f'{median:,.2f}')
 
 
 def _make_curves(name, stage, folder) -> Blocks:
