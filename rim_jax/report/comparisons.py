@@ -4,7 +4,6 @@ Reads cards, results and predictions, never a model; asks for no device.
 """
 
 import dataclasses
-import re
 
 from etils import epath
 from rich.text import Text
@@ -54,14 +53,11 @@ def _find_run(named) -> epath.Path:
   Raises: UserError where neither is one.
   """
   folder = epath.Path(named)
-  stages = [path for path in (folder.iterdir() if folder.is_dir() else ())
-            if re.fullmatch(r'stage\d+', path.name)]
-  for path in (*sorted(stages, key=lambda path: -int(path.name[5:])), folder):
+  for path in (*sorted(folder.glob('stage?'), reverse=True), folder):
     if (path / 'config.json').exists():
       return path
-  points = folder / 'points'
-  fix = f'is a sweep; name one of its runs, --with={points}/NAME' if points.exists() else (
-      'there is no run here; name the WORKDIR of one')
+  fix = (f'is a sweep; name one of its runs, --with={folder}/points/NAME'
+         if (folder / 'points').exists() else 'there is no run here; name the WORKDIR of one')
   raise UserError(f'--with={named}: {fix}')
 
 
