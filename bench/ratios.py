@@ -61,7 +61,7 @@ def write_rows(examples, config, codec, row_tokens, packed=True):
   sizes = np.asarray([layout_lib.count_example(e, config.layout)[:2] for e in examples])
   slots = order_lib.choose_row_slots(sizes, row_tokens) if packed else int(sizes[:, 1].max())
   order = np.arange(len(examples))
-  rows = (order_lib.pack(order, sizes, row_tokens, slots, 64) if packed else [[i] for i in order])
+  rows = (order_lib.pack(order, sizes, (row_tokens, slots), 64) if packed else [[i] for i in order])
   batches = []
   for first in range(0, len(rows), ROWS_A_CALL):
     members = [[examples[i] for i in row] for row in rows[first:first + ROWS_A_CALL]]

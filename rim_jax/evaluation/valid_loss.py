@@ -27,8 +27,8 @@ class ValidLoss:
     config, mesh = task.config, task.mesh
     self._frozen = frozen
     num_rows = stage.batch_rows // config.train.num_micro_batches
-    rows, left_out = _fill_rows(task.codec, stage, records)
-    if left_out:
+    rows = _fill_rows(task.codec, stage, records)
+    if left_out := len(records) - sum(map(len, rows)):
       say(f'valid: valid/loss leaves out {left_out} of {len(records)} records, which need more '
           'room than any row of training has')
     self._batches = [sharding.place_batch(rows_lib.make_rows(
@@ -61,8 +61,8 @@ class ValidLoss:
 
 
 def _fill_rows(codec: source_lib.Codec, stage: source_lib.StagePlan, records):
-  """(Rows of examples, none beyond what a row of training holds; how many records do not fit.)"""
-  layout, limits, rows, left_out, room = codec.config.layout, stage.limits, [], 0, None
+  """Rows of examples, none beyond what a row of training holds; what fits none is left out."""
+  layout, limits, examples, sizes = codec.config.layout, stage.limits, [], []
   plan, most = stage.plan, np.iinfo(np.int64).max
   capacity = np.array([plan.row_tokens, plan.row_slots, limits.examples,
                        limits.trunk_tokens or most, limits.block_tokens or most])
@@ -71,18 +71,13 @@ def _fill_rows(codec: source_lib.Codec, stage: source_lib.StagePlan, records):
     try:
       example = codec.lay_out(codec.encode(record), order.ALL if codec.removal else 0)
     except UserError:
-      left_out += 1
       continue
     tokens, slots, positions = layout_lib.count_example(example, layout)
     blocks = layout_lib.get_block_size(layout) * example.num_blocks
-    need = np.array([tokens, slots, 1, len(example.question) + blocks, blocks])
+    size = (tokens, slots, 1, len(example.question) + blocks, blocks)
     last = max(readout.block for readout in example.readouts)
-    if (need > capacity).any() or positions > reach or last > stage.max_blocks:
-      left_out += 1
-      continue
-    if room is None or (need > room).any():
-      rows.append([])
-      room = capacity.copy()
-    rows[-1].append(example)
-    room -= need
-  return rows, left_out
+    if (size <= capacity).all() and positions <= reach and last <= stage.max_blocks:
+      examples.append(example)
+      sizes.append(size)
+  return [[examples[i] for i in row] for row in order.pack(
+      np.arange(len(examples)), np.array(sizes), capacity, 1)]

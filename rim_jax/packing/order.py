@@ -76,19 +76,19 @@ def choose_row_slots(sizes: np.ndarray, row_tokens: int) -> int:
   return -(-need // 8) * 8
 
 
-def pack(order: np.ndarray, sizes: np.ndarray, row_tokens: int, row_slots: int,
-         window: int) -> list[list[int]]:
+def pack(order: np.ndarray, sizes: np.ndarray, capacity, window: int) -> list[list[int]]:
   """First-fit of records, in order, over at most `window` open rows.
 
-  A record goes to the oldest open row that has room in both capacities; with
+  A record goes to the oldest open row that has room in every capacity; with
   none and the window full, the row with the fewest free tokens is closed.
 
-  Shapes: order i[n] record numbers; sizes i[N, 2+] (tokens, slots) of every record.
+  Shapes: order i[n] record numbers; sizes i[N, m+] of every record, tokens first;
+    capacity i[m], what a row has.
   """
-  free = np.zeros((0, 2), np.int64)
+  free = np.zeros((0, len(capacity)), np.int64)
   rows, is_open = [], []
   for record in order:
-    need = sizes[record, :2]
+    need = sizes[record, :len(capacity)]
     fits = np.flatnonzero((free >= need).all(1))
     if len(fits):
       at = fits[0]
@@ -98,7 +98,7 @@ def pack(order: np.ndarray, sizes: np.ndarray, row_tokens: int, row_slots: int,
         free = np.delete(free, full, axis=0)
         del is_open[full]
       at = len(is_open)
-      free = np.vstack([free, [[row_tokens, row_slots]]])
+      free = np.vstack([free, [capacity]])
       is_open.append(len(rows))
       rows.append([])
     free[at] -= need
@@ -140,7 +140,7 @@ def make_plan(usable: np.ndarray, sizes: np.ndarray, num_examples: int, row_toke
       members, lost = members[:left], lost[:left]
       # A token that is gone is one slot less, too.
       needs = np.maximum(sizes[members, :2] - lost[:, None], least[members, :2])
-      rows = pack(np.arange(len(members)), needs, row_tokens, row_slots, window)
+      rows = pack(np.arange(len(members)), needs, (row_tokens, row_slots), window)
       rows = [rows[i] for i in permute(len(rows), seed, epoch, 1, part)]
       if rows:
         parts.append((len(lengths), level))

@@ -94,11 +94,11 @@ def test_permutation_is_pinned():
 
 def test_first_fit_takes_the_oldest_row_with_room():
   sizes = np.array([[60, 1], [50, 1], [40, 1], [50, 1], [100, 1]])
-  assert order_lib.pack(np.arange(5), sizes, 100, 9, 8) == [[0, 2], [1, 3], [4]]
+  assert order_lib.pack(np.arange(5), sizes, (100, 9), 8) == [[0, 2], [1, 3], [4]]
   # a full window closes the row with the least room
-  assert order_lib.pack(np.arange(5), sizes, 100, 9, 1) == [[0], [1, 2], [3], [4]]
+  assert order_lib.pack(np.arange(5), sizes, (100, 9), 1) == [[0], [1, 2], [3], [4]]
   # slots run out before tokens
-  assert order_lib.pack(np.arange(3), sizes[:3] // 10 + [0, 3], 100, 4, 8) == [[0], [1], [2]]
+  assert order_lib.pack(np.arange(3), sizes[:3] // 10 + [0, 3], (100, 4), 8) == [[0], [1], [2]]
 
 
 def test_packing_fills_rows():

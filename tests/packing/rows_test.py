@@ -78,7 +78,7 @@ def write_example(batch, row, token, slot, number, example, config, memory_start
 def assert_as_reference(examples, config, memory_start=B):
   """Packed first-fit, each in a row of its own, and packed with an empty row between."""
   sizes = np.asarray([layout_lib.count_example(e, config)[:2] for e in examples])
-  packed = order_lib.pack(np.arange(len(examples)), sizes, 200, 150, 4)
+  packed = order_lib.pack(np.arange(len(examples)), sizes, (200, 150), 4)
   assert max(map(len, packed)) > 1
   for rows in (packed, [[i] for i in range(len(examples))], [packed[0], [], *packed[1:]]):
     rows = [[examples[i] for i in row] for row in rows]
