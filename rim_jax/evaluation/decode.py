@@ -9,6 +9,7 @@ as in training, so decoding needs no mask of its own.
 
 import copy
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -66,8 +67,7 @@ def make_trunks(questions, num_blocks: int, width: int | None, batch_size: int, 
   examples = [[layout_lib.Example(question, num_blocks, 1, ())] for question in questions]
   batch = rows.make_rows(examples + [[]] * (batch_size - len(examples)), width, 0, config.layout,
                          memory_start)
-  num_question = np.ones(batch_size, np.int32)
-  num_question[:len(examples)] = list(map(len, questions))
+  num_question = np.asarray([*map(len, questions), *[1] * (batch_size - len(examples))], np.int32)
   return Trunks(batch.tokens, batch_lib.get_fields(batch), num_question, num_blocks)
 
 
@@ -268,13 +268,11 @@ def draw_ids(logits_brv, seed: int, draw, block_r, place):
   Keys are folded from the seed, the sample, the question, the block and the place in the answer.
   """
   numbers_b, sample = draw
-  key = jax.random.fold_in(jax.random.key(seed), sample)
 
   def choose(logits_v, number, block):
-    place_key = key
-    for part in (number, block, place):
-      place_key = jax.random.fold_in(place_key, part)
-    return jax.random.categorical(place_key, logits_v).astype(jnp.int32)
+    key = functools.reduce(jax.random.fold_in, (sample, number, block, place),
+                           jax.random.key(seed))
+    return jax.random.categorical(key, logits_v).astype(jnp.int32)
   over_readouts = jax.vmap(choose, (0, None, 0))
   return jax.vmap(over_readouts, (0, 0, None))(logits_brv, numbers_b, block_r)
 
@@ -334,11 +332,9 @@ class Decoder:
     texts, ended = [None] * len(questions), np.zeros((len(questions), len(blocks)), bool)
     done = 0
     for members, trunks in self._make_batches(questions, num_blocks):
-      draw = None
-      if sample is not None:
-        numbers = np.zeros(len(trunks.tokens), np.int32)
-        numbers[:len(members)] = members
-        draw = sharding.place_batch(numbers, self.network.mesh), sample
+      numbers = np.pad(np.asarray(members, np.int32), (0, len(trunks.tokens) - len(members)))
+      draw = None if sample is None else (
+          sharding.place_batch(numbers, self.network.mesh), sample)
       ids = np.asarray(self.run(trunks, prefix, blocks, draw))
       for i, row in zip(members, ids):
         texts[i] = self.get_texts(row)
@@ -350,14 +346,13 @@ class Decoder:
 
   def compute_states(self, questions, num_blocks: int) -> np.ndarray:
     """Every question's closing tokens before the last layer: f32[len(questions), K, d]."""
-    states = [None] * len(questions)
+    states = {}
     for members, trunks in self._make_batches(questions, num_blocks):
       with jax.set_mesh(self.network.mesh):
         found = np.asarray(self._compute_states(
             *self.network.arrays, tuple(range(1, num_blocks + 1)), trunks))
-      for i, row in zip(members, found):
-        states[i] = row
-    return np.stack(states)
+      states |= zip(members, found)
+    return np.stack([states[i] for i in range(len(questions))])
 
   def _make_batches(self, questions, num_blocks):
     """(numbers of questions, their trunks), batch by batch of one size, by length."""
