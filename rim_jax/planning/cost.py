@@ -88,10 +88,6 @@ def describe(found: Estimate, machine: machines.Peak, utilization: float) -> str
   """One line: examples, FLOPs, hours, or what is not known."""
   parts = [] if found.num_examples is None else [f'{found.num_examples:,.0f} examples']
   if found.flops is not None:
-    hours = compute_hours(found.flops, machine, utilization)
+    hours = found.flops / (machine.flops_per_sec * utilization) / 3600
     parts += [f'{found.flops:.2e} FLOPs', '< 0.001 h' if hours < 0.001 else f'{hours:.3g} h']
   return ', '.join(parts) + (f' ({found.why})' if found.why and parts else found.why)
-
-
-def compute_hours(flops: float, machine: machines.Peak, utilization: float) -> float:
-  return flops / (machine.flops_per_sec * utilization) / 3600

@@ -52,11 +52,8 @@ class Program:
 
 def find_needed_gib(message: str) -> float | None:
   """How much memory the compiler wanted, from its message that there is not so much."""
-  found = re.search(r'\(([\d.]+)([KMG])\) exceeds|[Uu]sed ([\d.]+)([KMG]) of', message)
-  if not found:
-    return None
-  size, unit = (g for g in found.groups() if g)
-  return float(size) / {'K': 2**20, 'M': 2**10, 'G': 1}[unit]
+  found = re.search(r'(?:\(|[Uu]sed )([\d.]+)([KMG])(?:\) exceeds| of)', message)
+  return float(found[1]) / {'K': 2**20, 'M': 2**10, 'G': 1}[found[2]] if found else None
 
 
 def compile_lowered(lowered, options: dict | None = None):

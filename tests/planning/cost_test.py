@@ -64,5 +64,5 @@ def test_a_share_of_an_hour_that_nobody_counts_is_no_number():
 def test_hardware_is_counted_in_chips():
   assert machines.parse_hardware('v5e:2x4') == machines.Peak('v5e:2x4', 8, 8 * 197e12)
   assert machines.parse_hardware('h100').flops_per_sec == 989e12
-  assert cost.compute_hours(989e12 * 0.4 * 7200, machines.parse_hardware('h100'), 0.4) == (
-      pytest.approx(2.0))
+  found = cost.Estimate(64, 989e12 * 0.4 * 7200)
+  assert cost.describe(found, machines.parse_hardware('h100'), 0.4).endswith(' FLOPs, 2 h')
