@@ -265,13 +265,12 @@ def evaluate_steps(decoder: decode_lib.Decoder, records, say=None) -> dict:
   config, codec = decoder.network.config, decoder.network.codec
   check_steps(records, config, codec)
   # Steps have no limit of their own; those of answers and of K would cut them.
-  asked, usual, groups, done = config.eval.max_new_tokens, config.layout.num_blocks, {}, 0
-  for record in records:
-    if num_blocks := max(len(record.steps) - 1, 0):
-      longest = max(asked, _count_longest(record, codec))
-      key = (num_blocks.bit_length() * (num_blocks > usual),
-             longest.bit_length() * (longest > asked))
-      groups.setdefault(key, []).append((longest, record))
+  asked, usual, done = config.eval.max_new_tokens, config.layout.num_blocks, 0
+  measured = [(len(record.steps) - 1, max(asked, _count_longest(record, codec)), record)
+              for record in records if len(record.steps) > 1]
+  groups = stats.group((
+      (num_blocks.bit_length() * (num_blocks > usual), longest.bit_length() * (longest > asked)),
+      (longest, record)) for num_blocks, longest, record in measured)
   if not groups:
     return {}
   right, count = np.zeros((2, max(len(record.steps) for record in records) - 1))
