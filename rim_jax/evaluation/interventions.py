@@ -186,12 +186,8 @@ def make_batches(lengths, size: int, seed: int) -> list[list[list[int]]]:
     members = np.flatnonzero(np.asarray(lengths) == length)
     members = members[order.permute(len(members), seed, length)]
     groups += [g.tolist() for g in np.array_split(members, -(-len(members) // size))]
-  batches = [[]]
-  for group in groups:
-    if sum(map(len, batches[-1])) + len(group) > size:
-      batches.append([])
-    batches[-1].append(group)
-  return batches
+  rows = order.pack(np.arange(len(groups)), np.array([[len(g)] for g in groups]), (size,), 1)
+  return [[groups[i] for i in row] for row in rows]
 
 
 def make_pairs(groups, size: int, num_blocks: int) -> Pairs:
