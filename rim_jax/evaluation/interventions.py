@@ -349,11 +349,9 @@ def run_controls(network: Network, records, say=print) -> dict:
         answers, scorer.paired if name == 'averaged' else None))
     say(f'{name}: done')
   blocks = range(1, num_blocks + 1)
-  sweeps = {
+  sweeps = {} if num_blocks == 1 else {  # that is what `swapped` has said
       'swapped_block': {k: [k] for k in blocks},
       'swapped_from_block': {k: list(range(k, num_blocks + 1)) for k in blocks}}
-  if num_blocks == 1:  # what `swapped` has said
-    sweeps = {}
   return {
       'pairing': {'num_pairs': len(scorer.telling),
                   'num_equal_answers': len(scorer.paired) - len(scorer.telling),
