@@ -65,9 +65,8 @@ def _open_model(config: Config):
 
 def _list_parts(task: Task) -> dict[str, str]:
   """What all processes of a run must have alike: its name -> what it is, or a hash of it."""
-  code = hashlib.sha256()
-  for path in sorted(pathlib.Path(__file__).parent.rglob('*.py')):
-    code.update(path.read_bytes())
+  sources = sorted(pathlib.Path(__file__).parent.rglob('*.py'))
+  code = hashlib.sha256(b''.join(path.read_bytes() for path in sources))
   # The same files may lie in other places.
   keys = {key: repr(value) for key, value in flatten(task.config).items() if key not in PATH_KEYS}
   return {'code of rim_jax': code.hexdigest(), 'version of jax': jax.__version__, **keys,
