@@ -13,13 +13,7 @@ from rim_jax.config import stages as stages_lib
 from rim_jax.config.grid import get_setting, name_setting
 from rim_jax.report import control_results, control_sections, pairwise, sweep_tables, tables
 from rim_jax.results import stats, timings, values
-from rim_jax.results.settings import (
-  BestSetting,
-  Conclusion,
-  EffectResult,
-  SettingResult,
-  leave_out,
-)
+from rim_jax.results.settings import BestSetting, Conclusion, EffectResult, SettingResult
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
 
@@ -205,8 +199,9 @@ def find_effects(states) -> list[EffectResult]:
           for s in states if s.result]
   effects = []
   for factor, (reference, *others) in list_levels([s.point for s in states]).items():
-    at: dict = {(factors[factor], leave_out(factors, factor)): accs for factors, accs in done
-                if factor in factors}
+    at: dict = {  # (its level, all other factors) -> what that point has
+        (factors[factor], tuple(sorted((k, str(v)) for k, v in factors.items() if k != factor))):
+        accs for factors, accs in done if factor in factors}
     for level in others:
       pairs = [(mine, at[reference, rest]) for (own, rest), mine in at.items()
                if own == level and (reference, rest) in at]

@@ -9,11 +9,6 @@ from rim_jax.results.stats import Effect, Summary
 from rim_jax.results.values import LatencyFacts, Value, measure
 
 
-def leave_out(factors: dict, factor: str) -> tuple:
-  """All factors but one, by which points that agree in them are found."""
-  return tuple(sorted((k, str(v)) for k, v in factors.items() if k != factor))
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatencyOverSeeds(LatencyFacts):
   """Means over runs of medians; a ratio where all runs have it."""
