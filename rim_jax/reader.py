@@ -5,6 +5,7 @@ Nothing else here decodes such bytes or parses JSON. A shape is a type: a datacl
 holds a number that no file needs, is told in one line.
 """
 
+import contextlib
 import dataclasses
 import decimal
 import functools
@@ -206,13 +207,10 @@ def _make_fields(kind, tree):
 
 def _choose_part(parts, tree):
   """The first type of a union that a tree has."""
-  problems = []
   for part in parts:
-    try:
+    with contextlib.suppress(ValueError):
       return from_tree(part, tree)
-    except ValueError as e:
-      problems.append(str(e))
-  raise ValueError(problems[0])
+  return from_tree(parts[0], tree)  # raises what is wrong with the first
 
 
 def _name_problem(key, kind, tree):
