@@ -314,7 +314,7 @@ def _digest(raw: bytes) -> str:
   return hashlib.sha256(raw).hexdigest()[:16]
 
 
-def compare_files(path_a, path_b, confidence: float = 0.95) -> stats.Comparison:
+def compare_files(path_a, path_b) -> stats.Comparison:
   """`stats.compare` on two runs' predictions/<set>.jsonl, which must be of the same questions.
 
   Raises: UserError where a file is missing or damaged, or the two are of different data.
@@ -334,4 +334,4 @@ def compare_files(path_a, path_b, confidence: float = 0.95) -> stats.Comparison:
         f'{path_b}: other questions than {path_a}: {len(b)} and {len(a)}, of which {shared} are '
         f'the same, and line {at + 1} is the first to differ; evaluate both runs on the same data, '
         'with the same eval.num_examples')
-  return stats.compare([p.correct for p in a], [p.correct for p in b], confidence)
+  return stats.compare([p.correct for p in a], [p.correct for p in b])
