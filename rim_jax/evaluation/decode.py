@@ -120,8 +120,15 @@ def prefill(model, config: Config, trunks: Trunks, blocks: tuple, prefix: tuple 
   tail = make_tail(prefix, blocks, start_br)
   if method.prefill and any(blocks):
     return method.prefill(model, trunks, start_br, config, tail)
-  x_btd, kv, fields = _read_trunks(model, config, trunks, any(blocks), tail, return_kv=True)
-  return _take_last(x_btd, start_br, len(prefix)), kv, fields
+  tokens, fields = jax.tree.map(lambda *x: jnp.concatenate(x, 1), (trunks.tokens, trunks.fields),
+                                (tail.tokens, tail.fields))
+  inputs_btd = find_inputs(model, config, trunks) if any(blocks) else None
+  if inputs_btd is not None:
+    inputs_btd = jnp.concatenate([inputs_btd, model.embed(tail.tokens)], 1)
+  x_btd, kv = model(tokens, fields.positions, attention.find_seen(fields, fields, config),
+                    inputs_btd=inputs_btd, return_kv=True)
+  return (x_btd[:, -len(blocks):] if prefix else transformer.take_tokens(x_btd, start_br - 1),
+          kv, fields)
 
 
 def make_tail(prefix: tuple, blocks: tuple, start_br) -> Tail:
@@ -129,30 +136,6 @@ def make_tail(prefix: tuple, blocks: tuple, start_br) -> Tail:
   tokens = jnp.repeat(jnp.asarray(prefix, jnp.int32), len(blocks))
   return Tail(jnp.broadcast_to(tokens, (start_br.shape[0], tokens.size)),
               _make_fields(blocks, start_br, 0, len(prefix)))
-
-
-def _take_last(x_btd, start_br, num_prefix: int):
-  """States at each readout's last token so far: of its prefix, or where its block ends."""
-  if num_prefix:
-    return x_btd[:, -start_br.shape[1]:]
-  return transformer.take_tokens(x_btd, start_br - 1)
-
-
-# 6 parameters: those of `prefill`, and what the pass over layers takes.
-def _read_trunks(model, config, trunks, has_blocks=True, tail=None, **settings):
-  """A pass over trunks, the method's last one where it takes several, and what stands behind them.
-
-  Returns: (x, keys and values, Fields of all that was read).
-  """
-  tokens, fields = trunks.tokens, trunks.fields
-  inputs_btd = find_inputs(model, config, trunks) if has_blocks else None
-  if tail is not None:
-    tokens, fields = jax.tree.map(lambda *x: jnp.concatenate(x, 1), (tokens, fields),
-                                  (tail.tokens, tail.fields))
-    if inputs_btd is not None:
-      inputs_btd = jnp.concatenate([inputs_btd, model.embed(tail.tokens)], 1)
-  return *model(tokens, fields.positions, attention.find_seen(fields, fields, config),
-                inputs_btd=inputs_btd, **settings), fields
 
 
 def find_inputs(model, config: Config, trunks: Trunks):
@@ -165,7 +148,10 @@ def find_inputs(model, config: Config, trunks: Trunks):
 
 def compute_states(model, config: Config, blocks: tuple, trunks: Trunks):
   """States of the closing tokens of `blocks` before the last layer: f32[b, r, d]."""
-  x_btd, *_ = _read_trunks(model, config, trunks, num_layers=config.model.num_layers - 1)
+  x_btd, _ = model(trunks.tokens, trunks.fields.positions,
+                   attention.find_seen(trunks.fields, trunks.fields, config),
+                   inputs_btd=find_inputs(model, config, trunks),
+                   num_layers=config.model.num_layers - 1)
   last_br = get_starts(blocks, trunks, config) - 1
   return transformer.take_tokens(x_btd, last_br).astype(jnp.float32)
 
@@ -216,7 +202,7 @@ def read_prefix(model, config: Config, readouts: Readouts, trunks: Trunks, fille
   x_btd, cache = model(tail.tokens, tail.fields.positions,
                        attention.find_seen(tail.fields, fields, config),
                        cache=transformer.Cache(cache, filled[2].positions.shape[1]))
-  return _take_last(x_btd, start_br, len(readouts.prefix)), cache, fields
+  return x_btd[:, -len(readouts.blocks):], cache, fields
 
 
 def read(model, config: Config, readouts: Readouts, trunks: Trunks, filled, draw=None):
