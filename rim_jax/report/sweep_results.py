@@ -140,16 +140,13 @@ def find_touched(states) -> list[str]:
 
 def find_otherwise(states) -> list[str]:
   """Runs that were evaluated otherwise than their points ask: beside others they say nothing."""
-  lines = []
-  for state in states:
-    asked, found = state.point.config.eval, state.result
-    for key in ('checkpoint', 'max_new_tokens') if found else ():
-      told, wanted = getattr(found, key), getattr(asked, key)
-      if told not in (None, wanted):  # earlier versions did not tell
-        lines.append(f'{state.point.name} was evaluated with eval.{key}={told}, and this sweep '
-                     f'asks for {wanted}; evaluate it so with --workdir={state.folder} --mode=eval '
-                     f'--config.eval.{key}={wanted}')
-  return lines
+  found = [(state, key, getattr(state.result, key), getattr(state.point.config.eval, key))
+           for state in states if state.result for key in ('checkpoint', 'max_new_tokens')]
+  return [f'{state.point.name} was evaluated with eval.{key}={told}, and this sweep asks for '
+          f'{wanted}; evaluate it so with --workdir={state.folder} --mode=eval '
+          f'--config.eval.{key}={wanted}'
+          for state, key, told, wanted in found
+          if told not in (None, wanted)]  # earlier versions did not tell
 
 
 def find_rules(states) -> list[str]:
