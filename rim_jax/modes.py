@@ -118,6 +118,8 @@ def _write_summary(config, workdir):
 def evaluate(config, workdir, say, console) -> None:
   """Evaluates a run's checkpoint as config.eval says, and adds to its results.json."""
   task, folder = ask.open_run(config, workdir, say)
+  hosts.lead(lambda: storage.check_writable(folder))
+  run_scores_lib.check_questions(task, with_valid=False)
   results = run_scores_lib.evaluate_run(task, folder, say)
   asked = {name: results[name] for name in (
       one.config.eval_set for one in run_scores_lib.list_sets(task))}
@@ -150,6 +152,7 @@ def controls(config, workdir, say, console) -> None:
   if config.controls.probes:
     probes_lib.check_installed()
   task, folder = ask.open_run(config, workdir, say)
+  hosts.lead(lambda: storage.check_writable(folder))
   config = task.config
   records = run_scores_lib.get_records(task, config.eval.split, config.eval.num_examples)
   prints = {'data': task.dataset.fingerprint, 'tokenizer': task.codec.tokenizer.fingerprint,

@@ -125,13 +125,7 @@ def _check_workdir(task: Task, workdir):
   if checkpoint_lib.list_steps(workdir / 'checkpoints'):
     raise UserError(f'{workdir}: has checkpoints but no config.json that says what they are; '
                     'restore that file, or use another --workdir')
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    storage.write_json(workdir / 'probe.json', {})
-    (workdir / 'probe.json').unlink()
-  except OSError as e:
-    raise UserError(f'{workdir}: cannot be written ({e.strerror}); name another --workdir'
-                    ) from None
+  storage.check_writable(workdir)
 
 
 def _write_card(task: Task, workdir, start, num_hosts):

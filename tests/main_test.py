@@ -24,6 +24,8 @@ from rich import console as rich_console
 from rim_jax import command_line, main, modes, reader, train
 from rim_jax import config as config_lib
 from rim_jax.errors import NoStart
+from rim_jax.evaluation import decode
+from rim_jax.runtime import storage
 from rim_jax.training import state as state_lib
 from tests import support, support_report, support_runs
 from tests.support_cli import RECIPE, check_refused, run_cli
@@ -395,6 +397,26 @@ def test_controls_of_a_run(run_copy, capsys):
 @pytest.mark.parametrize('name', ['tiny.py', 'tiny.py/below'])
 def test_a_workdir_that_cannot_be_written(name, capsys):
   check_refused(capsys, [T, f'--workdir={name}'], (name, 'cannot be written', 'another --workdir'))
+
+
+@pytest.mark.parametrize('mode', ['eval', 'controls'])
+def test_a_run_that_cannot_be_written_is_not_asked(mode, run_copy, capsys, monkeypatch):
+  """As on a disk that is mounted to be read: root may write where modes forbid it."""
+  def refuse(*args):
+    raise OSError(30, 'Read-only file system')
+  monkeypatch.setattr(storage, 'write_json', refuse)
+  monkeypatch.setattr(decode.Decoder, 'decode_texts', refuse)  # nothing is decoded before
+  check_refused(capsys, [T, f'--workdir={run_copy}', f'--mode={mode}'], (
+      'cannot be written (Read-only file system)',))
+
+
+def test_a_set_that_cannot_be_asked_is_told_before_another_is(
+    run_copy, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(decode.Decoder, 'decode_texts', None)
+  (tmp_path / 'own.jsonl').write_text('{"question": "Who?", "answer": "3"}\n')
+  check_refused(capsys, [T, f'--workdir={run_copy}', '--mode=eval',
+                         f'--config.eval.sets=own={tmp_path}/own.jsonl'],
+                ('own.jsonl:1', "holds 'W'"))
 
 
 # ---- What a run left, spoiled ----

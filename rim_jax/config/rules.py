@@ -118,6 +118,7 @@ def _find_data_problems(config):
            f"data.dir='{data.dir}' is only read with data.source='gsm8k', 'gsm8k_perturbed' or "
            "'prosqa'")),
       *(_find_prosqa_problems(data) if data.source == 'prosqa' else ()),
+      *(_find_chain_problems(chain) if data.source == 'chain' else ()),
       *list_broken(
           (by_sentences and data.source != 'gsm8k',
            f"data.steps='sentences' is for data.source='gsm8k', not '{data.source}'"),
@@ -227,6 +228,22 @@ def _find_aux_problems(config):
        and thoughts % aux.group_tokens,
        f'aux.group_tokens={aux.group_tokens} does not divide the {thoughts} thoughts of a block; '
        'use a number that does'))
+
+
+def _find_chain_problems(chain):
+  count = chain.num_train + chain.num_valid + chain.num_test
+  if chain.max_steps > MOST_STEPS or count > MOST_MADE:  # told already
+    return []
+  sizes = chain.num_existing.values()
+  most = sum(size * 4 // 5 for size in sizes)
+  return list_broken(
+      (len(set(chain.operators)) < len(chain.operators),
+       f"data.chain.operators='{chain.operators}' repeats a character; use "
+       f"'{''.join(dict.fromkeys(chain.operators))}'"),
+      (sizes and count > most,
+       f'data.chain: num_train + num_valid + num_test = {count} questions, but of the '
+       f'{sum(sizes)} there are at most 80 % ({most}) may be drawn; lower num_train, or raise '
+       'max_steps or modulus'))
 
 
 def _find_prosqa_problems(data):

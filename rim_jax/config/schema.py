@@ -42,6 +42,12 @@ class ChainConfig:
   num_valid: AtLeastOne = 500  # Validation questions; none of them is a training question.
   num_test: AtLeastOne = 1_000  # Test questions; none of them is in another split.
 
+  @property
+  def num_existing(self) -> dict[int, int]:
+    """Number of steps -> how many questions there are with so many."""
+    return {t: self.modulus * (self.modulus * len(self.operators))**t
+            for t in range(self.min_steps, self.max_steps + 1)}
+
 
 @dataclasses.dataclass(frozen=True)
 class PerturbedConfig:

@@ -5,7 +5,6 @@ import random
 
 from rim_jax.config import ChainConfig
 from rim_jax.data.records import Record
-from rim_jax.errors import UserError
 
 
 def draw_questions(chain: ChainConfig, num_questions: int) -> list[tuple[int, int]]:
@@ -14,24 +13,13 @@ def draw_questions(chain: ChainConfig, num_questions: int) -> list[tuple[int, in
   Each length gets an equal share: drawn from the whole space, nearly all questions would
   have max_steps. But no length gives more than 80 % of its questions, because a model
   could look up the answers of a length that it has seen whole; longer ones make up for it.
-  Raises: UserError where that leaves too few questions.
   """
-  if len(set(chain.operators)) < len(chain.operators):
-    raise UserError(f"data.chain.operators='{chain.operators}' repeats a character; use "
-                    f"'{''.join(dict.fromkeys(chain.operators))}'")
-  lengths = range(chain.min_steps, chain.max_steps + 1)
-  space = {t: chain.modulus * (chain.modulus * len(chain.operators))**t for t in lengths}
-  most = sum(size * 4 // 5 for size in space.values())
-  if num_questions > most:
-    raise UserError(
-        f'data.chain: num_train + num_valid + num_test = {num_questions} questions, but of the '
-        f'{sum(space.values())} there are at most 80 % ({most}) may be drawn; lower num_train, or '
-        'raise max_steps or modulus')
+  space = chain.num_existing
   # Python's generator: its integers have no upper limit, and numpy does not promise to
   # keep the sequence of its own from version to version.
   rng = random.Random(chain.seed)
   questions = []
-  for num_lengths_left, t in zip(reversed(range(1, len(lengths) + 1)), lengths):
+  for num_lengths_left, t in zip(range(len(space), 0, -1), space):
     share = min((num_questions - len(questions)) // num_lengths_left, space[t] * 4 // 5)
     drawn = {}  # a dictionary, for its order
     while len(drawn) < share:

@@ -38,14 +38,14 @@ def _load_set(task, name: str):
       name, epath.Path(storage.expand(task.config.eval.path, 'eval.path')), task.config.data)
 
 
-def check_questions(task):
-  """Asks before a run begins what would end it at its first save, or after its last update.
+def check_questions(task, with_valid: bool = True):
+  """Asks at the beginning what would end a run at its first save, or after its last update.
 
   Raises: UserError for a question of valid, or of a set of results, that cannot be encoded or
     leaves no room for its answer, with any number of blocks or tokens that is asked for; and for
     fewer questions than are needed to choose a checkpoint by.
   """
-  asked = [(task, 'valid', task.config.eval.num_valid_examples)] + [
+  asked = [(task, 'valid', task.config.eval.num_valid_examples)] * with_valid + [
       (one, one.config.eval.split, one.config.eval.num_examples) for one in list_sets(task)]
   for one, split, limit in asked:
     records = get_records(one, split, limit)

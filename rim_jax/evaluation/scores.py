@@ -59,7 +59,7 @@ def encode_questions(records, config: Config, codec, num_blocks: int, prefix=Non
   Raises: UserError where one runs beyond a learned position table.
   """
   prefix = get_answer_prefix(config, codec) if prefix is None else prefix
-  questions = [codec.encode_question(r.question) for r in records]
+  questions = [_encode_question(record, codec) for record in records]
   num_more = len(prefix) + max(config.eval.max_new_tokens, longest) - 1
   for record, question in zip(records, questions):
     decode_lib.check_positions(len(question), num_blocks, num_more, config, record.origin)
@@ -88,6 +88,13 @@ def evaluate_passes(decoder: decode_lib.Decoder, records, blocks: tuple, make_sa
   """The final answer's accuracy with R = 1 to eval.budget_passes passes and each K of `blocks`."""
   return [values.PassesResult(num_passes=r, acc=acc) for r, acc in _score_variants(
       decoder, records, blocks, ('R', 'eval.num_passes', 'budget_passes'), make_say)]
+
+
+def _encode_question(record, codec) -> list[int]:
+  try:
+    return codec.encode_question(record.question)
+  except UserError as e:
+    raise UserError(f'{record.origin}: {e}') from None
 
 
 def check_splits(records) -> None:

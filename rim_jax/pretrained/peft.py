@@ -14,7 +14,6 @@ from typing import Any
 from flax import traverse_util
 import jax
 import numpy as np
-import safetensors.numpy
 
 from rim_jax.config import Config, LoraConfig
 from rim_jax.errors import refuse
@@ -67,7 +66,7 @@ def write_adapters(folder: pathlib.Path, config: Config, base: weights.Base, par
   tensors[_get_rows_name(base.family)] = hosts.fetch(params['memory']).astype(np.float32)
   if folder is None:
     return
-  safetensors.numpy.save_file(tensors, folder / _FILE, metadata={'format': 'pt'})
+  weights.save_tensors(tensors, folder / _FILE)
   settings = {
       'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': str(base.folder),
       'r': rank, 'lora_alpha': config.model.lora.alpha, 'lora_dropout': config.model.lora.dropout,

@@ -259,6 +259,14 @@ def describe(base: Base) -> str:
   return f'{base.folder}: {base.family}, {len(base.files)} tensors in {len(names)} file(s){note}'
 
 
+def save_tensors(tensors: dict, path) -> None:
+  """A file of tensors that may be read as any new file may: safetensors leaves it to its owner."""
+  path.touch()
+  mode = path.stat().st_mode
+  safetensors.numpy.save_file(tensors, path, metadata={'format': 'pt'})
+  path.chmod(mode)
+
+
 class Shards:
   """Writes tensors to numbered safetensors files of at most `limit` bytes each."""
 
@@ -274,7 +282,7 @@ class Shards:
 
   def _flush(self):
     path = self._folder / f'part{len(self._files)}'
-    safetensors.numpy.save_file(self._pending, path, metadata={'format': 'pt'})
+    save_tensors(self._pending, path)
     self._files.append((path, list(self._pending)))
     self._total += sum(v.nbytes for v in self._pending.values())
     self._pending = {}

@@ -270,7 +270,9 @@ def describe_best(conclusion: Conclusion) -> str:
     told += f" Equal on valid: {', '.join(best.equal)}."
   doubtful = [name for name in best.doubtful if name not in best.equal]
   if doubtful:
-    told += f" On other seeds these may be as good: {', '.join(doubtful)}."
+    told += (" All its seeds are equal, so no test can tell these from it: " if (
+        best.valid_acc.count > 1 and not best.valid_acc.has_spread) else
+             " On other seeds these may be as good: ") + f"{', '.join(doubtful)}."
   missing = [f'{e.name} ({e.num_done} of {e.num_points} done)' for e in conclusion.entries
              if e.num_done < e.num_points and not e.dropped]
   if missing:

@@ -28,6 +28,11 @@ class Summary:
   count: int
   values: list[float] | None = None  # of each seed, where they are kept
 
+  @property
+  def has_spread(self) -> bool:
+    """Whether it tells anything of other seeds: several differ, and not by rounding alone."""
+    return self.stderr is not None and self.stderr > _NO_SPREAD
+
 
 def summarize(values, keep: bool = False) -> Summary:
   """Mean and standard error over seeds, with the n - 1 of a sample.
@@ -50,7 +55,7 @@ def is_apart(high: Summary, low: Summary, num_compared: int = 1) -> bool:
   Args:
     num_compared: of how many comparisons this is one; their levels add up (Bonferroni).
   """
-  if not (high.stderr and low.stderr) or min(high.stderr, low.stderr) <= _NO_SPREAD or (
+  if not (high.stderr and low.stderr and high.has_spread and low.has_spread) or (
       high.mean <= low.mean):
     return False
   p_value = scipy.stats.ttest_ind_from_stats(
@@ -88,7 +93,7 @@ def summarize_pairs(differences: list[tuple[object, float]]) -> Effect:
   """
   told = summarize([summarize(values).mean for values in group(differences).values()])
   interval = None
-  if told.stderr and told.stderr > _NO_SPREAD:
+  if told.stderr and told.has_spread:
     reach = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, told.count - 1)) * told.stderr
     interval = (told.mean - reach, told.mean + reach)
   why = '' if interval else 'one seed' if told.count == 1 else 'every seed differs by the same'

@@ -101,6 +101,18 @@ def write_json(path, tree) -> None:
 # ---- Folders ----
 
 
+def check_writable(workdir) -> None:
+  """Makes a folder where there is none. Raises: UserError where nothing can be written into it."""
+  workdir = epath.Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / 'probe.json', {})
+    (workdir / 'probe.json').unlink()
+  except OSError as e:
+    raise UserError(f'{workdir}: cannot be written ({e.strerror}); name another --workdir'
+                    ) from None
+
+
 def list_files(folder) -> dict[str, epath.Path]:
   """Relative name -> path of every file below a folder; {} where there is none."""
   def walk(at):

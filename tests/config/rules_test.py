@@ -54,6 +54,17 @@ def test_a_first_stage_without_thoughts_has_none_that_a_group_must_divide():
     assert config_lib.find_problems(stage) == []
 
 
+@pytest.mark.parametrize('fields, told', [
+    ({'num_train': 62}, ''), ({'num_train': 63}, 'of the 100 there are at most 80 % (80)'),
+    ({'num_train': 62, 'operators': '++'}, "operators='++' repeats a character; use '+'")])
+def test_a_chain_of_more_questions_than_may_be_drawn_is_refused(fields, told):
+  config = support.make_config()
+  for key, value in dict(min_steps=1, max_steps=1, num_valid=8, num_test=10, **fields).items():
+    config = support.set_key(config, f'data.chain.{key}', value)
+  found = config_lib.find_problems(config)
+  assert all(told in line and '; ' in line for line in found) and len(found) == bool(told)
+
+
 def test_a_hidden_question_is_seen_by_an_answer_that_begins_at_the_blocks():
   config = support.make_config('rim_stage2', layout__readout_sees_question=False)
   assert rules.list_doubts(support.set_key(config, 'layout.answer_prefix', '#')) == []

@@ -229,6 +229,12 @@ def test_an_existing_directory_is_left_alone_and_a_failure_leaves_none(tmp_path,
   assert sorted(p.name for p in tmp_path.iterdir()) == ['file', 'link', 'mine']
 
 
+def test_weights_may_be_read_as_other_files_may(tmp_path):
+  weights.save_tensors({'a': np.ones(3)}, tmp_path / 'model.safetensors')
+  (tmp_path / 'other').write_text('')
+  assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
 def test_a_tokenizer_that_has_a_block_token_is_refused(tmp_path):
   config = make_config('llama')
   _, params, frozen = make_model(config)

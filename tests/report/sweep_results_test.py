@@ -36,6 +36,16 @@ def test_the_best_is_chosen_by_valid_and_test_has_no_say(tmp_path):
   assert 'Equal on valid: a=3' in text
 
 
+@pytest.mark.parametrize('best, told', [
+    ((1.0, 1.0), 'All its seeds are equal, so no test can tell these from it: a=1.'),
+    ((1.0, 0.99), 'On other seeds these may be as good: a=1.'), ((0.9,), 'these may be as good')])
+def test_seeds_that_are_all_equal_are_said_to_be(best, told, tmp_path):
+  support_sweep.conclude(make_states(tmp_path, [
+      ({'a': 1, 'seed': seed}, acc, 0.5) for seed, acc in enumerate((0.1, 0.98))] + [
+          ({'a': 2, 'seed': seed}, acc, 0.5) for seed, acc in enumerate(best)]), tmp_path)
+  assert told in (tmp_path / 'sweep.md').read_text()
+
+
 def test_a_setting_that_has_a_done_seed_is_compared_though_others_were_dropped(tmp_path):
   states = make_states(tmp_path, [
       ({'a': 1, 'seed': 0}, 0.5, 0.9), ({'a': 2, 'seed': 0}, 0.4, 0.9),
