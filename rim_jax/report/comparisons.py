@@ -53,7 +53,8 @@ def _find_run(named) -> epath.Path:
   Raises: UserError where neither is one.
   """
   folder = epath.Path(named)
-  for path in (*sorted(folder.glob('stage?'), reverse=True), folder):
+  stages = sorted(folder.glob('stage*'), key=lambda path: (len(path.name), path.name))
+  for path in (*reversed(stages), folder):
     if (path / 'config.json').exists():
       return path
   fix = (f'is a sweep; name one of its runs, --with={folder}/points/NAME'

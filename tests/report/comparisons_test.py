@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import sys
 
 import pytest
@@ -46,6 +47,15 @@ def write_run(folder, method, right, name='test', fingerprint='f1', questions=No
 
 def ask(method, *flags):
   return [f'--config=tiny.py:{method}', '--mode=compare', '--workdir=mine', *flags]
+
+
+def test_the_last_of_many_stages_counts(tmp_path):
+  write_run(tmp_path / 'mine', 'direct', RIGHT_A)
+  for stage, right in ((9, RIGHT_A), (-1, RIGHT_B)):
+    write_run(tmp_path / 'theirs', 'coconut', right, stage=stage, flags=(
+        '--config.coconut.num_stages=10', '--config.coconut.stage_frac=0.05'))
+  code, out = support_cli.run_cli(*ask('direct', '--with=theirs'))
+  assert code == 0 and str(pathlib.Path('theirs/stage11')) in out
 
 
 @pytest.mark.parametrize('mine, theirs, folder', [
