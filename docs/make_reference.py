@@ -48,7 +48,8 @@ trained, up to rounding: the groups
 {sections},
 and the keys
 {keys}.
-{held} may change as long as the same rows are read: their fingerprint is compared.
+{held} may change, too: the first as long as it holds the same files (names
+and content), the second as long as no row is bad. The fingerprint of the data is compared.
 `train.num_micro_batches` has two limits. It may not change with `distill.std` other than `example`.
 With dropout it may change, but then training drops other units than before.
 '''

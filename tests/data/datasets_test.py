@@ -280,6 +280,16 @@ def test_whether_bad_rows_are_dropped_may_change_where_there_are_none(tmp_path, 
   assert not set(prints[0][0]) & set(prints[1][0])
 
 
+def test_data_may_move_as_long_as_its_files_keep_their_names_and_content(tmp_path):
+  files = dict(train=make_rows(5), test=make_rows(2))
+  folders = [write_rows(tmp_path / 'a', **files), write_rows(tmp_path / 'b', **files),
+             write_rows(tmp_path / 'c', **files)]
+  (folders[2] / 'train.jsonl').rename(folders[2] / 'train.json')
+  here, moved, renamed = (datasets.make_gsm8k_source(
+      DataConfig(source='gsm8k', dir=str(folder), num_valid=2)).fingerprint for folder in folders)
+  assert here == moved != renamed
+
+
 def test_bad_rows_are_dropped_and_counted_when_asked(tmp_path):
   good = b'{"question": "good", "steps": [], "answer": "1"}\n'
   bad = [*BAD, b'{"\\ud800\\n": 1}']  # which no file holds as it is
