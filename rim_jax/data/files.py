@@ -33,6 +33,7 @@ _NUM_LOOKED = 20  # rows of a file whose keys are looked at
 _NUM_NAMED = 10  # files that one line names, before it counts the others
 _SAVE = 'save the dataset again'
 _BOM = b'\xef\xbb\xbf'
+_LFS_POINTER = b'version https://git-lfs'
 
 Parts = list[tuple[pathlib.Path, bytes]]  # a split's files, each with its content
 
@@ -153,6 +154,8 @@ def read_rows(path: pathlib.Path, content: bytes) -> list:
   Raises: UserError where the file as a whole cannot be read.
   """
   extension = path.suffix
+  if content.startswith(_LFS_POINTER):
+    raise UserError(f'{path}: is a Git LFS pointer and not the file itself; run git lfs pull')
   if extension in _COMPRESSED:
     kind = {'gzip': 'gzip', 'zstd': 'zstandard'}.get(_COMPRESSED[extension], _COMPRESSED[extension])
     with report(path, f'replace it by a whole {kind} file', (OSError, pyarrow.ArrowException)):

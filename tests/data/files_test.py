@@ -289,6 +289,9 @@ def test_where_all_rows_were_dropped_the_first_says_why(tmp_path):
     ('test.csv', b'"question";"answer"\n"a, b";"1"\n', "separated by ';'; save it with commas"),
     ('test.csv', b'question\tanswer\nq\t1\n', 'separated by tabs; save it with commas'),
     ('test.csv', b'question,answer,answer\nq,1,2\n', "the header names 'answer' twice"),
+    *((f'test.{kind}', b'version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 9\n',
+       'is a Git LFS pointer and not the file itself; run git lfs pull')
+      for kind in ('parquet', 'arrow', 'csv', 'jsonl', 'jsonl.gz', 'txt')),
     ('test.json', b'[' * 100_000, 'give a list of JSON objects'),
     ('test.json', b'[1]', 'not a JSON object')], ids=str)
 def test_a_bad_file_is_told_in_one_line(tmp_path, name, content, what):
