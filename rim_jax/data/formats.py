@@ -6,7 +6,7 @@ the table of docs/data.md is printed from it. A shape more is one row of it.
 Everything here takes time in proportion to the row, and a row has a largest size.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 import dataclasses
 import decimal
 import functools
@@ -124,6 +124,8 @@ def _parse_object(row, reading):
         raise SharedFault(f'an object that holds a list of rows, {key[:40]!r}, and no row',
                           'give the list alone, or one of its rows a line')
     keys = list_keys(row)[:200] or 'none'
+    if _find_shape({key.lower() for key in row}):
+      keys += ' (did you mean small letters?)'
     needed = ', or '.join(shape.name for shape in SHAPES)
     raise SharedFault(f'its keys are {keys}; a row needs {needed}',
                       'rename or add keys (docs/data.md shows rows that are read)')
@@ -135,7 +137,7 @@ def list_keys(keys: Iterable[str]) -> str:
   return ', '.join(key if key.isidentifier() else repr(key) for key in sorted(keys))
 
 
-def _find_shape(row: dict) -> 'Shape | None':
+def _find_shape(row: Container[str]) -> 'Shape | None':
   return next((shape for shape in SHAPES if all(key in row for key in shape.keys)), None)
 
 

@@ -106,6 +106,14 @@ def test_a_row_of_no_shape_is_told_what_is_read():
   assert str(error.value).startswith('its keys are a, q; a row needs ')
 
 
+@pytest.mark.parametrize('row', [
+    {'Question': 'q?', 'Steps': [], 'Answer': '1'}, {'QUESTION': 'q?', 'answer': '1'},
+    formats.TableRow({'Question': 'q?', 'Answer': '1'}, ['Steps'])])
+def test_keys_in_capitals_are_told_to_be_small(row):
+  with pytest.raises(ValueError, match=r' \(did you mean small letters\?\); a row needs '):
+    formats.parse_row(row)
+
+
 @pytest.mark.parametrize('content', [
     '<think>\nTom has 2.\nHe gets 3.\n</think>\n\n\\boxed{5}',
     '<think>Tom has 2.\nHe gets 3.</think>\\boxed{5}'])
