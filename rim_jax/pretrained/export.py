@@ -24,6 +24,7 @@ import numpy as np
 import tokenizers
 
 from rim_jax.config import Config
+from rim_jax.data import gguf
 from rim_jax.errors import UserError, list_broken, refuse
 from rim_jax.model import lora
 from rim_jax.model.network import Network
@@ -252,9 +253,17 @@ def _describe(config, card, is_sentencepiece):
                 '`"prompt": [ids]` with `tokenizers.Tokenizer.from_file("tokenizer.json")'
                 '.encode(prompt).ids`.']
   if card['kind'] == 'adapters':
-    lines += ['', f"These are PEFT adapters for the model in `{card['base']['path']}`. Resize its "
-              f"embedding to at least {max(card['tokens'].values()) + 1} rows before loading them, "
-              'and suppress the three ids when generating.']
+    path = pathlib.Path(card['base']['path']).absolute()
+    num_rows = max(card['tokens'].values()) + 1
+    lines += ['', f'These are PEFT adapters for the model in `{path}`. Resize its embedding to at '
+              f'least {num_rows} rows before loading them, and suppress the three ids when '
+              'generating.']
+    if gguf.is_gguf(path):
+      lines += ['', 'That is a GGUF file, which `AutoPeftModel` does not find. Load it first, and '
+                'then the adapters:', '', '```python', 'import peft', 'import transformers', '',
+                f'model = transformers.AutoModelForCausalLM.from_pretrained({str(path.parent)!r}, '
+                f'gguf_file={path.name!r})', f'model.resize_token_embeddings({num_rows})',
+                "model = peft.PeftModel.from_pretrained(model, '.')  # this directory", '```']
   elif not card['untied'] and config.model.tie_embeddings:
     lines += ['', 'The output matrix is tied to the embedding, so the three ids are kept out by '
               '`suppress_tokens` in generation_config.json. `transformers` honours it; engines '

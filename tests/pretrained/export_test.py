@@ -29,6 +29,7 @@ from tests.support_pretrained import (
     make_mistral,
     make_model,
     make_records,
+    write_gguf,
 )
 from tests.support_pretrained import write_export as write
 
@@ -127,6 +128,18 @@ def test_html_is_no_memory_and_what_spells_a_block_is_told(family, tmp_path):
     with pytest.raises(UserError, match='spells the block token .*; remove it from the data') as e:
       write(tmp_path / 'told', config, params, frozen, ['7', f'Is {token}?'])
     assert 'separator' not in str(e.value)
+
+
+def test_adapters_of_a_gguf_file_tell_how_they_are_loaded(tmp_path):
+  readmes = []
+  for base in (GOLDEN / 'llama', write_gguf(tmp_path / 'a model.gguf', GOLDEN / 'llama')):
+    config = make_config(base, export__adapters=True)
+    _, params, frozen = make_model(config)
+    write(tmp_path / f'{base.stem} out', config, params, frozen)
+    readmes.append((tmp_path / f'{base.stem} out/README.md').read_text())
+  assert 'Resize its embedding to at least 275 rows' in readmes[0] and '```python' not in readmes[0]
+  assert f"from_pretrained('{tmp_path}', gguf_file='a model.gguf')" in readmes[1]
+  assert 'model.resize_token_embeddings(275)\n' in readmes[1]
 
 
 def rename_blocks(folder):
@@ -517,6 +530,23 @@ def test_peft_loads_the_adapters_and_computes_the_same(family, tmp_path):
   loaded = peft_lib.load_adapters(tmp_path / 'again', config,
                                   weights.open_base(GOLDEN / family).family, fresh)
   jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@needs_hf
+def test_peft_loads_adapters_of_a_gguf_file_as_their_readme_says(tmp_path, monkeypatch):
+  import torch
+  path = write_gguf(tmp_path / 'model.gguf', GOLDEN / 'llama')
+  config = make_config(path, export__adapters=True)
+  program, params, frozen = make_model(config)
+  write(tmp_path / 'out', config, params, frozen)
+  monkeypatch.chdir(tmp_path / 'out')
+  _, _, rest = pathlib.Path('README.md').read_text().partition('```python\n')
+  told = {}
+  exec(rest.partition('```')[0], told)
+  prompt = [5, 9, 272, 273, 273, 274, 30, 31]
+  with torch.no_grad():
+    found = told['model'](torch.tensor([prompt])).logits[0].numpy()
+  assert np.abs(found[:, :272] - compute_logits(program, params, frozen, prompt)).max() <= 1e-4
 
 
 @needs_hf
