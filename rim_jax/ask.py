@@ -52,10 +52,14 @@ class Run:
   def answer(self, questions: Sequence[str]) -> list[Answer]:
     """Answers questions, greedily, as many at a time as `eval.batch_size` says.
 
-    Raises: UserError for a question that cannot be encoded, or leaves no room for its answer.
+    Raises: UserError for what is no text or blank, and for a question that cannot be encoded, or
+      leaves no room for its answer.
     """
     if isinstance(questions, str):  # or each of its characters would be a question
       raise UserError('answer: takes a list of questions, not one text; write answer([question])')
+    for i, question in enumerate(questions, 1):
+      if not isinstance(question, str) or not question.strip():
+        raise UserError(f'answer: question {i} is {question!r:.80}; give a text that is not blank')
     config, codec = self.network.config, self.network.codec
     texts, _ = self._decoder.decode_texts(
         encode(questions, config, codec), config.eval_blocks,

@@ -53,3 +53,11 @@ def test_keys_of_eval_may_be_given_and_others_may_not(workdir):
 def test_one_text_is_no_list_of_questions(workdir):
   with pytest.raises(UserError, match=r'takes a list of questions, not one text; write answer\('):
     ask.load_run(workdir).answer('7+3+5')
+
+
+@pytest.mark.parametrize('questions, told', [
+    (['1+2', ''], "question 2 is ''"), ([' \n'], r"question 1 is ' \\n'"),
+    (['1+2', '3', 5], 'question 3 is 5;'), ([None], 'question 1 is None')])
+def test_what_is_no_question_is_refused_by_its_number(workdir, questions, told):
+  with pytest.raises(UserError, match=f'^answer: {told}'):
+    ask.load_run(workdir).answer(questions)
