@@ -230,7 +230,10 @@ def parse(argv) -> Command:
     raise UserError(f'{path}: is one run, not many; --mode=sweep, --point and --sweep_dir are for '
                     'recipes such as configs/compare.py')
   else:
-    config = config_lib.parse_config(config, path, begins=card is None)
+    # A value that is wrong may stand in either.
+    given = any(arg.lstrip('-').startswith('config.') for arg in argv)
+    config = config_lib.parse_config(
+        config, f'{path} and command line' if given else path, begins=card is None)
   if card and values.mode != 'plan':
     return Command(values, _finish_known(config, card, values.workdir, values.mode), path)
   config = _expand_keys(config)

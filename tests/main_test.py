@@ -368,6 +368,12 @@ def test_a_refused_run_can_be_put_right_where_it_is(capsys, tmp_path):
   check_refused(capsys, [T, '--config.layout.row_tokens=8', workdir], 'layout.row_tokens=')
 
 
+def test_a_wrong_value_is_told_of_all_who_may_have_given_it(run_copy, capsys):
+  argv = [f'--workdir={run_copy}', '--mode=eval', '--config.eval.split=tset']
+  check_refused(capsys, argv, f"{run_copy}/config.json and command line: eval.split='tset' is none")
+  check_refused(capsys, [T, *argv], "tiny.py and command line: eval.split='tset'")
+
+
 @pytest.mark.slow
 def test_controls_of_a_run(run_copy, capsys):
   code, out = run_cli(T, f'--workdir={run_copy}', '--mode=controls')

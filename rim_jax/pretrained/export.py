@@ -262,7 +262,8 @@ def _describe(config, card, is_sentencepiece):
       lines += ['', 'That is a GGUF file, which `AutoPeftModel` does not find. Load it first, and '
                 'then the adapters:', '', '```python', 'import peft', 'import transformers', '',
                 f'model = transformers.AutoModelForCausalLM.from_pretrained({str(path.parent)!r}, '
-                f'gguf_file={path.name!r})', f'model.resize_token_embeddings({num_rows})',
+                f'gguf_file={path.name!r})',
+                f'model.resize_token_embeddings(max({num_rows}, model.config.vocab_size))',
                 "model = peft.PeftModel.from_pretrained(model, '.')  # this directory", '```']
   elif not card['untied'] and config.model.tie_embeddings:
     lines += ['', 'The output matrix is tied to the embedding, so the three ids are kept out by '

@@ -139,7 +139,7 @@ def test_adapters_of_a_gguf_file_tell_how_they_are_loaded(tmp_path):
     readmes.append((tmp_path / f'{base.stem} out/README.md').read_text())
   assert 'Resize its embedding to at least 275 rows' in readmes[0] and '```python' not in readmes[0]
   assert f"from_pretrained('{tmp_path}', gguf_file='a model.gguf')" in readmes[1]
-  assert 'model.resize_token_embeddings(275)\n' in readmes[1]
+  assert 'embeddings(max(275, model.config.vocab_size))\n' in readmes[1]
 
 
 def rename_blocks(folder):
