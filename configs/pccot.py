@@ -1,10 +1,9 @@
 """PCCoT: thoughts found together in three iterations, and paired with the written chain as in CODI.
 
-It has as many thoughts as Coconut's last stage, and no curriculum. GPT-2 and
-SmolLM2 have 24 thoughts, which PCCoT's authors gave GPT-2. Llama has 6 thoughts in six iterations,
-as in a run of one of them. Method:
-arXiv 2506.18582; rim_jax/methods/pccot.py lists the differences from its authors' code. All else is
-as in rim.py.
+It has no curriculum. On the chain and ProsQA it has as many thoughts as Coconut's last stage. GPT-2
+and SmolLM2 have 24, as PCCoT's authors gave GPT-2, and Llama has 6 thoughts in six iterations, as
+in a run of one of them. Method: arXiv 2506.18582; rim_jax/methods/pccot.py lists the differences
+from its authors' code. All else is as in rim.py.
 
   python -m rim_jax.main --config=configs/pccot.py
       The chain task. Cost: not measured alone. Score: 13.0 / 49.2 / 100.0 %
