@@ -239,7 +239,10 @@ def test_a_token_that_is_decoded_copies_no_cache_of_all_layers():
   (loop,) = [e for e in list_equations(whole, 'while') if list(
       list_equations(e.params['body_jaxpr'].jaxpr, 'scan'))]
   layers, = list_equations(loop.params['body_jaxpr'].jaxpr, 'scan')
-  carried = layers.params['num_carry']
-  assert any(v.aval.ndim == 5 for v in layers.outvars[:carried])
-  listed = layers.invars[layers.params['num_consts'] + carried:] + layers.outvars[carried:]
-  assert listed and not [v for v in listed if v.aval.ndim == 5]
+  one = layers.params['jaxpr'].jaxpr  # of what is listed it sees one layer's part
+  pairs = [*zip(layers.invars, one.invars, strict=True),
+           *zip(layers.outvars, one.outvars, strict=True)]
+  carried = [x for x, y in pairs if x.aval.ndim == y.aval.ndim]
+  listed = [x for x, y in pairs if x.aval.ndim == y.aval.ndim + 1]
+  assert len(carried) + len(listed) == len(pairs) and any(x.aval.ndim == 5 for x in carried)
+  assert listed and not [x for x in listed if x.aval.ndim == 5]
