@@ -79,6 +79,9 @@ def test_records_that_one_stage_cannot_use_move_no_others():
     first, second = make(kept, 150), make(np.arange(300), 150, skip=150)
     num_again = len(set(first) & set(second))
     assert num_again > 30 if moved else num_again <= 3
+    half = np.arange(0, 300, 2)  # half of its epoch is behind it where half of the other's is
+    num_again = len(set(make(np.arange(300), 150)) & set(make(half, 75, skip=75)))
+    assert num_again > 20 if moved else num_again <= 10
     assert (set(make(kept, 297)) == set(kept)) and (set(make(np.arange(300), 300)) == set(
         whole.records))
 
