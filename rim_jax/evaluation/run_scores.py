@@ -45,18 +45,16 @@ def check_questions(task, with_valid: bool = True):
     leaves no room for its answer, with any number of blocks or tokens that is asked for; and for
     fewer questions than are needed to choose a checkpoint by.
   """
-  asked = [(task, 'valid', task.config.eval.num_valid_examples)] * with_valid + [
-      (one, one.config.eval.split, one.config.eval.num_examples) for one in list_sets(task)]
-  for one, split, limit in asked:
-    records = get_records(one, split, limit)
+  if with_valid:
+    scores.encode_questions(get_records(task, 'valid', task.config.eval.num_valid_examples),
+                            task.config, task.codec, task.config.eval_blocks)
+  for one in list_sets(task):
     config = one.config
-    scores.encode_questions(records, config, one.codec, config.eval_blocks)
-    if split == 'valid':
-      continue
-    most = max(config.eval_blocks, config.eval_budget)
-    for num_tokens in {config.layout.block_tokens, config.eval.budget_tokens} - {0}:
-      scores.encode_questions(
-          records, replace_keys(config, {'layout.block_tokens': num_tokens}), one.codec, most)
+    records = get_records(one, config.eval.split, config.eval.num_examples)
+    largest = replace_keys(config, {'layout.block_tokens': max(
+        config.layout.block_tokens, config.eval.budget_tokens)})
+    scores.encode_questions(
+        records, largest, one.codec, max(config.eval_blocks, config.eval_budget))
     if config.eval.checkpoint == 'splits':
       scores.check_splits(records)
     if config.facts.blocks_are_steps:

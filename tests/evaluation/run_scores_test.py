@@ -121,6 +121,7 @@ def test_each_number_of_tokens_is_marked_for_itself(tmp_path, monkeypatch):
 @pytest.mark.parametrize('changes, told', [
     ({}, ''), ({'eval__budget_blocks': 30}, 'positions'),
     ({'eval__budget_tokens': 20}, 'positions'),
+    ({'eval__budget_tokens': 20, 'eval__split': 'valid'}, 'positions'),
     ({'eval__checkpoint': 'splits', 'eval__num_examples': 10}, 'too few to choose by')])
 def test_what_would_end_a_run_after_its_last_update_is_told_before_its_first(
     changes, told, tmp_path):
