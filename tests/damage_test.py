@@ -1,7 +1,7 @@
 """Every file of a finished run, damaged in every way: each mode is right, or refuses in one line.
 
 Never a traceback, never another result. What is damaged, how and where follows from a seed, which
-a failure prints. `-m slow` runs 2,400 of them, a share runs by default.
+a failure prints. `-m slow` runs 2,400 of them.
 """
 
 import json
@@ -181,9 +181,7 @@ def _in_place(finished, use_devices, monkeypatch):
   shutil.copytree('whole', 'sweep')
 
 
-def test_a_share_of_all_damages(finished, capsys):
-  wrong = [try_damage(finished, capsys, seed, CHEAP) for seed in range(15)]
-  assert wrong == [[]] * 15
+
 
 
 @pytest.mark.slow

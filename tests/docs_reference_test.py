@@ -170,8 +170,10 @@ def test_the_best_of_a_kept_search_is_what_methods_are_compared_at(name):
 
 
 @pytest.mark.parametrize('method, thoughts, passes', [
-    ('rim_stage2', 0, 1), ('rim_stage2', 0, 3), ('coconut_stage', 3, 1), ('pccot', 3, 2),
-    ('pccot', 3, 1), ('lotus_stage', 3, 2), ('lotus_stage', 3, 1)])
+    ('rim_stage2', 0, 1), ('pccot', 3, 2), *(
+        pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ('rim_stage2', 0, 3), ('coconut_stage', 3, 1), ('pccot', 3, 1), ('lotus_stage', 3, 2),
+            ('lotus_stage', 3, 1)))])
 def test_costs_of_an_answer_are_counted_tokens(method, thoughts, passes, monkeypatch):
   config = support.make_config(method, layout__block_tokens=thoughts or 1, loop__num_passes=passes)
   count = config.layout.num_blocks

@@ -205,6 +205,7 @@ def load_pictures():
   return module
 
 
+@pytest.mark.slow
 def test_pictures_are_what_their_script_draws_today(tmp_path, monkeypatch):
   pictures = load_pictures()
   kept = {p.name: read_picture(p) for p in pictures.HERE.glob('*.svg')}

@@ -153,15 +153,17 @@ def test_the_workdir_is_the_one_that_the_run_takes():
 
 @pytest.mark.parametrize('argv, told', [
     (['supervise.py', '--', '/nonexistent'], '/nonexistent: there is no such program'),
-    (['supervise.py', '--'], 'there is no command'), (['supervise.py'], 'there is no command'),
     (['supervise.py', '--', 'true', '--workdir=~nosuch/x'], "no user 'nosuch'"),
     pytest.param(['supervise.py', '--', 'true', '--workdir=az://b/r'], 'needs the package adlfs',
                  marks=pytest.mark.skipif(
                      any(map(importlib.util.find_spec, ('adlfs', 'tensorflow'))), reason='has it')),
-    (['local_hosts.py', '--', '/nonexistent'], '/nonexistent: there is no such program'),
-    (['local_hosts.py', '--processes=0', '--', 'true'], 'is not 1 or more'),
-    (['local_hosts.py', '--processes=-3', '--dry-run', '--', 'true'], 'is not 1 or more'),
-    (['local_hosts.py', '--devices=0', '--', 'true'], 'is not 1 or more')])
+    (['local_hosts.py', '--processes=0', '--', 'true'], 'is not 1 or more'), *(
+        pytest.param(*case, marks=pytest.mark.slow) for case in (
+            (['supervise.py', '--'], 'there is no command'),
+            (['supervise.py'], 'there is no command'),
+            (['local_hosts.py', '--', '/nonexistent'], '/nonexistent: there is no such program'),
+            (['local_hosts.py', '--processes=-3', '--dry-run', '--', 'true'], 'is not 1 or more'),
+            (['local_hosts.py', '--devices=0', '--', 'true'], 'is not 1 or more')))])
 def test_a_mistake_of_a_launcher_s_user_is_one_line_and_2(argv, told):
   done = subprocess.run([sys.executable, ROOT / 'launch' / argv[0], *argv[1:]], text=True,
                         capture_output=True, timeout=300)

@@ -368,6 +368,7 @@ def test_a_refused_run_can_be_put_right_where_it_is(capsys, tmp_path):
   check_refused(capsys, [T, '--config.layout.row_tokens=8', workdir], 'layout.row_tokens=')
 
 
+@pytest.mark.slow
 def test_a_wrong_value_is_told_of_all_who_may_have_given_it(run_copy, capsys):
   argv = [f'--workdir={run_copy}', '--mode=eval', '--config.eval.split=tset']
   check_refused(capsys, argv, f"{run_copy}/config.json and command line: eval.split='tset' is none")
@@ -405,7 +406,7 @@ def test_a_workdir_that_cannot_be_written(name, capsys):
   check_refused(capsys, [T, f'--workdir={name}'], (name, 'cannot be written', 'another --workdir'))
 
 
-@pytest.mark.parametrize('mode', ['eval', 'controls'])
+@pytest.mark.parametrize('mode', ['eval', pytest.param('controls', marks=pytest.mark.slow)])
 def test_a_run_that_cannot_be_written_is_not_asked(mode, run_copy, capsys, monkeypatch):
   """As on a disk that is mounted to be read: root may write where modes forbid it."""
   def refuse(*args):
@@ -482,7 +483,8 @@ def test_a_report_is_written_anew_from_files_alone(run_copy, monkeypatch):
 
 
 @pytest.mark.parametrize('mode, more', [
-    ('report', []), ('data', ['--config=tiny.py', '--config.mesh.fsdp=64'])])
+    pytest.param('report', [], marks=pytest.mark.slow),
+    ('data', ['--config=tiny.py', '--config.mesh.fsdp=64'])])
 def test_what_is_shown_of_files_opens_no_accelerator(run_copy, mode, more):
   """A training run may hold it, and it may not be there: here no TPU is."""
   done = subprocess.run(

@@ -181,6 +181,7 @@ def test_runs_are_reported_and_compared(old):
             for case in ((True, True), (True, False), (False, True)))]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on(old):
   points = pathlib.Path('sweep/points')
   left = points / 'method=pause,seed=1'

@@ -104,8 +104,8 @@ def test_what_would_end_a_later_stage_is_told_before_the_first(tmp_path, cache, 
 
 
 @pytest.mark.parametrize('taken, num_devices, mesh', [
-    (3, 1, MeshConfig()), (5, 1, MeshConfig()), *(
-        pytest.param(taken, 8, MeshConfig(2, 2, 2), marks=pytest.mark.slow) for taken in (3, 5))])
+    (3, 1, MeshConfig()), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (5, 1, MeshConfig()), (3, 8, MeshConfig(2, 2, 2)), (5, 8, MeshConfig(2, 2, 2))))])
 def test_six_steps_are_three_and_a_restore_and_three(
     tmp_path, cache, whole, use_devices, taken, num_devices, mesh):
   """Parameters, optimizer, data position and losses, bit for bit; also when killed off a save."""
@@ -146,6 +146,7 @@ def read_choice(workdir):
           checkpoint_lib.rate_checkpoints(workdir), result.step, result.block_acc)
 
 
+@pytest.mark.slow
 def test_what_a_run_ends_with_does_not_depend_on_where_it_was_asked_to_stop(
     tmp_path, cache, whole, use_devices):
   """A save at a stop is there to go on from: not evaluated, never the best, in nobody's place."""
@@ -166,6 +167,7 @@ def test_what_a_run_ends_with_does_not_depend_on_where_it_was_asked_to_stop(
   assert set(asked) == {3, 6} == set(run_folder.RunFolder(undisturbed).load_valid())
 
 
+@pytest.mark.slow
 def test_a_notice_that_comes_after_a_stage_s_last_step_is_no_stage_late(
     tmp_path, cache, whole, use_devices):
   config = make_two_stages(cache)
@@ -184,6 +186,7 @@ def test_a_notice_that_comes_after_a_stage_s_last_step_is_no_stage_late(
     support_runs.assert_same_run(undisturbed / name, tmp_path / 'parts' / name)
 
 
+@pytest.mark.slow
 def test_valid_is_asked_as_when_the_run_began(tmp_path, cache, whole, use_devices):
   """Else the best would be chosen among accuracies on different questions."""
   config, told = make_config(cache), []
@@ -198,6 +201,7 @@ def test_valid_is_asked_as_when_the_run_began(tmp_path, cache, whole, use_device
   assert read_choice(tmp_path / 'parts') == read_choice(undisturbed)
 
 
+@pytest.mark.slow
 def test_a_finished_run_whose_last_checkpoint_is_damaged_takes_its_steps_again(
     tmp_path, cache, whole, use_devices):
   config, told = make_config(cache), []
@@ -374,6 +378,7 @@ def test_any_method_begins_with_the_run_that_is_named_and_its_card_says_which(
       make_config(cache, 'rim', train__init_from=str(mine)), tmp_path / 'rim', say=QUIET)
 
 
+@pytest.mark.slow
 def test_memory_rows_that_no_run_has_trained_begin_as_this_run_asks(cache, whole, use_devices):
   asked = {'model__memory_init': 'token', 'model__memory_token': 3, 'model__memory_noise': 0.0}
   config = make_config(cache, 'pause', **asked)
@@ -555,6 +560,7 @@ def test_kill_minus_nine_and_the_same_command_again(tmp_path, cache, whole, use_
   support_runs.assert_same_run(whole(config, use_devices), tmp_path / 'parts')
 
 
+@pytest.mark.slow
 def test_memory_of_a_device_is_told():
   """2x2x2: what is split counts an eighth or a quarter, what is not counts whole."""
   config = support.make_config(model__embed_dim=256, model__mlp_dim=512)

@@ -262,7 +262,8 @@ def test_time_grows_with_the_row_and_not_with_its_square(make):
   assert many < 16 * 5 * max(few, 1e-4)  # the square would be 256 times as long
 
 
-@pytest.mark.parametrize('part', ['A. ', 'aa. ', '1. '])
+@pytest.mark.parametrize('part', [
+    'A. ', *(pytest.param(case, marks=pytest.mark.slow) for case in ('aa. ', '1. '))])
 def test_the_largest_row_of_sentences_takes_its_length_in_time(part):
   """Beyond the hostile rows above: a copy of the text at each stop is fast, and a square."""
   def spend(size):

@@ -214,6 +214,7 @@ def test_what_cannot_be_had_is_one_line(hub_at, name, answer, culprit):
   assert '\n' not in text and 'hf_secret' not in text
 
 
+@pytest.mark.slow
 def test_what_was_cut_off_goes_on_where_it_stopped(hub_at, monkeypatch):
   monkeypatch.setattr('huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT', 1)
   hub_at.tail = 100_000

@@ -98,6 +98,7 @@ def test_devices_change_nothing():
   assert [q['tokens'] for q in one['questions']] == [q['tokens'] for q in eight['questions']]
 
 
+@pytest.mark.slow
 def test_the_weights_are_those_by_which_attention_means():
   """Whatever the values: on more keys than a head has dimensions, in bfloat16 too."""
   keys = jax.random.split(jax.random.key(0), 4)

@@ -49,9 +49,9 @@ def test_logits_equal_those_of_the_training_forward(prefix, network, switches, m
 
 
 @pytest.mark.parametrize('method, changes, passes', [
-    *(pytest.param(*case, 1, marks=pytest.mark.slow) for case in (
-        ('direct', {}), ('rim_stage2', {}))),
-    ('rim_stage2', HIDDEN | BIDIRECTIONAL, 1), ('rim_stage2', {'loop__num_passes': 3}, 3),
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('direct', {}, 1), ('rim_stage2', {}, 1), ('rim_stage2', {'loop__num_passes': 3}, 3))),
+    ('rim_stage2', HIDDEN | BIDIRECTIONAL, 1),
     ('coconut_stage', {'layout__num_blocks': 1, 'layout__block_tokens': 2}, 3)])
 def test_a_prefix_is_read_in_the_pass_over_the_trunk(method, changes, passes, monkeypatch):
   """Its states, keys and values are those of a pass of its own; the network is called no more."""
@@ -84,7 +84,9 @@ def test_a_prefix_is_read_in_the_pass_over_the_trunk(method, changes, passes, mo
       jnp.where(seen, a[:, :5], 0), jnp.where(seen, b[:, :5], 0)), found[1], want[1])
 
 
-@pytest.mark.parametrize('method, prefix', [('rim_stage2', '+'), ('rim_stage2', ''), ('cot', '')])
+@pytest.mark.parametrize('method, prefix', [
+    ('rim_stage2', '+'), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('rim_stage2', ''), ('cot', '')))])
 def test_greedy_answers_agree_with_decoding_without_a_cache(method, prefix):
   config = support.make_config(method, layout__answer_prefix=prefix)
   model, decoder = support.make_decoder(config)
@@ -183,6 +185,7 @@ def test_first_tokens_are_drawn_from_the_softmax(temperature):
   assert stats.chisquare(counts, expected).pvalue > 0.01
 
 
+@pytest.mark.slow
 def test_a_block_reads_the_same_whatever_follows_it():
   """The trunk is causal: K = 3's first readouts are K = 1's and K = 2's."""
   config = support.make_config('rim_stage2')

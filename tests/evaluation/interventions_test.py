@@ -115,6 +115,7 @@ def test_an_answer_that_lies_in_the_memory_follows_it(prefix):
   assert blocks['question_hidden'] == [1.0, 1.0, 1.0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prefix', PREFIXES)
 def test_without_latents_the_answer_is_read_also_where_a_chain_was_written(prefix):
   config = make_config(prefix, 'lotus_stage', layout__num_blocks=1, layout__block_tokens=1,
@@ -208,8 +209,8 @@ def test_closing_tokens_run_again_have_the_states_of_the_prefill(make):
   assert np.abs(np.asarray(hidden - again)[:5]).max() > 1e-3
 
 
-@pytest.mark.parametrize('method', [
-    'codi', *(pytest.param(m, marks=pytest.mark.slow) for m in THOUGHTS if m != 'codi')])
+@pytest.mark.slow
+@pytest.mark.parametrize('method', THOUGHTS)
 def test_thoughts_of_another_question_bring_its_answer_where_nothing_else_is_seen(method):
   """However thoughts were found, their keys and values are all that a readout has of a question."""
   config = make_thoughts(method, layout__answer_prefix='+', layout__readout_sees_question=False)

@@ -156,6 +156,7 @@ def test_a_budget_curve_is_an_evaluation_for_each_number_of_blocks():
   assert len(set(alone)) > 2
 
 
+@pytest.mark.slow
 def test_other_numbers_of_tokens_in_a_block_are_other_layouts_of_the_same_network():
   config = support.make_config('rim_stage2', layout__num_blocks=1, layout__block_tokens=2,
                                eval__budget_tokens=3, eval__max_new_tokens=1, eval__batch_size=20)

@@ -219,8 +219,8 @@ def test_under_dropout_both_passes_read_the_question_alike():
 # ---- Decoding ----
 
 
-@pytest.mark.parametrize('network, skip_steps, prefix', [
-    ('rope', -1, '+-'), pytest.param('learned', 1, '', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('network, skip_steps, prefix', [('rope', -1, '+-'), ('learned', 1, '')])
 def test_decoding_s_logits_are_those_of_the_training_forward(
     network, skip_steps, prefix, monkeypatch):
   config = make_config(2, skip_steps, network, layout__answer_prefix=prefix)

@@ -45,9 +45,9 @@ def test_whatever_else_modifies_the_method_its_share_stays(changes):
 
 @pytest.mark.parametrize('method, changes', [
     ('rim_stage1', {'curriculum__schedule': 'absolute', 'curriculum__absolute_steps': 4}),
-    ('rim_stage1', {'curriculum__schedule': 'absolute', 'curriculum__absolute_steps': 10}),
-    pytest.param('rim_stage2', {'loop__num_passes': 2},
-                                     marks=pytest.mark.slow)])
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('rim_stage1', {'curriculum__schedule': 'absolute', 'curriculum__absolute_steps': 10}),
+        ('rim_stage2', {'loop__num_passes': 2})))])
 def test_the_loss_grows_by_the_weighted_mean_of_what_is_predicted_inside(method, changes):
   def compute(weight):
     config = support.make_config(method, layout__row_tokens=96, layout__block_tokens=2,

@@ -63,7 +63,8 @@ def test_it_is_shown_what_latents_predict():
   assert lines[-1].pieces[0].text == '2\n3\n'
 
 
-@pytest.mark.parametrize('num_passes, weight', [(3, 0.25), (1, 0.0)])
+@pytest.mark.parametrize('num_passes, weight', [
+    (3, 0.25), pytest.param(1, 0.0, marks=pytest.mark.slow)])
 def test_logits_and_both_means_are_those_by_hand(num_passes, weight):
   """As many whole forwards of each sequence, without a cache; means over tokens of the batch.
 
@@ -128,6 +129,7 @@ def test_stage_0_is_cot_and_without_injection_any_passes_are_one(monkeypatch):
   support.assert_close(read(looped), plain)
 
 
+@pytest.mark.slow
 def test_a_later_step_and_the_answer_change_nothing_for_the_first_latents():
   config = make_config(num_passes=4)
   model, codec = support.make_model(config), support.make_codec(config)

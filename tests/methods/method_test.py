@@ -40,14 +40,15 @@ def make_config(latents, **more):
 
 @pytest.mark.parametrize('method, changes, another_network', [
     ('cot', {}, False),
-    ('rim_stage2', {}, False),
     ('rim_stage1', {'loop__num_passes': 3}, False),
-    ('coconut_stage', {'layout__block_tokens': 3}, False),
-    ('coconut_stage', {'layout__num_blocks': 0}, False),  # without thoughts
-    ('coconut_stage', {'layout__block_tokens': 3, 'aux__decoder': 'copy'}, True),
-    ('codi', {'layout__block_tokens': 3, 'aux__decoder': 'shared'}, False),
-    ('pccot', {'layout__block_tokens': 3, 'loop__num_passes': 2}, False),
-    ('lotus_stage', {'layout__block_tokens': 2, 'loop__num_passes': 3}, False)])
+    ('coconut_stage', {'layout__block_tokens': 3}, False), *(
+        pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ('rim_stage2', {}, False),
+            ('coconut_stage', {'layout__num_blocks': 0}, False),  # without thoughts
+            ('coconut_stage', {'layout__block_tokens': 3, 'aux__decoder': 'copy'}, True),
+            ('codi', {'layout__block_tokens': 3, 'aux__decoder': 'shared'}, False),
+            ('pccot', {'layout__block_tokens': 3, 'loop__num_passes': 2}, False),
+            ('lotus_stage', {'layout__block_tokens': 2, 'loop__num_passes': 3}, False)))])
 def test_the_tokens_that_enter_the_layers_are_those_of_its_count(
     method, changes, another_network, monkeypatch):
   """Padding too. An auxiliary network reads whole rows once."""

@@ -121,8 +121,8 @@ def test_the_last_block_s_answer_is_paired_with_a_chain_after_the_question(metho
             row, batch.slot_index[row, slot]]])
 
 
-@pytest.mark.parametrize('method', [
-    'rim_stage1', pytest.param('rim_stage2', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('method', ['rim_stage1', 'rim_stage2'])
 def test_the_loss_is_the_host_s_and_two_means_whatever_has_faded(method):
   """Late in stage 1 the norm is below the number of examples; both means are of examples still."""
   config = make_config(method, distill__weight=0.7, distill__teacher_weight=0.4)
@@ -154,6 +154,7 @@ def test_the_loss_is_the_host_s_and_two_means_whatever_has_faded(method):
   assert read['distilled'] > 0.1
 
 
+@pytest.mark.slow
 def test_both_means_stay_where_every_readout_has_faded():
   """In one part or two: what is divided by the norm of 1 is as without fading."""
   def compute(schedule, parts=(ROWS,)):

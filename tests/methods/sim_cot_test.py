@@ -186,6 +186,7 @@ def test_a_second_network_trains_with_adapters_and_begins_as_their_base():
   assert np.abs(grads['memory'][0] - held['memory'][0]).max() > 0  # through the thoughts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_thoughts', [0, 2])
 def test_a_second_network_decays_only_where_there_are_thoughts(num_thoughts):
   config = make_config(num_thoughts=num_thoughts, aux__decoder='copy', optim__weight_decay=0.1)

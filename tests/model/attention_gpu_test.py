@@ -77,6 +77,7 @@ def test_queries_may_be_fewer_than_keys():
   assert_equal_dense(config, fields, q, k, v, weight, 16, queries=queries)
 
 
+@pytest.mark.slow
 def test_a_query_that_sees_nothing_pulls_on_nothing():
   config, fields, q, k, v, _ = make_case()
   padding = np.asarray(fields.example == 0)
@@ -87,6 +88,7 @@ def test_a_query_that_sees_nothing_pulls_on_nothing():
   assert all((g == 0).all() for g in grads)
 
 
+@pytest.mark.slow
 def test_invisible_tiles_are_never_computed_and_every_run_is_the_same():
   """A key that is not a number would reach every query through any product with its tile."""
   config, fields, q, k, v, weight = make_case()

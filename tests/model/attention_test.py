@@ -29,7 +29,8 @@ def test_tiles_equal_the_dense_form(switches, tile):
     support.assert_close(tiled, dense)
 
 
-@pytest.mark.parametrize('queries', [slice(None), slice(60, 220)])  # all, and some over a cache
+@pytest.mark.parametrize('queries', [  # all, and some over a cache
+    slice(None), pytest.param(slice(60, 220), marks=pytest.mark.slow)])
 def test_the_kernel_equals_the_dense_form(queries):
   """Splash, interpreted: the program that a TPU runs."""
   config = support.make_config(layout__row_tokens=256, model__max_positions=256)
@@ -60,6 +61,7 @@ def test_a_query_that_sees_nothing_gets_zeros_and_pulls_on_nothing():
   assert all((g == 0).all() for g in grads)
 
 
+@pytest.mark.slow
 def test_queries_may_be_fewer_than_keys():
   """As in decoding: readouts over a cache of trunk and readouts."""
   config = support.make_config(layout__row_tokens=96)
@@ -133,6 +135,7 @@ def test_bfloat16_sums_in_float32():
   support.assert_close(out.astype(jnp.float32)[used], dense[used], relative=1e-2)
 
 
+@pytest.mark.slow
 def test_devices_attend_for_their_own_rows_and_heads():
   config = support.make_config(layout__row_tokens=96)
   fields = make_fields(config, [support.RECORDS[:3], support.RECORDS[1:2]] * 2)

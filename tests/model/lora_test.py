@@ -98,6 +98,7 @@ def test_only_adapters_and_memory_rows_train(network):
   assert jax.tree.structure(adam.mu) == jax.tree.structure(state.params)
 
 
+@pytest.mark.slow
 def test_dropout_reaches_the_adapters_only():
   config = make_config('llama', model__lora__dropout=0.5)
   model = support.make_model(config)

@@ -60,6 +60,7 @@ def test_a_step_takes_as_long_as_its_slowest_part():
       'compute': 4.0, 'hbm': 5.0, 'ici': 0.0, 'step': 5.0}
 
 
+@pytest.mark.slow
 def test_the_ceiling_of_a_step_bound_by_compute_is_its_share_of_useful_flops(monkeypatch):
   monkeypatch.setattr(compile_lib, 'compile_step', compile_here)
   config = support.make_config(train__batch_rows=8)
@@ -71,6 +72,7 @@ def test_the_ceiling_of_a_step_bound_by_compute_is_its_share_of_useful_flops(mon
   assert found['roofline_secs']['step'] == flops['per_device']
 
 
+@pytest.mark.slow
 def test_a_plan_whose_kernels_are_unknown_claims_no_time(monkeypatch):
   class Compiled:
     """A step's text with one call more, which nobody knows."""
@@ -188,6 +190,7 @@ def test_a_state_too_large_for_the_chip_is_not_even_compiled(monkeypatch):
   assert found['hbm_gib']['needed'] > found['state_gib']  # gradients come on top
 
 
+@pytest.mark.slow
 def test_a_gpu_has_what_jax_takes_of_it(monkeypatch):
   """Its compiler never refuses: what it allocates is compared with the part that JAX takes."""
   monkeypatch.setattr(machines.Machine, 'is_gpu', True)
@@ -230,6 +233,7 @@ def test_alternatives_of_two_slices_fill_the_machine():
     sharding.make_mesh(shape, machine.devices)  # or that raises
 
 
+@pytest.mark.slow
 def test_the_first_setting_that_fits_is_found(monkeypatch):
   tried = []
 

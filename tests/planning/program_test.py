@@ -122,12 +122,12 @@ class ReportFirst(Endless):
   def compile(self, compiler_options):
     folder = compiler_options['xla_dump_to']
     get_path(folder, '-memory-usage-report').write_text('all')
-    time.sleep(1)
+    time.sleep(0.5)
     with get_path(folder).open('w') as file:
       for part in (TEXT[:30], TEXT[30:]):
         file.write(part)
         file.flush()
-        time.sleep(1)
+        time.sleep(0.5)
     super().compile(compiler_options)
 
 
@@ -139,6 +139,7 @@ class Silent(Endless):
     time.sleep(600)
 
 
+@pytest.mark.slow
 def test_a_compilation_ends_with_who_asked_for_it(tmp_path):
   """Also with one that is killed: it would go on for minutes, on all cores."""
   told = tmp_path / 'pid'

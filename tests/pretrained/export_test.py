@@ -38,7 +38,8 @@ FAMILIES = ('gpt2', 'llama', 'llama3', 'qwen2', 'qwen3', 'gemma3')
 QUESTIONS = ('Tom has 3 pens. How many?', 'x  \n\n', '', ' "<b>" ½ é ', 'Is 1,000 > 999?\u2028no')
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', [
+    *FAMILIES[:2], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[2:])])
 def test_what_did_not_train_comes_back_bit_for_bit(family, tmp_path):
   config = make_config(family, model__lora__rank=0, optim__trainable='memory', export__untie=False)
   _, params, frozen = make_model(config)
@@ -51,8 +52,10 @@ def test_what_did_not_train_comes_back_bit_for_bit(family, tmp_path):
 
 
 @pytest.mark.parametrize('family, untie', [
-    *((family, False) for family in FAMILIES), ('gpt2', True), ('gemma3', True), *(
-        pytest.param(family, True, marks=pytest.mark.slow) for family in FAMILIES[1:-1])])
+    ('gpt2', True), ('llama', False), ('gemma3', False), *(
+        pytest.param(*case, marks=pytest.mark.slow) for case in (
+            ('gpt2', False), ('llama', True), ('gemma3', True), *(
+                (family, untie) for family in FAMILIES[2:-1] for untie in (False, True))))])
 def test_the_exported_model_computes_what_the_run_does(family, untie, tmp_path):
   """Read back as a plain model, on plain ids: the blocks are ordinary tokens of it."""
   config = make_config(family, export__untie=untie)
@@ -130,6 +133,7 @@ def test_html_is_no_memory_and_what_spells_a_block_is_told(family, tmp_path):
     assert 'separator' not in str(e.value)
 
 
+@pytest.mark.slow
 def test_adapters_of_a_gguf_file_tell_how_they_are_loaded(tmp_path):
   readmes = []
   for base in (GOLDEN / 'llama', write_gguf(tmp_path / 'a model.gguf', GOLDEN / 'llama')):
@@ -151,6 +155,7 @@ def rename_blocks(folder):
     (folder / name).write_text(text.replace('"format": 2', '"format": 1'))
 
 
+@pytest.mark.slow
 def test_an_export_with_the_older_names_is_loaded_and_exported_again(tmp_path):
   config = make_config('llama')
   _, params, frozen = make_model(config)
@@ -307,7 +312,7 @@ def make_with_image_token(folder):
   return folder
 
 
-@pytest.mark.parametrize('untie', [True, False])
+@pytest.mark.parametrize('untie', [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_special_token_that_the_model_has_no_row_for_is_never_answered(untie, tmp_path):
   config = make_config(make_with_image_token(tmp_path / 'model'), export__untie=untie)
   _, params, frozen = make_model(config)
@@ -353,6 +358,7 @@ def verify(out, config, spoil=lambda params: params, questions=('1+1?', 'Tom has
                              make_records(questions), references, say)
 
 
+@pytest.mark.slow
 def test_a_reference_is_of_its_prompt_alone_and_few_widths_are_compiled(monkeypatch):
   config = make_config(GOLDEN / 'gpt2')
   program, params, frozen = make_model(config)

@@ -384,11 +384,10 @@ def test_a_model_on_the_hub_is_described_without_its_weights(monkeypatch):
 
 
 @pytest.mark.parametrize('template', [
-    '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
-    "{{ 'x' * 10 ** 9 * 4 }}",
-    "{% set s = 'x' * 99999 %}{% for a in s %}{% for b in s %}{% for c in s %}{% endfor %}"
-    '{% endfor %}{% endfor %}',
-])
+    "{{ 'x' * 10 ** 9 * 4 }}", *(pytest.param(case, marks=pytest.mark.slow) for case in (
+        '{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}',
+        "{% set s = 'x' * 99999 %}{% for a in s %}{% for b in s %}{% for c in s %}{% endfor %}"
+        '{% endfor %}{% endfor %}'))])
 def test_a_template_that_takes_too_much_ends(folder, template, monkeypatch):
   monkeypatch.setattr(chat, '_SECONDS', 2)
   path = folder('llama')

@@ -21,7 +21,7 @@ from tests.support_pretrained import write_export as write
 GOLDEN = pathlib.Path(__file__).parents[1] / 'golden'
 
 
-@pytest.mark.parametrize('family', ['gpt2', 'llama'])
+@pytest.mark.parametrize('family', [pytest.param('gpt2', marks=pytest.mark.slow), 'llama'])
 def test_adapters_hold_one_module_each_in_peft_s_layout(family, tmp_path):
   config = make_config(family, export__adapters=True)
   _, params, frozen = make_model(config)
@@ -51,9 +51,9 @@ def make_fresh(config, mesh_config=None, devices=1):
 
 
 @pytest.mark.parametrize('family, mesh, devices', [
-    ('gpt2', None, 1), ('llama', MeshConfig(2, 2, 2), 8), *(
+    ('llama', MeshConfig(2, 2, 2), 8), *(
         pytest.param(*case, marks=pytest.mark.slow) for case in (
-            ('llama', None, 1), ('gpt2', MeshConfig(2, 2, 2), 8)))])
+            ('llama', None, 1), ('gpt2', None, 1), ('gpt2', MeshConfig(2, 2, 2), 8)))])
 def test_what_is_written_comes_back(family, mesh, devices, tmp_path):
   config = make_config(family, export__adapters=True)
   _, params, frozen = make_model(config)
@@ -88,7 +88,8 @@ def test_adapters_without_memory_rows_are_told(tmp_path):
 
 
 @pytest.mark.parametrize('changes, culprits', [
-    ({'model__lora__rank': 3}, ['r=2, here it is 3', 'lora_A.weight is [2, 16]']),
+    pytest.param({'model__lora__rank': 3}, ['r=2, here it is 3', 'lora_A.weight is [2, 16]'],
+                 marks=pytest.mark.slow),
     ({'model__lora__alpha': 8.0}, ['lora_alpha=4.0, here it is 8.0']),
     ({'model__lora__targets': 'query'}, ['o_proj.lora_A.weight belongs to no adapter']),
 ])

@@ -171,7 +171,8 @@ def is_begun_by(out, bos):
 
 
 @pytest.mark.parametrize('family, bos', [
-    ('qwen3', '<|end|>'), ('gpt2', 'a'), ('llama', '<|stop|>'), ('spaced', '</s>')])
+    ('gpt2', 'a'), ('spaced', '</s>'), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('qwen3', '<|end|>'), ('llama', '<|stop|>')))])
 def test_a_bos_that_the_model_s_tokenizer_does_not_add_is_added_by_that_of_the_export(
     family, bos, tmp_path):
   base = (make_spaced(tmp_path / 'base') if family == 'spaced' else

@@ -89,7 +89,8 @@ def test_logits_of_a_mistral_equal_those_of_transformers(window, tmp_path):
   assert apart.nonzero()[0].tolist() == ([23] if window == 23 else [])
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', [
+    *FAMILIES[:2], *(pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES[2:])])
 def test_greedy_tokens_equal_those_of_transformers(family):
   golden = np.load(GOLDEN / family / 'golden.npz')
   count = len(golden['greedy_0'])
@@ -109,7 +110,7 @@ class _NeverEnds:
   eos_id, vocab_size = -1, 272
 
 
-@pytest.mark.parametrize('num_ids', [272, 100])
+@pytest.mark.parametrize('num_ids', [pytest.param(272, marks=pytest.mark.slow), 100])
 def test_padding_rows_are_never_decoded(num_ids):
   """Rows of the embedding beyond the tokenizer's ids mean no text, whatever their logits are."""
   config = make_config(GOLDEN / 'llama', eval__batch_size=1, eval__max_new_tokens=32)
@@ -245,7 +246,8 @@ def get_frozen(folder):
   return load(folder)[3]
 
 
-@pytest.mark.parametrize('dtype', [np.float32, np.uint8, np.bool_])
+@pytest.mark.parametrize('dtype', [
+    np.float32, *(pytest.param(kind, marks=pytest.mark.slow) for kind in (np.uint8, np.bool_))])
 def test_gpt2_without_its_prefix_and_with_its_buffers(folder, dtype):
   def edit(tensors):
     tensors = {k.removeprefix('transformer.'): v for k, v in tensors.items()}

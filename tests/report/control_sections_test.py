@@ -214,7 +214,8 @@ def test_they_are_asked_of_the_last_stage_alone_and_of_blocks_alone(tmp_path):
   assert 'memory do the work' not in text and 'not asked yet' not in text
 
 
-@pytest.mark.parametrize('where', ['set', pytest.param('checkpoint', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('where', ['set', 'checkpoint'])
 def test_text_from_a_run_is_inert(tmp_path, where, drawn_figures):
   attention = make_attention(True)
   attention['what'] = NASTY

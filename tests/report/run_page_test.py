@@ -238,6 +238,7 @@ def test_the_page_needs_no_other_file(tmp_path, drawn_figures):
       'figures', 'report.html', 'stage1', 'stage2']
 
 
+@pytest.mark.slow
 def test_every_figure_is_kept_as_a_picture_and_as_its_data(tmp_path, drawn_figures):
   results = write_curriculum(tmp_path)
   page = write_page(tmp_path, 'rim')
@@ -350,7 +351,8 @@ def test_the_page_holds_the_reproduction_card(tmp_path):
   assert rows['optim.learning_rate'] == '0.001' and rows['method'] == 'direct'
 
 
-@pytest.mark.parametrize('source', ['gsm8k', 'gsm8k_perturbed', 'chain', 'prosqa'])
+@pytest.mark.parametrize('source', ['gsm8k', 'chain', *(
+    pytest.param(case, marks=pytest.mark.slow) for case in ('gsm8k_perturbed', 'prosqa'))])
 def test_what_the_paper_reports_stands_beside_the_own_accuracy(tmp_path, source):
   results = write_curriculum(tmp_path)['stage2']
   config = dataclasses.replace(config_lib.Config(method='rim'),
@@ -486,8 +488,9 @@ def test_generated_answers_are_parsed_and_the_last_is_the_answer():
 
 
 @pytest.mark.parametrize('changes, shown', [
-    ({}, True), ({'step': 7}, False), ({'set': 'test-k0'}, False), ({'probes': {}}, False),
-    ({'rule_version': 1}, False)])
+    ({}, True), ({'step': 7}, False), *(
+        pytest.param(case, False, marks=pytest.mark.slow) for case in (
+            {'set': 'test-k0'}, {'probes': {}}, {'rule_version': 1}))])
 def test_what_a_probe_selects_stands_among_the_results_that_it_is_of(
     tmp_path, changes, shown):
   write_curriculum(tmp_path)

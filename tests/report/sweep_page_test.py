@@ -123,6 +123,7 @@ def add_results(state, **fields):
   path.write_text(json.dumps(results))
 
 
+@pytest.mark.slow
 def test_accuracy_by_blocks_and_by_answers_drawn_is_a_mean_over_seeds(tmp_path, drawn_figures):
   """K stand by size; the K of training is told once where it is one, else for each setting."""
   states = support_sweep.make_states(tmp_path, [
@@ -202,6 +203,7 @@ def test_a_page_of_more_settings_than_a_table_holds_says_so(tmp_path):
   assert [cell for cell, _ in page.tables[1][0]] != ['', *map(str, range(1, 11))]
 
 
+@pytest.mark.slow
 def test_accuracies_after_blocks_are_means_over_seeds_with_their_errors(swept):
   """In the table and in the figure; the setting of one seed has no error."""
   folder, page, entries = swept
@@ -284,6 +286,7 @@ def test_what_a_probe_selects_stands_in_the_headline(asked):
   assert '1,selected_acc,2,0.625,0.125' in (folder / 'sweep.csv').read_text().split('\n')
 
 
+@pytest.mark.slow
 def test_nothing_asked_leaves_the_headline_as_it_is(swept):
   _, page, _ = swept
   assert len(page.tables[0][0]) == 9 and 'selected by a probe' not in page.text
@@ -393,6 +396,7 @@ def test_times_and_ratios_of_every_part_are_those_of_sweep_json(time_methods, tm
   assert 'pause,first_token_ratio batch 1,2,1.5,0.25\n' in rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('other', ['b', 'b8', 'longer'])
 def test_times_of_unlike_machines_are_not_averaged(time_methods, tmp_path, other):
   rows, headline, text, told = time_methods('a', 'a', 'a', other)

@@ -269,6 +269,7 @@ def test_seeds_without_a_spread_have_no_interval():
     stats.summarize_pairs([])
 
 
+@pytest.mark.slow
 def test_an_interval_holds_as_often_as_it_says_where_pairs_share_their_seed():
   """Differences of three settings on each of three seeds, which shift all three alike."""
   rng = np.random.default_rng(0)

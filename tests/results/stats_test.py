@@ -38,7 +38,7 @@ def test_means_are_apart_as_welch_s_test_says_whatever_number_is_compared():
     assert not stats.is_apart(stats.summarize([same] * 3), stats.summarize([0.1, 0.2, 0.3]))
 
 
-@pytest.mark.parametrize('num_settings', [2, 7])
+@pytest.mark.parametrize('num_settings', [2, pytest.param(7, marks=pytest.mark.slow)])
 def test_of_equal_settings_the_best_is_seldom_called_apart_from_another(num_settings):
   rng = np.random.default_rng(0)
   wrong = 0

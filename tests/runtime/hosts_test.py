@@ -234,8 +234,8 @@ with hosts.Watchdog(3.0) as dog:
 """
 
 
-@pytest.mark.parametrize('hangs, code', [
-    (0.5, 0), pytest.param(30, hosts.EXIT_STALLED, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('hangs, code', [(0.5, 0), (30, hosts.EXIT_STALLED)])
 def test_a_process_that_was_suspended_has_not_stalled(hangs, code):
   """It still ends one that hangs, counted from when it went on."""
   process = subprocess.Popen(
@@ -254,6 +254,7 @@ def test_no_stall_before_the_first_beat_or_where_it_is_off(stall_secs, beats):
   assert watch(stall_secs, beats, 1.2) == []
 
 
+@pytest.mark.slow
 def test_a_beat_may_ask_for_more_time():
   """A save of many GB takes longer than a step, and is no standstill."""
   ended = []
@@ -446,7 +447,8 @@ def test_a_killed_process_ends_the_others_and_the_launcher_goes_on(tmp_path, by_
   jax.tree.map(np.testing.assert_array_equal, params, other_params)
 
 
-@pytest.mark.parametrize('kind', ['model', pytest.param('adapters', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', ['model', 'adapters'])
 def test_several_processes_export_the_files_of_one(tmp_path, use_devices, capsys, kind):
   """Parameters split over two processes, part of a model on each."""
   recipe = support_runs.write_recipe(
@@ -611,7 +613,7 @@ with hosts.StopSignal() as stop:
 '''
 
 
-@pytest.mark.parametrize('saves', [False, True])
+@pytest.mark.parametrize('saves', [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_notice_before_the_loop_of_one_launched_process_is_kept(saves, tmp_path):
   """As of every job of one node: JAX takes the signal from its start on, also for one process.
 

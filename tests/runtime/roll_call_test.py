@@ -60,7 +60,7 @@ def test_everyone_who_came_hears_who_did_not():
     assert 'of 5 processes, 2, 4 did not come' in line
 
 
-@pytest.mark.parametrize('token', ['', 'secret'])
+@pytest.mark.parametrize('token', [pytest.param('', marks=pytest.mark.slow), 'secret'])
 def test_a_process_of_another_run_is_refused(token):
   told = call_roll(3, [0, 1, 2], timeout=3, claims={2: 4}, tokens=dict.fromkeys(range(3), token))
   assert 'process 2 at 127.0.0.1 says it is one of 4' in told[0]
@@ -187,10 +187,11 @@ def reset(line):
 
 @pytest.mark.parametrize('answer, told', [
     (reset, 'it ends the connection: is it of another run'),
-    (socket.socket.close, 'it ends the connection: is it of another run'),
     (say(b'SSH-2.0-OpenSSH_9\r\n'), "another program listens there: it says 'SSH-2.0-OpenSSH_9'"),
-    (say(b'\xff' * 300), 'another program listens there'),
-    (say(b'0' * 32 + b'\n'), 'it ends the connection')])
+    *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (socket.socket.close, 'it ends the connection: is it of another run'),
+        (say(b'\xff' * 300), 'another program listens there'),
+        (say(b'0' * 32 + b'\n'), 'it ends the connection')))])
 def test_what_is_no_process_0_is_named_at_the_deadline(answer, told):
   line = report_in(answer, 0.7)
   assert told in line and 'process 1 cannot reach process 0' in line and line.isprintable()

@@ -268,6 +268,7 @@ def test_a_bucket_whose_holder_was_killed_is_taken_after_a_wait(bucket, monkeypa
   assert not (folder / '.lock').exists()
 
 
+@pytest.mark.slow
 def test_a_bucket_that_is_away_for_a_while_leaves_the_run_its_workdir(bucket, monkeypatch):
   """Its client's errors are no OSError; the thread that renews died of the first for good."""
   monkeypatch.setattr(storage, '_LEASE_SECS', 0.2)
@@ -366,6 +367,7 @@ def test_the_tracebacks_that_a_bucket_s_client_logs_are_not_shown_where_a_line_t
 # ---- Checkpoints and a whole run ----
 
 
+@pytest.mark.slow
 def test_checkpoints_come_back_and_damaged_ones_are_put_aside(place):
   support_runs.save_checkpoints(place, [0.1, 0.9, 0.3, 0.2])
   assert checkpoint_lib.list_steps(place / 'checkpoints') == [4, 3, 2]

@@ -110,6 +110,7 @@ def count_starts(workdir):
   return {p.parent.name: len(p.read_text()) for p in (workdir / 'points').glob('*/starts')}
 
 
+@pytest.mark.slow
 def test_what_all_say_together(cheap):
   said = cheap()
   found = json.loads((cheap.workdir / 'sweep.json').read_text())['entries']
@@ -134,6 +135,7 @@ def test_what_all_say_together(cheap):
              for row in rows) == 2
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_seed_are_compared(cheap):
   """Seeds differ in which questions are right; the first group has seed 1 alone."""
   (cheap.workdir / 'broken').write_text('0')
@@ -176,6 +178,7 @@ def test_what_is_done_stays_and_a_larger_grid_runs_what_is_new(cheap):
   assert count_starts(cheap.workdir) == {p.name: 1 for p in cheap.points}
 
 
+@pytest.mark.slow
 def test_a_point_that_is_named_otherwise_now_goes_on_as_it_was(cheap):
   """Done stays done; and names that change with the grid run nothing twice."""
   cheap(points=cheap.points[:3])
@@ -303,6 +306,7 @@ def test_a_failing_point_is_shown_and_retried_only_when_asked(cheap):
   assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_is_shown_the_others_go_on_and_asked_again_it_does(cheap):
   (cheap.workdir / 'kill').touch()
   (cheap.workdir / 'points/rate=0.5,seed=0').mkdir(parents=True)
@@ -378,6 +382,7 @@ def test_another_key_of_all_points_is_told_once(cheap):
   assert f'{other[0].name}: was run with optim.b1=0.9' in str(e.value)
 
 
+@pytest.mark.slow
 def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
   """kill -9 of the driver: its runs get SIGTERM; and while one drives, a second is refused."""
   (cheap.workdir / 'wait').touch()
@@ -401,6 +406,7 @@ def test_a_killed_driver_takes_its_runs_with_it_and_the_next_goes_on(cheap):
   assert sorted(count_starts(cheap.workdir).values()) == [1, 1, 2, 2]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_of_its_point_alone_and_the_others_go_on(cheap):
   """A run says so as it dies, here in the words of main.cli; the reason is on the page too."""
   (cheap.workdir / 'full').touch()
@@ -413,6 +419,7 @@ def test_a_full_disk_is_told_of_its_point_alone_and_the_others_go_on(cheap):
   assert 'error' not in cheap(retry=True)
 
 
+@pytest.mark.slow
 def test_settings_that_are_worse_early_end_and_are_told_of(cheap):
   """The second setting ends; every other run goes on, and again nothing is run."""
   halving = halving_lib.Halving((0.25, 0.5), 0.5)
@@ -485,6 +492,7 @@ def test_ctrl_c_ends_the_runs_saved_and_the_same_command_goes_on(cheap):
   assert '0 done before, 4 to run' in cheap()
 
 
+@pytest.mark.slow
 def test_a_setting_that_failed_is_not_judged(cheap):
   """Its place is nobody's: of one setting that is left one goes on."""
   (cheap.workdir / 'broken').write_text('0')
@@ -521,6 +529,7 @@ def test_a_point_that_runs_as_a_job_of_its_own_is_seen_by_driver_and_conclusion(
       pass
 
 
+@pytest.mark.slow
 def test_a_driver_leaves_a_point_that_another_process_holds_for_a_while(cheap, monkeypatch):
   (cheap.workdir / 'held').touch()
   monkeypatch.setattr(driver_lib, '_WAIT_SECS', 2.0)
@@ -554,6 +563,7 @@ def test_a_conclusion_alone_runs_nothing(cheap):
   assert not (cheap.workdir / 'typo').exists()
 
 
+@pytest.mark.slow
 def test_a_stop_while_controls_are_asked_leaves_what_the_runs_said(cheap, monkeypatch):
   def stop(*args):
     raise KeyboardInterrupt

@@ -47,9 +47,9 @@ def test_unequal_micro_batches_equal_the_whole(method, extra):
                 {k: results[0][1][k] for k in ('loss', 'grad_norm', 'norm', 'block_nll')}, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mesh', [
-    MeshConfig(2, 2, 2), pytest.param(MeshConfig(8, 1, 1), marks=pytest.mark.slow),
-    pytest.param(MeshConfig(1, 4, 2), marks=pytest.mark.slow)])
+    MeshConfig(2, 2, 2), MeshConfig(8, 1, 1), MeshConfig(1, 4, 2)])
 def test_every_mesh_gives_the_same_update(mesh):
   config = support.make_config(train__batch_rows=8, optim__eps=1.0)
   single = take(config, jax.devices()[:1], count=3)[0]
