@@ -1,12 +1,11 @@
-"""Records of a task: the chain task, GSM8K, its variants and ProsQA, each written by TFDS.
+"""Records of a task, written once by TFDS and then read by index.
 
-Owns the fingerprints by which a changed file or parameter is noticed.
-`load_dataset` prepares a copy in array_record files once, under a name that holds the
-fingerprint of everything it was made from, and reads it by index from then on.
+`load_dataset` prepares a copy of a source's records in array_record files, under a name that holds
+the fingerprint of everything it was made from.
 """
 
 import collections
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 import contextlib
 import dataclasses
 import hashlib
@@ -19,23 +18,15 @@ import sys
 import typing
 
 from absl import logging
-import numpy as np
 import tensorflow_datasets as tfds
 
 from rim_jax import locks, reader
-from rim_jax.config import DataConfig, list_identity
-from rim_jax.data import chain as chain_lib
-from rim_jax.data import files as files_lib
-from rim_jax.data import gsm8k, hub, prosqa
+from rim_jax.config import DataConfig
+from rim_jax.data import hub, sources
 from rim_jax.data import records as records_lib
-from rim_jax.data.perturbed import variation
 from rim_jax.data.records import SPLITS, Record, Variant
 from rim_jax.errors import UserError
 
-# Of each source: goes up when the same input gives other records.
-_VERSIONS = {'rim_chain': '1.0.0', 'rim_gsm8k': '1.0.0', 'rim_gsm8k_perturbed': '1.0.0',
-             'rim_prosqa': '1.0.0'}
-_ROWS_VERSION = 2  # goes up when more rows are read, or fewer
 _DROPPED = 'dropped.txt'  # of a prepared copy: a line for each bad row that was dropped
 _QUESTIONS = 'questions.bin'  # of a prepared copy: a hash for each row of train
 _HASH_BYTES = 12
@@ -119,25 +110,6 @@ class Card(typing.TypedDict):
   notes: list[str]
 
 
-@dataclasses.dataclass
-class _Made:
-  """The records of a source, checked before anything of them is written."""
-  splits: dict[str, Iterable[Record]]
-  dropped: dict[str, list[str]]  # of each split, as files.parse_files tells them
-  notes: list[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-  """What a copy is prepared from."""
-  name: str
-  fingerprint: str  # of all that the records depend on
-  make: Callable[[Callable[[str], None]], _Made]  # of `say`; the same every time
-  fields: dict = dataclasses.field(default_factory=dict)  # of a record beside the usual ones
-  unread: Sequence[str] = ()  # the line that names files which are not read
-  alike: str = ''
-
-
 def load_dataset(config: DataConfig, say=print) -> Dataset:
   """The dataset a config asks for; prepared on first use, reused afterwards.
 
@@ -151,9 +123,9 @@ def load_dataset(config: DataConfig, say=print) -> Dataset:
   if hub.is_name(config.dir):
     fetched = hub.fetch(config.dir, 'dataset', say)
     origin, config = fetched.origin, dataclasses.replace(config, dir=str(fetched.path))
-  source = _SOURCES[config.source](config, say)
+  source = sources.SOURCES[config.source](config, say)
   root = pathlib.Path(config.cache_dir).expanduser() / 'prepared'
-  directory = root / source.name / source.fingerprint / _VERSIONS[source.name]
+  directory = root / source.name / source.fingerprint / sources.VERSIONS[source.name]
   if not directory.exists():
     with records_lib.report_unwritable(config):
       root.mkdir(parents=True, exist_ok=True)
@@ -201,14 +173,6 @@ def _prepare(source, root, directory, say):
     except OSError:  # where there are no locks, another process may have been first
       if not directory.exists():
         raise
-
-
-def _compute_fingerprint(*parts):
-  return hashlib.sha256(b''.join(map(_to_line, parts))).hexdigest()[:16]
-
-
-def _to_line(part):
-  return json.dumps(part, sort_keys=True).encode() + b'\n'
 
 
 def _report_damage(directory):
@@ -260,7 +224,7 @@ class _Tally:
   def add(self, record):
     self.counts[len(record.steps)] += 1
     self.questions.append(_hash_question(record.question))
-    self._digest.update(_to_line([record.question, record.steps, record.answer]))
+    self._digest.update(sources.to_line([record.question, record.steps, record.answer]))
 
   def get_fingerprint(self):
     return self._digest.hexdigest()[:16]
@@ -279,7 +243,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def __init__(self, source, splits, folder, say):
     self.name = source.name  # pyright: ignore[reportAttributeAccessIssue]
-    self.VERSION = tfds.core.Version(_VERSIONS[source.name])
+    self.VERSION = tfds.core.Version(sources.VERSIONS[source.name])
     self._fields, self._splits, self._say = source.fields, splits, say
     self.tallies = {name: _Tally() for name in splits}
     super().__init__(data_dir=folder, file_format='array_record',
@@ -322,144 +286,3 @@ def _describe(tallies) -> list[str]:
         notes.append(f'{name}: {num_shared} of its questions are also in {other}')
     earlier[name] = questions
   return notes
-
-
-# ---- The sources ----
-
-
-def make_chain_source(config: DataConfig, *unused) -> Source:
-  """Chains of arithmetic: `7+3+5` has the steps 0 and 5 modulo 10, and the answer 5."""
-  fingerprint = _compute_fingerprint(
-      'rim_chain', _VERSIONS['rim_chain'], list_identity(config.chain))
-  return Source('rim_chain', fingerprint, lambda say: _make_chain(config.chain))
-
-
-def _make_chain(chain):
-  sizes = {'train': chain.num_train, 'valid': chain.num_valid, 'test': chain.num_test}
-  questions = iter(chain_lib.draw_questions(chain, sum(sizes.values())))
-  splits = {name: [chain_lib.make_record(chain, *question, f'rim_chain/{name}:{i + 1}')
-                   for i, question in enumerate(itertools.islice(questions, size))]
-            for name, size in sizes.items()}
-  splits['train'] = chain_lib.spoil(splits['train'], chain)
-  return _Made(splits, {}, [])
-
-
-def make_gsm8k_source(config: DataConfig, say=print) -> Source:
-  """Rows of the files of `config.dir`, or else of OpenAI's; and problems made from them."""
-  folder = (pathlib.Path(config.dir).expanduser() if config.dir
-            else gsm8k.download_gsm8k(config, say))
-  found = files_lib.find_files(folder)
-  files, unread = _digest_files(found.splits), found.unread
-  made = config.source == 'gsm8k_perturbed'
-
-  def list_parts(on_bad_rows):
-    options = {
-        'on_bad_rows': on_bad_rows, 'step_marks': config.step_marks,
-        'num_valid': 0 if 'valid' in found.splits else config.num_valid,
-        **({} if config.steps == 'equations' else {'steps': config.steps})}
-    return ['rim_gsm8k', _VERSIONS['rim_gsm8k'], files, options, *_list_rules(on_bad_rows), *(
-        ['perturbed', _VERSIONS['rim_gsm8k_perturbed'], list_identity(config.perturbed)]
-        if made else [])]
-  fingerprint, alike = _compute_both(config, list_parts)
-  if made:
-    return Source('rim_gsm8k_perturbed', fingerprint,
-                  lambda say: _make_perturbed(config, found.splits, say),
-                  {'source_row': np.int64, 'variant': np.int64}, unread, alike)
-  return Source('rim_gsm8k', fingerprint, lambda say: _make_gsm8k(config, found.splits),
-                unread=unread, alike=alike)
-
-
-def _make_gsm8k(config, files):
-  """Questions, steps and answers from train, valid and test files."""
-  made = _read_files(config, files)
-  splits = made.splits
-  if 'valid' not in splits:
-    train_path, *others = [path for path, _ in files['train']]
-    splits['train'], splits['valid'] = gsm8k.hold_out(
-        splits['train'], config.num_valid, train_path)
-    made.notes.append(f"valid: {len(splits['valid'])} rows held out of "
-                      f"{'train' if others else train_path.name} by question hash")
-  return made
-
-
-def _make_perturbed(config, files, say):
-  """Variants of the training split's problems; valid and test as they are, as variant 0."""
-  made = _make_gsm8k(config, files)
-  valid, test = made.splits['valid'], made.splits['test']
-  perturbed = variation.Perturbed(
-      made.splits['train'], [*valid, *test], config.perturbed, config.step_marks, say)
-  splits = {'train': perturbed, **{
-      name: [Variant(**vars(r), source_row=variation.get_source_row(r), variant=0)
-             for r in records] for name, records in (('valid', valid), ('test', test))}}
-  return _Made(splits, made.dropped, perturbed.describe() + made.notes)
-
-
-def make_prosqa_source(config: DataConfig, *unused) -> Source:
-  """Problems of ProsQA's kind, and the files there are."""
-  found = files_lib.Found({}, [])
-  if config.dir:
-    folder = pathlib.Path(config.dir).expanduser()
-    found = files_lib.find_files(folder, (), 'draw all problems')
-    if not found.splits:
-      raise UserError(f"data.dir='{folder}': no train, valid or test file there; add one, or pass "
-                      'no directory to draw all problems')
-  files, drawn = _digest_files(found.splits), list_identity(config.prosqa)
-  fingerprint, alike = _compute_both(config, lambda on_bad_rows: [
-      'rim_prosqa', _VERSIONS['rim_prosqa'], files, on_bad_rows, drawn, *_list_rules(on_bad_rows)])
-  # The fingerprint is of these two as they are by default.
-  config = dataclasses.replace(config, steps='equations', step_marks=False)
-  return Source('rim_prosqa', fingerprint, lambda say: _make_prosqa(config, found.splits),
-                unread=found.unread, alike=alike)
-
-
-def _make_prosqa(config, files):
-  """A split that has a file is that, and its problems are not drawn."""
-  made = _read_files(config, files)
-  problems = prosqa.Problems(config.prosqa, itertools.chain(*made.splits.values()))
-  for name in SPLITS:
-    if name not in made.splits:
-      made.splits[name], note = problems.draw_split(name, getattr(config.prosqa, f'num_{name}'))
-      made.notes.append(note)
-  return made
-
-
-def _read_files(config, files) -> _Made:
-  """The splits that have a file."""
-  made = _Made({}, {}, [])
-  for name, parts in files.items():
-    parsed = files_lib.parse_files(parts, config)
-    made.splits[name], made.dropped[name] = parsed.records, parsed.dropped
-    made.notes += files_lib.describe_parsed(name, parsed)
-    num_without = sum(not record.steps for record in parsed.records)
-    if config.steps == 'equations' and 2 * num_without > len(parsed.records):
-      made.notes.append(
-          f'{name}: {num_without} of {len(parsed.records)} rows have no steps; if their solutions '
-          'are sentences, read these with --config.data.steps=sentences')
-  return made
-
-
-def _digest_files(splits):
-  digests = {split: [(path.name, hashlib.sha256(content).hexdigest()) for path, content in parts]
-             for split, parts in splits.items()}
-  return {split: files if len(files) > 1 else files[0] for split, files in digests.items()}
-
-
-def _compute_both(config, list_parts) -> tuple[str, str]:
-  """Fingerprints with `data.on_bad_rows` as it is, and as it is not."""
-  other = {'stop': 'drop', 'drop': 'stop'}[config.on_bad_rows]
-  return (_compute_fingerprint(*list_parts(config.on_bad_rows)),
-          _compute_fingerprint(*list_parts(other)))
-
-
-def _list_rules(on_bad_rows):
-  """What a fingerprint says of how rows are read, beyond what it always said.
-
-  Where bad rows stop a run, a rule that reads more of them changes no run that there is. Where
-  they are dropped, it reads other records of the same files.
-  """
-  return ['rows', _ROWS_VERSION] if on_bad_rows == 'drop' else []
-
-
-# data.source -> what makes its source of (DataConfig, say)
-_SOURCES = {'chain': make_chain_source, 'gsm8k': make_gsm8k_source,
-            'gsm8k_perturbed': make_gsm8k_source, 'prosqa': make_prosqa_source}

@@ -27,10 +27,10 @@ import pytest
 
 from rim_jax import locks
 from rim_jax.config import ChainConfig, DataConfig
-from rim_jax.config.schema import later
 from rim_jax.data import datasets, gsm8k, hub
 from rim_jax.errors import UserError
 from tests import support_locks
+from tests.support_data import make_rows, write_rows
 
 
 def quiet(_):
@@ -40,22 +40,6 @@ def quiet(_):
 def make_chain_data(tmp_path, **fields):
   sizes = {'num_train': 60, 'num_valid': 7, 'num_test': 11}
   return DataConfig(cache_dir=str(tmp_path / 'cache'), chain=ChainConfig(**{**sizes, **fields}))
-
-
-def write_rows(folder, **splits):
-  """Files of JSON rows, or of raw bytes; a split's name may carry its extension after '__'."""
-  folder.mkdir(parents=True, exist_ok=True)
-  for name, rows in splits.items():
-    if not isinstance(rows, bytes):
-      rows = b''.join(json.dumps(row).encode() + b'\n' for row in rows)
-    stem, _, extension = name.partition('__')
-    (folder / f"{stem}.{extension.replace('_', '.') or 'jsonl'}").write_bytes(rows)
-  return folder
-
-
-def make_rows(n, tag='q'):
-  return [{'question': f'{tag} {i}?', 'steps': [f'{i}+1={i + 1}'], 'answer': str(i + 1)}
-          for i in range(n)]
 
 
 def load_files(folder, tmp_path, say=quiet, **fields):
@@ -95,28 +79,6 @@ def test_chain_steps_recompute_and_splits_are_disjoint(tmp_path, fields):
       assert record.origin == f'rim_chain/{name}:{i + 1}'
       questions.append(record.question)
   assert len(set(questions)) == len(questions)
-
-
-def test_fingerprints_are_what_they_were_before_keys_were_added(tmp_path):
-  """One that changes orphans every run on those data."""
-  write_rows(tmp_path, train=b'train\n', valid=b'valid\n', test=b'test\n')
-  config = DataConfig()
-  assert datasets.make_chain_source(config).fingerprint == '85cf8b5a4d9415be'
-  assert datasets.make_prosqa_source(config).fingerprint == 'fccec716fbd4ed2a'
-  config = dataclasses.replace(config, dir=str(tmp_path))
-  assert datasets.make_gsm8k_source(config).fingerprint == '0ae4c8c8e2122a10'
-  config = dataclasses.replace(config, source='gsm8k_perturbed')
-  assert datasets.make_gsm8k_source(config).fingerprint == 'f9f31e4675ca1054'
-
-
-def test_a_later_key_is_in_the_fingerprint_where_it_is_not_neutral():
-  @dataclasses.dataclass(frozen=True)
-  class LaterChain(ChainConfig):
-    twist: int = later(0)
-  first, same, other = (
-      datasets.make_chain_source(DataConfig(chain=chain)).fingerprint
-      for chain in (ChainConfig(), LaterChain(), LaterChain(twist=1)))
-  assert first == same != other
 
 
 def test_chain_is_a_function_of_its_seed(tmp_path):
@@ -265,29 +227,6 @@ def test_bad_row_stops_and_is_named(tmp_path, line, what):
   assert message.startswith(f"{folder / 'test.jsonl'}:2: ") and what in message
   assert message.endswith(', or drop bad rows with --config.data.on_bad_rows=drop')
   assert '\n' not in message and not list((tmp_path / 'cache' / 'prepared').iterdir())
-
-
-@pytest.mark.parametrize('source', ['gsm8k', 'prosqa'])
-def test_whether_bad_rows_are_dropped_may_change_where_there_are_none(tmp_path, source):
-  files = dict(train=make_rows(5), test=make_rows(2))
-  prints = [[(s.fingerprint, s.alike) for s in (
-      datasets._SOURCES[source](DataConfig(source=source, dir=str(folder), num_valid=2,
-                                           on_bad_rows=rule), quiet) for rule in ('stop', 'drop'))]
-            for folder in (write_rows(tmp_path / 'a', **files),
-                           write_rows(tmp_path / 'b', **{**files, 'test': make_rows(3)}))]
-  for (mine, alike), other in prints:
-    assert other == (alike, mine) and mine != alike
-  assert not set(prints[0][0]) & set(prints[1][0])
-
-
-def test_data_may_move_as_long_as_its_files_keep_their_names_and_content(tmp_path):
-  files = dict(train=make_rows(5), test=make_rows(2))
-  folders = [write_rows(tmp_path / 'a', **files), write_rows(tmp_path / 'b', **files),
-             write_rows(tmp_path / 'c', **files)]
-  (folders[2] / 'train.jsonl').rename(folders[2] / 'train.json')
-  here, moved, renamed = (datasets.make_gsm8k_source(
-      DataConfig(source='gsm8k', dir=str(folder), num_valid=2)).fingerprint for folder in folders)
-  assert here == moved != renamed
 
 
 def test_bad_rows_are_dropped_and_counted_when_asked(tmp_path):

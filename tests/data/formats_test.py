@@ -209,13 +209,6 @@ def test_two_answers_or_none_are_told(text, what):
     formats.parse_row({'question': 'q', 'answer': text})
 
 
-@pytest.mark.parametrize('text, boxed', [
-    (r'\boxed{1} and \boxed{\frac{1}{2}}.', r'\frac{1}{2}'), (r'\boxed{\{1\}}', r'\{1\}'),
-    (r'\boxed{1', None), ('1', None), (r'\fbox{3}', '3')])
-def test_boxed_answers(text, boxed):
-  assert formats.find_boxed(text) == boxed
-
-
 @pytest.mark.parametrize('number, text', [
     ('1' * 40, '1' * 40),
     ('12345678901234567890123456789012345.0', '12345678901234567890123456789012345'),
@@ -262,13 +255,3 @@ def test_time_grows_with_the_row_and_not_with_its_square(make):
   assert many < 16 * 5 * max(few, 1e-4)  # the square would be 256 times as long
 
 
-@pytest.mark.parametrize('part', [
-    'A. ', *(pytest.param(case, marks=pytest.mark.slow) for case in ('aa. ', '1. '))])
-def test_the_largest_row_of_sentences_takes_its_length_in_time(part):
-  """Beyond the hostile rows above: a copy of the text at each stop is fast, and a square."""
-  def spend(size):
-    begin = time.process_time()
-    formats.split_sentences(part * (size // len(part)))
-    return time.process_time() - begin
-  few, many = (min(spend(size) for _ in range(2)) for size in (90_000, 900_000))
-  assert many < 3 * 10 * few
