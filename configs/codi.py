@@ -12,8 +12,9 @@ rim_jax/methods/codi.py lists the differences from its authors' code. All else i
       9.7 % (seed 0, chance); others not measured.
       On GPT-2 and the 1B model the learning rate is that of CODI's authors, on the 3B model that of
       SIM-CoT's. The weight of the distance is their 1, and 20 on Llama. (They take the mean over
-      one layer more, the embeddings.) They train for 40 epochs (GPT-2) and 10 (1B); the presets
-      train all models for 8.
+      one layer more, the embeddings.) They train for 40 epochs (GPT-2) and 10 (1B), and
+      begin with Llama's Instruct form; the presets train all models for 8, and Llama without
+      Instruct. Adapters of one input share their dropout (model.lora.shared_dropout).
 """
 
 from configs import presets

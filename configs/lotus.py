@@ -12,9 +12,9 @@ rim_jax/methods/lotus.py lists the differences from its authors' code. All else 
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
       100.0 / 100.0 % (seeds 0 / 1); others not measured.
       On the last three models adapters train at the preset's rate for 8 epochs, with a warm-up in
-      every stage. LOTUS's authors train all parameters at a constant 1e-4 and 5e-5 for 30 epochs
-      (GPT-2, 3B) to 100 (1B), from a network that writes chains; --config.train.init_from names
-      such a run.
+      every stage. Each stage before the last has a tenth of the examples; the authors' have a 30th.
+      LOTUS's authors train all parameters at a constant 1e-4 and 5e-5 for 30 epochs (GPT-2, 3B) to
+      100 (1B), from a network that writes chains; --config.train.init_from names such a run.
 """
 
 from configs import presets

@@ -2,8 +2,10 @@
 
 As coconut.py, and it answers in the same way. In training the network also reads the thoughts of
 each step alone and writes the step. Method: arXiv 2509.20317; rim_jax/methods/sim_cot.py lists the
-differences from its authors' code. With CODI in place of Coconut: --config=configs/codi.py
---config.aux.decoder=shared --config.aux.last_step=False.
+differences from its authors' code. The largest: here the network itself writes the steps, and
+--config.aux.decoder=copy adds a second network for this, as the authors have. With CODI in place of
+Coconut: --config=configs/codi.py --config.aux.decoder=shared --config.aux.last_step=False
+--config.layout.row_tokens=29 (on the chain task; chain_harder needs 36).
 
   python -m rim_jax.main --config=configs/sim_cot.py
       The chain task. Cost: not measured alone. Score: 100.0 / 100.0 / 100.0 %

@@ -14,6 +14,7 @@ import json
 import math
 import pathlib
 import statistics
+import textwrap
 
 from configs import compare
 from configs.sweeps import (
@@ -284,7 +285,8 @@ def _list_missing(runs, settings) -> list[str]:
     left = [s for s in settings if (s, seed) not in runs]
     told = f'all but {"; ".join(there)}' if 0 < len(there) < len(left) else '; '.join(left)
     if left:
-      lines.append(f'Missing with seed {seed}: {told if there else "all"}.')
+      lines += textwrap.wrap(f'Missing with seed {seed}: {told if there else "all"}.', 120,
+                             break_on_hyphens=False)
   return lines or ['No run is missing.']
 
 
@@ -311,7 +313,8 @@ def write_tables(page: str) -> str:
   """The page with each table between its two marks."""
   tables = {f'table {name}': make_table(name) for name in SWEEPS if name not in SEARCHES}
   tables |= {f'settings in {name}': make_search(name) for name in SEARCHES}
-  tables['costs of compare_chain'] = make_costs('compare_chain')
+  tables |= {f'costs of {name}': make_costs(name)
+             for name in ('compare_chain', 'compare_chain_harder')}
   tables['swaps in compare_chain'] = make_swaps(
       'compare_chain', ('rim', 'rim_paired', 'looped', 'lotus', 'sim_cot'))
   tables['swaps in inside'] = make_swaps('inside')

@@ -71,12 +71,17 @@ def _list_kinds(config: Config, prefix: tuple, num_chain: int, num_thoughts: int
 def plan_latency(config: Config, topology: str, say, sizes=BATCH_SIZES) -> list[dict]:
   """An entry for each way to answer and batch size, as JSON has it, on one device of a machine.
 
-  Raises: UserError for a method without memory blocks, and as `make_machine` does.
+  Raises: UserError for a method without memory blocks, or that does not read them once, and as
+    `make_machine` does.
   """
   config = stages_lib.make_stages(config)[-1][1]
-  if not config.facts.has_memory:
-    raise UserError(f'--latency: method={config.method} has no memory blocks to compare with; use '
-                    'a recipe of RiM, e.g. --config=configs/rim.py:gpt2')
+  fault = ('has no memory blocks' if not config.facts.has_memory
+           else f'reads its blocks {config.loop.num_passes} times' if config.loop.num_passes > 1
+           else '')
+  if fault:
+    raise UserError(f'--latency: it compares direct answering, RiM, Coconut and a written chain on '
+                    f'one network of RiM, and method={config.method} {fault}; use '
+                    '--config=configs/rim.py:gpt2, or time every method with bench/latency.py')
   *_, question, kinds = _make_case(topology, config)
   entries = []
   for size in sizes:

@@ -83,7 +83,7 @@ def test_changes_found_and_made_again_are_the_other_config():
     ('blocks', 'chain', 21), ('fading', 'chain', 27), ('stages', 'chain', 18),
     ('learning_rate', 'chain', 12), ('targets', 'chain', 12), ('reading', 'chain', 12),
     ('latents', 'chain', 9), ('inside', 'chain', 6), ('details', 'chain', 21),
-    ('passes', 'chain_harder', 24),
+    ('absolute', 'chain', 9), ('absolute', 'gpt2', 9), ('passes', 'chain_harder', 36),
     ('tuning', 'chain', 72), ('tuning', 'chain,codi,1', 6),
     ('hidden', 'chain', 27), ('aligned', 'chain', 12),
     ('lora', 'chain', 15), ('learning_rate', 'chain,cot', 12), ('blocks', 'gpt2', 21),

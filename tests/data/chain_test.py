@@ -1,11 +1,13 @@
 """The chain task's presets: rows have room for what is drawn, and schedules fit its chains."""
 
+import json
 import math
+import re
 
 import numpy as np
 import pytest
 
-from configs import compare, presets
+from configs import compare, presets, sim_cot
 from rim_jax import config as config_lib
 from rim_jax.config import stages as stages_lib
 from rim_jax.data import datasets
@@ -39,6 +41,17 @@ def test_a_row_has_room_for_an_example_and_an_answer_for_its_chain(preset, metho
   assert max(filled) <= tree.layout.row_tokens
   # RiM's rows of stage 1, plain, looped or paired, are one example each, exactly.
   assert method not in ('rim', 'looped', 'rim_paired') or max(filled) == tree.layout.row_tokens
+
+
+def test_codi_with_sim_cot_has_room_as_its_recipe_says():
+  told = dict(re.findall(r'--config\.([\w.]+)=(\w+)', sim_cot.__doc__.partition('With CODI')[2]))
+  tree = presets.make('codi', 'chain')
+  tree.data.chain.num_train = 100
+  tree.aux.update({'decoder': told['aux.decoder'], 'last_step': json.loads(
+      told['aux.last_step'].lower())})
+  config = config_lib.parse_config(tree)
+  filled = {layout_lib.count_example(e, config.layout)[0] for e in draw_examples(config)}
+  assert max(filled) == int(told['layout.row_tokens'])
 
 
 @pytest.mark.parametrize('method', compare.METHODS)

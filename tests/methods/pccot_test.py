@@ -41,11 +41,12 @@ def test_without_an_iteration_and_a_teacher_it_is_pause():
   np.testing.assert_allclose(*losses, rtol=1e-6)
 
 
-@pytest.mark.parametrize('projected, thoughts', [
-    (True, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((True, 3), (False, 3)))])
-def test_with_as_many_iterations_as_thoughts_it_is_codi(projected, thoughts):
-  """Loss and gradients, with teacher and distances."""
-  config = make_config(num_passes=thoughts + 1, layout__block_tokens=thoughts,
+@pytest.mark.parametrize('projected, thoughts, passes', [
+    (True, 2, 3), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        (True, 3, 4), (False, 3, 4), (True, 1, 2), (True, 2, 5)))])
+def test_with_as_many_iterations_as_thoughts_it_is_codi(projected, thoughts, passes):
+  """Loss and gradients, with teacher and distances; more iterations change nothing."""
+  config = make_config(num_passes=passes, layout__block_tokens=thoughts,
                        loop__projection=projected)
   other = make_config('codi', 1, layout__block_tokens=thoughts, codi__projection=projected)
   batch = jax.tree.map(jnp.asarray, support.make_batch(config, ROWS))
@@ -54,7 +55,7 @@ def test_with_as_many_iterations_as_thoughts_it_is_codi(projected, thoughts):
       compute(c, batch, jax.value_and_grad) for c in (config, other))
   support.assert_close(loss, expected)
   jax.tree.map(lambda a, b: support.assert_close(a, b, 4e-5), grads, others)
-  fewer = dataclasses.replace(config, loop=dataclasses.replace(config.loop, num_passes=2))
+  fewer = dataclasses.replace(config, loop=dataclasses.replace(config.loop, num_passes=thoughts))
   assert abs(compute(fewer, batch) - expected) > 1e-4
 
 

@@ -46,6 +46,10 @@ def test_every_method_is_compiled_and_compared_with_direct_answering(here):
   assert len(table) == 2 + len(entries) and '| rim_all | 1 |' in '\n'.join(table)
 
 
-def test_a_method_without_blocks_is_refused():
-  with pytest.raises(UserError, match='method=direct has no memory blocks'):
-    latency.plan_latency(support.make_config('direct'), 'v5e:2x4', lambda line: None)
+@pytest.mark.parametrize('method, changes, told', [
+    ('direct', {}, 'method=direct has no memory blocks'),
+    ('codi', {'layout__num_blocks': 1}, 'method=codi has no memory blocks'),
+    ('rim', {'loop__num_passes': 2}, 'reads its blocks 2 times')])
+def test_what_is_not_rim_in_one_pass_is_refused(method, changes, told):
+  with pytest.raises(UserError, match=told):
+    latency.plan_latency(support.make_config(method, **changes), 'v5e:2x4', lambda line: None)
