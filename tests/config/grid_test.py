@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from configs import compare, presets
-from configs.sweeps import tuning
+from configs.sweeps import hidden, passes, tuning
 from rim_jax.config import grid
 from rim_jax.errors import UserError
 from tests import support
@@ -96,6 +96,13 @@ def test_the_recipes_of_sweeps_are_points_that_differ(name, preset, count):
   spec.loader.exec_module(module)
   found = grid.load_points(module.get_config(preset), str(path))
   assert len(found) == count == len({grid.identify(p.config) for p in found})
+
+
+@pytest.mark.parametrize('recipe, own', [(hidden, 'chain'), (passes, 'chain_harder')])
+def test_a_sweep_whose_sizes_are_one_preset_s_refuses_others(recipe, own):
+  for preset in presets.PRESETS.keys() - {own}:
+    with pytest.raises(UserError, match=f"preset '{preset}': .* {own}"):
+      recipe.get_config(preset)
 
 
 @pytest.mark.parametrize('asked, count', [('chain,codi', 64_000), ('chain,codi,1', 256_000)])
