@@ -212,9 +212,11 @@ def _is_bounded(result: EvalResult) -> bool:
 
 
 def _describe(measure, results) -> str:
-  """What a measure means, of the standard error only where one is shown."""
-  return measure.meaning.removesuffix(', +- one standard error') if all(
-      map(_is_bounded, results)) else measure.meaning
+  """What a measure means, of the standard error and of bounds only where they are shown."""
+  bounded = [_is_bounded(result) for result in results]
+  meaning = measure.meaning.removesuffix(', +- one standard error') if all(
+      bounded) else measure.meaning
+  return meaning + ('; in brackets: 95% sure' if measure.heads and any(bounded) else '')
 
 
 def _add_error(accuracy: Cell, sign: str, result: EvalResult) -> Cell:
@@ -226,7 +228,7 @@ def _add_error(accuracy: Cell, sign: str, result: EvalResult) -> Cell:
     return accuracy + sign + _show(result.final_acc_stderr)
   least = 0.05 ** (1 / (result.n or 1))
   bound = f'at most {1 - least:.1%}' if result.final_acc == 0 else f'at least {least:.1%}'
-  return accuracy + f' (95% sure: {bound})'
+  return accuracy + f' ({bound})'  # short: the column of numbers is never broken
 
 
 def _make_headline(results) -> Table:

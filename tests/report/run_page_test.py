@@ -121,9 +121,9 @@ def test_where_all_or_none_are_right_a_bound_stands_in_place_of_an_error_of_zero
             test=make_result('direct', 0, block_acc=[float(right)], final_acc_stderr=0.0))
   # Clopper and Pearson's, one-sided: scipy's of two sides at 90 %.
   low, high = scipy_stats.binomtest(32 * right, 32).proportion_ci(0.9)
-  shown = f'{float(right):.1%} (95% sure: {bound} {low if right else high:.1%})'
+  shown = f'{float(right):.1%} ({bound} {low if right else high:.1%})'
   line = next(line for line in show(tmp_path, width=120).splitlines() if 'final accuracy' in line)
-  assert shown in line and 'of the last answer read)' in line
+  assert shown in line and '(of the last answer read; in brackets: 95%' in line
   assert any(shown in cell[0] for row in write_page(tmp_path, 'direct').tables[0] for cell in row)
 
 
