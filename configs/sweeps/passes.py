@@ -3,7 +3,8 @@
   python -m rim_jax.main --mode=sweep --config=configs/sweeps/passes.py --jobs=2 --controls
       R = 1, 2 and 3 with two layers and with four, at equal examples; one pass with as many FLOPs
       as two and as three passes; and one pass through R times as many layers. Cost: 36 runs of 10
-      to 120 minutes of 1 CPU core. Score: some of the runs, docs/results.md.
+      to 40 minutes of 1 CPU core, and by their FLOPs up to 120. Score: some of the
+      runs, docs/results.md.
 """
 
 from configs import presets

@@ -124,6 +124,7 @@ def test_where_all_or_none_are_right_a_bound_stands_in_place_of_an_error_of_zero
   shown = f'{float(right):.1%} ({bound} {low if right else high:.1%})'
   line = next(line for line in show(tmp_path, width=120).splitlines() if 'final accuracy' in line)
   assert shown in line and '(of the last answer read; in brackets: 95%' in line
+  assert '(of the last answer' in show(tmp_path, width=80)  # its column is wide enough to read
   assert any(shown in cell[0] for row in write_page(tmp_path, 'direct').tables[0] for cell in row)
 
 
