@@ -176,6 +176,25 @@ def assert_decoded_logits(ids_brn, seen, trained_brnv, eos):
     assert_close(logits[alive], trained_brnv[:, :, j][alive])
 
 
+def assert_logits_alone_as_together(config, questions, num_blocks, blocks, monkeypatch):
+  """Decoded in one batch, questions of several lengths have the logits that each has alone."""
+  assert len({len(question) for question in questions}) > 1
+  eos_id = make_codec(config).tokenizer.eos_id
+
+  def decode_these(questions):  # a new program, whose logits are these questions' alone
+    _, decoder = make_decoder(config)
+    return decode_and_record(decoder, questions, num_blocks, (), blocks, monkeypatch)
+  count, (ids, together) = 0, decode_these(questions)
+  for i, question in enumerate(questions):
+    mine, alone = decode_these([question])
+    np.testing.assert_array_equal(mine[0], ids[i])
+    for j, logits in enumerate(alone):
+      alive = (ids[i, :, :j] != eos_id).all(-1)
+      assert_close(logits[0][alive], together[j][i][alive])
+      count += alive.sum()
+  assert count > len(questions) * len(blocks)  # not each of them ends at once
+
+
 def write_decoded_row(codec, config, questions, ids_brn, row_tokens):
   """Questions with one block each, and what was decoded behind it as a target, all in one row."""
   examples = [layout_lib.Example(question, 1, 1, (layout_lib.Readout(

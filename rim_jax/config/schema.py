@@ -172,10 +172,10 @@ class LoopConfig:
   # number of its iterations. lotus sets R itself in every stage.
   num_passes: AtLeastOne = 1
   # Inputs of block tokens from the second pass on. gate: each token's own row, plus its last state
-  # through a trained gate that begins at 0. add: for each `<m>` its row plus its last state. shift:
-  # for each `<m>` the last state of the token before it. '': the method's default; for RiM it is
-  # gate.
-  rule: Literal['', 'gate', 'add', 'shift'] = ''
+  # through a trained gate that begins at 0. add: for each `<m>` its row plus its last state.
+  # replace: for each `<m>` its last state alone. shift: for each `<m>` the last state of the token
+  # before it. '': the method's default; for RiM it is gate.
+  rule: Literal['', 'gate', 'add', 'replace', 'shift'] = ''
   # shift: states go through a trained projection before they become inputs.
   projection: bool = False
 

@@ -65,6 +65,11 @@ def _feed_add(model, tokens_bw, embedded_bwd, states_bwd):
   return jnp.where(_is_memory(model, tokens_bw), embedded_bwd + states_bwd, embedded_bwd)
 
 
+def _feed_replace(model, tokens_bw, embedded_bwd, states_bwd):
+  """Every `<m>`: its own state in place of its row."""
+  return jnp.where(_is_memory(model, tokens_bw), states_bwd, embedded_bwd)
+
+
 def _feed_shift(model, tokens_bw, embedded_bwd, states_bwd):
   """Every `<m>`: the state of the token before it, or its projection, in place of its row."""
   # A block's tokens stand together and begin with <b>, so that none is another block's.
@@ -82,7 +87,7 @@ GATE = Rule(_feed_gate, Gate)
 
 def get_rule(config: Config) -> Rule:
   """What the blocks of a run's method are fed."""
-  return {'gate': GATE, 'add': Rule(_feed_add),
+  return {'gate': GATE, 'add': Rule(_feed_add), 'replace': Rule(_feed_replace),
           'shift': Rule(_feed_shift, Projected if config.loop.projection else None),
           }[config.loop_rule]
 

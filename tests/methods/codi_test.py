@@ -72,19 +72,21 @@ def lay_out_by_hand(config, record):
   question, prefix = encode(record.question), encode(config.layout.answer_prefix)
   says = [*encode(record.answer), codec.tokenizer.eos_id]
   chain = [*encode(''.join(f'{s}\n' for s in record.steps[:-1])), *prefix]
-  trunk = [*question, begin, *[begin + 1] * config.layout.block_tokens, begin + 2, *prefix]
+  trunk = [*question, begin, *[begin + 1] * config.layout.block_tokens, begin + 2]
+  given = len(trunk) + len(prefix) * (not config.layout.supervise_prefix)
+  text = [*trunk, *prefix, *says]
   return question, (
       ([*question, *chain, *says[:-1]], len(question), [*chain, *says], len(chain)),
-      ([*trunk, *says[:-1]], len(trunk), says, 0))
+      (text[:-1], given, text[given:], len(trunk) + len(prefix) - given))
 
 
-@pytest.mark.parametrize('network, reduction', [
-    ('rope', 'readout'), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
-        ('adapters', 'readout'), ('learned', 'token')))])
-def test_the_loss_is_that_of_sequences_read_alone_by_hand(network, reduction):
+@pytest.mark.parametrize('network, reduction, supervise_prefix', [
+    ('rope', 'readout', False), *(pytest.param(*case, marks=pytest.mark.slow) for case in (
+        ('adapters', 'readout', False), ('learned', 'token', False), ('rope', 'token', True)))])
+def test_the_loss_is_that_of_sequences_read_alone_by_hand(network, reduction, supervise_prefix):
   """Both readouts' losses, the distance of their states after each layer, and all gradients."""
   config = make_config(2, network, curriculum__reduction=reduction, distill__weight=0.7,
-                       distill__teacher_weight=0.4)
+                       distill__teacher_weight=0.4, layout__supervise_prefix=supervise_prefix)
   batch = make_batch(config)
   graphdef, params = nnx.split(support.make_model(config, seed=3))
 

@@ -89,7 +89,7 @@ def test_decoding_s_logits_are_those_of_the_training_forward(latents, more, monk
 
 @pytest.mark.slow
 @pytest.mark.parametrize('latents', LATENTS)
-def test_neither_the_batch_nor_the_mesh_nor_padding_changes_an_answer(latents):
+def test_neither_the_batch_nor_the_mesh_nor_padding_changes_an_answer(latents, monkeypatch):
   """Batch 1, 3 and 8, on one device and on eight; questions of several lengths; few programs."""
   results = []
   for size, devices in ((1, 1), (3, 1), (8, 8)):
@@ -101,6 +101,7 @@ def test_neither_the_batch_nor_the_mesh_nor_padding_changes_an_answer(latents):
     assert decoder._decode._cache_size() <= 2  # these questions have two widths
   assert results[0] == results[1] == results[2]
   assert len({text for text, in results[0]}) > 1
+  support.assert_logits_alone_as_together(config, questions[:2], 1, (1,), monkeypatch)
 
 
 @pytest.mark.slow
@@ -127,6 +128,7 @@ def test_latents_in_bfloat16_are_near_those_in_float32(latents):
 @pytest.mark.parametrize('latents, devices, mesh_config, more', [
     *((latents, 8, MeshConfig(2, 2, 2), {}) for latents in LATENTS),
     ('coconut', 4, MeshConfig(2, 1, 1, 2), {}),
+    ('sim_cot', 8, MeshConfig(2, 2, 2), {'aux__decoder': 'copy'}),
     # The spread is over a part, wherever its rows are.
     ('codi', 4, MeshConfig(2, 1, 1, 2), {'distill__std': 'all', 'model__remat': 'full'})])
 def test_a_step_on_a_mesh_is_that_of_one_device_and_compiles_once(

@@ -83,7 +83,8 @@ def feed_by_hand(model, rule, ids, in_block, embedded, states):
   is_memory, before = (ids == model.vocab_size + 1)[:, None], jnp.pad(states, ((1, 0), (0, 0)))[:-1]
   if rule == 'gate':
     return jnp.where(in_block[:, None], embedded + model.added.scale[...][None] * states, embedded)
-  return jnp.where(is_memory, embedded + states if rule == 'add' else before, embedded)
+  fed = {'add': embedded + states, 'replace': states, 'shift': before}[rule]
+  return jnp.where(is_memory, fed, embedded)
 
 
 @pytest.mark.parametrize('method, rule, network, changes, differentiate', [
@@ -92,6 +93,7 @@ def feed_by_hand(model, rule, ids, in_block, embedded, states):
         ('rim_stage2', 'gate', 'adapters', {'layout__answer_prefix': '+-'}),
         ('rim_stage1', 'shift', 'learned', {}), ('rim_stage2', 'add', 'learned', {}),
         ('rim_stage1', 'gate', 'learned', {'layout__bidirectional_blocks': True}),
+        ('rim_stage2', 'replace', 'rope', {}),
         ('pause', 'gate', 'adapters', {'layout__answer_prefix': '+',
                                        'layout__readout_sees_question': False}),
         ('rim_stage2', 'shift', 'adapters', {'layout__bidirectional_blocks': True,
@@ -267,7 +269,7 @@ def test_decoding_s_logits_are_those_of_the_training_forward(rule, prefix, chang
 
 
 @pytest.mark.slow
-def test_neither_the_batch_nor_the_mesh_changes_an_answer():
+def test_neither_the_batch_nor_the_mesh_changes_an_answer(monkeypatch):
   """Batch 1, 3 and 8, on one device and on eight; questions of several lengths."""
   results = []
   for size, devices in ((1, 1), (3, 1), (8, 8)):
@@ -279,6 +281,7 @@ def test_neither_the_batch_nor_the_mesh_changes_an_answer():
     assert decoder._decode._cache_size() <= 2  # these questions have two widths
   assert results[0] == results[1] == results[2]
   assert len({text for row in results[0] for text in row}) > 1
+  support.assert_logits_alone_as_together(config, questions[:2], 3, (1, 3), monkeypatch)
 
 
 @pytest.mark.slow
