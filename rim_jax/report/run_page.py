@@ -111,8 +111,9 @@ def show_results(console, folder, num_shown: int, name: str) -> None:
     return
   result = results[name]
   examples = _choose_examples(load_predictions(folder, name), num_shown)
-  show(console, [_tabulate_result(name, result), _tabulate_examples(examples, result),
-                 paragraph(f'Rule: {result.answer_rule}.')])
+  show(console, [_tabulate_result(name, result),
+                 *(t for field in _VARIED for t in _tabulate_varied(field, result)),
+                 _tabulate_examples(examples, result), paragraph(f'Rule: {result.answer_rule}.')])
 
 
 def _tabulate_result(name, result: EvalResult) -> Table:
@@ -301,8 +302,10 @@ def _make_questions(name, stage, folder, sets, is_last) -> list[Section]:
   controls = control_sections.make_parts(name, folder) if (
       is_last and stage.facts.has_blocks) else []
   return [*parts,
-          *optional('Accuracy and time with more and fewer passes', _make_passes(name, sets)),
-          *optional('Accuracy with more and fewer tokens in a block', _make_tokens(name, sets)),
+          *optional('Accuracy and time with more and fewer passes',
+                    _make_varied('passes', name, sets)),
+          *optional('Accuracy with more and fewer tokens in a block',
+                    _make_varied('tokens', name, sets)),
           *controls]
 
 
@@ -316,38 +319,40 @@ def _make_budgets(name, stage, sets: dict[str, EvalResult]) -> Blocks:
                        lines)])
 
 
-def _make_passes(name, sets: dict[str, EvalResult]) -> Blocks:
-  """Accuracy and time with R passes over K blocks, from one trained model."""
-  return [block for key, result in sets.items() for block in _make_variants(
-      f'{name}, {key}: accuracy with R passes over K blocks', 'R',
-      ('passes R', 'ms to the first token'),
-      [(p.num_passes, p.acc, {k: number(time.median, f'{time.median:,.2f}')
-                              for k, time in (p.first_token_ms or {}).items()})
-       for p in result.passes or ()])]
+# What else of a trained model may be varied beside K: the title, and heads of the first column and
+# of the last.
+_VARIED = {
+    'passes': ('accuracy with R passes over K blocks', 'passes R', 'ms to the first token'),
+    'tokens': ('accuracy with K blocks of M tokens', 'tokens M', 'positions')}
 
 
-def _make_tokens(name, sets: dict[str, EvalResult]) -> Blocks:
-  """Accuracy with M tokens in each of K blocks, from one trained model."""
-  return [block for key, result in sets.items() for block in _make_variants(
-      f'{name}, {key}: accuracy with K blocks of M tokens', 'M', ('tokens M', 'positions'),
-      [(t.block_tokens, t.acc, {k: 'not trained' if int(k) in (t.beyond_positions or ())
-                                else 'trained' for k in t.acc}) for t in result.tokens or ()])]
+def _list_varied(field: str, result: EvalResult) -> list[tuple[int, dict[str, float], dict]]:
+  """(value, accuracy by K, the last column's cell by K) for each value of a key of _VARIED."""
+  if field == 'passes':
+    return [(p.num_passes, p.acc, {k: number(time.median, f'{time.median:,.2f}')
+                                   for k, time in (p.first_token_ms or {}).items()})
+            for p in result.passes or ()]
+  return [(t.block_tokens, t.acc, {k: 'not trained' if int(k) in (t.beyond_positions or ())
+                                   else 'trained' for k in t.acc}) for t in result.tokens or ()]
 
 
-def _make_variants(title, letter, heads, variants) -> Blocks:
-  """A figure of accuracies by K, if there is more than one K, and their table.
+def _tabulate_varied(field: str, result: EvalResult) -> list[Table]:
+  title, first, last = _VARIED[field]
+  rows = [[str(value), k, share(acc), told.get(k, MISSING)]
+          for value, accs, told in _list_varied(field, result) for k, acc in accs.items()]
+  return [table([first, 'blocks K', '% right', last], rows, title)] if rows else []
 
-  Args:
-    heads: of the first column and the last.
-    variants: (value, accuracy by K, the last column's cell by K) for each.
-  """
-  lines = {f'{letter} = {value}': (list(map(int, acc)), [100 * a for a in acc.values()])
-           for value, acc, _ in variants}
-  is_curve = any(len(acc) > 1 for _, acc, _ in variants)
-  return [*figures([draw(title, 'accuracy, %', 'blocks K', lines)] if is_curve else []),
-          table([heads[0], 'blocks K', '% right', heads[1]], [
-              [str(value), k, share(acc), told.get(k, MISSING)] for value, accs, told in variants
-              for k, acc in accs.items()])]
+
+def _make_varied(field: str, name, sets: dict[str, EvalResult]) -> Blocks:
+  """Of each set a figure of accuracies by K, if there is more than one K, and their table."""
+  (title, first, _), blocks = _VARIED[field], []
+  for key, result in sets.items():
+    lines = {f'{first[-1]} = {value}': (list(map(int, accs)), [100 * a for a in accs.values()])
+             for value, accs, _ in _list_varied(field, result)}
+    if any(len(ks) > 1 for ks, _ in lines.values()):
+      blocks += figures([draw(f'{name}, {key}: {title}', 'accuracy, %', 'blocks K', lines)])
+    blocks += _tabulate_varied(field, result)
+  return blocks
 
 
 def _make_curves(name, stage, folder) -> Blocks:

@@ -525,3 +525,6 @@ def test_other_numbers_of_tokens_are_told_with_what_was_not_trained(tmp_path):
   assert [[text for text, _ in row] for row in rows[1:]] == [
       ['1', '0', '25.0', 'trained'], ['1', '1', '50.0', 'trained'],
       ['2', '0', '25.0', 'trained'], ['2', '1', '75.0', 'not trained']]
+  lines = [line.split() for line in show(tmp_path).splitlines()]
+  assert ['accuracy', 'with', 'K', 'blocks', 'of', 'M', 'tokens'] in lines
+  assert ['2', '1', '75.0', 'not', 'trained'] in lines
