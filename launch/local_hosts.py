@@ -86,8 +86,7 @@ def run_all(commands, environment, grace_secs, children, ending, out=sys.stdout)
       ends_from = time.monotonic()
     if ends_from is not None and time.monotonic() - ends_from > grace_secs:
       for child in children:
-        if child.poll() is None:
-          child.kill()
+        child.kill()
     time.sleep(0.1)
   for reader in readers:
     reader.join(5)
@@ -117,8 +116,7 @@ def main(argv):
   def pass_on(signum, frame):
     ending.set()
     for child in children:
-      if child.poll() is None:
-        child.send_signal(signum)
+      child.send_signal(signum)
   signal.signal(signal.SIGTERM, pass_on)
   signal.signal(signal.SIGINT, pass_on)
   commands = make_commands(command, args.processes, args.port or find_port())

@@ -236,10 +236,9 @@ def parse(argv) -> Command:
         config, f'{path} and command line' if given else path, begins=card is None)
   if card and values.mode != 'plan':
     return Command(values, _finish_known(config, card, values.workdir, values.mode), path)
-  config = _expand_keys(config)
-  if values.mode == 'plan':  # needs no tokenizer, no data
-    return Command(values, families.resolve_shape(config), path)
-  return Command(values, families.resolve(config), path)
+  # A plan needs no tokenizer, no data.
+  resolve = families.resolve_shape if values.mode == 'plan' else families.resolve
+  return Command(values, resolve(_expand_keys(config)), path)
 
 
 def _read_flags(argv, path, card) -> tuple[flags.FlagValues, list[str]]:

@@ -132,10 +132,11 @@ def _show_evaluated(config, workdir, results, say, console) -> None:
   for name in results:
     run_page.show_results(console, folder, config.eval.num_shown, name)
   if len(results) > 1:
-    tables.show(console, ['set', 'n', '% right', '+- one standard error', '% unparsed'], [
-        [name, f'{r.n:,}', tables.share(r.final_acc), tables.share(r.final_acc_stderr or None),
-         '' if r.num_unparsed is None or not r.n else tables.share(r.num_unparsed / r.n)]
-        for name, r in results.items()], 'Sets')
+    page.show(console, [tables.table(
+        ['set', 'n', '% right', '+- one standard error', '% unparsed'],
+        [[name, f'{r.n:,}', tables.share(r.final_acc), tables.share(r.final_acc_stderr or None),
+          '' if r.unparsed_frac is None else tables.share(r.unparsed_frac)]
+         for name, r in results.items()], 'Sets')])
   answers = [folder / 'predictions' / f'{name}.jsonl' for name in results]
   say(f'files: {folder}/results.json' + ''.join(  # the paper's protocol has no answers
       f', {path}' for path in answers if path.exists()))
@@ -230,11 +231,11 @@ def show_data(config, say, console) -> None:
         say if not nth else lambda line: None)
     splits = task.dataset.splits
     found = [preview.measure_split(split, task.codec, say) for split in splits.values()]
-    tables.show(
-        console, ['split', 'read from', 'rows', 'tokens: mean', 'median', 'most', 'do not fit'],
+    page.show(console, [tables.table(
+        ['split', 'read from', 'rows', 'tokens: mean', 'median', 'most', 'do not fit'],
         [[s.split, s.files, f'{s.num_records:,}', *(f'{n:,}' for n in s.tokens),
           f'{len(s.dropped):,}'] for s in found],
-        f'{name or stage.method}: examples, in rows of {stage.layout.row_tokens:,} tokens')
+        f'{name or stage.method}: examples, in rows of {stage.layout.row_tokens:,} tokens')])
     for sizes in found:
       for line in sizes.dropped[:3]:
         say(f'does not fit: {line}')
@@ -250,10 +251,8 @@ def show_data(config, say, console) -> None:
       say(f'{record.origin}, as {name or stage.method} lays it out:')
       for line in lines:
         _show_pieces(console, line)
-  kinds = Text('kinds: ')
-  for kind, style in _STYLES.items():
-    kinds.append(kind, style).append(' ')
-  console.print(kinds)
+  console.print(Text.assemble(
+      'kinds: ', *(part for kind in _STYLES.items() for part in (kind, ' '))))
 
 
 def _show_pieces(console, line: preview.Line) -> None:

@@ -19,7 +19,7 @@ import typing
 
 from etils import epath
 
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, check
 
 _MOST_BYTES = 512 << 20  # a tokenizer.json with a large vocabulary has 30 MB
 _MOST_DEPTH = 100  # of JSON
@@ -37,10 +37,8 @@ def check_regular(path, fix: str) -> os.stat_result:
   except (OSError, ValueError) as e:
     raise UserError(f'{path}: cannot be read ({getattr(e, "strerror", None) or e}); {fix}'
                     ) from None
-  if stat.S_ISDIR(status.st_mode):
-    raise UserError(f'{path}: cannot be read (Is a directory); {fix}')
-  if not stat.S_ISREG(status.st_mode):
-    raise UserError(f'{path}: is no regular file; {fix}')
+  check((stat.S_ISDIR(status.st_mode), f'{path}: cannot be read (Is a directory); {fix}'),
+        (not stat.S_ISREG(status.st_mode), f'{path}: is no regular file; {fix}'))
   return status
 
 
@@ -167,7 +165,10 @@ def from_tree(kind, tree) -> typing.Any:
     return _make_fields(kind, tree)
   form, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
   if form in (types.UnionType, typing.Union):
-    return _choose_part(parts, tree)
+    for part in parts:
+      with contextlib.suppress(ValueError):
+        return from_tree(part, tree)
+    return from_tree(parts[0], tree)  # raises what is wrong with the first
   if form is typing.Literal:
     if tree in parts:
       return tree
@@ -203,14 +204,6 @@ def _make_fields(kind, tree):
   if 'more' in wanted:
     known['more'] = {k: v for k, v in tree.items() if k not in wanted or k == 'more'}
   return kind(**known)
-
-
-def _choose_part(parts, tree):
-  """The first type of a union that a tree has."""
-  for part in parts:
-    with contextlib.suppress(ValueError):
-      return from_tree(part, tree)
-  return from_tree(parts[0], tree)  # raises what is wrong with the first
 
 
 def _name_problem(key, kind, tree):

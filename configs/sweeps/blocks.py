@@ -20,5 +20,4 @@ def get_config(preset: str = 'chain'):
     base.layout.row_tokens = 9 + 8 * 5 + 4  # question, the most tokens of blocks, readouts
   sizes = [({'K': k, 'M': m}, {'layout.num_blocks': k, 'layout.block_tokens': m})
            for k, m in ((1, 1), (2, 1), (4, 1), (8, 1), (2, 2), (4, 2), (4, 3))]
-  grid = grid_lib.cross(sizes, grid_lib.vary_seeds(3))
-  return grid_lib.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))
+  return grid_lib.make_sweep_dict(base, grid_lib.repeat(sizes, 3))

@@ -27,5 +27,4 @@ def get_config(preset: str = 'chain'):
     config.layout.update({'answer_prefix': '\n', 'readout_sees_question': False,
                           'row_tokens': config.layout.row_tokens + 5})  # a prefix for each readout
     points.append(({'method': method}, grid.find_changes(base, config)))
-  return grid.make_sweep_dict(base, sorted(
-      grid.cross(points, grid.vary_seeds(3)), key=lambda point: point[1]['seed']))
+  return grid.make_sweep_dict(base, grid.repeat(points, 3))

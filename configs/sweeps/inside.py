@@ -16,7 +16,5 @@ from rim_jax.config import grid
 
 
 def get_config(preset: str = 'chain'):
-  points = grid.cross(grid.vary('curriculum.inside_weight', (1.0, 0.0), 'inside'),
-                      grid.vary_seeds(3))
-  return grid.make_sweep_dict(presets.make('rim', preset),
-                              sorted(points, key=lambda point: point[1]['seed']))
+  return grid.make_sweep_dict(presets.make('rim', preset), grid.repeat(
+      grid.vary('curriculum.inside_weight', (1.0, 0.0), 'inside'), 3))

@@ -25,5 +25,4 @@ def get_config(preset: str = 'chain_harder'):
   forms = [({'layers': layers, 'passes': passes, 'examples': examples},
             {'model.num_layers': layers, 'loop.num_passes': passes,
              'train.num_examples': examples}) for layers, passes, examples in FORMS]
-  return grid.make_sweep_dict(base, sorted(
-      grid.cross(forms, grid.vary_seeds(3)), key=lambda point: point[1]['seed']))
+  return grid.make_sweep_dict(base, grid.repeat(forms, 3))

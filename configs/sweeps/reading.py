@@ -31,5 +31,4 @@ def get_config(preset: str = 'chain'):
   reading = [(name('block', True, True), {}), (name('own', True, True), own),
              (name('own', False, True), hidden),
              (name('own', False, False), {**hidden, 'layout.depth0_readout': False})]
-  grid = grid_lib.cross(reading, grid_lib.vary_seeds(3))
-  return grid_lib.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))
+  return grid_lib.make_sweep_dict(base, grid_lib.repeat(reading, 3))

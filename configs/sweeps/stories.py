@@ -68,5 +68,4 @@ def get_config(machine: str = 'gpu'):
   base = make(METHODS[0])
   methods = [({'method': method}, grid_lib.find_changes(base, make(method)))
              for method in METHODS]
-  grid = grid_lib.cross(methods, grid_lib.vary_seeds(3))
-  return grid_lib.make_sweep_dict(base, sorted(grid, key=lambda point: point[1]['seed']))
+  return grid_lib.make_sweep_dict(base, grid_lib.repeat(methods, 3))

@@ -20,6 +20,5 @@ from rim_jax.config import grid
 def get_config(preset: str = 'chain'):
   targets = grid.vary('layout.depth0_readout', (False, True), 'depth0')
   fading = grid.vary('curriculum.hold_frac', (0.0, 0.75), 'hold')
-  points = grid.cross(grid.cross(targets, fading), grid.vary_seeds(3))
-  return grid.make_sweep_dict(presets.make('rim', preset),
-                              sorted(points, key=lambda point: point[1]['seed']))
+  return grid.make_sweep_dict(presets.make('rim', preset), grid.repeat(
+      grid.cross(targets, fading), 3))

@@ -25,7 +25,7 @@ from typing import Any, NotRequired, TypedDict
 from configs import presets
 from rim_jax import reader
 from rim_jax.config import grid
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, check
 
 SEED = 3
 RATES = (1, 0.5, 2)  # factors of a preset's learning rate; of equal settings the first is taken
@@ -124,12 +124,10 @@ def _choose(method: str, preset: str, entries) -> Any:
   """The first of the settings with the highest accuracy on valid."""
   (_, first), *_ = entries
   for entry, path in entries:
-    if path != first:
-      raise UserError(f'{path}: {method} was searched in {first}, too, perhaps at another budget; '
-                      'give the folder of one of them')
-    if not entry.get('valid_acc'):
-      raise UserError(f'{path}: {grid.name_point(entry["factors"])} is not done; finish the '
-                      'search first')
+    check((path != first, f'{path}: {method} was searched in {first}, too, perhaps at another '
+           'budget; give the folder of one of them'),
+          (not entry.get('valid_acc'),
+           f'{path}: {grid.name_point(entry["factors"])} is not done; finish the search first'))
   return _make(method, preset, max(
       (entry for entry, _ in entries), key=lambda entry: entry['valid_acc']['mean'])['factors'])
 

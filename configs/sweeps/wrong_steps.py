@@ -19,6 +19,5 @@ def get_config(preset: str = 'chain'):
   base = presets.make(methods[0], preset)
   axis = [({'method': method}, grid.find_changes(base, presets.make(method, preset)))
           for method in methods]
-  points = grid.cross(axis, grid.vary('data.chain.wrong_frac', (0.1, 0.0), 'wrong'),
-                      grid.vary_seeds(3))
-  return grid.make_sweep_dict(base, sorted(points, key=lambda point: point[1]['seed']))
+  return grid.make_sweep_dict(base, grid.repeat(
+      grid.cross(axis, grid.vary('data.chain.wrong_frac', (0.1, 0.0), 'wrong')), 3))

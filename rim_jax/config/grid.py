@@ -63,6 +63,14 @@ def pair(*axes) -> list:
   return [_join(points) for points in zip(*axes)]
 
 
+def repeat(points, count: int) -> list:
+  """Every point with seed 0, then every point with seed 1, ...
+
+  So a sweep that is stopped early has all points with its first seeds.
+  """
+  return [_join((point, seed)) for seed in vary_seeds(count) for point in points]
+
+
 def _join(points):
   factors, changes = {}, {}
   for more_factors, more_changes in points:

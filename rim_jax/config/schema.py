@@ -601,10 +601,8 @@ class Config:
     """What results.json calls the set: its split; K, R, size and protocol where not the usual."""
     name, trained = self.eval.split, dataclasses.replace(
         self, eval=dataclasses.replace(self.eval, num_blocks=-1))
-    if self.eval_blocks != trained.eval_blocks:
-      name += f'-k{self.eval_blocks}'
-    if self.at_evaluation.loop != self.loop:
-      name += f'-r{self.eval.num_passes}'
+    name += f'-k{self.eval_blocks}' if self.eval_blocks != trained.eval_blocks else ''
+    name += f'-r{self.eval.num_passes}' if self.at_evaluation.loop != self.loop else ''
     name += f'-n{self.eval.num_examples}' if self.eval.num_examples else ''
     return name + ('-splits' if self.eval.checkpoint == 'splits' else '')
 

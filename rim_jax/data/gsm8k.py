@@ -10,7 +10,7 @@ from rim_jax import reader
 from rim_jax.config import DataConfig
 from rim_jax.data import hub
 from rim_jax.data.records import make_scratch, report, report_unwritable
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, check
 
 # OpenAI's files at DataConfig.url: name -> (bytes, sha256).
 GSM8K_FILES = {
@@ -51,10 +51,9 @@ def download_gsm8k(config: DataConfig, say=print) -> pathlib.Path:
     with report(url, fix, (OSError, ValueError, http.client.HTTPException)):
       content = hub.run_with_deadline(url, size, lambda tell, url=url, size=size: (
           urllib.request.urlopen(url, timeout=60).read(size + 1)), say, fix)
-    if len(content) < size:
-      raise UserError(f'{url}: cut off after {len(content)} of {size} bytes; {fix}')
-    if hashlib.sha256(content).hexdigest() != sha256:
-      raise UserError(f'{url}: not the file expected (its sha256 should be {sha256}); {fix}')
+    check((len(content) < size, f'{url}: cut off after {len(content)} of {size} bytes; {fix}'),
+          (hashlib.sha256(content).hexdigest() != sha256,
+           f'{url}: not the file expected (its sha256 should be {sha256}); {fix}'))
     with report_unwritable(config):
       folder.mkdir(parents=True, exist_ok=True)
       with make_scratch(folder) as temporary:

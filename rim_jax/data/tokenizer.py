@@ -110,12 +110,11 @@ class WordTokenizer(_BuiltIn):
   _known: typing.ClassVar = {word: i for i, word in enumerate(words)}
 
   def encode(self, text, allow_special=False, is_first=False):
-    found = _WORD.findall(text)
-    for word in found:
-      if word not in self._known:
-        raise UserError(f'{text[:40]!r} holds {word!r}, which is no word of ProsQA; write it in '
-                        "those, or set tokenizer.kind to 'bytes'")
-    return [self._known[word] for word in found]
+    try:
+      return [self._known[word] for word in _WORD.findall(text)]
+    except KeyError as e:
+      raise UserError(f'{text[:40]!r} holds {e.args[0]!r}, which is no word of ProsQA; write it in '
+                      "those, or set tokenizer.kind to 'bytes'") from None
 
   def decode(self, ids):
     text = ' '.join(self.words[i] for i in ids if i < len(self.words))
@@ -175,9 +174,8 @@ class FileTokenizer(Tokenizer):
   def encode(self, text, allow_special=False, is_first=False):
     tokenizer = self._tokenizer if is_first else self._inside
     ids = tokenizer.encode(text, add_special_tokens=False).ids
-    if allow_special:  # a template's text, never a record's
-      return ids
-    if not self._refused.isdisjoint(ids):
+    # A template's text may spell them, a record's never.
+    if not allow_special and not self._refused.isdisjoint(ids):
       raise UserError(f'{text[:40]!r} spells a special token of {self._path}; remove it')
     return ids
 

@@ -62,11 +62,9 @@ def time_runs(runs: dict[str, Callable], num_runs: int, clock=time.perf_counter,
     for name, run in runs.items():
       start = clock()
       jax.block_until_ready(run())
-      spent = 1000 * (clock() - start)
-      if nth >= NUM_WARM:
-        times[name].append(spent)
+      times[name].append(1000 * (clock() - start))
     tick(nth + 1)
-  return times
+  return {name: spent[NUM_WARM:] for name, spent in times.items()}
 
 
 def summarize(values) -> dict:
@@ -213,9 +211,8 @@ def choose_typical(records, codec) -> layout_lib.Encoded:
       fault = e
   if fault and not encoded:
     raise fault
-  by_length = sorted(encoded, key=lambda one: sum(map(len, one.steps)))
-  median = sum(map(len, by_length[len(by_length) // 2].steps))
-  return next(one for one in encoded if sum(map(len, one.steps)) == median)
+  sizes = [sum(map(len, one.steps)) for one in encoded]
+  return encoded[sizes.index(statistics.median_high(sizes))]
 
 
 def measure_run(network: Network, records, num_blocks: int, sizes: tuple, num_runs: int, say=None

@@ -199,9 +199,8 @@ def _vary_memory(task, decoder, records, tick, say) -> dict:
 def _count_cost(task, network, records, say) -> dict:
   """What an answer costs: passes and thoughts before its first token; timed where asked for."""
   config, blocks = task.config, task.config.eval_blocks
-  cost = {'num_passes': latency.count_passes(config, blocks)}
-  if config.has_thoughts:
-    cost['num_thoughts'] = blocks * config.layout.block_tokens
+  cost = {'num_passes': latency.count_passes(config, blocks),
+          'num_thoughts': blocks * config.layout.block_tokens if config.has_thoughts else None}
   if config.eval.num_latency_runs:
     cost |= latency.measure_run(
         network, records, blocks, limits.parse_sizes(config.eval.latency_batch_sizes),

@@ -53,11 +53,8 @@ def lay_out(encoded: Encoded, template: Template, config: LayoutConfig) -> Examp
 
   Without a block the answer stands right after the question: direct answering beside a teacher.
   """
-  if config.supervise_prefix:
-    bare = dataclasses.replace(encoded, steps=())
-    student = read_chain(bare, template, config.num_blocks)
-  else:
-    student = read_answer(encoded, template, config.num_blocks)
+  student = (read_chain(dataclasses.replace(encoded, steps=()), template, config.num_blocks)
+             if config.supervise_prefix else read_answer(encoded, template, config.num_blocks))
   return Example(encoded.question, config.num_blocks, count_steps(encoded), (
       paired.read_teacher(encoded, template, config), dataclasses.replace(student, pair=1)))
 

@@ -293,16 +293,11 @@ def find_tokenizer(folder: pathlib.Path) -> TokenizerConfig:
   Raises: UserError where its eos cannot be told, or it adds other tokens to a text than one before.
   """
   path = folder if gguf_lib.is_gguf(folder) else folder / 'tokenizer.json'
-  tree = read_tokenizer_config(folder)
-
-  def get_text(key):
-    value = tree.get(key)
-    value = value.get('content') if isinstance(value, dict) else value
-    if not isinstance(value, str | None):
-      raise UserError(f'{folder}: {key} is {str(value)[:40]!r}, which is no text; fetch it again')
-    return value
+  eos = read_tokenizer_config(folder).get('eos_token')
   tokenizer = tokenizer_lib.read_file(path, _KINDS)
-  eos = get_text('eos_token')
+  eos = eos.get('content') if isinstance(eos, dict) else eos
+  if not isinstance(eos, str | None):
+    raise UserError(f'{folder}: eos_token is {str(eos)[:40]!r}, which is no text; fetch it again')
   if not eos:
     ids = read_config(folder).get('eos_token_id')
     ids = ids[0] if isinstance(ids, list) and ids else ids
@@ -328,10 +323,9 @@ def find_moved_tokenizer(path: str, before: str, model: ModelConfig) -> str:
     before: the model's `init_from` then.
   """
   inside = '' if path == before else path.removeprefix(f'{before}/')
-  if hub.is_name(before):
-    has_moved = not pathlib.Path(path).exists()  # the cache of another machine
-  else:
-    has_moved = inside != path and model.init_from != before
+  # Of a model from the hub it was in the cache, maybe of another machine.
+  has_moved = not pathlib.Path(path).exists() if hub.is_name(before) else (
+      inside != path and model.init_from != before)
   if not has_moved:
     return path
   folder = get_folder(model, 'description')

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from rim_jax.config import Config, LoraConfig
-from rim_jax.errors import refuse
+from rim_jax.errors import list_broken, refuse
 from rim_jax.packing.layout import NUM_MEMORY_ROWS
 from rim_jax.pretrained import families, weights
 from rim_jax.pretrained import tensors as tensors_lib
@@ -85,12 +85,11 @@ def _find_other_settings(settings: dict, lora: LoraConfig) -> list[str]:
               # [], {}, None and False all mean that a setting is off
               if key in settings and settings[key] != mine and (settings[key] or mine)]
   kind, init = settings.get('peft_type', 'LORA'), settings.get('init_lora_weights', True)
-  if kind != 'LORA':
-    problems.append(f'adapter_config.json has peft_type={kind!r}; LORA is read')
-  if not any(type(init) is type(known) and init == known for known in _INITS):
-    problems.append(f'adapter_config.json has init_lora_weights={init!r}, which changed the model '
-                    'below the adapters; have PEFT convert them to plain ones '
-                    '(path_initial_model_for_weight_conversion)')
+  problems += list_broken(
+      (kind != 'LORA', f'adapter_config.json has peft_type={kind!r}; LORA is read'),
+      (not any(type(init) is type(known) and init == known for known in _INITS),
+       f'adapter_config.json has init_lora_weights={init!r}, which changed the model below the '
+       'adapters; have PEFT convert them to plain ones (path_initial_model_for_weight_conversion)'))
   known = here.keys() | {'peft_type', 'init_lora_weights'}
   return problems + [
       f'adapter_config.json has {key}={value!r}, which rim_jax does not know; if it changes no '

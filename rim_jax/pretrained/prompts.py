@@ -9,7 +9,7 @@ import tokenizers
 from rim_jax.config import Config
 from rim_jax.data import gguf as gguf_lib
 from rim_jax.data import tokenizer as tokenizer_lib
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, check
 from rim_jax.packing import layout as layout_lib
 from rim_jax.pretrained import families
 
@@ -113,12 +113,10 @@ def check_prompts(folder, config: Config, codec, ids, questions) -> None:
     want = [to_export.get(i, i) for i in trunk] + list(prefix)
     # As engines do, with the bos that the tokenizer itself adds.
     found = tokenizer.encode(make_prompt(question, config)).ids
-    spelled = [t for t in BLOCK_TOKENS if t in question]
-    if spelled:
-      raise UserError(f'the question {question[:60]!r} spells the block token {spelled[0]}, which '
-                      'engines would take for memory; remove it from the data')
-    if found != want:
-      raise UserError(
-          f'the prompt of {question[:60]!r} has other tokens as one text than as the segments '
-          f'it was trained on; with this tokenizer train with another layout.separator than '
-          f'{config.layout.separator!r}')
+    spelled = next((t for t in BLOCK_TOKENS if t in question), '')
+    check((spelled, f'the question {question[:60]!r} spells the block token {spelled}, which '
+           'engines would take for memory; remove it from the data'),
+          (found != want,
+           f'the prompt of {question[:60]!r} has other tokens as one text than as the segments '
+           f'it was trained on; with this tokenizer train with another layout.separator than '
+           f'{config.layout.separator!r}'))

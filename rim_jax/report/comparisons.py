@@ -11,7 +11,7 @@ from rich.text import Text
 from rim_jax.config import Config
 from rim_jax.config import stages as stages_lib
 from rim_jax.errors import UserError, refuse
-from rim_jax.report import pairwise, tables
+from rim_jax.report import page, pairwise, tables
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import run_folder, storage
 
@@ -77,8 +77,8 @@ def _show(console, runs, found) -> None:
   rows = [[key, run['run'], run['method'], str(run['seed']),
            '' if run['step'] is None else f"{run['step']:,} ({run['checkpoint']})", run['set'],
            tables.share(run['acc'])] for key, run in runs.items()]
-  tables.show(console, ['', 'run', 'method', 'seed', 'step', 'set', '% right'], rows,
-              f'Two runs on the same {found.count:,} questions')
+  page.show(console, [tables.table(['', 'run', 'method', 'seed', 'step', 'set', '% right'], rows,
+                                   f'Two runs on the same {found.count:,} questions')])
   low, high = (100 * x for x in found.interval)
   console.print(Text(
       f'a less b: {100 * found.difference:+.1f} points, {found.confidence:.0%} interval '

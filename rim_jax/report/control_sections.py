@@ -97,30 +97,14 @@ def make_summary(found: ControlsResult) -> Blocks:
 # ---- Controls ----
 
 
-def tabulate_controls(found: dict[str, dict[str, ControlResult]]) -> Table:
-  """The controls of some runs beside what each should give; run -> its controls."""
-  return _tabulate(found, _show_control)
-
-
 def tabulate_over_seeds(entries: list[SettingResult]) -> Table:
   """Controls beside what each should give, the last answer's shares as means over seeds."""
   counts = {e.name: e.num_done for e in entries}
-  return _tabulate({e.name: e.controls for e in entries if e.controls},
-                   lambda key, control, entry: _show_shares(control, counts[entry]),
-                   ("The last answer, in % right, or of questions on which it is the donor's: "
-                    'means over seeds.',))
-
-
-def _tabulate(found, show, notes=()):
-  """A row a control: what is done, what it should give, and what `show` has of each run."""
-  rows = []
-  for key in dict.fromkeys(k for controls in found.values() for k in controls):
-    meaning = next(c[key] for c in found.values() if key in c)
-    rows.append([cell(Part(key.replace('_', ' '), style='bold'), long=True).note(
-        clean(meaning.what or '')), cell(clean(meaning.expected or ''), long=True),
-                 *(show(key, controls[key], run) if key in controls else cell(MISSING)
-                   for run, controls in found.items())])
-  return table(['', _SHOULD, *map(clean, found)], rows, notes=notes)
+  return tabulate_controls(
+      {e.name: e.controls for e in entries if e.controls},
+      lambda key, control, entry: _show_shares(control, counts[entry]),
+      ("The last answer, in % right, or of questions on which it is the donor's: means over "
+       'seeds.',))
 
 
 def _show_control(key, control: ControlResult, _) -> Cell:
@@ -138,6 +122,22 @@ def _show_control(key, control: ControlResult, _) -> Cell:
       _tell_differences(control)) if note]
   told = stack(lines or [MISSING])
   return told.note(join(notes, '; ')) if notes else told
+
+
+def tabulate_controls(found, show=_show_control, notes=()) -> Table:
+  """A row a control: what is done, what it should give, and what `show` has of each run.
+
+  Args:
+    found: run -> its controls.
+  """
+  rows = []
+  for key in dict.fromkeys(k for controls in found.values() for k in controls):
+    meaning = next(c[key] for c in found.values() if key in c)
+    rows.append([cell(Part(key.replace('_', ' '), style='bold'), long=True).note(
+        clean(meaning.what or '')), cell(clean(meaning.expected or ''), long=True),
+                 *(show(key, controls[key], run) if key in controls else cell(MISSING)
+                   for run, controls in found.items())])
+  return table(['', _SHOULD, *map(clean, found)], rows, notes=notes)
 
 
 def _tell_differences(control: ControlResult | ControlOverSeeds) -> str:

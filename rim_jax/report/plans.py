@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from rim_jax.report import tables
+from rim_jax.report import page, tables
 
 
 def show(console, plan) -> None:
   title = f"{plan['method']} on {plan['chips']} chips, {plan['topology']}" + (
       f" x {plan['num_slices']} slices" if plan['num_slices'] > 1 else '')
-  tables.show(console, (), list_rows(plan), title)
+  page.show(console, [tables.table((), list_rows(plan), title)])
 
 
 def list_rows(plan) -> Iterator[tuple[str, str]]:

@@ -235,13 +235,6 @@ def _show_cell(shown: Cell, console):
   return made[0] if len(made) == 1 else Group(*made)
 
 
-def show(console, head, rows, title: str = '') -> None:
-  """Prints a table of `table`'s short form, where it has rows."""
-  made = table(head, rows, title)
-  if made.rows:
-    console.print(to_rich(made, console))
-
-
 def _encode(text: str, console) -> str:
   if console.options.ascii_only:
     text = text.replace('✓', 'ok').replace('✗', 'x').replace('█', '#').replace('–', '-').replace(

@@ -85,11 +85,9 @@ def find_end(text: str, suffix: str) -> int | None:
     return None if end < 0 else end
   depth = 0
   for found in re.finditer(r'\\.|[{}]', text, re.DOTALL):  # a backslash takes one along
-    if found[0].startswith('\\'):
-      continue
     if found[0] == '{':
       depth += 1
-    elif depth:
+    elif found[0] == '}' and depth:
       depth -= 1
     elif text.startswith(suffix, found.start()):
       return found.start()

@@ -150,7 +150,9 @@ class _Roll:
       async with asyncio.timeout_at(deadline):  # the loop's clock is time.monotonic
         verdict = await self._verdict
     except TimeoutError:
-      verdict = self._name_missing()
+      verdict = '; '.join([
+          f'of {self._count} processes, {", ".join(map(str, self._list_missing()))} did not come',
+          *self._refused, 'look at their logs, and start all of them again'])
     server.close()
     for writer in self._there.values():
       writer.write(verdict.encode())
@@ -221,11 +223,6 @@ class _Roll:
 
   def _list_missing(self) -> list[int]:
     return sorted(set(range(1, self._count)) - set(self._there))
-
-  def _name_missing(self) -> str:
-    return '; '.join([
-        f'of {self._count} processes, {", ".join(map(str, self._list_missing()))} did not come',
-        *self._refused, 'look at their logs, and start all of them again'])
 
 
 _ENDED = f'it ends the connection: is it of another run, or has it another {TOKEN}?'

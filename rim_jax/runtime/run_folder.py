@@ -14,7 +14,7 @@ from etils import epath
 
 from rim_jax import config as config_lib
 from rim_jax import reader
-from rim_jax.errors import UserError
+from rim_jax.errors import UserError, check
 from rim_jax.results import judge, stats, values
 from rim_jax.runtime import card as card_lib
 from rim_jax.runtime import storage
@@ -267,15 +267,6 @@ def _check_ranges(result: values.EvalResult) -> None:
         raise ValueError(f'{field.name} is {part}, which is no {"share" if is_share else "count"}')
 
 
-def _check_answers(result: values.EvalResult, rows: tuple[values.Prediction, ...]) -> None:
-  """Raises: ValueError where predictions, as they were judged, do not give the result."""
-  if result.n not in (None, len(rows)):
-    raise ValueError(f'has {len(rows)} predictions, and results.json is of {result.n}')
-  right = sum(row.correct for row in rows) / max(len(rows), 1)
-  if abs(right - result.final_acc) > 1e-6:
-    raise ValueError(f'{right:.2%} of them are right, and results.json says {result.final_acc:.2%}')
-
-
 def _tell_rule(path, name: str, version: int, why: str) -> UserError:
   return UserError(
       f'{path}: {name} was judged by version {version} of the rule, now it is '
@@ -290,12 +281,14 @@ def _read_predictions(path, result: values.EvalResult | None) -> tuple[values.Pr
   rows = _parse_predictions(raw, str(path))
   if result is None or result.checkpoint == 'splits':
     return rows
-  try:
-    _check_answers(result, rows)
-    if result.predictions_sha256 not in (None, _digest(raw)):
-      raise ValueError('not those that results.json is of')
-  except ValueError as e:
-    raise UserError(f'{path}: {e}; {_EVALUATE}') from None
+  right = sum(row.correct for row in rows) / max(len(rows), 1)
+  check((result.n not in (None, len(rows)),
+         f'{path}: has {len(rows)} predictions, and results.json is of {result.n}; {_EVALUATE}'),
+        (abs(right - result.final_acc) > 1e-6,
+         f'{path}: {right:.2%} of them are right, and results.json says {result.final_acc:.2%}; '
+         f'{_EVALUATE}'),
+        (result.predictions_sha256 not in (None, _digest(raw)),
+         f'{path}: not those that results.json is of; {_EVALUATE}'))
   return rows
 
 

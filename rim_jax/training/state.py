@@ -13,7 +13,7 @@ from rim_jax import config as config_lib
 from rim_jax import methods, reader
 from rim_jax.config import Config
 from rim_jax.config.methods import get_facts
-from rim_jax.errors import NoStart, UserError, list_broken, refuse
+from rim_jax.errors import NoStart, UserError, check, list_broken, refuse
 from rim_jax.model import sharding
 from rim_jax.model.network import Network
 from rim_jax.pretrained import peft as peft_lib
@@ -207,10 +207,9 @@ def describe_params(state, frozen) -> str:
 
 def restore(task, latest, program, workdir, stage):
   """State and frozen parameters of a checkpoint, on this run's mesh."""
-  for key in ('num_steps', 'batch_rows'):
-    if latest.card[key] != getattr(stage, key):
-      raise UserError(f'{latest.folder}: was saved by a plan with {key}={latest.card[key]}, now it '
-                      f'is {getattr(stage, key)}; use another --workdir')
+  check(*((latest.card[key] != getattr(stage, key),
+           f'{latest.folder}: was saved by a plan with {key}={latest.card[key]}, now it is '
+           f'{getattr(stage, key)}; use another --workdir') for key in ('num_steps', 'batch_rows')))
   abstract, frozen = program.abstract
   optim = checkpoint_lib.restore(latest, 'optim', get_optim(abstract))
   params = checkpoint_lib.restore(latest, 'params', abstract.params)

@@ -32,6 +32,13 @@ def test_an_axis_is_named_after_its_key():
   assert grid.vary_seeds(2) == [({'seed': 0}, {'seed': 0}), ({'seed': 1}, {'seed': 1})]
 
 
+def test_points_are_repeated_a_whole_seed_after_the_other():
+  found = grid.repeat(A, 2)
+  assert [factors for factors, _ in found] == [
+      {'a': 1, 'seed': 0}, {'a': 2, 'seed': 0}, {'a': 1, 'seed': 1}, {'a': 2, 'seed': 1}]
+  assert sorted(found, key=str) == sorted(grid.cross(A, grid.vary_seeds(2)), key=str)
+
+
 def test_axes_are_crossed_and_paired():
   both = [({'a': 1, 'b': 'u'}, {'x.a': 1, 'b': 'u', 'x.c': 0}), ({'a': 1, 'b': 'v'}, {
       'x.a': 1, 'b': 'v'}), ({'a': 2, 'b': 'u'}, {'x.a': 2, 'b': 'u', 'x.c': 0}),

@@ -39,9 +39,8 @@ def list_choices(template: Template) -> list[list[Fraction]]:
 
 def _list_values(n, narrow):
   value = n.value
-  low, high = value / 2, value * (3 if value <= 10 else 2)
-  if narrow:
-    low, high = value * 3 / 4, value * 4 / 3
+  low, high = (value * 3 / 4, value * 4 / 3) if narrow else (
+      value / 2, value * (3 if value <= 10 else 2))
   if n.kind == 'percent':
     unit = Fraction(5 if value % 5 == 0 else 1)
     high = min(high, Fraction(99))
@@ -222,11 +221,8 @@ def _write_steps(template, numbers):
     left, _, right = step.partition('=')
     written, end = '', 0
     for o in operands:
-      value = o.value
-      if o.source == 'result':
-        value = values[o.index]
-      elif o.source == 'number' and template.varies[o.index]:
-        value = numbers[o.index] * o.scale
+      value = (values[o.index] if o.source == 'result' else numbers[o.index] * o.scale
+               if o.source == 'number' and template.varies[o.index] else o.value)
       text = left[o.start:o.end]
       written += left[end:o.start] + (
           text if value == o.value else _write_number(value, text, pad and o.scale == 1))
