@@ -10,7 +10,7 @@ left and the network answers directly.
   python -m rim_jax.main --config=configs/icot.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
-      69.3 / 10.5 % (seeds 0 / 1), prosqa_small in docs/results.md; else not measured.
+      69.3 / 10.5 / 98.7 %, prosqa_small in docs/results.md; else not measured.
       On pretrained models adapters train at the preset's rate; iCoT's authors train all parameters.
 """
 

@@ -6,7 +6,7 @@
   python -m rim_jax.main --config=configs/pause.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
-      10.5 / 11.0 % (seeds 0 / 1, chance), prosqa_small in docs/results.md; else not measured.
+      10.5 / 11.0 / 10.5 % (chance), prosqa_small in docs/results.md; else not measured.
 """
 
 from configs import presets

@@ -13,7 +13,7 @@ Coconut: --config=configs/codi.py --config.aux.decoder=shared --config.aux.last_
   python -m rim_jax.main --config=configs/sim_cot.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
-      100.0 / 100.0 % (seeds 0 / 1); others not measured.
+      100.0 / 100.0 / 100.0 %; others not measured.
       The last three models have five groups of two thoughts, as SIM-CoT's authors have. The authors
       start from a network that writes chains, train all of it at 1e-4, and add the decoder to a
       trained Coconut. The presets train adapters at their own rate for 8 epochs, with the decoder

@@ -317,6 +317,7 @@ def write_tables(page: str) -> str:
              for name in ('compare_chain', 'compare_chain_harder')}
   tables['swaps in compare_chain'] = make_swaps(
       'compare_chain', ('rim', 'rim_paired', 'looped', 'lotus', 'sim_cot'))
+  tables['swaps in compare_chain_harder'] = make_swaps('compare_chain_harder', ('lotus', 'sim_cot'))
   tables['swaps in inside'] = make_swaps('inside')
   tables['swaps in passes'] = make_swaps('passes')
   tables['controls of rim in stories_cpu'] = make_controls('stories_cpu', 'rim')
