@@ -14,7 +14,7 @@ import pytest
 from scipy import stats
 
 from configs import compare, presets
-from configs.sweeps import hidden, passes, tuning
+from configs.sweeps import hidden, passes, spelling, tuning
 from rim_jax.config import grid
 from rim_jax.errors import UserError
 from tests import support
@@ -89,7 +89,8 @@ def test_changes_found_and_made_again_are_the_other_config():
 @pytest.mark.parametrize('name, preset, count', [
     ('blocks', 'chain', 21), ('fading', 'chain', 27), ('stages', 'chain', 18),
     ('learning_rate', 'chain', 12), ('targets', 'chain', 12), ('reading', 'chain', 12),
-    ('latents', 'chain', 9), ('inside', 'chain', 6), ('details', 'chain', 21),
+    ('latents', 'chain', 9), ('spelling', 'chain', 9), ('inside', 'chain', 6),
+    ('details', 'chain', 21),
     ('absolute', 'chain', 9), ('absolute', 'gpt2', 9), ('passes', 'chain_harder', 36),
     ('tuning', 'chain', 72), ('tuning', 'chain,codi,1', 6),
     ('hidden', 'chain', 27), ('aligned', 'chain', 12),
@@ -105,7 +106,8 @@ def test_the_recipes_of_sweeps_are_points_that_differ(name, preset, count):
   assert len(found) == count == len({grid.identify(p.config) for p in found})
 
 
-@pytest.mark.parametrize('recipe, own', [(hidden, 'chain'), (passes, 'chain_harder')])
+@pytest.mark.parametrize('recipe, own', [
+    (hidden, 'chain'), (passes, 'chain_harder'), (spelling, 'chain')])
 def test_a_sweep_whose_sizes_are_one_preset_s_refuses_others(recipe, own):
   for preset in presets.PRESETS.keys() - {own}:
     with pytest.raises(UserError, match=f"preset '{preset}': .* {own}"):
