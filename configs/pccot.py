@@ -11,7 +11,7 @@ from its authors' code. All else is as in rim.py.
   python -m rim_jax.main --config=configs/pccot.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
-      9.3 % (seed 0, chance); others not measured. On GPT-2 and the 1B model the optimizer is that
+      9.3 / 8.5 / 19.6 %; others not measured. On GPT-2 and the 1B model the optimizer is that
       of PCCoT's authors, who train for 40 epochs (GPT-2) and 10 (Llama). The 3B model has 1B's
       optimizer with its own rate. The presets train all models for 8 epochs. Adapters of one
       input share their dropout (model.lora.shared_dropout).

@@ -71,8 +71,8 @@ def make_chain_harder(method: str):
   Cost: 10 to 40 minutes of 1 CPU core, by method. Score: RiM 100.0 / 10.3 / 100.0 % (seeds 0 / 1 /
   2). RiM with two passes over its blocks, and RiM with 1,392,000 examples: 100.0 / 100.0 / 100.0 %.
   Chain of thought and SIM-CoT: 100.0 / 100.0 / 100.0 %, LOTUS: 100.0 / 100.0 / 94.2 %, iCoT:
-  69.3 / 10.5 / 98.7 %, RiM with paired states: 49.8 / 8.7 / 22.1 %. Seeds 0 / 1: direct 10.9 /
-  9.5 % (chance is 10).
+  69.3 / 10.5 / 98.7 %, RiM with paired states: 49.8 / 8.7 / 22.1 %. Direct: 10.9 / 9.5 /
+  10.9 % (chance is 10).
   """
   return _change(
       make_chain(method),
