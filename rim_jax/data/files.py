@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from rim_jax import errors, reader
+from rim_jax import reader
 from rim_jax.data import formats
 from rim_jax.data.records import SPLITS, Record, report
 from rim_jax.errors import UserError
@@ -51,10 +51,11 @@ def find_files(folder, needed=('train', 'test'), without='download GSM8K') -> Fo
 
   Raises: UserError where the folder, the file of a split that is needed, or a shard is not there.
   """
-  errors.check(
-      (folder.is_file(), f"data.dir='{folder}': is a file; pass its directory, {folder.parent}"),
-      (not folder.is_dir(), f"data.dir='{folder}': no such directory; pass one with "
-       f'{" and ".join(needed or SPLITS)} files, or none to {without}'))
+  if folder.is_file():
+    raise UserError(f"data.dir='{folder}': is a file; pass its directory, {folder.parent}")
+  if not folder.is_dir():
+    raise UserError(f"data.dir='{folder}': no such directory; pass one with "
+                    f'{" and ".join(needed or SPLITS)} files, or none to {without}')
   with report(folder, 'make it a readable directory', OSError):
     is_saved = (folder / 'dataset_dict.json').is_file()
     paths, read = _find_saved(folder) if is_saved else _find_named(folder)
@@ -279,7 +280,10 @@ def parse_files(parts: Parts, config, needs_steps: bool = True,
 
 def describe_parsed(name: str, parsed: Parsed) -> list[str]:
   """A line for keys that are not read, and one for bad rows that were dropped, with the first."""
-  shown = '; '.join(parsed.dropped[:3]) + ('; ...' if len(parsed.dropped) > 3 else '')
-  return errors.list_broken(
-      (parsed.unread, f'{name}: keys that are not read: {formats.list_keys(parsed.unread)}'),
-      (parsed.dropped, f'{name}: dropped {len(parsed.dropped)} bad rows: {shown}'))
+  lines = []
+  if parsed.unread:
+    lines.append(f'{name}: keys that are not read: {formats.list_keys(parsed.unread)}')
+  if parsed.dropped:
+    shown = '; '.join(parsed.dropped[:3]) + ('; ...' if len(parsed.dropped) > 3 else '')
+    lines.append(f'{name}: dropped {len(parsed.dropped)} bad rows: {shown}')
+  return lines
