@@ -134,6 +134,26 @@ def test_with_thoughts_held_fixed_a_step_s_gradient_reaches_its_own_alone():
     assert not flows[:begin + 1].any() and not flows[np.asarray(batch.readout[0]) == 1].any()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('k', [1, 2])
+def test_a_step_s_gradient_is_that_of_a_network_that_thinks_no_further(k):
+  def find_gradient(num_thoughts):
+    # Steps count one by one: also the last group says one step, and the host writes the others.
+    config = make_config(num_thoughts=num_thoughts, layout__skip_steps=num_thoughts)
+    model, batch = support.make_model(config), make_batch(config, [support.RECORDS[3:4]])
+
+    def compute(model):
+      logits, _ = methods.get_method(config).forward(model, batch, config, LIMITS)
+      nll = loss_lib.compute_slot_nll(logits, batch.slot_target)
+      of_slot = jnp.take_along_axis(batch.readout, batch.slot_index, 1)
+      at = (batch.slot_kind == batch_lib.SLOT_DECODED) & (of_slot == 1 + k)
+      return jnp.where(at, nll, 0.0).sum()
+    return nnx.jit(nnx.value_and_grad(compute))(model)
+  (loss, alone), (again, longer) = find_gradient(k), find_gradient(3)
+  assert loss > 0
+  jax.tree.map(support.assert_close, (again, longer), (loss, alone))
+
+
 # ---- A decoder of its own ----
 
 
