@@ -92,6 +92,7 @@ def test_changes_found_and_made_again_are_the_other_config():
     ('latents', 'chain', 9), ('spelling', 'chain', 9), ('inside', 'chain', 6),
     ('details', 'chain', 21),
     ('absolute', 'chain', 9), ('absolute', 'gpt2', 9), ('passes', 'chain_harder', 36),
+    ('passes', 'prosqa_small', 12),
     ('tuning', 'chain', 72), ('tuning', 'chain,codi,1', 6),
     ('hidden', 'chain', 27), ('aligned', 'chain', 12),
     ('lora', 'chain', 15), ('learning_rate', 'chain,cot', 12), ('blocks', 'gpt2', 21),
@@ -107,10 +108,10 @@ def test_the_recipes_of_sweeps_are_points_that_differ(name, preset, count):
 
 
 @pytest.mark.parametrize('recipe, own', [
-    (hidden, 'chain'), (passes, 'chain_harder'), (spelling, 'chain')])
-def test_a_sweep_whose_sizes_are_one_preset_s_refuses_others(recipe, own):
-  for preset in presets.PRESETS.keys() - {own}:
-    with pytest.raises(UserError, match=f"preset '{preset}': .* {own}"):
+    (hidden, ['chain']), (passes, ['chain_harder', 'prosqa_small']), (spelling, ['chain'])])
+def test_a_sweep_whose_sizes_are_some_presets_own_refuses_others(recipe, own):
+  for preset in presets.PRESETS.keys() - own:
+    with pytest.raises(UserError, match=f"preset '{preset}': .* {' and '.join(own)}"):
       recipe.get_config(preset)
 
 
