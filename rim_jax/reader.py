@@ -5,6 +5,7 @@ Nothing else here decodes such bytes or parses JSON. A shape is a type: a datacl
 holds a number that no file needs, is told in one line.
 """
 
+import collections
 import contextlib
 import dataclasses
 import decimal
@@ -97,14 +98,18 @@ def parse_json(text: str | bytes, exact: bool = False) -> typing.Any:
   """JSON of bounded depth.
 
   Args:
-    exact: numbers keep all of their digits, as int or Decimal; else one that is not finite, or no
-      finite float, is refused.
+    exact: numbers keep all of their digits, as int or Decimal, and no object may name a key twice;
+      else a number that is not finite, or no finite float, is refused.
   Raises: ValueError, in one line.
   """
   text = decode(text) if isinstance(text, bytes) else text
   try:
-    tree = json.loads(text, parse_float=decimal.Decimal) if exact else json.loads(
+    tree = json.loads(
+        text, parse_float=decimal.Decimal, object_pairs_hook=_parse_object
+    ) if exact else json.loads(
         text, parse_float=_parse_float, parse_int=_parse_int, parse_constant=_parse_float)
+  except KeyError as e:
+    raise ValueError(f'an object names {e} twice') from None
   except decimal.InvalidOperation:
     raise ValueError('not JSON (a number beyond all bounds)') from None
   except RecursionError:
@@ -122,6 +127,13 @@ def _is_deep(tree) -> bool:
     level = [child for node in level if isinstance(node, (dict, list))
              for child in (node.values() if isinstance(node, dict) else node)]
   return bool(level)
+
+
+def _parse_object(pairs: list) -> dict:
+  if len(tree := dict(pairs)) < len(pairs):
+    counts = collections.Counter(key for key, _ in pairs)
+    raise KeyError(next(key for key, count in counts.items() if count > 1)[:40])
+  return tree
 
 
 def _parse_float(text: str) -> float:

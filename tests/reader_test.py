@@ -84,12 +84,16 @@ def test_what_is_nested_a_little_is_read():
     reader.parse_json(b'[' + deepest + b']')
 
 
-def test_exact_numbers_keep_their_digits():
+def test_rows_keep_all_digits_and_lose_no_key():
   found = reader.parse_json('[1.10, 12345678901234567890123]', exact=True)
   assert list(map(str, found)) == ['1.10', '12345678901234567890123']
   for text in ('1e' + '9' * 30, '9' * 5000):
     with pytest.raises(ValueError, match='not JSON'):
       reader.parse_json(text, exact=True)
+  twice = '[{"a": {"b": 1, "c": 2, "b": 3}}]'
+  with pytest.raises(ValueError, match="^an object names 'b' twice$"):
+    reader.parse_json(twice, exact=True)
+  assert reader.parse_json(twice) == [{'a': {'b': 3, 'c': 2}}]  # as others' files are read
 
 
 def test_a_value_is_checked_to_its_last_part():
