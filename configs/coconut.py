@@ -9,7 +9,7 @@ stage is a run of its own in WORKDIR/stage<k>. Method: arXiv 2412.06769. All els
   python -m rim_jax.main --config=configs/coconut.py:PRESET --config.data.dir=DIR
       Another task or model: chain_harder, gsm8k, gsm8k_perturbed, prosqa_small, prosqa,
       smollm2, gpt2, llama3_2_1b, llama3_2_3b. Cost: in configs/presets.py. Score: chain_harder
-      11.2 % (seed 0, chance), prosqa_small in docs/results.md; else not measured.
+      11.2 / 10.6 / 11.5 % (chance), prosqa_small in docs/results.md; else not measured.
       On pretrained models adapters train at the preset's rate for 8 epochs. Coconut's authors train
       all of GPT-2 at 1e-4, from a network that writes chains. Here each stage has its own warm-up,
       and its rate falls to 0 if the preset's rate does; the authors' rate is constant.

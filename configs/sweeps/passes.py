@@ -9,8 +9,8 @@
       --controls --config.train.init_from=runs/walk
       The small ProsQA: R = 1, 2 and 3 at equal examples, and one pass with as many FLOPs as three
       passes, all from one start, runs/walk (docs/appendix/prosqa.md). Its layers are the start's,
-      so there are no deeper networks. Cost: 12 runs of about 1 to 2 hours of 1 CPU core. Score:
-      not measured.
+      so there are no deeper networks. Cost: 12 runs of about 1 to 2 hours of 1 CPU core.
+      Score: not measured.
 """
 
 from configs import presets
