@@ -178,16 +178,47 @@ def test_the_readme_is_short_and_begins_with_the_two_commands():
   assert first['Tests'].startswith("pip install -e '.[test]' && ruff check ")
 
 
-def test_the_readme_tells_the_papers_figures_as_they_are_known():
+def read_readme_table():
+  """How a method's name begins in it -> its cells by column."""
   text = (ROOT / 'README.md').read_text()
-  rows = {'direct': 'direct answer', 'Coconut': 'Coconut', 'RiM': '**RiM**',
-          'CoT': 'chain of thought'}
+  lines = text[text.index('| method '):].split('\n\n')[0].split('\n')
+  head, _, *rows = [[cell.strip(' *') for cell in line.split('|')[1:-1]] for line in lines]
+  head = [re.sub(r' on GSM8K|,? \*+\w+( here)?', '', cell) for cell in head]
+  return {name: dict(zip(head[1:], cells, strict=True)) for name, *cells in rows}
+
+
+def test_the_readme_tells_the_papers_figures_as_they_are_known():
+  table = read_readme_table()
+  rows = {'direct': 'direct answer', 'Coconut': 'Coconut', 'RiM': 'RiM', 'CoT': 'chain of thought'}
   for i, method in enumerate(paper.METHODS):
-    (line,) = [x for x in text.split('\n') if x.startswith(f'| {rows[method]} ')]
-    for model, cell in zip(('GPT-2', 'Llama-3.2-1B'), line.split('|')[-3:-1], strict=True):
+    for model in ('GPT-2', 'Llama-3.2-1B'):
       figure = paper.REPORTED['test'][model][i]
-      told = [float(x) for x in re.findall(r'[\d.]+', cell)]  # one, or from and to, of many papers
+      # One, or from and to, of many papers.
+      told = [float(x) for x in re.findall(r'[\d.]+', table[rows[method]][model])]
       assert told == [figure] or (len(told) == 2 and told[0] <= figure <= told[1]), (method, model)
+
+
+def test_the_readme_tells_the_means_and_passes_of_results():
+  page = (ROOT / 'docs/results.md').read_text()
+
+  def find(what, pattern):
+    return dict(re.findall(pattern, page.split(f'<!-- {what}:')[1].split('<!-- end')[0]))
+  columns = {
+      'chain task': find('table compare_chain', r'\| `(\w+)` \| [^|]+ \| ([^|]+) \|'),
+      'harder chain': find('table compare_chain_harder', r'\| `(\w+)` \| [^|]+ \| ([^|]+) \|'),
+      'passes before the answer': find('costs of compare_chain', r'\| `(\w+)` \| [^|]+ \| (\d+) ')}
+  begins = {'direct': 'direct', 'pause': 'pause', 'icot': 'iCoT', 'coconut': 'Coconut',
+            'codi': 'CODI', 'pccot': 'PCCoT', 'sim_cot': 'SIM-CoT', 'lotus': 'LOTUS',
+            'rim': 'RiM', 'looped': 'RiM that reads', 'rim_paired': 'RiM that also',
+            'cot': 'chain of thought'}
+  table = read_readme_table()
+  assert len(table) == len(begins)
+  for column, told in columns.items():
+    assert told.keys() == begins.keys()
+    for method, cell in told.items():
+      name = next(name for name in sorted(table, key=len) if name.startswith(begins[method]))
+      assert re.findall(r'[\d.]+', table[name][column]) == re.findall(r'[\d.]+', cell), (
+          method, column)
 
 
 def test_the_quick_start_and_the_curves_are_of_one_run():
