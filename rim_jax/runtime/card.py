@@ -196,10 +196,15 @@ def find_differences(card: dict, config: config_lib.Config, where) -> list[str]:
 def check_whole(config: config_lib.Config, workdir) -> None:
   """Refuses another configuration of a run of several stages, by the keys as they were given.
 
-  Its stages are checked as well; what they have is partly made of these keys.
+  Its stages are checked as well; what they have is partly made of these keys. A sweep's WORKDIR
+  is no run's either.
   Raises: UserError.
   """
   workdir = epath.Path(workdir)
+  if (workdir / 'points').is_dir() and not (workdir / 'config.json').exists():
+    raise UserError(f'{workdir}: is the directory of a sweep; one run of it, --point=NAME, is done '
+                    f'with --sweep_dir={workdir} in place of --workdir; another run needs another '
+                    '--workdir')
   card = load_whole(workdir) if (workdir / 'config.json').exists() else {}
   if any((workdir / name / 'config.json').exists() for name in card.get('stages', ())):
     refuse(find_differences(card, config, workdir))

@@ -271,6 +271,8 @@ def _check(sweep: Sweep) -> None:
       (sweep.num_jobs < 1, f'--jobs={sweep.num_jobs}: must be 1 or more'),
       (early, f'{"".join(early[:1])}: checkpoint.stop_frac below 1: the runs of a sweep go to '
        'their end; drop the worst with --halve_at, or run one with --point'),
+      ((sweep.workdir / 'config.json').exists() and not (sweep.workdir / 'points').exists(),
+       f'{sweep.workdir}: is the directory of a run; a sweep needs another --workdir'),
       (sweep.conclude_only and not sweep.workdir.exists(),
        f'{sweep.workdir}: there is no sweep here; name its --workdir'))
 

@@ -45,6 +45,16 @@ def test_what_differs_in_a_run_of_several_stages_is_told_as_it_was_given(tmp_pat
     card.check_whole(other, tmp_path)
 
 
+def test_no_run_is_begun_in_the_directory_of_a_sweep(tmp_path):
+  """With --point=NAME and the sweep's own --workdir its files would lie among the sweep's."""
+  (tmp_path / 'points/a=1').mkdir(parents=True)
+  config = support.make_config()
+  with pytest.raises(UserError, match=f'of a sweep; one run of it, --point=NAME, is done with '
+                     f'--sweep_dir={tmp_path} in place of --workdir'):
+    card.check_whole(config, tmp_path)
+  card.check_whole(config, tmp_path / 'points/a=1')
+
+
 def test_a_sweep_is_told_from_a_place_without_a_run(tmp_path):
   with pytest.raises(UserError, match='there is no run here; train it first'):
     card.load_card(tmp_path)

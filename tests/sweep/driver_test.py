@@ -563,6 +563,12 @@ def test_a_conclusion_alone_runs_nothing(cheap):
   assert not (cheap.workdir / 'typo').exists()
 
 
+def test_no_sweep_is_driven_in_the_directory_of_a_run(cheap):
+  (cheap.workdir / 'config.json').write_text('{}')
+  assert 'is the directory of a run' in cheap()
+  assert [p.name for p in cheap.workdir.iterdir()] == ['config.json']
+
+
 @pytest.mark.slow
 def test_a_stop_while_controls_are_asked_leaves_what_the_runs_said(cheap, monkeypatch):
   def stop(*args):
