@@ -170,8 +170,9 @@ def make_table(name: str) -> str:
 
 def make_search(name: str) -> str:
   """A row for each value of a method's own key: % of valid at each rate, the method's best bold."""
-  found = {}
-  for entry in json.loads((RUNS / name / 'sweep.json').read_text())['entries']:
+  found, order = {}, list(tuning.KNOBS)
+  entries = json.loads((RUNS / name / 'sweep.json').read_text())['entries']
+  for entry in sorted(entries, key=lambda entry: order.index(entry['factors']['method'])):
     (_, method), (_, rate), (key, value) = entry['factors'].items()
     found[method, f'{key}={value:.3g}', rate] = 100 * entry['valid_acc']['mean']
   best = {max((at for at in found if at[0] == method), key=found.__getitem__)  # the first of equals
