@@ -143,7 +143,8 @@ def make_prosqa_small(method: str):
   practised (`prosqa_reading`, then `prosqa_walk`).
 
   Cost: some 8 minutes of 1 CPU core after practice. Score: 69.9 / 69.3 / 49.5 % with the code of 27
-  November 2026 (seeds 0 / 1 / 2; guessing gives 50). docs/results.md has the other methods.
+  November 2026 (seeds 0 / 1 / 2; guessing gives 50); 50.0 % from a start of today's code (seed 0).
+  docs/results.md has the other methods, and four times the examples.
   """
   return _change(
       _begin(method),

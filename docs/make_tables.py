@@ -40,6 +40,7 @@ SWEEPS = {'aligned': aligned.get_config(),  # of each table
           'aligned_written': aligned.get_config(),
           'compare_chain': compare.get_config(),
           'compare_chain_harder': compare.get_config('chain_harder'),
+          'prosqa_longer': compare.get_config('prosqa_small'),
           'hidden': hidden.get_config(), 'inside': inside.get_config(),
           'passes': passes.get_config(),
           'latents': latents.get_config(),
@@ -51,6 +52,8 @@ SWEEPS = {'aligned': aligned.get_config(),  # of each table
 SEARCHES = ('tuning_chain', 'tuning_chain_whole')  # a row of their tables has a method's settings
 # Whose questions are longer than what their trunks were padded to, so that times say something.
 TIMED = ('stories_cpu',)
+# Whose questions take more steps or fewer, which is worth telling apart.
+BY_STEPS = ('prosqa_longer',)
 # Where networks learned a part of the arithmetic: the answer modulo 5, or modulo 2.
 PARTLY = ('aligned', 'aligned_written', 'hidden', 'latents', 'targets', 'targets_written')
 MISSING = '–'
@@ -147,9 +150,12 @@ def make_table(name: str) -> str:
   """A row for each setting that has a run, with what it has on other files, and what is missing."""
   runs, settings = load(name), list_settings(name)
   sets = sorted({key for run in runs.values() for key in run.get('sets', ())})
+  counts = sorted({count for run in runs.values() for count in run['test'].get('steps_acc', ())}
+                  if name in BY_STEPS else ())
   with_steps = len({setting for (setting, _), run in runs.items() if 'steps' in run}) > 1
   head = ['setting' if '=' in settings[0] else 'method', 'final answer by seed, %', 'mean (s.e.)',
           *(['right modulo 5, modulo 2, by seed'] * (name in PARTLY)),
+          *(f'{count} steps, by seed' for count in counts),
           'after block 1, 2, ...: mean', *(['r_2, r_3, ... after stage 1: mean'] * with_steps),
           *(['first answer token, x direct (median)'] * (name in TIMED)),
           *(f'`{key}` by seed, %' for key in sets)]
@@ -162,6 +168,8 @@ def make_table(name: str) -> str:
     others = (_list_seeds(runs, setting, lambda run, key=key: run['sets'][key]) for key in sets)
     rows.append([f'`{setting}`', _list_seeds(runs, setting, lambda run: run['test']),
                  _average(tests), *([_list_modulo(runs, setting)] if name in PARTLY else []),
+                 *(_list_seeds(runs, setting, lambda run: run['test']['steps_acc'], count)
+                   for count in counts),
                  _list_means([test['block_acc'] for test in tests]),
                  *([_list_means([run.get('steps', []) for run in there])] * with_steps),
                  *([_time(tests)] * (name in TIMED)), *others])
