@@ -201,11 +201,13 @@ def check_whole(config: config_lib.Config, workdir) -> None:
   Raises: UserError.
   """
   workdir = epath.Path(workdir)
-  if (workdir / 'points').is_dir() and not (workdir / 'config.json').exists():
-    raise UserError(f'{workdir}: is the directory of a sweep; one run of it, --point=NAME, is done '
-                    f'with --sweep_dir={workdir} in place of --workdir; another run needs another '
-                    '--workdir')
-  card = load_whole(workdir) if (workdir / 'config.json').exists() else {}
+  if not (workdir / 'config.json').exists():
+    if (workdir / 'points').is_dir():
+      raise UserError(f'{workdir}: is the directory of a sweep; one run of it, --point=NAME, is '
+                      f'done with --sweep_dir={workdir} in place of --workdir; another run needs '
+                      'another --workdir')
+    return
+  card = load_whole(workdir)
   if any((workdir / name / 'config.json').exists() for name in card.get('stages', ())):
     refuse(find_differences(card, config, workdir))
 

@@ -265,15 +265,17 @@ def drive(sweep: Sweep, say, console) -> None:
 def _check(sweep: Sweep) -> None:
   """Raises: UserError for what is wrong with flags or WORKDIR."""
   early = [p.name for p in sweep.points if p.config.checkpoint.stop_frac < 1]
+  in_bucket = storage.is_bucket(sweep.workdir)  # which is not asked for anything
   check(
-      (storage.is_bucket(sweep.workdir),
+      (in_bucket,
        f'--workdir={sweep.workdir}: a sweep is driven from a local directory'),
       (sweep.num_jobs < 1, f'--jobs={sweep.num_jobs}: must be 1 or more'),
       (early, f'{"".join(early[:1])}: checkpoint.stop_frac below 1: the runs of a sweep go to '
        'their end; drop the worst with --halve_at, or run one with --point'),
-      ((sweep.workdir / 'config.json').exists() and not (sweep.workdir / 'points').exists(),
+      (not in_bucket and (sweep.workdir / 'config.json').exists()
+       and not (sweep.workdir / 'points').exists(),
        f'{sweep.workdir}: is the directory of a run; a sweep needs another --workdir'),
-      (sweep.conclude_only and not sweep.workdir.exists(),
+      (sweep.conclude_only and not in_bucket and not sweep.workdir.exists(),
        f'{sweep.workdir}: there is no sweep here; name its --workdir'))
 
 

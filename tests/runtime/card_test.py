@@ -53,6 +53,8 @@ def test_no_run_is_begun_in_the_directory_of_a_sweep(tmp_path):
                      f'--sweep_dir={tmp_path} in place of --workdir'):
     card.check_whole(config, tmp_path)
   card.check_whole(config, tmp_path / 'points/a=1')
+  card.write_card(tmp_path, card.make_whole(config, []))
+  card.check_whole(config, tmp_path)  # begun there before it was refused: it goes on
 
 
 def test_a_sweep_is_told_from_a_place_without_a_run(tmp_path):

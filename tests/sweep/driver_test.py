@@ -13,6 +13,7 @@ import tempfile
 import time
 import types
 
+from etils import epath
 import hypothesis
 from hypothesis import strategies as st
 import pytest
@@ -563,10 +564,21 @@ def test_a_conclusion_alone_runs_nothing(cheap):
   assert not (cheap.workdir / 'typo').exists()
 
 
+def test_a_bucket_is_refused_before_it_is_asked_for_anything(cheap, monkeypatch):
+  bucket, asked = epath.Path('gs://no-such-bucket/sweep'), []
+  for name in ('exists', 'is_dir'):
+    monkeypatch.setattr(type(bucket), name, lambda path: asked.append(path) or False)
+  with pytest.raises(UserError, match='a sweep is driven from a local directory'):
+    driver_lib.drive(driver_lib.Sweep(cheap.points, bucket, 'recipe.py'), print, None)
+  assert not asked
+
+
 def test_no_sweep_is_driven_in_the_directory_of_a_run(cheap):
   (cheap.workdir / 'config.json').write_text('{}')
   assert 'is the directory of a run' in cheap()
   assert [p.name for p in cheap.workdir.iterdir()] == ['config.json']
+  (cheap.workdir / 'points').mkdir()
+  assert 'report: ' in cheap()  # a sweep that was begun there before goes on
 
 
 @pytest.mark.slow
